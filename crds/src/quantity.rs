@@ -1,0 +1,103 @@
+//! Kubernetes quantities in integers: CPU in thousandths of a core, everything else in bytes.
+
+/// Why a string is no quantity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a quantity: write \"32\" or \"500m\" for CPU, \"128Gi\" or \"80G\" for bytes")]
+pub struct QuantityError(pub String);
+
+/// Thousandths of a core; fractions of a thousandth are rounded up, as the scheduler does.
+pub fn millicores(text: &str) -> Result<u64, QuantityError> {
+    scaled(text, 1000)
+}
+
+/// Bytes (or pieces, for `nvidia.com/gpu`), rounded up.
+pub fn bytes(text: &str) -> Result<u64, QuantityError> {
+    scaled(text, 1)
+}
+
+fn scaled(text: &str, unit: u128) -> Result<u64, QuantityError> {
+    let wrong = || QuantityError(text.to_owned());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let (multiply, divide): (u128, u128) = match suffix {
+        "" => (1, 1),
+        "n" => (1, 1_000_000_000),
+        "u" => (1, 1_000_000),
+        "m" => (1, 1_000),
+        "k" => (1_000, 1),
+        "M" => (1_000_000, 1),
+        "G" => (1_000_000_000, 1),
+        "T" => (1_000_000_000_000, 1),
+        "P" => (1_000_000_000_000_000, 1),
+        "E" => (1_000_000_000_000_000_000, 1),
+        "Ki" => (1 << 10, 1),
+        "Mi" => (1 << 20, 1),
+        "Gi" => (1 << 30, 1),
+        "Ti" => (1 << 40, 1),
+        "Pi" => (1 << 50, 1),
+        "Ei" => (1 << 60, 1),
+        e => {
+            let power: u32 = e
+                .strip_prefix(['e', 'E'])
+                .and_then(|p| p.parse().ok())
+                .ok_or_else(wrong)?;
+            (10u128.checked_pow(power).ok_or_else(wrong)?, 1)
+        }
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || fraction.len() > 9 {
+        return Err(wrong());
+    }
+    let digits: u128 = format!("0{whole}{fraction}").parse().map_err(|_| wrong())?;
+    let places = 10u128.pow(u32::try_from(fraction.len()).map_err(|_| wrong())?);
+    let value = digits
+        .checked_mul(multiply)
+        .and_then(|v| v.checked_mul(unit))
+        .ok_or_else(wrong)?;
+    u64::try_from(value.div_ceil(divide * places)).map_err(|_| wrong())
+}
+
+/// Bytes in the largest binary unit that divides them: `137438953472` becomes `128Gi`.
+#[must_use]
+pub fn bytes_text(bytes: u64) -> String {
+    for (shift, unit) in [(50, "Pi"), (40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")] {
+        if bytes > 0 && bytes % (1 << shift) == 0 {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
+/// Thousandths of a core as Kubernetes writes them.
+#[must_use]
+pub fn millicores_text(millicores: u64) -> String {
+    if millicores.is_multiple_of(1000) {
+        (millicores / 1000).to_string()
+    } else {
+        format!("{millicores}m")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_kubernetes_writes() {
+        assert_eq!(millicores("32"), Ok(32_000));
+        assert_eq!(millicores("1500m"), Ok(1_500));
+        assert_eq!(millicores("0.1"), Ok(100));
+        assert_eq!(bytes("128Gi"), Ok(128 << 30));
+        assert_eq!(bytes("80G"), Ok(80_000_000_000));
+        assert_eq!(bytes("24305728Ki"), Ok(24_305_728 << 10));
+        assert_eq!(bytes("1e3"), Ok(1000));
+        assert_eq!(bytes("4"), Ok(4));
+        for t in ["", "-1", "Gi", "1.2.3", "1Xi", "99999999999999999999"] {
+            assert!(bytes(t).is_err(), "{t}");
+        }
+        assert_eq!(bytes_text(128 << 30), "128Gi");
+        assert_eq!(millicores_text(1500), "1500m");
+    }
+}

@@ -1,0 +1,87 @@
+//! The forms that strings and integers of the API may take, as schema fragments with their bounds.
+//!
+//! `u32` would emit `format: uint32`, which API servers warn about: integers are int64 with bounds.
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// An integer from `MIN` to `MAX`.
+#[must_use]
+pub fn bounded<const MIN: i64, const MAX: i64>(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "integer", "format": "int64", "minimum": MIN, "maximum": MAX})
+}
+
+/// An EVM address: `0x` and 40 hexadecimal digits.
+#[must_use]
+pub fn address(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 42, "pattern": "^0x[0-9a-fA-F]{40}$"})
+}
+
+/// 32 bytes: `0x` and 64 hexadecimal digits.
+#[must_use]
+pub fn hash32(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 66, "pattern": "^0x[0-9a-f]{64}$"})
+}
+
+/// A whole number of base units of a token, 0 to 2^128-1 (at most 39 digits).
+#[must_use]
+pub fn amount(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 39, "pattern": "^(0|[1-9][0-9]{0,38})$"})
+}
+
+/// A price in the network's token: at most 9 digits before the point and 18 behind it.
+#[must_use]
+pub fn price(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 28, "pattern": "^(0|[1-9][0-9]{0,8})(\\.[0-9]{1,18})?$"})
+}
+
+/// A duration as Kubernetes and Go write it: `90s`, `30m`, `1h30m`.
+#[must_use]
+pub fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 24, "pattern": "^([0-9]{1,7}h)?([0-9]{1,7}m)?([0-9]{1,9}s)?$", "minLength": 2})
+}
+
+/// A Kubernetes quantity of CPU: `500m`, `32`.
+#[must_use]
+pub fn cpu(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 10, "pattern": "^[0-9]{1,6}(\\.[0-9]{1,3}|m)?$"})
+}
+
+/// A Kubernetes quantity of bytes: `128Gi`, `80G`.
+#[must_use]
+pub fn bytes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 20, "pattern": "^[0-9]{1,15}(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"})
+}
+
+/// A version of two numbers, compared as numbers: `9.0`, `12.4`.
+#[must_use]
+pub fn version(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 9, "pattern": "^[0-9]{1,4}\\.[0-9]{1,4}$"})
+}
+
+/// A name as Kubernetes wants it for objects (RFC 1123 label).
+#[must_use]
+pub fn name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"})
+}
+
+/// A list of names, at most `MAX`, each once.
+#[must_use]
+pub fn names<const MAX: i64>(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "array", "maxItems": MAX, "x-kubernetes-list-type": "set", "items": name(generator)})
+}
+
+/// Standard conditions, keyed by type.
+#[must_use]
+pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
+    let items =
+        <k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition as schemars::JsonSchema>::json_schema(
+            generator,
+        );
+    json_schema!({"type": "array", "maxItems": 32, "items": items, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
+}
+
+/// A label selector's `matchLabels`: at most 16 labels.
+#[must_use]
+pub fn labels(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 63}})
+}
