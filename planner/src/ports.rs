@@ -1,0 +1,264 @@
+//! What decisions need of the world outside, as traits: the money and the clock.
+
+use std::{fmt, future::Future};
+
+use jiff::Timestamp;
+use leasehold_crds::money::TokenAmount;
+
+use crate::escrow::{AccountRead, Address, Hash, Terms};
+
+/// The time, so that tests can set it.
+pub trait Clock: Send + Sync + 'static {
+    /// Now.
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place where the wall clock is read"
+    )]
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// A secp256k1 private key. It is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SigningKey(pub [u8; 32]);
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningKey(…)")
+    }
+}
+
+/// Which block counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockLevel {
+    /// The newest block.
+    Latest,
+    /// The newest block the chain calls safe.
+    Safe,
+    /// The newest block the chain calls final.
+    Finalized,
+}
+
+/// The newest block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its number.
+    pub number: u64,
+    /// Its hash.
+    pub hash: Hash,
+    /// Its time, Unix seconds.
+    pub time: u64,
+}
+
+/// What an address holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purse {
+    /// Base units of the network's token.
+    pub token: TokenAmount,
+    /// Wei of the chain's own currency, for gas.
+    pub gas_wei: u128,
+}
+
+/// A transaction that was mined and did not revert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Hash of the transaction.
+    pub transaction: Hash,
+    /// Gas it used.
+    pub gas_used: u64,
+    /// Block it is in.
+    pub block_number: u64,
+}
+
+/// An account that was opened, found by its event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its terms, whole.
+    pub terms: Terms,
+    /// Its first deposit.
+    pub deposit: TokenAmount,
+    /// Block it was opened in.
+    pub block_number: u64,
+}
+
+/// Where a reader of events stands: the last block it has read, with its hash so that a reorganisation is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Number of the last block read.
+    pub number: u64,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+/// Why the money could not be asked or moved.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PaymentError {
+    /// No answer, or none in time: what is true on the chain is unknown.
+    #[error("the chain can't be reached: {0}")]
+    Unreachable(String),
+    /// The endpoint serves another chain.
+    #[error(
+        "the RPC endpoint serves chain {found}, the PaymentNetwork names chain {expected}: correct one of them"
+    )]
+    WrongChain {
+        /// Chain id of the PaymentNetwork.
+        expected: u64,
+        /// Chain id of the endpoint.
+        found: u64,
+    },
+    /// The contract refused; nothing moved.
+    #[error("the escrow refused: {error}")]
+    Reverted {
+        /// The contract's error, decoded, such as `AccountExists`.
+        error: String,
+    },
+    /// The signer can't pay for gas; nothing was sent.
+    #[error("{address} holds too little of the chain's own currency to pay for gas: send it some")]
+    ShortOfGas {
+        /// The signer.
+        address: Address,
+    },
+    /// The signer lacks tokens; nothing was sent.
+    #[error("{address} holds {have} base units of the token, {need} are needed")]
+    ShortOfTokens {
+        /// The signer.
+        address: Address,
+        /// What it would take.
+        need: TokenAmount,
+        /// What is there.
+        have: TokenAmount,
+    },
+    /// Sent, and not mined in time: it may be mined yet. Ask the chain before anything else.
+    #[error("transaction {transaction} was sent and is not mined yet")]
+    Pending {
+        /// Hash of the transaction.
+        transaction: Hash,
+    },
+    /// An answer that makes no sense.
+    #[error("the chain's answer can't be read: {0}")]
+    Malformed(String),
+}
+
+/// A payment rail: the escrow of one PaymentNetwork. Every write is safe to repeat; every call has a deadline.
+///
+/// Writes sign with `key`; one signer's writes go one after the other.
+pub trait Payments: Send + Sync {
+    /// The newest block; refuses an endpoint of another chain.
+    fn head(&self) -> impl Future<Output = Result<Head, PaymentError>> + Send;
+    /// What `owner` holds.
+    fn purse(&self, owner: Address) -> impl Future<Output = Result<Purse, PaymentError>> + Send;
+    /// The account of `terms` at a block of that level.
+    fn account(
+        &self,
+        terms: &Terms,
+        level: BlockLevel,
+    ) -> impl Future<Output = Result<AccountRead, PaymentError>> + Send;
+    /// Accounts at the newest block, in one call.
+    fn accounts(
+        &self,
+        terms: &[Terms],
+    ) -> impl Future<Output = Result<Vec<AccountRead>, PaymentError>> + Send;
+    /// The account with that id by its `Opened` event, for a reader whose notes are gone.
+    fn find(&self, id: Hash) -> impl Future<Output = Result<Option<Opened>, PaymentError>> + Send;
+    /// Accounts of `market` opened after the cursor (from the first block without one), and where it then stands.
+    /// After a reorganisation it starts over some blocks earlier: an account may come twice.
+    fn opened_since(
+        &self,
+        market: Address,
+        cursor: Option<Cursor>,
+    ) -> impl Future<Output = Result<(Vec<Opened>, Cursor), PaymentError>> + Send;
+
+    /// Opens the account and deposits, in one transaction by the payer; the chain refuses it after `valid_until`.
+    fn open(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        deposit: TokenAmount,
+        valid_until: u64,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
+    /// Fills the account up to `total`; moves nothing when it holds as much. `None` when nothing was to move.
+    fn fund_to(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        total: TokenAmount,
+    ) -> impl Future<Output = Result<Option<Receipt>, PaymentError>> + Send;
+    /// Starts the legs in the bitmap.
+    fn start(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        legs: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
+    /// Pauses the legs in the bitmap.
+    fn pause(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        legs: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
+    /// Gives back `seconds` that the leg was paid for and did not serve.
+    fn credit(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        leg: u8,
+        seconds: u64,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
+    /// Ends the legs in the bitmap for good.
+    fn end_leg(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        legs: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
+    /// Moves what legs earned to their payees: (terms, bitmap of legs) each.
+    fn settle_many(
+        &self,
+        key: &SigningKey,
+        rows: &[(Terms, u16)],
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
+    /// Closes the account: refunds the payer, and pays out the legs in the bitmap.
+    fn close(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        payouts: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
+
+    /// Address of a key.
+    fn address_of(&self, key: &SigningKey) -> Result<Address, PaymentError>;
+    /// Signs an acceptance (EIP-712, domain `Leasehold Acceptance` of this chain and contract).
+    fn sign_acceptance(
+        &self,
+        key: &SigningKey,
+        acceptance: &AcceptanceMessage,
+    ) -> Result<[u8; 65], PaymentError>;
+    /// Who signed an acceptance; `None` when the signature is none.
+    fn acceptance_signer(&self, acceptance: &AcceptanceMessage, signature: &[u8; 65]) -> Option<Address>;
+}
+
+/// What a provider signs when it has reserved:
+/// `Acceptance(bytes32 escrowId,uint16 leg,uint128 rate,uint64 notAfter,uint64 deadline)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcceptanceMessage {
+    /// The account.
+    pub escrow_id: Hash,
+    /// Which leg, from 0.
+    pub leg: u16,
+    /// The leg's rate, 10⁻¹² base units per second.
+    pub rate: u128,
+    /// Until when it will serve at most, Unix seconds.
+    pub not_after: u64,
+    /// Until when the reservation waits for the money, Unix seconds.
+    pub deadline: u64,
+}
