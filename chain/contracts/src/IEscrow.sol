@@ -1,149 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The words of the escrow: what a client signs, sends, reads and decodes. The rules are in Escrow.sol.
+// The whole of the escrow that a caller sees: actions, views, events and errors. The rules behind them are in
+// Escrow.sol (who may), EscrowClock.sol (time and money) and EscrowViews.sol.
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {Account, Authorization, Permit, Snapshot, Terms} from "./EscrowTypes.sol";
 
-/// @notice One share of an account: a provider's, or a fee's.
-/// @param payee the cold address that the leg's money goes to, and the only one
-/// @param controller the hot key that starts, pauses, credits and ends the leg
-/// @param rate what a served second earns, in 10^-12 base units of the token
-struct Leg {
-    address payee;
-    address controller;
-    uint128 rate;
-}
-
-/// @notice What an account is. Stored as a hash only; every call brings the terms along.
-/// @param payer whose money it is, and where every refund goes
-/// @param market the market that the account was opened in; an index for readers, without any right
-/// @param token the ERC-20 that is paid; tokens that take a fee on transfer or rebase don't fit
-/// @param closer may close at any time, without notice; the refund goes to the payer all the same
-/// @param salt tells the accounts of one payer apart
-/// @param startBy unix seconds; no first start after it, and anybody may close then
-/// @param noticeSeconds paid to running legs when the payer closes, as far as the balance covers them
-/// @param pauseFor seconds after exhaustion before anybody may close
-/// @param legs 1 to 16 of them; bit i of every bitmap is legs[i]
-struct Terms {
-    address payer;
-    address market;
-    IERC20 token;
-    address closer;
-    bytes32 salt;
-    uint40 startBy;
-    uint32 noticeSeconds;
-    uint32 pauseFor;
-    Leg[] legs;
-}
-
-/// @notice An ERC-2612 permit for the escrow as spender. One that fails is ignored: somebody may have
-/// submitted it already, and the allowance alone decides.
-/// @param value base units, at least what the call pulls; more leaves an allowance for later top-ups
-struct Permit {
-    uint256 value;
-    uint256 deadline;
-    uint8 v;
-    bytes32 r;
-    bytes32 s;
-}
-
-/// @notice An ERC-3009 authorization of the token. Its nonce is the digest of the opening.
-struct Authorization {
-    uint256 validAfter;
-    uint256 validBefore;
-    uint8 v;
-    bytes32 r;
-    bytes32 s;
-}
-
-/// @notice The account's clock, as stored (one slot): true at `settledAt`, not now.
-/// @param balance what is not burned yet, in 10^-12 base units
-/// @param settledAt unix seconds up to which the clock was counted; 0 while it stands
-/// @param paidSeconds seconds that the clock has burned since the first start
-/// @param running bitmap; while the clock stands, the legs that ran in its last second
-/// @param ended bitmap of the legs that stopped for good and burn no more
-/// @param closed nothing but withdrawing is left to do
-struct Clock {
-    uint128 balance;
-    uint40 settledAt;
-    uint40 paidSeconds;
-    uint16 running;
-    uint16 ended;
-    bool closed;
-}
-
-/// @notice The account's money and dates, as stored (one slot).
-/// @param deposited base units put in since the opening
-/// @param exhaustedAt unix seconds at which the balance stopped covering a second; 0 after the next start
-/// @param startedAt unix seconds of the first start; 0 before it
-struct Ledger {
-    uint128 deposited;
-    uint40 exhaustedAt;
-    uint40 startedAt;
-}
-
-/// @notice An account as stored (three slots).
-struct Account {
-    bytes32 termsHash;
-    Clock clock;
-    Ledger ledger;
-}
-
-/// @notice A leg as stored (one slot, written when the leg is first touched).
-/// @param servedSeconds served and kept, without the run that goes on
-/// @param runningSince the account's paidSeconds at the start of that run
-/// @param endedAt the account's paidSeconds when the leg ended
-/// @param withdrawn base units sent to the payee
-struct LegState {
-    uint40 servedSeconds;
-    uint40 runningSince;
-    uint40 endedAt;
-    uint128 withdrawn;
-}
-
-/// @notice A leg as it stands at the block of the read.
-/// @param servedSeconds served and kept, with the run that goes on
-/// @param endedAt the account's paidSeconds when the leg ended; 0 if it has not
-/// @param withdrawn base units sent to the payee
-/// @param owed base units that can be withdrawn
-struct LegView {
-    uint40 servedSeconds;
-    uint40 endedAt;
-    uint128 withdrawn;
-    uint128 owed;
-}
-
-/// @notice An account as it stands at the block of the read.
-/// @param exists an account has this payer and salt
-/// @param matches and it has these terms; otherwise everything below but closed and deposited is empty
-/// @param closed nothing but withdrawing is left to do
-/// @param deposited base units put in since the opening
-/// @param balanceScaled not burned, in 10^-12 base units; 0 once closed
-/// @param blockTime unix seconds of the block of the read
-/// @param paidUntil unix seconds at which all legs stop; exhaustedAt when exhausted; 0 if the clock stands otherwise
-/// @param exhaustedAt unix seconds; 0 if not exhausted
-/// @param startedAt unix seconds of the first start; 0 before it
-/// @param paidSeconds seconds that the clock has burned
-/// @param running bitmap of the legs that serve in this second
-/// @param ended bitmap of the legs that stopped for good
-/// @param legs in the order of the terms
-struct Snapshot {
-    bool exists;
-    bool matches;
-    bool closed;
-    uint128 deposited;
-    uint256 balanceScaled;
-    uint40 blockTime;
-    uint40 paidUntil;
-    uint40 exhaustedAt;
-    uint40 startedAt;
-    uint40 paidSeconds;
-    uint16 running;
-    uint16 ended;
-    LegView[] legs;
-}
-
-/// @title What the escrow says: its events and errors.
+/// @title Leasehold's escrow, as its callers see it.
 interface IEscrow {
     /// @notice The whole terms are here, so that a client that lost everything finds them again.
     event Opened(bytes32 indexed id, address indexed payer, address indexed market, Terms terms, uint128 deposit);
@@ -157,8 +20,8 @@ interface IEscrow {
     event Credited(bytes32 indexed id, uint8 leg, uint40 creditedSeconds);
     /// @notice The legs of the bitmap stopped for good; the account's paidSeconds then.
     event LegEnded(bytes32 indexed id, uint16 legs, uint40 paidSeconds);
-    /// @notice The balance covered no further second at `at`; every leg stopped there. Emitted by the next call.
-    event Exhausted(bytes32 indexed id, uint40 at);
+    /// @notice The balance covered no further second at `exhaustedAt`; every leg stopped there. Emitted by the next call.
+    event Exhausted(bytes32 indexed id, uint40 exhaustedAt);
     /// @notice `amount` base units of a leg went to its payee.
     event Withdrawn(bytes32 indexed id, uint8 leg, address indexed payee, uint128 amount);
     /// @notice A payout asked for at the close failed; the payee can still withdraw it.
@@ -214,4 +77,113 @@ interface IEscrow {
     error LengthMismatch();
     /// @notice No refund waits for the caller.
     error NoCredit();
+
+    /// @notice Opens an account with the caller's own money, by allowance.
+    /// @param deposit base units; 0 is allowed, and can be topped up later
+    /// @param validUntil unix seconds; a transaction that is mined later does nothing
+    function open(Terms calldata terms, uint128 deposit, uint40 validUntil) external returns (bytes32 id);
+
+    /// @notice open() with the allowance in the same transaction.
+    function openWithPermit(Terms calldata terms, uint128 deposit, uint40 validUntil, Permit calldata permit)
+        external
+        returns (bytes32 id);
+
+    /// @notice Opens an account for a payer who signed these arguments (openDigest), by the payer's allowance.
+    /// @param signature of the payer: 65 bytes, or what the payer's ERC-1271 contract accepts
+    function openWithSignature(Terms calldata terms, uint128 deposit, uint40 validUntil, bytes calldata signature)
+        external
+        returns (bytes32 id);
+
+    /// @notice openWithSignature() with the payer's allowance in the same transaction.
+    function openWithSignatureAndPermit(
+        Terms calldata terms,
+        uint128 deposit,
+        uint40 validUntil,
+        bytes calldata signature,
+        Permit calldata permit
+    ) external returns (bytes32 id);
+
+    /// @notice Opens an account for a payer who signed these arguments, and an ERC-3009 authorization of the
+    /// deposit to this contract whose nonce is the digest of these arguments: no allowance is needed or left.
+    function openWithAuthorization(
+        Terms calldata terms,
+        uint128 deposit,
+        uint40 validUntil,
+        bytes calldata signature,
+        Authorization calldata authorization
+    ) external returns (bytes32 id);
+
+    /// @notice Fills the account up to a total of `totalDeposited` base units from the caller's allowance. Anybody
+    /// may; a repeat, a race or a smaller total moves nothing.
+    /// @return amount base units moved
+    function fundTo(Terms calldata terms, uint128 totalDeposited) external returns (uint128 amount);
+
+    /// @notice fundTo() with the caller's allowance in the same transaction.
+    function fundToWithPermit(Terms calldata terms, uint128 totalDeposited, Permit calldata permit)
+        external
+        returns (uint128 amount);
+
+    /// @notice Starts the caller's legs; those that run already just go on. The first start of an account, and the
+    /// first after an exhaustion, starts its clock.
+    /// @param legs bitmap; every leg must have the caller as its controller
+    function start(Terms calldata terms, uint16 legs) external;
+
+    /// @notice Stops the caller's legs until they are started again. The account's clock goes on, even if none is
+    /// left: what isn't served is the payer's.
+    /// @param legs bitmap; every leg must have the caller as its controller
+    function pause(Terms calldata terms, uint16 legs) external;
+
+    /// @notice Gives served seconds of the caller's leg back to the payer, such as those between a fault and its
+    /// pause. What was withdrawn already can't be given back.
+    function credit(Terms calldata terms, uint8 leg, uint40 creditedSeconds) external;
+
+    /// @notice Stops the caller's legs for good. They burn no more, so the others' end can only move later.
+    /// @param legs bitmap; every leg must have the caller as its controller
+    function endLeg(Terms calldata terms, uint16 legs) external;
+
+    /// @notice Sends what the legs have earned to their payees. Each leg's payee or controller may ask for it, also
+    /// after the close.
+    /// @param legs bitmap
+    /// @return amount base units sent
+    function withdraw(Terms calldata terms, uint16 legs) external returns (uint256 amount);
+
+    /// @notice withdraw() for many accounts.
+    function settleMany(Terms[] calldata terms, uint16[] calldata legs) external returns (uint256 amount);
+
+    /// @notice Ends the account and sends the payer everything that no leg has earned. By the payer (running legs
+    /// then get noticeSeconds more, as far as the balance covers them); by the closer; by anybody once startBy has
+    /// passed without a start, pauseFor has passed since exhaustion, or every leg has ended.
+    /// @param payouts bitmap of legs whose earnings are sent to their payees in the same call
+    /// @return refund base units that are the payer's
+    function close(Terms calldata terms, uint16 payouts) external returns (uint128 refund);
+
+    /// @notice Sends the caller a refund that could not be sent at the close.
+    function withdrawCredit(IERC20 token) external returns (uint256 amount);
+
+    /// @notice What a payer signs (EIP-712) so that somebody else can open the account; also the ERC-3009 nonce.
+    function openDigest(Terms calldata terms, uint128 deposit, uint40 validUntil) external view returns (bytes32);
+
+    /// @notice The most base units that can be put into one account.
+    function MAX_DEPOSIT() external view returns (uint256);
+
+    /// @notice Refunds that could not be sent at the close, in base units.
+    function credits(address payer, IERC20 token) external view returns (uint256 amount);
+
+    /// @notice The id of a payer's account. It binds the payer: nobody else can take it.
+    function idOf(address payer, bytes32 salt) external pure returns (bytes32);
+
+    /// @notice The most legs that an account can have.
+    function MAX_LEGS() external view returns (uint256);
+
+    /// @notice Rates and balances count 10^-12 base units.
+    function SCALE() external view returns (uint256);
+
+    /// @notice The account as of this block, settled, whether or not anybody has called since.
+    function snapshot(Terms calldata terms) external view returns (Snapshot memory);
+
+    /// @notice snapshot() of many accounts. One that doesn't exist, or has other terms, says so in its own row.
+    function snapshots(Terms[] calldata terms) external view returns (Snapshot[] memory rows);
+
+    /// @notice Accounts as stored, for who doesn't know their terms. termsHash is 0 where there is none.
+    function raw(bytes32[] calldata ids) external view returns (Account[] memory rows);
 }

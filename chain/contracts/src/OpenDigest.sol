@@ -3,7 +3,7 @@
 // written out so that a wallet can show each of them.
 pragma solidity ^0.8.28;
 
-import {Leg, Terms} from "./IEscrow.sol";
+import {Leg, Terms} from "./EscrowTypes.sol";
 
 /// @title EIP-712 struct hashes of an opening.
 library OpenDigest {
