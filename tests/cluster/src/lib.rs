@@ -1,1 +1,68 @@
+//! A real Kubernetes on one machine, for tests and for hands: etcd, API server, controllers and scheduler
+//! from their published modules; nodes with a kubelet and containerd each, whose pods are containers; a
+//! chain; and thousands of nodes that only look so. It needs root, no registry and no virtual machine.
+//!
+//! ```no_run
+//! # async fn example() -> anyhow::Result<()> {
+//! use leasehold_testcluster::{Cluster, ClusterSpec, Quiet};
+//! let cluster = Cluster::up(ClusterSpec::new("docs", 2), &Quiet).await?;
+//! println!("KUBECONFIG={}", cluster.kubeconfig_path().display());
+//! cluster.down().await?;
+//! # Ok(())
+//! # }
+//! ```
 
+mod base;
+mod cache;
+mod cgroup;
+mod chain;
+mod cluster;
+mod command;
+mod control_plane;
+mod credentials;
+mod dump;
+mod images;
+mod kwok;
+mod lifeline;
+mod network;
+mod node;
+pub mod oci;
+mod process;
+mod progress;
+mod spec;
+mod state;
+pub mod tools;
+
+pub use base::STORAGE_CLASS;
+pub use cache::root as cache_root;
+pub use chain::{ACCOUNTS, Account};
+pub use cluster::Cluster;
+pub use images::BUSYBOX;
+pub use network::{CLUSTERS_MAX, NODES_MAX};
+pub use node::{FILES_IN_NODE, KUBELET_ROOT_IN_NODE, Node};
+pub use process::Process;
+pub use progress::{Progress, Quiet, Stderr};
+pub use spec::{Chain, ClusterSpec, KwokNode, NodeSpec};
+pub use state::{State, sweep};
+pub use tools::Tools;
+
+/// Why no cluster can run here. A caller that gets it skips, and says loudly what it left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    #[error(
+        "a test cluster makes network and mount namespaces and control groups, for which it must run as root"
+    )]
+    NotRoot,
+}
+
+impl Unavailable {
+    /// # Errors
+    /// When this process can't bring a cluster up.
+    pub fn check() -> Result<(), Self> {
+        if nix::unistd::geteuid().is_root() {
+            Ok(())
+        } else {
+            Err(Self::NotRoot)
+        }
+    }
+}
