@@ -120,6 +120,7 @@ pub(crate) fn visible(file: &GpuFile) -> Vec<(usize, &Gpu)> {
             None => true,
             Some(ids) => ids.iter().any(|id| {
                 *id == gpu.uuid
+                    || *id == gpu.told_uuid()
                     || id.parse() == Ok(*index)
                     || gpu.slices().iter().any(|slice| slice.uuid == *id)
             }),

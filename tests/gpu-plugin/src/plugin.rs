@@ -1,0 +1,132 @@
+//! The service that the kubelet calls: which devices there are, and what a container that got some needs.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    pin::Pin,
+};
+
+use anyhow::Context;
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    api::{self, device_plugin_server::DevicePlugin},
+    devices::Device,
+};
+
+/// Where a container finds the simulated driver: the same places where the container toolkit puts the real one.
+const FILES_IN_CONTAINER: &str = "/etc/nvml-sim";
+const LIBRARY_IN_CONTAINER: &str = "/usr/lib/libnvidia-ml.so.1";
+const SMI_IN_CONTAINER: &str = "/usr/bin/nvidia-smi";
+
+/// What is mounted into each container that got a GPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Mounts(Vec<api::Mount>);
+
+impl Mounts {
+    /// The directory of the file (never the file alone: it is replaced by rename), the library and `nvidia-smi`.
+    pub(crate) fn of(gpus: &Path, library: Option<&Path>) -> anyhow::Result<Self> {
+        let dir = gpus.parent().context("--gpus names no file in a directory")?;
+        let library = match library {
+            Some(path) => std::path::absolute(path).context("make the path of --library absolute")?,
+            None => dir.join(nvidia_ml_sim::LIBRARY_NAME),
+        };
+        let mount = |host: PathBuf, container: &str| api::Mount {
+            container_path: container.to_owned(),
+            host_path: host.display().to_string(),
+            read_only: true,
+        };
+        let mut mounts = vec![mount(dir.to_owned(), FILES_IN_CONTAINER)];
+        if library.exists() {
+            mounts.push(mount(library, LIBRARY_IN_CONTAINER));
+        }
+        let smi = dir.join("nvidia-smi");
+        if smi.exists() {
+            mounts.push(mount(smi, SMI_IN_CONTAINER));
+        }
+        Ok(Self(mounts))
+    }
+}
+
+/// The device plugin.
+pub(crate) struct Plugin {
+    pub(crate) devices: watch::Receiver<Vec<Device>>,
+    pub(crate) mounts: Mounts,
+}
+
+#[tonic::async_trait]
+impl DevicePlugin for Plugin {
+    async fn get_device_plugin_options(
+        &self,
+        _: Request<api::Empty>,
+    ) -> Result<Response<api::DevicePluginOptions>, Status> {
+        Ok(Response::new(api::DevicePluginOptions::default()))
+    }
+
+    type ListAndWatchStream = Pin<Box<dyn Stream<Item = Result<api::ListAndWatchResponse, Status>> + Send>>;
+
+    async fn list_and_watch(
+        &self,
+        _: Request<api::Empty>,
+    ) -> Result<Response<Self::ListAndWatchStream>, Status> {
+        let lists = WatchStream::new(self.devices.clone()).map(|devices| {
+            Ok(api::ListAndWatchResponse {
+                devices: devices.into_iter().map(Into::into).collect(),
+            })
+        });
+        Ok(Response::new(Box::pin(lists)))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<api::AllocateRequest>,
+    ) -> Result<Response<api::AllocateResponse>, Status> {
+        let known = self.devices.borrow().clone();
+        let grant = |container: api::ContainerAllocateRequest| {
+            let sick = container
+                .devices_ids
+                .iter()
+                .find(|id| !known.iter().any(|d| d.healthy && d.id == **id));
+            if let Some(id) = sick {
+                return Err(Status::failed_precondition(format!(
+                    "{id} is not there or not healthy"
+                )));
+            }
+            Ok(api::ContainerAllocateResponse {
+                envs: HashMap::from([(
+                    "NVIDIA_VISIBLE_DEVICES".to_owned(),
+                    container.devices_ids.join(","),
+                )]),
+                mounts: self.mounts.0.clone(),
+                ..Default::default()
+            })
+        };
+        let container_responses = request
+            .into_inner()
+            .container_requests
+            .into_iter()
+            .map(grant)
+            .collect::<Result<_, _>>()?;
+        Ok(Response::new(api::AllocateResponse { container_responses }))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        _: Request<api::PreferredAllocationRequest>,
+    ) -> Result<Response<api::PreferredAllocationResponse>, Status> {
+        Err(Status::unimplemented(
+            "the kubelet was told that there is no preference",
+        ))
+    }
+
+    async fn pre_start_container(
+        &self,
+        _: Request<api::PreStartContainerRequest>,
+    ) -> Result<Response<api::PreStartContainerResponse>, Status> {
+        Err(Status::unimplemented(
+            "the kubelet was told that no call before the start is needed",
+        ))
+    }
+}
