@@ -1,0 +1,368 @@
+//! What the operator counts, in both of its roles.
+
+use std::hash::Hash;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Unit;
+
+use super::{ChainAction, ChainOutcome, Class, Controller, LeasePhase, Metrics, SharePhase};
+
+/// Which operator it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Market,
+    Provider,
+}
+
+impl Role {
+    /// The controllers that run in this role.
+    #[must_use]
+    pub const fn controllers(self) -> &'static [Controller] {
+        match self {
+            Self::Market => &[
+                Controller::Lease,
+                Controller::Provider,
+                Controller::Network,
+                Controller::Sweep,
+            ],
+            Self::Provider => &[
+                Controller::Offer,
+                Controller::Allocation,
+                Controller::Reservation,
+                Controller::Network,
+                Controller::Sweep,
+            ],
+        }
+    }
+}
+
+/// Everything one operator counts. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    /// Passes of the controllers.
+    pub reconcile: Reconcile,
+    /// Calls to the chain.
+    pub chain: Chain,
+    /// Whether this replica leads.
+    pub leader: Leader,
+    /// Leases by phase; only a market's operator has them.
+    pub leases: Option<Phases<LeasePhase>>,
+    /// Shares of leases by phase; only a provider's operator has them.
+    pub shares: Option<Phases<SharePhase>>,
+}
+
+impl Operator {
+    /// Registers all that an operator of this role counts.
+    pub fn register(metrics: &mut Metrics, role: Role) -> Self {
+        Self {
+            reconcile: Reconcile::register(metrics, role),
+            chain: Chain::register(metrics),
+            leader: Leader::register(metrics),
+            leases: (role == Role::Market)
+                .then(|| Phases::register(metrics, "leases", "lease", LeasePhase::ALL)),
+            shares: (role == Role::Provider)
+                .then(|| Phases::register(metrics, "shares", "share", SharePhase::ALL)),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByController {
+    controller: Controller,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByClass {
+    controller: Controller,
+    class: Class,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    action: ChainAction,
+    outcome: ChainOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ByPhase<P> {
+    phase: P,
+}
+
+// The derive takes no generics.
+impl<P: EncodeLabelValue + Copy> EncodeLabelSet for ByPhase<P> {
+    fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), std::fmt::Error> {
+        EncodeLabel::encode(&("phase", self.phase), encoder.encode_label())
+    }
+}
+
+/// Passes of the controllers: how long, and how they failed.
+#[derive(Clone, Debug)]
+pub struct Reconcile {
+    duration: Family<ByController, Histogram, fn() -> Histogram>,
+    failures: Family<ByClass, Counter>,
+}
+
+impl Reconcile {
+    /// Registers the passes of a role's controllers.
+    pub fn register(metrics: &mut Metrics, role: Role) -> Self {
+        let it = Self {
+            duration: Family::new_with_constructor(|| {
+                Histogram::new([0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0])
+            }),
+            failures: Family::default(),
+        };
+        for &controller in role.controllers() {
+            drop(it.duration.get_or_create(&ByController { controller }));
+            for &class in Class::ALL {
+                drop(it.failures.get_or_create(&ByClass { controller, class }));
+            }
+        }
+        let registry = metrics.own().sub_registry_with_prefix("reconcile");
+        registry.register_with_unit(
+            "duration",
+            "Wall time of one pass over one object",
+            Unit::Seconds,
+            it.duration.clone(),
+        );
+        registry.register(
+            "failures",
+            "Passes that ended in an error, by what the error wants: user (an edit by a person), conflict \
+             (another try at once), transient (another try later)",
+            it.failures.clone(),
+        );
+        it
+    }
+
+    /// One pass is over.
+    pub fn observe(&self, controller: Controller, took: Duration, failed: Option<Class>) {
+        self.duration
+            .get_or_create(&ByController { controller })
+            .observe(took.as_secs_f64());
+        if let Some(class) = failed {
+            self.failures.get_or_create(&ByClass { controller, class }).inc();
+        }
+    }
+}
+
+/// Calls to the chain: what was asked and how it answered.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    calls: Family<ByOutcome, Counter>,
+    duration: Family<ByAction, Histogram, fn() -> Histogram>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByAction {
+    action: ChainAction,
+}
+
+impl Chain {
+    /// Registers the calls to the chain.
+    pub fn register(metrics: &mut Metrics) -> Self {
+        let it = Self {
+            calls: Family::default(),
+            duration: Family::new_with_constructor(|| {
+                Histogram::new([0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 15.0, 60.0])
+            }),
+        };
+        for &action in ChainAction::ALL {
+            drop(it.duration.get_or_create(&ByAction { action }));
+            for &outcome in ChainOutcome::ALL {
+                drop(it.calls.get_or_create(&ByOutcome { action, outcome }));
+            }
+        }
+        let registry = metrics.own().sub_registry_with_prefix("chain");
+        registry.register(
+            "calls",
+            "Calls to the chain, by what was asked and how it answered",
+            it.calls.clone(),
+        );
+        registry.register_with_unit(
+            "call_duration",
+            "Wall time of one call to the chain; of a write, until it was seen mined",
+            Unit::Seconds,
+            it.duration.clone(),
+        );
+        it
+    }
+
+    /// One call was answered, or given up.
+    pub fn observe(&self, action: ChainAction, outcome: ChainOutcome, took: Duration) {
+        self.calls.get_or_create(&ByOutcome { action, outcome }).inc();
+        self.duration
+            .get_or_create(&ByAction { action })
+            .observe(took.as_secs_f64());
+    }
+}
+
+/// How many are in each phase now, and how many ever entered it.
+#[derive(Clone, Debug)]
+pub struct Phases<P: EncodeLabelValue + Clone + Copy + Eq + Hash + std::fmt::Debug + 'static> {
+    now: Family<ByPhase<P>, Gauge>,
+    entered: Family<ByPhase<P>, Counter<u64, AtomicU64>>,
+    all: &'static [P],
+}
+
+impl<P: EncodeLabelValue + Clone + Copy + Eq + Hash + std::fmt::Debug + Send + Sync + 'static> Phases<P> {
+    fn register(metrics: &mut Metrics, many: &str, one: &str, all: &'static [P]) -> Self {
+        let it = Self {
+            now: Family::default(),
+            entered: Family::default(),
+            all,
+        };
+        for &phase in all {
+            drop(it.now.get_or_create(&ByPhase { phase }));
+            drop(it.entered.get_or_create(&ByPhase { phase }));
+        }
+        let registry = metrics.own();
+        registry.register(
+            many,
+            format!(
+                "How many {many} are in each phase, as the leader sees it; 0 at a replica that does not lead"
+            ),
+            it.now.clone(),
+        );
+        registry.register(
+            format!("{one}_transitions"),
+            format!("How many {many} entered each phase"),
+            it.entered.clone(),
+        );
+        it
+    }
+
+    /// One entered that phase.
+    pub fn entered(&self, phase: impl Into<P>) {
+        self.entered.get_or_create(&ByPhase { phase: phase.into() }).inc();
+    }
+
+    /// Counts anew; a replica that lost leadership counts nothing.
+    pub fn count(&self, phases: impl IntoIterator<Item = impl Into<P>>) {
+        let phases: Vec<P> = phases.into_iter().map(Into::into).collect();
+        for &phase in self.all {
+            let found = phases.iter().filter(|other| **other == phase).count();
+            self.now
+                .get_or_create(&ByPhase { phase })
+                .set(i64::try_from(found).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+/// Whether this replica leads.
+#[derive(Clone, Debug)]
+pub struct Leader(Gauge);
+
+impl Leader {
+    /// Registers it; nobody leads at first.
+    pub fn register(metrics: &mut Metrics) -> Self {
+        let it = Self(Gauge::default());
+        metrics
+            .own()
+            .register("leader", "1 while this replica leads, else 0", it.0.clone());
+        it
+    }
+
+    /// Leads, or does not.
+    pub fn set(&self, leads: bool) {
+        self.0.set(i64::from(leads));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_crds::lease::Phase;
+
+    use super::*;
+
+    fn value(metrics: &Metrics, series: &str) -> String {
+        let text = metrics.render().unwrap();
+        let line = text.lines().find(|line| {
+            line.strip_prefix(series)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        line.unwrap_or_else(|| panic!("no {series} in\n{text}"))
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .to_owned()
+    }
+
+    #[test]
+    fn every_series_is_there_before_anything_happened() {
+        let mut metrics = Metrics::new();
+        let _operator = Operator::register(&mut metrics, Role::Market);
+        assert_eq!(value(&metrics, r#"leasehold_leases{phase="Suspended"}"#), "0");
+        assert_eq!(
+            value(
+                &metrics,
+                r#"leasehold_reconcile_failures_total{controller="lease",class="conflict"}"#
+            ),
+            "0"
+        );
+        assert_eq!(
+            value(
+                &metrics,
+                r#"leasehold_chain_calls_total{action="open",outcome="reverted"}"#
+            ),
+            "0"
+        );
+        assert!(
+            !metrics.render().unwrap().contains("leasehold_shares"),
+            "shares are the provider's"
+        );
+    }
+
+    #[test]
+    fn what_is_observed_is_rendered() {
+        let mut metrics = Metrics::new();
+        let operator = Operator::register(&mut metrics, Role::Market);
+        operator.reconcile.observe(
+            Controller::Lease,
+            Duration::from_millis(30),
+            Some(Class::Transient),
+        );
+        operator
+            .chain
+            .observe(ChainAction::Open, ChainOutcome::Ok, Duration::from_secs(1));
+        let leases = operator.leases.unwrap();
+        leases.entered(Phase::Active);
+        leases.count([Phase::Active, Phase::Pending, Phase::Active]);
+        assert_eq!(
+            value(
+                &metrics,
+                r#"leasehold_reconcile_duration_seconds_count{controller="lease"}"#
+            ),
+            "1"
+        );
+        assert_eq!(
+            value(
+                &metrics,
+                r#"leasehold_reconcile_failures_total{controller="lease",class="transient"}"#
+            ),
+            "1"
+        );
+        assert_eq!(
+            value(
+                &metrics,
+                r#"leasehold_chain_calls_total{action="open",outcome="ok"}"#
+            ),
+            "1"
+        );
+        assert_eq!(
+            value(&metrics, r#"leasehold_lease_transitions_total{phase="Active"}"#),
+            "1"
+        );
+        assert_eq!(value(&metrics, r#"leasehold_leases{phase="Active"}"#), "2");
+        leases.count(Vec::<Phase>::new());
+        assert_eq!(
+            value(&metrics, r#"leasehold_leases{phase="Active"}"#),
+            "0",
+            "a count replaces the last one"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! The flags that every binary shares, and what they mean once checked.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use tracing_subscriber::EnvFilter;
+
+/// Flags to flatten into a binary's own: `#[command(flatten)] telemetry: leasehold_telemetry::Args`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Telemetry")]
+pub struct Args {
+    /// How log lines are written: text for people, json for machines.
+    #[arg(long, value_enum, default_value_t, env = "LEASEHOLD_LOG_FORMAT")]
+    pub log_format: LogFormat,
+    /// Which log lines are written: a level, or levels by target such as `info,leasehold_operator=debug`.
+    #[arg(
+        long,
+        default_value = "info",
+        env = "LEASEHOLD_LOG_FILTER",
+        value_name = "FILTER"
+    )]
+    pub log_filter: String,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(
+        long,
+        default_value = "127.0.0.1:8080",
+        env = "LEASEHOLD_ADMIN_ADDRESS",
+        value_name = "ADDRESS"
+    )]
+    pub admin_address: SocketAddr,
+    /// Sends traces to this OTLP collector (HTTP, protobuf), such as `http://collector:4318`; none, when absent.
+    #[cfg(feature = "otlp")]
+    #[arg(long, env = "LEASEHOLD_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+}
+
+/// How log lines are written.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Checked flags.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of the program in traces: `leasehold-operator-market`.
+    pub service: &'static str,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Which log lines are written, in the syntax of `EnvFilter`; it parses.
+    pub log_filter: String,
+    /// Where the admin server listens.
+    pub admin_address: SocketAddr,
+    /// Base URL of an OTLP collector.
+    pub otlp_endpoint: Option<String>,
+}
+
+impl Settings {
+    /// Checks the flags; `service` is the program's name in traces.
+    ///
+    /// # Errors
+    /// When the filter does not parse or the endpoint is no http URL.
+    pub fn new(service: &'static str, args: &Args) -> Result<Self> {
+        EnvFilter::try_new(&args.log_filter).with_context(|| {
+            format!(
+                "--log-filter {:?}: want a level or target=level, such as info",
+                args.log_filter
+            )
+        })?;
+        #[cfg(feature = "otlp")]
+        let otlp_endpoint = args.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty());
+        #[cfg(not(feature = "otlp"))]
+        let otlp_endpoint = None;
+        if let Some(endpoint) = &otlp_endpoint {
+            anyhow::ensure!(
+                endpoint.starts_with("http://") || endpoint.starts_with("https://"),
+                "--otlp-endpoint: want the collector's base URL, such as http://collector:4318"
+            );
+        }
+        Ok(Self {
+            service,
+            log_format: args.log_format,
+            log_filter: args.log_filter.clone(),
+            admin_address: args.admin_address,
+            otlp_endpoint,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        telemetry: Args,
+    }
+
+    fn settings(flags: &[&str]) -> Result<Settings> {
+        let program = Program::try_parse_from([&["program"], flags].concat())?;
+        Settings::new("program", &program.telemetry)
+    }
+
+    #[test]
+    fn defaults_keep_the_admin_server_on_loopback() {
+        let settings = settings(&[]).unwrap();
+        assert_eq!(settings.log_format, LogFormat::Text);
+        assert!(settings.admin_address.ip().is_loopback());
+        assert_eq!(settings.otlp_endpoint, None);
+    }
+
+    #[test]
+    fn a_filter_that_does_not_parse_is_refused_by_its_flag() {
+        let error = settings(&["--log-filter", "a=b=c"]).unwrap_err();
+        assert!(error.to_string().contains("--log-filter"), "{error}");
+    }
+
+    #[cfg(feature = "otlp")]
+    #[test]
+    fn an_endpoint_without_a_scheme_is_refused() {
+        let error = settings(&["--otlp-endpoint", "collector:4318"]).unwrap_err();
+        assert!(error.to_string().contains("http://collector:4318"), "{error}");
+        assert_eq!(settings(&["--otlp-endpoint", ""]).unwrap().otlp_endpoint, None);
+    }
+}
