@@ -74,7 +74,7 @@ impl Settings {
         #[cfg(feature = "otlp")]
         let otlp_endpoint = args.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty());
         #[cfg(not(feature = "otlp"))]
-        let otlp_endpoint = None;
+        let otlp_endpoint: Option<String> = None;
         if let Some(endpoint) = &otlp_endpoint {
             anyhow::ensure!(
                 endpoint.starts_with("http://") || endpoint.starts_with("https://"),
