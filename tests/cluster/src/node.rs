@@ -16,6 +16,8 @@ use crate::images::PAUSE;
 use crate::network::{self, Network};
 use crate::process::{self, Launch, Probe, Process};
 use crate::spec::NodeSpec;
+use crate::state::State;
+use crate::tools::Tools;
 
 /// The kubelet's directory as pods that mount host paths see it, on every node.
 pub const KUBELET_ROOT_IN_NODE: &str = "/var/lib/kubelet";
@@ -23,6 +25,8 @@ pub const KUBELET_ROOT_IN_NODE: &str = "/var/lib/kubelet";
 /// what a machine's hardware would show. [`Node::files`] is the same directory seen from the host.
 pub const FILES_IN_NODE: &str = "/run/leasehold-node";
 
+/// The file in a node's directory with the number of the process that holds its namespaces.
+const HOLDER: &str = "namespaces.pid";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// One real node of a cluster.
@@ -175,12 +179,47 @@ impl Node {
 /// Words that put a command into the node's namespaces.
 fn enter(namespace: &str, holder: &Process) -> Result<Vec<String>> {
     let pid = holder.pid().context("the node's namespaces are gone")?;
-    Ok(vec![
+    Ok(enter_words(namespace, pid))
+}
+
+fn enter_words(namespace: &str, holder: u32) -> Vec<String> {
+    vec![
         "nsenter".to_owned(),
         format!("--net={}", network::path(namespace)),
-        format!("--mount=/proc/{pid}/ns/mnt"),
+        format!("--mount=/proc/{holder}/ns/mnt"),
         "--".to_owned(),
+    ]
+}
+
+fn import(ctr: &mut Command, archive: &Path) {
+    ctr.args([
+        "--address",
+        CONTAINERD_SOCKET,
+        "--namespace",
+        "k8s.io",
+        "images",
+        "import",
     ])
+    .arg(archive);
+}
+
+impl State {
+    /// Reads images from an OCI archive into every real node of a cluster that another process started.
+    ///
+    /// # Errors
+    /// When a node is gone or its containerd refuses the archive.
+    pub fn load_image(&self, tools: &Tools, archive: &Path) -> Result<()> {
+        for (index, node) in (0..).zip(&self.nodes) {
+            let holder = self.directory.join("nodes").join(node).join(HOLDER);
+            let holder =
+                std::fs::read_to_string(&holder).with_context(|| format!("read {}", holder.display()))?;
+            let words = enter_words(&self.network.node_namespace(index), holder.trim().parse()?);
+            let mut ctr = command::new(&words[0], &words[1..]);
+            import(ctr.arg(&tools.ctr), archive);
+            command::run(&mut ctr).with_context(|| format!("import {} on {node}", archive.display()))?;
+        }
+        Ok(())
+    }
 }
 
 fn launch(site: &Site<'_>, node: &str, component: &str, enter: Vec<String>, probe: Probe) -> Result<Launch> {
@@ -208,12 +247,12 @@ async fn hold(
 ) -> Result<Process> {
     // The only thing made outside the run directory: a place to mount on, empty on the host.
     std::fs::create_dir_all(KUBELET_ROOT_IN_NODE)?;
-    let ready = directory.join("namespaces-are-ready");
+    let ready = directory.join(HOLDER);
     let script = format!(
         // Shared again, in a group of this namespace's own: mounts of containers that ask for
         // propagation spread here, and never to the host.
         "set -e; mount --make-rshared /; mount -t tmpfs -o mode=755 run /run; mkdir -p /run/lock {FILES_IN_NODE}; \
-         mount --bind {} {KUBELET_ROOT_IN_NODE}; mount --bind {} {FILES_IN_NODE}; touch {}; exec sleep infinity",
+         mount --bind {} {KUBELET_ROOT_IN_NODE}; mount --bind {} {FILES_IN_NODE}; echo $$ > {}; exec sleep infinity",
         text(kubelet_root)?,
         text(files)?,
         text(&ready)?

@@ -88,8 +88,28 @@ fn present(proof: &str) -> bool {
     }
 }
 
+/// Has the ELF file no segment that names a dynamic loader?
 fn is_static(program: &Path) -> bool {
-    std::fs::read(program).is_ok_and(|bytes| !bytes.windows(8).any(|window| window == b"ld-linux"))
+    const INTERPRETER: u32 = 3;
+    let Ok(bytes) = std::fs::read(program) else {
+        return false;
+    };
+    // Of the 64-bit header: where the program headers are, how long each is, and how many.
+    let number = |at: usize, width: usize| -> Option<usize> {
+        let field = bytes.get(at..at.checked_add(width)?)?;
+        usize::try_from(
+            field
+                .iter()
+                .rev()
+                .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)),
+        )
+        .ok()
+    };
+    let (Some(offset), Some(size), Some(count)) = (number(0x20, 8), number(0x36, 2), number(0x38, 2)) else {
+        return false;
+    };
+    bytes.starts_with(b"\x7fELF")
+        && (0..count).all(|n| number(offset + n * size, 4) != Some(INTERPRETER as usize))
 }
 
 fn find(program: &str) -> Option<PathBuf> {
@@ -98,4 +118,22 @@ fn find(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
         .map(|directory| directory.join(program))
         .find(|candidate| candidate.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_is_told_from_a_static_one() {
+        assert!(!is_static(&find("sh").unwrap()));
+        assert!(!is_static(Path::new("/etc/passwd")));
+        if let Some(path) = find("busybox") {
+            let linked = std::process::Command::new("ldd")
+                .arg(path.canonicalize().unwrap())
+                .output()
+                .unwrap();
+            assert_eq!(is_static(&path), !linked.status.success());
+        }
+    }
 }
