@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tokens that take, refuse, lie or call back, and submitters and payees who want what isn't theirs.
+pragma solidity ^0.8.28;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {Authorization, Leg, Permit, Terms} from "../src/EscrowTypes.sol";
+import {IEscrow} from "../src/IEscrow.sol";
+import {BlocklistToken, BonusToken, FalseToken, FeeToken, MintableToken, ReentrantToken} from "./HostileTokens.sol";
+import {Stage} from "./Stage.sol";
+import {vm} from "./Vm.sol";
+
+contract HostileTest is Stage {
+    function termsIn(MintableToken hostile, uint256 legs) private returns (Terms memory terms) {
+        hostile.mint(payer, 10_000);
+        vm.prank(payer);
+        hostile.approve(address(escrow), type(uint256).max);
+        terms = termsOf(legs);
+        terms.token = IERC20(address(hostile));
+    }
+
+    // ---------------------------------------------------------------- tokens that take or give
+
+    function test_aTokenThatTakesAFeeIsRefused() public {
+        Terms memory terms = termsIn(new FeeToken(), 1);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.TransferMismatch.selector, 600, 599));
+        open(terms, 600);
+        open(terms, 0);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.TransferMismatch.selector, 100, 99));
+        fundTo(terms, 100);
+    }
+
+    function test_aTokenThatGivesMoreIsRefused() public {
+        Terms memory terms = termsIn(new BonusToken(), 1);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.TransferMismatch.selector, 600, 601));
+        open(terms, 600);
+    }
+
+    function test_aTokenThatSaysNoIsHeard() public {
+        FalseToken hostile = new FalseToken();
+        Terms memory terms = termsIn(hostile, 1);
+        open(terms, 100);
+        start(terms, 0);
+        hostile.setBroken(true);
+        vm.expectRevert(abi.encodeWithSelector(SafeERC20.SafeERC20FailedOperation.selector, address(hostile)));
+        fundTo(terms, 200);
+        vm.warp(T0 + 10);
+        vm.expectRevert(abi.encodeWithSelector(SafeERC20.SafeERC20FailedOperation.selector, address(hostile)));
+        withdraw(terms, 0);
+        vm.assertEq(closeBy(closer, terms, 1), 90);
+        vm.assertEq(escrow.credits(payer, IERC20(address(hostile))), 90);
+        vm.assertEq(legView(terms, 0).owed, 10);
+        hostile.setBroken(false);
+        vm.assertEq(withdraw(terms, 0), 10);
+    }
+
+    // ---------------------------------------------------------------- transfers that fail at the close
+
+    function test_aRefundThatFailsBecomesACredit() public {
+        BlocklistToken hostile = new BlocklistToken();
+        Terms memory terms = termsIn(hostile, 2);
+        bytes32 id = open(terms, 300);
+        start(terms, 0);
+        vm.warp(T0 + 10);
+        hostile.block_(payer, true);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.RefundCredited(id, payer, terms.token, 290);
+        closeBy(closer, terms, 3);
+        vm.assertEq(hostile.balanceOf(payees[0]), 10);
+        vm.assertEq(escrow.credits(payer, terms.token), 290);
+
+        // A second account's refund adds to it.
+        hostile.block_(payer, false);
+        terms.salt = bytes32(uint256(2));
+        open(terms, 50);
+        hostile.block_(payer, true);
+        closeBy(closer, terms, 0);
+        vm.assertEq(escrow.credits(payer, terms.token), 340);
+
+        vm.expectRevert();
+        vm.prank(payer);
+        escrow.withdrawCredit(terms.token);
+        vm.expectRevert(IEscrow.NoCredit.selector);
+        vm.prank(stranger);
+        escrow.withdrawCredit(terms.token);
+
+        hostile.block_(payer, false);
+        uint256 before = hostile.balanceOf(payer);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.CreditWithdrawn(payer, terms.token, 340);
+        vm.prank(payer);
+        vm.assertEq(escrow.withdrawCredit(terms.token), 340);
+        vm.assertEq(hostile.balanceOf(payer), before + 340);
+        vm.expectRevert(IEscrow.NoCredit.selector);
+        vm.prank(payer);
+        escrow.withdrawCredit(terms.token);
+        vm.assertEq(hostile.balanceOf(address(escrow)), 0);
+    }
+
+    function test_aPayoutThatFailsStaysThePayees() public {
+        BlocklistToken hostile = new BlocklistToken();
+        Terms memory terms = termsIn(hostile, 3);
+        bytes32 id = open(terms, 600);
+        start(terms, 0);
+        start(terms, 1);
+        start(terms, 2);
+        vm.warp(T0 + 10);
+        hostile.block_(payees[1], true);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.PayoutFailed(id, 1, payees[1], 20);
+        vm.assertEq(closeBy(closer, terms, 7), 540);
+        vm.assertEq(hostile.balanceOf(payees[0]), 10);
+        vm.assertEq(hostile.balanceOf(payees[2]), 30);
+        vm.assertEq(legView(terms, 1).withdrawn, 0);
+        hostile.block_(payees[1], false);
+        vm.assertEq(withdraw(terms, 1), 20);
+        vm.assertEq(hostile.balanceOf(address(escrow)), 0);
+    }
+
+    /// A closer who gives too little gas can't turn the refund into a credit, or a payout into a failed one.
+    function testFuzz_aStarvedCloseDoesNothing(uint256 gasLimit) public {
+        Terms memory terms = termsOf(3);
+        open(terms, 600);
+        start(terms, 0);
+        vm.warp(T0 + 10);
+        uint256 before = token.balanceOf(payer);
+        vm.prank(closer);
+        (bool done,) = address(escrow).call{gas: 20_000 + gasLimit % 200_000}(abi.encodeCall(IEscrow.close, (terms, 1)));
+        vm.assertEq(escrow.credits(payer, terms.token), 0);
+        vm.assertEq(token.balanceOf(payer), done ? before + 590 : before);
+        vm.assertEq(token.balanceOf(payees[0]), done ? 10 : 0);
+    }
+
+    // ---------------------------------------------------------------- tokens that call back
+
+    function test_noActionCanBeMadeInTheMiddleOfAnother() public {
+        ReentrantToken hostile = new ReentrantToken();
+        Terms memory terms = termsIn(hostile, 1);
+        // The token is everybody in this account: whatever it asks for, it has the right to.
+        terms.payer = address(hostile);
+        terms.closer = address(hostile);
+        terms.legs[0] = Leg(address(hostile), address(hostile), uint128(SCALE));
+        hostile.mint(address(hostile), 10_000);
+        vm.prank(address(hostile));
+        hostile.approve(address(escrow), type(uint256).max);
+        open(terms, 100);
+        start(terms, 0);
+
+        Terms memory next = termsOf(1);
+        next.payer = address(hostile);
+        next.token = terms.token;
+        next.salt = bytes32(uint256(2));
+        Terms[] memory many = new Terms[](1);
+        many[0] = terms;
+        Permit memory permit;
+        Authorization memory authorization;
+        bytes[14] memory calls = [
+            abi.encodeCall(IEscrow.open, (next, 1, NEVER)),
+            abi.encodeCall(IEscrow.openWithPermit, (next, 1, NEVER, permit)),
+            abi.encodeCall(IEscrow.openWithSignature, (next, 1, NEVER, "")),
+            abi.encodeCall(IEscrow.openWithSignatureAndPermit, (next, 1, NEVER, "", permit)),
+            abi.encodeCall(IEscrow.openWithAuthorization, (next, 1, NEVER, "", authorization)),
+            abi.encodeCall(IEscrow.fundTo, (terms, 5000)),
+            abi.encodeCall(IEscrow.fundToWithPermit, (terms, 5000, permit)),
+            abi.encodeCall(IEscrow.start, (terms, 1)),
+            abi.encodeCall(IEscrow.pause, (terms, 1)),
+            abi.encodeCall(IEscrow.credit, (terms, 0, 1)),
+            abi.encodeCall(IEscrow.endLeg, (terms, 1)),
+            abi.encodeCall(IEscrow.withdraw, (terms, 1)),
+            abi.encodeCall(IEscrow.settleMany, (many, new uint16[](1))),
+            abi.encodeCall(IEscrow.close, (terms, 1))
+        ];
+        for (uint256 i = 0; i < calls.length; ++i) {
+            vm.warp(T0 + 1 + i);
+            hostile.arm(address(escrow), calls[i]);
+            uint256 fired = hostile.fired();
+            withdraw(terms, 0);
+            vm.assertEq(hostile.fired(), fired + 1);
+            vm.assertFalse(hostile.succeeded());
+            vm.assertEq(
+                bytes32(hostile.failure()), bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector)
+            );
+            vm.prank(address(hostile));
+            escrow.fundTo(terms, uint128(101 + i));
+            vm.assertEq(
+                bytes32(hostile.failure()), bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector)
+            );
+        }
+        hostile.arm(address(escrow), abi.encodeCall(IEscrow.withdrawCredit, (terms.token)));
+        closeBy(address(hostile), terms, 1);
+        vm.assertFalse(hostile.succeeded());
+        vm.assertEq(bytes32(hostile.failure()), bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector));
+    }
+
+    // ---------------------------------------------------------------- submitters
+
+    /// Whoever names a token that asks nobody must not get hold of a payer's id with it.
+    function test_nobodySquatsAnIdWithATokenOfTheirOwn() public {
+        ReentrantToken hostile = new ReentrantToken();
+        Terms memory terms = termsOf(1);
+        terms.token = IERC20(address(hostile));
+        terms.closer = stranger;
+        terms.legs[0] = Leg(stranger, stranger, 1);
+        Authorization memory none;
+        bytes memory own = signOpen(OTHER_KEY, terms, 600, NEVER);
+        vm.expectRevert(IEscrow.BadSignature.selector);
+        vm.prank(stranger);
+        escrow.openWithAuthorization(terms, 600, NEVER, own, none);
+        vm.assertFalse(escrow.snapshot(termsOf(1)).exists);
+    }
+
+    /// A submitter holds a payer's signature and permit, and tries to open something better for itself with them.
+    function testFuzz_aSubmitterGainsNothing(uint8 way, uint128 rate, uint128 deposit, uint40 until) public {
+        address self = stranger;
+        deposit = deposit % 1_000_000;
+        bytes memory signature = signOpen(PAYER_KEY, termsOf(2), 600, T0 + 60);
+        Permit memory permit = signPermit(PAYER_KEY, 600, NEVER);
+        Authorization memory authorization =
+            signAuthorization(PAYER_KEY, 600, escrow.openDigest(termsOf(2), 600, T0 + 60));
+        Terms memory terms = termsOf(2);
+        if (way & 1 != 0) terms.closer = self;
+        if (way & 2 != 0) terms.legs[0] = Leg(self, self, rate == 0 ? 1 : rate);
+        if (way & 4 == 0) deposit = 600;
+        if (way & 8 == 0) until = T0 + 60;
+        bool same = terms.closer == closer && terms.legs[0].payee == payees[0] && deposit == 600 && until == T0 + 60;
+
+        uint256 before = token.balanceOf(payer);
+        bytes memory call = abi.encodeCall(IEscrow.openWithSignature, (terms, deposit, until, signature));
+        if (way & 48 == 16) {
+            call = abi.encodeCall(IEscrow.openWithSignatureAndPermit, (terms, deposit, until, signature, permit));
+        } else if (way & 48 == 32) {
+            call = abi.encodeCall(IEscrow.openWithAuthorization, (terms, deposit, until, signature, authorization));
+        } else if (way & 48 == 48) {
+            call = abi.encodeCall(IEscrow.open, (terms, deposit, until));
+        }
+        vm.prank(self);
+        (bool done,) = address(escrow).call(call);
+        vm.assertEq(done, same && way & 48 != 48);
+        vm.assertEq(token.balanceOf(payer), done ? before - 600 : before);
+        vm.assertEq(token.balanceOf(self), 0);
+        if (done) vm.assertEq(closeBy(closer, termsOf(2), 0), 600);
+    }
+
+    // ---------------------------------------------------------------- payees and controllers
+
+    /// One provider, with both its keys and any order of calls, gets at most its rate for the seconds until the end
+    /// that the other's runway had anyway; and the other loses nothing.
+    function testFuzz_aPayeeGainsNothing(uint256 seed) public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        start(terms, 1);
+        uint40 end = paidUntil(terms);
+        uint256 now_ = T0;
+        for (uint256 i = 0; i < 12; ++i) {
+            seed = uint256(keccak256(abi.encode(seed)));
+            now_ += seed % 20;
+            vm.warp(now_);
+            bytes[6] memory calls = [
+                abi.encodeCall(IEscrow.start, (terms, 1)),
+                abi.encodeCall(IEscrow.pause, (terms, 1)),
+                abi.encodeCall(IEscrow.withdraw, (terms, 1)),
+                abi.encodeCall(IEscrow.credit, (terms, 0, uint40(seed >> 16) % 10)),
+                abi.encodeCall(IEscrow.withdraw, (terms, 3)),
+                abi.encodeCall(IEscrow.close, (terms, 3))
+            ];
+            vm.prank(seed >> 8 & 1 == 0 ? payees[0] : controllers[0]);
+            (bool done,) = address(escrow).call(calls[(seed >> 64) % 6]);
+            done;
+            uint256 served = (now_ < end ? now_ : end) - T0;
+            vm.assertLe(token.balanceOf(payees[0]) + legView(terms, 0).owed, served, "more than its rate");
+            vm.assertEq(legView(terms, 1).owed, 2 * served, "the other's earnings");
+            vm.assertEq(paidUntil(terms), end, "the other's end");
+        }
+        uint256 before = token.balanceOf(payer);
+        closeBy(closer, terms, 3);
+        vm.assertEq(
+            token.balanceOf(payer) - before + token.balanceOf(payees[0]) + token.balanceOf(payees[1]), 300, "conserved"
+        );
+        vm.assertEq(token.balanceOf(controllers[0]), 0);
+    }
+}

@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: Apache-2.0
+// The clock: starts, pauses, credits, ends, exhaustion and what a top-up does to each.
+pragma solidity ^0.8.28;
+
+import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
+import {Permit, Phase, Snapshot, Terms} from "../src/EscrowTypes.sol";
+import {IEscrow} from "../src/IEscrow.sol";
+import {Stage} from "./Stage.sol";
+import {vm} from "./Vm.sol";
+
+contract ServeTest is Stage {
+    // ---------------------------------------------------------------- start
+
+    function test_nothingIsChargedBeforeTheFirstStart() public {
+        Terms memory terms = termsOf(3);
+        bytes32 id = open(terms, 600);
+        vm.warp(T0 + 1000);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.Started(id, 1, 0);
+        start(terms, 0);
+        vm.assertEq(paidUntil(terms), T0 + 1100);
+        vm.assertEq(escrow.snapshot(terms).running, 1);
+        vm.warp(T0 + 1010);
+        start(terms, 1);
+        vm.warp(T0 + 1030);
+        vm.assertEq(legView(terms, 0).owed, 30);
+        vm.assertEq(legView(terms, 1).owed, 40);
+        vm.assertEq(legView(terms, 2).owed, 0);
+        Snapshot memory s = escrow.snapshot(terms);
+        vm.assertEq(s.balanceScaled, (600 - 30 * 6) * SCALE);
+        vm.assertEq(s.paidSeconds, 30);
+        vm.assertEq(s.paidUntil, T0 + 1100);
+    }
+
+    function test_startingARunningLegChangesNothing() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        start(terms, 0);
+        vm.warp(T0 + 10);
+        vm.recordLogs();
+        start(terms, 0);
+        vm.assertEq(vm.getRecordedLogs().length, 0);
+        vm.warp(T0 + 20);
+        vm.assertEq(legView(terms, 0).servedSeconds, 20);
+        vm.assertEq(paidUntil(terms), T0 + 100);
+    }
+
+    function test_oneControllerStartsItsLegsTogether() public {
+        Terms memory terms = termsOf(6);
+        bytes32 id = open(terms, 210);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.Started(id, 9, 0);
+        vm.prank(controllers[0]);
+        escrow.start(terms, 9);
+        vm.assertEq(escrow.snapshot(terms).running, 9);
+    }
+
+    function test_onlyTheControllerServes() public {
+        Terms memory terms = termsOf(3);
+        open(terms, 600);
+        start(terms, 0);
+        address[4] memory others = [payer, closer, payees[0], controllers[1]];
+        for (uint256 i = 0; i < 4; ++i) {
+            vm.expectRevert(abi.encodeWithSelector(IEscrow.NotController.selector, 0));
+            vm.prank(others[i]);
+            escrow.start(terms, 1);
+            vm.expectRevert(abi.encodeWithSelector(IEscrow.NotController.selector, 0));
+            vm.prank(others[i]);
+            escrow.pause(terms, 1);
+            vm.expectRevert(abi.encodeWithSelector(IEscrow.NotController.selector, 0));
+            vm.prank(others[i]);
+            escrow.credit(terms, 0, 0);
+            vm.expectRevert(abi.encodeWithSelector(IEscrow.NotController.selector, 0));
+            vm.prank(others[i]);
+            escrow.endLeg(terms, 1);
+        }
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.NotController.selector, 1));
+        vm.prank(controllers[0]);
+        escrow.start(terms, 3);
+    }
+
+    function test_aLegMustExist() public {
+        Terms memory terms = termsOf(3);
+        open(terms, 600);
+        uint16[2] memory wrong = [uint16(0), 9];
+        for (uint256 i = 0; i < 2; ++i) {
+            bytes memory noSuchLeg = abi.encodeWithSelector(IEscrow.NoSuchLeg.selector, wrong[i]);
+            vm.expectRevert(noSuchLeg);
+            vm.prank(controllers[0]);
+            escrow.start(terms, wrong[i]);
+            vm.expectRevert(noSuchLeg);
+            vm.prank(controllers[0]);
+            escrow.pause(terms, wrong[i]);
+            vm.expectRevert(noSuchLeg);
+            vm.prank(controllers[0]);
+            escrow.endLeg(terms, wrong[i]);
+            vm.expectRevert(noSuchLeg);
+            vm.prank(payees[0]);
+            escrow.withdraw(terms, wrong[i]);
+        }
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.NoSuchLeg.selector, 8));
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 3, 0);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.NoSuchLeg.selector, 0));
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 255, 0);
+    }
+
+    function test_aFirstStartComesInTime() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        vm.warp(terms.startBy + 1);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.StartByPassed.selector, terms.startBy));
+        start(terms, 0);
+        vm.warp(terms.startBy);
+        start(terms, 0);
+        vm.warp(terms.startBy + 10);
+        start(terms, 1);
+        vm.assertEq(escrow.snapshot(terms).running, 3);
+    }
+
+    function test_aStartNeedsOneSecondOfBalance() public {
+        Terms memory terms = termsOf(3);
+        open(terms, 5);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.NotCovered.selector, 5 * SCALE, 6 * SCALE));
+        start(terms, 0);
+        fundTo(terms, 6);
+        start(terms, 0);
+        vm.assertEq(paidUntil(terms), T0 + 1);
+        vm.warp(T0 + 1);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.NotCovered.selector, 0, 6 * SCALE));
+        start(terms, 1);
+    }
+
+    function test_termsAreCheckedOnEachCall() public {
+        Terms memory terms = termsOf(2);
+        bytes memory unknown = abi.encodeWithSelector(IEscrow.AccountUnknown.selector, idOf(terms));
+        expectRevertOfEachCall(terms, unknown);
+        open(terms, 300);
+        Terms memory richer = termsOf(2);
+        richer.legs[0].rate *= 100;
+        expectRevertOfEachCall(richer, abi.encodeWithSelector(IEscrow.TermsDiffer.selector, idOf(terms)));
+        closeBy(payer, terms, 0);
+        bytes memory closed = abi.encodeWithSelector(IEscrow.AccountClosed.selector, idOf(terms));
+        expectRevertOfEachCall(terms, closed);
+    }
+
+    function expectRevertOfEachCall(Terms memory terms, bytes memory reason) private {
+        vm.expectRevert(reason);
+        start(terms, 0);
+        vm.expectRevert(reason);
+        pause(terms, 0);
+        vm.expectRevert(reason);
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 0, 0);
+        vm.expectRevert(reason);
+        endLeg(terms, 0);
+        vm.expectRevert(reason);
+        fundTo(terms, 1000);
+        vm.expectRevert(reason);
+        closeBy(payer, terms, 0);
+        if (bytes4(reason) == IEscrow.AccountClosed.selector) return;
+        vm.expectRevert(reason);
+        withdraw(terms, 0);
+    }
+
+    // ---------------------------------------------------------------- pause
+
+    function test_aPauseMovesNobodysEnd() public {
+        Terms memory terms = termsOf(3);
+        bytes32 id = open(terms, 600);
+        start(terms, 0);
+        start(terms, 1);
+        vm.warp(T0 + 10);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.Paused(id, 2, 10);
+        pause(terms, 1);
+        vm.assertEq(paidUntil(terms), T0 + 100);
+        vm.warp(T0 + 40);
+        vm.assertEq(paidUntil(terms), T0 + 100);
+        vm.assertEq(legView(terms, 1).servedSeconds, 10);
+        start(terms, 1);
+        vm.assertEq(paidUntil(terms), T0 + 100);
+        vm.warp(T0 + 60);
+        vm.assertEq(legView(terms, 1).servedSeconds, 30);
+        vm.assertEq(legView(terms, 0).servedSeconds, 60);
+        vm.recordLogs();
+        pause(terms, 1);
+        pause(terms, 1);
+        pause(terms, 2);
+        vm.assertEq(vm.getRecordedLogs().length, 1);
+    }
+
+    function test_theClockGoesOnWhenTheLastLegPauses() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        start(terms, 0);
+        vm.warp(T0 + 10);
+        pause(terms, 0);
+        vm.assertEq(paidUntil(terms), T0 + 100);
+        vm.warp(T0 + 101);
+        Snapshot memory s = escrow.snapshot(terms);
+        vm.assertEq(s.exhaustedAt, T0 + 100);
+        vm.assertEq(s.legs[0].owed, 10);
+        vm.assertEq(closeBy(closer, terms, 0), 290);
+    }
+
+    // ---------------------------------------------------------------- credit
+
+    function test_creditedSecondsAreThePayers() public {
+        Terms memory terms = termsOf(1);
+        bytes32 id = open(terms, 100);
+        start(terms, 0);
+        vm.warp(T0 + 50);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.Credited(id, 0, 20);
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 0, 20);
+        vm.assertEq(legView(terms, 0).servedSeconds, 30);
+        vm.assertEq(paidUntil(terms), T0 + 100);
+        vm.warp(T0 + 60);
+        vm.assertEq(legView(terms, 0).servedSeconds, 40);
+        pause(terms, 0);
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 0, 5);
+        vm.assertEq(legView(terms, 0).servedSeconds, 35);
+        vm.assertEq(closeBy(closer, terms, 0), 65);
+    }
+
+    function test_whatWasWithdrawnCannotBeCredited() public {
+        Terms memory terms = termsOf(1);
+        terms.legs[0].rate = uint128(SCALE * 3 / 2);
+        open(terms, 150);
+        start(terms, 0);
+        vm.warp(T0 + 11);
+        vm.assertEq(withdraw(terms, 0), 16);
+        // 16 units are 10.67 seconds: all 11 seconds are needed for them.
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 1, 0));
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 0, 1);
+        vm.warp(T0 + 15);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 5, 4));
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 0, 5);
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 0, 4);
+        vm.assertEq(withdraw(terms, 0), 0);
+        vm.assertEq(legView(terms, 0).withdrawn, 16);
+    }
+
+    function test_aCreditOfNothingSaysNothing() public {
+        Terms memory terms = termsOf(1);
+        open(terms, 100);
+        vm.recordLogs();
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 0, 0);
+        vm.assertEq(vm.getRecordedLogs().length, 0);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 1, 0));
+        vm.prank(controllers[0]);
+        escrow.credit(terms, 0, 1);
+    }
+
+    // ---------------------------------------------------------------- end of a leg
+
+    function test_anEndedLegBurnsNoMore() public {
+        Terms memory terms = termsOf(3);
+        bytes32 id = open(terms, 600);
+        start(terms, 0);
+        start(terms, 2);
+        vm.warp(T0 + 10);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.LegEnded(id, 4, 10);
+        endLeg(terms, 2);
+        // 540 are left for 3 a second.
+        vm.assertEq(paidUntil(terms), T0 + 10 + 180);
+        vm.warp(T0 + 50);
+        Snapshot memory s = escrow.snapshot(terms);
+        vm.assertEq(s.legs[2].servedSeconds, 10);
+        vm.assertEq(s.legs[2].endedAt, 10);
+        vm.assertEq(s.legs[0].servedSeconds, 50);
+        vm.assertEq(s.ended, 4);
+        vm.assertEq(s.running, 1);
+        vm.assertEq(s.deposited, 600);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.LegIsEnded.selector, 2));
+        start(terms, 2);
+        vm.recordLogs();
+        endLeg(terms, 2);
+        pause(terms, 2);
+        vm.assertEq(vm.getRecordedLogs().length, 0);
+        vm.assertEq(legView(terms, 2).endedAt, 10);
+        vm.prank(controllers[2]);
+        escrow.credit(terms, 2, 4);
+        vm.assertEq(withdraw(terms, 2), 18);
+    }
+
+    function test_theClockStopsWithTheLastLeg() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        start(terms, 0);
+        vm.warp(T0 + 10);
+        endLeg(terms, 0);
+        endLeg(terms, 1);
+        vm.warp(T0 + 1000);
+        Snapshot memory s = escrow.snapshot(terms);
+        vm.assertTrue(s.phase == Phase.Ended);
+        vm.assertEq(s.paidUntil, 0);
+        vm.assertEq(s.exhaustedAt, 0);
+        vm.assertEq(s.paidSeconds, 10);
+        vm.assertEq(fundTo(terms, 310), 10);
+        vm.assertEq(closeBy(stranger, terms, 0), 300);
+        vm.assertEq(withdraw(terms, 0), 10);
+    }
+
+    function test_aLegCanEndBeforeAnyStart() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 100);
+        endLeg(terms, 1);
+        start(terms, 0);
+        vm.assertEq(paidUntil(terms), T0 + 100);
+        vm.warp(T0 + 40);
+        Snapshot memory s = escrow.snapshot(terms);
+        vm.assertEq(s.deposited, 100);
+        vm.assertEq(s.balanceScaled, 60 * SCALE);
+    }
+
+    // ---------------------------------------------------------------- exhaustion and top-up
+
+    function test_allLegsStopInTheSameSecond() public {
+        Terms memory terms = termsOf(3);
+        bytes32 id = open(terms, 605);
+        start(terms, 0);
+        start(terms, 1);
+        start(terms, 2);
+        vm.warp(T0 + 100);
+        vm.assertTrue(escrow.snapshot(terms).phase == Phase.Running);
+        vm.warp(T0 + 500);
+        Snapshot memory s = escrow.snapshot(terms);
+        vm.assertTrue(s.phase == Phase.Exhausted);
+        vm.assertEq(s.exhaustedAt, T0 + 100);
+        vm.assertEq(s.paidUntil, T0 + 100);
+        vm.assertEq(s.running, 0);
+        vm.assertEq(s.balanceScaled, 5 * SCALE);
+        for (uint256 i = 0; i < 3; ++i) {
+            vm.assertEq(s.legs[i].servedSeconds, 100);
+        }
+        vm.expectEmit(address(escrow));
+        emit IEscrow.Exhausted(id, T0 + 100);
+        vm.assertEq(withdraw(terms, 0), 100);
+        vm.recordLogs();
+        pause(terms, 1);
+        vm.assertEq(vm.getRecordedLogs().length, 0);
+        vm.assertEq(withdraw(terms, 1), 200);
+        vm.assertEq(withdraw(terms, 2), 300);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.NotCovered.selector, 5 * SCALE, 6 * SCALE));
+        start(terms, 0);
+    }
+
+    function test_theGapIsNeverCharged() public {
+        Terms memory terms = termsOf(3);
+        open(terms, 600);
+        start(terms, 0);
+        start(terms, 1);
+        vm.warp(T0 + 300);
+        fundTo(terms, 1200);
+        vm.warp(T0 + 400);
+        Snapshot memory s = escrow.snapshot(terms);
+        vm.assertEq(s.exhaustedAt, T0 + 100);
+        vm.assertEq(s.paidUntil, T0 + 100);
+        vm.assertEq(s.balanceScaled, 600 * SCALE);
+        vm.assertEq(s.running, 0);
+
+        // Only the leg whose controller says so goes on: the other's workload may be gone.
+        start(terms, 0);
+        vm.assertEq(paidUntil(terms), T0 + 500);
+        vm.assertEq(escrow.snapshot(terms).running, 1);
+        vm.assertEq(escrow.snapshot(terms).exhaustedAt, 0);
+        vm.warp(T0 + 410);
+        start(terms, 1);
+        vm.warp(T0 + 430);
+        s = escrow.snapshot(terms);
+        vm.assertEq(s.legs[0].servedSeconds, 130);
+        vm.assertEq(s.legs[1].servedSeconds, 120);
+        vm.assertEq(s.paidSeconds, 130);
+        vm.assertEq(s.deposited, 1200);
+    }
+
+    function test_aTopUpInTimeLeavesNoGap() public {
+        Terms memory terms = termsOf(3);
+        bytes32 id = open(terms, 600);
+        start(terms, 0);
+        vm.warp(T0 + 100);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.Funded(id, payer, 600, 1200);
+        fundTo(terms, 1200);
+        vm.assertEq(paidUntil(terms), T0 + 200);
+        vm.warp(T0 + 200);
+        vm.assertEq(legView(terms, 0).servedSeconds, 200);
+    }
+
+    function test_aLegCanEndOrCreditWhileExhausted() public {
+        Terms memory terms = termsOf(3);
+        open(terms, 604);
+        start(terms, 0);
+        start(terms, 1);
+        start(terms, 2);
+        vm.warp(T0 + 150);
+        vm.prank(controllers[1]);
+        escrow.credit(terms, 1, 10);
+        endLeg(terms, 2);
+        vm.assertEq(legView(terms, 1).servedSeconds, 90);
+        vm.assertEq(legView(terms, 2).servedSeconds, 100);
+        vm.assertEq(legView(terms, 2).endedAt, 100);
+        // What was too little for three legs is a second for two.
+        start(terms, 0);
+        vm.assertEq(paidUntil(terms), T0 + 151);
+        vm.warp(T0 + 300);
+        vm.assertEq(legView(terms, 0).servedSeconds, 101);
+        vm.assertEq(legView(terms, 1).servedSeconds, 90);
+        vm.assertEq(closeBy(closer, terms, 7), 604 - 101 - 180 - 300);
+    }
+
+    function test_endingAllWhileExhausted() public {
+        Terms memory terms = termsOf(1);
+        open(terms, 10);
+        start(terms, 0);
+        vm.warp(T0 + 20);
+        endLeg(terms, 0);
+        vm.assertTrue(escrow.snapshot(terms).phase == Phase.Ended);
+        vm.assertEq(closeBy(stranger, terms, 1), 0);
+        vm.assertEq(token.balanceOf(payees[0]), 10);
+    }
+
+    // ---------------------------------------------------------------- fundTo
+
+    function test_fundToMovesOnlyWhatIsMissing() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        uint256 before = token.balanceOf(payer);
+        vm.assertEq(fundTo(terms, 450), 150);
+        vm.recordLogs();
+        vm.assertEq(fundTo(terms, 450), 0);
+        vm.assertEq(fundTo(terms, 100), 0);
+        vm.assertEq(vm.getRecordedLogs().length, 0);
+        vm.assertEq(token.balanceOf(payer), before - 150);
+        start(terms, 0);
+        vm.warp(T0 + 60);
+        endLeg(terms, 1);
+        vm.warp(T0 + 90);
+        // The total counts what was burned, by ended legs too.
+        vm.assertEq(escrow.snapshot(terms).deposited, 450);
+        vm.assertEq(fundTo(terms, 450), 0);
+        vm.assertEq(fundTo(terms, 451), 1);
+    }
+
+    function test_aStrangersTopUpIsHarmless() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        token.mint(stranger, 100);
+        vm.prank(stranger);
+        token.approve(address(escrow), 100);
+        vm.prank(stranger);
+        escrow.fundTo(terms, 400);
+        vm.assertEq(fundTo(terms, 400), 0);
+        uint256 before = token.balanceOf(payer);
+        closeBy(payer, terms, 0);
+        vm.assertEq(token.balanceOf(payer), before + 400);
+        vm.assertEq(token.balanceOf(stranger), 0);
+    }
+
+    function test_fundToWithPermit() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        vm.prank(payer);
+        token.approve(address(escrow), 0);
+        Permit memory forged = signPermit(OTHER_KEY, 100, NEVER);
+        vm.expectRevert(
+            abi.encodeWithSelector(IERC20Errors.ERC20InsufficientAllowance.selector, address(escrow), 0, 100)
+        );
+        vm.prank(payer);
+        escrow.fundToWithPermit(terms, 400, forged);
+        Permit memory permit = signPermit(PAYER_KEY, 100, NEVER);
+        vm.prank(payer);
+        vm.assertEq(escrow.fundToWithPermit(terms, 400, permit), 100);
+        // The same again: the permit is spent, and nothing is missing.
+        vm.prank(payer);
+        vm.assertEq(escrow.fundToWithPermit(terms, 400, permit), 0);
+    }
+
+    function test_theTotalIsBounded() public {
+        Terms memory terms = termsOf(2);
+        open(terms, 300);
+        uint128 most = uint128(escrow.MAX_DEPOSIT());
+        token.mint(payer, uint256(most) + 1);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.DepositTooLarge.selector, most + 1));
+        fundTo(terms, most + 1);
+        vm.assertEq(fundTo(terms, most), most - 300);
+        start(terms, 0);
+        vm.assertEq(paidUntil(terms), NEVER);
+        vm.warp(T0 + 365 days);
+        vm.assertEq(escrow.snapshot(terms).deposited, most);
+        vm.assertEq(closeBy(closer, terms, 0), most - 365 days);
+    }
+
+    function test_aStartNeedsNoMoneyFromItsController() public {
+        Terms memory terms = termsOf(1);
+        terms.legs[0].rate = 1;
+        open(terms, 1);
+        start(terms, 0);
+        vm.warp(T0 + 3 days);
+        // A rate of 10^-12 base units: three days of it are not a unit yet.
+        vm.assertEq(withdraw(terms, 0), 0);
+        vm.assertEq(escrow.snapshot(terms).balanceScaled, SCALE - 3 days);
+        vm.assertEq(closeBy(closer, terms, 1), 1);
+    }
+}
