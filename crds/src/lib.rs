@@ -4,6 +4,11 @@
 //! their form, [`money`], [`quantity`] and [`duration`] read them. They are not parsed by serde, because one
 //! malformed object from a stranger must not make a whole watch unreadable.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "kube's printcolumn repeats type_ by design"
+)]
+
 pub mod allocation;
 pub mod conditions;
 pub mod duration;

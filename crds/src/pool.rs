@@ -35,6 +35,10 @@ use crate::schema;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct GpuPoolSpec {
+    /// Name of the GpuProvider whose pool it is, where several providers share a cluster; any, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::name")]
+    pub provider: Option<String>,
     /// Labels a node must have, at most 16; every GPU node, when empty.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::labels")]

@@ -63,7 +63,7 @@ fn scaled(text: &str, unit: u128) -> Result<u64, QuantityError> {
 #[must_use]
 pub fn bytes_text(bytes: u64) -> String {
     for (shift, unit) in [(50, "Pi"), (40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")] {
-        if bytes > 0 && bytes % (1 << shift) == 0 {
+        if bytes > 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);
         }
     }

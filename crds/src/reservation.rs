@@ -96,6 +96,14 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub fault_since: Option<i64>,
+    /// Seconds to be given back for that fault; 0 when they have been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub credit_due: Option<i64>,
+    /// Served seconds that the chain will show once they have been given back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub served_after_credit: Option<i64>,
     /// How the job ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobResult>,
@@ -135,6 +143,8 @@ pub enum LegAction {
     Start,
     /// A fault: charge no more.
     Pause,
+    /// Give back the seconds between the fault and the pause.
+    Credit,
     /// The workload stopped early: charge no more, for good.
     End,
     /// Move what was earned to the payee.

@@ -3,4 +3,13 @@
 //! The plan is so exact that the edge that carries it out has no choice left.
 
 pub mod escrow;
+pub mod intake;
+pub mod lease;
+pub mod observed;
+pub mod phase;
+pub mod placement;
 pub mod ports;
+pub mod request;
+pub mod reservation;
+pub mod stop;
+pub mod supply;

@@ -1,0 +1,250 @@
+//! What follows from what was seen: the lease in numbers, its account, and whether it is to end.
+
+use leasehold_crds::{
+    ANNOTATION_ABANDON,
+    allocation::AllocationPhase,
+    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase},
+    workload::JobResult,
+};
+
+use super::world::{Network, World};
+use crate::{
+    escrow::{Account, AccountRead, Terms, TermsError},
+    observed::Observed,
+    request::{Request, SpecError},
+};
+
+/// What follows from a [`World`].
+#[derive(Clone, Debug)]
+pub struct Checked {
+    /// The spec in numbers.
+    pub request: Result<Request, SpecError>,
+    /// Terms in status.
+    pub terms: Option<Result<Terms, TermsError>>,
+    /// Our account, when the chain shows it.
+    pub account: Option<Account>,
+    /// What is at the account's id.
+    pub at_id: AtId,
+    /// Why the lease is to end, if it is.
+    pub end: Option<CloseReason>,
+    /// How the job ended, when all nodes are done or one has failed.
+    pub job: Option<JobResult>,
+}
+
+/// What is known of the account's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtId {
+    /// Status names no account.
+    NoTerms,
+    /// The chain could not be asked.
+    Unknown,
+    /// Nothing is there, and may come yet.
+    Absent,
+    /// Nothing is there, two reads agree, and `open_by` is past on the chain: nothing will come.
+    NeverOpened,
+    /// An account of other terms.
+    Mismatch,
+    /// Our account.
+    Present,
+}
+
+/// Checks a world.
+#[must_use]
+pub fn check(world: &World) -> Checked {
+    let status = world.lease.status.clone().unwrap_or_default();
+    let request = Request::from_spec(&world.lease.spec);
+    let terms = status.escrow.as_ref().map(|e| Terms::from_wire(&e.terms));
+    let at_id = at_id(world, &status);
+    let account = match &world.account {
+        Some(Observed::Known(AccountRead::Present(account))) => Some(account.clone()),
+        _ => None,
+    };
+    let job = job(world);
+    let end = end(
+        world,
+        &status,
+        request.as_ref().ok(),
+        account.as_ref(),
+        job.as_ref(),
+    );
+    Checked {
+        request,
+        terms,
+        account,
+        at_id,
+        end,
+        job,
+    }
+}
+
+fn at_id(world: &World, status: &GpuLeaseStatus) -> AtId {
+    let Some(escrow) = &status.escrow else {
+        return AtId::NoTerms;
+    };
+    match &world.account {
+        Some(Observed::Known(AccountRead::Present(_))) => AtId::Present,
+        Some(Observed::Known(AccountRead::Mismatch)) => AtId::Mismatch,
+        Some(Observed::Known(AccountRead::Absent)) => {
+            let second = matches!(world.second_account, Some(Observed::Known(AccountRead::Absent)));
+            let past = world
+                .head
+                .known()
+                .is_some_and(|h| i64::try_from(h.time).unwrap_or(i64::MAX) > escrow.open_by);
+            // An open that was never even intended can't be under way.
+            let intended = status
+                .intent
+                .as_ref()
+                .is_some_and(|i| i.action == IntentAction::Open);
+            if second && (past || !intended) && (past || status.close_reason.is_some() || deleting(world)) {
+                AtId::NeverOpened
+            } else {
+                AtId::Absent
+            }
+        }
+        Some(Observed::Unknown(_)) | None => AtId::Unknown,
+    }
+}
+
+pub(super) fn deleting(world: &World) -> bool {
+    world.lease.metadata.deletion_timestamp.is_some()
+}
+
+/// The reasons to end, in the order of their priority. The first that was stored stays.
+fn end(
+    world: &World,
+    status: &GpuLeaseStatus,
+    request: Option<&Request>,
+    account: Option<&Account>,
+    job: Option<&JobResult>,
+) -> Option<CloseReason> {
+    if status.close_reason.is_some() {
+        return status.close_reason;
+    }
+    if status.phase == Phase::Closed {
+        return Some(CloseReason::ClosedOnChain);
+    }
+    if abandoned(world, status) {
+        return Some(CloseReason::Abandoned);
+    }
+    if let Some(job) = job {
+        return Some(if job.exit_code == 0 {
+            CloseReason::JobSucceeded
+        } else {
+            CloseReason::JobFailed
+        });
+    }
+    if deleting(world) {
+        return Some(CloseReason::Deleted);
+    }
+    let account = account?;
+    if account.closed {
+        return Some(CloseReason::ClosedOnChain);
+    }
+    let now = account.block_time;
+    if account.started_at == 0 {
+        let start_by = status
+            .escrow
+            .as_ref()
+            .and_then(|e| u64::try_from(e.terms.start_by).ok());
+        return start_by
+            .is_some_and(|s| now > s && agreed(world, |a| a.started_at == 0))
+            .then_some(CloseReason::NeverStarted);
+    }
+    let stopped = |phase| matches!(phase, AllocationPhase::Stopping | AllocationPhase::Stopped);
+    let statuses = || world.allocations.iter().filter_map(|a| a.object.status.as_ref());
+    let terms = status
+        .escrow
+        .as_ref()
+        .and_then(|e| Terms::from_wire(&e.terms).ok())?;
+    if is_exhausted(account, &terms) && agreed(world, |a| is_exhausted(a, &terms)) {
+        let waited = now.saturating_sub(account.exhausted_at);
+        let patience = match world.lease.spec.payment.on_funds_end {
+            OnFundsEnd::Close => 0,
+            OnFundsEnd::Pause => request.map_or(0, |r| r.pause_seconds),
+        };
+        // The tenant may have extended in the last second: that intent is carried out first.
+        let extending = status
+            .intent
+            .as_ref()
+            .is_some_and(|i| i.action == IntentAction::Fund);
+        if waited >= patience && !extending {
+            let whole = request.is_some_and(|r| account.paid_seconds >= r.term_seconds);
+            return Some(if whole {
+                CloseReason::TermOver
+            } else {
+                CloseReason::FundsSpent
+            });
+        }
+        return None;
+    }
+    statuses()
+        .any(|s| stopped(s.phase))
+        .then_some(CloseReason::ProviderStopped)
+}
+
+/// Whether the funds are spent: the clock stands since `exhausted_at`, and what is left does not cover a second.
+pub(crate) fn is_exhausted(account: &Account, terms: &Terms) -> bool {
+    account.exhausted_at != 0
+        && account.running == 0
+        && account.balance_scaled < terms.burn_rate(account.ended).0
+}
+
+/// Whether the second read agrees. What destroys never comes from one reading.
+fn agreed(world: &World, fact: impl Fn(&Account) -> bool) -> bool {
+    match &world.second_account {
+        Some(Observed::Known(AccountRead::Present(account))) => fact(account),
+        _ => false,
+    }
+}
+
+/// Whether a person gave up the account whose id is in status.
+fn abandoned(world: &World, status: &GpuLeaseStatus) -> bool {
+    let annotation = world
+        .lease
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(ANNOTATION_ABANDON));
+    match (annotation, &status.escrow) {
+        (Some(value), Some(escrow)) => *value == escrow.terms.id,
+        _ => false,
+    }
+}
+
+/// The job's end: when all nodes are done, or one has failed.
+fn job(world: &World) -> Option<JobResult> {
+    world.lease.spec.workload.job.as_ref()?;
+    let results: Vec<Option<&JobResult>> = world
+        .allocations
+        .iter()
+        .map(|a| a.object.status.as_ref().and_then(|s| s.job.as_ref()))
+        .collect();
+    let failed = results.iter().flatten().find(|j| j.exit_code != 0);
+    let done = !results.is_empty() && results.iter().all(Option::is_some);
+    failed
+        .or_else(|| {
+            if done {
+                results.iter().flatten().next()
+            } else {
+                None
+            }
+        })
+        .map(|j| (*j).clone())
+}
+
+impl Checked {
+    /// The network, or why the lease has to wait for it.
+    pub(super) fn network(world: &World) -> Result<&Network, (&'static str, String)> {
+        match &world.network {
+            Observed::Known(Some(network)) => Ok(network),
+            Observed::Known(None) => Err((
+                "NetworkNotFound",
+                format!(
+                    "there is no usable PaymentNetwork {:?} on this market: `kubectl get paymentnetworks` lists them",
+                    world.lease.spec.payment.network
+                ),
+            )),
+            Observed::Unknown(why) => Err(("NetworkUnknown", why.clone())),
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! What a person is told of a lease: conditions with reasons and what to do, money in tokens, Events.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    allocation::AllocationPhase,
+    conditions::{Truth, condition, find, is_true, set},
+    lease::{CloseReason, GpuLeaseStatus, Money, Phase},
+    money::TokenAmount,
+};
+
+use super::{
+    check::Checked,
+    decide::{ChainCall, Note},
+    world::{Network, World},
+};
+use crate::{
+    escrow::{Account, Terms},
+    observed::Observed,
+    ports::PaymentError,
+};
+
+/// Writes the account's money for people. Nothing in it ticks.
+pub(super) fn money(status: &mut GpuLeaseStatus, account: &Account, terms: &Terms, network: &Network) {
+    let time = |seconds: u64| {
+        i64::try_from(seconds)
+            .ok()
+            .filter(|s| *s > 0)
+            .and_then(|s| Timestamp::from_second(s).ok())
+            .map(|t| t.to_string())
+    };
+    let tokens = |amount: TokenAmount| amount.to_tokens(network.decimals);
+    let earned: u128 = account.legs.iter().map(|l| l.withdrawn.0 + l.owed.0).sum();
+    let refunded = TokenAmount(account.deposited.0.saturating_sub(earned));
+    status.money = Some(Money {
+        rate: format!(
+            "{} {}/h",
+            terms.rate().tokens_per_hour_floor(network.decimals),
+            network.symbol
+        ),
+        rate_per_second: terms.rate().to_string(),
+        deposited: tokens(account.deposited),
+        started_at: time(account.started_at),
+        paid_until: if account.closed {
+            status.money.as_ref().and_then(|m| m.paid_until.clone())
+        } else {
+            time(account.paid_until)
+        },
+        spent: account.closed.then(|| tokens(TokenAmount(earned))),
+        refunded: account.closed.then(|| tokens(refunded)),
+    });
+}
+
+/// Sets every condition.
+pub(super) fn set_all(
+    world: &World,
+    checked: &Checked,
+    note: &Note,
+    now: Timestamp,
+    status: &mut GpuLeaseStatus,
+) {
+    let generation = world.lease.metadata.generation.unwrap_or_default();
+    let mut put = |kind, truth, reason: &str, message: String| {
+        set(
+            &mut status.conditions,
+            condition(kind, truth, reason, message, generation),
+            now,
+        );
+    };
+    let chain = match (&world.head, &world.account) {
+        (Observed::Unknown(why), _) | (_, Some(Observed::Unknown(why))) => Some(why.clone()),
+        _ => None,
+    };
+    match &chain {
+        Some(why) => put(
+            "ChainReachable",
+            Truth::Unknown,
+            "Unreachable",
+            format!("{why}; what is known stays as it is, paid work runs on"),
+        ),
+        None => put("ChainReachable", Truth::True, "Reachable", String::new()),
+    }
+    let phase = status.phase;
+    let waiting = note.waiting.as_ref().map(|(r, m)| (*r, m.clone()));
+    let mut put = |kind, truth, reason: &str, message: String| {
+        set(
+            &mut status.conditions,
+            condition(kind, truth, reason, message, generation),
+            now,
+        );
+    };
+    match (phase, &waiting) {
+        (Phase::Pending, Some((reason, message))) => {
+            let funds = [
+                "WalletNotReadable",
+                "WalletMalformed",
+                "WalletUnknown",
+                "InsufficientFunds",
+                "InsufficientGas",
+            ];
+            if funds.contains(reason) {
+                put(
+                    "Matched",
+                    Truth::False,
+                    "WaitingForFunds",
+                    "offers fit; nothing is reserved before the payer's means are seen".into(),
+                );
+                put("Funded", Truth::False, reason, message.clone());
+            } else {
+                let truth = if *reason == "ChainUnreachable" || *reason == "NetworkUnknown" {
+                    Truth::Unknown
+                } else {
+                    Truth::False
+                };
+                put("Matched", truth, reason, message.clone());
+                put("Funded", Truth::False, "NotMatched", String::new());
+            }
+        }
+        (Phase::Pending, None) => {}
+        (Phase::Matched, _) => {
+            put(
+                "Matched",
+                Truth::True,
+                "Asked",
+                "providers are asked to reserve".into(),
+            );
+            if checked.at_id != super::check::AtId::Present {
+                put(
+                    "Funded",
+                    Truth::False,
+                    "NotOpened",
+                    "the account is not open yet".into(),
+                );
+            }
+        }
+        (Phase::Funded | Phase::Provisioning | Phase::Active | Phase::Suspended, _) => {
+            put("Matched", Truth::True, "Placed", String::new());
+            match (phase, &waiting) {
+                (Phase::Suspended, _) => put("Funded", Truth::False, "FundsSpent", "the funds are spent: let term.duration grow, or top up the account, before pauseFor ends".into()),
+                (_, Some((reason, message))) => put("Funded", Truth::Unknown, reason, message.clone()),
+                _ => put("Funded", Truth::True, "Deposited", String::new()),
+            }
+        }
+        (Phase::Settling | Phase::Closed, _) => {}
+    }
+    let statuses: Vec<_> = world
+        .allocations
+        .iter()
+        .map(|a| a.object.status.as_ref())
+        .collect();
+    let active = !statuses.is_empty()
+        && statuses
+            .iter()
+            .all(|s| s.is_some_and(|s| s.phase == AllocationPhase::Active));
+    let unhealthy = statuses
+        .iter()
+        .flatten()
+        .find_map(|s| find(&s.conditions, "GpusHealthy").filter(|c| c.status == "False"));
+    let not_ready = statuses
+        .iter()
+        .flatten()
+        .find_map(|s| find(&s.conditions, "Ready").filter(|c| c.status != "True" && !c.message.is_empty()));
+    let (truth, reason, message) = match phase {
+        Phase::Active | Phase::Suspended if active => (Truth::True, "Serving".to_owned(), String::new()),
+        Phase::Closed | Phase::Settling => (
+            Truth::False,
+            reason_text(status.close_reason).to_owned(),
+            String::new(),
+        ),
+        _ => match not_ready {
+            Some(c) => (Truth::False, c.reason.clone(), c.message.clone()),
+            None => (Truth::False, "InProgress".to_owned(), String::new()),
+        },
+    };
+    let mut put = |kind, truth, reason: &str, message: String| {
+        set(
+            &mut status.conditions,
+            condition(kind, truth, reason, message, generation),
+            now,
+        );
+    };
+    put("Provisioned", truth, &reason, message.clone());
+    let silent: Vec<&str> = world
+        .allocations
+        .iter()
+        .filter_map(|a| {
+            let name = a
+                .object
+                .metadata
+                .namespace
+                .as_deref()?
+                .strip_prefix(leasehold_crds::PROVIDER_NAMESPACE_PREFIX)?;
+            world
+                .providers
+                .iter()
+                .find(|p| p.name == name && !p.alive)
+                .map(|p| p.name.as_str())
+        })
+        .collect();
+    if silent.is_empty() {
+        put("ProviderReachable", Truth::True, "Reachable", String::new());
+    } else {
+        put(
+            "ProviderReachable",
+            Truth::Unknown,
+            "Silent",
+            format!(
+                "not heard of for a minute: {}; a provider serves on what is paid",
+                silent.join(", ")
+            ),
+        );
+    }
+    let (truth, reason, message) = match (phase, unhealthy, status.close_reason) {
+        (Phase::Closed, _, Some(CloseReason::JobSucceeded)) => {
+            (Truth::True, "JobSucceeded".to_owned(), String::new())
+        }
+        (Phase::Active, Some(c), _) => (Truth::False, c.reason.clone(), c.message.clone()),
+        (Phase::Active, None, _) if active && !silent.is_empty() => {
+            (Truth::Unknown, "ProviderSilent".to_owned(), String::new())
+        }
+        (Phase::Active, None, _) if active && chain.is_some() => {
+            (Truth::Unknown, "ChainUnreachable".to_owned(), String::new())
+        }
+        _ => (truth, reason, message),
+    };
+    let message = match (&waiting, phase) {
+        (Some((_, m)), _) if message.is_empty() => m.clone(),
+        _ => message,
+    };
+    let reason = match (&waiting, phase) {
+        (Some((r, _)), Phase::Pending) => (*r).to_owned(),
+        _ => reason,
+    };
+    set(
+        &mut status.conditions,
+        condition("Ready", truth, &reason, message, generation),
+        now,
+    );
+}
+
+const fn reason_text(reason: Option<CloseReason>) -> &'static str {
+    match reason {
+        None => "Closing",
+        Some(CloseReason::TermOver) => "TermOver",
+        Some(CloseReason::Deleted) => "Deleted",
+        Some(CloseReason::FundsSpent) => "FundsSpent",
+        Some(CloseReason::JobSucceeded) => "JobSucceeded",
+        Some(CloseReason::JobFailed) => "JobFailed",
+        Some(CloseReason::NeverStarted) => "NeverStarted",
+        Some(CloseReason::ProviderStopped) => "ProviderStopped",
+        Some(CloseReason::ClosedOnChain) => "ClosedOnChain",
+        Some(CloseReason::Abandoned) => "Abandoned",
+    }
+}
+
+/// A write to the chain failed: the condition it is about says why and what to do.
+pub fn chain_failure(
+    status: &mut GpuLeaseStatus,
+    call: &ChainCall,
+    error: &PaymentError,
+    generation: i64,
+    now: Timestamp,
+) {
+    let (truth, reason) = match error {
+        PaymentError::Unreachable(_) | PaymentError::WrongChain { .. } | PaymentError::Malformed(_) => {
+            (Truth::Unknown, "Unreachable")
+        }
+        PaymentError::Pending { .. } => (Truth::Unknown, "Pending"),
+        PaymentError::Reverted { .. } => (Truth::False, "Refused"),
+        PaymentError::ShortOfGas { .. } => (Truth::False, "InsufficientGas"),
+        PaymentError::ShortOfTokens { .. } => (Truth::False, "InsufficientFunds"),
+    };
+    let kind = match (error, call) {
+        (PaymentError::Unreachable(_) | PaymentError::WrongChain { .. } | PaymentError::Malformed(_), _) => {
+            "ChainReachable"
+        }
+        (_, ChainCall::Open { .. } | ChainCall::Fund { .. }) => "Funded",
+        (_, ChainCall::Close { .. }) => "Settled",
+    };
+    set(
+        &mut status.conditions,
+        condition(kind, truth, reason, error.to_string(), generation),
+        now,
+    );
+}
+
+/// What changed that a person would want to know: (warning?, reason, message) each.
+#[must_use]
+pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<(bool, &'static str, String)> {
+    let was = old.map_or(Phase::Pending, |s| s.phase);
+    let mut events = Vec::new();
+    let money = || new.money.clone().unwrap_or_default();
+    if was != new.phase {
+        events.push(match new.phase {
+            Phase::Pending => (
+                true,
+                "RoundLapsed",
+                "nothing was paid; the next round begins by itself".to_owned(),
+            ),
+            Phase::Matched => (false, "Matched", format!("asked {} to reserve", new.providers)),
+            Phase::Funded => (
+                false,
+                "Funded",
+                format!("deposited {}, {} at most", money().deposited, money().rate),
+            ),
+            Phase::Provisioning => (
+                false,
+                "Provisioning",
+                "providers make the workload ready; nothing is charged yet".to_owned(),
+            ),
+            Phase::Active => (
+                false,
+                "Active",
+                format!(
+                    "serving and charged by the second, paid until {}",
+                    money().paid_until.unwrap_or_default()
+                ),
+            ),
+            Phase::Suspended => (
+                true,
+                "Suspended",
+                "the funds are spent; storage is kept for pauseFor".to_owned(),
+            ),
+            Phase::Settling => (
+                false,
+                "Settling",
+                format!("ending: {}", reason_text(new.close_reason)),
+            ),
+            Phase::Closed => (
+                false,
+                "Closed",
+                format!(
+                    "{}: spent {}, refunded {}",
+                    reason_text(new.close_reason),
+                    money().spent.unwrap_or_else(|| "0".into()),
+                    money().refunded.unwrap_or_else(|| "0".into())
+                ),
+            ),
+        });
+    }
+    for kind in [
+        "Matched",
+        "Funded",
+        "Ready",
+        "ChainReachable",
+        "ProviderReachable",
+    ] {
+        let before = old.and_then(|s| find(&s.conditions, kind));
+        if let Some(after) = find(&new.conditions, kind)
+            && after.status != "True"
+            && !after.message.is_empty()
+            && before.is_none_or(|b| b.reason != after.reason)
+            && matches!(
+                new.phase,
+                Phase::Pending | Phase::Matched | Phase::Active | Phase::Suspended
+            )
+        {
+            events.push((
+                true,
+                event_reason(kind),
+                format!("{}: {}", after.reason, after.message),
+            ));
+        }
+    }
+    if let (Some(old), Some(new_money)) = (old.and_then(|s| s.money.as_ref()), &new.money)
+        && old.deposited != new_money.deposited
+        && was != Phase::Pending
+    {
+        events.push((
+            false,
+            "ToppedUp",
+            format!("deposited {} in all, was {}", new_money.deposited, old.deposited),
+        ));
+    }
+    if new.phase == Phase::Closed
+        && !is_true(&new.conditions, "ChainReachable")
+        && new.close_reason == Some(CloseReason::Abandoned)
+    {
+        let id = new
+            .escrow
+            .as_ref()
+            .map(|e| e.terms.id.clone())
+            .unwrap_or_default();
+        events.push((
+            true,
+            "Abandoned",
+            format!("the payer gets the rest back by calling close(terms, 0) on the escrow for account {id}"),
+        ));
+    }
+    events
+}
+
+const fn event_reason(kind: &str) -> &'static str {
+    match kind.as_bytes() {
+        b"Matched" => "NotMatched",
+        b"Funded" => "NotFunded",
+        b"Ready" => "NotReady",
+        b"ChainReachable" => "ChainUnreachable",
+        _ => "ProviderSilent",
+    }
+}

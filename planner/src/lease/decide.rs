@@ -1,0 +1,850 @@
+//! What is to be done about a lease: a plan so exact that the edge has no choice left.
+//!
+//! Order of a lease's steps: hold the finalizer; find what an earlier life left; match; ask providers; store the
+//! intent to open; open; wait for the first leg; fund when the term grew or the runway is short; store the intent to
+//! close; close; let go.
+
+use jiff::{SignedDuration, Timestamp};
+use leasehold_crds::{
+    FINALIZER_MARKET, PROVIDER_NAMESPACE_PREFIX,
+    allocation::{AllocationPhase, GpuAllocationSpec, LeaseReference},
+    lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Quote, Share},
+    money::TokenAmount,
+};
+
+use super::{
+    BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, OPEN_WITHIN_SECONDS,
+    START_WITHIN_SECONDS, UNFUNDED_PER_NAMESPACE_MAX,
+    check::{AtId, Checked, deleting, is_exhausted},
+    conditions,
+    world::{AllocationSeen, Network, Prior, Wallet, World},
+};
+use crate::{
+    escrow::{Account, Leg, Terms, lease_name, salt},
+    observed::Observed,
+    phase::{Fact, after},
+    placement::{Choice, place},
+    ports::Head,
+    request::Request,
+};
+
+/// A write to the chain that a stored intent asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChainCall {
+    /// Open the account with that deposit; refused after `valid_until` (Unix seconds).
+    Open {
+        terms: Terms,
+        deposit: TokenAmount,
+        valid_until: u64,
+    },
+    /// Fill it up to that total.
+    Fund { terms: Terms, total: TokenAmount },
+    /// Close it and pay out the legs in the bitmap.
+    Close { terms: Terms, payouts: u16 },
+}
+
+/// A write to an allocation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AllocationWrite {
+    /// Ask a provider.
+    Create {
+        namespace: String,
+        name: String,
+        spec: Box<GpuAllocationSpec>,
+    },
+    /// Ask it to stop.
+    Release { namespace: String, name: String },
+    /// Let it serve longer.
+    Prolong {
+        namespace: String,
+        name: String,
+        not_after: i64,
+    },
+    /// Nothing was ever paid: take the question back.
+    Delete { namespace: String, name: String },
+}
+
+/// What is to be done on this pass, and when to look again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Whether the finalizer is to be held; `None` leaves it as it is.
+    pub finalizer: Option<bool>,
+    /// Writes to allocations, in this order.
+    pub allocations: Vec<AllocationWrite>,
+    /// The write to the chain that an intent stored earlier asks for.
+    pub call: Option<ChainCall>,
+    /// The status to be reported.
+    pub status: GpuLeaseStatus,
+    /// When to look again at the latest.
+    pub wake: Timestamp,
+}
+
+/// Decides.
+#[must_use]
+pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
+    let mut plan = Plan {
+        finalizer: None,
+        allocations: Vec::new(),
+        call: None,
+        status: world.lease.status.clone().unwrap_or_default(),
+        wake: in_seconds(now, 60),
+    };
+    plan.status.observed_generation = world.lease.metadata.generation.unwrap_or_default();
+    if let Ok(request) = &checked.request {
+        plan.status.gpus = i64::try_from(request.gpus()).unwrap_or(i64::MAX);
+    }
+    if let (Some(account), Some(Ok(terms))) = (&checked.account, &checked.terms)
+        && let Ok(network) = Checked::network(world)
+    {
+        conditions::money(&mut plan.status, account, terms, network);
+    }
+    take_over_reports(world, checked, &mut plan.status);
+    let note = step(world, checked, now, &mut plan);
+    conditions::set_all(world, checked, &note, now, &mut plan.status);
+    plan
+}
+
+/// What the step says to a person about the condition it is about.
+pub(super) struct Note {
+    /// What is true of the lease now.
+    pub(super) fact: Option<Fact>,
+    /// Reason and message of what is waited for; empty when nothing is amiss.
+    pub(super) waiting: Option<(&'static str, String)>,
+}
+
+const fn fact(fact: Fact) -> Note {
+    Note {
+        fact: Some(fact),
+        waiting: None,
+    }
+}
+
+fn waiting(fact: Option<Fact>, reason: &'static str, message: impl Into<String>) -> Note {
+    Note {
+        fact,
+        waiting: Some((reason, message.into())),
+    }
+}
+
+fn in_seconds(now: Timestamp, seconds: u64) -> Timestamp {
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX / 4).min(1 << 33);
+    now.checked_add(SignedDuration::from_secs(seconds))
+        .unwrap_or(Timestamp::MAX)
+}
+
+fn step(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
+    let note = next(world, checked, now, plan);
+    if let Some(phase) = note.fact.and_then(|f| after(plan.status.phase, f)) {
+        plan.status.phase = phase;
+    }
+    note
+}
+
+fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
+    let held = world
+        .lease
+        .metadata
+        .finalizers
+        .as_ref()
+        .is_some_and(|f| f.iter().any(|x| x == FINALIZER_MARKET));
+    if plan.status.phase == Phase::Closed {
+        // Closed is final. Only the finalizer may still be there.
+        plan.finalizer = held.then_some(false);
+        plan.wake = in_seconds(now, 3600);
+        return fact(Fact::Ended);
+    }
+    if !held && !deleting(world) {
+        plan.finalizer = Some(true);
+    }
+    // What an earlier life left is found before anything is begun or given up.
+    if plan.status.escrow.is_none() && checked.end != Some(CloseReason::Abandoned) {
+        match &world.prior {
+            Observed::Unknown(why) => {
+                plan.wake = in_seconds(now, 5);
+                return waiting(None, "ChainUnreachable", why.clone());
+            }
+            Observed::Known(Some(prior)) => {
+                adopt(world, prior, plan);
+                plan.wake = now;
+                return Note {
+                    fact: None,
+                    waiting: None,
+                };
+            }
+            Observed::Known(None) => {}
+        }
+    }
+    if let Some(reason) = checked.end {
+        return end(world, checked, reason, now, plan);
+    }
+    match checked.at_id {
+        AtId::NoTerms => match_offers(world, checked, now, plan),
+        AtId::Unknown => {
+            plan.wake = in_seconds(now, 3);
+            Note {
+                fact: None,
+                waiting: None,
+            }
+        }
+        AtId::Mismatch => {
+            plan.wake = in_seconds(now, 300);
+            waiting(
+                None,
+                "AccountMismatch",
+                "an account with this lease's id has other terms: it is never adopted; delete the lease and apply another",
+            )
+        }
+        AtId::NeverOpened => lapse(world, "the account was not opened in time", now, plan),
+        AtId::Absent => ask_and_open(world, checked, now, plan),
+        AtId::Present => match (&checked.account, &checked.terms) {
+            (Some(account), Some(Ok(terms))) => serve(world, checked, account, terms, now, plan),
+            (_, Some(Err(error))) => waiting(None, "TermsUnreadable", error.to_string()),
+            _ => Note {
+                fact: None,
+                waiting: None,
+            },
+        },
+    }
+}
+
+/// Status was lost: it is written again from the account that was found and the allocations that are there.
+fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
+    let wire = world
+        .allocations
+        .iter()
+        .map(|a| &a.object.spec)
+        .find(|s| s.escrow.id == prior.terms.id().to_string());
+    let (chain_id, contract) = match (&world.network, wire) {
+        (Observed::Known(Some(n)), _) => (n.money.chain_id, n.money.escrow),
+        (_, Some(spec)) => (
+            u64::try_from(spec.escrow.chain_id).unwrap_or_default(),
+            spec.escrow.contract.parse().unwrap_or_default(),
+        ),
+        _ => return,
+    };
+    let mut specs: Vec<_> = world
+        .allocations
+        .iter()
+        .map(|a| (&a.object.spec, provider_of(a)))
+        .collect();
+    specs.sort_by_key(|(s, _)| s.leg);
+    plan.status.round = i64::try_from(prior.round).unwrap_or(i64::MAX);
+    plan.status.escrow = Some(LeaseEscrow {
+        terms: prior.terms.to_wire(chain_id, contract),
+        open_by: wire.map_or(0, |s| s.open_by),
+        shares: specs
+            .into_iter()
+            .map(|(s, provider)| Share {
+                provider,
+                pool: s.pool.clone(),
+                class: s.class.clone(),
+                nodes: s.nodes,
+                price_per_gpu_hour: s.price_per_gpu_hour.clone(),
+            })
+            .collect(),
+    });
+    plan.status.providers = providers_text(plan.status.escrow.as_ref());
+}
+
+fn provider_of(allocation: &AllocationSeen) -> String {
+    let namespace = allocation
+        .object
+        .metadata
+        .namespace
+        .as_deref()
+        .unwrap_or_default();
+    namespace
+        .strip_prefix(PROVIDER_NAMESPACE_PREFIX)
+        .unwrap_or(namespace)
+        .to_owned()
+}
+
+fn providers_text(escrow: Option<&LeaseEscrow>) -> String {
+    let mut names: Vec<&str> = escrow
+        .iter()
+        .flat_map(|e| &e.shares)
+        .map(|s| s.provider.as_str())
+        .collect();
+    names.dedup();
+    names.join(",")
+}
+
+/// Explain before pay: the quote first, then the payer's means, then a round.
+fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
+    let request = match &checked.request {
+        Ok(request) => request,
+        Err(error) => {
+            plan.wake = in_seconds(now, 3600);
+            return waiting(Some(Fact::Unmatched), "InvalidSpec", error.to_string());
+        }
+    };
+    let network = match Checked::network(world) {
+        Ok(network) => network,
+        Err((reason, message)) => {
+            plan.wake = in_seconds(now, 10);
+            return waiting(Some(Fact::Unmatched), reason, message);
+        }
+    };
+    if let Some(until) = backoff_until(&plan.status)
+        && until > now
+    {
+        plan.wake = until;
+        return Note {
+            fact: Some(Fact::Unmatched),
+            waiting: None,
+        };
+    }
+    let placed = place(
+        request,
+        network.money,
+        network.decimals,
+        &world.providers,
+        &world.candidates,
+    );
+    plan.wake = in_seconds(now, 30);
+    if placed.choices.is_empty() {
+        plan.status.quote = Some(placed.quote);
+        return waiting(Some(Fact::Unmatched), "NoOffer", placed.problem);
+    }
+    plan.status.quote = Some(Quote {
+        misses: Vec::new(),
+        ..placed.quote
+    });
+    if world.unfunded_in_namespace >= UNFUNDED_PER_NAMESPACE_MAX {
+        plan.wake = in_seconds(now, 5);
+        return waiting(
+            Some(Fact::Unmatched),
+            "TooManyUnfunded",
+            format!(
+                "{} leases of this namespace wait for their money; the next is matched when one is funded",
+                world.unfunded_in_namespace
+            ),
+        );
+    }
+    let payer = match payer(world, &placed.choices, request, network) {
+        Ok(payer) => payer,
+        Err((reason, message)) => {
+            plan.wake = in_seconds(now, 10);
+            return waiting(Some(Fact::Unmatched), reason, message);
+        }
+    };
+    let Observed::Known(head) = &world.head else {
+        plan.wake = in_seconds(now, 3);
+        return Note {
+            fact: Some(Fact::Unmatched),
+            waiting: None,
+        };
+    };
+    begin_round(world, request, network, payer, head, &placed.choices, plan);
+    plan.wake = now;
+    fact(Fact::Asked)
+}
+
+/// The payer, if its key can be read and it has the deposit and gas.
+fn payer(
+    world: &World,
+    choices: &[Choice],
+    request: &Request,
+    network: &Network,
+) -> Result<crate::escrow::Address, (&'static str, String)> {
+    let address = match &world.wallet {
+        Observed::Known(Wallet::Ready(address)) => *address,
+        Observed::Known(Wallet::NotAsked) => {
+            return Err(("WalletUnknown", "the wallet was not read yet".into()));
+        }
+        Observed::Known(Wallet::NotReadable(message)) => return Err(("WalletNotReadable", message.clone())),
+        Observed::Known(Wallet::Malformed(message)) => return Err(("WalletMalformed", message.clone())),
+        Observed::Unknown(why) => return Err(("WalletUnknown", why.clone())),
+    };
+    let purse = match &world.purse {
+        Some(Observed::Known(purse)) => purse,
+        Some(Observed::Unknown(why)) => return Err(("ChainUnreachable", why.clone())),
+        None => return Err(("ChainUnreachable", "the payer's balance was not read yet".into())),
+    };
+    let deposit = total_rate(choices)
+        .and_then(|r| r.cost_ceil(request.term_seconds))
+        .ok_or_else(|| {
+            (
+                "PriceOutOfRange",
+                "the price of this lease is too large to be paid".to_owned(),
+            )
+        })?;
+    if purse.token < deposit {
+        return Err((
+            "InsufficientFunds",
+            format!(
+                "{address} holds {} {symbol}, the deposit for {} is {} {symbol}: send it the difference",
+                purse.token.to_tokens(network.decimals),
+                leasehold_crds::duration::text(request.term_seconds),
+                deposit.to_tokens(network.decimals),
+                symbol = network.symbol,
+            ),
+        ));
+    }
+    if purse.gas_wei == 0 {
+        return Err((
+            "InsufficientGas",
+            format!("{address} holds nothing of the chain's own currency to pay for gas: send it some"),
+        ));
+    }
+    Ok(address)
+}
+
+fn total_rate(choices: &[Choice]) -> Option<leasehold_crds::money::Rate> {
+    choices
+        .iter()
+        .try_fold(leasehold_crds::money::Rate(0), |sum, c| sum.checked_add(c.rate))
+}
+
+fn begin_round(
+    world: &World,
+    request: &Request,
+    network: &Network,
+    payer: crate::escrow::Address,
+    head: &Head,
+    choices: &[Choice],
+    plan: &mut Plan,
+) {
+    let round = plan.status.round.max(0) + 1;
+    let uid = world.lease.metadata.uid.clone().unwrap_or_default();
+    let open_by = head.time + OPEN_WITHIN_SECONDS;
+    let terms = Terms {
+        payer,
+        market: network.market_id,
+        token: network.money.token,
+        closer: network.closer,
+        salt: salt(network.market_id, &uid, u64::try_from(round).unwrap_or_default()),
+        start_by: open_by + START_WITHIN_SECONDS,
+        notice_seconds: 0,
+        pause_for: u32::try_from(request.pause_seconds).unwrap_or(u32::MAX),
+        legs: choices
+            .iter()
+            .map(|c| Leg {
+                payee: world.providers[c.provider].payee,
+                controller: world.providers[c.provider].controller,
+                rate: c.rate,
+            })
+            .collect(),
+    };
+    plan.status.round = round;
+    plan.status.intent = None;
+    plan.status.escrow = Some(LeaseEscrow {
+        terms: terms.to_wire(network.money.chain_id, network.money.escrow),
+        open_by: i64::try_from(open_by).unwrap_or(i64::MAX),
+        shares: choices
+            .iter()
+            .map(|c| Share {
+                provider: world.providers[c.provider].name.clone(),
+                pool: c.pool.clone(),
+                class: c.class.clone(),
+                nodes: i64::try_from(c.nodes).unwrap_or(i64::MAX),
+                price_per_gpu_hour: c.price.to_string(),
+            })
+            .collect(),
+    });
+    plan.status.providers = providers_text(plan.status.escrow.as_ref());
+}
+
+/// Providers reserve before anybody pays; then the intent is stored; then the account is opened.
+fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
+    let (Some(escrow), Some(Ok(terms)), Ok(request)) =
+        (plan.status.escrow.clone(), &checked.terms, &checked.request)
+    else {
+        return lapse(world, "the terms in status can't be read", now, plan);
+    };
+    let Observed::Known(head) = &world.head else {
+        plan.wake = in_seconds(now, 3);
+        return Note {
+            fact: Some(Fact::Asked),
+            waiting: None,
+        };
+    };
+    let open_by = u64::try_from(escrow.open_by).unwrap_or_default();
+    let deposit = terms.rate().cost_ceil(request.term_seconds);
+    plan.wake = in_seconds(now, 2);
+
+    if let Some(intent) = &plan.status.intent {
+        let total = intent.total.as_deref().and_then(|t| TokenAmount::parse(t).ok());
+        if let (IntentAction::Open, Some(deposit), true) = (
+            intent.action,
+            total,
+            head.time + OPEN_MARGIN_SECONDS / 2 < open_by,
+        ) {
+            plan.call = Some(ChainCall::Open {
+                terms: terms.clone(),
+                deposit,
+                valid_until: open_by,
+            });
+        }
+        // Too late to send: wait until the chain is past `open_by`, then the round lapses.
+        return fact(Fact::Asked);
+    }
+    if let Some((provider, declined)) = world.allocations.iter().find_map(|a| {
+        let status = a.object.status.as_ref()?;
+        (a.object.spec.escrow.id == escrow.terms.id).then_some(())?;
+        Some((provider_of(a), status.declined.clone()?))
+    }) {
+        return lapse(
+            world,
+            &format!("{provider} declined: {} ({})", declined.message, declined.reason),
+            now,
+            plan,
+        );
+    }
+    if head.time + OPEN_MARGIN_SECONDS > open_by {
+        return lapse(world, "not every provider reserved in time", now, plan);
+    }
+    let mut accepted = 0;
+    let mut rank = 0;
+    for (leg, share) in escrow.shares.iter().enumerate() {
+        let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider);
+        let name = allocation_name(terms, leg);
+        match world
+            .allocations
+            .iter()
+            .find(|a| a.object.metadata.name.as_deref() == Some(&name))
+        {
+            Some(seen) if seen.signed => accepted += 1,
+            Some(_) => {}
+            None => plan.allocations.push(AllocationWrite::Create {
+                namespace,
+                name,
+                spec: Box::new(question(
+                    world,
+                    request,
+                    &escrow,
+                    leg,
+                    share,
+                    rank,
+                    deposit.unwrap_or_default(),
+                    plan.status.round,
+                )),
+            }),
+        }
+        rank += share.nodes;
+    }
+    if accepted == escrow.shares.len()
+        && let Some(deposit) = deposit
+    {
+        let total = Some(deposit.to_string());
+        plan.status.intent = Some(Intent {
+            action: IntentAction::Open,
+            total,
+            written_at: now.to_string(),
+        });
+        plan.wake = now;
+    }
+    fact(Fact::Asked)
+}
+
+/// Name of the allocation of a leg: the lease's name and the leg's number.
+#[must_use]
+pub fn allocation_name(terms: &Terms, leg: usize) -> String {
+    format!("{}-{leg}", lease_name(terms.id()))
+}
+
+#[expect(clippy::too_many_arguments, reason = "one constructor of one object")]
+fn question(
+    world: &World,
+    request: &Request,
+    escrow: &LeaseEscrow,
+    leg: usize,
+    share: &Share,
+    first_rank: i64,
+    deposit: TokenAmount,
+    round: i64,
+) -> GpuAllocationSpec {
+    let spec = &world.lease.spec;
+    let meta = &world.lease.metadata;
+    let served =
+        request.term_seconds + request.pause_seconds + START_WITHIN_SECONDS + NOT_AFTER_MARGIN_SECONDS;
+    GpuAllocationSpec {
+        lease: LeaseReference {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+        },
+        epoch: round,
+        escrow: escrow.terms.clone(),
+        leg: i64::try_from(leg).unwrap_or(i64::MAX),
+        deposit: deposit.to_string(),
+        open_by: escrow.open_by,
+        pool: share.pool.clone(),
+        class: share.class.clone(),
+        price_per_gpu_hour: share.price_per_gpu_hour.clone(),
+        nodes: share.nodes,
+        first_rank,
+        node: spec.node.clone(),
+        storage: spec.storage.clone(),
+        workload: spec.workload.clone(),
+        subjects: spec
+            .access
+            .as_ref()
+            .map(|a| a.subjects.clone())
+            .unwrap_or_default(),
+        on_funds_end: spec.payment.on_funds_end,
+        not_after: escrow
+            .open_by
+            .saturating_add(i64::try_from(served).unwrap_or(i64::MAX / 2)),
+        release: false,
+    }
+}
+
+/// Nothing was paid and nothing will be: the questions are taken back, the next round waits a little.
+fn lapse(world: &World, why: &str, now: Timestamp, plan: &mut Plan) -> Note {
+    delete_all(world, plan);
+    plan.status.escrow = None;
+    plan.status.intent = None;
+    plan.status.providers = String::new();
+    plan.wake = in_seconds(now, 1);
+    waiting(
+        Some(Fact::Unmatched),
+        "ReservationLapsed",
+        format!("{why}; the next round begins by itself"),
+    )
+}
+
+fn backoff_until(status: &GpuLeaseStatus) -> Option<Timestamp> {
+    let matched = leasehold_crds::conditions::find(&status.conditions, "Matched")?;
+    (matched.reason == "ReservationLapsed").then_some(())?;
+    let seconds = 1u64 << status.round.clamp(0, 9).unsigned_abs();
+    Some(in_seconds(
+        matched.last_transition_time.0,
+        seconds.min(BACKOFF_SECONDS_MAX),
+    ))
+}
+
+fn keys(seen: &AllocationSeen) -> (String, String) {
+    let meta = &seen.object.metadata;
+    (
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    )
+}
+
+fn delete_all(world: &World, plan: &mut Plan) {
+    plan.allocations.extend(world.allocations.iter().map(|a| {
+        let (namespace, name) = keys(a);
+        AllocationWrite::Delete { namespace, name }
+    }));
+}
+
+/// The account is open: provision, serve, fund.
+fn serve(
+    world: &World,
+    checked: &Checked,
+    account: &Account,
+    terms: &Terms,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Note {
+    if plan
+        .status
+        .intent
+        .as_ref()
+        .is_some_and(|i| i.action == IntentAction::Open)
+    {
+        plan.status.intent = None;
+    }
+    let seconds_left = account.paid_until.saturating_sub(account.block_time);
+    plan.wake = in_seconds(
+        now,
+        if account.running == 0 {
+            5
+        } else {
+            seconds_left.clamp(1, 60)
+        },
+    );
+    if let Ok(request) = &checked.request {
+        fund(world, request, account, terms, now, plan);
+        prolong(world, request, account, plan);
+    }
+    if account.running != 0 {
+        return fact(Fact::Serving);
+    }
+    if account.started_at != 0 {
+        // The clock may run with every leg paused: paid time passes, nobody serves.
+        return if is_exhausted(account, terms) {
+            fact(Fact::OutOfFunds)
+        } else {
+            Note {
+                fact: None,
+                waiting: None,
+            }
+        };
+    }
+    let provisioning = world.allocations.iter().any(|a| {
+        a.object
+            .status
+            .as_ref()
+            .is_some_and(|s| matches!(s.phase, AllocationPhase::Provisioning | AllocationPhase::Active))
+    });
+    fact(if provisioning {
+        Fact::Provisioning
+    } else {
+        Fact::Open
+    })
+}
+
+/// Funds the account when the term grew or the runway is short: stores the intent, or carries out the stored one.
+fn fund(world: &World, request: &Request, account: &Account, terms: &Terms, now: Timestamp, plan: &mut Plan) {
+    if let Some(intent) = plan.status.intent.clone() {
+        let total = intent.total.as_deref().and_then(|t| TokenAmount::parse(t).ok());
+        match (intent.action, total) {
+            (IntentAction::Fund, Some(total)) if account.deposited < total => {
+                plan.call = Some(ChainCall::Fund {
+                    terms: terms.clone(),
+                    total,
+                });
+                plan.wake = in_seconds(now, 5);
+                return;
+            }
+            (IntentAction::Fund, _) => plan.status.intent = None,
+            (IntentAction::Open | IntentAction::Close, _) => return,
+        }
+    }
+    let Some(total) = wanted_total(world, request, account, terms) else {
+        return;
+    };
+    if total > account.deposited {
+        plan.status.intent = Some(Intent {
+            action: IntentAction::Fund,
+            total: Some(total.to_string()),
+            written_at: now.to_string(),
+        });
+        plan.wake = now;
+    }
+}
+
+/// What the account should hold in all: the term's cost, or more by the top-up policy.
+fn wanted_total(world: &World, request: &Request, account: &Account, terms: &Terms) -> Option<TokenAmount> {
+    let rate = terms.rate();
+    let term = rate.cost_ceil(request.term_seconds)?;
+    let Some(rule) = &request.top_up else {
+        return Some(term);
+    };
+    let Ok(network) = Checked::network(world) else {
+        return Some(term);
+    };
+    let cap = rule.cap(network.decimals).ok()?;
+    let runway = match account.paid_until {
+        0 => return Some(term),
+        _ if account.exhausted_at != 0 => 0,
+        until => until.saturating_sub(account.block_time),
+    };
+    if runway >= rule.when_below_seconds {
+        return Some(term);
+    }
+    let topped = account
+        .deposited
+        .checked_add(rate.cost_ceil(rule.extend_seconds)?)?;
+    Some(if topped <= cap { topped.max(term) } else { term })
+}
+
+/// `notAfter` follows the paid time upwards.
+fn prolong(world: &World, request: &Request, account: &Account, plan: &mut Plan) {
+    if account.paid_until == 0 {
+        return;
+    }
+    let wanted = account.paid_until + request.pause_seconds + NOT_AFTER_MARGIN_SECONDS;
+    let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
+    plan.allocations.extend(
+        world
+            .allocations
+            .iter()
+            .filter(|a| a.object.spec.not_after < wanted && !a.object.spec.release)
+            .map(|a| {
+                let (namespace, name) = keys(a);
+                AllocationWrite::Prolong {
+                    namespace,
+                    name,
+                    not_after: wanted,
+                }
+            }),
+    );
+}
+
+/// The end: providers are asked to stop, the account is closed, the refund is seen, the lease is let go.
+fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, plan: &mut Plan) -> Note {
+    plan.status.close_reason = Some(reason);
+    plan.wake = in_seconds(now, 3);
+    let held = world
+        .lease
+        .metadata
+        .finalizers
+        .as_ref()
+        .is_some_and(|f| f.iter().any(|x| x == FINALIZER_MARKET));
+    let release: Vec<_> = world
+        .allocations
+        .iter()
+        .filter(|a| !a.object.spec.release)
+        .map(|a| {
+            let (namespace, name) = keys(a);
+            AllocationWrite::Release { namespace, name }
+        })
+        .collect();
+    let over = match checked.at_id {
+        _ if reason == CloseReason::Abandoned => true,
+        AtId::NoTerms | AtId::NeverOpened => {
+            delete_all(world, plan);
+            true
+        }
+        AtId::Mismatch => true,
+        AtId::Unknown | AtId::Absent => false,
+        AtId::Present => checked.account.as_ref().is_some_and(|a| a.closed),
+    };
+    if plan.allocations.is_empty() {
+        plan.allocations = release;
+    }
+    if over {
+        plan.status.intent = None;
+        if held && deleting(world) {
+            plan.finalizer = Some(false);
+        }
+        plan.wake = in_seconds(now, 1);
+        return fact(Fact::Ended);
+    }
+    if let (AtId::Present, Some(Ok(terms))) = (checked.at_id, &checked.terms) {
+        match &plan.status.intent {
+            Some(Intent {
+                action: IntentAction::Close,
+                ..
+            }) => {
+                let payouts = u16::try_from((1u32 << terms.legs.len()) - 1).unwrap_or(u16::MAX);
+                plan.call = Some(ChainCall::Close {
+                    terms: terms.clone(),
+                    payouts,
+                });
+            }
+            Some(Intent {
+                action: IntentAction::Open | IntentAction::Fund,
+                ..
+            })
+            | None => {
+                plan.status.intent = Some(Intent {
+                    action: IntentAction::Close,
+                    total: None,
+                    written_at: now.to_string(),
+                });
+                plan.wake = now;
+            }
+        }
+    }
+    fact(Fact::Ending)
+}
+
+/// What providers report is taken over as they say it; money never depends on it.
+fn take_over_reports(world: &World, checked: &Checked, status: &mut GpuLeaseStatus) {
+    if let Some(job) = &checked.job {
+        status.job = Some(job.clone());
+    }
+    let mut endpoints: Vec<_> = world
+        .allocations
+        .iter()
+        .filter_map(|a| a.object.status.as_ref())
+        .flat_map(|s| s.endpoints.clone())
+        .collect();
+    endpoints.truncate(256);
+    endpoints.sort_by(|a, b| (a.node, &a.name).cmp(&(b.node, &b.name)));
+    status.endpoints = endpoints;
+}

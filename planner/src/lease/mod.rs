@@ -1,0 +1,31 @@
+//! The market's side of a lease: from the tenant's wish to the refund.
+//!
+//! [`World`] is what was seen, [`check`] what follows from it, [`decide`] what is to be done, [`conditions`] what a
+//! person is told. A write to the chain happens only for an intent that an earlier pass stored (M2).
+
+mod check;
+mod conditions;
+mod decide;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use check::is_exhausted;
+pub use check::{Checked, check};
+pub use conditions::{chain_failure, events};
+pub use decide::{AllocationWrite, ChainCall, Plan, decide};
+pub use world::{AllocationSeen, Network, Prior, Wallet, World};
+
+/// Seconds a reservation waits for the money; also how long a signed `open` stays valid.
+pub const OPEN_WITHIN_SECONDS: u64 = 60;
+/// An `open` is not sent with less than this left: it could be mined too late.
+pub const OPEN_MARGIN_SECONDS: u64 = 10;
+/// Seconds from `open_by` in which the first node must serve; afterwards anybody may close with a full refund.
+pub const START_WITHIN_SECONDS: u64 = 900;
+/// `notAfter` leaves this much room behind the paid time.
+pub const NOT_AFTER_MARGIN_SECONDS: u64 = 300;
+/// At most so many leases of a namespace are matched and unfunded at a time.
+pub const UNFUNDED_PER_NAMESPACE_MAX: usize = 20;
+/// Longest back-off between rounds.
+pub const BACKOFF_SECONDS_MAX: u64 = 300;

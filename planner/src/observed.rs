@@ -1,0 +1,36 @@
+//! A read that failed is *unknown*, a value of its own type: no destructive act comes from it.
+
+/// What a source said, or why it could not be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observed<T> {
+    /// It answered.
+    Known(T),
+    /// It could not be asked; the text says why, for a condition's message.
+    Unknown(String),
+}
+
+impl<T> Observed<T> {
+    /// From a result, keeping the error's text.
+    pub fn from_result<E: std::fmt::Display>(result: Result<T, E>) -> Self {
+        match result {
+            Ok(value) => Self::Known(value),
+            Err(error) => Self::Unknown(error.to_string()),
+        }
+    }
+
+    /// The value, if it is known.
+    pub const fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(value) => Some(value),
+            Self::Unknown(_) => None,
+        }
+    }
+
+    /// Why it is not known.
+    pub fn why_unknown(&self) -> Option<&str> {
+        match self {
+            Self::Known(_) => None,
+            Self::Unknown(why) => Some(why),
+        }
+    }
+}

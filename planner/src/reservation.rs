@@ -1,0 +1,633 @@
+//! The provider's side of a lease: what runs, and until when. The reservation alone decides; the market asks, the
+//! chain pays.
+
+use jiff::{SignedDuration, Timestamp};
+use leasehold_crds::{
+    GpuReservation,
+    allocation::AllocationPhase,
+    conditions::{Truth, condition, set},
+    escrow::EscrowSnapshot,
+    lease::OnFundsEnd,
+    money::TokenAmount,
+    reservation::{GpuReservationStatus, LegAction, LegIntent},
+    workload::{Endpoint, JobResult},
+};
+
+use crate::{
+    escrow::{Account, AccountRead, Terms},
+    lease::is_exhausted,
+    observed::Observed,
+    ports::{Head, PaymentError},
+    stop::{self, FreshReads, OFFSET_MAX_SECONDS, Snapshot, StopReason, Verdict},
+};
+
+/// What runs of a reservation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Running {
+    /// Whether its namespace is there.
+    pub namespace: bool,
+    /// Pods that have not ended.
+    pub pods_alive: usize,
+    /// Of those, ready ones.
+    pub pods_ready: usize,
+    /// Pods that ended with exit code 0.
+    pub pods_succeeded: usize,
+    /// GPUs bound to its pods, by pod-resources.
+    pub gpu_uuids: Vec<String>,
+    /// How its job ended.
+    pub job: Option<JobResult>,
+    /// Where its ports answer.
+    pub endpoints: Vec<Endpoint>,
+    /// Why pods are not ready, for a person.
+    pub trouble: String,
+}
+
+/// What was seen.
+#[derive(Clone, Debug)]
+pub struct World<'a> {
+    /// The reservation.
+    pub reservation: &'a GpuReservation,
+    /// Its account, at the newest block.
+    pub account: Observed<AccountRead>,
+    /// The same once more, when it matters.
+    pub second: Observed<AccountRead>,
+    /// The account at the block the network's policy asks for, while nothing is provisioned.
+    pub settled: Option<Observed<AccountRead>>,
+    /// The newest block.
+    pub head: Observed<Head>,
+    /// What runs.
+    pub running: Observed<Running>,
+    /// Whether the market's object is still there; unknown while the market can't be reached.
+    pub allocation_exists: Observed<bool>,
+    /// Seconds the pool's network serves on through a chain outage.
+    pub grace_seconds: u64,
+    /// What is wrong with its GPUs, and since when (Unix seconds); `Known(None)` when all are healthy.
+    pub fault: Observed<Option<(String, u64)>>,
+}
+
+/// What the workload is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// As it is.
+    Keep,
+    /// All objects there, pods running.
+    Run,
+    /// No pods; namespace and volumes stay.
+    Halt,
+    /// Nothing left of it.
+    Remove,
+}
+
+/// A write to the chain that a stored intent asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LegCall {
+    /// Start the leg.
+    Start,
+    /// Pause it.
+    Pause,
+    /// Give back so many seconds.
+    Credit(u64),
+    /// End it for good.
+    End,
+    /// Move what it earned to the payee.
+    Withdraw,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// What the workload is to be.
+    pub workload: Workload,
+    /// The write to the chain that an intent stored earlier asks for.
+    pub call: Option<LegCall>,
+    /// Whether the reservation itself goes.
+    pub delete: bool,
+    /// The status to be reported.
+    pub status: GpuReservationStatus,
+    /// When to look again at the latest.
+    pub wake: Timestamp,
+}
+
+/// A leg that serves nobody is ended by its own controller when the market has not closed the account so long after.
+const END_AFTER_SECONDS: i64 = 45;
+/// An unpaid reservation on an unreadable chain is given up so long after its deadline.
+const UNKNOWN_PAYMENT_SECONDS: i64 = 600;
+
+/// Decides.
+#[must_use]
+pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
+    let mut plan = Plan {
+        workload: Workload::Keep,
+        call: None,
+        delete: false,
+        status: world.reservation.status.clone().unwrap_or_default(),
+        wake: later(now, 30),
+    };
+    let before = plan.status.escrow.clone();
+    note_chain(world, now, &mut plan.status);
+    if let Observed::Known(running) = &world.running {
+        if !running.gpu_uuids.is_empty() {
+            plan.status.gpu_uuids.clone_from(&running.gpu_uuids);
+        }
+        if running.job.is_some() {
+            plan.status.job.clone_from(&running.job);
+        }
+        plan.status.endpoints.clone_from(&running.endpoints);
+    }
+    let terms = Terms::from_wire(&world.reservation.spec.allocation.escrow);
+    match &terms {
+        Err(error) => {
+            plan.status.stop_reason.get_or_insert_with(|| "BadTerms".into());
+            set(
+                &mut plan.status.conditions,
+                condition("Paid", Truth::False, "BadTerms", error.to_string(), 0),
+                now,
+            );
+            stopping(world, None, now, &mut plan);
+        }
+        Ok(terms) => {
+            if plan.status.stop_reason.is_none() {
+                plan.status.stop_reason = stop_reason(world, terms, before.as_ref(), now, &mut plan);
+            }
+            if plan.status.stop_reason.is_some() {
+                stopping(world, Some(terms), now, &mut plan);
+            } else {
+                serving(world, terms, now, &mut plan);
+            }
+        }
+    }
+    conditions(world, now, &mut plan.status);
+    plan
+}
+
+fn later(now: Timestamp, seconds: u64) -> Timestamp {
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).min(1 << 33);
+    now.checked_add(SignedDuration::from_secs(seconds))
+        .unwrap_or(Timestamp::MAX)
+}
+
+fn unix(now: Timestamp) -> u64 {
+    u64::try_from(now.as_second()).unwrap_or_default()
+}
+
+fn wire(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn present(read: &Observed<AccountRead>) -> Option<&Account> {
+    read.known().and_then(AccountRead::present)
+}
+
+/// Keeps the last snapshot and since when the chain is silent. An equal snapshot keeps its old clocks: status never ticks.
+fn note_chain(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {
+    match &world.account {
+        Observed::Unknown(_) => {
+            status.chain_unreadable_since.get_or_insert(now.as_second());
+        }
+        Observed::Known(read) => {
+            if let (Some(_), Some(old)) = (
+                status.chain_unreadable_since.take(),
+                status.escrow.as_ref().and_then(snapshot),
+            ) && unix(now) >= old.paid_until_local()
+                && status.phase == AllocationPhase::Active
+            {
+                status.grace_used = true;
+            }
+            if let Some(account) = read.present() {
+                let next = EscrowSnapshot {
+                    deposited: account.deposited.to_string(),
+                    paid_until: wire(account.paid_until),
+                    paid_seconds: wire(account.paid_seconds),
+                    running: account.running != 0,
+                    closed: account.closed,
+                    block_time: wire(account.block_time),
+                    read_at: now.as_second(),
+                };
+                let same = status.escrow.as_ref().is_some_and(|old| {
+                    (&old.deposited, old.paid_until, old.running, old.closed)
+                        == (&next.deposited, next.paid_until, next.running, next.closed)
+                });
+                if !same {
+                    status.escrow = Some(next);
+                }
+            }
+        }
+    }
+}
+
+fn snapshot(wire: &EscrowSnapshot) -> Option<Snapshot> {
+    (wire.paid_until > 0).then(|| Snapshot {
+        paid_until: u64::try_from(wire.paid_until).unwrap_or_default(),
+        block_time: u64::try_from(wire.block_time).unwrap_or_default(),
+        read_at: u64::try_from(wire.read_at).unwrap_or_default(),
+    })
+}
+
+/// Why the share is to stop for good, if it is.
+fn stop_reason(
+    world: &World<'_>,
+    terms: &Terms,
+    before: Option<&EscrowSnapshot>,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Option<String> {
+    let spec = &world.reservation.spec;
+    if spec.release {
+        return Some("Released".into());
+    }
+    if world.reservation.metadata.deletion_timestamp.is_some() {
+        return Some("ReservationDeleted".into());
+    }
+    match &world.account {
+        Observed::Known(AccountRead::Present(account)) if account.closed => {
+            return present(&world.second)
+                .is_some_and(|a| a.closed)
+                .then(|| "AccountClosed".into());
+        }
+        Observed::Known(AccountRead::Present(account)) if account.started_at == 0 => {
+            let late = account.block_time > terms.start_by;
+            return late.then(|| "NeverStarted".into());
+        }
+        Observed::Known(AccountRead::Present(_)) => {}
+        Observed::Known(AccountRead::Mismatch) => return Some("AccountMismatch".into()),
+        Observed::Known(AccountRead::Absent) => {
+            let past = world
+                .head
+                .known()
+                .is_some_and(|h| wire(h.time) > spec.allocation.open_by);
+            let agreed = matches!(world.second, Observed::Known(AccountRead::Absent));
+            return (past && agreed && now.as_second() > spec.deadline).then(|| "Unpaid".into());
+        }
+        Observed::Unknown(_) if before.is_none() => {
+            let waited = now.as_second() > spec.deadline + UNKNOWN_PAYMENT_SECONDS;
+            return waited.then(|| "PaymentUnknown".into());
+        }
+        Observed::Unknown(_) => {}
+    }
+    // Started, and paid as far as is known: the stop rule.
+    let last = plan.status.escrow.as_ref().and_then(snapshot)?;
+    let spent = |read: &Observed<AccountRead>| present(read).map(|a| is_exhausted(a, terms));
+    let reads = match (spent(&world.account), spent(&world.second)) {
+        (Some(true), Some(true)) => FreshReads::Spent,
+        (None, _) => FreshReads::Unreadable,
+        _ => FreshReads::Paid,
+    };
+    let not_after = u64::try_from(spec.allocation.not_after).unwrap_or_default();
+    let verdict = stop::verdict(
+        unix(now),
+        not_after,
+        last,
+        reads,
+        world.grace_seconds,
+        plan.status.grace_used,
+    );
+    match verdict {
+        Verdict::ServeUntil(until) => {
+            plan.wake = plan.wake.min(later(now, until.saturating_sub(unix(now)).max(1)));
+            None
+        }
+        Verdict::ServeOnGrace(until) => {
+            plan.wake = plan.wake.min(later(now, until.saturating_sub(unix(now)).max(1)));
+            None
+        }
+        Verdict::Stop(StopReason::FundsSpent) => match spec.allocation.on_funds_end {
+            OnFundsEnd::Close => Some("FundsSpent".into()),
+            OnFundsEnd::Pause => {
+                let account = present(&world.account)?;
+                let over = account.block_time >= account.exhausted_at + u64::from(terms.pause_for);
+                plan.wake = plan.wake.min(later(now, 5));
+                over.then(|| "PauseOver".into())
+            }
+        },
+        Verdict::Stop(StopReason::NotAfter) => Some("NotAfter".into()),
+        Verdict::Stop(StopReason::FundsUnknown) => Some("FundsUnknown".into()),
+    }
+}
+
+/// Not to stop: hold, provision, start, serve, pause at a fault, halt when funds are out.
+fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
+    let spec = &world.reservation.spec;
+    let put = |status: &mut GpuReservationStatus, kind, truth, reason: &str, message: String| {
+        set(
+            &mut status.conditions,
+            condition(kind, truth, reason, message, 0),
+            now,
+        );
+    };
+    if plan.status.phase == AllocationPhase::Requested {
+        plan.status.phase = AllocationPhase::Reserved;
+        put(
+            &mut plan.status,
+            "Reserved",
+            Truth::True,
+            "Held",
+            format!("on {}", spec.nodes.join(", ")),
+        );
+    }
+    let Some(account) = present(&world.account) else {
+        // Unpaid yet, or the chain can't be read: what runs runs on, nothing new begins.
+        plan.wake = plan.wake.min(later(now, 2));
+        return;
+    };
+    let provisioned = !matches!(plan.status.phase, AllocationPhase::Reserved);
+    if !provisioned {
+        let deposit = TokenAmount::parse(&spec.allocation.deposit).unwrap_or(TokenAmount(u128::MAX));
+        match world
+            .settled
+            .as_ref()
+            .map(|read| present(read).map(|a| a.deposited))
+        {
+            Some(Some(deposited)) if deposited >= deposit => {
+                put(&mut plan.status, "Paid", Truth::True, "Deposited", String::new());
+            }
+            Some(Some(_)) => {
+                put(
+                    &mut plan.status,
+                    "Paid",
+                    Truth::False,
+                    "DepositTooSmall",
+                    "the account holds less than the lease's deposit".into(),
+                );
+                plan.wake = plan.wake.min(later(now, 5));
+                return;
+            }
+            _ => {
+                put(
+                    &mut plan.status,
+                    "Paid",
+                    Truth::False,
+                    "NotFinalYet",
+                    "the payment is not yet in a block of the level this provider's PaymentNetwork asks for"
+                        .into(),
+                );
+                plan.wake = plan.wake.min(later(now, 2));
+                return;
+            }
+        }
+        plan.status.phase = AllocationPhase::Provisioning;
+    }
+    if is_exhausted(account, terms) && present(&world.second).is_some_and(|a| is_exhausted(a, terms)) {
+        plan.workload = Workload::Halt;
+        plan.status.phase = AllocationPhase::Suspended;
+        plan.status.intent = None;
+        plan.wake = plan.wake.min(later(now, 5));
+        return;
+    }
+    if is_exhausted(account, terms) {
+        plan.wake = plan.wake.min(later(now, 1));
+        return;
+    }
+    plan.workload = Workload::Run;
+    start_or_pause(world, account, now, plan);
+}
+
+/// Whether the leg's state on the chain is what the workload's state asks for; one intent at a time.
+fn start_or_pause(world: &World<'_>, account: &Account, now: Timestamp, plan: &mut Plan) {
+    let spec = &world.reservation.spec;
+    let nodes = usize::try_from(spec.allocation.nodes).unwrap_or_default();
+    let leg = 1u16 << spec.allocation.leg.clamp(0, 15).unsigned_abs();
+    let runs = account.running & leg != 0;
+    let ready = world
+        .running
+        .known()
+        .is_some_and(|r| r.pods_ready + r.pods_succeeded >= nodes && nodes > 0);
+    let fault = world.fault.known().and_then(Option::as_ref);
+    let pass = |plan: &mut Plan, action, call: LegCall| {
+        if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
+            plan.call = Some(call);
+            plan.wake = plan.wake.min(later(now, 3));
+        } else {
+            plan.status.intent = Some(LegIntent {
+                action,
+                written_at: now.to_string(),
+            });
+            plan.wake = now;
+        }
+    };
+    match (runs, fault) {
+        (true, Some((_, since))) => {
+            plan.status.fault_since.get_or_insert(wire(*since));
+            pass(plan, LegAction::Pause, LegCall::Pause);
+        }
+        (false, Some((_, since))) => {
+            // Paused for the fault: the seconds between fault and pause go back, once.
+            plan.status.fault_since.get_or_insert(wire(*since));
+            credit(world, account, plan, pass);
+        }
+        (false, None)
+            if plan.status.fault_since.is_some()
+                && plan
+                    .status
+                    .intent
+                    .as_ref()
+                    .is_some_and(|i| i.action == LegAction::Credit) =>
+        {
+            credit(world, account, plan, pass);
+        }
+        (false, None) if ready => pass(plan, LegAction::Start, LegCall::Start),
+        (false, None) => {
+            plan.status.intent = None;
+            if plan.status.phase == AllocationPhase::Suspended {
+                plan.status.phase = AllocationPhase::Provisioning;
+            }
+        }
+        (true, None) => {
+            plan.status.intent = None;
+            plan.status.fault_since = None;
+            plan.status.credit_due = None;
+            plan.status.served_after_credit = None;
+            plan.status.phase = AllocationPhase::Active;
+        }
+    }
+}
+
+/// Gives back the seconds that were paid between the fault and the pause.
+fn credit(
+    world: &World<'_>,
+    account: &Account,
+    plan: &mut Plan,
+    pass: impl Fn(&mut Plan, LegAction, LegCall),
+) {
+    let Some(since) = plan.status.fault_since else {
+        return;
+    };
+    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
+    let served = account.legs.get(index).map_or(0, |l| l.served_seconds);
+    match plan.status.credit_due {
+        Some(0) => {}
+        Some(due) => {
+            // Done when the chain shows fewer served seconds than before the credit.
+            let due = u64::try_from(due).unwrap_or_default();
+            if served
+                <= plan
+                    .status
+                    .served_after_credit
+                    .and_then(|s| u64::try_from(s).ok())
+                    .unwrap_or(0)
+            {
+                plan.status.credit_due = Some(0);
+                plan.status.intent = None;
+            } else {
+                pass(plan, LegAction::Credit, LegCall::Credit(due));
+            }
+        }
+        None => {
+            // The pause was mined by now: at most this many seconds were charged since the fault.
+            let due = account
+                .block_time
+                .saturating_sub(u64::try_from(since).unwrap_or_default())
+                .min(served);
+            plan.status.credit_due = Some(wire(due));
+            plan.status.served_after_credit = Some(wire(served - due));
+            pass(plan, LegAction::Credit, LegCall::Credit(due));
+        }
+    }
+}
+
+/// To stop: pods go, then the namespace, then the leg if the market does not close it, then the reservation.
+fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut Plan) {
+    plan.wake = plan.wake.min(later(now, 3));
+    let Observed::Known(running) = &world.running else {
+        return;
+    };
+    if running.pods_alive > 0 {
+        plan.workload = Workload::Halt;
+        plan.status.phase = AllocationPhase::Stopping;
+        return;
+    }
+    plan.status.phase = AllocationPhase::Stopped;
+    if plan.status.stopped_at.is_none() {
+        plan.status.stopped_at = Some(now.to_string());
+    }
+    plan.workload = if running.namespace {
+        Workload::Remove
+    } else {
+        Workload::Keep
+    };
+    let account = present(&world.account);
+    let settled = match (&world.account, account, terms) {
+        (_, _, None) => true,
+        (_, Some(account), Some(_)) => settle_leg(world, account, now, plan),
+        (Observed::Known(_), None, _) => true,
+        (Observed::Unknown(_), _, _) => plan.status.escrow.is_none(),
+    };
+    let gone = matches!(world.allocation_exists, Observed::Known(false));
+    let told = stopped_since(plan, now) > 3600;
+    plan.delete = settled
+        && !running.namespace
+        && (gone || told || world.reservation.metadata.deletion_timestamp.is_some());
+}
+
+fn stopped_since(plan: &Plan, now: Timestamp) -> i64 {
+    let stopped = plan
+        .status
+        .stopped_at
+        .as_deref()
+        .and_then(|t| t.parse::<Timestamp>().ok());
+    stopped.map_or(0, |t| now.as_second() - t.as_second())
+}
+
+/// Whether nothing is left to do on the chain for a stopped share.
+fn settle_leg(world: &World<'_>, account: &Account, now: Timestamp, plan: &mut Plan) -> bool {
+    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
+    let leg = 1u16 << index.min(15);
+    let wanted = if !account.closed && account.ended & leg == 0 && account.started_at != 0 {
+        // The market closes within seconds; only where it does not, the leg stops charging by itself.
+        (stopped_since(plan, now) > END_AFTER_SECONDS).then_some((LegAction::End, LegCall::End))
+    } else if account.legs.get(index).is_some_and(|l| l.owed.0 > 0) {
+        Some((LegAction::Withdraw, LegCall::Withdraw))
+    } else {
+        plan.status.intent = None;
+        return account.closed || account.ended & leg != 0 || account.started_at == 0;
+    };
+    if let Some((action, call)) = wanted {
+        if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
+            plan.call = Some(call);
+        } else {
+            plan.status.intent = Some(LegIntent {
+                action,
+                written_at: now.to_string(),
+            });
+            plan.wake = now;
+        }
+    }
+    false
+}
+
+fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {
+    let mut put = |kind, truth, reason: &str, message: String| {
+        set(
+            &mut status.conditions,
+            condition(kind, truth, reason, message, 0),
+            now,
+        );
+    };
+    match (&world.account, &world.head) {
+        (Observed::Unknown(why), _) | (_, Observed::Unknown(why)) => {
+            put("ChainReachable", Truth::Unknown, "Unreachable", why.clone())
+        }
+        (Observed::Known(AccountRead::Present(a)), _)
+            if unix(now).abs_diff(a.block_time) > OFFSET_MAX_SECONDS =>
+        {
+            put(
+                "ChainReachable",
+                Truth::Unknown,
+                "ClockOffset",
+                format!(
+                    "the newest block is {} s away from this machine's clock: check both",
+                    unix(now).abs_diff(a.block_time)
+                ),
+            )
+        }
+        _ => put("ChainReachable", Truth::True, "Reachable", String::new()),
+    }
+    match &world.fault {
+        Observed::Known(None) => put("GpusHealthy", Truth::True, "Healthy", String::new()),
+        Observed::Known(Some((what, _))) => put("GpusHealthy", Truth::False, "GpuFault", what.clone()),
+        Observed::Unknown(why) => put("GpusHealthy", Truth::Unknown, "AgentSilent", why.clone()),
+    }
+    match &world.running {
+        Observed::Known(running) => {
+            let nodes = usize::try_from(world.reservation.spec.allocation.nodes).unwrap_or_default();
+            let ready = running.pods_ready + running.pods_succeeded;
+            if ready >= nodes {
+                put("Ready", Truth::True, "PodsReady", String::new());
+            } else {
+                let message = match running.trouble.as_str() {
+                    "" => format!("{ready} of {nodes} pods are ready"),
+                    trouble => format!("{ready} of {nodes} pods are ready: {trouble}"),
+                };
+                put("Ready", Truth::False, "PodsNotReady", message);
+            }
+        }
+        Observed::Unknown(why) => put("Ready", Truth::Unknown, "Unknown", why.clone()),
+    }
+    match &world.allocation_exists {
+        Observed::Known(true) => put("MarketReachable", Truth::True, "Reachable", String::new()),
+        Observed::Known(false) => put(
+            "MarketReachable",
+            Truth::False,
+            "AllocationGone",
+            "the market shows no such allocation; paid work runs to its own deadline".into(),
+        ),
+        Observed::Unknown(why) => put("MarketReachable", Truth::Unknown, "Unreachable", why.clone()),
+    }
+}
+
+/// A write to the chain failed: the condition says why and what to do.
+pub fn chain_failure(status: &mut GpuReservationStatus, error: &PaymentError, now: Timestamp) {
+    let (truth, reason) = match error {
+        PaymentError::Unreachable(_) | PaymentError::WrongChain { .. } | PaymentError::Malformed(_) => {
+            (Truth::Unknown, "Unreachable")
+        }
+        PaymentError::Pending { .. } => (Truth::Unknown, "Pending"),
+        PaymentError::Reverted { .. } => (Truth::False, "Refused"),
+        PaymentError::ShortOfGas { .. } => (Truth::False, "InsufficientGas"),
+        PaymentError::ShortOfTokens { .. } => (Truth::False, "InsufficientFunds"),
+    };
+    set(
+        &mut status.conditions,
+        condition("Charged", truth, reason, error.to_string(), 0),
+        now,
+    );
+}

@@ -1,0 +1,341 @@
+//! What a provider can sell now: pools × nodes → rows of an offer.
+//!
+//! Free is allocatable, less the requests of every pod that has not ended, less reservations whose pods are not
+//! there yet. Capacity belongs to a GPU, never to an advertisement: the same function decides what is offered and
+//! what is accepted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{Timestamp, civil::Weekday, tz::TimeZone};
+use leasehold_crds::{
+    GpuPool,
+    offer::{OfferRow, PaymentIdentity},
+    pool::{Day, NotSold, SaleHours},
+    quantity,
+};
+
+use crate::request::{Shape, Version};
+
+/// A node with GPUs, as its Node, its GpuNode and its pods tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSeen {
+    /// Name of the Node.
+    pub name: String,
+    /// Labels of the Node.
+    pub labels: BTreeMap<String, String>,
+    /// Whether pods may be scheduled to it: Ready, not cordoned, no taint that our pods don't tolerate.
+    pub schedulable: bool,
+    /// What the Node allocates.
+    pub allocatable: Shape,
+    /// What pods that have not ended request of it.
+    pub requested: Shape,
+    /// What the agent says; `None` without a GpuNode.
+    pub gpus: Option<GpusSeen>,
+    /// Whether its runtime has user namespaces (KEP-127: `status.runtimeHandlers[].features.userNamespaces`).
+    pub user_namespaces: bool,
+}
+
+/// What the agent says of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpusSeen {
+    /// Whether the admin sells the node.
+    pub sell: bool,
+    /// Class to sell it as.
+    pub class: String,
+    /// Nominal memory of its smallest GPU, bytes.
+    pub memory: u64,
+    /// Lowest compute capability of its GPUs.
+    pub compute_capability: Version,
+    /// CUDA version of the driver.
+    pub cuda: Version,
+    /// Whether every GPU is healthy and every witness agrees.
+    pub healthy: bool,
+    /// Why not.
+    pub reason: String,
+    /// Whether the agent was heard of lately.
+    pub alive: bool,
+}
+
+/// A reservation that holds room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Name of the reservation.
+    pub name: String,
+    /// What it takes of each node.
+    pub shape: Shape,
+    /// Nodes it holds room on; those where its pod already requests it are left out.
+    pub nodes: Vec<String>,
+}
+
+/// What a pool can sell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PoolSupply {
+    /// Rows for the offer.
+    pub rows: Vec<OfferRow>,
+    /// Nodes behind the rows: (name, free room).
+    pub free: Vec<(String, Shape)>,
+    /// Nodes of the pool.
+    pub nodes: usize,
+    /// Nodes that are not sold, with the reason.
+    pub not_sold: Vec<NotSold>,
+    /// Whether it is an hour of sale.
+    pub selling: bool,
+}
+
+/// Whether `now` is in the hours of sale.
+#[must_use]
+pub fn is_open(hours: &[SaleHours], now: Timestamp) -> bool {
+    if hours.is_empty() {
+        return true;
+    }
+    let zoned = now.to_zoned(TimeZone::UTC);
+    let minute = i32::from(zoned.hour()) * 60 + i32::from(zoned.minute());
+    let today = match zoned.weekday() {
+        Weekday::Monday => Day::Mon,
+        Weekday::Tuesday => Day::Tue,
+        Weekday::Wednesday => Day::Wed,
+        Weekday::Thursday => Day::Thu,
+        Weekday::Friday => Day::Fri,
+        Weekday::Saturday => Day::Sat,
+        Weekday::Sunday => Day::Sun,
+    };
+    let minutes = |text: &str| {
+        let (h, m) = text.split_once(':')?;
+        Some(h.parse::<i32>().ok()? * 60 + m.parse::<i32>().ok()?)
+    };
+    hours.iter().any(|span| {
+        let day = span.days.is_empty() || span.days.contains(&today);
+        let within = minutes(&span.from)
+            .zip(minutes(&span.to))
+            .is_some_and(|(from, to)| (from..to).contains(&minute));
+        day && within
+    })
+}
+
+/// Free room of a node, and why it is not sold if it is not.
+fn room(node: &NodeSeen, pool: &GpuPool, holds: &[Hold]) -> Result<Shape, &'static str> {
+    let Some(gpus) = &node.gpus else {
+        return Err("NoAgent");
+    };
+    if !gpus.sell {
+        return Err("NotForSale");
+    }
+    if !gpus.alive {
+        return Err("AgentSilent");
+    }
+    if !gpus.healthy {
+        return Err("Unhealthy");
+    }
+    if !node.schedulable {
+        return Err("NotSchedulable");
+    }
+    if pool.spec.class.as_ref().is_some_and(|class| *class != gpus.class) {
+        return Err("OtherClass");
+    }
+    let mut free = node.allocatable.without(&node.requested);
+    for hold in holds.iter().filter(|h| h.nodes.contains(&node.name)) {
+        free = free.without(&hold.shape);
+    }
+    if free.gpus == 0 {
+        Err("NoGpuFree")
+    } else {
+        Ok(free)
+    }
+}
+
+/// What one pool can sell now. `taken` are nodes that an earlier pool sells already.
+#[must_use]
+pub fn pool_supply(
+    pool: &GpuPool,
+    payment: Option<&PaymentIdentity>,
+    nodes: &[NodeSeen],
+    holds: &[Hold],
+    taken: &mut BTreeSet<String>,
+    now: Timestamp,
+) -> PoolSupply {
+    let mut supply = PoolSupply {
+        selling: is_open(&pool.spec.hours, now) && payment.is_some(),
+        ..PoolSupply::default()
+    };
+    let mut groups: BTreeMap<(String, Shape, u64, Version, Version, bool), i64> = BTreeMap::new();
+    for node in nodes.iter().filter(|n| {
+        pool.spec
+            .node_selector
+            .iter()
+            .all(|(k, v)| n.labels.get(k) == Some(v))
+    }) {
+        if node.allocatable.gpus == 0 && node.gpus.is_none() {
+            continue;
+        }
+        supply.nodes += 1;
+        if !taken.insert(node.name.clone()) {
+            supply.not_sold.push(NotSold {
+                node: node.name.clone(),
+                reason: "SoldByAnotherPool".into(),
+            });
+            continue;
+        }
+        match (room(node, pool, holds), &node.gpus) {
+            (Ok(free), Some(gpus)) => {
+                supply.free.push((node.name.clone(), free));
+                let key = (
+                    gpus.class.clone(),
+                    free,
+                    gpus.memory,
+                    gpus.compute_capability,
+                    gpus.cuda,
+                    node.user_namespaces,
+                );
+                *groups.entry(key).or_default() += 1;
+            }
+            (Ok(_), None) => {}
+            (Err(reason), _) => supply.not_sold.push(NotSold {
+                node: node.name.clone(),
+                reason: reason.into(),
+            }),
+        }
+    }
+    supply.not_sold.truncate(64);
+    if let (true, Some(payment)) = (supply.selling, payment) {
+        supply.rows = groups
+            .into_iter()
+            .map(
+                |((class, free, memory, compute_capability, cuda, root_allowed), nodes_free)| OfferRow {
+                    pool: pool.metadata.name.clone().unwrap_or_default(),
+                    class,
+                    nodes_free,
+                    gpus: i64::try_from(free.gpus).unwrap_or_default(),
+                    cpu: quantity::millicores_text(free.millicores),
+                    memory: quantity::bytes_text(free.memory),
+                    ephemeral_storage: quantity::bytes_text(free.scratch),
+                    storage: pool.spec.storage.as_ref().map(|s| s.max_size.clone()),
+                    gpu_memory: quantity::bytes_text(memory),
+                    compute_capability: compute_capability.to_string(),
+                    cuda: cuda.to_string(),
+                    price_per_gpu_hour: pool.spec.price_per_gpu_hour.clone(),
+                    payment: payment.clone(),
+                    max_duration: pool.spec.max_duration.clone(),
+                    max_pause: pool.spec.max_pause.clone(),
+                    root_allowed,
+                },
+            )
+            .collect();
+    }
+    supply
+}
+
+/// Nodes with room for `count` of `shape`, the fullest first so that large holes stay whole.
+#[must_use]
+pub fn pick(free: &[(String, Shape)], shape: &Shape, count: usize) -> Option<Vec<String>> {
+    let mut fits: Vec<_> = free.iter().filter(|(_, room)| shape.fits(room)).collect();
+    fits.sort_by(|a, b| (a.1.gpus, &a.0).cmp(&(b.1.gpus, &b.0)));
+    (fits.len() >= count).then(|| {
+        fits.into_iter()
+            .take(count)
+            .map(|(name, _)| name.clone())
+            .collect()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_crds::pool::GpuPoolSpec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(name: &str, gpus: u64, requested: u64) -> NodeSeen {
+        let shape = |gpus| Shape {
+            gpus,
+            millicores: gpus * 8000,
+            memory: gpus << 35,
+            scratch: 0,
+        };
+        NodeSeen {
+            name: name.into(),
+            labels: BTreeMap::new(),
+            schedulable: true,
+            allocatable: shape(gpus),
+            requested: shape(requested),
+            gpus: Some(GpusSeen {
+                sell: true,
+                class: "t4-16g".into(),
+                memory: 16_000_000_000,
+                compute_capability: Version(7, 5),
+                cuda: Version(12, 4),
+                healthy: true,
+                reason: String::new(),
+                alive: true,
+            }),
+            user_namespaces: true,
+        }
+    }
+
+    fn pool() -> GpuPool {
+        GpuPool::new(
+            "p",
+            GpuPoolSpec {
+                price_per_gpu_hour: "1".into(),
+                max_duration: "1h".into(),
+                max_pause: "0s".into(),
+                ..Default::default()
+            },
+        )
+    }
+
+    fn supply(nodes: &[NodeSeen], holds: &[Hold]) -> PoolSupply {
+        pool_supply(
+            &pool(),
+            Some(&PaymentIdentity::default()),
+            nodes,
+            holds,
+            &mut BTreeSet::new(),
+            Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    #[test]
+    fn nodes_are_left_out_with_a_reason() {
+        let mut sick = node("sick", 4, 0);
+        sick.gpus.as_mut().unwrap().healthy = false;
+        let mut silent = node("silent", 4, 0);
+        silent.gpus.as_mut().unwrap().alive = false;
+        let supply = supply(&[node("a", 4, 0), node("b", 4, 4), sick, silent], &[]);
+        let reasons: Vec<_> = supply.not_sold.iter().map(|n| n.reason.as_str()).collect();
+        assert_eq!(reasons, ["NoGpuFree", "Unhealthy", "AgentSilent"]);
+        assert_eq!(supply.rows.len(), 1);
+        assert_eq!(supply.rows[0].gpus, 4);
+    }
+
+    #[test]
+    fn hours_of_sale() {
+        let hours = [SaleHours {
+            days: vec![Day::Mon],
+            from: "08:00".into(),
+            to: "18:00".into(),
+        }];
+        assert!(is_open(&hours, "2026-11-23T08:00:00Z".parse().unwrap()));
+        assert!(!is_open(&hours, "2026-11-23T18:00:00Z".parse().unwrap()));
+        assert!(!is_open(&hours, "2026-11-22T09:00:00Z".parse().unwrap()));
+    }
+
+    proptest! {
+        /// However reservations follow on each other, no GPU is held twice.
+        #[test]
+        fn no_gpu_twice(sizes in prop::collection::vec(0u64..9, 1..6), wishes in prop::collection::vec((1u64..9, 1usize..4), 0..20)) {
+            let nodes: Vec<_> = sizes.iter().enumerate().map(|(i, n)| node(&format!("n{i}"), *n, 0)).collect();
+            let mut holds: Vec<Hold> = vec![];
+            for (i, (gpus, count)) in wishes.into_iter().enumerate() {
+                let shape = Shape { gpus, millicores: gpus * 8000, memory: gpus << 35, scratch: 0 };
+                if let Some(picked) = pick(&supply(&nodes, &holds).free, &shape, count) {
+                    prop_assert_eq!(picked.iter().collect::<BTreeSet<_>>().len(), count);
+                    holds.push(Hold { name: i.to_string(), shape, nodes: picked });
+                }
+                for n in &nodes {
+                    let held: u64 = holds.iter().filter(|h| h.nodes.contains(&n.name)).map(|h| h.shape.gpus).sum();
+                    prop_assert!(held <= n.allocatable.gpus);
+                }
+            }
+        }
+    }
+}
