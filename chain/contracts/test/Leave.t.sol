@@ -317,4 +317,41 @@ contract LeaveTest is Stage {
         escrow.withdraw(terms, 1);
         vm.assertEq(keccak256(abi.encode(before)), keccak256(abi.encode(escrow.snapshot(terms))));
     }
+
+    /// Whatever the numbers: nothing reverts, every second is whole, and the parts are the deposit.
+    function testFuzz_noNumberBreaksTheClock(uint128[3] memory rates, uint128 deposit, uint40 elapsed, uint8 lost)
+        public
+    {
+        elapsed = elapsed % (NEVER - T0);
+        deposit = uint128(deposit % (escrow.MAX_DEPOSIT() + 1)) >> (lost % 100);
+        Terms memory terms = termsOf(3);
+        uint256 perSecond;
+        for (uint256 i = 0; i < 3; ++i) {
+            terms.legs[i].rate = uint128(1 + (rates[i] >> (lost % 120)) % type(uint128).max);
+            perSecond += terms.legs[i].rate;
+        }
+        token.mint(payer, deposit);
+        open(terms, deposit);
+        uint256 covered = deposit * SCALE / perSecond;
+        if (covered == 0) {
+            vm.expectRevert(abi.encodeWithSelector(IEscrow.NotCovered.selector, deposit * SCALE, perSecond));
+            start(terms, 0);
+            return;
+        }
+        start(terms, 0);
+        start(terms, 2);
+        vm.warp(T0 + elapsed);
+        Snapshot memory s = escrow.snapshot(terms);
+        uint256 served = elapsed < covered ? elapsed : covered;
+        vm.assertEq(s.paidSeconds, served);
+        vm.assertEq(s.paidUntil, covered < NEVER - T0 ? T0 + covered : NEVER);
+        vm.assertEq(s.deposited, deposit);
+        uint256 refund = closeBy(closer, terms, 1);
+        uint256 paid = terms.legs[0].rate * served / SCALE;
+        vm.assertEq(token.balanceOf(payees[0]), paid);
+        paid += withdraw(terms, 2);
+        vm.assertEq(withdraw(terms, 1), 0);
+        vm.assertEq(refund + paid, deposit);
+        vm.assertEq(token.balanceOf(address(escrow)), 0);
+    }
 }

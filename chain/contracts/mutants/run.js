@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// A suite that passes says little until it has been seen to fail: this applies each mutant to a copy of the
+// contracts, builds it, and runs the suite against it. A mutant that lives is a rule that no test holds.
+'use strict';
+const { execFile } = require('child_process');
+const { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } = require('fs');
+const { availableParallelism, tmpdir } = require('os');
+const { dirname, join } = require('path');
+
+const root = join(__dirname, '..');
+const forge = process.env.FORGE;
+const wanted = process.argv.slice(2);
+const all = JSON.parse(readFileSync(join(__dirname, 'mutants.json'), 'utf8'));
+const unknown = wanted.filter((name) => !all.some((mutant) => mutant.name === name));
+if (unknown.length > 0) fail(`no such mutant: ${unknown.join(', ')}`);
+const mutants = wanted.length > 0 ? all.filter((mutant) => wanted.includes(mutant.name)) : all;
+
+// Enough sequences to find what the unit tests don't, few enough to try every mutant; the seed makes a run repeatable.
+const suite = { FOUNDRY_PROFILE: 'test', FOUNDRY_INVARIANT_RUNS: '24', FOUNDRY_FUZZ_RUNS: '64', FOUNDRY_FUZZ_SEED: '0x1ea5e' };
+
+main().catch((error) => fail(error.stack));
+
+async function main() {
+  const began = Date.now();
+  const base = mkdtempSync(join(tmpdir(), 'leasehold-mutants-'));
+  try {
+    const first = await stage(join(base, '0'));
+    const sound = await verdict(first);
+    if (sound.outcome !== 'passed') fail(`the suite must pass without a mutant, but ${sound.outcome}:\n${sound.output}`);
+    const folders = [first];
+    for (let i = 1; i < Math.min(availableParallelism(), mutants.length); ++i) {
+      folders.push(join(base, String(i)));
+      cpSync(first, folders[i], { recursive: true, verbatimSymlinks: true, preserveTimestamps: true });
+    }
+    const queue = [...mutants];
+    const bad = [];
+    await Promise.all(folders.map(async (folder) => {
+      for (let mutant = queue.shift(); mutant; mutant = queue.shift()) {
+        const { outcome, test } = await tryMutant(folder, mutant);
+        console.log(outcome === 'failed' ? `killed  ${mutant.name}  by ${test}` : `${outcome.toUpperCase()}  ${mutant.name}`);
+        if (outcome !== 'failed') bad.push(`${mutant.name} (${outcome}): ${mutant.why}`);
+      }
+    }));
+    if (bad.length > 0) fail(`mutants that no test killed:\n  ${bad.join('\n  ')}`);
+    console.log(`${mutants.length} mutants killed in ${Math.round((Date.now() - began) / 1000)} s`);
+  } finally {
+    rmSync(base, { recursive: true, force: true });
+  }
+}
+
+async function stage(folder) {
+  mkdirSync(folder);
+  for (const name of ['foundry.toml', 'solc.js', 'abi.js', 'src', 'test', 'abi']) {
+    cpSync(join(root, name), join(folder, name), { recursive: true });
+  }
+  symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'));
+  return folder;
+}
+
+async function tryMutant(folder, { name, file, search, replace }) {
+  const path = join(folder, file);
+  const sound = readFileSync(path, 'utf8');
+  if (sound.split(search).length !== 2) fail(`${name}: its text must occur in ${file} exactly once`);
+  writeFileSync(path, sound.replace(search, () => replace));
+  try {
+    return await verdict(folder);
+  } finally {
+    writeFileSync(path, sound);
+  }
+}
+
+/// passed, failed (by a test), or broken (it didn't even build, which proves nothing).
+async function verdict(folder) {
+  const built = await run(folder, forge, ['build', 'src'], { FOUNDRY_PROFILE: 'mutant' });
+  if (built.code !== 0) return { outcome: 'broken', output: built.output };
+  const taken = await run(folder, process.execPath, ['abi.js', 'out/mutant', 'abi'], {});
+  if (taken.code !== 0) return { outcome: 'broken', output: taken.output };
+  const tested = await run(folder, forge, ['test', '--no-match-contract', 'GasTest', '--fail-fast'], suite);
+  const failed = /\[FAIL[^\n]*\] (\w+)/.exec(tested.output);
+  if (tested.code === 0) return { outcome: 'passed', output: tested.output };
+  return failed ? { outcome: 'failed', test: failed[1] } : { outcome: 'broken', output: tested.output };
+}
+
+function run(cwd, command, args, env) {
+  return new Promise((resolve) => {
+    const options = { cwd, env: { ...process.env, ...env }, maxBuffer: 64 << 20, timeout: 300_000 };
+    execFile(command, args, options, (error, stdout, stderr) => {
+      resolve({ code: error ? (error.code ?? 'killed') : 0, output: `${stdout}${stderr}` });
+    });
+  });
+}
+
+function fail(message) {
+  console.error(message);
+  process.exit(1);
+}
