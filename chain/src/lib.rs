@@ -1,1 +1,6 @@
+//! The edge to the money: the payment port on an EVM chain, and the same in memory for tests and simulations.
 
+pub mod deploy;
+pub mod evm;
+
+pub use evm::{EvmEscrow, Network};

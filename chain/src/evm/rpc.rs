@@ -1,0 +1,175 @@
+//! Asking the endpoint: it must serve the right chain, and each of its errors gets a meaning here.
+
+use std::{
+    future::IntoFuture,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use alloy::{
+    eips::{BlockId, BlockNumberOrTag},
+    network::{Ethereum, TransactionBuilder},
+    primitives::{Address as EvmAddress, Bytes},
+    providers::{Provider, RootProvider},
+    rpc::types::{Block, TransactionRequest},
+    sol_types::SolCall,
+    transports::TransportResult,
+};
+use leasehold_planner::{
+    escrow::Address,
+    ports::{BlockLevel, Head, PaymentError},
+};
+
+use super::{
+    abi::{from_b256, to_evm},
+    refusal::payment_error,
+};
+
+pub(crate) struct Rpc {
+    pub(crate) provider: RootProvider<Ethereum>,
+    pub(crate) chain_id: u64,
+    /// How often to ask for a receipt.
+    pub(crate) poll: Duration,
+    secrets: Vec<String>,
+    /// Whether the endpoint was seen to serve `chain_id`, and has answered ever since.
+    verified: AtomicBool,
+}
+
+impl Rpc {
+    pub(crate) const fn new(
+        provider: RootProvider<Ethereum>,
+        chain_id: u64,
+        poll: Duration,
+        secrets: Vec<String>,
+    ) -> Self {
+        Self {
+            provider,
+            chain_id,
+            poll,
+            secrets,
+            verified: AtomicBool::new(false),
+        }
+    }
+
+    /// The answer to a request that no signer pays for.
+    pub(crate) async fn ask<T>(
+        &self,
+        request: impl IntoFuture<Output = TransportResult<T>>,
+    ) -> Result<T, PaymentError> {
+        let answer = request.into_future().await;
+        answer.map_err(|error| self.meaning(&error, None))
+    }
+
+    /// What an error means; after an outage the endpoint may be another one.
+    pub(crate) fn meaning(
+        &self,
+        error: &alloy::transports::TransportError,
+        sender: Option<Address>,
+    ) -> PaymentError {
+        if error.is_transport_error() {
+            self.verified.store(false, Ordering::Relaxed);
+        }
+        payment_error(error, sender, &self.secrets)
+    }
+
+    /// Refuses an endpoint of another chain. Costs a request only at the start and after an outage.
+    pub(crate) async fn right_chain(&self) -> Result<(), PaymentError> {
+        if self.verified.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let found = self.ask(self.provider.get_chain_id()).await?;
+        if found != self.chain_id {
+            return Err(PaymentError::WrongChain {
+                expected: self.chain_id,
+                found,
+            });
+        }
+        self.verified.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The block of that number, if the chain has it.
+    pub(crate) async fn block(&self, at: BlockNumberOrTag) -> Result<Option<Head>, PaymentError> {
+        let block = self.ask(self.provider.get_block_by_number(at)).await?;
+        Ok(block.as_ref().map(head_of))
+    }
+
+    /// The newest block.
+    pub(crate) async fn head(&self) -> Result<Head, PaymentError> {
+        self.right_chain().await?;
+        self.block(BlockNumberOrTag::Latest)
+            .await?
+            .ok_or_else(|| PaymentError::Malformed("the chain has no newest block".into()))
+    }
+
+    /// What a view answers at that block; `None` when no contract is there.
+    pub(crate) async fn view<C: SolCall>(
+        &self,
+        to: EvmAddress,
+        call: &C,
+        at: BlockId,
+    ) -> Result<Option<C::Return>, PaymentError> {
+        let request = TransactionRequest::default()
+            .with_to(to)
+            .with_input(call.abi_encode());
+        let answer: Bytes = self.ask(self.provider.call(request).block(at)).await?;
+        if answer.is_empty() {
+            return Ok(None);
+        }
+        C::abi_decode_returns(&answer).map(Some).map_err(|error| {
+            PaymentError::Malformed(format!(
+                "{} of {to}: {error}; is it the right contract?",
+                C::SIGNATURE
+            ))
+        })
+    }
+
+    /// What a view of a contract that must be there answers.
+    pub(crate) async fn view_of<C: SolCall>(
+        &self,
+        to: EvmAddress,
+        call: &C,
+        at: BlockId,
+    ) -> Result<C::Return, PaymentError> {
+        self.view(to, call, at)
+            .await?
+            .ok_or_else(|| no_contract(to, self.chain_id))
+    }
+
+    /// A call as `from` would make it, and the gas it would take; a revert is an error.
+    pub(crate) async fn estimate(
+        &self,
+        from: Address,
+        to: EvmAddress,
+        input: Bytes,
+    ) -> Result<u64, PaymentError> {
+        let request = TransactionRequest::default()
+            .with_from(to_evm(from))
+            .with_to(to)
+            .with_input(input);
+        let answer = self.provider.estimate_gas(request).block(BlockId::latest()).await;
+        answer.map_err(|error| self.meaning(&error, Some(from)))
+    }
+}
+
+pub(crate) fn no_contract(address: EvmAddress, chain_id: u64) -> PaymentError {
+    PaymentError::Malformed(format!(
+        "chain {chain_id} has no contract at {address}: correct the PaymentNetwork"
+    ))
+}
+
+pub(crate) fn head_of(block: &Block) -> Head {
+    Head {
+        number: block.header.number,
+        hash: from_b256(block.header.hash),
+        time: block.header.timestamp,
+    }
+}
+
+pub(crate) const fn block_id(level: BlockLevel) -> BlockId {
+    match level {
+        BlockLevel::Latest => BlockId::Number(BlockNumberOrTag::Latest),
+        BlockLevel::Safe => BlockId::Number(BlockNumberOrTag::Safe),
+        BlockLevel::Finalized => BlockId::Number(BlockNumberOrTag::Finalized),
+    }
+}

@@ -1,0 +1,485 @@
+//! Sending: from a wish to a receipt. It simulates, so that a refusal costs nothing; takes a nonce; waits; bids more
+//! for what is stuck; and asks the chain whenever a nonce turns out to be somebody else's.
+//!
+//! Of one call at most one transaction is ever mined: all forms of it share a nonce, and it moves to another nonce
+//! only when the chain shows that the first went to another transaction.
+
+use std::{sync::Arc, time::Duration};
+
+use alloy::{
+    consensus::{SignableTransaction, TxEip1559},
+    eips::{BlockId, eip2718::Encodable2718},
+    network::TxSignerSync,
+    primitives::{Address as EvmAddress, B256, Bytes, TxKind, U256, keccak256},
+    providers::Provider,
+    rpc::types::TransactionReceipt,
+    signers::local::PrivateKeySigner,
+};
+use leasehold_crds::money::TokenAmount;
+use leasehold_planner::{
+    escrow::{Address, Hash},
+    ports::{Head, PaymentError},
+};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    abi::{Escrow, Token, from_b256, from_evm, narrow},
+    permit,
+    queue::{Fees, Flight, Queue, Queues, Underway},
+    refusal::{Rejection, rejection, was_not_sent},
+    rpc::Rpc,
+};
+
+/// Nonces tried for one wish: each further one means that another sender took the one before.
+const ROUNDS_MAX: usize = 8;
+/// Forms of one transaction, each bidding more than the one before.
+const FORMS_MAX: usize = 6;
+/// What a permit, a transfer and first writes of slots can take beyond a simulation without them.
+const PULL_GAS: u64 = 250_000;
+/// Sightings of a nonce that was used, without a receipt of ours, until it counts as another's.
+const SIGHTINGS: u32 = 3;
+
+/// What a caller wants to have mined.
+pub(crate) struct Write {
+    pub(crate) action: &'static str,
+    pub(crate) account: Hash,
+    pub(crate) to: EvmAddress,
+    /// The call, without a permit.
+    pub(crate) input: Bytes,
+    pub(crate) pull: Option<Pull>,
+}
+
+/// Tokens that a call takes from its sender.
+pub(crate) struct Pull {
+    pub(crate) token: EvmAddress,
+    pub(crate) amount: TokenAmount,
+    /// The same call, moving nothing: what can be simulated when the allowance isn't there yet.
+    pub(crate) dry: Bytes,
+    /// The same call with a permit, and the token's permit domain, if it has one.
+    pub(crate) permit: Option<(B256, WithPermit)>,
+}
+
+/// Makes the call that brings a permit along.
+pub(crate) type WithPermit = Box<dyn Fn(Escrow::Permit) -> Bytes + Send + Sync>;
+
+/// How a call is to be sent.
+struct Prepared {
+    input: Bytes,
+    gas: u64,
+    permit: Option<U256>,
+}
+
+/// How a flight ended.
+enum Landing {
+    Mined(Box<TransactionReceipt>),
+    /// Another transaction has its nonce: nothing of ours was mined.
+    Displaced,
+}
+
+/// Sends for all signers.
+pub(crate) struct Sender {
+    queues: Queues,
+    mine_deadline: Duration,
+    bump_after: Duration,
+}
+
+impl Sender {
+    pub(crate) fn new(mine_deadline: Duration) -> Self {
+        Self {
+            queues: Queues::default(),
+            mine_deadline,
+            bump_after: (mine_deadline / 6).clamp(Duration::from_secs(1), Duration::from_secs(30)),
+        }
+    }
+
+    pub(crate) fn queue(&self, signer: Address) -> Arc<Queue> {
+        self.queues.of(signer)
+    }
+
+    /// Has it mined, or says why not.
+    pub(crate) async fn send(
+        &self,
+        rpc: &Rpc,
+        signer: &PrivateKeySigner,
+        write: &Write,
+    ) -> Result<TransactionReceipt, PaymentError> {
+        let queue = self.queue(from_evm(signer.address()));
+        for _ in 0..ROUNDS_MAX {
+            let flight = {
+                let _turn = timeout(self.mine_deadline, queue.turn.lock())
+                    .await
+                    .map_err(|_| PaymentError::Unreachable("this key's queue does not move".into()))?;
+                match self.launch(rpc, &queue, signer, write).await? {
+                    Some(flight) => flight,
+                    None => continue,
+                }
+            };
+            match self.watch(rpc, &queue, signer, &flight).await? {
+                Landing::Mined(receipt) if receipt.status() => return Ok(*receipt),
+                Landing::Mined(receipt) => {
+                    let refusal = self.why_reverted(rpc, signer, write, &flight).await?;
+                    tracing::info!(account = %write.account, action = write.action, tx = %receipt.transaction_hash, reason = refusal.as_deref().unwrap_or("stale permit"), "reverted");
+                    if let Some(error) = refusal {
+                        return Err(PaymentError::Reverted { error });
+                    }
+                }
+                Landing::Displaced => {
+                    tracing::info!(account = %write.account, action = write.action, nonce = flight.nonce, "another transaction of this key took the nonce");
+                }
+            }
+        }
+        Err(PaymentError::Unreachable(
+            "another sender keeps using this key's nonces; nothing was mined: try again".into(),
+        ))
+    }
+
+    /// Simulates, signs and sends; or joins what is under way for the same wish. `None`: ask the chain once more.
+    async fn launch(
+        &self,
+        rpc: &Rpc,
+        queue: &Queue,
+        signer: &PrivateKeySigner,
+        write: &Write,
+    ) -> Result<Option<Flight>, PaymentError> {
+        let me = signer.address();
+        let head = rpc.head().await?;
+        let at = BlockId::number(head.number);
+        let (mined, pending, fees, purse) = tokio::try_join!(
+            rpc.ask(rpc.provider.get_transaction_count(me).block_id(at)),
+            rpc.ask(rpc.provider.get_transaction_count(me).pending()),
+            estimate_fees(rpc),
+            rpc.ask(rpc.provider.get_balance(me)),
+        )?;
+        queue.forget_below(mined);
+        let wish = keccak256([write.to.as_slice(), &write.input].concat());
+        if let Some(flight) = queue.with_wish(wish) {
+            return Ok(Some(flight));
+        }
+        self.unstick(rpc, queue, signer, mined).await;
+
+        let underway = queue.underway();
+        let Some(prepared) = self.prepare(rpc, signer, write, head, underway).await? else {
+            return Ok(None);
+        };
+        let gas_limit = prepared.gas + prepared.gas / 2 + 30_000;
+        if purse < U256::from(gas_limit) * U256::from(fees.max) {
+            return Err(PaymentError::ShortOfGas {
+                address: from_evm(me),
+            });
+        }
+        let mut flight = Flight {
+            nonce: pending.max(underway.next_nonce),
+            action: write.action,
+            account: write.account,
+            wish,
+            to: write.to,
+            input: prepared.input,
+            gas_limit,
+            pulls: write.pull.as_ref().map_or(0, |p| p.amount.0),
+            permit: prepared.permit,
+            fees,
+            forms: Vec::new(),
+            sent_at: Instant::now(),
+            sent_after: head.number,
+        };
+        sign(rpc, signer, &mut flight)?;
+        queue.insert(flight.clone());
+        self.first_broadcast(rpc, queue, signer, flight).await
+    }
+
+    async fn first_broadcast(
+        &self,
+        rpc: &Rpc,
+        queue: &Queue,
+        signer: &PrivateKeySigner,
+        flight: Flight,
+    ) -> Result<Option<Flight>, PaymentError> {
+        let Err(error) = broadcast(rpc, &flight).await else {
+            tracing::info!(account = %flight.account, action = flight.action, tx = %flight.newest_hash(), nonce = flight.nonce, "sent");
+            return Ok(Some(flight));
+        };
+        match rejection(&error) {
+            Some(Rejection::AlreadyKnown) => return Ok(Some(flight)),
+            // Another operator may have sent these very bytes.
+            Some(Rejection::NonceUsed) => {
+                let receipt = rpc.provider.get_transaction_receipt(flight.newest_hash());
+                if rpc.ask(receipt).await?.is_some() {
+                    return Ok(Some(flight));
+                }
+            }
+            Some(Rejection::Underpriced) => {}
+            // It may have arrived: from here on only the chain can tell.
+            None if error.is_transport_error() && !was_not_sent(&error) => {
+                tracing::warn!(account = %flight.account, action = flight.action, tx = %flight.newest_hash(), "sent, and no answer came");
+                return Ok(Some(flight));
+            }
+            None => {
+                queue.remove(flight.nonce);
+                return Err(rpc.meaning(&error, Some(from_evm(signer.address()))));
+            }
+        }
+        queue.remove(flight.nonce);
+        tracing::debug!(account = %flight.account, action = flight.action, nonce = flight.nonce, "the nonce is taken: asking the chain");
+        tokio::time::sleep(rpc.poll).await;
+        Ok(None)
+    }
+
+    /// The call to send and the gas it takes. `None` when a permit of this signer was used meanwhile.
+    async fn prepare(
+        &self,
+        rpc: &Rpc,
+        signer: &PrivateKeySigner,
+        write: &Write,
+        head: Head,
+        underway: Underway,
+    ) -> Result<Option<Prepared>, PaymentError> {
+        let me = from_evm(signer.address());
+        let plain = |gas| Prepared {
+            input: write.input.clone(),
+            gas,
+            permit: None,
+        };
+        let Some(pull) = &write.pull else {
+            let gas = rpc.estimate(me, write.to, write.input.clone()).await?;
+            return Ok(Some(plain(gas)));
+        };
+        let at = BlockId::number(head.number);
+        let owner = signer.address();
+        let spender = write.to;
+        let (balance, allowance) = (
+            Token::balanceOfCall { owner },
+            Token::allowanceCall { owner, spender },
+        );
+        let (balance, allowance) = tokio::try_join!(
+            rpc.view_of(pull.token, &balance, at),
+            rpc.view_of(pull.token, &allowance, at),
+        )?;
+        let have = narrow(balance)?.saturating_sub(underway.pulls);
+        if have < pull.amount.0 {
+            // The contract's own refusal goes first: who opens twice has often paid with all he had.
+            rpc.estimate(me, write.to, pull.dry.clone()).await?;
+            return Err(PaymentError::ShortOfTokens {
+                address: me,
+                need: pull.amount,
+                have: TokenAmount(have),
+            });
+        }
+        let needed = U256::from(underway.pulls.saturating_add(pull.amount.0));
+        let allowed = underway.permits == 0 && allowance >= needed;
+        let Some((domain, with_permit)) = pull.permit.as_ref().filter(|_| !allowed) else {
+            let gas = rpc.estimate(me, write.to, write.input.clone()).await?;
+            return Ok(Some(plain(gas)));
+        };
+
+        let nonces = Token::noncesCall { owner };
+        let used = rpc.view_of(pull.token, &nonces, at).await?;
+        let nonce = used + U256::from(underway.permits);
+        // Whole hours, so that two operators sign the same bytes.
+        let deadline = (head.time / 3600 + 2) * 3600;
+        let permit = permit::sign(
+            signer,
+            *domain,
+            write.to,
+            U256::from(pull.amount.0),
+            nonce,
+            deadline,
+        )?;
+        let input = with_permit(permit);
+        let gas = if underway.permits == 0 {
+            let estimate = rpc.estimate(me, write.to, input.clone()).await;
+            if matches!(estimate, Err(PaymentError::Reverted { .. }))
+                && rpc.view_of(pull.token, &nonces, BlockId::latest()).await? != nonce
+            {
+                return Ok(None);
+            }
+            estimate?
+        } else {
+            // This permit holds only once those before it are mined, which no simulation shows.
+            rpc.estimate(me, write.to, pull.dry.clone()).await? + PULL_GAS
+        };
+        Ok(Some(Prepared {
+            input,
+            gas,
+            permit: Some(nonce),
+        }))
+    }
+
+    /// Waits until a form of the flight is mined or its nonce went to another; bids more when it is stuck.
+    async fn watch(
+        &self,
+        rpc: &Rpc,
+        queue: &Queue,
+        signer: &PrivateKeySigner,
+        flight: &Flight,
+    ) -> Result<Landing, PaymentError> {
+        let since = Instant::now();
+        let mut forms = flight.forms.clone();
+        let mut sightings = 0;
+        for round in 0u64.. {
+            if let Some(now) = queue.get(flight.nonce).filter(|f| f.wish == flight.wish) {
+                forms = now.forms;
+            }
+            for (hash, _) in forms.iter().rev() {
+                let answer = rpc.ask(rpc.provider.get_transaction_receipt(*hash)).await;
+                if let Ok(Some(receipt)) = answer {
+                    queue.remove(flight.nonce);
+                    tracing::info!(account = %flight.account, action = flight.action, tx = %hash, block = receipt.block_number, gas = receipt.gas_used, "mined");
+                    return Ok(Landing::Mined(Box::new(receipt)));
+                }
+            }
+            if since.elapsed() >= self.mine_deadline {
+                break;
+            }
+            if round % 3 == 2 {
+                let count = rpc.provider.get_transaction_count(signer.address());
+                if let Ok(mined) = rpc.ask(count).await {
+                    sightings = if mined > flight.nonce { sightings + 1 } else { 0 };
+                    if sightings >= SIGHTINGS {
+                        queue.remove(flight.nonce);
+                        return Ok(Landing::Displaced);
+                    }
+                    self.unstick(rpc, queue, signer, mined).await;
+                    if mined < flight.nonce && since.elapsed() >= 2 * self.bump_after {
+                        self.fill(rpc, queue, signer, mined).await;
+                    }
+                }
+            }
+            tokio::time::sleep(rpc.poll).await;
+        }
+        let transaction = from_b256(forms.last().map_or(B256::ZERO, |(hash, _)| *hash));
+        tracing::warn!(account = %flight.account, action = flight.action, tx = %transaction, "not mined in time");
+        Err(PaymentError::Pending { transaction })
+    }
+
+    /// Sends our transaction with the nonce that the chain waits for once more, when it has waited for long; with a
+    /// higher bid, if blocks went by without it.
+    async fn unstick(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
+        let Some(mut flight) = queue
+            .get(nonce)
+            .filter(|f| f.sent_at.elapsed() >= self.bump_after)
+        else {
+            return;
+        };
+        let Ok((head, fees)) = tokio::try_join!(rpc.head(), estimate_fees(rpc)) else {
+            return;
+        };
+        flight.sent_at = Instant::now();
+        if head.number > flight.sent_after && flight.forms.len() < FORMS_MAX {
+            flight.fees = flight.fees.raised().at_least(fees);
+            if sign(rpc, signer, &mut flight).is_err() {
+                return;
+            }
+            flight.sent_after = head.number;
+        }
+        queue.insert(flight.clone());
+        match broadcast(rpc, &flight).await {
+            Ok(()) => {
+                tracing::info!(account = %flight.account, action = flight.action, tx = %flight.newest_hash(), nonce, max_fee = flight.fees.max, "sent again");
+            }
+            Err(error) => {
+                let reason = rpc.meaning(&error, None);
+                tracing::debug!(account = %flight.account, action = flight.action, nonce, %reason, "not taken again");
+            }
+        }
+    }
+
+    /// Fills a nonce that the chain waits for and that is none of ours: a transaction that bids too little, of a
+    /// process before this one, or one that is lost. Whoever sent it finds out by asking the chain.
+    async fn fill(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
+        if queue.get(nonce).is_some() {
+            return;
+        }
+        let Ok((head, fees)) = tokio::try_join!(rpc.head(), estimate_fees(rpc)) else {
+            return;
+        };
+        let mut flight = Flight {
+            nonce,
+            action: "unblock",
+            account: Hash::default(),
+            wish: keccak256(nonce.to_be_bytes()),
+            to: signer.address(),
+            input: Bytes::new(),
+            gas_limit: 21_000,
+            pulls: 0,
+            permit: None,
+            fees: fees.raised().raised(),
+            forms: Vec::new(),
+            sent_at: Instant::now(),
+            sent_after: head.number,
+        };
+        if sign(rpc, signer, &mut flight).is_err() {
+            return;
+        }
+        tracing::warn!(signer = %signer.address(), nonce, "an unknown transaction blocks this key: sending nothing in its place");
+        queue.insert(flight.clone());
+        if let Err(error) = broadcast(rpc, &flight).await
+            && rejection(&error) == Some(Rejection::NonceUsed)
+        {
+            queue.remove(nonce);
+        }
+    }
+
+    /// The contract's reason. `None` when a permit was used up by another transaction: then a new one may do.
+    async fn why_reverted(
+        &self,
+        rpc: &Rpc,
+        signer: &PrivateKeySigner,
+        write: &Write,
+        flight: &Flight,
+    ) -> Result<Option<String>, PaymentError> {
+        let owner = signer.address();
+        if let (Some(permit), Some(pull)) = (flight.permit, &write.pull)
+            && rpc
+                .view_of(pull.token, &Token::noncesCall { owner }, BlockId::latest())
+                .await?
+                != permit
+        {
+            return Ok(None);
+        }
+        match rpc
+            .estimate(from_evm(owner), flight.to, flight.input.clone())
+            .await
+        {
+            Err(PaymentError::Reverted { error }) => Ok(Some(error)),
+            Err(error) => Err(error),
+            Ok(_) => Ok(Some(
+                "reverted when it was mined, for a reason that is gone".into(),
+            )),
+        }
+    }
+}
+
+/// Signs the flight as it now is and adds that to its forms.
+fn sign(rpc: &Rpc, signer: &PrivateKeySigner, flight: &mut Flight) -> Result<(), PaymentError> {
+    let mut transaction = TxEip1559 {
+        chain_id: rpc.chain_id,
+        nonce: flight.nonce,
+        gas_limit: flight.gas_limit,
+        max_fee_per_gas: flight.fees.max,
+        max_priority_fee_per_gas: flight.fees.tip,
+        to: TxKind::Call(flight.to),
+        input: flight.input.clone(),
+        ..TxEip1559::default()
+    };
+    let signature = signer
+        .sign_transaction_sync(&mut transaction)
+        .map_err(|e| PaymentError::Malformed(format!("signing a transaction: {e}")))?;
+    let signed = transaction.into_signed(signature);
+    flight.forms.push((*signed.hash(), signed.encoded_2718().into()));
+    Ok(())
+}
+
+async fn broadcast(rpc: &Rpc, flight: &Flight) -> Result<(), alloy::transports::TransportError> {
+    match flight.forms.last() {
+        Some((_, bytes)) => rpc.provider.send_raw_transaction(bytes).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+async fn estimate_fees(rpc: &Rpc) -> Result<Fees, PaymentError> {
+    let fees = rpc.ask(rpc.provider.estimate_eip1559_fees()).await?;
+    Ok(Fees {
+        max: fees.max_fee_per_gas,
+        tip: fees.max_priority_fee_per_gas,
+    })
+}
