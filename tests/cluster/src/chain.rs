@@ -73,7 +73,8 @@ pub(crate) async fn start(site: &Site<'_>, block_time: Duration) -> Result<Proce
         ("state-interval", "1"),
     ]);
     arguments.push("--quiet".to_owned());
-    Process::start_new(site.launch("anvil", &site.tools.anvil, arguments, process::listens_on(PORT))?).await
+    let launch = site.launch("anvil", &site.tools.anvil, arguments, process::listens_on(PORT))?;
+    site.roster.start(launch).await
 }
 
 pub(crate) fn rpc_url(site: &Site<'_>) -> String {

@@ -37,7 +37,6 @@ pub struct Cluster {
     kubeconfig: PathBuf,
     control_plane: ControlPlane,
     nodes: Vec<Node>,
-    // Last: the processes above are collected after everything was killed.
     lifeline: Lifeline,
 }
 
@@ -47,25 +46,8 @@ struct ControlPlane {
     controller_manager: Process,
     scheduler: Process,
     dns: Process,
-    volumes: Process,
     kwok: Option<Process>,
     anvil: Option<Process>,
-}
-
-impl ControlPlane {
-    fn processes(&self) -> impl Iterator<Item = &Process> {
-        [
-            &self.etcd,
-            &self.api_server,
-            &self.controller_manager,
-            &self.scheduler,
-            &self.dns,
-            &self.volumes,
-        ]
-        .into_iter()
-        .chain(&self.kwok)
-        .chain(&self.anvil)
-    }
 }
 
 impl std::fmt::Debug for Cluster {
@@ -94,6 +76,7 @@ impl Cluster {
         );
         let (lifeline, cgroups) = ground(&spec).await?;
         let network = lifeline.state.network;
+        let roster = lifeline.roster.clone();
         let directory = lifeline.state.directory.clone();
         let authority = Authority::new(directory.join("certificates"))?;
         let site = Site {
@@ -101,6 +84,7 @@ impl Cluster {
             network,
             cgroups: &cgroups,
             authority: &authority,
+            roster: &roster,
             directory: &directory,
         };
         let kubeconfig = authority.write_kubeconfig(
@@ -124,7 +108,7 @@ impl Cluster {
         .await?;
 
         progress.step(&format!("cluster {}: controllers and nodes", spec.name));
-        let (controller_manager, scheduler, dns, volumes, kwok, (), _) = tokio::try_join!(
+        let (controller_manager, scheduler, dns, _, kwok, (), _) = tokio::try_join!(
             control_plane::controller_manager(&site),
             control_plane::scheduler(&site),
             control_plane::dns(&site),
@@ -139,7 +123,6 @@ impl Cluster {
             controller_manager,
             scheduler,
             dns,
-            volumes,
             kwok,
             anvil,
         };
@@ -173,19 +156,7 @@ impl Cluster {
     /// # Errors
     /// When something can't be removed; the next `up` on this machine tries again.
     pub async fn down(self) -> Result<()> {
-        let Self {
-            lifeline,
-            control_plane,
-            nodes,
-            ..
-        } = self;
-        // The processes are collected while they die, else their numbers stay taken.
-        tokio::task::spawn_blocking(move || {
-            let result = lifeline.end();
-            drop((control_plane, nodes));
-            result
-        })
-        .await?
+        tokio::task::spawn_blocking(move || self.lifeline.end()).await?
     }
 
     /// Lets the cluster outlive this process; `cargo xtask cluster down` ends it.
@@ -403,6 +374,12 @@ impl Cluster {
         &self.control_plane.etcd
     }
 
+    /// CoreDNS.
+    #[must_use]
+    pub fn dns(&self) -> &Process {
+        &self.control_plane.dns
+    }
+
     /// The cluster's own chain, if it has one.
     #[must_use]
     pub fn anvil(&self) -> Option<&Process> {
@@ -441,14 +418,9 @@ impl Cluster {
             network: self.lifeline.state.network,
             cgroups: &self.cgroups,
             authority: &self.authority,
+            roster: &self.lifeline.roster,
             directory: &self.lifeline.state.directory,
         }
-    }
-
-    fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.control_plane
-            .processes()
-            .chain(self.nodes.iter().flat_map(Node::processes))
     }
 
     /// The ends of the logs of the parts that bring nodes up, for an error's text.
@@ -459,7 +431,9 @@ impl Cluster {
                     .iter()
                     .any(|end| process.name().ends_with(end))
         };
-        self.processes()
+        let processes = self.lifeline.roster.all();
+        processes
+            .iter()
             .filter(suspects)
             .map(|process| {
                 let state = if process.pid().is_some() {

@@ -11,7 +11,7 @@ use kube::Client;
 use crate::cgroup::Cgroups;
 use crate::credentials::Authority;
 use crate::network::{self, DNS_SERVICE, KUBERNETES_SERVICE, Network};
-use crate::process::{self, Launch, Probe, Process};
+use crate::process::{self, Launch, Probe, Process, Roster};
 use crate::tools::Tools;
 
 pub(crate) const API_PORT: u16 = 6443;
@@ -25,6 +25,7 @@ pub(crate) struct Site<'a> {
     pub(crate) network: Network,
     pub(crate) cgroups: &'a Cgroups,
     pub(crate) authority: &'a Authority,
+    pub(crate) roster: &'a Roster,
     /// The cluster's run directory.
     pub(crate) directory: &'a Path,
 }
@@ -97,7 +98,7 @@ pub(crate) async fn etcd(site: &Site<'_>) -> Result<Process> {
         arguments,
         process::listens_on(2379),
     )?;
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 pub(crate) async fn api_server(site: &Site<'_>, admin: Client) -> Result<Process> {
@@ -175,7 +176,7 @@ pub(crate) async fn api_server(site: &Site<'_>, admin: Client) -> Result<Process
         arguments,
         probe,
     )?;
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 pub(crate) async fn controller_manager(site: &Site<'_>) -> Result<Process> {
@@ -204,7 +205,7 @@ pub(crate) async fn controller_manager(site: &Site<'_>) -> Result<Process> {
         arguments,
         process::listens_on(10257),
     )?;
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 pub(crate) async fn scheduler(site: &Site<'_>) -> Result<Process> {
@@ -225,10 +226,10 @@ pub(crate) async fn scheduler(site: &Site<'_>) -> Result<Process> {
         arguments,
         process::listens_on(10259),
     )?;
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
-/// Names of services and pods. It listens at the control plane's address; [`DNS_SERVICE`] leads there.
+/// Names of services and pods; there are no others, and asking for one is answered so at once. It listens at the control plane's address; [`DNS_SERVICE`] leads there.
 pub(crate) async fn dns(site: &Site<'_>) -> Result<Process> {
     let kubeconfig = site.kubeconfig("coredns", "leasehold:coredns", &["system:masters"])?;
     let address = site.network.control_plane();
@@ -236,14 +237,15 @@ pub(crate) async fn dns(site: &Site<'_>) -> Result<Process> {
     std::fs::write(
         &corefile,
         format!(
-            ".:53 {{\n    bind {address}\n    errors\n    ready 127.0.0.1:8181\n    kubernetes {DOMAIN} \
-             in-addr.arpa ip6.arpa {{\n        kubeconfig {kubeconfig}\n        pods insecure\n        ttl 5\n    \
-             }}\n}}\n"
+            "{DOMAIN} in-addr.arpa ip6.arpa {{\n    bind {address}\n    errors\n    ready 127.0.0.1:8181\n    \
+             kubernetes {DOMAIN} in-addr.arpa ip6.arpa {{\n        kubeconfig {kubeconfig}\n        \
+             pods insecure\n        ttl 5\n    }}\n}}\n\
+             . {{\n    bind {address}\n    template ANY ANY {{\n        rcode NXDOMAIN\n    }}\n}}\n"
         ),
     )?;
     let arguments = vec!["-conf".to_owned(), text(&corefile)?];
     let launch = site.launch("coredns", &site.tools.coredns, arguments, process::listens_on(53))?;
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 /// What a node tells its pods about names: server and domain.
@@ -263,7 +265,7 @@ pub(crate) async fn local_volumes(site: &Site<'_>) -> Result<Process> {
         arguments,
         process::at_once(),
     )?;
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 pub(crate) fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {

@@ -37,7 +37,7 @@ pub(crate) async fn start(site: &Site<'_>) -> Result<Process> {
         ("server-address", "127.0.0.1:10247"),
     ]);
     let launch = site.launch("kwok", &site.tools.kwok, arguments, process::listens_on(10247))?;
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 /// Makes the nodes. A Node may be created with a status, as kubelets do.

@@ -9,11 +9,13 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result};
 
 use crate::cgroup::Cgroups;
+use crate::process::Roster;
 use crate::state::State;
 
 #[derive(Debug)]
 pub(crate) struct Lifeline {
     pub(crate) state: State,
+    pub(crate) roster: Roster,
     watchdog: Option<Child>,
     armed: bool,
 }
@@ -22,6 +24,7 @@ impl Lifeline {
     pub(crate) fn new(state: State) -> Self {
         Self {
             state,
+            roster: Roster::default(),
             watchdog: None,
             armed: true,
         }
@@ -66,6 +69,7 @@ impl Lifeline {
 
     fn tear_down(&mut self) -> Result<()> {
         let result = self.state.tear_down();
+        self.roster.collect();
         self.dismiss();
         result
     }

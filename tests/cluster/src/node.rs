@@ -166,14 +166,6 @@ impl Node {
             .with_context(|| format!("import {} on {}", archive.display(), self.name))
             .map(drop)
     }
-
-    /// The logs of its components.
-    pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
-        [&self.holder, &self.containerd]
-            .into_iter()
-            .chain(&self.kubelet)
-            .chain(&self.proxy)
-    }
 }
 
 /// Words that put a command into the node's namespaces.
@@ -267,7 +259,7 @@ async fn hold(
     let mut launch = launch(site, node, "namespaces", enter, process::exists(ready))?;
     launch.program = "sh".into();
     launch.arguments = vec!["-c".to_owned(), script];
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 fn write_cni(network: Network, index: u8, directory: &Path, data: &Path) -> Result<()> {
@@ -348,7 +340,7 @@ SystemdCgroup = false
             .ok()
             .context("PATH isn't UTF-8")?,
     )];
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 /// Ready when containerd answers a question.
@@ -424,7 +416,7 @@ async fn kubelet(site: &Site<'_>, node: &Node, directory: &Path, enter: Vec<Stri
         ("root-dir", KUBELET_ROOT_IN_NODE),
         ("cert-dir", &text(directory)?),
     ]);
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 async fn kube_proxy(site: &Site<'_>, node: &Node, directory: &Path, enter: Vec<String>) -> Result<Process> {
@@ -451,7 +443,7 @@ async fn kube_proxy(site: &Site<'_>, node: &Node, directory: &Path, enter: Vec<S
     std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
     let mut launch = launch(site, &node.name, "kube-proxy", enter, process::listens_on(10256))?;
     launch.arguments = flags(&[("config", &text(&path)?)]);
-    Process::start_new(launch).await
+    site.roster.start(launch).await
 }
 
 /// The groups of one cluster's nodes are made before any of them starts.

@@ -49,6 +49,45 @@ struct Inner {
     child: Mutex<Option<Child>>,
 }
 
+/// All components of one cluster, in the order of their first start.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Roster {
+    processes: Arc<Mutex<Vec<Process>>>,
+}
+
+impl Roster {
+    /// Starts a component and waits until it answers.
+    pub(crate) async fn start(&self, launch: Launch) -> Result<Process> {
+        let process = Process {
+            inner: Arc::new(Inner {
+                launch,
+                child: Mutex::new(None),
+            }),
+        };
+        process.spawn_again()?;
+        self.lock().push(process.clone());
+        process.ready().await?;
+        Ok(process)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Process> {
+        self.lock().clone()
+    }
+
+    /// Collects those that have ended: until then the kernel keeps their numbers.
+    pub(crate) fn collect(&self) {
+        for process in self.lock().iter() {
+            let _ = process.pid();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Process>> {
+        self.processes
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Process")
@@ -59,25 +98,6 @@ impl fmt::Debug for Process {
 }
 
 impl Process {
-    /// Starts a component without waiting for it.
-    pub(crate) fn spawn(launch: Launch) -> Result<Self> {
-        let process = Self {
-            inner: Arc::new(Inner {
-                launch,
-                child: Mutex::new(None),
-            }),
-        };
-        process.spawn_again()?;
-        Ok(process)
-    }
-
-    /// Starts a component and waits until it answers.
-    pub(crate) async fn start_new(launch: Launch) -> Result<Self> {
-        let process = Self::spawn(launch)?;
-        process.ready().await?;
-        Ok(process)
-    }
-
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.launch.name
@@ -312,14 +332,15 @@ mod tests {
     async fn a_component_that_dies_at_its_start_shows_its_last_words() {
         let directory = tempfile::tempdir().unwrap();
         let launch = shell("echo no such flag >&2; exit 3", directory.path(), listens_on(1));
-        let error = Process::start_new(launch).await.unwrap_err().to_string();
+        let error = Roster::default().start(launch).await.unwrap_err().to_string();
         assert!(error.contains("no such flag"), "{error}");
     }
 
     #[tokio::test]
     async fn a_component_stops_and_starts_again() {
         let directory = tempfile::tempdir().unwrap();
-        let process = Process::start_new(shell("exec sleep 60", directory.path(), at_once()))
+        let process = Roster::default()
+            .start(shell("exec sleep 60", directory.path(), at_once()))
             .await
             .unwrap();
         let first = process.pid().unwrap();

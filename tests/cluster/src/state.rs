@@ -159,6 +159,12 @@ impl State {
         !self.detached && !self.owner.is_alive()
     }
 
+    /// The address of the control plane.
+    #[must_use]
+    pub fn address(&self) -> std::net::Ipv4Addr {
+        self.network.control_plane()
+    }
+
     /// How an administrator reaches the API server.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
