@@ -47,7 +47,8 @@ fn ask(cluster: &Cluster, arguments: &[&str]) -> String {
     command::run(&mut kubectl).unwrap_or_else(|error| format!("{error:#}\n"))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies files and directories.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
         let entry = entry?;

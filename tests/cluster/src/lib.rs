@@ -22,6 +22,7 @@ mod control_plane;
 mod credentials;
 mod dump;
 mod images;
+mod kubelet;
 mod kwok;
 mod lifeline;
 mod network;
@@ -29,7 +30,9 @@ mod node;
 pub mod oci;
 mod process;
 mod progress;
+mod runtime;
 mod spec;
+mod start;
 mod state;
 pub mod tools;
 

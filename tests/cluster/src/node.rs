@@ -2,22 +2,20 @@
 //! their own. The second makes each node look like a machine: `/var/lib/kubelet` and `/run` are its own,
 //! so that a chart's host paths need no change; and whatever containers mount goes with it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 
-use crate::cgroup::Cgroups;
 use crate::command;
-use crate::control_plane::{Site, dns_of_pods, flags, text};
-use crate::images::PAUSE;
+use crate::control_plane::{Site, text};
 use crate::network::{self, Network};
 use crate::process::{self, Launch, Probe, Process};
 use crate::spec::NodeSpec;
 use crate::state::State;
 use crate::tools::Tools;
+use crate::{kubelet, runtime};
 
 /// The kubelet's directory as pods that mount host paths see it, on every node.
 pub const KUBELET_ROOT_IN_NODE: &str = "/var/lib/kubelet";
@@ -27,7 +25,6 @@ pub const FILES_IN_NODE: &str = "/run/leasehold-node";
 
 /// The file in a node's directory with the number of the process that holds its namespaces.
 const HOLDER: &str = "namespaces.pid";
-const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// One real node of a cluster.
 #[derive(Debug)]
@@ -65,8 +62,8 @@ impl Node {
         let namespace = site.network.node_namespace(index);
         let holder = hold(site, &spec.name, &namespace, &directory, &kubelet_root, &files).await?;
         let enter = enter(&namespace, &holder)?;
-        write_cni(site.network, index, &make("cni")?, &make("cni-data")?)?;
-        let containerd = containerd(site, &spec.name, &directory, enter.clone()).await?;
+        runtime::write_cni(site.network, index, &make("cni")?, &make("cni-data")?)?;
+        let containerd = runtime::containerd(site, &spec.name, &directory, enter.clone()).await?;
         Ok(Self {
             name: spec.name.clone(),
             address: site.network.node(index),
@@ -88,8 +85,8 @@ impl Node {
     pub(crate) async fn join(&mut self, site: &Site<'_>) -> Result<()> {
         let directory = site.directory.join("nodes").join(&self.name);
         let (kubelet, proxy) = tokio::try_join!(
-            kubelet(site, self, &directory, enter(&self.namespace, &self.holder)?),
-            kube_proxy(site, self, &directory, enter(&self.namespace, &self.holder)?),
+            kubelet::kubelet(site, self, &directory, enter(&self.namespace, &self.holder)?),
+            kubelet::kube_proxy(site, self, &directory, enter(&self.namespace, &self.holder)?),
         )?;
         self.kubelet = Some(kubelet);
         self.proxy = Some(proxy);
@@ -152,15 +149,7 @@ impl Node {
     /// When containerd refuses the archive.
     pub async fn load_image(&self, archive: &Path) -> Result<()> {
         let mut ctr = self.command(&self.ctr)?;
-        ctr.args([
-            "--address",
-            CONTAINERD_SOCKET,
-            "--namespace",
-            "k8s.io",
-            "images",
-            "import",
-        ])
-        .arg(archive);
+        runtime::import(&mut ctr, archive);
         command::run_blocking(ctr)
             .await
             .with_context(|| format!("import {} on {}", archive.display(), self.name))
@@ -181,51 +170,6 @@ fn enter_words(namespace: &str, holder: u32) -> Vec<String> {
         format!("--mount=/proc/{holder}/ns/mnt"),
         "--".to_owned(),
     ]
-}
-
-fn import(ctr: &mut Command, archive: &Path) {
-    ctr.args([
-        "--address",
-        CONTAINERD_SOCKET,
-        "--namespace",
-        "k8s.io",
-        "images",
-        "import",
-    ])
-    .arg(archive);
-}
-
-impl State {
-    /// Reads images from an OCI archive into every real node of a cluster that another process started.
-    ///
-    /// # Errors
-    /// When a node is gone or its containerd refuses the archive.
-    pub fn load_image(&self, tools: &Tools, archive: &Path) -> Result<()> {
-        for (index, node) in (0..).zip(&self.nodes) {
-            let holder = self.directory.join("nodes").join(node).join(HOLDER);
-            let holder =
-                std::fs::read_to_string(&holder).with_context(|| format!("read {}", holder.display()))?;
-            let words = enter_words(&self.network.node_namespace(index), holder.trim().parse()?);
-            let mut ctr = command::new(&words[0], &words[1..]);
-            import(ctr.arg(&tools.ctr), archive);
-            command::run(&mut ctr).with_context(|| format!("import {} on {node}", archive.display()))?;
-        }
-        Ok(())
-    }
-}
-
-fn launch(site: &Site<'_>, node: &str, component: &str, enter: Vec<String>, probe: Probe) -> Result<Launch> {
-    let name = format!("{node}-{component}");
-    Ok(Launch {
-        enter,
-        log: site.logs().join(format!("{name}.log")),
-        name,
-        program: site.kubernetes(component),
-        arguments: Vec::new(),
-        environment: Vec::new(),
-        join: site.cgroups.join_files()?,
-        probe,
-    })
 }
 
 /// A process that does nothing but keep the mount namespace, so that it outlives each component.
@@ -262,191 +206,42 @@ async fn hold(
     site.roster.start(launch).await
 }
 
-fn write_cni(network: Network, index: u8, directory: &Path, data: &Path) -> Result<()> {
-    let config = json!({
-        "cniVersion": "1.0.0",
-        "name": "pods",
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isDefaultGateway": true,
-                // Every pod range is routed, so pods are seen under their own addresses.
-                "ipMasq": false,
-                "hairpinMode": true,
-                "ipam": { "type": "host-local", "ranges": [[{ "subnet": network.pods(index) }]], "dataDir": data },
-            },
-            { "type": "portmap", "capabilities": { "portMappings": true } },
-        ],
-    });
-    std::fs::write(
-        directory.join("10-pods.conflist"),
-        serde_json::to_vec_pretty(&config)?,
-    )?;
-    Ok(())
-}
-
-async fn containerd(site: &Site<'_>, node: &str, directory: &Path, enter: Vec<String>) -> Result<Process> {
-    let config = directory.join("containerd.toml");
-    std::fs::write(
-        &config,
-        format!(
-            r#"version = 3
-root = "{root}"
-state = "/run/containerd"
-
-[grpc]
-address = "{CONTAINERD_SOCKET}"
-
-[plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "{PAUSE}"
-
-[plugins."io.containerd.cri.v1.runtime"]
-# The test's user may not raise its own priority before the kernel's killer of last resort.
-restrict_oom_score_adj = true
-netns_mounts_under_state_dir = true
-
-[plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = ["{cni_programs}"]
-conf_dir = "{cni}"
-
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-BinaryName = "{runc}"
-SystemdCgroup = false
-"#,
-            root = text(&directory.join("containerd"))?,
-            cni_programs = text(&site.tools.cni)?,
-            cni = text(&directory.join("cni"))?,
-            runc = text(&site.tools.runc)?,
-        ),
-    )?;
-    let ready = listens_at_socket(site, enter.clone());
-    let mut launch = launch(site, node, "containerd", enter, ready)?;
-    launch.program = site.tools.containerd.clone();
-    launch.arguments = vec!["--config".to_owned(), text(&config)?];
-    // containerd finds its shim, the CNI plugins find iptables, in PATH.
-    let mut path = vec![site.tools.containerd_shim.parent().context("shim")?.to_owned()];
-    path.extend(std::env::split_paths(
-        &std::env::var_os("PATH").unwrap_or_default(),
-    ));
-    path.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    launch.environment = vec![(
-        "PATH".to_owned(),
-        std::env::join_paths(path)?
-            .into_string()
-            .ok()
-            .context("PATH isn't UTF-8")?,
-    )];
-    site.roster.start(launch).await
-}
-
-/// Ready when containerd answers a question.
-fn listens_at_socket(site: &Site<'_>, enter: Vec<String>) -> Probe {
-    let ctr = site.tools.ctr.clone();
-    std::sync::Arc::new(move |_| {
-        let mut ask = command::new(&enter[0], &enter[1..]);
-        ask.arg(&ctr).args([
-            "--address",
-            CONTAINERD_SOCKET,
-            "--connect-timeout",
-            "1s",
-            "version",
-        ]);
-        Box::pin(async move { command::run_blocking(ask).await.map(drop) })
+/// A component of a node.
+pub(crate) fn launch(
+    site: &Site<'_>,
+    node: &str,
+    component: &str,
+    enter: Vec<String>,
+    probe: Probe,
+) -> Result<Launch> {
+    let name = format!("{node}-{component}");
+    Ok(Launch {
+        enter,
+        log: site.logs().join(format!("{name}.log")),
+        name,
+        program: site.kubernetes(component),
+        arguments: Vec::new(),
+        environment: Vec::new(),
+        join: site.cgroups.join_files()?,
+        probe,
     })
 }
 
-async fn kubelet(site: &Site<'_>, node: &Node, directory: &Path, enter: Vec<String>) -> Result<Process> {
-    let user = format!("system:node:{}", node.name);
-    let kubeconfig = site.kubeconfig(&format!("nodes/{}/kubelet", node.name), &user, &["system:nodes"])?;
-    let serving = site.authority.issue_files(
-        &format!("kubelet-{}", node.name),
-        &user,
-        &["system:nodes"],
-        &[IpAddr::V4(node.address)],
-        &[&node.name],
-    )?;
-    let resolv = directory.join("resolv.conf");
-    // Pods with the node's DNS policy would else search the host's domains.
-    std::fs::write(&resolv, format!("nameserver {}\n", site.network.control_plane()))?;
-    let (dns, domain) = dns_of_pods();
-    let config = json!({
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
-        "address": node.address,
-        "authentication": {
-            "anonymous": { "enabled": false },
-            "webhook": { "enabled": true },
-            "x509": { "clientCAFile": site.authority.certificate_file() },
-        },
-        "authorization": { "mode": "Webhook" },
-        "cgroupDriver": "cgroupfs",
-        "cgroupRoot": site.cgroups.of_node(&node.name),
-        "clusterDNS": [dns],
-        "clusterDomain": domain,
-        "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
-        // Else a container that a test kills waits 10 s to 5 min for its next life.
-        "crashLoopBackOff": { "maxContainerRestartPeriod": "1s" },
-        "enforceNodeAllocatable": [],
-        // The machine's disk may be rather full: that is not what these nodes are for.
-        "evictionHard": { "memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%" },
-        "imageGCHighThresholdPercent": 100,
-        "failCgroupV1": false,
-        "failSwapOn": false,
-        "healthzBindAddress": "127.0.0.1",
-        "podLogsDir": node.pod_logs,
-        "resolvConf": resolv,
-        "rotateCertificates": false,
-        "tlsCertFile": serving.certificate,
-        "tlsPrivateKeyFile": serving.key,
-        "volumePluginDir": directory.join("volume-plugins"),
-        "oomScoreAdj": 0,
-    });
-    let path = directory.join("kubelet.json");
-    std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
-    let mut launch = launch(site, &node.name, "kubelet", enter, process::listens_on(10250))?;
-    launch.arguments = flags(&[
-        ("config", &text(&path)?),
-        ("kubeconfig", &kubeconfig),
-        ("hostname-override", &node.name),
-        ("node-ip", &node.address.to_string()),
-        ("root-dir", KUBELET_ROOT_IN_NODE),
-        ("cert-dir", &text(directory)?),
-    ]);
-    site.roster.start(launch).await
-}
-
-async fn kube_proxy(site: &Site<'_>, node: &Node, directory: &Path, enter: Vec<String>) -> Result<Process> {
-    let kubeconfig = site.kubeconfig(
-        &format!("nodes/{}/kube-proxy", node.name),
-        "system:kube-proxy",
-        &[],
-    )?;
-    let config = json!({
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-        "kind": "KubeProxyConfiguration",
-        "mode": "nftables",
-        "clientConnection": { "kubeconfig": kubeconfig },
-        "clusterCIDR": site.network.all_pods(),
-        // The host's table is not ours to size.
-        "conntrack": { "maxPerCore": 0, "min": 0 },
-        "hostnameOverride": node.name,
-        "healthzBindAddress": "127.0.0.1:10256",
-        "metricsBindAddress": "127.0.0.1:10249",
-        "nftables": { "minSyncPeriod": "100ms" },
-        "oomScoreAdj": 0,
-    });
-    let path = directory.join("kube-proxy.json");
-    std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
-    let mut launch = launch(site, &node.name, "kube-proxy", enter, process::listens_on(10256))?;
-    launch.arguments = flags(&[("config", &text(&path)?)]);
-    site.roster.start(launch).await
-}
-
-/// The groups of one cluster's nodes are made before any of them starts.
-pub(crate) fn make_cgroups(cgroups: &Cgroups, nodes: &[NodeSpec]) -> Result<()> {
-    cgroups.make(nodes.iter().map(|node| node.name.as_str()))
+impl State {
+    /// Reads images from an OCI archive into every real node of a cluster that another process started.
+    ///
+    /// # Errors
+    /// When a node is gone or its containerd refuses the archive.
+    pub fn load_image(&self, tools: &Tools, archive: &Path) -> Result<()> {
+        for (index, node) in (0..).zip(&self.nodes) {
+            let holder = self.directory.join("nodes").join(node).join(HOLDER);
+            let holder =
+                std::fs::read_to_string(&holder).with_context(|| format!("read {}", holder.display()))?;
+            let words = enter_words(&self.network.node_namespace(index), holder.trim().parse()?);
+            let mut ctr = command::new(&words[0], &words[1..]);
+            runtime::import(ctr.arg(&tools.ctr), archive);
+            command::run(&mut ctr).with_context(|| format!("import {} on {node}", archive.display()))?;
+        }
+        Ok(())
+    }
 }

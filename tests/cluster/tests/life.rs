@@ -244,7 +244,12 @@ async fn identities(cluster: &Cluster) {
 }
 
 async fn clusters_reach_each_other(cluster: &Cluster, other: &Cluster) {
-    let ask = |what: &str| kubectl(cluster, &format!("exec deployment/web -- timeout 3 wget -qO- {what}"));
+    let ask = |what: &str| {
+        kubectl(
+            cluster,
+            &format!("exec deployment/web -- timeout 3 wget -qO- {what}"),
+        )
+    };
     let chain = cluster.rpc_url().unwrap();
     let answer = ask(&format!(
         "--header=Content-Type:application/json --post-data={{}} {chain}"
@@ -334,6 +339,25 @@ fn nothing_is_left(record: &State) {
             hierarchy.path().display()
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_does_not_come_up_says_why_and_is_gone() {
+    if !may_run("a_cluster_that_does_not_come_up_says_why_and_is_gone") {
+        return;
+    }
+    let name = format!("broken-{}", std::process::id());
+    let spec = ClusterSpec::new(&name, 0).with_kwok_nodes([KwokNode::named("odd").capacity("cpu", "many")]);
+    let error = format!("{:#}", Cluster::up(spec, &Quiet).await.unwrap_err());
+    assert!(error.contains("make KWOK node odd"), "{error}");
+    let kept = leasehold_testcluster::cache_root()
+        .unwrap()
+        .join("failed")
+        .join(&name);
+    assert!(error.contains(kept.to_str().unwrap()), "{error}");
+    assert!(std::fs::metadata(kept.join("kube-apiserver.log")).unwrap().len() > 0);
+    std::fs::remove_dir_all(kept).unwrap();
+    assert!(State::find(&name).unwrap().is_none());
 }
 
 /// The variable that makes the test below the owner of a cluster of that name.
