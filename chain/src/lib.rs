@@ -2,5 +2,8 @@
 
 pub mod deploy;
 pub mod evm;
+pub mod machine;
+pub mod memory;
 
-pub use evm::{EvmEscrow, Network};
+pub use evm::{EvmEscrow, Network, address_of};
+pub use memory::MemoryEscrow;

@@ -22,20 +22,21 @@ use leasehold_planner::{
 use tokio::sync::OnceCell;
 
 mod abi;
-mod acceptance;
+pub(crate) mod acceptance;
 mod events;
 mod permit;
 mod queue;
 mod refusal;
 mod rpc;
 mod send;
-mod transport;
+pub(crate) mod wire;
 
-pub(crate) use abi::{Escrow, Token};
-use abi::{account_read, from_b256, from_evm, hides_its_start, narrow, to_b256, to_evm, to_u40};
+pub(crate) use abi::{Escrow, TestToken, from_evm, to_evm};
+use abi::{Token, account_read, from_b256, hides_its_start, narrow, to_b256, to_u40};
+pub(crate) use refusal::payment_error;
 use rpc::{Rpc, block_id, no_contract};
 use send::{Pull, Sender, WithPermit, Write};
-use transport::Wire;
+use wire::Wire;
 
 /// Accounts per view: a call's gas is bounded.
 const ACCOUNTS_PER_VIEW: usize = 200;
@@ -468,7 +469,7 @@ impl Payments for EvmEscrow {
     }
 
     fn address_of(&self, key: &SigningKey) -> Result<Address, PaymentError> {
-        Ok(from_evm(signer(key)?.address()))
+        address_of(key)
     }
 
     fn sign_acceptance(
@@ -482,6 +483,14 @@ impl Payments for EvmEscrow {
     fn acceptance_signer(&self, acceptance: &AcceptanceMessage, signature: &[u8; 65]) -> Option<Address> {
         acceptance::signer(&self.0.acceptances, acceptance, signature)
     }
+}
+
+pub(crate) /// Address of a key.
+///
+/// # Errors
+/// When it is no secp256k1 key.
+pub fn address_of(key: &SigningKey) -> Result<Address, PaymentError> {
+    Ok(from_evm(signer(key)?.address()))
 }
 
 fn signer(key: &SigningKey) -> Result<PrivateKeySigner, PaymentError> {
