@@ -149,7 +149,7 @@ impl Node {
     /// When containerd refuses the archive.
     pub async fn load_image(&self, archive: &Path) -> Result<()> {
         let mut ctr = self.command(&self.ctr)?;
-        runtime::import(&mut ctr, archive);
+        runtime::import(&mut ctr, archive)?;
         command::run_blocking(ctr)
             .await
             .with_context(|| format!("import {} on {}", archive.display(), self.name))
@@ -239,7 +239,7 @@ impl State {
                 std::fs::read_to_string(&holder).with_context(|| format!("read {}", holder.display()))?;
             let words = enter_words(&self.network.node_namespace(index), holder.trim().parse()?);
             let mut ctr = command::new(&words[0], &words[1..]);
-            runtime::import(ctr.arg(&tools.ctr), archive);
+            runtime::import(ctr.arg(&tools.ctr), archive)?;
             command::run(&mut ctr).with_context(|| format!("import {} on {node}", archive.display()))?;
         }
         Ok(())

@@ -120,7 +120,11 @@ fn listens_at_socket(site: &Site<'_>, enter: Vec<String>) -> Probe {
 }
 
 /// Makes `ctr` read an archive's images.
-pub(crate) fn import(ctr: &mut Command, archive: &Path) {
+pub(crate) fn import(ctr: &mut Command, archive: &Path) -> Result<()> {
+    // Inside the node's mounts the working directory is another one.
+    let archive = archive
+        .canonicalize()
+        .with_context(|| format!("find {}", archive.display()))?;
     ctr.args([
         "--address",
         CONTAINERD_SOCKET,
@@ -130,4 +134,5 @@ pub(crate) fn import(ctr: &mut Command, archive: &Path) {
         "import",
     ])
     .arg(archive);
+    Ok(())
 }
