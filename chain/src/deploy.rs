@@ -1,1 +1,182 @@
-//! Puts the contracts on a chain.
+//! Puts the contracts and the test token on a chain, and money into purses: for tests, demos and a first network.
+
+use std::time::Duration;
+
+use alloy::{
+    network::{EthereumWallet, TransactionBuilder},
+    primitives::{TxKind, U256},
+    providers::{DynProvider, PendingTransactionBuilder, Provider, ProviderBuilder},
+    rpc::{
+        client::RpcClient,
+        types::{TransactionReceipt, TransactionRequest},
+    },
+    signers::local::PrivateKeySigner,
+    sol_types::SolCall,
+    transports::TransportError,
+};
+use leasehold_crds::money::TokenAmount;
+use leasehold_planner::{
+    escrow::Address,
+    ports::{PaymentError, SigningKey},
+};
+
+use crate::evm::{Escrow, TestToken, from_evm, payment_error, signer, to_evm, wire::Wire};
+
+/// The first account of every anvil, which has its money on that chain alone: everybody knows this key.
+pub const ANVIL_KEY: SigningKey = SigningKey([
+    0xac, 0x09, 0x74, 0xbe, 0xc3, 0x9a, 0x17, 0xe3, 0x6b, 0xa4, 0xa6, 0xb4, 0xd2, 0x38, 0xff, 0x94, 0x4b,
+    0xac, 0xb4, 0x78, 0xcb, 0xed, 0x5e, 0xfc, 0xae, 0x78, 0x4d, 0x7b, 0xf4, 0xf2, 0xff, 0x80,
+]);
+
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+const MINE_DEADLINE: Duration = Duration::from_secs(120);
+
+/// A network that is ready to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deployed {
+    /// EIP-155 chain id of the endpoint.
+    pub chain_id: u64,
+    /// The escrow.
+    pub escrow: Address,
+    /// A token with 6 decimals that anybody can mint.
+    pub token: Address,
+}
+
+/// Deploys the escrow and the test token, and waits until both are mined.
+pub async fn deploy(rpc_url: &str, deployer: &SigningKey) -> Result<Deployed, PaymentError> {
+    let purse = Purse::of(rpc_url, deployer)?;
+    let chain_id = purse
+        .provider
+        .get_chain_id()
+        .await
+        .map_err(|e| purse.meaning(&e))?;
+    let escrow = purse.send(creation(&Escrow::BYTECODE)).await?;
+    let token = purse.send(creation(&TestToken::BYTECODE)).await?;
+    Ok(Deployed {
+        chain_id,
+        escrow: contract_of(&purse.mined(escrow).await?)?,
+        token: contract_of(&purse.mined(token).await?)?,
+    })
+}
+
+/// Deploys the escrow alone: a real network has its own token.
+pub async fn deploy_escrow(rpc_url: &str, deployer: &SigningKey) -> Result<Address, PaymentError> {
+    let purse = Purse::of(rpc_url, deployer)?;
+    let escrow = purse.send(creation(&Escrow::BYTECODE)).await?;
+    contract_of(&purse.mined(escrow).await?)
+}
+
+/// Makes test tokens for all of `to`, in one block where the chain allows it.
+pub async fn mint(
+    rpc_url: &str,
+    key: &SigningKey,
+    token: Address,
+    to: &[(Address, TokenAmount)],
+) -> Result<(), PaymentError> {
+    let purse = Purse::of(rpc_url, key)?;
+    let calls = to.iter().map(|(owner, amount)| {
+        let call = TestToken::mintCall {
+            to: to_evm(*owner),
+            amount: U256::from(amount.0),
+        };
+        TransactionRequest::default()
+            .with_to(to_evm(token))
+            .with_input(call.abi_encode())
+    });
+    purse.send_all(calls).await
+}
+
+/// Sends the chain's own currency, for gas, to all of `to`.
+pub async fn send_gas(
+    rpc_url: &str,
+    key: &SigningKey,
+    to: &[Address],
+    wei: u128,
+) -> Result<(), PaymentError> {
+    let purse = Purse::of(rpc_url, key)?;
+    let transfers = to.iter().map(|owner| {
+        TransactionRequest::default()
+            .with_to(to_evm(*owner))
+            .with_value(U256::from(wei))
+    });
+    purse.send_all(transfers).await
+}
+
+/// A key with an endpoint.
+struct Purse {
+    provider: DynProvider,
+    signer: PrivateKeySigner,
+    secrets: Vec<String>,
+}
+
+impl Purse {
+    fn of(rpc_url: &str, key: &SigningKey) -> Result<Self, PaymentError> {
+        let wire = Wire::new(rpc_url, CALL_DEADLINE)?;
+        let secrets = wire.secrets();
+        let signer = signer(key)?;
+        let client = RpcClient::new(wire, true).with_poll_interval(Duration::from_millis(50));
+        let provider = ProviderBuilder::new()
+            .with_simple_nonce_management()
+            .wallet(EthereumWallet::from(signer.clone()))
+            .connect_client(client)
+            .erased();
+        Ok(Self {
+            provider,
+            signer,
+            secrets,
+        })
+    }
+
+    fn meaning(&self, error: &TransportError) -> PaymentError {
+        payment_error(error, Some(from_evm(self.signer.address())), &self.secrets)
+    }
+
+    async fn send(&self, request: TransactionRequest) -> Result<Sent, PaymentError> {
+        self.provider
+            .send_transaction(request)
+            .await
+            .map_err(|e| self.meaning(&e))
+    }
+
+    async fn send_all(&self, requests: impl Iterator<Item = TransactionRequest>) -> Result<(), PaymentError> {
+        let mut sent = Vec::new();
+        for request in requests {
+            sent.push(self.send(request).await?);
+        }
+        for transaction in sent {
+            self.mined(transaction).await?;
+        }
+        Ok(())
+    }
+
+    async fn mined(&self, transaction: Sent) -> Result<TransactionReceipt, PaymentError> {
+        let hash = *transaction.tx_hash();
+        let receipt = transaction
+            .with_timeout(Some(MINE_DEADLINE))
+            .get_receipt()
+            .await
+            .map_err(|e| PaymentError::Unreachable(format!("transaction {hash} was not seen mined: {e}")))?;
+        if receipt.status() {
+            Ok(receipt)
+        } else {
+            Err(PaymentError::Reverted {
+                error: format!("transaction {hash}"),
+            })
+        }
+    }
+}
+
+type Sent = PendingTransactionBuilder<alloy::network::Ethereum>;
+
+fn creation(bytecode: &alloy::primitives::Bytes) -> TransactionRequest {
+    let mut request = TransactionRequest::default().with_input(bytecode.clone());
+    request.to = Some(TxKind::Create);
+    request
+}
+
+fn contract_of(receipt: &TransactionReceipt) -> Result<Address, PaymentError> {
+    receipt
+        .contract_address
+        .map(from_evm)
+        .ok_or_else(|| PaymentError::Malformed("a deployment's receipt names no contract".into()))
+}

@@ -21,6 +21,7 @@ use leasehold_planner::{
 )]
 mod generated {
     super::sol!(Escrow, "contracts/abi/Escrow.json");
+    super::sol!(TestToken, "contracts/abi/TestToken.json");
 
     // Of any ERC-20, with the parts of EIP-2612 that some have.
     super::sol! {
@@ -62,7 +63,7 @@ mod generated {
         }
     }
 }
-pub(crate) use generated::{Acceptance, Escrow, Token, eip2612};
+pub(crate) use generated::{Acceptance, Escrow, TestToken, Token, eip2612};
 
 pub(crate) const fn to_evm(address: Address) -> EvmAddress {
     EvmAddress::new(address.0)

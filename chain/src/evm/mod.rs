@@ -485,15 +485,12 @@ impl Payments for EvmEscrow {
     }
 }
 
-pub(crate) /// Address of a key.
-///
-/// # Errors
-/// When it is no secp256k1 key.
+/// Address of a key; fails when it is no secp256k1 key.
 pub fn address_of(key: &SigningKey) -> Result<Address, PaymentError> {
     Ok(from_evm(signer(key)?.address()))
 }
 
-fn signer(key: &SigningKey) -> Result<PrivateKeySigner, PaymentError> {
+pub(crate) fn signer(key: &SigningKey) -> Result<PrivateKeySigner, PaymentError> {
     PrivateKeySigner::from_slice(&key.0)
         .map_err(|_| PaymentError::Malformed("the private key is no secp256k1 key: check its Secret".into()))
 }

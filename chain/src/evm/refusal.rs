@@ -10,7 +10,7 @@ use leasehold_planner::{escrow::Address, ports::PaymentError};
 
 use super::{
     abi::{Escrow, Token},
-    transport::WireError,
+    wire::WireError,
 };
 
 const METHOD_NOT_FOUND: i64 = -32601;

@@ -1,0 +1,524 @@
+//! The payment port in memory: the [machine](crate::machine) behind it, blocks whose time the caller sets,
+//! reorganisations, and outages on demand. For unit tests and seeded simulations; money in it is nobody's.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use leasehold_crds::money::TokenAmount;
+use leasehold_planner::{
+    escrow::{AccountRead, Address, Hash, Terms, keccak},
+    ports::{
+        AcceptanceMessage, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Purse, Receipt,
+        SigningKey,
+    },
+};
+
+use crate::{
+    evm::{acceptance, address_of, signer, to_evm},
+    machine::{Action, Machine, Refusal},
+};
+
+mod blocks;
+
+pub use blocks::Mark;
+use blocks::{Block, Blocks};
+
+/// Gas that every call takes, at 1 gwei.
+const GAS_PER_CALL: u64 = 100_000;
+const GAS_WEI_PER_CALL: u128 = GAS_PER_CALL as u128 * 1_000_000_000;
+
+/// How the endpoint fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Each call fails at once.
+    Unreachable,
+    /// Each call takes its whole deadline and fails.
+    Hang,
+    /// A write takes effect, and its caller learns nothing. Reads work.
+    LoseReply,
+    /// A write is sent and not mined; [`MemoryEscrow::mine_pending`] mines it. Reads work.
+    Pend,
+    /// Reads answer as of this many blocks ago; writes work.
+    StaleBy(u32),
+}
+
+/// The escrow of one chain, in memory. Clones share it.
+#[derive(Clone)]
+pub struct MemoryEscrow(Arc<Mutex<State>>);
+
+struct State {
+    chain_id: u64,
+    escrow: Address,
+    token: Address,
+    blocks: Blocks,
+    /// What the next block's time will be, at least.
+    clock: u64,
+    /// Blocks that `Safe` and `Finalized` lag behind.
+    lags: (u64, u64),
+    gas: HashMap<Address, u128>,
+    faults: Faults,
+    pending: Vec<(Address, Action, Hash)>,
+    transactions: u64,
+    call_deadline: Duration,
+    addresses: HashMap<[u8; 32], Address>,
+}
+
+/// What fails: always, or the next calls one by one.
+#[derive(Default)]
+struct Faults {
+    standing: Option<Fault>,
+    /// Each entry is one call's; `None` lets it through.
+    next: std::collections::VecDeque<Option<Fault>>,
+}
+
+impl MemoryEscrow {
+    /// A chain whose first block has that time.
+    #[must_use]
+    pub fn new(chain_id: u64, escrow: Address, token: Address, time: u64) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            chain_id,
+            escrow,
+            token,
+            blocks: Blocks::starting_at(time),
+            clock: time,
+            lags: (0, 0),
+            gas: HashMap::new(),
+            faults: Faults::default(),
+            pending: Vec::new(),
+            transactions: 0,
+            call_deadline: Duration::from_secs(5),
+            addresses: HashMap::new(),
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Mines an empty block of that time, or of the second after the newest block's if that is later.
+    pub fn set_time(&self, time: u64) {
+        let mut state = self.state();
+        state.clock = time;
+        state.mine(|_, _| {});
+    }
+
+    /// The time that the next block gets, unless the newest block's is as late.
+    pub fn set_next_block_time(&self, time: u64) {
+        self.state().clock = time;
+    }
+
+    /// Mines an empty block `seconds` after the newest.
+    pub fn advance(&self, seconds: u64) {
+        let time = self.time() + seconds;
+        self.set_time(time);
+    }
+
+    /// Time of the newest block.
+    #[must_use]
+    pub fn time(&self) -> u64 {
+        self.state().blocks.newest().head.time
+    }
+
+    /// How many blocks `Safe` and `Finalized` lag behind the newest.
+    pub fn set_lags(&self, safe: u64, finalized: u64) {
+        self.state().lags = (safe, finalized);
+    }
+
+    /// Makes tokens, in a block of its own.
+    pub fn mint(&self, to: Address, amount: TokenAmount) {
+        let mut state = self.state();
+        let token = state.token;
+        state.mine(|block, _| block.machine.mint(token, to, amount));
+    }
+
+    /// Sets what an address holds for gas; without it, it holds 1 of the chain's currency.
+    pub fn set_gas(&self, owner: Address, wei: u128) {
+        self.state().gas.insert(owner, wei);
+    }
+
+    /// From now on calls fail like that; `None` ends it.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        self.state().faults.standing = fault;
+    }
+
+    /// The next calls fail like that, one by one; `None` lets a call through.
+    pub fn script_faults(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
+        self.state().faults.next.extend(faults);
+    }
+
+    /// How long a hanging call hangs.
+    pub fn set_call_deadline(&self, deadline: Duration) {
+        self.state().call_deadline = deadline;
+    }
+
+    /// Mines what was sent under [`Fault::Pend`], in one block.
+    pub fn mine_pending(&self) {
+        let mut state = self.state();
+        let pending = std::mem::take(&mut state.pending);
+        state.mine(|block, _| {
+            for (caller, action, _) in pending {
+                block.run(caller, &action).ok();
+            }
+        });
+    }
+
+    /// Drops what was sent under [`Fault::Pend`].
+    pub fn drop_pending(&self) {
+        self.state().pending.clear();
+    }
+
+    /// Where the chain stands now, to come back to.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.state().blocks.mark()
+    }
+
+    /// Reorganises: all blocks since the mark are gone, and those to come have other hashes. Returns whether the
+    /// mark is still remembered.
+    pub fn rewind(&self, mark: Mark) -> bool {
+        self.state().blocks.rewind(mark)
+    }
+
+    /// Reorganises the newest `depth` blocks away. Returns whether there were as many.
+    pub fn reorganise(&self, depth: u64) -> bool {
+        self.state().blocks.drop_newest(depth)
+    }
+
+    /// What the escrow holds.
+    #[must_use]
+    pub fn held(&self) -> TokenAmount {
+        let state = self.state();
+        state.blocks.newest().machine.held(state.token)
+    }
+
+    /// The contract's state in the newest block.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        self.state().blocks.newest().machine.clone()
+    }
+
+    /// Lets the next fault happen. `true` when the reply of a write is to be lost.
+    async fn reach(&self) -> Result<Option<Fault>, PaymentError> {
+        let (fault, deadline) = {
+            let mut state = self.state();
+            let scripted = state.faults.next.pop_front();
+            (scripted.unwrap_or(state.faults.standing), state.call_deadline)
+        };
+        match fault {
+            Some(Fault::Unreachable) => Err(PaymentError::Unreachable("connection refused".into())),
+            Some(Fault::Hang) => {
+                tokio::time::sleep(deadline).await;
+                Err(PaymentError::Unreachable(format!(
+                    "no answer within {deadline:?}"
+                )))
+            }
+            Some(Fault::LoseReply | Fault::Pend | Fault::StaleBy(_)) | None => Ok(fault),
+        }
+    }
+
+    /// A read of the block of that level.
+    async fn read<T>(
+        &self,
+        level: BlockLevel,
+        ask: impl FnOnce(&State, &Block) -> T,
+    ) -> Result<T, PaymentError> {
+        let fault = self.reach().await?;
+        let state = self.state();
+        let stale = match fault {
+            Some(Fault::StaleBy(blocks)) => blocks.into(),
+            _ => 0,
+        };
+        let lag = match level {
+            BlockLevel::Latest => 0,
+            BlockLevel::Safe => state.lags.0,
+            BlockLevel::Finalized => state.lags.1,
+        };
+        Ok(ask(&state, state.blocks.back(stale + lag)))
+    }
+
+    async fn write(&self, key: &SigningKey, action: Action) -> Result<Receipt, PaymentError> {
+        let fault = self.reach().await?;
+        let caller = self.address_of(key)?;
+        let mut state = self.state();
+        let receipt = state.send(caller, action, fault == Some(Fault::Pend));
+        if fault == Some(Fault::LoseReply) {
+            return Err(PaymentError::Unreachable("the connection broke".into()));
+        }
+        receipt
+    }
+}
+
+impl State {
+    fn mine(&mut self, change: impl FnOnce(&mut Block, &mut HashMap<Address, u128>)) {
+        let mut block = self.blocks.next(self.clock);
+        self.clock = block.head.time;
+        change(&mut block, &mut self.gas);
+        self.blocks.push(block);
+    }
+
+    /// Simulates at the newest block, as a client does, and then mines a block with the call in it.
+    fn send(&mut self, caller: Address, action: Action, pend: bool) -> Result<Receipt, PaymentError> {
+        let newest = self.blocks.newest();
+        newest
+            .machine
+            .clone()
+            .apply(caller, &action, newest.head.time)
+            .map_err(|refusal| self.refused(caller, &action, refusal))?;
+        if self.gas_of(caller) < GAS_WEI_PER_CALL {
+            return Err(PaymentError::ShortOfGas { address: caller });
+        }
+        self.transactions += 1;
+        let transaction = keccak(&[b"transaction", &self.transactions.to_be_bytes()]);
+        let left = self.gas_of(caller) - GAS_WEI_PER_CALL;
+        self.gas.insert(caller, left);
+        if pend {
+            self.pending.push((caller, action, transaction));
+            return Err(PaymentError::Pending { transaction });
+        }
+        let mut outcome = Ok(());
+        self.mine(|block, _| outcome = block.run(caller, &action));
+        outcome.map_err(|refusal| PaymentError::Reverted {
+            error: refusal.to_string(),
+        })?;
+        Ok(Receipt {
+            transaction,
+            gas_used: GAS_PER_CALL,
+            block_number: self.blocks.newest().head.number,
+        })
+    }
+
+    /// What a client makes of a refusal: it looks at the purse before it sends.
+    fn refused(&self, caller: Address, action: &Action, refusal: Refusal) -> PaymentError {
+        let amount = match action {
+            Action::Open { deposit, .. } => Some(*deposit),
+            Action::FundTo { terms, total } => Some(self.missing(terms, *total)),
+            Action::Start { .. }
+            | Action::Pause { .. }
+            | Action::Credit { .. }
+            | Action::EndLeg { .. }
+            | Action::SettleMany { .. }
+            | Action::Close { .. } => None,
+        };
+        let newest = self.blocks.newest();
+        let have = newest.machine.balance(self.token, caller);
+        if let Some(need) = amount.filter(|need| *need > have) {
+            let mut dry = action.clone();
+            if let Action::Open { deposit, .. } | Action::FundTo { total: deposit, .. } = &mut dry {
+                *deposit = TokenAmount(0);
+            }
+            return match newest.machine.clone().apply(caller, &dry, newest.head.time) {
+                Err(refusal) => PaymentError::Reverted {
+                    error: refusal.to_string(),
+                },
+                Ok(_) => PaymentError::ShortOfTokens {
+                    address: caller,
+                    need,
+                    have,
+                },
+            };
+        }
+        PaymentError::Reverted {
+            error: refusal.to_string(),
+        }
+    }
+
+    fn missing(&self, terms: &Terms, total: TokenAmount) -> TokenAmount {
+        let newest = self.blocks.newest();
+        let deposited = match newest.machine.read(terms, newest.head.time) {
+            AccountRead::Present(account) if !account.closed => account.deposited.0,
+            AccountRead::Present(_) | AccountRead::Absent | AccountRead::Mismatch => 0,
+        };
+        TokenAmount(total.0.saturating_sub(deposited))
+    }
+
+    fn gas_of(&self, owner: Address) -> u128 {
+        self.gas.get(&owner).copied().unwrap_or(1_000_000_000_000_000_000)
+    }
+}
+
+impl Payments for MemoryEscrow {
+    async fn head(&self) -> Result<Head, PaymentError> {
+        self.read(BlockLevel::Latest, |_, block| block.head).await
+    }
+
+    async fn purse(&self, owner: Address) -> Result<Purse, PaymentError> {
+        self.read(BlockLevel::Latest, |state, block| Purse {
+            token: block.machine.balance(state.token, owner),
+            gas_wei: state.gas_of(owner),
+        })
+        .await
+    }
+
+    async fn account(&self, terms: &Terms, level: BlockLevel) -> Result<AccountRead, PaymentError> {
+        self.read(level, |_, block| block.machine.read(terms, block.head.time))
+            .await
+    }
+
+    async fn accounts(&self, terms: &[Terms]) -> Result<Vec<AccountRead>, PaymentError> {
+        self.read(BlockLevel::Latest, |_, block| {
+            let rows = terms.iter();
+            rows.map(|terms| block.machine.read(terms, block.head.time))
+                .collect()
+        })
+        .await
+    }
+
+    async fn find(&self, id: Hash) -> Result<Option<Opened>, PaymentError> {
+        self.read(BlockLevel::Latest, |state, block| {
+            let mut opened = state.blocks.opened_until(block.head.number);
+            opened.find(|opened| opened.terms.id() == id).cloned()
+        })
+        .await
+    }
+
+    async fn opened_since(
+        &self,
+        market: Address,
+        cursor: Option<Cursor>,
+    ) -> Result<(Vec<Opened>, Cursor), PaymentError> {
+        self.read(BlockLevel::Latest, |state, block| {
+            let after = cursor.and_then(|cursor| state.blocks.resume(cursor));
+            let opened = state.blocks.opened_until(block.head.number);
+            let rows = opened
+                .filter(|row| {
+                    row.terms.market == market && after.is_none_or(|after| row.block_number > after)
+                })
+                .cloned()
+                .collect();
+            let cursor = Cursor {
+                number: block.head.number,
+                hash: block.head.hash,
+            };
+            (rows, cursor)
+        })
+        .await
+    }
+
+    async fn open(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        deposit: TokenAmount,
+        valid_until: u64,
+    ) -> Result<Receipt, PaymentError> {
+        let action = Action::Open {
+            terms: terms.clone(),
+            deposit,
+            valid_until,
+        };
+        self.write(key, action).await
+    }
+
+    async fn fund_to(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        total: TokenAmount,
+    ) -> Result<Option<Receipt>, PaymentError> {
+        let read = self.account(terms, BlockLevel::Latest).await?;
+        if read
+            .present()
+            .is_some_and(|account| !account.closed && account.deposited >= total)
+        {
+            return Ok(None);
+        }
+        let action = Action::FundTo {
+            terms: terms.clone(),
+            total,
+        };
+        self.write(key, action).await.map(Some)
+    }
+
+    fn start(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        legs: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
+        let terms = terms.clone();
+        self.write(key, Action::Start { terms, legs })
+    }
+
+    fn pause(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        legs: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
+        let terms = terms.clone();
+        self.write(key, Action::Pause { terms, legs })
+    }
+
+    fn credit(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        leg: u8,
+        seconds: u64,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
+        let terms = terms.clone();
+        self.write(key, Action::Credit { terms, leg, seconds })
+    }
+
+    fn end_leg(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        legs: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
+        let terms = terms.clone();
+        self.write(key, Action::EndLeg { terms, legs })
+    }
+
+    fn settle_many(
+        &self,
+        key: &SigningKey,
+        rows: &[(Terms, u16)],
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
+        let rows = rows.to_vec();
+        self.write(key, Action::SettleMany { rows })
+    }
+
+    fn close(
+        &self,
+        key: &SigningKey,
+        terms: &Terms,
+        payouts: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
+        let terms = terms.clone();
+        self.write(key, Action::Close { terms, payouts })
+    }
+
+    fn address_of(&self, key: &SigningKey) -> Result<Address, PaymentError> {
+        if let Some(known) = self.state().addresses.get(&key.0) {
+            return Ok(*known);
+        }
+        let address = address_of(key)?;
+        self.state().addresses.insert(key.0, address);
+        Ok(address)
+    }
+
+    fn sign_acceptance(
+        &self,
+        key: &SigningKey,
+        acceptance: &AcceptanceMessage,
+    ) -> Result<[u8; 65], PaymentError> {
+        let domain = {
+            let state = self.state();
+            acceptance::domain(state.chain_id, to_evm(state.escrow))
+        };
+        acceptance::sign(&signer(key)?, &domain, acceptance)
+    }
+
+    fn acceptance_signer(&self, acceptance: &AcceptanceMessage, signature: &[u8; 65]) -> Option<Address> {
+        let domain = {
+            let state = self.state();
+            acceptance::domain(state.chain_id, to_evm(state.escrow))
+        };
+        acceptance::signer(&domain, acceptance, signature)
+    }
+}

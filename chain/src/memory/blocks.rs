@@ -1,0 +1,142 @@
+//! The chain under the machine: a bounded number of blocks, each with the whole state after it.
+
+use std::collections::VecDeque;
+
+use leasehold_crds::money::TokenAmount;
+use leasehold_planner::{
+    escrow::{Address, Hash, keccak},
+    ports::{Cursor, Head, Opened},
+};
+
+use crate::machine::{Action, Machine, Refusal};
+
+/// Blocks remembered: no reorganisation goes further back.
+const BLOCKS_MAX: usize = 512;
+
+/// A block, to come back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(Hash);
+
+#[derive(Clone)]
+pub(super) struct Block {
+    pub(super) head: Head,
+    /// State after it.
+    pub(super) machine: Machine,
+    /// Opened in it.
+    opened: Vec<Opened>,
+}
+
+impl Block {
+    /// Makes a call in this block.
+    pub(super) fn run(&mut self, caller: Address, action: &Action) -> Result<(), Refusal> {
+        let moved = self.machine.apply(caller, action, self.head.time)?;
+        if let Action::Open { terms, .. } = action {
+            self.opened.push(Opened {
+                terms: terms.clone(),
+                deposit: TokenAmount(moved.0),
+                block_number: self.head.number,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The newest blocks, and what was opened in those that are forgotten.
+pub(super) struct Blocks {
+    blocks: VecDeque<Block>,
+    opened_before: Vec<Opened>,
+    /// Grows with each reorganisation, so that the same number gets another hash.
+    fork: u64,
+}
+
+impl Blocks {
+    pub(super) fn starting_at(time: u64) -> Self {
+        let block = Block {
+            head: Head {
+                number: 0,
+                hash: keccak(&[b"genesis"]),
+                time,
+            },
+            machine: Machine::default(),
+            opened: Vec::new(),
+        };
+        Self {
+            blocks: VecDeque::from([block]),
+            opened_before: Vec::new(),
+            fork: 0,
+        }
+    }
+
+    pub(super) fn newest(&self) -> &Block {
+        self.back(0)
+    }
+
+    /// The block that many before the newest, or the oldest that is remembered.
+    pub(super) fn back(&self, blocks: u64) -> &Block {
+        let back = usize::try_from(blocks).unwrap_or(usize::MAX);
+        &self.blocks[self.blocks.len().saturating_sub(1).saturating_sub(back)]
+    }
+
+    /// An empty block behind the newest, at that time or a second after the newest.
+    pub(super) fn next(&self, time: u64) -> Block {
+        let newest = self.newest();
+        let number = newest.head.number + 1;
+        Block {
+            head: Head {
+                number,
+                hash: keccak(&[&self.fork.to_be_bytes(), &number.to_be_bytes()]),
+                time: time.max(newest.head.time + 1),
+            },
+            machine: newest.machine.clone(),
+            opened: Vec::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, block: Block) {
+        self.blocks.push_back(block);
+        if self.blocks.len() > BLOCKS_MAX
+            && let Some(oldest) = self.blocks.pop_front()
+        {
+            self.opened_before.extend(oldest.opened);
+        }
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark(self.newest().head.hash)
+    }
+
+    /// Drops the newest `depth` blocks.
+    pub(super) fn drop_newest(&mut self, depth: u64) -> bool {
+        match usize::try_from(depth) {
+            Ok(depth) if depth < self.blocks.len() => self.rewind(Mark(self.back(depth as u64).head.hash)),
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// Drops all blocks after the mark.
+    pub(super) fn rewind(&mut self, mark: Mark) -> bool {
+        let Some(keep) = self.blocks.iter().position(|block| block.head.hash == mark.0) else {
+            return false;
+        };
+        self.blocks.truncate(keep + 1);
+        self.fork += 1;
+        true
+    }
+
+    /// All that was opened, up to that block.
+    pub(super) fn opened_until(&self, number: u64) -> impl Iterator<Item = &Opened> {
+        let recent = self.blocks.iter().flat_map(|block| &block.opened);
+        self.opened_before
+            .iter()
+            .chain(recent)
+            .filter(move |opened| opened.block_number <= number)
+    }
+
+    /// The block after which a reader goes on; `None`, from the start, when its block was replaced.
+    pub(super) fn resume(&self, cursor: Cursor) -> Option<u64> {
+        let mut blocks = self.blocks.iter();
+        blocks
+            .any(|block| block.head.number == cursor.number && block.head.hash == cursor.hash)
+            .then_some(cursor.number)
+    }
+}

@@ -1,0 +1,231 @@
+//! A chain of its own for each test: an anvil process on a free loopback port, with the contracts on it.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use alloy::{
+    primitives::{Address as EvmAddress, B256, U256},
+    providers::{Provider, RootProvider},
+    rpc::client::RpcClient,
+};
+use leasehold_chain::{
+    EvmEscrow, Network,
+    deploy::{self, ANVIL_KEY, Deployed},
+};
+use leasehold_crds::money::{Rate, TokenAmount};
+use leasehold_planner::{
+    escrow::{Address, Hash, Leg, Terms},
+    ports::SigningKey,
+};
+
+const START_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The anvil binary, or none.
+fn binary() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("LEASEHOLD_ANVIL") {
+        return Some(named.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let npm = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil");
+    let mut candidates: Vec<_> = std::env::split_paths(&path)
+        .map(|dir| dir.join("anvil"))
+        .collect();
+    candidates.push(npm);
+    candidates.into_iter().find(|path| path.is_file())
+}
+
+/// A running anvil. It ends with the value.
+pub struct Anvil {
+    child: Child,
+    pub url: String,
+    pub deployed: Deployed,
+    pub rpc: RootProvider,
+}
+
+impl Drop for Anvil {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Anvil {
+    /// A chain with the contracts; `None`, said loudly, where no anvil is installed.
+    pub async fn start() -> Option<Self> {
+        Self::start_with(&[]).await
+    }
+
+    pub async fn start_with(arguments: &[&str]) -> Option<Self> {
+        let Some(binary) = binary() else {
+            eprintln!(
+                "SKIPPED, NOTHING WAS TESTED: no anvil; run `npm ci` in chain/contracts or set LEASEHOLD_ANVIL"
+            );
+            return None;
+        };
+        let mut child = Command::new(&binary)
+            .args(["--host", "127.0.0.1", "--port", "0", "--accounts", "1"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
+        let (found, address) = mpsc::channel();
+        let stdout = child.stdout.take().expect("stdout is piped");
+        // It reads on to the end, or anvil would block on a full pipe.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Some(address) = line.strip_prefix("Listening on ") {
+                    found.send(address.to_owned()).ok();
+                }
+            }
+        });
+        let address = address
+            .recv_timeout(START_DEADLINE)
+            .expect("anvil listens in time");
+        let url = format!("http://{address}");
+        let rpc = RootProvider::new(RpcClient::new_http(
+            url.parse().expect("anvil prints its address"),
+        ));
+        let deployed = deploy::deploy(&url, &ANVIL_KEY)
+            .await
+            .expect("the contracts deploy");
+        Some(Self {
+            child,
+            url,
+            deployed,
+            rpc,
+        })
+    }
+
+    /// A client with deadlines that suit a chain which mines at once.
+    pub fn client(&self) -> EvmEscrow {
+        EvmEscrow::connect(&self.network()).expect("the URL is one")
+    }
+
+    pub fn network(&self) -> Network {
+        Network {
+            rpc_url: self.url.clone(),
+            chain_id: self.deployed.chain_id,
+            escrow: self.deployed.escrow,
+            token: self.deployed.token,
+            call_deadline: Duration::from_secs(5),
+            mine_deadline: Duration::from_secs(20),
+        }
+    }
+
+    pub async fn mint(&self, to: Address, amount: u128) {
+        let rows = [(to, TokenAmount(amount))];
+        deploy::mint(&self.url, &ANVIL_KEY, self.deployed.token, &rows)
+            .await
+            .expect("minted");
+    }
+
+    /// Sets what an address holds for gas.
+    pub async fn set_gas(&self, owner: Address, wei: u128) {
+        self.request::<_, ()>("anvil_setBalance", (EvmAddress::new(owner.0), U256::from(wei)))
+            .await;
+    }
+
+    /// Keys with gas money.
+    pub async fn keys<const N: usize>(&self, first: u8) -> [SigningKey; N] {
+        let keys = std::array::from_fn(|i| key(first + u8::try_from(i).expect("few keys")));
+        for key in &keys {
+            self.set_gas(address(key), 10u128.pow(20)).await;
+        }
+        keys
+    }
+
+    pub async fn set_automine(&self, on: bool) {
+        self.request::<_, ()>("evm_setAutomine", (on,)).await;
+    }
+
+    pub async fn mine(&self) {
+        self.request::<_, serde_json::Value>("evm_mine", ()).await;
+    }
+
+    pub async fn set_next_time(&self, time: u64) {
+        self.request::<_, serde_json::Value>("evm_setNextBlockTimestamp", (time,))
+            .await;
+    }
+
+    /// An empty block of that time.
+    pub async fn mine_at(&self, time: u64) {
+        self.set_next_time(time).await;
+        self.mine().await;
+    }
+
+    pub async fn request<P, R>(&self, method: &'static str, params: P) -> R
+    where
+        P: serde::Serialize + Clone + std::fmt::Debug + Send + Sync + Unpin,
+        R: serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + Unpin + 'static,
+    {
+        self.rpc
+            .raw_request(method.into(), params)
+            .await
+            .unwrap_or_else(|e| panic!("{method}: {e}"))
+    }
+
+    /// Sends the process a signal: `STOP` makes every call hang.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(self.child.id().to_string())
+            .status()
+            .expect("kill runs");
+        assert!(status.success(), "kill -{signal}");
+    }
+
+    /// Hashes of the newest block's transactions.
+    pub async fn newest_transactions(&self) -> Vec<B256> {
+        let block = self
+            .rpc
+            .get_block_by_number(Default::default())
+            .await
+            .expect("a block");
+        block.expect("a newest block").transactions.hashes().collect()
+    }
+
+    /// Terms of `payer` with one leg per controller, at 1000 base units a second each.
+    pub fn terms(
+        &self,
+        payer: &SigningKey,
+        controllers: &[&SigningKey],
+        closer: &SigningKey,
+        salt: u8,
+    ) -> Terms {
+        Terms {
+            payer: address(payer),
+            market: Address([0x77; 20]),
+            token: self.deployed.token,
+            closer: address(closer),
+            salt: Hash([salt; 32]),
+            start_by: 1 << 39,
+            notice_seconds: 0,
+            pause_for: 60,
+            legs: controllers
+                .iter()
+                .zip(0x90..)
+                .map(|(controller, payee)| Leg {
+                    payee: Address([payee; 20]),
+                    controller: address(controller),
+                    rate: Rate(1_000_000_000_000_000),
+                })
+                .collect(),
+        }
+    }
+}
+
+pub fn key(number: u8) -> SigningKey {
+    SigningKey([number; 32])
+}
+
+pub fn address(key: &SigningKey) -> Address {
+    leasehold_chain::evm::address_of(key).expect("a key")
+}
