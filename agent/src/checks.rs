@@ -1,0 +1,216 @@
+//! What is wrong with a GPU in one observation: plain checks, the gravest first. Pure.
+//!
+//! Each holds what NVML says against another witness. What a finding does to the GPU's health is in `health`.
+
+use leasehold_crds::node::DeviceHealth;
+
+use crate::{
+    class::{Class, is_near},
+    facts::{GpuFacts, Reading, Witness, XidEvent, bus_key, plugin_ids},
+    pci_ids,
+    pod_resources::Allocation,
+    sysfs::PciGpu,
+    xid::{Severity, severity},
+};
+
+/// Everything that was seen of the node at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) reading: Reading,
+    /// Since the observation before.
+    pub(crate) xids: Vec<XidEvent>,
+    pub(crate) pci: Witness<Vec<PciGpu>>,
+    pub(crate) kubelet: Witness<Allocation>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) health: DeviceHealth,
+    pub(crate) message: String,
+}
+
+type Check = fn(&World, &GpuFacts) -> Option<Finding>;
+
+/// The order is the priority.
+const CHECKS: &[Check] = &[
+    fatal_xid,
+    ecc_uncorrectable,
+    duplicate_uuid,
+    duplicate_bus,
+    not_on_the_bus,
+    another_card_on_the_bus,
+    another_card_by_name,
+];
+
+/// What is wrong with a GPU that NVML could read.
+pub(crate) fn finding(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    CHECKS.iter().find_map(|check| check(world, gpu))
+}
+
+/// What the witnesses say of GPUs that NVML doesn't show: a disagreement that belongs to no device.
+pub(crate) fn strangers(world: &World) -> Vec<String> {
+    let read: Vec<&GpuFacts> = world.reading.gpus().collect();
+    let broken = world.reading.slots.len() - read.len();
+    let mut strange = Vec::new();
+    if let Some(pci) = world.pci.says() {
+        let unseen: Vec<&str> = pci
+            .iter()
+            .filter(|card| !card.elsewhere && !read.iter().any(|gpu| bus_key(&gpu.bus) == bus_key(&card.bus)))
+            .map(|card| card.bus.as_str())
+            .collect();
+        // A GPU that NVML counts but can't read is one of those.
+        if unseen.len() > broken {
+            strange.push(format!("on the PCI bus but not in NVML: {}", unseen.join(", ")));
+        }
+    }
+    if let Some(kubelet) = world.kubelet.says() {
+        let unknown: Vec<&str> = kubelet
+            .allocatable
+            .iter()
+            .filter(|id| !read.iter().any(|gpu| plugin_ids(gpu).contains(id.as_str())))
+            .map(String::as_str)
+            .collect();
+        if unknown.len() > broken {
+            strange.push(format!(
+                "advertised by the device plugin but not in NVML: {}",
+                unknown.join(", ")
+            ));
+        }
+    }
+    strange
+}
+
+impl World {
+    /// The card of the PCI witness where NVML puts this GPU.
+    pub(crate) fn card(&self, gpu: &GpuFacts) -> Option<&PciGpu> {
+        self.pci
+            .says()?
+            .iter()
+            .find(|card| bus_key(&card.bus) == bus_key(&gpu.bus))
+    }
+}
+
+fn found(health: DeviceHealth, message: String) -> Option<Finding> {
+    Some(Finding { health, message })
+}
+
+fn fatal_xid(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    world
+        .xids
+        .iter()
+        .filter(|event| event.uuid == gpu.uuid)
+        .find_map(|event| match severity(event.xid) {
+            Severity::Fatal(meaning) => {
+                found(DeviceHealth::FatalXid, format!("Xid {}: {meaning}", event.xid))
+            }
+            Severity::Passing => None,
+        })
+}
+
+fn ecc_uncorrectable(_: &World, gpu: &GpuFacts) -> Option<Finding> {
+    let errors = gpu.ecc_uncorrected.filter(|errors| *errors > 0)?;
+    found(
+        DeviceHealth::EccUncorrectable,
+        format!("{errors} uncorrectable memory errors since the driver was loaded; reset the GPU"),
+    )
+}
+
+fn duplicate_uuid(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    let others = world
+        .reading
+        .gpus()
+        .filter(|other| other.uuid == gpu.uuid)
+        .count()
+        - 1;
+    (others > 0).then(|| {
+        found(
+            DeviceHealth::Duplicate,
+            format!("{others} other GPUs of this node have the same UUID"),
+        )
+    })?
+}
+
+fn duplicate_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    let others = world
+        .reading
+        .gpus()
+        .filter(|other| bus_key(&other.bus) == bus_key(&gpu.bus))
+        .count()
+        - 1;
+    (others > 0).then(|| {
+        found(
+            DeviceHealth::Duplicate,
+            format!("{others} other GPUs say that they sit at {} too", gpu.bus),
+        )
+    })?
+}
+
+fn not_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    if world.pci.says().is_none() || world.card(gpu).is_some() {
+        return None;
+    }
+    found(
+        DeviceHealth::WitnessesDisagree,
+        format!("the PCI bus has no card at {}, where NVML puts it", gpu.bus),
+    )
+}
+
+fn another_card_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    let card = world.card(gpu)?;
+    (card.device != gpu.pci_device).then(|| {
+        found(
+            DeviceHealth::WitnessesDisagree,
+            format!(
+                "NVML says PCI device {:04x}, the bus says {:04x}",
+                gpu.pci_device, card.device
+            ),
+        )
+    })?
+}
+
+/// The device id on the bus against the name and the memory that NVML tells.
+fn another_card_by_name(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    let product = pci_ids::product(world.card(gpu)?.device)?;
+    let class = Class::of(&gpu.name, gpu.memory.total, gpu.pci_device);
+    let same = class.model == product.model && is_near(product.memory_gib, gpu.memory.total);
+    (!same).then(|| {
+        found(
+            DeviceHealth::WitnessesDisagree,
+            format!(
+                "calls itself {:?} with {} GiB; by its PCI device id it is a {} with {} GiB",
+                gpu.name,
+                gpu.memory.total >> 30,
+                product.model,
+                product.memory_gib
+            ),
+        )
+    })?
+}
+
+/// Not among the checks: of a GPU that was never in sale it only means that the device plugin is not up yet.
+pub(crate) fn withheld(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    is_withheld(world, gpu).then(|| {
+        found(
+            DeviceHealth::WitnessesDisagree,
+            "the device plugin withholds it".to_owned(),
+        )
+    })?
+}
+
+/// Whether the device plugin is known not to advertise a GPU.
+pub(crate) fn is_withheld(world: &World, gpu: &GpuFacts) -> bool {
+    world
+        .kubelet
+        .says()
+        .is_some_and(|kubelet| !plugin_ids(gpu).iter().any(|id| kubelet.allocatable.contains(*id)))
+}
+
+/// Whether the device plugin vouches for a GPU, as far as this node has one.
+pub(crate) fn is_vouched_for(world: &World, gpu: &GpuFacts) -> bool {
+    match &world.kubelet {
+        Witness::Says(_) => !is_withheld(world, gpu),
+        Witness::Silent(_) => false,
+        Witness::Absent => true,
+    }
+}

@@ -1,0 +1,225 @@
+//! The class of a GPU: the name that offers and leases meet by, `h100-80g-sxm`.
+//!
+//! `<model>-<memory>g[-<form factor>]`, from the product name, the memory and, where the name is silent about the
+//! form factor, the PCI device id. Every card has one, those of tomorrow too.
+
+use std::fmt;
+
+use crate::pci_ids;
+
+/// How a card is built, where one model comes in several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Sxm,
+    Pcie,
+    Nvl,
+}
+
+impl Form {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sxm => "sxm",
+            Self::Pcie => "pcie",
+            Self::Nvl => "nvl",
+        }
+    }
+}
+
+/// A class; its text is the slug.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Class {
+    /// Lower-case letters and digits: `h100`, `rtx4090`.
+    pub(crate) model: String,
+    /// What the box says, in GiB.
+    pub(crate) memory_gib: u64,
+    pub(crate) form: Option<Form>,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}g", self.model, self.memory_gib)?;
+        match self.form {
+            Some(form) => write!(f, "-{}", form.as_str()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Class {
+    /// The class of a card by what NVML says of it; `device` is its PCI device id.
+    pub(crate) fn of(name: &str, total_bytes: u64, device: u16) -> Self {
+        let words = Words::of(name);
+        let model = words.model();
+        let product = pci_ids::product(device).filter(|product| product.model == model);
+        Self {
+            memory_gib: words
+                .memory_gib(total_bytes)
+                .unwrap_or_else(|| nominal_gib(total_bytes)),
+            form: words.form().or_else(|| product.and_then(|product| product.form)),
+            model,
+        }
+    }
+
+    /// What the box says, in bytes.
+    pub(crate) const fn nominal_bytes(&self) -> u64 {
+        self.memory_gib << 30
+    }
+}
+
+/// Words that name the maker or the marketing line, not the card.
+const NOISE: &[&str] = &[
+    "nvidia",
+    "geforce",
+    "tesla",
+    "quadro",
+    "generation",
+    "edition",
+    "gpu",
+    "graphics",
+];
+/// So that a slug fits a label even with memory and form factor.
+const MODEL_CHARS_MAX: usize = 40;
+
+/// The lower-case words of a product name.
+struct Words(Vec<String>);
+
+impl Words {
+    fn of(name: &str) -> Self {
+        let words = name
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .filter(|word| !word.is_empty());
+        Self(words.map(str::to_ascii_lowercase).collect())
+    }
+
+    fn model(&self) -> String {
+        let own = self.0.iter().filter(|word| {
+            !NOISE.contains(&word.as_str())
+                && stated_gib(word).is_none()
+                && !word.starts_with("hbm")
+                && form_of(word).is_none()
+        });
+        let model: String = own.flat_map(|word| word.chars()).take(MODEL_CHARS_MAX).collect();
+        if model.is_empty() { "gpu".to_owned() } else { model }
+    }
+
+    fn form(&self) -> Option<Form> {
+        self.0.iter().find_map(|word| form_of(word))
+    }
+
+    /// The size in the name, if it is that of this card's memory: the 480GB of a GH200 are its processor's.
+    fn memory_gib(&self, total_bytes: u64) -> Option<u64> {
+        let stated = self.0.iter().find_map(|word| stated_gib(word))?;
+        is_near(stated, total_bytes).then_some(stated)
+    }
+}
+
+fn stated_gib(word: &str) -> Option<u64> {
+    word.strip_suffix("gb")?.parse().ok()
+}
+
+fn form_of(word: &str) -> Option<Form> {
+    match word {
+        "pcie" => Some(Form::Pcie),
+        "nvl" => Some(Form::Nvl),
+        _ => word
+            .strip_prefix("sxm")
+            .filter(|rest| rest.chars().all(|c| c.is_ascii_digit()))
+            .map(|_| Form::Sxm),
+    }
+}
+
+/// Sizes that cards are sold with.
+const SOLD_GIB: &[u64] = &[
+    2, 3, 4, 5, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 72, 80, 94, 96, 128, 141, 180, 192, 288,
+];
+
+/// The smallest size sold that a driver would report as this total, else the total itself in whole GiB.
+fn nominal_gib(total_bytes: u64) -> u64 {
+    let sold = SOLD_GIB.iter().copied().find(|gib| is_near(*gib, total_bytes));
+    sold.unwrap_or_else(|| (total_bytes + (1 << 29)) >> 30).max(1)
+}
+
+/// Whether a card of this nominal size may report this total: ECC and firmware take up to an eighth, nothing adds
+/// more than a hundredth.
+pub(crate) fn is_near(nominal_gib: u64, total_bytes: u64) -> bool {
+    let nominal_mib = nominal_gib << 10;
+    let total_mib = total_bytes >> 20;
+    total_mib * 100 <= nominal_mib * 101 && total_mib * 8 >= nominal_mib * 7
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Names and totals that drivers report.
+    const CARDS: &[(&str, u64, u16, &str)] = &[
+        ("NVIDIA H100 80GB HBM3", 81559, 0x2330, "h100-80g-sxm"),
+        ("NVIDIA H100 PCIe", 81559, 0x2331, "h100-80g-pcie"),
+        ("NVIDIA H100 NVL", 95830, 0x2321, "h100-94g-nvl"),
+        ("NVIDIA H200", 143_771, 0x2335, "h200-141g-sxm"),
+        ("NVIDIA A100 80GB PCIe", 81920, 0x20b5, "a100-80g-pcie"),
+        ("NVIDIA A100-SXM4-40GB", 40960, 0x20b0, "a100-40g-sxm"),
+        ("Tesla V100-SXM2-16GB", 16160, 0x1db1, "v100-16g-sxm"),
+        ("NVIDIA GeForce RTX 4090", 24564, 0x2684, "rtx4090-24g"),
+        ("NVIDIA GeForce RTX 4090 D", 24564, 0x2685, "rtx4090d-24g"),
+        ("NVIDIA GeForce RTX 2080 Ti", 11264, 0x1e07, "rtx2080ti-11g"),
+        ("NVIDIA RTX 6000 Ada Generation", 49140, 0x26b1, "rtx6000ada-48g"),
+        ("NVIDIA RTX A6000", 49140, 0x2230, "rtxa6000-48g"),
+        (
+            "NVIDIA RTX PRO 6000 Blackwell Server Edition",
+            97887,
+            0x2bb5,
+            "rtxpro6000blackwellserver-96g",
+        ),
+        ("Tesla T4", 15360, 0x1eb8, "t4-16g"),
+        ("NVIDIA A10G", 23028, 0x2237, "a10g-24g"),
+        ("NVIDIA A40", 46068, 0x2235, "a40-48g"),
+        ("NVIDIA L4", 23034, 0x27b8, "l4-24g"),
+        ("NVIDIA GH200 480GB", 97871, 0x2342, "gh200-96g"),
+        ("NVIDIA B200", 183_359, 0x2901, "b200-180g-sxm"),
+        (
+            "NVIDIA Xylo 77 Engineering Sample",
+            12282,
+            0x2fff,
+            "xylo77engineeringsample-12g",
+        ),
+        ("Mystery/Card (rev. 2) 日本", 7000, 0x0000, "mysterycardrev2-7g"),
+        ("", 0, 0x0000, "gpu-1g"),
+    ];
+
+    #[test]
+    fn every_card_has_a_class() {
+        for (name, mib, device, slug) in CARDS {
+            assert_eq!(Class::of(name, mib * MIB, *device).to_string(), *slug, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_slug_is_a_name_for_kubernetes_whatever_the_card_is_called() {
+        for name in [
+            "x".repeat(200),
+            "Ω Ω Ω".to_owned(),
+            "-- --".to_owned(),
+            "NVIDIA".to_owned(),
+        ] {
+            let slug = Class::of(&name, u64::MAX >> 8, 0x2330).to_string();
+            assert!(slug.len() <= 63, "{slug}");
+            assert!(
+                slug.chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
+                "{slug}"
+            );
+            assert!(slug.starts_with(|c: char| c.is_ascii_alphanumeric()), "{slug}");
+        }
+    }
+
+    #[test]
+    fn the_form_factor_of_a_device_id_is_not_given_to_a_card_that_lies_about_its_name() {
+        assert_eq!(
+            Class::of("NVIDIA GeForce RTX 4090", 81559 * MIB, 0x2330).form,
+            None
+        );
+    }
+}

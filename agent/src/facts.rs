@@ -1,0 +1,194 @@
+//! What a reading of the hardware says, as data: the rest of the agent never sees NVML.
+
+use std::{collections::BTreeSet, fmt};
+
+/// All GPUs of the node at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Reading {
+    /// `580.95.05`.
+    pub(crate) driver_version: String,
+    /// `13.0`.
+    pub(crate) cuda_version: String,
+    /// By index, as NVML counts.
+    pub(crate) slots: Vec<Slot>,
+}
+
+impl Reading {
+    /// The GPUs that could be read.
+    pub(crate) fn gpus(&self) -> impl Iterator<Item = &GpuFacts> {
+        self.slots.iter().filter_map(|slot| match slot {
+            Slot::Read(gpu) => Some(&**gpu),
+            Slot::Lost | Slot::Failed(_) => None,
+        })
+    }
+}
+
+/// One place of NVML's count.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Slot {
+    Read(Box<GpuFacts>),
+    /// NVML says that this GPU is lost, and says nothing else of it.
+    Lost,
+    /// NVML failed in another way; the text is its own.
+    Failed(String),
+}
+
+/// One GPU. A thing that the card or its driver doesn't support is `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct GpuFacts {
+    pub(crate) index: u32,
+    pub(crate) minor: Option<u32>,
+    pub(crate) uuid: String,
+    pub(crate) name: String,
+    pub(crate) memory: Memory,
+    /// `9.0`.
+    pub(crate) compute_capability: String,
+    /// As NVML writes it: `00000000:18:00.0`.
+    pub(crate) bus: String,
+    /// PCI device id without the vendor, by NVML.
+    pub(crate) pci_device: u16,
+    /// By the PCI witness; `None` on a machine without NUMA.
+    pub(crate) numa_node: Option<i64>,
+    /// UUIDs.
+    pub(crate) nvlink_peers: Vec<String>,
+    pub(crate) mig_enabled: Option<bool>,
+    pub(crate) slices: Vec<SliceFacts>,
+    pub(crate) ecc_enabled: Option<bool>,
+    pub(crate) ecc_uncorrected: Option<u64>,
+    pub(crate) fast: FastFacts,
+    pub(crate) processes: Option<Vec<GpuProcess>>,
+}
+
+/// Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Memory {
+    pub(crate) total: u64,
+    /// Kept by the driver for itself.
+    pub(crate) reserved: u64,
+    pub(crate) used: u64,
+    pub(crate) free: u64,
+}
+
+/// A MIG slice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct SliceFacts {
+    pub(crate) uuid: String,
+    pub(crate) name: String,
+    pub(crate) memory_bytes: u64,
+}
+
+/// What changes from second to second; it goes to metrics, never into an object.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct FastFacts {
+    pub(crate) gpu_percent: Option<u32>,
+    pub(crate) memory_percent: Option<u32>,
+    pub(crate) power_milliwatts: Option<u32>,
+    pub(crate) power_limit_milliwatts: Option<u32>,
+    /// Since the driver was loaded.
+    pub(crate) energy_millijoules: Option<u64>,
+    pub(crate) temperature_celsius: Option<u32>,
+    pub(crate) sm_clock_mhz: Option<u32>,
+    pub(crate) memory_clock_mhz: Option<u32>,
+    /// NVML's bits.
+    pub(crate) throttle_reasons: Option<u64>,
+    pub(crate) pcie_generation: Option<u32>,
+    pub(crate) pcie_width: Option<u32>,
+}
+
+/// A process that computes on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GpuProcess {
+    pub(crate) pid: u32,
+}
+
+/// An Xid that the driver reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct XidEvent {
+    pub(crate) uuid: String,
+    pub(crate) xid: u64,
+}
+
+/// A reading of the hardware that can be asked again and again.
+pub(crate) trait Probe {
+    fn read(&mut self) -> Result<Reading, ProbeError>;
+    /// What was reported since the last call. It doesn't wait.
+    fn events(&mut self) -> Vec<XidEvent>;
+}
+
+/// Why nothing could be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ProbeError {
+    #[error(
+        "the driver's library can't be loaded: {0}; install the NVIDIA driver, or name the library with --nvml"
+    )]
+    NoLibrary(String),
+    #[error("the driver doesn't answer as it should: {0}; see `dmesg` for NVRM lines")]
+    Failed(String),
+}
+
+/// Another source than NVML.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Witness<T> {
+    Says(T),
+    /// It should be there and could not be asked; the text says why.
+    Silent(String),
+    /// This node has no such witness.
+    Absent,
+}
+
+impl<T> Witness<T> {
+    pub(crate) fn says(&self) -> Option<&T> {
+        match self {
+            Self::Says(said) => Some(said),
+            Self::Silent(_) | Self::Absent => None,
+        }
+    }
+
+    pub(crate) fn map<U>(self, with: impl FnOnce(T) -> U) -> Witness<U> {
+        match self {
+            Self::Says(said) => Witness::Says(with(said)),
+            Self::Silent(why) => Witness::Silent(why),
+            Self::Absent => Witness::Absent,
+        }
+    }
+}
+
+impl<T, E: fmt::Display> From<Result<T, E>> for Witness<T> {
+    fn from(result: Result<T, E>) -> Self {
+        match result {
+            Ok(said) => Self::Says(said),
+            Err(error) => Self::Silent(format!("{error:#}")),
+        }
+    }
+}
+
+/// A bus address as both NVML and sysfs can be compared by: `0000:18:00.0`.
+pub(crate) fn bus_key(bus: &str) -> String {
+    let lower = bus.to_ascii_lowercase();
+    // NVML writes the domain with eight digits, sysfs with at least four.
+    match lower.split_once(':') {
+        Some((domain, rest)) => format!("{:0>4}:{rest}", domain.trim_start_matches('0')),
+        None => lower,
+    }
+}
+
+/// The ids by which a device plugin may advertise a GPU: its own, or those of its slices.
+pub(crate) fn plugin_ids(gpu: &GpuFacts) -> BTreeSet<&str> {
+    if gpu.slices.is_empty() {
+        BTreeSet::from([gpu.uuid.as_str()])
+    } else {
+        gpu.slices.iter().map(|slice| slice.uuid.as_str()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bus_address_is_the_same_in_either_writing() {
+        assert_eq!(bus_key("00000000:1B:00.0"), bus_key("0000:1b:00.0"));
+        assert_eq!(bus_key("00010000:01:00.0"), "10000:01:00.0");
+        assert_ne!(bus_key("00000001:1B:00.0"), bus_key("0000:1b:00.0"));
+    }
+}

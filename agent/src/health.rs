@@ -1,0 +1,367 @@
+//! The health of each GPU over time: what was known, and what is seen now, give what is known next. Pure.
+//!
+//! No single reading takes a GPU out of sale, unless it is itself an event (an Xid): a fault is confirmed by a second
+//! reading, which is asked for soon. And none brings it back: a GPU that had a fault is watched for some readings
+//! and needs the device plugin's word; after a fatal Xid it also needs a trace of its reset.
+
+use jiff::Timestamp;
+use leasehold_crds::node::DeviceHealth;
+
+use crate::{
+    checks::{Finding, World, finding, is_vouched_for, is_withheld, strangers, withheld},
+    facts::{GpuFacts, Slot, bus_key},
+};
+
+/// Readings in a row that confirm a fault.
+const CONFIRMATIONS: u32 = 2;
+
+/// What is known of the node's GPUs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Ledger {
+    pub(crate) gpus: Vec<Record>,
+    /// Disagreements that belong to no device, and how many readings in a row showed any.
+    pub(crate) strangers: Vec<String>,
+    strange_readings: u32,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Record {
+    /// As last read.
+    pub(crate) gpu: GpuFacts,
+    pub(crate) health: DeviceHealth,
+    pub(crate) message: String,
+    pub(crate) since: Timestamp,
+    suspicion: Option<Suspicion>,
+    /// Readings in a row without a finding.
+    clean_readings: u32,
+    reset: Reset,
+}
+
+/// A fault that was seen, but not often enough.
+#[derive(Clone, Debug, PartialEq)]
+struct Suspicion {
+    finding: Finding,
+    readings: u32,
+}
+
+/// Whether the GPU was reset since its fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reset {
+    Unseen,
+    /// The device plugin has taken it out of use; when it offers it again, somebody has seen to it.
+    Withheld,
+    Seen,
+}
+
+/// Rules that a person may set.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// Readings in a row without a finding that a GPU needs after a fault.
+    pub(crate) recovery_readings: u32,
+}
+
+/// When the hardware should be read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// A suspicion wants its confirmation.
+    Soon,
+    InTurn,
+}
+
+impl Ledger {
+    /// What was known before the agent's restart. A machine that booted since has reset its GPUs.
+    pub(crate) fn restored(records: Vec<Record>, booted: Option<Timestamp>) -> Self {
+        let gpus = records
+            .into_iter()
+            .map(|record| {
+                let healthy = record.health == DeviceHealth::Healthy;
+                let rebooted = booted.is_some_and(|booted| booted > record.since);
+                Record {
+                    health: if healthy {
+                        DeviceHealth::Unknown
+                    } else {
+                        record.health
+                    },
+                    reset: if rebooted { Reset::Seen } else { Reset::Unseen },
+                    ..record
+                }
+            })
+            .collect();
+        Self {
+            gpus,
+            ..Self::default()
+        }
+    }
+
+    /// What is known after an observation.
+    pub(crate) fn after(self, world: &World, rules: Rules, now: Timestamp) -> (Self, Next) {
+        let mut unmatched = self.gpus;
+        let mut gpus = Vec::new();
+        for gpu in world.reading.gpus() {
+            let before = take_match(&mut unmatched, world, gpu);
+            gpus.push(Record::seen(before, world, gpu, rules, now));
+        }
+        for before in unmatched {
+            if let Some(missing) = before.missed(world, now) {
+                gpus.push(missing);
+            }
+        }
+        gpus.sort_by_key(|record| record.gpu.index);
+        let mut strange = strangers(world);
+        strange.extend(unknown_slots(world, &gpus));
+        let ledger = Self {
+            gpus,
+            strange_readings: if strange.is_empty() {
+                0
+            } else {
+                self.strange_readings.saturating_add(1)
+            },
+            strangers: strange,
+        };
+        let next = if ledger.has_suspicion() {
+            Next::Soon
+        } else {
+            Next::InTurn
+        };
+        (ledger, next)
+    }
+
+    /// What is known while NVML doesn't answer: a healthy GPU is unknown, a fault stays a fault.
+    #[must_use]
+    pub(crate) fn unread(mut self, why: &str, now: Timestamp) -> Self {
+        for record in &mut self.gpus {
+            record.suspicion = None;
+            record.clean_readings = 0;
+            if matches!(record.health, DeviceHealth::Healthy | DeviceHealth::Unknown) {
+                record.turn(DeviceHealth::Unknown, why.to_owned(), now);
+            }
+        }
+        self
+    }
+
+    /// Disagreements that were seen often enough to be said.
+    pub(crate) fn confirmed_strangers(&self) -> &[String] {
+        if self.strange_readings >= CONFIRMATIONS {
+            &self.strangers
+        } else {
+            &[]
+        }
+    }
+
+    /// Whether NVML should be opened anew: a reset GPU is seen only by those who opened it afterwards.
+    pub(crate) fn wants_renewal(&self) -> bool {
+        self.gpus.iter().any(|record| record.health == DeviceHealth::Lost) || !self.strangers.is_empty()
+    }
+
+    fn has_suspicion(&self) -> bool {
+        let unsure = self.strange_readings > 0 && self.strange_readings < CONFIRMATIONS;
+        unsure || self.gpus.iter().any(|record| record.suspicion.is_some())
+    }
+}
+
+/// Places of NVML's count that can't be read, and of which nobody knows which GPU sat there.
+fn unknown_slots(world: &World, gpus: &[Record]) -> Vec<String> {
+    let known = |index: u32| gpus.iter().any(|record| record.gpu.index == index);
+    (0..)
+        .zip(&world.reading.slots)
+        .filter(|(index, slot)| !matches!(slot, Slot::Read(_)) && !known(*index))
+        .map(|(index, _)| format!("NVML can't read GPU {index}, and it was never read before"))
+        .collect()
+}
+
+/// Takes the record of a GPU out of those not matched yet: by UUID and bus, else by UUID alone where it is unique.
+fn take_match(unmatched: &mut Vec<Record>, world: &World, gpu: &GpuFacts) -> Option<Record> {
+    let same_bus = |record: &Record| bus_key(&record.gpu.bus) == bus_key(&gpu.bus);
+    let exact = unmatched
+        .iter()
+        .position(|record| record.gpu.uuid == gpu.uuid && same_bus(record));
+    let unique = world
+        .reading
+        .gpus()
+        .filter(|other| other.uuid == gpu.uuid)
+        .count()
+        == 1;
+    let found = exact.or_else(|| {
+        unmatched
+            .iter()
+            .position(|record| unique && record.gpu.uuid == gpu.uuid)
+    })?;
+    Some(unmatched.remove(found))
+}
+
+impl Record {
+    /// A record from an earlier life of the agent.
+    pub(crate) fn remembered(gpu: GpuFacts, health: DeviceHealth, message: String, since: Timestamp) -> Self {
+        Self {
+            gpu,
+            health,
+            message,
+            since,
+            suspicion: None,
+            clean_readings: 0,
+            reset: Reset::Unseen,
+        }
+    }
+
+    /// The GPU was read.
+    fn seen(before: Option<Self>, world: &World, gpu: &GpuFacts, rules: Rules, now: Timestamp) -> Self {
+        let fresh = || {
+            Self::remembered(
+                gpu.clone(),
+                DeviceHealth::Unknown,
+                "not read often enough yet".to_owned(),
+                now,
+            )
+        };
+        let mut record = before.unwrap_or_else(fresh);
+        record.reset = record.reset_after(world, gpu);
+        let numa_node = record.gpu.numa_node;
+        record.gpu = gpu.clone();
+        record.gpu.numa_node = world.card(gpu).map_or(numa_node, |card| card.numa_node);
+        let never_in_sale = record.health == DeviceHealth::Unknown;
+        let found = finding(world, gpu).or_else(|| if never_in_sale { None } else { withheld(world, gpu) });
+        match found {
+            Some(found) => record.suspect(found, now),
+            None => record.clear(world, rules, now),
+        }
+        record
+    }
+
+    /// The GPU was not read: NVML says that it is lost, can't read it, or doesn't count it any more. `None` when
+    /// another GPU sits in its place: then this one was taken out.
+    fn missed(mut self, world: &World, now: Timestamp) -> Option<Self> {
+        let key = bus_key(&self.gpu.bus);
+        if world
+            .reading
+            .gpus()
+            .any(|other| bus_key(&other.bus) == key && other.uuid != self.gpu.uuid)
+        {
+            return None;
+        }
+        let index = usize::try_from(self.gpu.index).ok()?;
+        let on_bus = world
+            .pci
+            .says()
+            .map(|pci| pci.iter().any(|card| bus_key(&card.bus) == key));
+        let message = match (world.reading.slots.get(index), on_bus) {
+            (Some(Slot::Lost), _) => "NVML: the GPU is lost".to_owned(),
+            (Some(Slot::Failed(why)), _) => format!("NVML can't read it: {why}"),
+            (_, Some(false)) => "gone from NVML and from the PCI bus".to_owned(),
+            (_, Some(true) | None) => "gone from NVML".to_owned(),
+        };
+        // A machine that booted without it has none to mourn.
+        if self.reset == Reset::Seen && on_bus == Some(false) && self.health == DeviceHealth::Lost {
+            return None;
+        }
+        self.suspect(
+            Finding {
+                health: DeviceHealth::Lost,
+                message,
+            },
+            now,
+        );
+        if self.health == DeviceHealth::Lost {
+            // To be seen again at all, it must have been reset.
+            self.reset = Reset::Withheld;
+        }
+        Some(self)
+    }
+
+    /// Something is wrong: at once where it is an event or where the GPU is not in sale anyway, else when confirmed.
+    fn suspect(&mut self, found: Finding, now: Timestamp) {
+        self.clean_readings = 0;
+        if self.health == DeviceHealth::FatalXid && found.health == DeviceHealth::WitnessesDisagree {
+            // The device plugin heard the Xid too: the graver reason stays.
+            return;
+        }
+        let readings = match &self.suspicion {
+            Some(before) if before.finding.health == found.health => before.readings + 1,
+            Some(_) | None => 1,
+        };
+        let in_sale = self.health == DeviceHealth::Healthy;
+        let event = found.health == DeviceHealth::FatalXid;
+        if event || !in_sale || readings >= CONFIRMATIONS {
+            self.suspicion = None;
+            if found.health == DeviceHealth::FatalXid {
+                self.reset = Reset::Unseen;
+            }
+            self.turn(found.health, found.message, now);
+        } else {
+            self.suspicion = Some(Suspicion {
+                finding: found,
+                readings,
+            });
+        }
+    }
+
+    /// Nothing is wrong in this reading.
+    fn clear(&mut self, world: &World, rules: Rules, now: Timestamp) {
+        self.suspicion = None;
+        match self.health {
+            DeviceHealth::Healthy => (),
+            // Never in sale, or not known for a while: there is nothing to recover from.
+            DeviceHealth::Unknown => {
+                if is_vouched_for(world, &self.gpu) {
+                    self.turn(DeviceHealth::Healthy, String::new(), now);
+                } else if is_withheld(world, &self.gpu) {
+                    self.turn(
+                        DeviceHealth::Unknown,
+                        "the device plugin doesn't offer it".to_owned(),
+                        now,
+                    );
+                } else {
+                    let message = "the device plugin can't be asked whether it offers it".to_owned();
+                    self.turn(DeviceHealth::Unknown, message, now);
+                }
+            }
+            DeviceHealth::FatalXid if self.reset != Reset::Seen => (),
+            DeviceHealth::FatalXid
+            | DeviceHealth::Lost
+            | DeviceHealth::EccUncorrectable
+            | DeviceHealth::Duplicate
+            | DeviceHealth::WitnessesDisagree => {
+                self.clean_readings = 1;
+                let message = format!("back after: {}; watched before it is sold again", self.message);
+                self.turn(DeviceHealth::Recovering, message, now);
+            }
+            DeviceHealth::Recovering => {
+                if is_vouched_for(world, &self.gpu) {
+                    self.clean_readings += 1;
+                }
+                if self.clean_readings >= rules.recovery_readings {
+                    self.turn(DeviceHealth::Healthy, String::new(), now);
+                }
+            }
+        }
+    }
+
+    /// Traces of a reset: counters that started anew, or a device plugin that took the GPU out of use and offers it
+    /// again.
+    fn reset_after(&self, world: &World, gpu: &GpuFacts) -> Reset {
+        let fell =
+            |before: Option<u64>, now: Option<u64>| matches!((before, now), (Some(b), Some(n)) if n < b);
+        let restarted = fell(self.gpu.fast.energy_millijoules, gpu.fast.energy_millijoules)
+            || fell(self.gpu.ecc_uncorrected, gpu.ecc_uncorrected);
+        match self.reset {
+            Reset::Seen => Reset::Seen,
+            _ if restarted => Reset::Seen,
+            Reset::Unseen if is_withheld(world, gpu) => Reset::Withheld,
+            Reset::Unseen => Reset::Unseen,
+            Reset::Withheld if is_vouched_for(world, gpu) => Reset::Seen,
+            Reset::Withheld => Reset::Withheld,
+        }
+    }
+
+    /// The time moves with the health, not with the message.
+    fn turn(&mut self, health: DeviceHealth, message: String, now: Timestamp) {
+        if self.health != health {
+            self.since = now;
+        }
+        self.health = health;
+        self.message = message;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,439 @@
+//! What becomes of a GPU's health, told as sequences of observations.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::{
+    facts::{Memory, Reading, Witness, XidEvent},
+    pod_resources::Allocation,
+    sysfs::PciGpu,
+};
+
+const RULES: Rules = Rules { recovery_readings: 3 };
+
+/// A node whose witnesses a test bends.
+struct Node {
+    world: World,
+    ledger: Ledger,
+    second: i64,
+    next: Next,
+}
+
+fn gpu(index: u32) -> GpuFacts {
+    GpuFacts {
+        index,
+        uuid: format!("GPU-{index}"),
+        name: "NVIDIA H100 80GB HBM3".to_owned(),
+        memory: Memory {
+            total: 81559 << 20,
+            ..Memory::default()
+        },
+        bus: format!("00000000:{:02X}:00.0", 0x10 + index),
+        pci_device: 0x2330,
+        ecc_uncorrected: Some(0),
+        ..GpuFacts::default()
+    }
+}
+
+fn node(count: u32) -> Node {
+    let card = |index| PciGpu {
+        bus: format!("0000:{:02x}:00.0", 0x10 + index),
+        device: 0x2330,
+        numa_node: Some(0),
+        elsewhere: false,
+    };
+    let world = World {
+        reading: Reading {
+            slots: (0..count).map(|index| Slot::Read(Box::new(gpu(index)))).collect(),
+            ..Reading::default()
+        },
+        xids: Vec::new(),
+        pci: Witness::Says((0..count).map(card).collect()),
+        kubelet: Witness::Says(Allocation {
+            allocatable: (0..count).map(|index| format!("GPU-{index}")).collect(),
+            ..Allocation::default()
+        }),
+    };
+    let mut node = Node {
+        world,
+        ledger: Ledger::default(),
+        second: 0,
+        next: Next::InTurn,
+    };
+    node.observe();
+    node
+}
+
+impl Node {
+    /// One observation, a second later. Events are heard once.
+    fn observe(&mut self) {
+        self.second += 1;
+        let now = Timestamp::from_second(self.second).unwrap();
+        let (ledger, next) = std::mem::take(&mut self.ledger).after(&self.world, RULES, now);
+        (self.ledger, self.next) = (ledger, next);
+        self.world.xids.clear();
+    }
+
+    fn health(&self) -> Vec<DeviceHealth> {
+        self.ledger.gpus.iter().map(|record| record.health).collect()
+    }
+
+    fn first(&self) -> DeviceHealth {
+        self.health()[0]
+    }
+
+    fn change(&mut self, index: usize, change: impl FnOnce(&mut GpuFacts)) {
+        let Slot::Read(gpu) = &mut self.world.reading.slots[index] else {
+            panic!("GPU {index} is not read")
+        };
+        change(gpu);
+    }
+
+    fn allocatable(&mut self) -> &mut BTreeSet<String> {
+        let Witness::Says(kubelet) = &mut self.world.kubelet else {
+            panic!("the kubelet is silent")
+        };
+        &mut kubelet.allocatable
+    }
+
+    fn xid(&mut self, xid: u64) {
+        self.world.xids.push(XidEvent {
+            uuid: "GPU-0".to_owned(),
+            xid,
+        });
+    }
+
+    /// Observes until the first GPU is healthy; how many observations that took.
+    fn observations_to_health(&mut self) -> u32 {
+        for count in 1..20 {
+            self.observe();
+            if self.first() == DeviceHealth::Healthy {
+                return count;
+            }
+        }
+        panic!("still {:?}: {}", self.first(), self.ledger.gpus[0].message);
+    }
+}
+
+#[test]
+fn a_gpu_that_all_witnesses_vouch_for_is_healthy_at_once() {
+    assert_eq!(node(4).health(), [DeviceHealth::Healthy; 4]);
+}
+
+#[test]
+fn a_gpu_is_not_sold_before_the_device_plugin_offers_it() {
+    let mut node = node(1);
+    node.ledger = Ledger::default();
+    node.allocatable().clear();
+    node.observe();
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::Unknown);
+    node.allocatable().insert("GPU-0".to_owned());
+    assert_eq!(
+        node.observations_to_health(),
+        1,
+        "it had no fault to recover from"
+    );
+}
+
+#[test]
+fn one_reading_takes_no_gpu_out_of_sale_and_the_second_does() {
+    let mut node = node(2);
+    node.world.reading.slots[0] = Slot::Lost;
+    node.observe();
+    assert_eq!((node.first(), node.next), (DeviceHealth::Healthy, Next::Soon));
+    node.observe();
+    assert_eq!(node.health(), [DeviceHealth::Lost, DeviceHealth::Healthy]);
+    assert_eq!(node.ledger.gpus[0].message, "NVML: the GPU is lost");
+    assert!(node.ledger.wants_renewal());
+}
+
+#[test]
+fn a_fault_seen_once_and_gone_was_none() {
+    let mut node = node(1);
+    node.world.reading.slots[0] = Slot::Lost;
+    node.observe();
+    node.world.reading.slots[0] = Slot::Read(Box::new(gpu(0)));
+    node.observe();
+    assert_eq!((node.first(), node.next), (DeviceHealth::Healthy, Next::InTurn));
+}
+
+#[test]
+fn a_lost_gpu_comes_back_after_some_clean_readings_and_the_plugin_s_word() {
+    let mut node = node(1);
+    node.world.reading.slots[0] = Slot::Lost;
+    node.allocatable().clear();
+    node.observe();
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::Lost);
+    node.world.reading.slots[0] = Slot::Read(Box::new(gpu(0)));
+    for _ in 0..5 {
+        node.observe();
+        assert_ne!(
+            node.first(),
+            DeviceHealth::Healthy,
+            "the device plugin still withholds it"
+        );
+    }
+    node.allocatable().insert("GPU-0".to_owned());
+    assert_eq!(node.observations_to_health(), 3);
+}
+
+#[test]
+fn an_unplugged_gpu_is_lost_and_the_others_keep_their_health() {
+    let mut node = node(3);
+    node.world.reading.slots.remove(0);
+    node.change(0, |gpu| gpu.index = 0);
+    node.change(1, |gpu| gpu.index = 1);
+    let Witness::Says(pci) = &mut node.world.pci else {
+        panic!()
+    };
+    pci.remove(0);
+    node.allocatable().remove("GPU-0");
+    node.observe();
+    node.observe();
+    let lost: Vec<&str> = node
+        .ledger
+        .gpus
+        .iter()
+        .filter(|record| record.health == DeviceHealth::Lost)
+        .map(|record| record.gpu.uuid.as_str())
+        .collect();
+    assert_eq!(lost, ["GPU-0"]);
+    assert_eq!(
+        node.health()
+            .iter()
+            .filter(|health| **health == DeviceHealth::Healthy)
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn a_fatal_xid_counts_at_once_and_until_the_gpu_was_reset() {
+    let mut node = node(1);
+    node.xid(79);
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::FatalXid);
+    for _ in 0..10 {
+        node.observe();
+    }
+    assert_eq!(
+        node.first(),
+        DeviceHealth::FatalXid,
+        "clean readings alone are no reset"
+    );
+    // The device plugin takes it out of use, somebody resets it, the plugin offers it again.
+    node.allocatable().clear();
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::FatalXid, "the graver reason stays");
+    node.allocatable().insert("GPU-0".to_owned());
+    assert_eq!(node.observations_to_health(), 3);
+}
+
+#[test]
+fn a_counter_that_starts_anew_is_a_trace_of_a_reset() {
+    let mut node = node(1);
+    node.change(0, |gpu| gpu.fast.energy_millijoules = Some(1000));
+    node.xid(48);
+    node.observe();
+    node.change(0, |gpu| gpu.fast.energy_millijoules = Some(5));
+    assert_eq!(node.observations_to_health(), 3);
+}
+
+#[test]
+fn a_program_s_xid_changes_nothing() {
+    let mut node = node(1);
+    node.xid(13);
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::Healthy);
+}
+
+#[test]
+fn uncorrectable_memory_errors_count_until_a_reset_clears_them() {
+    let mut node = node(1);
+    node.change(0, |gpu| gpu.ecc_uncorrected = Some(2));
+    node.observe();
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::EccUncorrectable);
+    node.change(0, |gpu| gpu.ecc_uncorrected = Some(0));
+    assert_eq!(node.observations_to_health(), 3);
+}
+
+#[test]
+fn eight_gpus_on_one_bus_are_eight_duplicates_and_recover_when_the_lie_ends() {
+    let mut node = node(8);
+    for index in 0..8 {
+        node.change(index, |gpu| gpu.bus = "00000000:10:00.0".to_owned());
+    }
+    node.observe();
+    node.observe();
+    assert_eq!(node.health(), [DeviceHealth::Duplicate; 8]);
+    for index in 0..8 {
+        node.change(usize::try_from(index).unwrap(), |facts| {
+            facts.bus = gpu(index).bus
+        });
+    }
+    node.observations_to_health();
+    assert_eq!(node.health(), [DeviceHealth::Healthy; 8]);
+}
+
+#[test]
+fn two_gpus_with_one_uuid_are_duplicates_and_leave_no_ghost() {
+    let mut node = node(2);
+    node.change(1, |gpu| gpu.uuid = "GPU-0".to_owned());
+    node.observe();
+    node.observe();
+    assert_eq!(node.health(), [DeviceHealth::Duplicate; 2]);
+    node.change(1, |gpu| gpu.uuid = "GPU-1".to_owned());
+    node.observations_to_health();
+    assert_eq!(node.health(), [DeviceHealth::Healthy; 2]);
+}
+
+#[test]
+fn a_card_that_lies_about_its_name_is_found_by_its_device_id() {
+    let mut node = node(1);
+    node.change(0, |gpu| gpu.name = "NVIDIA GeForce RTX 4090".to_owned());
+    node.observe();
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::WitnessesDisagree);
+    assert!(
+        node.ledger.gpus[0]
+            .message
+            .contains("by its PCI device id it is a h100"),
+        "{:?}",
+        node.ledger
+    );
+    // NVML's own device id lies too: the bus still knows.
+    let mut node = self::node(1);
+    let Witness::Says(pci) = &mut node.world.pci else {
+        panic!()
+    };
+    pci[0].device = 0x1eb8;
+    node.observe();
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::WitnessesDisagree);
+}
+
+#[test]
+fn a_silent_witness_neither_breaks_a_gpu_nor_vouches_for_one() {
+    let mut node = node(1);
+    node.world.pci = Witness::Silent("no /sys".to_owned());
+    node.world.kubelet = Witness::Silent("away".to_owned());
+    node.observe();
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::Healthy, "unknown is no fault");
+    node.ledger = Ledger::default();
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::Unknown, "and no health either");
+    node.world.kubelet = Witness::Absent;
+    assert_eq!(
+        node.observations_to_health(),
+        1,
+        "a node without a kubelet has two witnesses"
+    );
+}
+
+#[test]
+fn a_hanging_driver_makes_health_unknown_and_faults_stay_faults() {
+    let mut node = node(2);
+    node.world.reading.slots[0] = Slot::Lost;
+    node.observe();
+    node.observe();
+    let now = Timestamp::from_second(99).unwrap();
+    node.ledger = std::mem::take(&mut node.ledger).unread("hung", now);
+    assert_eq!(node.health(), [DeviceHealth::Lost, DeviceHealth::Unknown]);
+    node.observe();
+    assert_eq!(node.health(), [DeviceHealth::Lost, DeviceHealth::Healthy]);
+}
+
+#[test]
+fn a_card_that_only_the_bus_sees_is_a_disagreement_of_the_node() {
+    let mut node = node(2);
+    node.world.reading.slots.pop();
+    node.ledger = Ledger::default();
+    node.observe();
+    assert!(node.ledger.confirmed_strangers().is_empty());
+    assert_eq!(node.next, Next::Soon);
+    node.observe();
+    let strangers = node.ledger.confirmed_strangers().join("; ");
+    assert!(
+        strangers.contains("on the PCI bus but not in NVML: 0000:11:00.0"),
+        "{strangers}"
+    );
+    assert!(
+        strangers.contains("advertised by the device plugin but not in NVML: GPU-1"),
+        "{strangers}"
+    );
+    let Witness::Says(pci) = &mut node.world.pci else {
+        panic!()
+    };
+    pci[1].elsewhere = true;
+    node.allocatable().remove("GPU-1");
+    node.observe();
+    assert!(
+        node.ledger.confirmed_strangers().is_empty(),
+        "a card for a virtual machine is nobody's business"
+    );
+}
+
+#[test]
+fn a_gpu_that_was_never_read_is_said_to_be_there() {
+    let mut node = node(1);
+    node.ledger = Ledger::default();
+    node.world.reading.slots[0] = Slot::Lost;
+    node.observe();
+    node.observe();
+    assert!(node.ledger.gpus.is_empty());
+    assert_eq!(
+        node.ledger.confirmed_strangers(),
+        ["NVML can't read GPU 0, and it was never read before"]
+    );
+}
+
+#[test]
+fn a_restart_forgets_no_fault_and_a_reboot_is_a_reset() {
+    let mut node = node(1);
+    node.xid(79);
+    node.observe();
+    let fault = node.ledger.gpus.clone();
+    let (before, after) = (
+        Timestamp::from_second(1).unwrap(),
+        Timestamp::from_second(1000).unwrap(),
+    );
+    node.ledger = Ledger::restored(fault.clone(), Some(before));
+    for _ in 0..10 {
+        node.observe();
+    }
+    assert_eq!(node.first(), DeviceHealth::FatalXid);
+    node.ledger = Ledger::restored(fault, Some(after));
+    node.observations_to_health();
+}
+
+#[test]
+fn a_card_taken_out_while_the_machine_was_off_is_forgotten() {
+    let mut node = node(2);
+    node.world.reading.slots.pop();
+    let Witness::Says(pci) = &mut node.world.pci else {
+        panic!()
+    };
+    pci.pop();
+    node.allocatable().remove("GPU-1");
+    node.observe();
+    node.observe();
+    assert_eq!(node.health(), [DeviceHealth::Healthy, DeviceHealth::Lost]);
+    let booted = Timestamp::from_second(1000).unwrap();
+    node.ledger = Ledger::restored(node.ledger.gpus.clone(), Some(booted));
+    node.observe();
+    assert_eq!(node.health(), [DeviceHealth::Healthy]);
+}
+
+#[test]
+fn a_time_moves_with_the_health_alone() {
+    let mut node = node(1);
+    let since = node.ledger.gpus[0].since;
+    for _ in 0..5 {
+        node.observe();
+    }
+    assert_eq!(node.ledger.gpus[0].since, since);
+}

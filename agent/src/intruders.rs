@@ -1,0 +1,191 @@
+//! Processes that compute on a GPU which is not their pod's. Pure.
+
+use crate::{
+    facts::{GpuFacts, Witness},
+    pod_resources::{Allocation, Holder},
+    processes::Owner,
+};
+
+/// Readings in a row that confirm an intruder: a process outlives its pod for a moment, and is in the kubelet's
+/// books a moment late.
+const CONFIRMATIONS: u32 = 2;
+
+/// What is known of processes where they don't belong.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Intruders {
+    /// For a person: `process 42 of team-a/train-0 on GPU-…`.
+    seen: Vec<String>,
+    readings: u32,
+}
+
+impl Intruders {
+    #[must_use]
+    pub(crate) fn after(self, seen: Vec<String>) -> Self {
+        Self {
+            readings: if seen.is_empty() {
+                0
+            } else {
+                self.readings.saturating_add(1)
+            },
+            seen,
+        }
+    }
+
+    pub(crate) fn confirmed(&self) -> &[String] {
+        if self.readings >= CONFIRMATIONS {
+            &self.seen
+        } else {
+            &[]
+        }
+    }
+
+    pub(crate) fn is_suspicion(&self) -> bool {
+        self.readings > 0 && self.readings < CONFIRMATIONS
+    }
+}
+
+/// The processes that don't belong where they are. Unknown when somebody who would know is silent.
+pub(crate) fn intruders<'a>(
+    gpus: impl Iterator<Item = &'a GpuFacts>,
+    kubelet: &Witness<Allocation>,
+    owner: impl Fn(u32) -> Witness<Owner>,
+) -> Witness<Vec<String>> {
+    let mut found = Vec::new();
+    for gpu in gpus {
+        let Some(processes) = &gpu.processes else { continue };
+        for process in processes {
+            let allocation = match kubelet {
+                Witness::Says(allocation) => allocation,
+                Witness::Silent(why) => return Witness::Silent(why.clone()),
+                Witness::Absent => return Witness::Silent("no kubelet says who holds which GPU".to_owned()),
+            };
+            let owner = match owner(process.pid) {
+                Witness::Says(owner) => owner,
+                Witness::Silent(why) => return Witness::Silent(why),
+                Witness::Absent => return Witness::Absent,
+            };
+            let holders: Vec<&Holder> = allocation
+                .holders
+                .iter()
+                .filter(|holder| holds(holder, gpu))
+                .collect();
+            if let Some(whose) = intrusion(&owner, &holders) {
+                found.push(format!("process {} of {whose} on {}", process.pid, gpu.uuid));
+            }
+        }
+    }
+    Witness::Says(found)
+}
+
+fn holds(holder: &Holder, gpu: &GpuFacts) -> bool {
+    holder.ids.contains(&gpu.uuid) || gpu.slices.iter().any(|slice| holder.ids.contains(&slice.uuid))
+}
+
+/// Whose the process is, if it doesn't belong to a holder.
+fn intrusion(owner: &Owner, holders: &[&Holder]) -> Option<String> {
+    match owner {
+        Owner::Gone => None,
+        Owner::Host => Some("the host".to_owned()),
+        // Of a pod without a name nothing can be said but that nobody may be there when nobody holds the GPU.
+        Owner::SomePod(uid) => holders.is_empty().then(|| format!("the pod with uid {uid}")),
+        Owner::Pod(pod) => {
+            let own = holders
+                .iter()
+                .any(|holder| holder.namespace == pod.namespace && holder.pod == pod.name);
+            (!own).then(|| format!("the pod {}/{}", pod.namespace, pod.name))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{facts::GpuProcess, processes::PodName};
+
+    fn gpu(pids: &[u32]) -> GpuFacts {
+        GpuFacts {
+            uuid: "GPU-a".to_owned(),
+            processes: Some(pids.iter().map(|pid| GpuProcess { pid: *pid }).collect()),
+            ..GpuFacts::default()
+        }
+    }
+
+    fn kubelet(holders: &[(&str, &str)]) -> Witness<Allocation> {
+        let holders = holders
+            .iter()
+            .map(|(pod, id)| Holder {
+                namespace: "team-a".to_owned(),
+                pod: (*pod).to_owned(),
+                ids: BTreeSet::from([(*id).to_owned()]),
+            })
+            .collect();
+        Witness::Says(Allocation {
+            holders,
+            ..Allocation::default()
+        })
+    }
+
+    fn found(pids: &[u32], holders: &[(&str, &str)], owner: &Owner) -> Vec<String> {
+        let gpus = [gpu(pids)];
+        match intruders(gpus.iter(), &kubelet(holders), |_| Witness::Says(owner.clone())) {
+            Witness::Says(found) => found,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_its_holder_may_compute_on_a_gpu() {
+        let pod = |name: &str| {
+            Owner::Pod(PodName {
+                namespace: "team-a".to_owned(),
+                name: name.to_owned(),
+            })
+        };
+        let held = [("train-0", "GPU-a")];
+        assert!(found(&[7], &held, &pod("train-0")).is_empty());
+        assert_eq!(
+            found(&[7], &held, &pod("miner")),
+            ["process 7 of the pod team-a/miner on GPU-a"]
+        );
+        assert_eq!(
+            found(&[7], &held, &Owner::Host),
+            ["process 7 of the host on GPU-a"]
+        );
+        assert!(found(&[7], &held, &Owner::Gone).is_empty());
+        assert!(found(&[7], &held, &Owner::SomePod("u".to_owned())).is_empty());
+        assert_eq!(found(&[7], &[], &Owner::SomePod("u".to_owned())).len(), 1);
+        assert_eq!(
+            found(&[7], &[("train-0", "GPU-b")], &pod("train-0")).len(),
+            1,
+            "of another GPU"
+        );
+    }
+
+    #[test]
+    fn one_reading_is_no_proof_and_silence_is_no_answer() {
+        let once = Intruders::default().after(vec!["x".to_owned()]);
+        assert!(once.is_suspicion() && once.confirmed().is_empty());
+        let twice = once.clone().after(vec!["x".to_owned()]);
+        assert_eq!(twice.confirmed(), ["x"]);
+        assert!(
+            once.after(Vec::new())
+                .after(vec!["x".to_owned()])
+                .confirmed()
+                .is_empty()
+        );
+
+        let gpus = [gpu(&[7])];
+        let silent = Witness::Silent("away".to_owned());
+        assert!(matches!(
+            intruders(gpus.iter(), &silent, |_| Witness::Says(Owner::Host)),
+            Witness::Silent(_)
+        ));
+        let idle = [gpu(&[])];
+        assert_eq!(
+            intruders(idle.iter(), &silent, |_| Witness::Says(Owner::Host)),
+            Witness::Says(Vec::new())
+        );
+    }
+}

@@ -1,0 +1,307 @@
+//! The probe over NVML, through nvml-wrapper. The library is opened at run time.
+//!
+//! Each GPU has an event set of its own: an Xid often means that the GPU is gone, and then its handle can't be asked
+//! any more whose event it was.
+
+use std::path::Path;
+
+use nvml_wrapper::{
+    Device, Nvml,
+    bitmasks::event::EventTypes,
+    cuda_driver_version_major, cuda_driver_version_minor,
+    enum_wrappers::device::{
+        Clock, EccCounter, MemoryError, P2pCapabilitiesIndex, P2pStatus, TemperatureSensor,
+    },
+    enums::event::XidError,
+    error::NvmlError,
+    event::EventSet,
+};
+
+use crate::facts::{
+    FastFacts, GpuFacts, GpuProcess, Memory, Probe, ProbeError, Reading, SliceFacts, Slot, XidEvent,
+};
+
+/// Nothing below this can have a real meaning; a driver that counts more has gone mad.
+const GPUS_MAX: u32 = 64;
+/// Events taken from one set at once.
+const EVENTS_MAX: usize = 16;
+
+/// Opens the library, lends the probe, and closes it again.
+pub(crate) fn with_probe(library: &Path, lend: &mut dyn FnMut(&mut dyn Probe)) -> Result<(), ProbeError> {
+    let nvml = Nvml::builder()
+        .lib_path(library.as_os_str())
+        .init()
+        .map_err(|error| match error {
+            NvmlError::LibloadingError(_) | NvmlError::FailedToLoadSymbol(_) => {
+                ProbeError::NoLibrary(error.to_string())
+            }
+            error => ProbeError::Failed(error.to_string()),
+        })?;
+    lend(&mut NvmlProbe {
+        nvml: &nvml,
+        watched: Vec::new(),
+        peers: Peers::default(),
+    });
+    Ok(())
+}
+
+struct NvmlProbe<'nvml> {
+    nvml: &'nvml Nvml,
+    watched: Vec<Watched<'nvml>>,
+    peers: Peers,
+}
+
+/// A GPU whose events are heard.
+struct Watched<'nvml> {
+    uuid: String,
+    set: EventSet<'nvml>,
+}
+
+/// NVLink peers are as many calls as there are pairs of GPUs, and change only with the GPUs.
+#[derive(Default)]
+struct Peers {
+    of: Vec<String>,
+    peers: Vec<Vec<String>>,
+}
+
+impl Probe for NvmlProbe<'_> {
+    fn read(&mut self) -> Result<Reading, ProbeError> {
+        let failed = |error: NvmlError| ProbeError::Failed(error.to_string());
+        let count = self.nvml.device_count().map_err(failed)?.min(GPUS_MAX);
+        let cuda = self.nvml.sys_cuda_driver_version().map_err(failed)?;
+        let devices: Vec<Result<Device<'_>, NvmlError>> =
+            (0..count).map(|index| self.nvml.device_by_index(index)).collect();
+        let mut slots = Vec::with_capacity(devices.len());
+        for (index, device) in (0..).zip(&devices) {
+            slots.push(match device {
+                Ok(device) => slot(read_gpu(index, device)),
+                Err(error) => broken(error),
+            });
+        }
+        self.watch(&slots);
+        self.link(&devices, &mut slots);
+        Ok(Reading {
+            driver_version: self.nvml.sys_driver_version().map_err(failed)?,
+            cuda_version: format!(
+                "{}.{}",
+                cuda_driver_version_major(cuda),
+                cuda_driver_version_minor(cuda)
+            ),
+            slots,
+        })
+    }
+
+    fn events(&mut self) -> Vec<XidEvent> {
+        self.watched.iter().flat_map(Watched::take).collect()
+    }
+}
+
+impl<'nvml> NvmlProbe<'nvml> {
+    /// Hears the events of GPUs that are new.
+    fn watch(&mut self, slots: &[Slot]) {
+        for gpu in slots.iter().filter_map(facts) {
+            if !self.watched.iter().any(|watched| watched.uuid == gpu.uuid)
+                && let Some(set) = self.register(gpu.index)
+            {
+                self.watched.push(Watched {
+                    uuid: gpu.uuid.clone(),
+                    set,
+                });
+            }
+        }
+    }
+
+    fn register(&self, index: u32) -> Option<EventSet<'nvml>> {
+        let device = self.nvml.device_by_index(index).ok()?;
+        let kinds = device.supported_event_types().ok()?;
+        if !kinds.contains(EventTypes::CRITICAL_XID_ERROR) {
+            return None;
+        }
+        let set = self.nvml.create_event_set().ok()?;
+        match device.register_events(EventTypes::CRITICAL_XID_ERROR, set) {
+            Ok(set) => Some(set),
+            Err(error) => {
+                tracing::debug!(index, %error, "Xids of this GPU can't be heard");
+                None
+            }
+        }
+    }
+
+    /// Fills in who is joined to whom by NVLink.
+    fn link(&mut self, devices: &[Result<Device<'_>, NvmlError>], slots: &mut [Slot]) {
+        let present: Vec<String> = slots
+            .iter()
+            .filter_map(facts)
+            .map(|gpu| gpu.uuid.clone())
+            .collect();
+        if present != self.peers.of {
+            let handles: Vec<&Device<'_>> = devices
+                .iter()
+                .zip(&*slots)
+                .filter(|(_, slot)| facts(slot).is_some())
+                .filter_map(|(device, _)| device.as_ref().ok())
+                .collect();
+            self.peers = Peers {
+                peers: handles.iter().map(|of| peers(of, &handles, &present)).collect(),
+                of: present,
+            };
+        }
+        let read = slots.iter_mut().filter_map(|slot| match slot {
+            Slot::Read(gpu) => Some(gpu),
+            Slot::Lost | Slot::Failed(_) => None,
+        });
+        for (gpu, peers) in read.zip(&self.peers.peers) {
+            gpu.nvlink_peers.clone_from(peers);
+        }
+    }
+}
+
+impl Watched<'_> {
+    fn take(&self) -> Vec<XidEvent> {
+        let mut events = Vec::new();
+        // One millisecond is the least that every driver takes for a time; a lost GPU's set answers with an error.
+        while events.len() < EVENTS_MAX
+            && let Ok(event) = self.set.wait(1)
+        {
+            let xid = match event.event_data {
+                Some(XidError::Value(xid)) => xid,
+                Some(XidError::Unknown) => 999,
+                None => continue,
+            };
+            events.push(XidEvent {
+                uuid: self.uuid.clone(),
+                xid,
+            });
+        }
+        events
+    }
+}
+
+fn facts(slot: &Slot) -> Option<&GpuFacts> {
+    match slot {
+        Slot::Read(gpu) => Some(gpu),
+        Slot::Lost | Slot::Failed(_) => None,
+    }
+}
+
+fn slot(read: Result<GpuFacts, NvmlError>) -> Slot {
+    match read {
+        Ok(gpu) => Slot::Read(Box::new(gpu)),
+        Err(error) => broken(&error),
+    }
+}
+
+fn broken(error: &NvmlError) -> Slot {
+    match error {
+        NvmlError::GpuLost => Slot::Lost,
+        error => Slot::Failed(error.to_string()),
+    }
+}
+
+fn read_gpu(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
+    let pci = device.pci_info()?;
+    let memory = device.memory_info()?;
+    let capability = may(device.cuda_compute_capability())?;
+    let ecc = may(device.is_ecc_enabled())?.map(|mode| mode.currently_enabled);
+    let mig = may(device.mig_mode())?.map(|mode| mode.current == 1);
+    Ok(GpuFacts {
+        index,
+        minor: may(device.minor_number())?,
+        uuid: device.uuid()?,
+        name: device.name()?,
+        memory: Memory {
+            total: memory.total,
+            reserved: memory.reserved,
+            used: memory.used,
+            free: memory.free,
+        },
+        compute_capability: capability
+            .map(|c| format!("{}.{}", c.major, c.minor))
+            .unwrap_or_default(),
+        bus: pci.bus_id,
+        // The upper half of NVML's id; the lower is the vendor.
+        pci_device: u16::try_from(pci.pci_device_id >> 16).unwrap_or_default(),
+        numa_node: None,
+        nvlink_peers: Vec::new(),
+        mig_enabled: mig,
+        slices: if mig == Some(true) {
+            slices(device)?
+        } else {
+            Vec::new()
+        },
+        ecc_enabled: ecc,
+        ecc_uncorrected: match ecc {
+            Some(true) => may(device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile))?,
+            Some(false) | None => None,
+        },
+        fast: fast(device)?,
+        processes: may(device.running_compute_processes())?.map(|list| {
+            list.into_iter()
+                .map(|process| GpuProcess { pid: process.pid })
+                .collect()
+        }),
+    })
+}
+
+fn fast(device: &Device<'_>) -> Result<FastFacts, NvmlError> {
+    let utilization = may(device.utilization_rates())?;
+    Ok(FastFacts {
+        gpu_percent: utilization.as_ref().map(|rates| rates.gpu),
+        memory_percent: utilization.map(|rates| rates.memory),
+        power_milliwatts: may(device.power_usage())?,
+        power_limit_milliwatts: may(device.enforced_power_limit())?,
+        energy_millijoules: may(device.total_energy_consumption())?,
+        temperature_celsius: may(device.temperature(TemperatureSensor::Gpu))?,
+        sm_clock_mhz: may(device.clock_info(Clock::SM))?,
+        memory_clock_mhz: may(device.clock_info(Clock::Memory))?,
+        throttle_reasons: may(device.current_throttle_reasons())?.map(|reasons| reasons.bits()),
+        pcie_generation: may(device.current_pcie_link_gen())?,
+        pcie_width: may(device.current_pcie_link_width())?,
+    })
+}
+
+fn slices(device: &Device<'_>) -> Result<Vec<SliceFacts>, NvmlError> {
+    let mut found = Vec::new();
+    for index in 0..may(device.mig_device_count())?.unwrap_or(0) {
+        // A place without a slice is NotFound.
+        let slice = match device.mig_device_by_index(index) {
+            Ok(slice) => slice,
+            Err(NvmlError::GpuLost) => return Err(NvmlError::GpuLost),
+            Err(_) => continue,
+        };
+        found.push(SliceFacts {
+            uuid: slice.uuid()?,
+            name: slice.name()?,
+            memory_bytes: slice.memory_info()?.total,
+        });
+    }
+    Ok(found)
+}
+
+fn peers(of: &Device<'_>, handles: &[&Device<'_>], uuids: &[String]) -> Vec<String> {
+    let own = of.uuid().unwrap_or_default();
+    handles
+        .iter()
+        .zip(uuids)
+        .filter(|(_, uuid)| **uuid != own)
+        .filter(|(other, _)| {
+            matches!(
+                of.p2p_status(other, P2pCapabilitiesIndex::NvLink),
+                Ok(P2pStatus::Ok)
+            )
+        })
+        .map(|(_, uuid)| uuid.clone())
+        .collect()
+}
+
+/// An answer that a card may lack. Only a lost GPU is worth failing the whole card for.
+fn may<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(NvmlError::GpuLost) => Err(NvmlError::GpuLost),
+        Err(_) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests;

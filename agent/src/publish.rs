@@ -1,0 +1,166 @@
+//! The agent's writes: the GpuNode's status, on change only, and the Lease by which it shows that it lives.
+//!
+//! Both by server-side apply under the agent's own name, so that a restart or a second agent changes nothing that
+//! is already so, and the admin's fields stay the admin's.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{coordination::v1::Lease, core::v1::Node},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use leasehold_crds::{
+    GpuNode,
+    node::{GpuNodeSpec, GpuNodeStatus},
+};
+use serde_json::json;
+
+/// Owner of the fields that the agent writes.
+pub(crate) const MANAGER: &str = "leasehold-agent";
+/// A call that takes longer is a call that failed.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Writes what the agent knows.
+pub(crate) struct Publisher {
+    node: String,
+    gpu_nodes: Api<GpuNode>,
+    nodes: Api<Node>,
+    leases: Api<Lease>,
+    lease_seconds: i32,
+    /// What the server has, as far as is known.
+    applied: Option<GpuNodeStatus>,
+    generation: i64,
+}
+
+/// Whether a write was needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    Now,
+    NotNeeded,
+}
+
+impl Publisher {
+    pub(crate) fn new(client: &Client, node: &str, namespace: &str, lease: Duration) -> Self {
+        Self {
+            node: node.to_owned(),
+            gpu_nodes: Api::all(client.clone()),
+            nodes: Api::all(client.clone()),
+            leases: Api::namespaced(client.clone(), namespace),
+            lease_seconds: i32::try_from(lease.as_secs()).unwrap_or(i32::MAX),
+            applied: None,
+            generation: 0,
+        }
+    }
+
+    /// The generation of the GpuNode when it was last read.
+    pub(crate) const fn generation(&self) -> i64 {
+        self.generation
+    }
+
+    /// Reads what the server has, and makes the GpuNode if there is none. What it returns is the status that a
+    /// previous life of the agent left.
+    pub(crate) async fn refresh(&mut self) -> anyhow::Result<GpuNodeStatus> {
+        let read = within(self.gpu_nodes.get_opt(&self.node))
+            .await
+            .context("read the GpuNode")?;
+        let gpu_node = match read {
+            Some(gpu_node) => gpu_node,
+            None => self.create().await?,
+        };
+        self.generation = gpu_node.metadata.generation.unwrap_or_default();
+        self.applied.clone_from(&gpu_node.status);
+        Ok(gpu_node.status.unwrap_or_default())
+    }
+
+    /// Writes the status if the server has another.
+    pub(crate) async fn status(&mut self, wanted: &GpuNodeStatus) -> anyhow::Result<Written> {
+        if self.applied.as_ref() == Some(wanted) {
+            return Ok(Written::NotNeeded);
+        }
+        let patch = json!({
+            "apiVersion": "leasehold.dev/v1alpha1",
+            "kind": "GpuNode",
+            "metadata": {"name": self.node},
+            "status": wanted,
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        // Until the answer is there, nobody knows what the server has.
+        self.applied = None;
+        let answer = within(
+            self.gpu_nodes
+                .patch_status(&self.node, &params, &Patch::Apply(&patch)),
+        )
+        .await;
+        let gpu_node = answer.context("write the GpuNode's status")?;
+        self.generation = gpu_node.metadata.generation.unwrap_or_default();
+        self.applied = Some(wanted.clone());
+        Ok(Written::Now)
+    }
+
+    /// Shows that the agent lives.
+    pub(crate) async fn renew(&self, now: Timestamp) -> anyhow::Result<()> {
+        let patch = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self.node, "labels": {"app.kubernetes.io/managed-by": MANAGER}},
+            "spec": {
+                "holderIdentity": self.node,
+                "leaseDurationSeconds": self.lease_seconds,
+                "renewTime": MicroTime(now),
+            },
+        });
+        let params = PatchParams::apply(MANAGER).force();
+        within(self.leases.patch(&self.node, &params, &Patch::Apply(&patch)))
+            .await
+            .context("renew the agent's Lease")?;
+        Ok(())
+    }
+
+    /// A GpuNode that goes when its Node goes, and is for sale as far as the agent is concerned.
+    async fn create(&self) -> anyhow::Result<GpuNode> {
+        let node = within(self.nodes.get(&self.node))
+            .await
+            .context("read the Node that is to own the GpuNode")?;
+        let gpu_node = GpuNode {
+            metadata: ObjectMeta {
+                name: Some(self.node.clone()),
+                owner_references: Some(vec![OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: self.node.clone(),
+                    uid: node.metadata.uid.ok_or_else(|| anyhow!("the Node has no uid"))?,
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            },
+            spec: GpuNodeSpec {
+                sell: true,
+                class_override: None,
+            },
+            status: None,
+        };
+        let params = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        within(self.gpu_nodes.create(&params, &gpu_node))
+            .await
+            .context("make the GpuNode")
+    }
+}
+
+async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    match tokio::time::timeout(DEADLINE, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(anyhow!("no answer from the API server within {DEADLINE:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

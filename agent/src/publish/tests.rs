@@ -1,0 +1,166 @@
+//! The requests that the API server gets, asked one by one.
+
+use http::{Method, Request, Response, StatusCode};
+use kube::client::Body;
+use leasehold_crds::node::DeviceHealth;
+use serde_json::{Value, json};
+use tower_test::mock::Handle;
+
+use super::*;
+
+type Server = Handle<Request<Body>, Response<Body>>;
+
+fn publisher() -> (Publisher, Server) {
+    let (service, server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let client = Client::new(service, "default");
+    (
+        Publisher::new(&client, "n1", "leasehold-system", Duration::from_secs(40)),
+        server,
+    )
+}
+
+/// One request: its method, path, query and body; and the answer to it.
+async fn answer(server: &mut Server, status: StatusCode, body: Value) -> (Method, String, String, Value) {
+    let (request, reply) = server.next_request().await.expect("a request");
+    let (parts, sent) = request.into_parts();
+    let sent = sent.collect_bytes().await.unwrap();
+    reply.send_response(
+        Response::builder()
+            .status(status)
+            .body(Body::from(body.to_string().into_bytes()))
+            .unwrap(),
+    );
+    let uri = parts.uri;
+    let sent = serde_json::from_slice(&sent).unwrap_or(Value::Null);
+    (
+        parts.method,
+        uri.path().to_owned(),
+        uri.query().unwrap_or_default().to_owned(),
+        sent,
+    )
+}
+
+fn gpu_node(status: Option<&GpuNodeStatus>) -> Value {
+    json!({
+        "apiVersion": "leasehold.dev/v1alpha1",
+        "kind": "GpuNode",
+        "metadata": {"name": "n1", "generation": 3},
+        "spec": {"sell": true},
+        "status": status,
+    })
+}
+
+fn not_found() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404, "message": "not found"})
+}
+
+#[tokio::test]
+async fn a_missing_gpu_node_is_made_and_goes_with_its_node() {
+    let (mut publisher, mut server) = publisher();
+    let serve = async {
+        let (method, path, ..) = answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
+        assert_eq!(
+            (method, path.as_str()),
+            (Method::GET, "/apis/leasehold.dev/v1alpha1/gpunodes/n1")
+        );
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u-1"}});
+        let (method, path, ..) = answer(&mut server, StatusCode::OK, node).await;
+        assert_eq!((method, path.as_str()), (Method::GET, "/api/v1/nodes/n1"));
+        let (method, path, query, sent) = answer(&mut server, StatusCode::CREATED, gpu_node(None)).await;
+        assert_eq!(
+            (method, path.as_str()),
+            (Method::POST, "/apis/leasehold.dev/v1alpha1/gpunodes")
+        );
+        assert!(query.contains("fieldManager=leasehold-agent"), "{query}");
+        assert_eq!(sent["metadata"]["ownerReferences"][0]["uid"], "u-1");
+        assert_eq!(sent["spec"]["sell"], true);
+    };
+    let (had, ()) = tokio::join!(publisher.refresh(), serve);
+    assert_eq!(had.unwrap(), GpuNodeStatus::default());
+    assert_eq!(publisher.generation(), 3);
+}
+
+#[tokio::test]
+async fn a_status_is_written_on_change_only() {
+    let (mut publisher, mut server) = publisher();
+    let mut status = GpuNodeStatus {
+        gpu_count: 4,
+        ..GpuNodeStatus::default()
+    };
+    let serve = async {
+        let (method, path, query, sent) = answer(&mut server, StatusCode::OK, gpu_node(None)).await;
+        assert_eq!(
+            (method, path.as_str()),
+            (Method::PATCH, "/apis/leasehold.dev/v1alpha1/gpunodes/n1/status")
+        );
+        assert!(
+            query.contains("fieldManager=leasehold-agent") && query.contains("force=true"),
+            "{query}"
+        );
+        assert_eq!(sent["status"]["gpuCount"], 4);
+    };
+    let (written, ()) = tokio::join!(publisher.status(&status), serve);
+    assert_eq!(written.unwrap(), Written::Now);
+    assert_eq!(
+        publisher.status(&status).await.unwrap(),
+        Written::NotNeeded,
+        "no request is waiting for an answer"
+    );
+
+    status.devices.push(leasehold_crds::node::GpuDevice {
+        health: DeviceHealth::Lost,
+        ..Default::default()
+    });
+    let serve = answer(&mut server, StatusCode::OK, gpu_node(None));
+    let (written, (.., sent)) = tokio::join!(publisher.status(&status), serve);
+    assert_eq!(
+        (written.unwrap(), &sent["status"]["devices"][0]["health"]),
+        (Written::Now, &json!("Lost"))
+    );
+}
+
+#[tokio::test]
+async fn what_was_wiped_is_written_again_and_what_failed_is_tried_again() {
+    let (mut publisher, mut server) = publisher();
+    let status = GpuNodeStatus {
+        gpu_count: 4,
+        ..GpuNodeStatus::default()
+    };
+    let serve = answer(&mut server, StatusCode::OK, gpu_node(Some(&status)));
+    let (had, _) = tokio::join!(publisher.refresh(), serve);
+    assert_eq!(had.unwrap(), status, "what an earlier life left");
+    assert_eq!(publisher.status(&status).await.unwrap(), Written::NotNeeded);
+
+    let serve = answer(&mut server, StatusCode::OK, gpu_node(None));
+    let (had, _) = tokio::join!(publisher.refresh(), serve);
+    had.unwrap();
+    let serve = answer(&mut server, StatusCode::FORBIDDEN, not_found());
+    let (failed, _) = tokio::join!(publisher.status(&status), serve);
+    assert!(format!("{:#}", failed.unwrap_err()).contains("write the GpuNode's status"));
+    let serve = answer(&mut server, StatusCode::OK, gpu_node(None));
+    let (written, _) = tokio::join!(publisher.status(&status), serve);
+    assert_eq!(written.unwrap(), Written::Now);
+}
+
+#[tokio::test]
+async fn the_lease_is_renewed_under_the_node_s_name() {
+    let (publisher, mut server) = publisher();
+    let now = Timestamp::from_second(1_700_000_000).unwrap();
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "n1"}});
+    let serve = answer(&mut server, StatusCode::OK, lease);
+    let (renewed, (method, path, _, sent)) = tokio::join!(publisher.renew(now), serve);
+    renewed.unwrap();
+    assert_eq!(method, Method::PATCH);
+    assert_eq!(
+        path,
+        "/apis/coordination.k8s.io/v1/namespaces/leasehold-system/leases/n1"
+    );
+    assert_eq!(sent["spec"]["leaseDurationSeconds"], 40);
+    assert!(
+        sent["spec"]["renewTime"]
+            .as_str()
+            .unwrap()
+            .starts_with("2023-11-14T22:13:20"),
+        "{sent}"
+    );
+}

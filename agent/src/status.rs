@@ -1,0 +1,312 @@
+//! From what is known of the node to the status of its GpuNode, and back after a restart. Pure.
+//!
+//! Nothing here ticks: a status that says the same is equal to the one before, and is not written.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use leasehold_crds::{
+    conditions::{Truth, condition, set},
+    node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
+};
+
+use crate::{
+    class::Class,
+    facts::{GpuFacts, Memory, ProbeError, Witness},
+    health::{Ledger, Record},
+    pod_resources::Allocation,
+    watchdog::Outcome,
+};
+
+/// Condition: whether the node's GPUs are fit to be sold.
+pub(crate) const HEALTHY: &str = "Healthy";
+/// Condition: whether NVML, the PCI bus and the device plugin agree.
+pub(crate) const WITNESSES_AGREE: &str = "WitnessesAgree";
+/// Condition: whether only holders compute on the GPUs.
+pub(crate) const NO_FOREIGN_PROCESSES: &str = "NoForeignProcesses";
+
+/// Bounds of the schema.
+const DEVICES_MAX: usize = 64;
+const HOLDERS_MAX: usize = 256;
+const LIST_MAX: usize = 32;
+const TEXT_MAX: usize = 96;
+const MESSAGE_MAX: usize = 256;
+
+/// Everything that a status is made of.
+pub(crate) struct Known<'a> {
+    pub(crate) outcome: &'a Outcome,
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) pci: &'a Witness<()>,
+    pub(crate) kubelet: &'a Witness<Allocation>,
+    /// Confirmed ones.
+    pub(crate) intruders: &'a Witness<Vec<String>>,
+    pub(crate) generation: i64,
+}
+
+/// The status after the one before; `now` is the time of conditions that turn.
+pub(crate) fn status(before: &GpuNodeStatus, known: &Known<'_>, now: Timestamp) -> GpuNodeStatus {
+    let devices: Vec<GpuDevice> = known.ledger.gpus.iter().take(DEVICES_MAX).map(device).collect();
+    let mut next = GpuNodeStatus {
+        class: class(&devices),
+        devices,
+        conditions: before.conditions.clone(),
+        holders: match known.kubelet {
+            Witness::Says(allocation) => holders(allocation),
+            Witness::Silent(_) => before.holders.clone(),
+            Witness::Absent => Vec::new(),
+        },
+        ..before.clone()
+    };
+    if let Outcome::Read(reading) = known.outcome {
+        next.gpu_count = count(reading.slots.len());
+        next.driver_version.clone_from(&reading.driver_version);
+        next.cuda_version.clone_from(&reading.cuda_version);
+    }
+    for condition in [
+        healthy(known),
+        witnesses_agree(known),
+        no_foreign_processes(known),
+    ] {
+        set(&mut next.conditions, condition, now);
+    }
+    next
+}
+
+/// What a status tells an agent that starts.
+pub(crate) fn records(status: &GpuNodeStatus) -> Vec<Record> {
+    status.devices.iter().map(record).collect()
+}
+
+fn record(device: &GpuDevice) -> Record {
+    let size = |bytes: i64| u64::try_from(bytes).unwrap_or_default();
+    let total = size(device.memory_nominal_bytes);
+    let gpu = GpuFacts {
+        index: u32::try_from(device.index).unwrap_or_default(),
+        uuid: device.uuid.clone(),
+        name: device.name.clone(),
+        memory: Memory {
+            total,
+            reserved: total.saturating_sub(size(device.memory_usable_bytes)),
+            ..Memory::default()
+        },
+        compute_capability: device.compute_capability.clone(),
+        bus: device.pci_bus_id.clone(),
+        numa_node: device.numa_node,
+        nvlink_peers: device.nvlink_peers.clone(),
+        mig_enabled: device.mig_enabled,
+        ecc_enabled: device.ecc_enabled,
+        ..GpuFacts::default()
+    };
+    let since = device.since.parse().unwrap_or(Timestamp::UNIX_EPOCH);
+    Record::remembered(gpu, device.health, device.message.clone(), since)
+}
+
+fn device(record: &Record) -> GpuDevice {
+    let gpu = &record.gpu;
+    let class = Class::of(&gpu.name, gpu.memory.total, gpu.pci_device);
+    GpuDevice {
+        index: i64::from(gpu.index),
+        uuid: cut(&gpu.uuid, TEXT_MAX),
+        name: cut(&gpu.name, TEXT_MAX),
+        class: class.to_string(),
+        memory_nominal_bytes: bytes(class.nominal_bytes()),
+        memory_usable_bytes: bytes(gpu.memory.total.saturating_sub(gpu.memory.reserved)),
+        compute_capability: gpu.compute_capability.clone(),
+        pci_bus_id: gpu.bus.clone(),
+        numa_node: gpu.numa_node,
+        nvlink_peers: gpu
+            .nvlink_peers
+            .iter()
+            .take(LIST_MAX)
+            .map(|uuid| cut(uuid, TEXT_MAX))
+            .collect(),
+        mig_enabled: gpu.mig_enabled,
+        ecc_enabled: gpu.ecc_enabled,
+        health: record.health,
+        message: cut(&record.message, MESSAGE_MAX),
+        since: record.since.to_string(),
+    }
+}
+
+fn class(devices: &[GpuDevice]) -> String {
+    let classes: BTreeSet<&str> = devices.iter().map(|device| device.class.as_str()).collect();
+    match classes.len() {
+        0 => String::new(),
+        1 => classes.into_iter().collect(),
+        _ => "mixed".to_owned(),
+    }
+}
+
+fn holders(allocation: &Allocation) -> Vec<GpuHolder> {
+    let holder = |holder: &crate::pod_resources::Holder| GpuHolder {
+        namespace: holder.namespace.clone(),
+        pod: holder.pod.clone(),
+        uuids: holder
+            .ids
+            .iter()
+            .take(LIST_MAX)
+            .map(|id| cut(id, TEXT_MAX))
+            .collect(),
+    };
+    allocation.holders.iter().take(HOLDERS_MAX).map(holder).collect()
+}
+
+fn healthy(known: &Known<'_>) -> Condition {
+    let say =
+        |truth, reason: &str, message: String| condition(HEALTHY, truth, reason, message, known.generation);
+    match known.outcome {
+        Outcome::Hung => {
+            let message = "a call of the driver doesn't come back; nothing is known of the GPUs. See `dmesg`; a driver that stays so needs a reboot";
+            say(Truth::Unknown, "NvmlHung", message.to_owned())
+        }
+        Outcome::Failed(error @ ProbeError::NoLibrary(_)) if known.ledger.gpus.is_empty() => {
+            say(Truth::False, "NoLibrary", error.to_string())
+        }
+        Outcome::Failed(error @ ProbeError::NoLibrary(_)) => {
+            say(Truth::Unknown, "NoLibrary", error.to_string())
+        }
+        Outcome::Failed(error @ ProbeError::Failed(_)) => {
+            say(Truth::Unknown, "NvmlFailed", error.to_string())
+        }
+        Outcome::Read(_) => {
+            let (truth, reason, message) = of_devices(&known.ledger.gpus);
+            say(truth, reason, message)
+        }
+    }
+}
+
+fn of_devices(gpus: &[Record]) -> (Truth, &'static str, String) {
+    let broken: Vec<&Record> = gpus.iter().filter(|record| is_fault(record.health)).collect();
+    let unknown: Vec<&Record> = gpus
+        .iter()
+        .filter(|record| record.health == DeviceHealth::Unknown)
+        .collect();
+    match (broken.first(), unknown.first()) {
+        _ if gpus.is_empty() => (Truth::False, "NoGpus", "NVML counts no GPU".to_owned()),
+        (Some(first), _) => (Truth::False, reason(first.health), list(&broken)),
+        (None, Some(_)) => (Truth::Unknown, "NotVouchedFor", list(&unknown)),
+        (None, None) => (
+            Truth::True,
+            "AllHealthy",
+            format!("{} GPUs are fit to be sold", gpus.len()),
+        ),
+    }
+}
+
+const fn is_fault(health: DeviceHealth) -> bool {
+    match health {
+        DeviceHealth::Healthy | DeviceHealth::Unknown => false,
+        DeviceHealth::Lost
+        | DeviceHealth::FatalXid
+        | DeviceHealth::EccUncorrectable
+        | DeviceHealth::Duplicate
+        | DeviceHealth::WitnessesDisagree
+        | DeviceHealth::Recovering => true,
+    }
+}
+
+const fn reason(health: DeviceHealth) -> &'static str {
+    match health {
+        DeviceHealth::Healthy => "AllHealthy",
+        DeviceHealth::Unknown => "NotVouchedFor",
+        DeviceHealth::Lost => "GpuLost",
+        DeviceHealth::FatalXid => "FatalXid",
+        DeviceHealth::EccUncorrectable => "EccUncorrectable",
+        DeviceHealth::Duplicate => "Duplicate",
+        DeviceHealth::WitnessesDisagree => "WitnessesDisagree",
+        DeviceHealth::Recovering => "Recovering",
+    }
+}
+
+fn list(records: &[&Record]) -> String {
+    let lines = records.iter().map(|record| {
+        format!(
+            "GPU {} ({}): {}",
+            record.gpu.index, record.gpu.uuid, record.message
+        )
+    });
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+fn witnesses_agree(known: &Known<'_>) -> Condition {
+    let say = |truth, reason: &str, message: String| {
+        condition(WITNESSES_AGREE, truth, reason, message, known.generation)
+    };
+    let disagreeing: Vec<&Record> = known
+        .ledger
+        .gpus
+        .iter()
+        .filter(|record| {
+            matches!(
+                record.health,
+                DeviceHealth::Duplicate | DeviceHealth::WitnessesDisagree
+            )
+        })
+        .collect();
+    let strangers = known.ledger.confirmed_strangers();
+    if let Some(first) = disagreeing.first() {
+        return say(Truth::False, reason(first.health), list(&disagreeing));
+    }
+    if !strangers.is_empty() {
+        return say(Truth::False, "NotInNvml", strangers.join("; "));
+    }
+    if let (Outcome::Hung | Outcome::Failed(_), _) = (known.outcome, ()) {
+        return say(Truth::Unknown, "NvmlSilent", "NVML doesn't answer".to_owned());
+    }
+    if let Witness::Silent(why) = known.pci {
+        return say(Truth::Unknown, "PciSilent", why.clone());
+    }
+    if let Witness::Silent(why) = known.kubelet {
+        return say(Truth::Unknown, "KubeletSilent", why.clone());
+    }
+    let witnesses = match known.kubelet {
+        Witness::Absent => "NVML and the PCI bus agree; this node has no kubelet to ask",
+        Witness::Says(_) | Witness::Silent(_) => "NVML, the PCI bus and the device plugin agree",
+    };
+    say(Truth::True, "Agree", witnesses.to_owned())
+}
+
+fn no_foreign_processes(known: &Known<'_>) -> Condition {
+    let say = |truth, reason: &str, message: String| {
+        condition(NO_FOREIGN_PROCESSES, truth, reason, message, known.generation)
+    };
+    if !matches!(known.outcome, Outcome::Read(_)) {
+        return say(Truth::Unknown, "NvmlSilent", "NVML doesn't answer".to_owned());
+    }
+    match known.intruders {
+        Witness::Says(found) if found.is_empty() => say(
+            Truth::True,
+            "OnlyHolders",
+            "only holders compute on the GPUs".to_owned(),
+        ),
+        Witness::Says(found) => say(Truth::False, "ForeignProcess", found.join("; ")),
+        Witness::Silent(why) => say(Truth::Unknown, "OwnersUnknown", why.clone()),
+        Witness::Absent => say(
+            Truth::Unknown,
+            "OwnersUnknown",
+            "nobody says whose the processes are".to_owned(),
+        ),
+    }
+}
+
+/// The first bytes of a text, whole characters only.
+fn cut(text: &str, max: usize) -> String {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+fn bytes(bytes: u64) -> i64 {
+    // The schema's bound: what a JSON number holds exactly.
+    i64::try_from(bytes).unwrap_or(i64::MAX).min((1 << 53) - 1)
+}
+
+fn count(count: usize) -> i64 {
+    i64::try_from(count.min(DEVICES_MAX)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,266 @@
+//! The status that a person reads: conditions with reasons, and nothing that ticks.
+
+use std::collections::BTreeSet;
+
+use leasehold_crds::conditions::find;
+
+use super::*;
+use crate::{
+    checks::World,
+    facts::{Reading, Slot},
+    health::Rules,
+    pod_resources::Holder,
+};
+
+fn time(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn gpu(index: u32) -> GpuFacts {
+    GpuFacts {
+        index,
+        uuid: format!("GPU-{index}"),
+        name: "Tesla T4".to_owned(),
+        memory: Memory {
+            total: 15360 << 20,
+            reserved: 444 << 20,
+            ..Memory::default()
+        },
+        compute_capability: "7.5".to_owned(),
+        bus: format!("00000000:{index:02X}:00.0"),
+        pci_device: 0x1eb8,
+        ..GpuFacts::default()
+    }
+}
+
+fn reading(gpus: Vec<GpuFacts>) -> Outcome {
+    Outcome::Read(Reading {
+        driver_version: "580.95.05".to_owned(),
+        cuda_version: "13.0".to_owned(),
+        slots: gpus.into_iter().map(|gpu| Slot::Read(Box::new(gpu))).collect(),
+    })
+}
+
+struct Scene {
+    outcome: Outcome,
+    ledger: Ledger,
+    kubelet: Witness<Allocation>,
+    intruders: Witness<Vec<String>>,
+}
+
+/// A node without a kubelet after as many readings as confirm everything.
+fn scene(outcome: Outcome) -> Scene {
+    let mut ledger = Ledger::default();
+    if let Outcome::Read(reading) = &outcome {
+        for second in 0..3 {
+            let world = World {
+                reading: reading.clone(),
+                xids: Vec::new(),
+                pci: Witness::Absent,
+                kubelet: Witness::Absent,
+            };
+            ledger = ledger
+                .after(&world, Rules { recovery_readings: 3 }, time(second))
+                .0;
+        }
+    }
+    Scene {
+        outcome,
+        ledger,
+        kubelet: Witness::Absent,
+        intruders: Witness::Says(Vec::new()),
+    }
+}
+
+impl Scene {
+    fn status(&self, before: &GpuNodeStatus, second: i64) -> GpuNodeStatus {
+        let known = Known {
+            outcome: &self.outcome,
+            ledger: &self.ledger,
+            pci: &Witness::Says(()),
+            kubelet: &self.kubelet,
+            intruders: &self.intruders,
+            generation: 1,
+        };
+        status(before, &known, time(second))
+    }
+
+    /// Status and reason of a condition.
+    fn says(&self, kind: &str) -> (String, String) {
+        let status = self.status(&GpuNodeStatus::default(), 9);
+        let condition = find(&status.conditions, kind).unwrap();
+        assert!(!condition.message.is_empty());
+        (condition.status.clone(), condition.reason.clone())
+    }
+}
+
+fn pair(status: &str, reason: &str) -> (String, String) {
+    (status.to_owned(), reason.to_owned())
+}
+
+#[test]
+fn a_healthy_node_says_what_it_has() {
+    let status = scene(reading(vec![gpu(0), gpu(1)])).status(&GpuNodeStatus::default(), 9);
+    assert_eq!((status.class.as_str(), status.gpu_count), ("t4-16g", 2));
+    let device = &status.devices[1];
+    assert_eq!(
+        (device.uuid.as_str(), device.class.as_str(), device.health),
+        ("GPU-1", "t4-16g", DeviceHealth::Healthy)
+    );
+    assert_eq!(device.memory_nominal_bytes, 16 << 30);
+    assert_eq!(device.memory_usable_bytes, (15360 - 444) << 20);
+    let conditions: Vec<(&str, &str)> = status
+        .conditions
+        .iter()
+        .map(|c| (c.type_.as_str(), c.status.as_str()))
+        .collect();
+    assert_eq!(
+        conditions,
+        [
+            ("Healthy", "True"),
+            ("WitnessesAgree", "True"),
+            ("NoForeignProcesses", "True")
+        ]
+    );
+}
+
+#[test]
+fn different_cards_are_mixed() {
+    let other = GpuFacts {
+        name: "NVIDIA L4".to_owned(),
+        memory: Memory {
+            total: 23034 << 20,
+            ..Memory::default()
+        },
+        ..gpu(1)
+    };
+    assert_eq!(
+        scene(reading(vec![gpu(0), other]))
+            .status(&GpuNodeStatus::default(), 9)
+            .class,
+        "mixed"
+    );
+}
+
+#[test]
+fn time_alone_changes_nothing() {
+    let scene = scene(reading(vec![GpuFacts {
+        fast: Default::default(),
+        ..gpu(0)
+    }]));
+    let first = scene.status(&GpuNodeStatus::default(), 1);
+    assert_eq!(scene.status(&first, 1000), first);
+    let mut busy = self::scene(reading(vec![gpu(0)]));
+    if let Outcome::Read(reading) = &mut busy.outcome
+        && let Slot::Read(gpu) = &mut reading.slots[0]
+    {
+        gpu.fast.power_milliwatts = Some(70_000);
+        gpu.memory.used = 1 << 30;
+    }
+    assert_eq!(busy.status(&first, 2000), first, "fast facts are metrics");
+}
+
+#[test]
+fn each_way_of_not_knowing_has_its_reason() {
+    let no_library = Outcome::Failed(ProbeError::NoLibrary("no such file".to_owned()));
+    assert_eq!(
+        scene(no_library.clone()).says(HEALTHY),
+        pair("False", "NoLibrary")
+    );
+    let mut known = scene(reading(vec![gpu(0)]));
+    known.outcome = no_library;
+    assert_eq!(
+        known.says(HEALTHY),
+        pair("Unknown", "NoLibrary"),
+        "its GPUs were there before"
+    );
+    assert_eq!(scene(Outcome::Hung).says(HEALTHY), pair("Unknown", "NvmlHung"));
+    assert_eq!(
+        scene(Outcome::Hung).says(WITNESSES_AGREE),
+        pair("Unknown", "NvmlSilent")
+    );
+    let failed = Outcome::Failed(ProbeError::Failed("driver not loaded".to_owned()));
+    assert_eq!(scene(failed).says(HEALTHY), pair("Unknown", "NvmlFailed"));
+    assert_eq!(scene(reading(vec![])).says(HEALTHY), pair("False", "NoGpus"));
+    let mut silent = scene(reading(vec![gpu(0)]));
+    silent.kubelet = Witness::Silent("away".to_owned());
+    assert_eq!(silent.says(WITNESSES_AGREE), pair("Unknown", "KubeletSilent"));
+    silent.intruders = Witness::Silent("away".to_owned());
+    assert_eq!(
+        silent.says(NO_FOREIGN_PROCESSES),
+        pair("Unknown", "OwnersUnknown")
+    );
+}
+
+#[test]
+fn faults_and_intruders_name_the_gpu() {
+    let broken = GpuFacts {
+        ecc_uncorrected: Some(3),
+        ..gpu(1)
+    };
+    let mut scene = scene(reading(vec![gpu(0), broken]));
+    scene.intruders = Witness::Says(vec!["process 7 of the host on GPU-0".to_owned()]);
+    assert_eq!(scene.says(HEALTHY), pair("False", "EccUncorrectable"));
+    assert_eq!(scene.says(NO_FOREIGN_PROCESSES), pair("False", "ForeignProcess"));
+    let status = scene.status(&GpuNodeStatus::default(), 9);
+    let healthy = find(&status.conditions, HEALTHY).unwrap();
+    assert!(
+        healthy.message.starts_with("GPU 1 (GPU-1): 3 uncorrectable"),
+        "{}",
+        healthy.message
+    );
+}
+
+#[test]
+fn holders_are_listed_and_kept_while_the_kubelet_is_silent() {
+    let mut scene = scene(reading(vec![gpu(0)]));
+    let holder = Holder {
+        namespace: "team-a".to_owned(),
+        pod: "train-0".to_owned(),
+        ids: BTreeSet::from(["GPU-0".to_owned()]),
+    };
+    scene.kubelet = Witness::Says(Allocation {
+        holders: vec![holder],
+        ..Allocation::default()
+    });
+    let status = scene.status(&GpuNodeStatus::default(), 9);
+    assert_eq!(status.holders[0].pod, "train-0");
+    scene.kubelet = Witness::Silent("away".to_owned());
+    assert_eq!(
+        scene.status(&status, 10).holders,
+        status.holders,
+        "unknown is not free"
+    );
+    scene.kubelet = Witness::Says(Allocation::default());
+    assert!(scene.status(&status, 11).holders.is_empty());
+}
+
+#[test]
+fn a_hostile_name_fits_the_schema() {
+    let name = format!("{}日本\u{0}\u{1b}[2J", "A".repeat(95));
+    let status = scene(reading(vec![GpuFacts { name, ..gpu(0) }])).status(&GpuNodeStatus::default(), 9);
+    assert!(status.devices[0].name.len() <= 96 && status.devices[0].class.len() <= 63);
+}
+
+#[test]
+fn a_restart_reads_back_what_was_written() {
+    let status = scene(reading(vec![GpuFacts {
+        ecc_uncorrected: Some(3),
+        ..gpu(0)
+    }]))
+    .status(&GpuNodeStatus::default(), 9);
+    let restored = Ledger::restored(records(&status), None);
+    let record = &restored.gpus[0];
+    assert_eq!(
+        (record.health, record.gpu.uuid.as_str()),
+        (DeviceHealth::EccUncorrectable, "GPU-0")
+    );
+    assert_eq!(record.since, time(0));
+    let again = Scene {
+        ledger: restored,
+        ..scene(Outcome::Hung)
+    }
+    .status(&status, 20);
+    assert_eq!(again.devices[0].health, DeviceHealth::EccUncorrectable);
+    assert_eq!(again.devices[0].class, "t4-16g");
+}

@@ -1,0 +1,402 @@
+//! Keeps the agent alive beside a driver that may never answer.
+//!
+//! NVML lives on one thread of its own. A call has a deadline; a thread that misses it is asked nothing more until
+//! its answer comes. If it doesn't come for long, another thread tries, up to a fixed number: a driver that swallows
+//! each of them stays reported as hung, and costs no more threads.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+
+use crate::facts::{Probe, ProbeError, Reading, XidEvent};
+
+/// Opens a probe, lends it, and closes it again.
+pub(crate) type WithProbe =
+    Arc<dyn Fn(&mut dyn FnMut(&mut dyn Probe)) -> Result<(), ProbeError> + Send + Sync>;
+
+/// Threads at most, hung ones included.
+const THREADS_MAX: usize = 3;
+/// How long a hung thread is waited for before another one tries.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the thread takes events while it is asked nothing.
+const EVENTS_EVERY: Duration = Duration::from_millis(500);
+/// Events kept until they are taken.
+const EVENTS_MAX: usize = 64;
+
+/// What came of asking for a reading.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    Read(Reading),
+    Failed(ProbeError),
+    /// A call of the driver hasn't come back.
+    Hung,
+}
+
+/// Whether the next reading may use the library as it is open now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Session {
+    Keep,
+    /// Close it and open it again: a GPU that was reset is seen only by those who opened it afterwards.
+    Renew,
+}
+
+/// Asks the probe, and never waits for longer than its deadline.
+pub(crate) struct Watchdog {
+    with_probe: WithProbe,
+    deadline: Duration,
+    shared: Arc<Shared>,
+    worker: Option<Worker>,
+}
+
+/// What threads and the agent share.
+#[derive(Default)]
+struct Shared {
+    threads: AtomicUsize,
+    events: Mutex<Vec<XidEvent>>,
+    heard: Notify,
+}
+
+struct Worker {
+    requests: mpsc::SyncSender<Request>,
+    /// The answer that is waited for since then.
+    overdue: Option<(oneshot::Receiver<Answer>, Instant)>,
+}
+
+struct Request {
+    session: Session,
+    answer: oneshot::Sender<Answer>,
+}
+
+type Answer = Result<Reading, ProbeError>;
+
+impl Watchdog {
+    pub(crate) fn new(with_probe: WithProbe, deadline: Duration) -> Self {
+        Self {
+            with_probe,
+            deadline,
+            shared: Arc::default(),
+            worker: None,
+        }
+    }
+
+    /// Returns when an event was heard that nobody took yet.
+    pub(crate) async fn heard(&self) {
+        self.shared.heard.notified().await;
+    }
+
+    /// The events since the last call.
+    pub(crate) fn take_events(&self) -> Vec<XidEvent> {
+        std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A reading, within the deadline.
+    pub(crate) async fn read(&mut self, session: Session) -> Outcome {
+        let mut worker = match self.free_worker() {
+            Ok(worker) => worker,
+            Err(Busy) => return Outcome::Hung,
+        };
+        let (answer, answered) = oneshot::channel();
+        if worker.requests.send(Request { session, answer }).is_err() {
+            // The thread panicked with the request before; the next reading starts another.
+            return Outcome::Failed(ProbeError::Failed(
+                "the thread that asks the driver ended".to_owned(),
+            ));
+        }
+        let asked = Instant::now();
+        let mut answered = answered;
+        let outcome = match tokio::time::timeout(self.deadline, &mut answered).await {
+            Ok(Ok(Ok(reading))) => Outcome::Read(reading),
+            Ok(Ok(Err(error))) => Outcome::Failed(error),
+            Ok(Err(_)) => {
+                return Outcome::Failed(ProbeError::Failed(
+                    "the thread that asks the driver ended".to_owned(),
+                ));
+            }
+            Err(_) => {
+                worker.overdue = Some((answered, asked));
+                Outcome::Hung
+            }
+        };
+        self.worker = Some(worker);
+        outcome
+    }
+
+    /// The thread to ask: the present one if it has nothing else to do, or a new one.
+    fn free_worker(&mut self) -> Result<Worker, Busy> {
+        match self.worker.take() {
+            None => self.start().ok_or(Busy),
+            Some(mut worker) => {
+                let Some((answer, since)) = &mut worker.overdue else {
+                    return Ok(worker);
+                };
+                match answer.try_recv() {
+                    // Too late to be true, but the thread is back.
+                    Ok(_) => {
+                        worker.overdue = None;
+                        Ok(worker)
+                    }
+                    Err(oneshot::error::TryRecvError::Closed) => self.start().ok_or(Busy),
+                    Err(oneshot::error::TryRecvError::Empty) => {
+                        let given_up = since.elapsed() > PATIENCE;
+                        match given_up.then(|| self.start()).flatten() {
+                            Some(other) => Ok(other),
+                            None => {
+                                self.worker = Some(worker);
+                                Err(Busy)
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&self) -> Option<Worker> {
+        if self.shared.threads.load(Ordering::Acquire) >= THREADS_MAX {
+            return None;
+        }
+        let (requests, received) = mpsc::sync_channel(1);
+        let (with_probe, shared) = (Arc::clone(&self.with_probe), Arc::clone(&self.shared));
+        shared.threads.fetch_add(1, Ordering::AcqRel);
+        let counted = Counted(Arc::clone(&shared));
+        let started = std::thread::Builder::new()
+            .name("nvml".to_owned())
+            .spawn(move || {
+                let _counted = counted;
+                work(&with_probe, &received, &shared);
+            });
+        match started {
+            Ok(_) => Some(Worker {
+                requests,
+                overdue: None,
+            }),
+            Err(error) => {
+                tracing::error!(%error, "no thread for the driver could be started");
+                None
+            }
+        }
+    }
+}
+
+struct Busy;
+
+/// One thread less when dropped, as by a panic too.
+struct Counted(Arc<Shared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The thread: opens the probe with the first request, and again when asked to or after a failure.
+fn work(with_probe: &WithProbe, requests: &mpsc::Receiver<Request>, shared: &Shared) {
+    let mut next = requests.recv().ok();
+    while let Some(request) = next.take() {
+        let mut first = Some(request.answer);
+        let opened = with_probe(&mut |probe| {
+            let mut answer = first.take();
+            loop {
+                if let Some(answer) = answer.take() {
+                    let reading = probe.read();
+                    let failed = reading.is_err();
+                    answer.send(reading).ok();
+                    if failed {
+                        return;
+                    }
+                }
+                match requests.recv_timeout(EVENTS_EVERY) {
+                    Ok(request) if request.session == Session::Renew => {
+                        shared.tell(probe.events());
+                        next = Some(request);
+                        return;
+                    }
+                    Ok(request) => answer = Some(request.answer),
+                    Err(mpsc::RecvTimeoutError::Timeout) => (),
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+                shared.tell(probe.events());
+            }
+        });
+        if let (Err(error), Some(answer)) = (opened, first) {
+            answer.send(Err(error)).ok();
+        }
+        if next.is_none() {
+            next = requests.recv().ok();
+        }
+    }
+}
+
+impl Shared {
+    fn tell(&self, new: Vec<XidEvent>) {
+        if new.is_empty() {
+            return;
+        }
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        for event in new {
+            if events.len() < EVENTS_MAX {
+                events.push(event);
+            }
+        }
+        self.heard.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// A probe that hangs as long as it is told to.
+    #[derive(Clone, Default)]
+    struct Stubborn {
+        hangs: Arc<AtomicBool>,
+        opened: Arc<AtomicUsize>,
+        events: Arc<Mutex<Vec<XidEvent>>>,
+    }
+
+    impl Probe for Stubborn {
+        fn read(&mut self) -> Result<Reading, ProbeError> {
+            while self.hangs.load(Ordering::Acquire) {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            Ok(Reading {
+                driver_version: "1".to_owned(),
+                ..Reading::default()
+            })
+        }
+        fn events(&mut self) -> Vec<XidEvent> {
+            std::mem::take(&mut *self.events.lock().unwrap())
+        }
+    }
+
+    fn watchdog(stubborn: &Stubborn) -> Watchdog {
+        let stubborn = stubborn.clone();
+        Watchdog::new(
+            Arc::new(move |lend| {
+                stubborn.opened.fetch_add(1, Ordering::AcqRel);
+                lend(&mut stubborn.clone());
+                Ok(())
+            }),
+            Duration::from_millis(200),
+        )
+    }
+
+    fn is_read(outcome: &Outcome) -> bool {
+        matches!(outcome, Outcome::Read(_))
+    }
+
+    #[tokio::test]
+    async fn a_hanging_call_is_reported_in_time_and_forgiven_when_it_comes_back() {
+        let stubborn = Stubborn::default();
+        let mut watchdog = watchdog(&stubborn);
+        assert!(is_read(&watchdog.read(Session::Keep).await));
+        stubborn.hangs.store(true, Ordering::Release);
+        let asked = Instant::now();
+        assert_eq!(watchdog.read(Session::Keep).await, Outcome::Hung);
+        assert!(asked.elapsed() < Duration::from_secs(2));
+        let again = Instant::now();
+        assert_eq!(
+            watchdog.read(Session::Keep).await,
+            Outcome::Hung,
+            "nothing more is asked of a thread that hangs"
+        );
+        assert!(again.elapsed() < Duration::from_millis(100));
+        stubborn.hangs.store(false, Ordering::Release);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !is_read(&watchdog.read(Session::Keep).await) {
+            assert!(Instant::now() < deadline);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(stubborn.opened.load(Ordering::Acquire), 1, "by the same thread");
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_swallows_threads_gets_no_more_than_a_few() {
+        let stubborn = Stubborn::default();
+        stubborn.hangs.store(true, Ordering::Release);
+        let mut watchdog = watchdog(&stubborn);
+        for _ in 0..10 {
+            assert_eq!(watchdog.read(Session::Keep).await, Outcome::Hung);
+            // As if it had been waited for long enough.
+            if let Some(Worker {
+                overdue: Some((_, since)),
+                ..
+            }) = &mut watchdog.worker
+                && let Some(long_ago) = since.checked_sub(2 * PATIENCE)
+            {
+                *since = long_ago;
+            }
+        }
+        assert_eq!(watchdog.shared.threads.load(Ordering::Acquire), THREADS_MAX);
+        stubborn.hangs.store(false, Ordering::Release);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while watchdog.shared.threads.load(Ordering::Acquire) > 1
+            || !is_read(&watchdog.read(Session::Keep).await)
+        {
+            assert!(
+                Instant::now() < deadline,
+                "threads that come back end, and the last one reads"
+            );
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_renewed_session_opens_the_library_again() {
+        let stubborn = Stubborn::default();
+        let mut watchdog = watchdog(&stubborn);
+        for session in [Session::Keep, Session::Keep, Session::Renew, Session::Keep] {
+            assert!(is_read(&watchdog.read(session).await));
+        }
+        assert_eq!(stubborn.opened.load(Ordering::Acquire), 2);
+    }
+
+    #[tokio::test]
+    async fn events_are_heard_while_nothing_is_asked() {
+        let stubborn = Stubborn::default();
+        let mut watchdog = watchdog(&stubborn);
+        assert!(is_read(&watchdog.read(Session::Keep).await));
+        let event = XidEvent {
+            uuid: "GPU-a".to_owned(),
+            xid: 79,
+        };
+        stubborn.events.lock().unwrap().push(event.clone());
+        tokio::time::timeout(Duration::from_secs(5), watchdog.heard())
+            .await
+            .expect("heard in time");
+        assert_eq!(watchdog.take_events(), [event]);
+        assert!(watchdog.take_events().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_library_that_can_t_be_opened_is_tried_again() {
+        let tries = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&tries);
+        let mut watchdog = Watchdog::new(
+            Arc::new(move |_| {
+                counted.fetch_add(1, Ordering::AcqRel);
+                Err(ProbeError::NoLibrary("no such file".to_owned()))
+            }),
+            Duration::from_secs(5),
+        );
+        for _ in 0..3 {
+            assert!(matches!(
+                watchdog.read(Session::Keep).await,
+                Outcome::Failed(ProbeError::NoLibrary(_))
+            ));
+        }
+        assert_eq!(tries.load(Ordering::Acquire), 3);
+    }
+}
