@@ -1,1 +1,45 @@
-fn main() {}
+//! Leasehold's operator. Start-up has a fixed order: flags, telemetry, TLS, clients, caches, leadership, controllers.
+
+mod cache;
+mod checks;
+mod error;
+mod leader;
+mod market;
+mod objects;
+mod payments;
+mod provider;
+mod settings;
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, anyhow};
+use clap::Parser as _;
+
+use settings::{Args, Command};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let service = match args.command {
+        Command::Market(_) => "leasehold-operator-market",
+        Command::Provider(_) => "leasehold-operator-provider",
+        Command::CheckInstall(_) | Command::CheckUninstall(_) => "leasehold-operator-check",
+    };
+    let telemetry = leasehold_telemetry::Settings::new(service, &args.telemetry)?;
+    let _logs = leasehold_telemetry::start(&telemetry)?;
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow!("a TLS provider was set before ours"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        match args.command {
+            Command::Market(args) => market::run(args, &telemetry).await,
+            Command::Provider(args) => provider::run(args, &telemetry).await,
+            Command::CheckInstall(args) => checks::install(args).await,
+            Command::CheckUninstall(args) => checks::uninstall(args).await,
+        }
+    })
+}

@@ -14,7 +14,7 @@ mod tests;
 pub(crate) use check::is_exhausted;
 pub use check::{Checked, check};
 pub use conditions::{chain_failure, events};
-pub use decide::{AllocationWrite, ChainCall, Plan, decide};
+pub use decide::{AllocationWrite, ChainCall, Plan, allocation_name, decide};
 pub use world::{AllocationSeen, Network, Prior, Wallet, World};
 
 /// Seconds a reservation waits for the money; also how long a signed `open` stays valid.

@@ -1,0 +1,139 @@
+//! What an admin runs, or the chart's hooks run: can this installation work, and may it be removed.
+
+use std::process::ExitCode;
+
+use k8s_openapi::{
+    api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, PostParams},
+};
+use leasehold_crds::{GpuLease, GpuReservation, PaymentNetwork, conditions::find, lease::Phase};
+
+use crate::{cache, settings::CheckArgs};
+
+/// Prints a line a finding; fails when something is missing.
+pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
+    let client = cache::client(args.kubeconfig.as_deref()).await?;
+    let mut failed = 0;
+    let mut tell = |good: bool, line: String| {
+        println!("{} {line}", if good { "ok  " } else { "FAIL" });
+        failed += i32::from(!good);
+    };
+    for crd in leasehold_crds::all() {
+        let served = match Api::<CustomResourceDefinition>::all(client.clone())
+            .get(&crd.name_any())
+            .await
+        {
+            Ok(found) => found
+                .status
+                .and_then(|s| s.conditions)
+                .is_some_and(|c| c.iter().any(|c| c.type_ == "Established" && c.status == "True")),
+            // Without the right to read definitions, reading the kind itself is the proof.
+            Err(kube::Error::Api(s)) if s.code == 403 => true,
+            Err(_) => false,
+        };
+        tell(served, format!("{} is served", crd.name_any()));
+    }
+    for (group, resource, verb) in [
+        ("leasehold.dev", "gpuleases", "list"),
+        ("leasehold.dev", "gpuallocations", "list"),
+        ("leasehold.dev", "gpureservations", "list"),
+        ("leasehold.dev", "paymentnetworks", "list"),
+    ] {
+        let review = SelfSubjectAccessReview {
+            spec: SelfSubjectAccessReviewSpec {
+                resource_attributes: Some(ResourceAttributes {
+                    group: Some(group.into()),
+                    resource: Some(resource.into()),
+                    verb: Some(verb.into()),
+                    ..ResourceAttributes::default()
+                }),
+                non_resource_attributes: None,
+            },
+            ..SelfSubjectAccessReview::default()
+        };
+        let allowed = Api::<SelfSubjectAccessReview>::all(client.clone())
+            .create(&PostParams::default(), &review)
+            .await;
+        tell(
+            allowed.is_ok_and(|r| r.status.is_some_and(|s| s.allowed)),
+            format!("may {verb} {resource}"),
+        );
+    }
+    for network in Api::<PaymentNetwork>::all(client.clone())
+        .list(&ListParams::default())
+        .await?
+        .items
+    {
+        let status = network.status.clone().unwrap_or_default();
+        let reachable = find(&status.conditions, "Reachable");
+        let good = reachable.is_some_and(|c| c.status == "True");
+        tell(
+            good,
+            format!(
+                "PaymentNetwork {}: {}",
+                network.name_any(),
+                reachable.map_or("not looked at yet", |c| c.message.as_str())
+            ),
+        );
+    }
+    println!(
+        "note whether this cluster's network enforces NetworkPolicy can't be asked of its API; without it tenants are not isolated from each other"
+    );
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Lists what is live; fails while anything is.
+pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
+    let client = cache::client(args.kubeconfig.as_deref()).await?;
+    let mut live = Vec::new();
+    match Api::<GpuLease>::all(client.clone())
+        .list(&ListParams::default())
+        .await
+    {
+        Ok(leases) => live.extend(
+            leases
+                .items
+                .iter()
+                .filter(|l| {
+                    l.status
+                        .as_ref()
+                        .is_some_and(|s| s.escrow.is_some() && s.phase != Phase::Closed)
+                })
+                .map(|l| format!("GpuLease {}/{}", l.namespace().unwrap_or_default(), l.name_any())),
+        ),
+        Err(kube::Error::Api(s)) if s.code == 404 || s.code == 403 => {}
+        Err(error) => return Err(error.into()),
+    }
+    match Api::<GpuReservation>::all(client)
+        .list(&ListParams::default())
+        .await
+    {
+        Ok(reservations) => live.extend(
+            reservations
+                .items
+                .iter()
+                .filter(|r| r.status.as_ref().is_none_or(|s| s.stopped_at.is_none()))
+                .map(|r| format!("GpuReservation {}", r.name_any())),
+        ),
+        Err(kube::Error::Api(s)) if s.code == 404 || s.code == 403 => {}
+        Err(error) => return Err(error.into()),
+    }
+    if live.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "These are live and paid for; uninstalling would strand them. Delete the leases and wait for their refund, or set uninstall.force=true:"
+    );
+    for line in live {
+        println!("  {line}");
+    }
+    Ok(ExitCode::FAILURE)
+}

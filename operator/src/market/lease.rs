@@ -1,0 +1,522 @@
+//! One pass over a lease: gather, check, decide, apply, report.
+
+use std::{sync::Arc, time::Instant};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, ResourceExt as _,
+    api::{ObjectMeta, Patch, PatchParams},
+    runtime::controller::Action,
+};
+use leasehold_chain::EvmEscrow;
+use leasehold_crds::{
+    ANNOTATION_ESCROW, FINALIZER_MARKET, GpuAllocation, GpuLease, LABEL_LEASE, LABEL_LEASE_UID,
+    PROVIDER_NAMESPACE_PREFIX,
+    lease::{GpuLeaseStatus, IntentAction, Phase},
+    money::Rate,
+};
+use leasehold_planner::{
+    escrow::{AccountRead, Terms, lease_name},
+    lease::{self, AllocationSeen, AllocationWrite, ChainCall, Checked, Network, Plan, Wallet, World},
+    observed::Observed,
+    ports::{AcceptanceMessage, BlockLevel, PaymentError, Payments as _, SigningKey},
+};
+use leasehold_telemetry::metrics::{ChainAction, Controller};
+use serde_json::json;
+
+use super::{MANAGER, Market, allocations};
+use crate::{
+    cache,
+    error::Error,
+    objects,
+    payments::{entry, money, parse_key},
+};
+
+/// What was gathered beside the world: what only the edge may hold.
+struct Hands {
+    rail: Option<EvmEscrow>,
+    key: Option<SigningKey>,
+}
+
+/// One pass.
+pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Action, Error> {
+    let begun = Instant::now();
+    let now = market.now();
+    let (world, hands) = market.gather(object).await;
+    let checked: Checked = lease::check(&world);
+    let plan = lease::decide(&world, &checked, now);
+    let (status, outcome) = market.apply(&world, &hands, plan.clone()).await;
+    market.report(&world, &plan, status, &outcome).await?;
+    market.metrics.reconcile.observe(
+        Controller::Lease,
+        begun.elapsed(),
+        outcome.as_ref().err().map(Error::class),
+    );
+    let wake = objects::until(plan.wake, market.now());
+    Ok(Action::requeue(
+        outcome.err().map_or(wake, |e| wake.min(e.retry_after())),
+    ))
+}
+
+/// What a failed pass leads to.
+pub(super) fn on_error(_: Arc<GpuLease>, error: &Error, market: Arc<Market>) -> Action {
+    market
+        .metrics
+        .reconcile
+        .observe(Controller::Lease, std::time::Duration::ZERO, Some(error.class()));
+    Action::requeue(error.retry_after())
+}
+
+impl Market {
+    /// Reads everything a decision needs. Nothing but the lease must be readable.
+    async fn gather(&self, lease: Arc<GpuLease>) -> (World, Hands) {
+        let status = lease.status.clone().unwrap_or_default();
+        let supply = self.supply.snapshot();
+        let (network, rail) = self.network(&lease).await;
+        let allocations = self.allocations_of(&lease, &status, rail.as_ref());
+        let why_no_rail = match &network {
+            Observed::Unknown(why) => why.clone(),
+            Observed::Known(_) => "there is no usable PaymentNetwork".into(),
+        };
+        let closed = status.phase == Phase::Closed;
+        let (wallet, key) = if closed || !needs_wallet(&lease, &status) {
+            (Observed::Known(Wallet::NotAsked), None)
+        } else {
+            self.wallet(&lease).await
+        };
+        let terms = status
+            .escrow
+            .as_ref()
+            .and_then(|e| Terms::from_wire(&e.terms).ok());
+        let (mut head, mut purse, mut account, mut second_account) =
+            (Observed::Unknown(why_no_rail.clone()), None, None, None);
+        if let (Some(rail), false) = (&rail, closed) {
+            head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
+            if let (Observed::Known(Wallet::Ready(address)), None) = (&wallet, &status.escrow) {
+                purse = Some(Observed::from_result(
+                    self.rails.observed(ChainAction::Read, rail.purse(*address)).await,
+                ));
+            }
+            if let Some(terms) = &terms {
+                let read = self.read(rail, terms).await;
+                if wants_second(&read) {
+                    second_account = Some(self.read(rail, terms).await);
+                }
+                account = Some(read);
+            }
+        } else if terms.is_some() && !closed {
+            account = Some(Observed::Unknown(why_no_rail));
+        }
+        let prior = self.prior(&lease, &status, &network, rail.as_ref()).await;
+        let namespace = lease.namespace();
+        let unfunded_in_namespace = if status.escrow.is_none() {
+            let others = |l: &GpuLease| {
+                l.namespace() == namespace && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
+            };
+            self.leases.state_filter(others).len()
+        } else {
+            0
+        };
+        let world = World {
+            lease,
+            network,
+            providers: supply.providers,
+            candidates: supply.candidates,
+            allocations,
+            wallet,
+            purse,
+            head,
+            account,
+            second_account,
+            prior,
+            unfunded_in_namespace,
+        };
+        (world, Hands { rail, key })
+    }
+
+    async fn read(&self, rail: &EvmEscrow, terms: &Terms) -> Observed<AccountRead> {
+        Observed::from_result(
+            self.rails
+                .observed(ChainAction::Read, rail.account(terms, BlockLevel::Latest))
+                .await,
+        )
+    }
+
+    async fn network(&self, lease: &GpuLease) -> (Observed<Option<Network>>, Option<EvmEscrow>) {
+        let Some(object) = cache::get(&self.networks, &lease.spec.payment.network, None) else {
+            return (Observed::Known(None), None);
+        };
+        let spec = &object.spec;
+        let market_id = spec.market_id.as_deref().and_then(|m| m.parse().ok());
+        let (Some(money), Some(market_id), Ok(decimals)) =
+            (money(spec), market_id, u32::try_from(spec.token.decimals))
+        else {
+            return (Observed::Known(None), None);
+        };
+        match self.rails.rail(&object).await {
+            Ok(rail) => {
+                let symbol = spec.token.symbol.clone();
+                let network = Network {
+                    money,
+                    market_id,
+                    closer: self.closer_address,
+                    symbol,
+                    decimals,
+                };
+                (Observed::Known(Some(network)), Some(rail))
+            }
+            Err(why) => (Observed::Unknown(why), None),
+        }
+    }
+
+    /// Allocations of the account in status, or, where status names none, every one with the lease's uid.
+    fn allocations_of(
+        &self,
+        lease: &GpuLease,
+        status: &GpuLeaseStatus,
+        rail: Option<&EvmEscrow>,
+    ) -> Vec<AllocationSeen> {
+        let found: Vec<Arc<GpuAllocation>> = match &status.escrow {
+            Some(escrow) => {
+                let Ok(terms) = Terms::from_wire(&escrow.terms) else {
+                    return Vec::new();
+                };
+                let key = |(leg, share): (usize, &leasehold_crds::lease::Share)| {
+                    let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider);
+                    cache::get(
+                        &self.allocations,
+                        &lease::allocation_name(&terms, leg),
+                        Some(&namespace),
+                    )
+                };
+                escrow.shares.iter().enumerate().filter_map(key).collect()
+            }
+            None => {
+                let uid = lease.uid();
+                self.allocations
+                    .state_filter(|a| Some(&a.spec.lease.uid) == uid.as_ref())
+            }
+        };
+        found
+            .into_iter()
+            .map(|object| AllocationSeen {
+                signed: rail.is_some_and(|r| is_signed(r, &object)),
+                object,
+            })
+            .collect()
+    }
+
+    /// The payer's key, from the one Secret the tenant's namespace lets us read.
+    async fn wallet(&self, lease: &GpuLease) -> (Observed<Wallet>, Option<SigningKey>) {
+        let namespace = lease.namespace().unwrap_or_default();
+        let name = &lease.spec.payment.wallet.secret_name;
+        let secrets = Api::<Secret>::namespaced(self.client.clone(), &namespace);
+        match secrets.get(name).await {
+            Ok(secret) => match entry(&secret, "privateKey").and_then(|t| parse_key(&t)) {
+                Some(key) => match leasehold_chain::address_of(&key) {
+                    Ok(address) => (Observed::Known(Wallet::Ready(address)), Some(key)),
+                    Err(_) => (Observed::Known(Wallet::Malformed(malformed(name))), None),
+                },
+                None => (Observed::Known(Wallet::Malformed(malformed(name))), None),
+            },
+            Err(kube::Error::Api(status)) if status.code == 404 => (
+                Observed::Known(Wallet::NotReadable(format!(
+                    "there is no Secret {name} in namespace {namespace}"
+                ))),
+                None,
+            ),
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                let account = &self.namespace;
+                (
+                    Observed::Known(Wallet::NotReadable(format!(
+                        "namespace {namespace} has not opted in: run `kubectl -n {namespace} create role leasehold-wallet --verb=get \
+                         --resource=secrets --resource-name={name} && kubectl -n {namespace} create rolebinding leasehold-wallet \
+                         --role=leasehold-wallet --serviceaccount={account}:leasehold-market`"
+                    ))),
+                    None,
+                )
+            }
+            Err(error) => (
+                Observed::Unknown(format!("Secret {name} can't be read: {error}")),
+                None,
+            ),
+        }
+    }
+
+    /// The account of an earlier life of this lease, sought once when status names none.
+    async fn prior(
+        &self,
+        lease: &GpuLease,
+        status: &GpuLeaseStatus,
+        network: &Observed<Option<Network>>,
+        rail: Option<&EvmEscrow>,
+    ) -> Observed<Option<lease::Prior>> {
+        let held = lease.finalizers().iter().any(|f| f == FINALIZER_MARKET);
+        if status.escrow.is_some() || status.phase == Phase::Closed || status.round > 0 || !held {
+            return Observed::Known(None);
+        }
+        match (network, rail) {
+            (Observed::Known(Some(network)), Some(rail)) => Observed::from_result(
+                self.index
+                    .prior(
+                        &lease.spec.payment.network,
+                        rail,
+                        network.market_id,
+                        &lease.uid().unwrap_or_default(),
+                    )
+                    .await,
+            ),
+            (Observed::Known(_), _) => Observed::Known(None),
+            (Observed::Unknown(why), _) => Observed::Unknown(why.clone()),
+        }
+    }
+
+    /// Carries the plan out. What is noted before it is done (M2) is written first, and nothing else on that pass.
+    async fn apply(&self, world: &World, hands: &Hands, plan: Plan) -> (Written, Result<(), Error>) {
+        let api =
+            Api::<GpuLease>::namespaced(self.client.clone(), &world.lease.namespace().unwrap_or_default());
+        let mut written = Written {
+            object: world.lease.clone(),
+            status: plan.status.clone(),
+            notes_only: false,
+        };
+        let mut finalizers = world.lease.finalizers().to_vec();
+        if plan.finalizer == Some(true) && !finalizers.iter().any(|f| f == FINALIZER_MARKET) {
+            finalizers.push(FINALIZER_MARKET.into());
+            match objects::set_finalizers(&api, world.lease.as_ref(), &finalizers).await {
+                Ok(object) => written.object = Arc::new(object),
+                Err(error) => return (written, Err(error)),
+            }
+        }
+        let before = world.lease.status.clone().unwrap_or_default();
+        let begins = |s: &GpuLeaseStatus| (s.intent.clone(), s.escrow.clone());
+        if begins(&before) != begins(&plan.status)
+            && (plan.status.intent.is_some() || before.escrow.is_none())
+        {
+            written.notes_only = true;
+            return (written, Ok(()));
+        }
+        for write in plan.allocations {
+            if let Err(error) = self.write_allocation(world, write).await {
+                return (written, Err(error));
+            }
+        }
+        if let Some(call) = plan.call {
+            let called = self.call(hands, &call).await;
+            if let Err(error) = called {
+                let generation = world.lease.metadata.generation.unwrap_or_default();
+                tracing::warn!(lease = world.lease.name_any(), namespace = world.lease.namespace(), %error, "the chain did not do it");
+                lease::chain_failure(&mut written.status, &call, &error, generation, self.now());
+                return (written, Ok(()));
+            }
+        }
+        (written, Ok(()))
+    }
+
+    async fn write_allocation(&self, world: &World, write: AllocationWrite) -> Result<(), Error> {
+        let api = |namespace: &str| Api::<GpuAllocation>::namespaced(self.client.clone(), namespace);
+        match write {
+            AllocationWrite::Create {
+                namespace,
+                name,
+                spec,
+            } => {
+                let terms = Terms::from_wire(&spec.escrow).map_err(|e| Error::Object(e.to_string()))?;
+                let mut object = GpuAllocation::new(&name, *spec);
+                object.metadata = ObjectMeta {
+                    finalizers: Some(vec![FINALIZER_MARKET.into()]),
+                    annotations: Some([(ANNOTATION_ESCROW.to_owned(), terms.id().to_string())].into()),
+                    ..objects::meta(
+                        &name,
+                        Some(&namespace),
+                        &[
+                            (LABEL_LEASE, &lease_name(terms.id())),
+                            (LABEL_LEASE_UID, &world.lease.uid().unwrap_or_default()),
+                        ],
+                    )
+                };
+                objects::apply(&api(&namespace), &object, MANAGER)
+                    .await
+                    .map(|_| ())
+            }
+            AllocationWrite::Release { namespace, name } => {
+                self.patch_spec(&api(&namespace), &name, json!({"release": true}))
+                    .await
+            }
+            AllocationWrite::Prolong {
+                namespace,
+                name,
+                not_after,
+            } => {
+                self.patch_spec(&api(&namespace), &name, json!({"notAfter": not_after}))
+                    .await
+            }
+            AllocationWrite::Delete { namespace, name } => {
+                let api = api(&namespace);
+                match api
+                    .get_opt(&name)
+                    .await
+                    .map_err(Error::kube("read an allocation"))?
+                {
+                    Some(object) => allocations::remove(&api, &object).await,
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    async fn patch_spec(
+        &self,
+        api: &Api<GpuAllocation>,
+        name: &str,
+        spec: serde_json::Value,
+    ) -> Result<(), Error> {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        let params = PatchParams {
+            field_manager: Some(MANAGER.into()),
+            ..PatchParams::default()
+        };
+        objects::gone_is_fine(api.patch(name, &params, &patch).await)
+            .map_err(Error::kube("write an allocation"))
+    }
+
+    async fn call(&self, hands: &Hands, call: &ChainCall) -> Result<(), PaymentError> {
+        let rail = hands
+            .rail
+            .as_ref()
+            .ok_or_else(|| PaymentError::Unreachable("there is no usable PaymentNetwork".into()))?;
+        let payer = || {
+            hands
+                .key
+                .as_ref()
+                .ok_or_else(|| PaymentError::Unreachable("the payer's key can't be read now".into()))
+        };
+        let receipt = match call {
+            ChainCall::Open {
+                terms,
+                deposit,
+                valid_until,
+            } => self
+                .rails
+                .observed(
+                    ChainAction::Open,
+                    rail.open(payer()?, terms, *deposit, *valid_until),
+                )
+                .await
+                .map(Some),
+            ChainCall::Fund { terms, total } => {
+                self.rails
+                    .observed(ChainAction::Fund, rail.fund_to(payer()?, terms, *total))
+                    .await
+            }
+            ChainCall::Close { terms, payouts } => self
+                .rails
+                .observed(ChainAction::Close, rail.close(&self.closer, terms, *payouts))
+                .await
+                .map(Some),
+        }?;
+        if let Some(receipt) = receipt {
+            tracing::info!(transaction = %receipt.transaction, gas = receipt.gas_used, ?call, "mined");
+        }
+        Ok(())
+    }
+
+    /// Writes what is true now, tells what a person would want to know, and lets go at the end.
+    async fn report(
+        &self,
+        world: &World,
+        plan: &Plan,
+        written: Written,
+        outcome: &Result<(), Error>,
+    ) -> Result<(), Error> {
+        let api =
+            Api::<GpuLease>::namespaced(self.client.clone(), &world.lease.namespace().unwrap_or_default());
+        let mut object = written.object;
+        let before = world.lease.status.clone();
+        if before.as_ref() != Some(&written.status) {
+            object = Arc::new(objects::apply_status(&api, object.as_ref(), MANAGER, &written.status).await?);
+            for (warning, reason, note) in lease::events(before.as_ref(), &written.status) {
+                self.events.publish(object.as_ref(), warning, reason, note).await;
+            }
+            if before.as_ref().map(|s| s.phase) != Some(written.status.phase)
+                && let Some(phases) = &self.metrics.leases
+            {
+                phases.entered(written.status.phase);
+            }
+        }
+        if plan.finalizer == Some(false) && outcome.is_ok() && !written.notes_only {
+            let rest: Vec<String> = object
+                .finalizers()
+                .iter()
+                .filter(|f| *f != FINALIZER_MARKET)
+                .cloned()
+                .collect();
+            objects::gone_is_fine(
+                objects::set_finalizers(&api, object.as_ref(), &rest)
+                    .await
+                    .map_err(|error| match error {
+                        Error::Kube { source, .. } => *source,
+                        Error::Object(message) => kube::Error::Service(message.into()),
+                    }),
+            )
+            .map_err(Error::kube("let the lease go"))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is to be reported.
+struct Written {
+    object: Arc<GpuLease>,
+    status: GpuLeaseStatus,
+    notes_only: bool,
+}
+
+fn malformed(name: &str) -> String {
+    format!("Secret {name} needs an entry privateKey with 0x and 64 hexadecimal digits")
+}
+
+/// The payer's key is read only when a round is to begin or a stored intent needs it.
+fn needs_wallet(lease: &GpuLease, status: &GpuLeaseStatus) -> bool {
+    if lease.metadata.deletion_timestamp.is_some() || status.close_reason.is_some() {
+        return false;
+    }
+    let intends =
+        |i: &leasehold_crds::lease::Intent| matches!(i.action, IntentAction::Open | IntentAction::Fund);
+    status.escrow.is_none() || status.intent.as_ref().is_some_and(intends)
+}
+
+/// What could lead to something destructive is read twice.
+fn wants_second(read: &Observed<AccountRead>) -> bool {
+    match read {
+        Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
+        Observed::Known(AccountRead::Absent) => true,
+        Observed::Known(AccountRead::Mismatch) | Observed::Unknown(_) => false,
+    }
+}
+
+/// Whether the acceptance in an allocation's status is its leg's controller's, over what was asked.
+fn is_signed(rail: &EvmEscrow, allocation: &GpuAllocation) -> bool {
+    let check = || {
+        let acceptance = allocation.status.as_ref()?.acceptance.as_ref()?;
+        let terms = Terms::from_wire(&allocation.spec.escrow).ok()?;
+        let leg = terms.legs.get(usize::try_from(allocation.spec.leg).ok()?)?;
+        let digits = acceptance.signature.strip_prefix("0x")?;
+        let signature: [u8; 65] = data_encoding::HEXLOWER_PERMISSIVE
+            .decode(digits.as_bytes())
+            .ok()?
+            .try_into()
+            .ok()?;
+        let Rate(rate) = leg.rate;
+        let message = AcceptanceMessage {
+            escrow_id: terms.id(),
+            leg: u16::try_from(allocation.spec.leg).ok()?,
+            rate,
+            not_after: u64::try_from(acceptance.not_after).ok()?,
+            deadline: u64::try_from(acceptance.deadline).ok()?,
+        };
+        let signer = rail.acceptance_signer(&message, &signature)?;
+        Some(signer == leg.controller && acceptance.deadline >= allocation.spec.open_by)
+    };
+    check().unwrap_or(false)
+}

@@ -1,0 +1,257 @@
+//! The market role: tenants' leases in, allocations and escrow accounts out.
+
+mod allocations;
+mod index;
+mod lease;
+mod networks;
+mod supply;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use k8s_openapi::api::coordination::v1::Lease as Liveness;
+use kube::{
+    Api, Client, ResourceExt as _,
+    runtime::{Controller, controller, reflector::Store, watcher},
+};
+use leasehold_crds::{GpuAllocation, GpuLease, GpuOffer, GpuProvider, PaymentNetwork, lease::Phase};
+use leasehold_planner::{
+    escrow::Address,
+    ports::{Clock, SigningKey, SystemClock},
+};
+use leasehold_telemetry::{
+    Health, Metrics,
+    metrics::{Operator, Role},
+};
+
+use crate::{
+    cache::{self, Reach},
+    leader,
+    objects::Events,
+    payments::{self, Rails},
+    settings::MarketArgs,
+};
+
+/// Field manager of everything this role writes.
+pub(crate) const MANAGER: &str = "leasehold-market";
+
+/// What every pass of this role can reach.
+pub(crate) struct Market {
+    client: Client,
+    namespace: String,
+    clock: SystemClock,
+    rails: Rails,
+    closer: SigningKey,
+    closer_address: Address,
+    leases: Store<GpuLease>,
+    allocations: Store<GpuAllocation>,
+    networks: Store<PaymentNetwork>,
+    supply: supply::Supply,
+    index: index::AccountIndex,
+    events: Events,
+    metrics: Operator,
+}
+
+/// Runs until a signal.
+pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) -> anyhow::Result<ExitCode> {
+    let closer = payments::key_file(&args.closer_key_file)?;
+    let closer_address = leasehold_chain::address_of(&closer).context("the closer's key")?;
+    let mut metrics = Metrics::new();
+    let operator = Operator::register(&mut metrics, Role::Market);
+    let health = Health::new();
+    let caches = health.latch("caches");
+    let shutdown = leasehold_telemetry::shutdown::on_signals()?;
+    let admin = leasehold_telemetry::admin::serve(
+        telemetry.admin_address,
+        Arc::new(metrics),
+        health.clone(),
+        shutdown.clone(),
+    )
+    .await?;
+
+    let client = cache::client(args.common.kubeconfig.as_deref()).await?;
+    let (wake_lease, woken_leases) = cache::queue::<GpuLease>();
+    let (wake_allocation, woken_allocations) = cache::queue::<GpuAllocation>();
+    let config = watcher::Config::default;
+    let reach = Reach::default();
+    let leases = {
+        // A lease that left the phase Matched makes room for another of its namespace; its own watch is the controller's.
+        cache::watch(
+            Api::<GpuLease>::all(client.clone()),
+            config(),
+            reach.clone(),
+            cache::whole,
+            |_| {},
+        )
+    };
+    let allocations = {
+        let (wake, wake_allocation) = (wake_lease.clone(), wake_allocation.clone());
+        cache::watch(
+            Api::<GpuAllocation>::all(client.clone()),
+            config(),
+            reach.clone(),
+            cache::whole,
+            move |a| {
+                wake.up(&a.spec.lease.name, Some(&a.spec.lease.namespace));
+                wake_allocation.up(&a.name_any(), a.namespace().as_deref());
+            },
+        )
+    };
+    let changed = supply::Changed::default();
+    let touch = |changed: &supply::Changed| {
+        let changed = changed.clone();
+        move || changed.notify()
+    };
+    let offers = {
+        let notify = touch(&changed);
+        cache::watch(
+            Api::<GpuOffer>::all(client.clone()),
+            config(),
+            reach.clone(),
+            cache::whole,
+            move |_| notify(),
+        )
+    };
+    let providers = {
+        let notify = touch(&changed);
+        cache::watch(
+            Api::<GpuProvider>::all(client.clone()),
+            config(),
+            reach.clone(),
+            cache::whole,
+            move |_| notify(),
+        )
+    };
+    let liveness = {
+        let labelled = config().labels(leasehold_crds::LABEL_PROVIDER);
+        cache::watch(
+            Api::<Liveness>::all(client.clone()),
+            labelled,
+            reach.clone(),
+            cache::whole,
+            |_| {},
+        )
+    };
+    let networks = {
+        let (wake, leases) = (wake_lease.clone(), leases.clone());
+        cache::watch(
+            Api::<PaymentNetwork>::all(client.clone()),
+            config(),
+            reach.clone(),
+            cache::whole,
+            move |_| {
+                wake_pending(&leases, &wake);
+            },
+        )
+    };
+    let ready = async {
+        tokio::try_join!(
+            leases.wait_until_ready(),
+            allocations.wait_until_ready(),
+            offers.wait_until_ready(),
+            providers.wait_until_ready(),
+            liveness.wait_until_ready(),
+            networks.wait_until_ready(),
+        )
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(ExitCode::SUCCESS),
+        ready = ready => { ready.context("a watch ended")?; }
+    }
+    caches.set();
+
+    let common = &args.common;
+    let rails = Rails::new(
+        client.clone(),
+        &common.namespace,
+        Duration::from_secs(common.chain_deadline),
+        Duration::from_secs(common.mine_deadline),
+        operator.chain.clone(),
+    );
+    let Some(mut leadership) = leader::wait(client.clone(), "leasehold-market", common, &shutdown).await?
+    else {
+        admin.stop().await;
+        return Ok(ExitCode::SUCCESS);
+    };
+    operator.leader.set(true);
+
+    let supply = supply::Supply::new(offers, providers, liveness);
+    let market = Arc::new(Market {
+        events: Events::new(client.clone(), MANAGER, &common.identity),
+        client: client.clone(),
+        namespace: common.namespace.clone(),
+        clock: SystemClock,
+        rails,
+        closer,
+        closer_address,
+        leases: leases.clone(),
+        allocations,
+        networks,
+        supply,
+        index: index::AccountIndex::default(),
+        metrics: operator.clone(),
+    });
+    let loops = tokio::task::JoinSet::new();
+    let mut loops = loops;
+    loops.spawn(supply::run(
+        market.clone(),
+        changed,
+        wake_lease.clone(),
+        health.heartbeat("supply", Duration::from_secs(60)),
+    ));
+    loops.spawn(networks::run(
+        market.clone(),
+        health.heartbeat("networks", Duration::from_secs(120)),
+    ));
+    let stop = shutdown.clone();
+    let lease_loop = Controller::new(Api::<GpuLease>::all(client.clone()), config())
+        .with_config(controller::Config::default().concurrency(32))
+        .reconcile_on(woken_leases)
+        .graceful_shutdown_on({
+            let stop = stop.clone();
+            async move { stop.cancelled().await }
+        })
+        .run(lease::reconcile, lease::on_error, market.clone())
+        .for_each(|result| async move { log_result("lease", result) });
+    let allocation_loop = Controller::new(Api::<GpuAllocation>::all(client.clone()), config())
+        .with_config(controller::Config::default().concurrency(8))
+        .reconcile_on(woken_allocations)
+        .graceful_shutdown_on({
+            let stop = stop.clone();
+            async move { stop.cancelled().await }
+        })
+        .run(allocations::reconcile, allocations::on_error, market.clone())
+        .for_each(|result| async move { log_result("allocation", result) });
+    let lost = tokio::select! {
+        _ = futures::future::join(lease_loop, allocation_loop) => Ok(()),
+        lost = leadership.lost() => lost,
+        Some(ended) = loops.join_next() => Err(anyhow::anyhow!("a loop ended: {ended:?}")),
+    };
+    health.end();
+    loops.shutdown().await;
+    leadership.release().await;
+    admin.stop().await;
+    lost.map(|()| ExitCode::SUCCESS)
+}
+
+fn wake_pending(leases: &Store<GpuLease>, wake: &cache::Wake<GpuLease>) {
+    for lease in leases.state() {
+        if lease.status.as_ref().is_none_or(|s| s.phase == Phase::Pending) {
+            wake.up(&lease.name_any(), lease.namespace().as_deref());
+        }
+    }
+}
+
+pub(crate) fn log_result<T: std::fmt::Debug, E: std::error::Error>(controller: &str, result: Result<T, E>) {
+    if let Err(error) = result {
+        let source = error.source().map(ToString::to_string).unwrap_or_default();
+        tracing::debug!(controller, %error, source, "a pass did not finish");
+    }
+}
+
+impl Market {
+    fn now(&self) -> jiff::Timestamp {
+        self.clock.now()
+    }
+}

@@ -1,0 +1,178 @@
+//! Providers and the rows of their offers, parsed once for all leases.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease as Liveness;
+use kube::{Api, ResourceExt as _, runtime::reflector::Store};
+use leasehold_crds::{
+    GpuLease, GpuOffer, GpuProvider, PROVIDER_NAMESPACE_PREFIX,
+    conditions::{Truth, condition, set},
+};
+use leasehold_planner::placement::{Candidate, Provider};
+use leasehold_telemetry::Heartbeat;
+
+use super::{MANAGER, Market, wake_pending};
+use crate::{
+    cache::{self, Wake},
+    objects,
+};
+
+/// A provider that was not heard of for so long is silent.
+const SILENT_SECONDS: i64 = 60;
+/// Silence has no event of its own: the snapshot is made anew at least so often.
+const REFRESH: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Tells that an offer or a provider changed.
+#[derive(Clone, Default)]
+pub(super) struct Changed(Arc<tokio::sync::Notify>);
+
+impl Changed {
+    pub(super) fn notify(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// One reading of all offers.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    pub(super) providers: Arc<[Provider]>,
+    pub(super) candidates: Arc<[Candidate]>,
+}
+
+/// The offers, and their newest snapshot.
+pub(super) struct Supply {
+    offers: Store<GpuOffer>,
+    providers: Store<GpuProvider>,
+    liveness: Store<Liveness>,
+    snapshot: RwLock<Snapshot>,
+}
+
+impl Supply {
+    pub(super) fn new(
+        offers: Store<GpuOffer>,
+        providers: Store<GpuProvider>,
+        liveness: Store<Liveness>,
+    ) -> Self {
+        let empty = Snapshot {
+            providers: Arc::new([]),
+            candidates: Arc::new([]),
+        };
+        Self {
+            offers,
+            providers,
+            liveness,
+            snapshot: RwLock::new(empty),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn refresh(&self, now: Timestamp) {
+        let mut providers = Vec::new();
+        let mut candidates = Vec::new();
+        let mut objects = self.providers.state();
+        objects.sort_by_key(|p| p.name_any());
+        for object in objects {
+            let name = object.name_any();
+            let (Ok(payee), Ok(controller)) = (object.spec.payee.parse(), object.spec.controller.parse())
+            else {
+                continue;
+            };
+            let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{name}");
+            let alive =
+                cache::get(&self.liveness, &name, Some(&namespace)).is_some_and(|l| heard_lately(&l, now));
+            let index = providers.len();
+            providers.push(Provider {
+                name: name.clone(),
+                region: object.spec.region.clone(),
+                payee,
+                controller,
+                alive,
+            });
+            if let Some(offer) = cache::get(&self.offers, &name, Some(&namespace)) {
+                candidates.extend(
+                    offer
+                        .spec
+                        .rows
+                        .iter()
+                        .take(64)
+                        .filter_map(|row| Candidate::from_wire(index, row)),
+                );
+            }
+        }
+        let next = Snapshot {
+            providers: providers.into(),
+            candidates: candidates.into(),
+        };
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+}
+
+/// Whether a coordination Lease was renewed lately.
+pub(crate) fn heard_lately(lease: &Liveness, now: Timestamp) -> bool {
+    let renewed = lease.spec.as_ref().and_then(|s| s.renew_time.as_ref());
+    renewed.is_some_and(|t| now.as_second() - t.0.as_second() <= SILENT_SECONDS)
+}
+
+/// Keeps the snapshot fresh, wakes pending leases when it changed, tells providers how the market sees them.
+pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Wake<GpuLease>, heartbeat: Heartbeat) {
+    loop {
+        heartbeat.beat();
+        let before = market.supply.snapshot();
+        market.supply.refresh(market.now());
+        let after = market.supply.snapshot();
+        if before.candidates != after.candidates || before.providers != after.providers {
+            wake_pending(&market.leases, &wake);
+            report(&market, &after).await;
+        }
+        let _ = tokio::time::timeout(REFRESH, changed.0.notified()).await;
+    }
+}
+
+async fn report(market: &Market, snapshot: &Snapshot) {
+    let api = Api::<GpuProvider>::all(market.client.clone());
+    for provider in snapshot.providers.iter() {
+        let Some(object) = cache::get(&market.supply.providers, &provider.name, None) else {
+            continue;
+        };
+        let generation = object.metadata.generation.unwrap_or_default();
+        let rows = snapshot
+            .candidates
+            .iter()
+            .filter(|c| snapshot.providers[c.provider].name == provider.name)
+            .count();
+        let next = if !provider.alive {
+            condition(
+                "Ready",
+                Truth::False,
+                "Silent",
+                "not heard of for a minute: its offers are not considered",
+                generation,
+            )
+        } else if rows == 0 {
+            condition(
+                "Ready",
+                Truth::False,
+                "NothingOffered",
+                "it is heard of, and offers nothing now",
+                generation,
+            )
+        } else {
+            condition("Ready", Truth::True, "Offering", String::new(), generation)
+        };
+        let mut status = object.status.clone().unwrap_or_default();
+        status.observed_generation = generation;
+        set(&mut status.conditions, next, market.now());
+        if object.status.as_ref() != Some(&status)
+            && let Err(error) = objects::apply_status(&api, object.as_ref(), MANAGER, &status).await
+        {
+            tracing::debug!(provider = provider.name, %error, "the provider's status was not written");
+        }
+    }
+}

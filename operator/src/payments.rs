@@ -1,0 +1,167 @@
+//! From PaymentNetworks to rails, and each call to the chain counted and timed.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client, ResourceExt as _};
+use leasehold_chain::{EvmEscrow, Network as Connection};
+use leasehold_crds::{
+    PaymentNetwork,
+    network::{Finality, PaymentNetworkSpec},
+};
+use leasehold_planner::{
+    placement::Money,
+    ports::{BlockLevel, PaymentError, SigningKey},
+};
+use leasehold_telemetry::metrics::{Chain, ChainAction, ChainOutcome};
+use std::time::Instant;
+
+/// Rails by PaymentNetwork, connected once.
+#[derive(Clone)]
+pub struct Rails {
+    secrets: Api<Secret>,
+    call_deadline: Duration,
+    mine_deadline: Duration,
+    metrics: Chain,
+    connected: Arc<Mutex<HashMap<String, (PaymentNetworkSpec, EvmEscrow)>>>,
+}
+
+/// Chain, contract and token of a network; `None` when an address is none.
+pub fn money(spec: &PaymentNetworkSpec) -> Option<Money> {
+    Some(Money {
+        chain_id: u64::try_from(spec.chain_id).ok()?,
+        escrow: spec.escrow.parse().ok()?,
+        token: spec.token.address.parse().ok()?,
+    })
+}
+
+/// The block level of a finality rule.
+pub const fn level(finality: Finality) -> BlockLevel {
+    match finality {
+        Finality::Latest => BlockLevel::Latest,
+        Finality::Safe => BlockLevel::Safe,
+        Finality::Finalized => BlockLevel::Finalized,
+    }
+}
+
+impl Rails {
+    /// Rails whose secret URLs are in `namespace`.
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        call_deadline: Duration,
+        mine_deadline: Duration,
+        metrics: Chain,
+    ) -> Self {
+        Self {
+            secrets: Api::namespaced(client, namespace),
+            call_deadline,
+            mine_deadline,
+            metrics,
+            connected: Arc::default(),
+        }
+    }
+
+    /// The rail of a network.
+    pub async fn rail(&self, network: &PaymentNetwork) -> Result<EvmEscrow, String> {
+        let name = network.name_any();
+        let known = self
+            .connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&name)
+            .cloned();
+        if let Some((spec, rail)) = known
+            && spec == network.spec
+        {
+            return Ok(rail);
+        }
+        let spec = &network.spec;
+        let money = money(spec).ok_or_else(|| format!("PaymentNetwork {name}: an address is malformed"))?;
+        let rpc_url = match (&spec.rpc_url, &spec.rpc_secret_name) {
+            (Some(url), _) => url.clone(),
+            (None, Some(secret)) => self.url(secret).await?,
+            (None, None) => return Err(format!("PaymentNetwork {name}: set rpcUrl or rpcSecretName")),
+        };
+        let rail = EvmEscrow::connect(&Connection {
+            rpc_url,
+            chain_id: money.chain_id,
+            escrow: money.escrow,
+            token: money.token,
+            call_deadline: self.call_deadline,
+            mine_deadline: self.mine_deadline,
+        })
+        .map_err(|e| e.to_string())?;
+        self.connected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, (spec.clone(), rail.clone()));
+        Ok(rail)
+    }
+
+    async fn url(&self, secret: &str) -> Result<String, String> {
+        let found = self
+            .secrets
+            .get(secret)
+            .await
+            .map_err(|e| format!("Secret {secret} with the RPC URL can't be read: {e}"))?;
+        entry(&found, "url").ok_or_else(|| format!("Secret {secret} has no entry \"url\""))
+    }
+
+    /// Counts and times a call.
+    pub async fn observed<T>(
+        &self,
+        action: ChainAction,
+        call: impl Future<Output = Result<T, PaymentError>>,
+    ) -> Result<T, PaymentError> {
+        let begun = Instant::now();
+        let result = call.await;
+        self.metrics.observe(action, outcome(&result), begun.elapsed());
+        result
+    }
+}
+
+const fn outcome<T>(result: &Result<T, PaymentError>) -> ChainOutcome {
+    match result {
+        Ok(_) => ChainOutcome::Ok,
+        Err(PaymentError::Unreachable(_) | PaymentError::Malformed(_)) => ChainOutcome::Unreachable,
+        Err(PaymentError::WrongChain { .. }) => ChainOutcome::WrongChain,
+        Err(PaymentError::Reverted { .. }) => ChainOutcome::Reverted,
+        Err(PaymentError::ShortOfGas { .. }) => ChainOutcome::ShortOfGas,
+        Err(PaymentError::ShortOfTokens { .. }) => ChainOutcome::ShortOfTokens,
+        Err(PaymentError::Pending { .. }) => ChainOutcome::Unresolved,
+    }
+}
+
+/// An entry of a Secret as text.
+pub fn entry(secret: &Secret, key: &str) -> Option<String> {
+    let bytes = secret.data.as_ref()?.get(key)?;
+    Some(String::from_utf8(bytes.0.clone()).ok()?.trim().to_owned())
+}
+
+/// A private key: 0x and 64 hexadecimal digits.
+pub fn parse_key(text: &str) -> Option<SigningKey> {
+    let digits = text.trim();
+    let digits = digits.strip_prefix("0x").unwrap_or(digits);
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE
+        .decode(digits.as_bytes())
+        .ok()?;
+    Some(SigningKey(bytes.try_into().ok()?))
+}
+
+/// Reads a key from a file; the error never shows what is in it.
+pub fn key_file(path: &std::path::Path) -> anyhow::Result<SigningKey> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("read the key file {}", path.display()))?;
+    parse_key(&text).with_context(|| {
+        format!(
+            "{} holds no private key: 0x and 64 hexadecimal digits",
+            path.display()
+        )
+    })
+}

@@ -1,0 +1,183 @@
+//! One pass over an allocation: reserve and sign, decline with a reason, or report what became of it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, ObjectMeta},
+    runtime::controller::Action,
+};
+use leasehold_crds::{
+    ANNOTATION_ESCROW, FINALIZER_PROVIDER, GpuAllocation, GpuReservation, LABEL_LEASE, LABEL_PROVIDER,
+    allocation::{Acceptance, GpuAllocationStatus},
+    reservation::GpuReservationSpec,
+};
+use leasehold_planner::{
+    intake::{self, PoolSeen, World},
+    ports::{AcceptanceMessage, Payments as _},
+};
+use leasehold_telemetry::metrics::Controller;
+
+use super::{MANAGER, Provider};
+use crate::{cache, error::Error, objects};
+
+/// One pass.
+pub(super) async fn reconcile(
+    allocation: Arc<GpuAllocation>,
+    provider: Arc<Provider>,
+) -> Result<Action, Error> {
+    let begun = Instant::now();
+    let reservation = cache::get(&provider.caches.reservations, &allocation.name_any(), None);
+    // Room is given away one question at a time, by what is reserved now and not by a cache.
+    let _turn = if reservation.is_none() {
+        Some(provider.reserving.lock().await)
+    } else {
+        None
+    };
+    let fresh = if reservation.is_none() {
+        provider.reservations_now().await?
+    } else {
+        Vec::new()
+    };
+    let reservation = reservation.or_else(|| {
+        fresh
+            .iter()
+            .find(|r| r.name_any() == allocation.name_any())
+            .cloned()
+    });
+    let now = provider.now();
+    let pool = cache::get(&provider.caches.pools, &allocation.spec.pool, None).filter(|p| provider.owns(p));
+    let supplies = if reservation.is_none() {
+        provider.supplies(&fresh, now)
+    } else {
+        super::offer::Supplies::new()
+    };
+    let none = leasehold_planner::supply::PoolSupply::default();
+    let world = World {
+        allocation: &allocation,
+        reservation: reservation.as_deref(),
+        pool: pool.as_deref().map(|pool| PoolSeen {
+            pool,
+            supply: supplies.get(&pool.name_any()).unwrap_or(&none),
+            money: provider.payment(pool),
+        }),
+        identity: &provider.identity,
+    };
+    let plan = intake::decide(&world, now);
+    if let Some(spec) = plan.reserve {
+        provider
+            .reserve(&allocation, reservation.as_deref(), *spec)
+            .await?;
+    }
+    let status = match plan.accept {
+        Some(message) => provider.sign(&allocation, plan.status, &message).await?,
+        None => plan.status,
+    };
+    if allocation.status.as_ref() != Some(&status) {
+        let api = Api::<GpuAllocation>::namespaced(provider.market.clone(), &provider.namespace_at_market);
+        match objects::apply_status(&api, allocation.as_ref(), MANAGER, &status).await {
+            // Taken back meanwhile: nobody is left to be told.
+            Err(Error::Kube { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.code == 404) => {}
+            other => {
+                other?;
+            }
+        }
+    }
+    provider
+        .metrics
+        .reconcile
+        .observe(Controller::Allocation, begun.elapsed(), None);
+    Ok(Action::requeue(Duration::from_secs(120)))
+}
+
+/// What a failed pass leads to.
+pub(super) fn on_error(_: Arc<GpuAllocation>, error: &Error, provider: Arc<Provider>) -> Action {
+    provider
+        .metrics
+        .reconcile
+        .observe(Controller::Allocation, Duration::ZERO, Some(error.class()));
+    Action::requeue(error.retry_after())
+}
+
+impl Provider {
+    async fn reservations_now(&self) -> Result<Vec<Arc<GpuReservation>>, Error> {
+        let list = Api::<GpuReservation>::all(self.client.clone())
+            .list(&ListParams::default())
+            .await;
+        Ok(list
+            .map_err(Error::kube("list the reservations"))?
+            .items
+            .into_iter()
+            .map(Arc::new)
+            .collect())
+    }
+
+    async fn reserve(
+        &self,
+        allocation: &GpuAllocation,
+        before: Option<&GpuReservation>,
+        spec: GpuReservationSpec,
+    ) -> Result<(), Error> {
+        let name = allocation.name_any();
+        let mut object = GpuReservation::new(&name, spec);
+        let lease = allocation.labels().get(LABEL_LEASE).cloned().unwrap_or_default();
+        object.metadata = ObjectMeta {
+            finalizers: Some(vec![FINALIZER_PROVIDER.into()]),
+            annotations: Some(
+                [(
+                    ANNOTATION_ESCROW.to_owned(),
+                    object.spec.allocation.escrow.id.clone(),
+                )]
+                .into(),
+            ),
+            resource_version: before.and_then(kube::ResourceExt::resource_version),
+            ..objects::meta(
+                &name,
+                None,
+                &[(LABEL_LEASE, &lease), (LABEL_PROVIDER, &self.args.provider_name)],
+            )
+        };
+        let made = objects::apply(&Api::all(self.client.clone()), &object, MANAGER).await?;
+        if before.is_none() {
+            tracing::info!(share = name, nodes = ?object.spec.nodes, "reserved");
+            self.events
+                .publish(
+                    &made,
+                    false,
+                    "Reserved",
+                    format!(
+                        "for {}/{} on {}",
+                        allocation.spec.lease.namespace,
+                        allocation.spec.lease.name,
+                        object.spec.nodes.join(", ")
+                    ),
+                )
+                .await;
+        }
+        Ok(())
+    }
+
+    async fn sign(
+        &self,
+        allocation: &GpuAllocation,
+        mut status: GpuAllocationStatus,
+        message: &AcceptanceMessage,
+    ) -> Result<GpuAllocationStatus, Error> {
+        let network = self
+            .network_of(&allocation.spec.escrow)
+            .ok_or_else(|| Error::Object("there is no PaymentNetwork for this allocation's money".into()))?;
+        let rail = self.rails.rail(&network).await.map_err(Error::Object)?;
+        let signature = rail
+            .sign_acceptance(&self.key, message)
+            .map_err(|e| Error::Object(e.to_string()))?;
+        status.acceptance = Some(Acceptance {
+            not_after: i64::try_from(message.not_after).unwrap_or(i64::MAX),
+            deadline: i64::try_from(message.deadline).unwrap_or(i64::MAX),
+            signature: format!("0x{}", data_encoding::HEXLOWER.encode(&signature)),
+        });
+        Ok(status)
+    }
+}

@@ -1,0 +1,361 @@
+//! The provider role: GPUs offered, shares reserved, paid work run and stopped by the one stop rule.
+
+mod intake;
+mod objects;
+mod observe;
+mod offer;
+mod reservation;
+
+use std::{
+    collections::HashMap,
+    process::ExitCode,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use k8s_openapi::api::{
+    coordination::v1::Lease as Liveness,
+    core::v1::{Namespace, Node, Pod, Service},
+};
+use kube::{
+    Api, Client, ResourceExt as _,
+    runtime::{Controller, controller, reflector::Store, watcher},
+};
+use leasehold_crds::{
+    GpuAllocation, GpuNode, GpuPool, GpuReservation, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
+    PaymentNetwork,
+};
+use leasehold_planner::{
+    intake::Identity,
+    ports::{Clock, SigningKey, SystemClock},
+};
+use leasehold_telemetry::{
+    Health, Metrics,
+    metrics::{Operator, Role},
+};
+
+use crate::{
+    cache::{self, Reach},
+    leader,
+    market::log_result,
+    objects::Events,
+    payments::{self, Rails},
+    settings::ProviderArgs,
+};
+
+/// Field manager of everything this role writes.
+pub(crate) const MANAGER: &str = "leasehold-provider";
+
+/// What every pass of this role can reach.
+pub(crate) struct Provider {
+    client: Client,
+    market: Client,
+    market_reach: Reach,
+    namespace_at_market: String,
+    args: ProviderArgs,
+    identity: Identity,
+    key: SigningKey,
+    clock: SystemClock,
+    rails: Rails,
+    caches: Caches,
+    events: Events,
+    metrics: Operator,
+    /// Room is given away one question at a time.
+    reserving: tokio::sync::Mutex<()>,
+    /// What was applied for a reservation, by its digest, so that nothing is written twice.
+    applied: Mutex<HashMap<String, (u64, jiff::Timestamp)>>,
+    changed: Arc<tokio::sync::Notify>,
+}
+
+/// Stores of everything that is watched.
+pub(crate) struct Caches {
+    pools: Store<GpuPool>,
+    gpu_nodes: Store<GpuNode>,
+    nodes: Store<Node>,
+    pods: Store<Pod>,
+    namespaces: Store<Namespace>,
+    services: Store<Service>,
+    agents: Store<Liveness>,
+    reservations: Store<GpuReservation>,
+    networks: Store<PaymentNetwork>,
+    allocations: Store<GpuAllocation>,
+}
+
+/// Label that the agents' liveness leases carry.
+const AGENT_LABEL: &str = "leasehold.dev/agent";
+
+/// Runs until a signal.
+#[expect(
+    clippy::too_many_lines,
+    reason = "start-up in one fixed order, read from top to bottom"
+)]
+pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) -> anyhow::Result<ExitCode> {
+    let key = payments::key_file(&args.controller_key_file)?;
+    let controller = leasehold_chain::address_of(&key).context("the controller's key")?;
+    let identity = Identity {
+        market: args.market_name.clone(),
+        payee: args.payee,
+        controller,
+    };
+    let mut metrics = Metrics::new();
+    let operator = Operator::register(&mut metrics, Role::Provider);
+    let health = Health::new();
+    let caches_latch = health.latch("caches");
+    let shutdown = leasehold_telemetry::shutdown::on_signals()?;
+    let admin = leasehold_telemetry::admin::serve(
+        telemetry.admin_address,
+        Arc::new(metrics),
+        health.clone(),
+        shutdown.clone(),
+    )
+    .await?;
+
+    let client = cache::client(args.common.kubeconfig.as_deref()).await?;
+    let market = match &args.market_kubeconfig {
+        Some(path) => cache::client(Some(path)).await.context("the market's cluster")?,
+        None => client.clone(),
+    };
+    let namespace_at_market = format!("{PROVIDER_NAMESPACE_PREFIX}{}", args.provider_name);
+
+    let (wake_reservation, woken_reservations) = cache::queue::<GpuReservation>();
+    let (wake_allocation, woken_allocations) = cache::queue::<GpuAllocation>();
+    let changed = Arc::new(tokio::sync::Notify::new());
+    let own = Reach::default();
+    let market_reach = Reach::default();
+    let config = watcher::Config::default;
+    let labelled = |label: &str| watcher::Config::default().labels(label);
+    let notify = || {
+        let changed = changed.clone();
+        move || changed.notify_one()
+    };
+    let caches = Caches {
+        pools: {
+            let n = notify();
+            cache::watch(
+                Api::all(client.clone()),
+                config(),
+                own.clone(),
+                cache::whole,
+                move |_: &GpuPool| n(),
+            )
+        },
+        gpu_nodes: {
+            let (n, wake) = (notify(), wake_reservation.clone());
+            cache::watch(
+                Api::all(client.clone()),
+                config(),
+                own.clone(),
+                cache::whole,
+                move |node: &GpuNode| {
+                    n();
+                    for holder in node
+                        .status
+                        .iter()
+                        .flat_map(|s| &s.holders)
+                        .filter(|h| h.namespace.starts_with("lease-"))
+                    {
+                        wake.up(&holder.namespace, None);
+                    }
+                },
+            )
+        },
+        nodes: {
+            let n = notify();
+            cache::watch(
+                Api::all(client.clone()),
+                config(),
+                own.clone(),
+                offer::trim_node,
+                move |_: &Node| n(),
+            )
+        },
+        pods: {
+            let (n, wake) = (notify(), wake_reservation.clone());
+            cache::watch(
+                Api::all(client.clone()),
+                config(),
+                own.clone(),
+                observe::trim_pod,
+                move |pod: &Pod| {
+                    n();
+                    if let Some(namespace) = pod.namespace().filter(|ns| ns.starts_with("lease-")) {
+                        wake.up(&namespace, None);
+                    }
+                },
+            )
+        },
+        namespaces: {
+            let wake = wake_reservation.clone();
+            cache::watch(
+                Api::all(client.clone()),
+                labelled(LABEL_PROVIDER),
+                own.clone(),
+                cache::whole,
+                move |ns: &Namespace| {
+                    wake.up(&ns.name_any(), None);
+                },
+            )
+        },
+        services: {
+            let wake = wake_reservation.clone();
+            cache::watch(
+                Api::all(client.clone()),
+                labelled(LABEL_PROVIDER),
+                own.clone(),
+                cache::whole,
+                move |service: &Service| {
+                    wake.up(&service.namespace().unwrap_or_default(), None);
+                },
+            )
+        },
+        agents: cache::watch(
+            Api::all(client.clone()),
+            labelled(AGENT_LABEL),
+            own.clone(),
+            cache::whole,
+            |_: &Liveness| {},
+        ),
+        reservations: {
+            let (n, wake, namespace) = (notify(), wake_allocation.clone(), namespace_at_market.clone());
+            cache::watch(
+                Api::all(client.clone()),
+                config(),
+                own.clone(),
+                cache::whole,
+                move |r: &GpuReservation| {
+                    n();
+                    if r.spec.allocation_namespace == namespace {
+                        wake.up(&r.spec.allocation_name, Some(&namespace));
+                    }
+                },
+            )
+        },
+        networks: {
+            let n = notify();
+            cache::watch(
+                Api::all(client.clone()),
+                config(),
+                own.clone(),
+                cache::whole,
+                move |_: &PaymentNetwork| n(),
+            )
+        },
+        allocations: {
+            let wake = wake_reservation.clone();
+            let api = Api::namespaced(market.clone(), &namespace_at_market);
+            cache::watch(
+                api,
+                config(),
+                market_reach.clone(),
+                cache::whole,
+                move |a: &GpuAllocation| wake.up(&a.name_any(), None),
+            )
+        },
+    };
+    let ready = async {
+        tokio::try_join!(
+            caches.pools.wait_until_ready(),
+            caches.gpu_nodes.wait_until_ready(),
+            caches.nodes.wait_until_ready(),
+            caches.pods.wait_until_ready(),
+            caches.namespaces.wait_until_ready(),
+            caches.services.wait_until_ready(),
+            caches.agents.wait_until_ready(),
+            caches.reservations.wait_until_ready(),
+            caches.networks.wait_until_ready(),
+        )
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(ExitCode::SUCCESS),
+        ready = ready => { ready.context("a watch ended")?; }
+    }
+    caches_latch.set();
+
+    let common = &args.common;
+    let rails = Rails::new(
+        client.clone(),
+        &common.namespace,
+        Duration::from_secs(common.chain_deadline),
+        Duration::from_secs(common.mine_deadline),
+        operator.chain.clone(),
+    );
+    let lease_name = format!("leasehold-provider-{}", args.provider_name);
+    let Some(mut leadership) = leader::wait(client.clone(), &lease_name, common, &shutdown).await? else {
+        admin.stop().await;
+        return Ok(ExitCode::SUCCESS);
+    };
+    operator.leader.set(true);
+
+    let provider = Arc::new(Provider {
+        events: Events::new(client.clone(), MANAGER, &common.identity),
+        client: client.clone(),
+        market: market.clone(),
+        market_reach,
+        namespace_at_market: namespace_at_market.clone(),
+        identity,
+        key,
+        clock: SystemClock,
+        rails,
+        caches,
+        metrics: operator.clone(),
+        reserving: tokio::sync::Mutex::default(),
+        applied: Mutex::default(),
+        changed,
+        args: args.clone(),
+    });
+    let mut loops = tokio::task::JoinSet::new();
+    loops.spawn(offer::run(
+        provider.clone(),
+        health.heartbeat("offer", Duration::from_secs(120)),
+    ));
+    let stop = |token: &tokio_util::sync::CancellationToken| {
+        let token = token.clone();
+        async move { token.cancelled().await }
+    };
+    let intake_loop = Controller::new(
+        Api::<GpuAllocation>::namespaced(market, &namespace_at_market),
+        config(),
+    )
+    .with_config(controller::Config::default().concurrency(8))
+    .reconcile_on(woken_allocations)
+    .graceful_shutdown_on(stop(&shutdown))
+    .run(intake::reconcile, intake::on_error, provider.clone())
+    .for_each(|result| async move { log_result("allocation", result) });
+    let reservation_loop = Controller::new(Api::<GpuReservation>::all(client), config())
+        .with_config(controller::Config::default().concurrency(32))
+        .reconcile_on(woken_reservations)
+        .graceful_shutdown_on(stop(&shutdown))
+        .run(reservation::reconcile, reservation::on_error, provider.clone())
+        .for_each(|result| async move { log_result("reservation", result) });
+    let lost = tokio::select! {
+        _ = futures::future::join(intake_loop, reservation_loop) => Ok(()),
+        lost = leadership.lost() => lost,
+        Some(ended) = loops.join_next() => Err(anyhow::anyhow!("a loop ended: {ended:?}")),
+    };
+    health.end();
+    loops.shutdown().await;
+    leadership.release().await;
+    admin.stop().await;
+    lost.map(|()| ExitCode::SUCCESS)
+}
+
+impl Provider {
+    fn now(&self) -> jiff::Timestamp {
+        self.clock.now()
+    }
+
+    /// Whether a pool is this provider's to sell.
+    fn owns(&self, pool: &GpuPool) -> bool {
+        pool.spec
+            .provider
+            .as_ref()
+            .is_none_or(|p| *p == self.args.provider_name)
+    }
+
+    /// Whether a reservation is this provider's.
+    fn holds(&self, reservation: &GpuReservation) -> bool {
+        reservation.spec.allocation_namespace == self.namespace_at_market
+    }
+}

@@ -1,0 +1,711 @@
+//! The objects of one share of a lease, from its reservation alone: a namespace that isolates a stranger, and the
+//! workload in it. Pure: the same reservation always gives the same objects.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{StatefulSet, StatefulSetSpec},
+        batch::v1::{Job, JobSpec},
+        core::v1::{
+            Affinity, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar,
+            EnvVarSource, HTTPGetAction, LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, NodeAffinity,
+            NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector,
+            PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource,
+            PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            ResourceQuota, ResourceQuotaSpec, ResourceRequirements, SeccompProfile, SecurityContext, Service,
+            ServiceAccount, ServicePort, ServiceSpec, TCPSocketAction, Toleration, Volume, VolumeMount,
+            VolumeResourceRequirements,
+        },
+        networking::v1::{
+            IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
+            NetworkPolicyPort, NetworkPolicySpec,
+        },
+        rbac::v1::{RoleBinding, RoleRef, Subject},
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+use kube::ResourceExt as _;
+use leasehold_crds::{
+    ANNOTATION_ESCROW, GPU_RESOURCE, GpuPool, GpuReservation, LABEL_LEASE, LABEL_PROVIDER,
+    pool::Exposure,
+    workload::{Container as Wish, Port, Readiness, Workload},
+};
+
+/// Name of the workload's container.
+pub(super) const CONTAINER: &str = "main";
+/// Label with a node's rank in the lease.
+pub(super) const LABEL_RANK: &str = "leasehold.dev/rank";
+/// Name of the workload, its ServiceAccount, its policies.
+const NAME: &str = "lease";
+/// ClusterRole with what `access.subjects` may do; the chart makes it.
+const ACCESS_ROLE: &str = "leasehold-tenant-access";
+/// Where `sshKeys` are put.
+const SSH_PATH: &str = "/etc/leasehold/ssh";
+const GRACE_SECONDS: i64 = 30;
+
+/// Everything of a share, in the order it is applied.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub(super) struct Objects {
+    pub(super) namespace: Namespace,
+    pub(super) quota: ResourceQuota,
+    pub(super) limits: LimitRange,
+    pub(super) policies: Vec<NetworkPolicy>,
+    pub(super) account: ServiceAccount,
+    pub(super) access: Option<RoleBinding>,
+    pub(super) ssh: Option<ConfigMap>,
+    pub(super) volume: Option<PersistentVolumeClaim>,
+    pub(super) services: Vec<Service>,
+    pub(super) set: Option<StatefulSet>,
+    pub(super) job: Option<Job>,
+}
+
+/// Destinations that a stranger's pod never reaches: private, link-local (metadata), carrier, benchmark, multicast
+/// and reserved ranges; the cluster's own pods, services, nodes and API server are inside them or added by the
+/// provider's own policies.
+const FORBIDDEN_V4: [&str; 13] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/3",
+];
+const FORBIDDEN_V6: [&str; 7] = [
+    "::/127",
+    "::ffff:0:0/96",
+    "64:ff9b::/96",
+    "fc00::/7",
+    "fe80::/10",
+    "ff00::/8",
+    "2001:db8::/32",
+];
+
+/// Builds the objects of a reservation. `extra_forbidden` are the cluster's own ranges outside the private ones.
+pub(super) fn build(
+    reservation: &GpuReservation,
+    pool: Option<&GpuPool>,
+    user_namespaces: bool,
+    extra_forbidden: &[String],
+) -> Objects {
+    let name = reservation.name_any();
+    let spec = &reservation.spec.allocation;
+    let lease = reservation.labels().get(LABEL_LEASE).cloned().unwrap_or_default();
+    let provider = reservation
+        .labels()
+        .get(LABEL_PROVIDER)
+        .cloned()
+        .unwrap_or_default();
+    let labels: BTreeMap<String, String> = [
+        (LABEL_LEASE.to_owned(), lease),
+        (LABEL_PROVIDER.to_owned(), provider),
+    ]
+    .into();
+    let meta = |object: &str| ObjectMeta {
+        name: Some(object.into()),
+        namespace: Some(name.clone()),
+        labels: Some(labels.clone()),
+        ..ObjectMeta::default()
+    };
+    let ports = ports(&spec.workload);
+    let is_session = spec.workload.session.is_some();
+    let ssh_keys = spec
+        .workload
+        .session
+        .as_ref()
+        .map(|s| s.ssh_keys.clone())
+        .filter(|k| !k.is_empty());
+    let single_volume = spec.storage.as_ref().filter(|_| spec.workload.job.is_some());
+    let template = PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels.clone()),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(pod(
+            reservation,
+            pool,
+            user_namespaces,
+            is_session,
+            ssh_keys.is_some(),
+            single_volume.is_some(),
+        )),
+    };
+    let selector = LabelSelector {
+        match_labels: Some(labels.clone()),
+        ..LabelSelector::default()
+    };
+    let nodes = i32::try_from(spec.nodes).unwrap_or(1);
+    let claim = |claim: &str, size: &str| PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(claim.into()),
+            labels: Some(labels.clone()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".into()]),
+            storage_class_name: pool.and_then(|p| p.spec.storage.as_ref()?.class_name.clone()),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), Quantity(size.into()))].into()),
+                ..VolumeResourceRequirements::default()
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        ..PersistentVolumeClaim::default()
+    };
+    let set = spec.workload.job.is_none().then(|| StatefulSet {
+        metadata: meta(NAME),
+        spec: Some(StatefulSetSpec {
+            replicas: Some(nodes),
+            pod_management_policy: Some("Parallel".into()),
+            service_name: Some(NAME.into()),
+            selector: selector.clone(),
+            template: template.clone(),
+            volume_claim_templates: spec.storage.as_ref().map(|s| vec![claim("data", &s.size)]),
+            ..StatefulSetSpec::default()
+        }),
+        ..StatefulSet::default()
+    });
+    let job = spec.workload.job.is_some().then(|| Job {
+        metadata: meta(NAME),
+        spec: Some(JobSpec {
+            completions: Some(nodes),
+            parallelism: Some(nodes),
+            completion_mode: Some("Indexed".into()),
+            backoff_limit: Some(0),
+            template: template.clone(),
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    });
+    Objects {
+        namespace: Namespace {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some(
+                    labels
+                        .iter()
+                        .map(|(k, v)| (k.clone(), v.clone()))
+                        .chain([
+                            (
+                                "pod-security.kubernetes.io/enforce".to_owned(),
+                                "baseline".to_owned(),
+                            ),
+                            (
+                                "pod-security.kubernetes.io/warn".to_owned(),
+                                "baseline".to_owned(),
+                            ),
+                        ])
+                        .collect(),
+                ),
+                annotations: Some([(ANNOTATION_ESCROW.to_owned(), spec.escrow.id.clone())].into()),
+                ..ObjectMeta::default()
+            },
+            ..Namespace::default()
+        },
+        quota: quota(meta(NAME), reservation, ports.len()),
+        limits: LimitRange {
+            metadata: meta(NAME),
+            spec: Some(LimitRangeSpec {
+                limits: vec![LimitRangeItem {
+                    type_: "Container".into(),
+                    max: Some(
+                        resources(reservation)
+                            .into_iter()
+                            .filter(|(k, _)| k != GPU_RESOURCE)
+                            .collect(),
+                    ),
+                    ..LimitRangeItem::default()
+                }],
+            }),
+        },
+        policies: policies(&meta, &ports, extra_forbidden),
+        account: ServiceAccount {
+            metadata: meta(NAME),
+            automount_service_account_token: Some(false),
+            ..ServiceAccount::default()
+        },
+        access: (!spec.subjects.is_empty()).then(|| RoleBinding {
+            metadata: meta(NAME),
+            role_ref: RoleRef {
+                api_group: "rbac.authorization.k8s.io".into(),
+                kind: "ClusterRole".into(),
+                name: ACCESS_ROLE.into(),
+            },
+            subjects: Some(
+                spec.subjects
+                    .iter()
+                    .map(|s| Subject {
+                        kind: s.kind.clone(),
+                        name: s.name.clone(),
+                        api_group: Some("rbac.authorization.k8s.io".into()),
+                        namespace: None,
+                    })
+                    .collect(),
+            ),
+        }),
+        ssh: ssh_keys.map(|keys| ConfigMap {
+            metadata: meta("ssh"),
+            data: Some([("authorized_keys".to_owned(), keys.join("\n") + "\n")].into()),
+            ..ConfigMap::default()
+        }),
+        volume: single_volume.map(|s| PersistentVolumeClaim {
+            metadata: meta("data"),
+            ..claim("data", &s.size)
+        }),
+        services: services(&meta, reservation, pool, &ports),
+        set,
+        job,
+    }
+}
+
+fn ports(workload: &Workload) -> Vec<Port> {
+    workload
+        .session
+        .as_ref()
+        .map(|s| s.ports.clone())
+        .or_else(|| workload.service.as_ref().map(|s| s.ports.clone()))
+        .unwrap_or_default()
+}
+
+fn resources(reservation: &GpuReservation) -> BTreeMap<String, Quantity> {
+    let node = &reservation.spec.allocation.node;
+    [
+        ("cpu".to_owned(), Quantity(node.cpu.clone())),
+        ("memory".to_owned(), Quantity(node.memory.clone())),
+        (
+            "ephemeral-storage".to_owned(),
+            Quantity(node.ephemeral_storage.clone()),
+        ),
+        (GPU_RESOURCE.to_owned(), Quantity(node.gpus.to_string())),
+    ]
+    .into()
+}
+
+fn quota(metadata: ObjectMeta, reservation: &GpuReservation, ports: usize) -> ResourceQuota {
+    let spec = &reservation.spec.allocation;
+    let nodes = spec.nodes;
+    ResourceQuota {
+        metadata,
+        spec: Some(ResourceQuotaSpec {
+            hard: Some(
+                [
+                    (
+                        format!("requests.{GPU_RESOURCE}"),
+                        (nodes * spec.node.gpus).to_string(),
+                    ),
+                    ("pods".to_owned(), nodes.to_string()),
+                    (
+                        "persistentvolumeclaims".to_owned(),
+                        if spec.storage.is_some() { nodes } else { 0 }.to_string(),
+                    ),
+                    ("services".to_owned(), (nodes + 1).to_string()),
+                    (
+                        "services.nodeports".to_owned(),
+                        (i64::try_from(ports).unwrap_or(16) * nodes).to_string(),
+                    ),
+                    ("configmaps".to_owned(), "4".to_owned()),
+                    ("secrets".to_owned(), "0".to_owned()),
+                ]
+                .into_iter()
+                .map(|(k, v)| (k, Quantity(v)))
+                .collect(),
+            ),
+            ..ResourceQuotaSpec::default()
+        }),
+        ..ResourceQuota::default()
+    }
+}
+
+/// Nothing in, nothing out; then DNS and the internet out, the lease's own pods both ways, its open ports in.
+fn policies(meta: &impl Fn(&str) -> ObjectMeta, ports: &[Port], extra: &[String]) -> Vec<NetworkPolicy> {
+    let everything = LabelSelector::default();
+    let block = |cidr: &str, except: Vec<String>| NetworkPolicyPeer {
+        ip_block: Some(IPBlock {
+            cidr: cidr.into(),
+            except: Some(except),
+        }),
+        ..NetworkPolicyPeer::default()
+    };
+    let of = |v6: bool| extra.iter().filter(move |r| r.contains(':') == v6).cloned();
+    let v4 = FORBIDDEN_V4
+        .iter()
+        .map(ToString::to_string)
+        .chain(of(false))
+        .collect();
+    let v6 = FORBIDDEN_V6
+        .iter()
+        .map(ToString::to_string)
+        .chain(of(true))
+        .collect();
+    let own = NetworkPolicyPeer {
+        pod_selector: Some(everything.clone()),
+        ..NetworkPolicyPeer::default()
+    };
+    let dns = NetworkPolicyPeer {
+        namespace_selector: Some(LabelSelector {
+            match_labels: Some([("kubernetes.io/metadata.name".to_owned(), "kube-system".to_owned())].into()),
+            ..LabelSelector::default()
+        }),
+        pod_selector: Some(LabelSelector {
+            match_labels: Some([("k8s-app".to_owned(), "kube-dns".to_owned())].into()),
+            ..LabelSelector::default()
+        }),
+        ..NetworkPolicyPeer::default()
+    };
+    let port = |protocol: &str, port: i64| NetworkPolicyPort {
+        protocol: Some(protocol.into()),
+        port: Some(IntOrString::Int(i32::try_from(port).unwrap_or(0))),
+        ..NetworkPolicyPort::default()
+    };
+    let mut policies = vec![
+        NetworkPolicy {
+            metadata: meta("deny-all"),
+            spec: Some(NetworkPolicySpec {
+                pod_selector: Some(everything.clone()),
+                policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+                ..NetworkPolicySpec::default()
+            }),
+        },
+        NetworkPolicy {
+            metadata: meta("allow-internet"),
+            spec: Some(NetworkPolicySpec {
+                pod_selector: Some(everything.clone()),
+                policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+                ingress: Some(vec![NetworkPolicyIngressRule {
+                    from: Some(vec![own.clone()]),
+                    ports: None,
+                }]),
+                egress: Some(vec![
+                    NetworkPolicyEgressRule {
+                        to: Some(vec![own]),
+                        ports: None,
+                    },
+                    NetworkPolicyEgressRule {
+                        to: Some(vec![dns]),
+                        ports: Some(vec![port("UDP", 53), port("TCP", 53)]),
+                    },
+                    NetworkPolicyEgressRule {
+                        to: Some(vec![block("0.0.0.0/0", v4), block("::/0", v6)]),
+                        ports: None,
+                    },
+                ]),
+            }),
+        },
+    ];
+    if !ports.is_empty() {
+        policies.push(NetworkPolicy {
+            metadata: meta("allow-ports"),
+            spec: Some(NetworkPolicySpec {
+                pod_selector: Some(everything),
+                policy_types: Some(vec!["Ingress".into()]),
+                ingress: Some(vec![NetworkPolicyIngressRule {
+                    from: None,
+                    ports: Some(ports.iter().map(|p| port("TCP", p.port)).collect()),
+                }]),
+                egress: None,
+            }),
+        });
+    }
+    policies
+}
+
+/// One service a node, so that each has an address of its own; and a headless one, so that the nodes find each other.
+fn services(
+    meta: &impl Fn(&str) -> ObjectMeta,
+    reservation: &GpuReservation,
+    pool: Option<&GpuPool>,
+    ports: &[Port],
+) -> Vec<Service> {
+    let spec = &reservation.spec.allocation;
+    if spec.workload.job.is_some() {
+        return Vec::new();
+    }
+    let labels = meta(NAME).labels;
+    let headless = Service {
+        metadata: meta(NAME),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".into()),
+            selector: labels.clone(),
+            publish_not_ready_addresses: Some(true),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    };
+    let kind = match pool.map(|p| p.spec.exposure).unwrap_or_default() {
+        Exposure::NodePort => "NodePort",
+        Exposure::LoadBalancer => "LoadBalancer",
+    };
+    let exposed = (0..spec.nodes).filter(|_| !ports.is_empty()).map(|index| {
+        let mut metadata = meta(&format!("{NAME}-{index}"));
+        let mut selector = labels.clone().unwrap_or_default();
+        selector.insert("apps.kubernetes.io/pod-index".into(), index.to_string());
+        metadata
+            .labels
+            .get_or_insert_default()
+            .insert(LABEL_RANK.into(), (spec.first_rank + index).to_string());
+        Service {
+            metadata,
+            spec: Some(ServiceSpec {
+                type_: Some(kind.into()),
+                selector: Some(selector),
+                external_traffic_policy: Some("Local".into()),
+                ports: Some(
+                    ports
+                        .iter()
+                        .map(|p| ServicePort {
+                            name: Some(p.name.clone()),
+                            port: i32::try_from(p.port).unwrap_or(0),
+                            target_port: Some(IntOrString::String(p.name.clone())),
+                            protocol: Some("TCP".into()),
+                            ..ServicePort::default()
+                        })
+                        .collect(),
+                ),
+                ..ServiceSpec::default()
+            }),
+            ..Service::default()
+        }
+    });
+    std::iter::once(headless).chain(exposed).collect()
+}
+
+fn pod(
+    reservation: &GpuReservation,
+    pool: Option<&GpuPool>,
+    user_namespaces: bool,
+    is_session: bool,
+    ssh: bool,
+    single_volume: bool,
+) -> PodSpec {
+    let spec = &reservation.spec.allocation;
+    let labels = reservation.labels();
+    let one_a_node = LabelSelector {
+        match_labels: Some(
+            [(
+                LABEL_LEASE.to_owned(),
+                labels.get(LABEL_LEASE).cloned().unwrap_or_default(),
+            )]
+            .into(),
+        ),
+        ..LabelSelector::default()
+    };
+    let mut volumes = Vec::new();
+    if ssh {
+        volumes.push(Volume {
+            name: "ssh".into(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: "ssh".into(),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+    }
+    if single_volume {
+        let source = PersistentVolumeClaimVolumeSource {
+            claim_name: "data".into(),
+            read_only: None,
+        };
+        volumes.push(Volume {
+            name: "data".into(),
+            persistent_volume_claim: Some(source),
+            ..Volume::default()
+        });
+    }
+    PodSpec {
+        service_account_name: Some(NAME.into()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        // Without user namespaces nobody is root on the node's kernel: neither a session nor anything else.
+        host_users: user_namespaces.then_some(false),
+        restart_policy: Some(
+            if spec.workload.job.is_some() {
+                "Never"
+            } else {
+                "Always"
+            }
+            .into(),
+        ),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        runtime_class_name: pool.and_then(|p| p.spec.runtime_class_name.clone()),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: (!user_namespaces).then_some(true),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".into(),
+                localhost_profile: None,
+            }),
+            ..PodSecurityContext::default()
+        }),
+        tolerations: Some(vec![Toleration {
+            key: Some(GPU_RESOURCE.into()),
+            operator: Some("Exists".into()),
+            effect: Some("NoSchedule".into()),
+            ..Toleration::default()
+        }]),
+        affinity: Some(Affinity {
+            node_affinity: Some(on_nodes(&reservation.spec.nodes)),
+            pod_anti_affinity: Some(PodAntiAffinity {
+                required_during_scheduling_ignored_during_execution: Some(vec![PodAffinityTerm {
+                    label_selector: Some(one_a_node),
+                    topology_key: "kubernetes.io/hostname".into(),
+                    ..PodAffinityTerm::default()
+                }]),
+                ..PodAntiAffinity::default()
+            }),
+            ..Affinity::default()
+        }),
+        containers: vec![container(reservation, user_namespaces, is_session, ssh)],
+        volumes: (!volumes.is_empty()).then_some(volumes),
+        ..PodSpec::default()
+    }
+}
+
+/// Only on the nodes that are reserved. A term's field selector takes one name, terms are alternatives.
+fn on_nodes(nodes: &[String]) -> NodeAffinity {
+    let terms = nodes
+        .iter()
+        .map(|node| NodeSelectorTerm {
+            match_fields: Some(vec![NodeSelectorRequirement {
+                key: "metadata.name".into(),
+                operator: "In".into(),
+                values: Some(vec![node.clone()]),
+            }]),
+            match_expressions: None,
+        })
+        .collect();
+    NodeAffinity {
+        required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+            node_selector_terms: terms,
+        }),
+        ..NodeAffinity::default()
+    }
+}
+
+fn container(reservation: &GpuReservation, user_namespaces: bool, is_session: bool, ssh: bool) -> Container {
+    let spec = &reservation.spec.allocation;
+    let default = Wish::default();
+    let wish = spec.workload.container().unwrap_or(&default);
+    let ports = ports(&spec.workload);
+    let some = |list: &[String]| (!list.is_empty()).then(|| list.to_vec());
+    let plain = |name: &str, value: String| EnvVar {
+        name: name.into(),
+        value: Some(value),
+        ..EnvVar::default()
+    };
+    let field = |name: &str, path: &str| EnvVar {
+        name: name.into(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: path.into(),
+                api_version: None,
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
+    let index = if spec.workload.job.is_some() {
+        "batch.kubernetes.io/job-completion-index"
+    } else {
+        "apps.kubernetes.io/pod-index"
+    };
+    let env = wish.env.iter().map(|e| plain(&e.name, e.value.clone())).chain([
+        plain(
+            "LEASEHOLD_LEASE",
+            format!("{}/{}", spec.lease.namespace, spec.lease.name),
+        ),
+        plain("LEASEHOLD_NODES", spec.nodes.to_string()),
+        plain("LEASEHOLD_FIRST_RANK", spec.first_rank.to_string()),
+        field("LEASEHOLD_INDEX", &format!("metadata.labels['{index}']")),
+    ]);
+    let mut mounts: Vec<VolumeMount> = spec
+        .storage
+        .iter()
+        .map(|s| VolumeMount {
+            name: "data".into(),
+            mount_path: s.mount_path.clone(),
+            ..VolumeMount::default()
+        })
+        .collect();
+    if ssh {
+        mounts.push(VolumeMount {
+            name: "ssh".into(),
+            mount_path: SSH_PATH.into(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        });
+    }
+    let all = resources(reservation);
+    Container {
+        name: CONTAINER.into(),
+        image: Some(wish.image.clone()),
+        image_pull_policy: Some("IfNotPresent".into()),
+        command: some(&wish.command),
+        args: some(&wish.args),
+        env: Some(env.collect()),
+        ports: (!ports.is_empty()).then(|| {
+            ports
+                .iter()
+                .map(|p| ContainerPort {
+                    name: Some(p.name.clone()),
+                    container_port: i32::try_from(p.port).unwrap_or(0),
+                    ..ContainerPort::default()
+                })
+                .collect()
+        }),
+        readiness_probe: spec
+            .workload
+            .service
+            .as_ref()
+            .and_then(|s| s.readiness.as_ref())
+            .map(probe),
+        resources: Some(ResourceRequirements {
+            limits: Some(all.clone()),
+            requests: Some(all),
+            ..ResourceRequirements::default()
+        }),
+        volume_mounts: (!mounts.is_empty()).then_some(mounts),
+        security_context: Some(SecurityContext {
+            // A session's tenant is root in its box: su, package managers and sshd need it and the default set.
+            allow_privilege_escalation: Some(is_session && user_namespaces),
+            capabilities: (!(is_session && user_namespaces)).then(|| Capabilities {
+                drop: Some(vec!["ALL".into()]),
+                add: None,
+            }),
+            ..SecurityContext::default()
+        }),
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
+        ..Container::default()
+    }
+}
+
+fn probe(readiness: &Readiness) -> Probe {
+    let port = IntOrString::Int(i32::try_from(readiness.port).unwrap_or(0));
+    let (http_get, tcp_socket) = match &readiness.path {
+        Some(path) => (
+            Some(HTTPGetAction {
+                path: Some(path.clone()),
+                port,
+                ..HTTPGetAction::default()
+            }),
+            None,
+        ),
+        None => (None, Some(TCPSocketAction { port, host: None })),
+    };
+    Probe {
+        http_get,
+        tcp_socket,
+        period_seconds: Some(1),
+        failure_threshold: Some(3),
+        ..Probe::default()
+    }
+}

@@ -1,0 +1,322 @@
+//! What runs of a reservation, read off the caches: pods, readiness, GPUs held, ports, a job's end.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod, Service};
+use kube::{Api, ResourceExt as _, api::LogParams};
+use leasehold_crds::{
+    GpuReservation, conditions,
+    node::DeviceHealth,
+    workload::{Endpoint, JobResult},
+};
+use leasehold_planner::{observed::Observed, reservation::Running};
+use sha2::{Digest as _, Sha256};
+
+use super::{Provider, objects};
+use crate::cache;
+
+/// Most of a pod is nobody's concern here.
+pub(super) fn trim_pod(pod: &mut Pod) {
+    pod.annotations_mut().clear();
+    if let Some(spec) = &mut pod.spec {
+        spec.volumes = None;
+        spec.affinity = None;
+        spec.tolerations = None;
+        for container in &mut spec.containers {
+            container.env = None;
+            container.command = None;
+            container.args = None;
+            container.volume_mounts = None;
+        }
+    }
+}
+
+/// Whether it has ended and holds nothing any more.
+pub(super) fn has_ended(pod: &Pod) -> bool {
+    matches!(
+        pod.status.as_ref().and_then(|s| s.phase.as_deref()),
+        Some("Succeeded" | "Failed")
+    )
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+fn main_container(pod: &Pod) -> Option<&ContainerStatus> {
+    pod.status
+        .as_ref()?
+        .container_statuses
+        .as_ref()?
+        .iter()
+        .find(|c| c.name == objects::CONTAINER)
+}
+
+/// Why a pod is not ready, in the kubelet's and the scheduler's words.
+fn trouble(pod: &Pod) -> Option<String> {
+    let waiting = main_container(pod).and_then(|c| c.state.as_ref()?.waiting.as_ref());
+    if let Some(waiting) = waiting
+        && let Some(reason) = waiting
+            .reason
+            .as_deref()
+            .filter(|r| *r != "ContainerCreating" && *r != "PodInitializing")
+    {
+        return Some(format!(
+            "{}: {reason} {}",
+            pod.name_any(),
+            waiting.message.as_deref().unwrap_or_default()
+        ));
+    }
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let unscheduled = conditions
+        .iter()
+        .find(|c| c.type_ == "PodScheduled" && c.status == "False")?;
+    Some(format!(
+        "{}: {}",
+        pod.name_any(),
+        unscheduled.message.as_deref().unwrap_or("not scheduled")
+    ))
+}
+
+impl Provider {
+    /// Pods of a reservation's namespace.
+    fn pods_of(&self, reservation: &GpuReservation) -> Vec<std::sync::Arc<Pod>> {
+        let namespace = reservation.name_any();
+        self.caches.pods.state_filter(|p| {
+            p.namespace().as_deref() == Some(&namespace)
+                && p.labels().contains_key(leasehold_crds::LABEL_LEASE)
+        })
+    }
+
+    /// What runs of a reservation.
+    pub(super) async fn running(&self, reservation: &GpuReservation) -> Observed<Running> {
+        let name = reservation.name_any();
+        let pods = self.pods_of(reservation);
+        let succeeded = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded");
+        let services = self
+            .caches
+            .services
+            .state_filter(|s| s.namespace().as_deref() == Some(&name));
+        let mut running = Running {
+            namespace: cache::get(&self.caches.namespaces, &name, None).is_some(),
+            pods_alive: pods.iter().filter(|p| !has_ended(p)).count(),
+            pods_ready: pods.iter().filter(|p| is_ready(p)).count(),
+            pods_succeeded: pods.iter().filter(|p| succeeded(p)).count(),
+            gpu_uuids: self.bound_gpus(&name),
+            job: None,
+            endpoints: self.endpoints(reservation, &pods, &services),
+            trouble: pods.iter().find_map(|p| trouble(p)).unwrap_or_default(),
+        };
+        let is_job = reservation.spec.allocation.workload.job.is_some();
+        let known = reservation.status.as_ref().is_some_and(|s| s.job.is_some());
+        let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
+        let failed = pods.iter().any(|p| has_ended(p) && !succeeded(p));
+        if is_job && !known && (failed || running.pods_succeeded >= nodes) {
+            match self.job_result(&name, &pods).await {
+                Ok(result) => running.job = Some(result),
+                Err(error) => return Observed::Unknown(format!("the job's log can't be read: {error}")),
+            }
+        }
+        Observed::Known(running)
+    }
+
+    /// Exit code and log tail of the pod that decides: the first that failed, else the first.
+    async fn job_result(
+        &self,
+        namespace: &str,
+        pods: &[std::sync::Arc<Pod>],
+    ) -> Result<JobResult, kube::Error> {
+        let mut ended: Vec<_> = pods.iter().filter(|p| has_ended(p)).collect();
+        ended.sort_by_key(|p| p.name_any());
+        let code = |p: &Pod| {
+            main_container(p).and_then(|c| Some(i64::from(c.state.as_ref()?.terminated.as_ref()?.exit_code)))
+        };
+        let Some(pod) = ended
+            .iter()
+            .find(|p| code(p) != Some(0))
+            .or_else(|| ended.first())
+        else {
+            return Ok(JobResult::default());
+        };
+        let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        let params = LogParams {
+            container: Some(objects::CONTAINER.into()),
+            tail_lines: Some(60),
+            ..LogParams::default()
+        };
+        let log = match api.logs(&pod.name_any(), &params).await {
+            Ok(log) => log,
+            // The container never ran, or its log is gone: the exit code still stands.
+            Err(kube::Error::Api(status)) if status.code == 400 || status.code == 404 => String::new(),
+            Err(error) => return Err(error),
+        };
+        let log_tail = tail(&log, 4096);
+        let finished =
+            main_container(pod).and_then(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
+        Ok(JobResult {
+            exit_code: code(pod).unwrap_or(-1).clamp(-1, 255),
+            log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
+            log_tail,
+            finished_at: finished.map_or_else(|| self.now().to_string(), |t| t.0.to_string()),
+        })
+    }
+
+    /// GPUs that the kubelets say the namespace's pods hold.
+    fn bound_gpus(&self, namespace: &str) -> Vec<String> {
+        let nodes = self.caches.gpu_nodes.state();
+        let holders = nodes
+            .iter()
+            .filter_map(|n| n.status.as_ref())
+            .flat_map(|s| &s.holders);
+        let mut uuids: Vec<String> = holders
+            .filter(|h| h.namespace == namespace)
+            .flat_map(|h| h.uuids.clone())
+            .collect();
+        uuids.sort();
+        uuids
+    }
+
+    fn endpoints(
+        &self,
+        reservation: &GpuReservation,
+        pods: &[std::sync::Arc<Pod>],
+        services: &[std::sync::Arc<Service>],
+    ) -> Vec<Endpoint> {
+        let mut endpoints = Vec::new();
+        for service in services {
+            let Some(rank) = service
+                .labels()
+                .get(objects::LABEL_RANK)
+                .and_then(|r| r.parse::<i64>().ok())
+            else {
+                continue;
+            };
+            let balanced = service
+                .status
+                .as_ref()
+                .and_then(|s| s.load_balancer.as_ref()?.ingress.as_ref()?.first());
+            let balanced = balanced.and_then(|i| i.ip.clone().or_else(|| i.hostname.clone()));
+            let pod = pods.iter().find(|p| {
+                p.labels()
+                    .get("apps.kubernetes.io/pod-index")
+                    .and_then(|i| i.parse::<i64>().ok())
+                    .is_some_and(|i| i + reservation.spec.allocation.first_rank == rank)
+            });
+            let node = pod
+                .and_then(|p| p.spec.as_ref()?.node_name.clone())
+                .and_then(|n| cache::get(&self.caches.nodes, &n, None));
+            let address = self
+                .args
+                .node_port_address
+                .map(|a| a.to_string())
+                .or_else(|| node.and_then(|n| node_address(&n)));
+            for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
+                let (host, number) = match (&balanced, port.node_port) {
+                    (Some(host), _) => (Some(host.clone()), Some(port.port)),
+                    (None, number) => (address.clone(), number),
+                };
+                if let (Some(host), Some(number)) = (host, number) {
+                    endpoints.push(Endpoint {
+                        name: port.name.clone().unwrap_or_default(),
+                        host,
+                        port: number.into(),
+                        node: rank,
+                    });
+                }
+            }
+        }
+        endpoints.sort_by(|a, b| (a.node, &a.name).cmp(&(b.node, &b.name)));
+        endpoints
+    }
+
+    /// What is wrong with the GPUs a reservation holds, and since when; unknown while an agent is silent.
+    pub(super) fn fault(
+        &self,
+        reservation: &GpuReservation,
+        now: Timestamp,
+    ) -> Observed<Option<(String, u64)>> {
+        let held = reservation
+            .status
+            .as_ref()
+            .map(|s| s.gpu_uuids.clone())
+            .unwrap_or_default();
+        if held.is_empty() {
+            return Observed::Known(None);
+        }
+        let mut found = BTreeMap::new();
+        for name in &reservation.spec.nodes {
+            let Some(node) = cache::get(&self.caches.gpu_nodes, name, None) else {
+                return Observed::Unknown(format!("node {name} has no GpuNode"));
+            };
+            if !self.agent_alive(name, now) {
+                return Observed::Unknown(format!("the agent of node {name} is silent"));
+            }
+            let Some(status) = &node.status else { continue };
+            for device in &status.devices {
+                found.insert(
+                    device.uuid.clone(),
+                    (
+                        device.health,
+                        format!("{name}: GPU {} {}", device.index, device.message),
+                        device.since.clone(),
+                    ),
+                );
+            }
+            if let Some(healthy) =
+                conditions::find(&status.conditions, "Healthy").filter(|c| c.status == "Unknown")
+            {
+                return Observed::Unknown(healthy.message.clone());
+            }
+        }
+        for uuid in &held {
+            match found.get(uuid) {
+                None => {
+                    let since = u64::try_from(now.as_second()).unwrap_or_default();
+                    return Observed::Known(Some((format!("GPU {uuid} is gone"), since)));
+                }
+                Some((DeviceHealth::Healthy | DeviceHealth::Unknown, _, _)) => {}
+                Some((_, message, since)) => {
+                    let since = since.parse::<Timestamp>().map_or(now, |t| t).as_second();
+                    return Observed::Known(Some((
+                        message.clone(),
+                        u64::try_from(since).unwrap_or_default(),
+                    )));
+                }
+            }
+        }
+        Observed::Known(None)
+    }
+
+    /// Whether a node's agent was heard of lately.
+    pub(super) fn agent_alive(&self, node: &str, now: Timestamp) -> bool {
+        let lease = self
+            .caches
+            .agents
+            .find(|l| l.name_any() == node || l.name_any().ends_with(&format!("-{node}")));
+        let renewed = lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.as_second()));
+        renewed.is_some_and(|t| now.as_second() - t <= 60)
+    }
+}
+
+fn node_address(node: &Node) -> Option<String> {
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    let of = |kind: &str| {
+        addresses
+            .iter()
+            .find(|a| a.type_ == kind)
+            .map(|a| a.address.clone())
+    };
+    of("ExternalIP").or_else(|| of("InternalIP"))
+}
+
+/// The last `max` bytes, from the beginning of a character.
+fn tail(text: &str, max: usize) -> String {
+    let mut from = text.len().saturating_sub(max);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    text[from..].to_owned()
+}

@@ -1,0 +1,418 @@
+//! What this provider sells now, kept true at the market: the offer, its liveness, the provider's own entry.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease as Liveness, LeaseSpec},
+        core::v1::{Node, Pod},
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::MicroTime},
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+use leasehold_crds::{
+    GPU_RESOURCE, GpuNode, GpuOffer, GpuPool, GpuProvider, GpuReservation, LABEL_PROVIDER,
+    allocation::AllocationPhase,
+    conditions::{Truth, condition, find, is_true, set},
+    offer::{GpuOfferSpec, PaymentIdentity},
+    quantity,
+};
+use leasehold_planner::{
+    placement::Money,
+    request::{Shape, Version},
+    supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
+};
+use leasehold_telemetry::Heartbeat;
+use serde_json::json;
+
+use super::{MANAGER, Provider, observe};
+use crate::{cache, objects, payments};
+
+/// Hours of sale and silent agents have no event: everything is looked at anew at least so often.
+const REFRESH: Duration = Duration::from_secs(5);
+/// The market counts us silent after a minute.
+const RENEW_SECONDS: i64 = 10;
+
+/// Most of a Node is nobody's concern here.
+pub(super) fn trim_node(node: &mut Node) {
+    node.annotations_mut().clear();
+    if let Some(status) = &mut node.status {
+        status.images = None;
+    }
+}
+
+/// Supply of each pool, by name.
+pub(super) type Supplies = BTreeMap<String, PoolSupply>;
+
+/// Keeps the offer true until the process ends.
+pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
+    let mut renewed = Timestamp::UNIX_EPOCH;
+    let mut told: Option<GpuOfferSpec> = None;
+    loop {
+        heartbeat.beat();
+        let now = provider.now();
+        let supplies = provider.supplies(&provider.caches.reservations.state(), now);
+        let spec = provider.offer(&supplies);
+        if told.as_ref() != Some(&spec) {
+            match provider.publish(&spec).await {
+                Ok(()) => told = Some(spec),
+                Err(error) => tracing::warn!(error = ?error, "the offer was not written; it is tried again"),
+            }
+        }
+        if now.as_second() - renewed.as_second() >= RENEW_SECONDS {
+            match provider.renew(now).await {
+                Ok(()) => renewed = now,
+                Err(error) => {
+                    tracing::warn!(error = ?error, "the market was not told that this provider lives")
+                }
+            }
+        }
+        provider.report_pools(&supplies, now).await;
+        let _ = tokio::time::timeout(REFRESH, provider.changed.notified()).await;
+        // Pods come and go in bursts: one offer for the burst.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+impl Provider {
+    /// What each pool can sell, by these reservations.
+    pub(super) fn supplies(&self, reservations: &[Arc<GpuReservation>], now: Timestamp) -> Supplies {
+        let pods = self.caches.pods.state();
+        let nodes = self.nodes(&pods, now);
+        let holds = holds(reservations, &pods);
+        let mut pools = self.caches.pools.state();
+        pools.sort_by_key(|p| p.name_any());
+        let mut taken = BTreeSet::new();
+        pools
+            .iter()
+            .map(|pool| {
+                let payment = self.payment(pool).map(|(money, _)| PaymentIdentity {
+                    chain_id: i64::try_from(money.chain_id).unwrap_or(i64::MAX),
+                    escrow: money.escrow.to_string(),
+                    token: money.token.to_string(),
+                });
+                (
+                    pool.name_any(),
+                    pool_supply(pool, payment.as_ref(), &nodes, &holds, &mut taken, now),
+                )
+            })
+            .collect()
+    }
+
+    /// Chain, contract, token, and the token's decimals, by this provider's own PaymentNetwork.
+    pub(super) fn payment(&self, pool: &GpuPool) -> Option<(Money, u32)> {
+        let network = cache::get(&self.caches.networks, &pool.spec.network, None)?;
+        Some((
+            payments::money(&network.spec)?,
+            u32::try_from(network.spec.token.decimals).ok()?,
+        ))
+    }
+
+    fn nodes(&self, pods: &[Arc<Pod>], now: Timestamp) -> Vec<NodeSeen> {
+        let mut requested: BTreeMap<&str, Shape> = BTreeMap::new();
+        for pod in pods.iter().filter(|p| !observe::has_ended(p)) {
+            if let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) {
+                let sum = requested.entry(node).or_default();
+                *sum = plus(sum, &requests(pod));
+            }
+        }
+        let mut nodes: Vec<_> = self.caches.nodes.state();
+        nodes.sort_by_key(|n| n.name_any());
+        nodes
+            .iter()
+            .map(|node| {
+                let name = node.name_any();
+                NodeSeen {
+                    labels: node.labels().clone(),
+                    schedulable: schedulable(node),
+                    allocatable: node
+                        .status
+                        .as_ref()
+                        .and_then(|s| s.allocatable.as_ref())
+                        .map(shape)
+                        .unwrap_or_default(),
+                    requested: requested.get(name.as_str()).copied().unwrap_or_default(),
+                    gpus: cache::get(&self.caches.gpu_nodes, &name, None)
+                        .map(|g| seen(&g, self.agent_alive(&name, now))),
+                    user_namespaces: user_namespaces(node),
+                    name,
+                }
+            })
+            .collect()
+    }
+
+    fn offer(&self, supplies: &Supplies) -> GpuOfferSpec {
+        let own = |name: &str| cache::get(&self.caches.pools, name, None).is_some_and(|p| self.owns(&p));
+        let mut rows: Vec<_> = supplies
+            .iter()
+            .filter(|(name, _)| own(name))
+            .flat_map(|(_, s)| s.rows.clone())
+            .collect();
+        rows.truncate(64);
+        GpuOfferSpec {
+            region: self.args.region.clone(),
+            rows,
+        }
+    }
+
+    async fn publish(&self, spec: &GpuOfferSpec) -> Result<(), crate::error::Error> {
+        let name = &self.args.provider_name;
+        let api = Api::<GpuOffer>::namespaced(self.market.clone(), &self.namespace_at_market);
+        let mut offer = GpuOffer::new(name, spec.clone());
+        offer.metadata = objects::meta(name, Some(&self.namespace_at_market), &[(LABEL_PROVIDER, name)]);
+        objects::apply(&api, &offer, MANAGER).await?;
+        tracing::info!(
+            rows = spec.rows.len(),
+            nodes = spec.rows.iter().map(|r| r.nodes_free).sum::<i64>(),
+            "offers"
+        );
+        Ok(())
+    }
+
+    async fn renew(&self, now: Timestamp) -> Result<(), crate::error::Error> {
+        let name = &self.args.provider_name;
+        let api = Api::<Liveness>::namespaced(self.market.clone(), &self.namespace_at_market);
+        let liveness = Liveness {
+            metadata: objects::meta(name, Some(&self.namespace_at_market), &[(LABEL_PROVIDER, name)]),
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.args.common.identity.clone()),
+                lease_duration_seconds: Some(60),
+                renew_time: Some(MicroTime(now)),
+                ..LeaseSpec::default()
+            }),
+        };
+        objects::apply(&api, &liveness, MANAGER).await?;
+        let patch = json!({
+            "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuProvider", "metadata": {"name": name},
+            "spec": {"payee": self.identity.payee.to_string(), "controller": self.identity.controller.to_string(), "region": self.args.region},
+        });
+        Api::<GpuProvider>::all(self.market.clone())
+            .patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))
+            .await
+            .map(|_| ())
+            .map_err(crate::error::Error::kube(
+                "write our GpuProvider (the market's owner makes it)",
+            ))
+    }
+
+    async fn report_pools(&self, supplies: &Supplies, now: Timestamp) {
+        let api = Api::<GpuPool>::all(self.client.clone());
+        for pool in self.caches.pools.state().iter().filter(|p| self.owns(p)) {
+            let Some(supply) = supplies.get(&pool.name_any()) else {
+                continue;
+            };
+            let generation = pool.metadata.generation.unwrap_or_default();
+            let mut status = pool.status.clone().unwrap_or_default();
+            status.observed_generation = generation;
+            status.nodes = i64::try_from(supply.nodes).unwrap_or(i64::MAX);
+            status.gpus_free = supply
+                .free
+                .iter()
+                .map(|(_, s)| i64::try_from(s.gpus).unwrap_or(0))
+                .sum();
+            status.not_sold.clone_from(&supply.not_sold);
+            let next = if self.payment(pool).is_none() {
+                condition(
+                    "Selling",
+                    Truth::False,
+                    "NoPaymentNetwork",
+                    format!(
+                        "there is no usable PaymentNetwork {:?} in this cluster",
+                        pool.spec.network
+                    ),
+                    generation,
+                )
+            } else if !supply.selling {
+                condition(
+                    "Selling",
+                    Truth::False,
+                    "OutsideHours",
+                    "nothing new is sold at this hour; what runs runs on",
+                    generation,
+                )
+            } else if supply.rows.is_empty() {
+                condition(
+                    "Selling",
+                    Truth::False,
+                    "NothingFree",
+                    "no node of the pool can be sold now: status.notSold says why",
+                    generation,
+                )
+            } else {
+                condition("Selling", Truth::True, "Offered", String::new(), generation)
+            };
+            set(&mut status.conditions, next, now);
+            if pool.status.as_ref() != Some(&status)
+                && let Err(error) = objects::apply_status(&api, pool.as_ref(), MANAGER, &status).await
+            {
+                tracing::debug!(pool = pool.name_any(), %error, "the pool's status was not written");
+            }
+        }
+    }
+}
+
+/// Reservations that hold room which no pod requests yet.
+fn holds(reservations: &[Arc<GpuReservation>], pods: &[Arc<Pod>]) -> Vec<Hold> {
+    reservations
+        .iter()
+        .filter(|r| {
+            let status = r.status.as_ref();
+            let phase = status.map_or(AllocationPhase::Requested, |s| s.phase);
+            let ended = status.is_some_and(|s| s.job.is_some() || s.stop_reason.is_some());
+            let waits = matches!(
+                phase,
+                AllocationPhase::Requested
+                    | AllocationPhase::Reserved
+                    | AllocationPhase::Provisioning
+                    | AllocationPhase::Active
+            );
+            waits && !ended
+        })
+        .filter_map(|r| {
+            let name = r.name_any();
+            let mine = |p: &&Arc<Pod>| p.namespace().as_deref() == Some(&name) && !observe::has_ended(p);
+            let there: BTreeSet<String> = pods
+                .iter()
+                .filter(mine)
+                .filter_map(|p| p.spec.as_ref()?.node_name.clone())
+                .collect();
+            let nodes = r
+                .spec
+                .nodes
+                .iter()
+                .filter(|n| !there.contains(*n))
+                .cloned()
+                .collect();
+            Some(Hold {
+                shape: Shape::from_wire(&r.spec.allocation.node).ok()?,
+                nodes,
+                name,
+            })
+        })
+        .collect()
+}
+
+fn schedulable(node: &Node) -> bool {
+    let cordoned = node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true));
+    let tainted = node
+        .spec
+        .as_ref()
+        .and_then(|s| s.taints.as_ref())
+        .is_some_and(|taints| {
+            // Workloads tolerate the GPU taint that device plugins' installers set, and no other.
+            taints
+                .iter()
+                .any(|t| t.effect != "PreferNoSchedule" && t.key != GPU_RESOURCE)
+        });
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let ready = conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
+    ready && !cordoned && !tainted
+}
+
+pub(super) fn user_namespaces(node: &Node) -> bool {
+    let handlers = node.status.as_ref().and_then(|s| s.runtime_handlers.as_ref());
+    handlers.is_some_and(|h| {
+        h.iter().any(|h| {
+            h.features
+                .as_ref()
+                .is_some_and(|f| f.user_namespaces == Some(true))
+        })
+    })
+}
+
+fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
+    let of = |key: &str| resources.get(key).map_or("0", |q| q.0.as_str());
+    Shape {
+        gpus: quantity::bytes(of(GPU_RESOURCE)).unwrap_or(0),
+        millicores: quantity::millicores(of("cpu")).unwrap_or(0),
+        memory: quantity::bytes(of("memory")).unwrap_or(0),
+        scratch: quantity::bytes(of("ephemeral-storage")).unwrap_or(0),
+    }
+}
+
+fn plus(a: &Shape, b: &Shape) -> Shape {
+    Shape {
+        gpus: a.gpus + b.gpus,
+        millicores: a.millicores + b.millicores,
+        memory: a.memory + b.memory,
+        scratch: a.scratch + b.scratch,
+    }
+}
+
+/// What the scheduler counts for a pod: the larger of its containers together and its largest init container.
+fn requests(pod: &Pod) -> Shape {
+    let Some(spec) = &pod.spec else {
+        return Shape::default();
+    };
+    let of = |c: &k8s_openapi::api::core::v1::Container| {
+        c.resources
+            .as_ref()
+            .and_then(|r| r.requests.as_ref())
+            .map(shape)
+            .unwrap_or_default()
+    };
+    let main = spec
+        .containers
+        .iter()
+        .fold(Shape::default(), |sum, c| plus(&sum, &of(c)));
+    let overhead = spec.overhead.as_ref().map(shape).unwrap_or_default();
+    let init = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(of)
+        .fold(Shape::default(), |a, b| Shape {
+            gpus: a.gpus.max(b.gpus),
+            millicores: a.millicores.max(b.millicores),
+            memory: a.memory.max(b.memory),
+            scratch: a.scratch.max(b.scratch),
+        });
+    plus(
+        &overhead,
+        &Shape {
+            gpus: main.gpus.max(init.gpus),
+            millicores: main.millicores.max(init.millicores),
+            memory: main.memory.max(init.memory),
+            scratch: main.scratch.max(init.scratch),
+        },
+    )
+}
+
+fn seen(node: &GpuNode, alive: bool) -> GpusSeen {
+    let status = node.status.clone().unwrap_or_default();
+    let lowest = |f: fn(&leasehold_crds::node::GpuDevice) -> Version| {
+        status.devices.iter().map(f).min().unwrap_or_default()
+    };
+    let wanted = ["Healthy", "WitnessesAgree"];
+    let failed = wanted.iter().find(|kind| !is_true(&status.conditions, kind));
+    GpusSeen {
+        sell: node.spec.sell,
+        class: node
+            .spec
+            .class_override
+            .clone()
+            .unwrap_or_else(|| status.class.clone()),
+        memory: status
+            .devices
+            .iter()
+            .map(|d| u64::try_from(d.memory_nominal_bytes).unwrap_or(0))
+            .min()
+            .unwrap_or(0),
+        compute_capability: lowest(|d| Version::parse(&d.compute_capability).unwrap_or_default()),
+        cuda: Version::parse(&status.cuda_version).unwrap_or_default(),
+        healthy: failed.is_none() && !status.devices.is_empty(),
+        reason: failed
+            .and_then(|kind| find(&status.conditions, kind))
+            .map(|c| c.reason.clone())
+            .unwrap_or_default(),
+        alive,
+    }
+}

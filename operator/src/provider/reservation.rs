@@ -1,0 +1,468 @@
+//! One pass over a reservation: gather, decide, apply, report. It needs neither the market nor its objects.
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    hash::{Hash as _, Hasher as _},
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{apps::v1::StatefulSet, batch::v1::Job, core::v1::Namespace};
+use kube::{
+    Api, Resource, ResourceExt as _,
+    api::{DeleteParams, PropagationPolicy},
+    core::NamespaceResourceScope,
+    runtime::controller::Action,
+};
+use leasehold_chain::EvmEscrow;
+use leasehold_crds::{
+    FINALIZER_PROVIDER, GpuReservation, PaymentNetwork, allocation::AllocationPhase, duration,
+    escrow::EscrowTerms, reservation::GpuReservationStatus,
+};
+use leasehold_planner::{
+    escrow::{AccountRead, Terms},
+    observed::Observed,
+    ports::{BlockLevel, PaymentError, Payments as _},
+    reservation::{self as planner, LegCall, Plan, Workload, World},
+};
+use leasehold_telemetry::metrics::{ChainAction, Controller};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    MANAGER, Provider,
+    objects::{self as build, Objects},
+};
+use crate::{cache, error::Error, objects, payments};
+
+/// Objects that somebody deleted are made again after this long without pods.
+const REAPPLY_SECONDS: i64 = 10;
+
+/// One pass.
+pub(super) async fn reconcile(
+    reservation: Arc<GpuReservation>,
+    provider: Arc<Provider>,
+) -> Result<Action, Error> {
+    if !provider.holds(&reservation) {
+        return Ok(Action::await_change());
+    }
+    let begun = Instant::now();
+    let now = provider.now();
+    let (world, rail) = provider.gather(&reservation, now).await;
+    let plan = planner::decide(&world, now);
+    let wake = plan.wake;
+    let (status, outcome) = provider.apply(&world, rail.as_ref(), &plan).await;
+    let reported = provider.report(&reservation, status, &plan).await;
+    provider.metrics.reconcile.observe(
+        Controller::Reservation,
+        begun.elapsed(),
+        outcome.as_ref().err().map(Error::class),
+    );
+    reported?;
+    let wake = objects::until(wake, provider.now()).min(fast(&plan));
+    Ok(Action::requeue(
+        outcome.err().map_or(wake, |e| wake.min(e.retry_after())),
+    ))
+}
+
+/// What waits for a block is looked at within a second: a tenant waits with it.
+const fn fast(plan: &Plan) -> Duration {
+    match plan.status.phase {
+        AllocationPhase::Requested | AllocationPhase::Reserved => Duration::from_millis(500),
+        _ => Duration::from_secs(3600),
+    }
+}
+
+/// What a failed pass leads to.
+pub(super) fn on_error(_: Arc<GpuReservation>, error: &Error, provider: Arc<Provider>) -> Action {
+    provider
+        .metrics
+        .reconcile
+        .observe(Controller::Reservation, Duration::ZERO, Some(error.class()));
+    Action::requeue(error.retry_after())
+}
+
+impl Provider {
+    /// This provider's own PaymentNetwork with the money of an account.
+    pub(super) fn network_of(&self, terms: &EscrowTerms) -> Option<Arc<PaymentNetwork>> {
+        let token = terms.token.to_ascii_lowercase();
+        let contract = terms.contract.to_ascii_lowercase();
+        self.caches.networks.find(|n| {
+            n.spec.chain_id == terms.chain_id
+                && n.spec.escrow.to_ascii_lowercase() == contract
+                && n.spec.token.address.to_ascii_lowercase() == token
+        })
+    }
+
+    /// Reads everything a decision needs.
+    async fn gather<'a>(
+        &self,
+        reservation: &'a GpuReservation,
+        now: jiff::Timestamp,
+    ) -> (World<'a>, Option<EvmEscrow>) {
+        let network = self.network_of(&reservation.spec.allocation.escrow);
+        let rail = match &network {
+            Some(network) => self.rails.rail(network).await,
+            None => Err("there is no PaymentNetwork for this account's money in this cluster".to_owned()),
+        };
+        let terms = Terms::from_wire(&reservation.spec.allocation.escrow).map_err(|e| e.to_string());
+        let phase = reservation
+            .status
+            .as_ref()
+            .map_or(AllocationPhase::Requested, |s| s.phase);
+        let (account, head);
+        let (mut second, mut settled) = (Observed::Unknown("not read".into()), None);
+        match (&rail, &terms) {
+            (Ok(rail), Ok(terms)) => {
+                account = self.read(rail, terms, BlockLevel::Latest).await;
+                if wants_second(&account) {
+                    second = self.read(rail, terms, BlockLevel::Latest).await;
+                }
+                let level = network
+                    .as_ref()
+                    .map_or(BlockLevel::Finalized, |n| payments::level(n.spec.provision_at));
+                if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
+                    settled = match level {
+                        BlockLevel::Latest => Some(account.clone()),
+                        BlockLevel::Safe | BlockLevel::Finalized => Some(self.read(rail, terms, level).await),
+                    };
+                    head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
+                } else if let Observed::Known(AccountRead::Present(a)) = &account {
+                    head = Observed::Known(leasehold_planner::ports::Head {
+                        number: 0,
+                        hash: leasehold_planner::escrow::Hash::default(),
+                        time: a.block_time,
+                    });
+                } else {
+                    head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
+                }
+            }
+            (Err(why), _) | (_, Err(why)) => {
+                account = Observed::Unknown(why.clone());
+                head = Observed::Unknown(why.clone());
+            }
+        }
+        let world =
+            World {
+                reservation,
+                account,
+                second,
+                settled,
+                head,
+                running: self.running(reservation).await,
+                allocation_exists: match self.market_reach.error() {
+                    Some(why) => Observed::Unknown(why),
+                    None => {
+                        let seen = cache::get(
+                            &self.caches.allocations,
+                            &reservation.spec.allocation_name,
+                            Some(&reservation.spec.allocation_namespace),
+                        );
+                        Observed::Known(seen.is_some_and(|a| {
+                            a.metadata.uid.as_deref() == Some(&reservation.spec.allocation_uid)
+                        }))
+                    }
+                },
+                grace_seconds: network
+                    .as_ref()
+                    .and_then(|n| duration::seconds(&n.spec.outage_grace).ok())
+                    .unwrap_or(0),
+                fault: self.fault(reservation, now),
+            };
+        (world, rail.ok())
+    }
+
+    async fn read(&self, rail: &EvmEscrow, terms: &Terms, level: BlockLevel) -> Observed<AccountRead> {
+        Observed::from_result(
+            self.rails
+                .observed(ChainAction::Read, rail.account(terms, level))
+                .await,
+        )
+    }
+
+    /// Carries the plan out; what failed is in the status that comes back.
+    async fn apply(
+        &self,
+        world: &World<'_>,
+        rail: Option<&EvmEscrow>,
+        plan: &Plan,
+    ) -> (GpuReservationStatus, Result<(), Error>) {
+        let reservation = world.reservation;
+        let mut status = plan.status.clone();
+        let worked = match plan.workload {
+            Workload::Keep => Ok(()),
+            Workload::Run => self.run_workload(world).await,
+            Workload::Halt => self.halt(&reservation.name_any()).await,
+            Workload::Remove => self.remove(&reservation.name_any()).await,
+        };
+        // An intent that is new is stored first; the pass after this one carries it out (M2).
+        let stored = reservation.status.as_ref().and_then(|s| s.intent.clone()) == plan.status.intent;
+        if let (Some(call), Some(rail), true) = (&plan.call, rail, stored) {
+            match self.call(reservation, rail, call).await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(share = reservation.name_any(), %error, "the chain did not do it");
+                    planner::chain_failure(&mut status, &error, self.now());
+                }
+            }
+        }
+        (status, worked)
+    }
+
+    async fn call(
+        &self,
+        reservation: &GpuReservation,
+        rail: &EvmEscrow,
+        call: &LegCall,
+    ) -> Result<(), PaymentError> {
+        let spec = &reservation.spec.allocation;
+        let terms = Terms::from_wire(&spec.escrow).map_err(|e| PaymentError::Malformed(e.to_string()))?;
+        let leg = u8::try_from(spec.leg.clamp(0, 15)).unwrap_or(0);
+        let legs = 1u16 << leg;
+        let (action, receipt) = match call {
+            LegCall::Start => (
+                ChainAction::Start,
+                self.rails
+                    .observed(ChainAction::Start, rail.start(&self.key, &terms, legs))
+                    .await?,
+            ),
+            LegCall::Pause => (
+                ChainAction::Pause,
+                self.rails
+                    .observed(ChainAction::Pause, rail.pause(&self.key, &terms, legs))
+                    .await?,
+            ),
+            LegCall::Credit(seconds) => (
+                ChainAction::Pause,
+                self.rails
+                    .observed(ChainAction::Pause, rail.credit(&self.key, &terms, leg, *seconds))
+                    .await?,
+            ),
+            LegCall::End => (
+                ChainAction::End,
+                self.rails
+                    .observed(ChainAction::End, rail.end_leg(&self.key, &terms, legs))
+                    .await?,
+            ),
+            LegCall::Withdraw => {
+                let rows = [(terms, legs)];
+                (
+                    ChainAction::Withdraw,
+                    self.rails
+                        .observed(ChainAction::Withdraw, rail.settle_many(&self.key, &rows))
+                        .await?,
+                )
+            }
+        };
+        tracing::info!(share = reservation.name_any(), action = action.as_str(), transaction = %receipt.transaction, gas = receipt.gas_used, "mined");
+        Ok(())
+    }
+
+    /// Applies all objects, unless the same were applied and pods are there.
+    async fn run_workload(&self, world: &World<'_>) -> Result<(), Error> {
+        let reservation = world.reservation;
+        let name = reservation.name_any();
+        let pool = cache::get(&self.caches.pools, &reservation.spec.allocation.pool, None);
+        let user_namespaces = reservation.spec.nodes.iter().all(|n| {
+            cache::get(&self.caches.nodes, n, None).is_some_and(|n| super::offer::user_namespaces(&n))
+        });
+        let objects = build::build(reservation, pool.as_deref(), user_namespaces, &[]);
+        let digest = digest(&objects);
+        let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
+        let there = world
+            .running
+            .known()
+            .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
+            || reservation.status.as_ref().is_some_and(|s| s.job.is_some());
+        let before = self
+            .applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&name)
+            .copied();
+        let recent = |at: jiff::Timestamp| self.now().as_second() - at.as_second() < REAPPLY_SECONDS;
+        if before.is_some_and(|(was, at)| was == digest && (there || recent(at))) {
+            return Ok(());
+        }
+        self.apply_all(&name, objects).await?;
+        self.applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, (digest, self.now()));
+        Ok(())
+    }
+
+    async fn apply_all(&self, name: &str, all: Objects) -> Result<(), Error> {
+        let Objects {
+            namespace,
+            quota,
+            limits,
+            policies,
+            account,
+            access,
+            ssh,
+            volume,
+            services,
+            set,
+            job,
+        } = all;
+        // Isolation first: no pod exists before what confines it.
+        objects::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
+        let (quota, limits, account) = tokio::join!(
+            self.put(name, &quota),
+            self.put(name, &limits),
+            self.put(name, &account)
+        );
+        quota.and(limits).and(account)?;
+        for policy in &policies {
+            self.put(name, policy).await?;
+        }
+        for access in access.iter() {
+            self.put(name, access).await?;
+        }
+        for ssh in ssh.iter() {
+            self.put(name, ssh).await?;
+        }
+        for volume in volume.iter() {
+            self.put(name, volume).await?;
+        }
+        for service in &services {
+            self.put(name, service).await?;
+        }
+        for set in set.iter() {
+            self.put(name, set).await?;
+        }
+        for job in job.iter() {
+            self.put(name, job).await?;
+        }
+        Ok(())
+    }
+
+    async fn put<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Serialize
+            + std::fmt::Debug,
+    {
+        objects::apply(
+            &Api::<K>::namespaced(self.client.clone(), namespace),
+            object,
+            MANAGER,
+        )
+        .await
+        .map(|_| ())
+    }
+
+    /// No pods; namespace and volumes stay.
+    async fn halt(&self, name: &str) -> Result<(), Error> {
+        self.applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+        let params = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Background),
+            ..DeleteParams::default()
+        };
+        let sets = Api::<StatefulSet>::namespaced(self.client.clone(), name);
+        objects::gone_is_fine(sets.delete("lease", &params).await)
+            .map_err(Error::kube("stop the workload"))?;
+        let jobs = Api::<Job>::namespaced(self.client.clone(), name);
+        objects::gone_is_fine(jobs.delete("lease", &params).await).map_err(Error::kube("stop the job"))
+    }
+
+    /// Nothing left of it: the namespace goes with all it holds.
+    async fn remove(&self, name: &str) -> Result<(), Error> {
+        self.applied
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name);
+        if cache::get(&self.caches.namespaces, name, None)
+            .is_some_and(|n| n.metadata.deletion_timestamp.is_some())
+        {
+            return Ok(());
+        }
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        objects::gone_is_fine(namespaces.delete(name, &DeleteParams::default()).await)
+            .map_err(Error::kube("delete the lease's namespace"))
+    }
+
+    /// Writes what is true now; a reservation that is over goes.
+    async fn report(
+        &self,
+        reservation: &GpuReservation,
+        status: GpuReservationStatus,
+        plan: &Plan,
+    ) -> Result<(), Error> {
+        let api = Api::<GpuReservation>::all(self.client.clone());
+        let before = reservation.status.as_ref();
+        if before != Some(&status) {
+            let written = objects::apply_status(&api, reservation, MANAGER, &status).await?;
+            if before.map(|s| s.phase) != Some(status.phase) {
+                tracing::info!(share = reservation.name_any(), phase = ?status.phase, reason = status.stop_reason, "phase");
+                if let Some(phases) = &self.metrics.shares {
+                    phases.entered(status.phase);
+                }
+                let note = status
+                    .stop_reason
+                    .clone()
+                    .map_or_else(String::new, |r| format!("stopped: {r}"));
+                self.events
+                    .publish(&written, false, phase_reason(status.phase), note)
+                    .await;
+            }
+        }
+        if plan.delete {
+            let rest: Vec<String> = reservation
+                .finalizers()
+                .iter()
+                .filter(|f| *f != FINALIZER_PROVIDER)
+                .cloned()
+                .collect();
+            let patch = serde_json::json!({"metadata": {"finalizers": rest}});
+            let done = api
+                .patch(
+                    &reservation.name_any(),
+                    &kube::api::PatchParams::default(),
+                    &kube::api::Patch::Merge(&patch),
+                )
+                .await;
+            objects::gone_is_fine(done).map_err(Error::kube("let the reservation go"))?;
+            let deleted = api
+                .delete(&reservation.name_any(), &DeleteParams::default())
+                .await;
+            objects::gone_is_fine(deleted).map_err(Error::kube("delete the reservation"))?;
+        }
+        Ok(())
+    }
+}
+
+const fn phase_reason(phase: AllocationPhase) -> &'static str {
+    match phase {
+        AllocationPhase::Requested => "Requested",
+        AllocationPhase::Declined => "Declined",
+        AllocationPhase::Reserved => "Reserved",
+        AllocationPhase::Provisioning => "Provisioning",
+        AllocationPhase::Active => "Active",
+        AllocationPhase::Suspended => "Suspended",
+        AllocationPhase::Stopping => "Stopping",
+        AllocationPhase::Stopped => "Stopped",
+    }
+}
+
+/// What could lead to a stop is read twice.
+fn wants_second(read: &Observed<AccountRead>) -> bool {
+    match read {
+        Observed::Known(AccountRead::Present(account)) => account.closed || account.exhausted_at != 0,
+        Observed::Known(AccountRead::Absent) => true,
+        Observed::Known(AccountRead::Mismatch) | Observed::Unknown(_) => false,
+    }
+}
+
+fn digest(objects: &Objects) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    serde_json::to_string(objects)
+        .unwrap_or_default()
+        .hash(&mut hasher);
+    hasher.finish()
+}

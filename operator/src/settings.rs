@@ -1,0 +1,98 @@
+//! Flags, checked once before any IO.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Parser, Subcommand};
+use leasehold_planner::escrow::Address;
+
+/// Leasehold's operator: a market's or a provider's.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "leasehold-operator", version, about, max_term_width = 110)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub telemetry: leasehold_telemetry::Args,
+}
+
+/// What this process is.
+#[derive(Subcommand, Debug, Clone)]
+pub enum Command {
+    /// Places tenants' leases on providers and moves the money for them.
+    Market(MarketArgs),
+    /// Offers this cluster's GPUs and runs what is paid for.
+    Provider(ProviderArgs),
+    /// Tells whether an installation can work: kinds, permissions, payment networks.
+    CheckInstall(CheckArgs),
+    /// Fails, and lists them, while leases or reservations are live.
+    CheckUninstall(CheckArgs),
+}
+
+/// Flags of both roles.
+#[derive(clap::Args, Debug, Clone)]
+pub struct CommonArgs {
+    /// Namespace of this operator: its leader lease and the Secrets it may read are there.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "leasehold-system")]
+    pub namespace: String,
+    /// Name of this replica in leader leases and Events.
+    #[arg(long, env = "POD_NAME", default_value = "leasehold-operator")]
+    pub identity: String,
+    /// Kubeconfig of the cluster it runs for; the pod's own ServiceAccount when absent.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Acts without waiting for leadership. Safe (the chain and resource versions decide), wasteful: for tests.
+    #[arg(long, hide = true)]
+    pub no_leader_election: bool,
+    /// Seconds in which a call to the chain must be answered.
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    pub chain_deadline: u64,
+    /// Seconds in which a transaction must be mined before the next pass looks again.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub mine_deadline: u64,
+}
+
+/// Flags of the market role.
+#[derive(clap::Args, Debug, Clone)]
+pub struct MarketArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// File with the private key that may close accounts, with the refund to the payer alone.
+    #[arg(long, value_name = "FILE")]
+    pub closer_key_file: PathBuf,
+}
+
+/// Flags of the provider role.
+#[derive(clap::Args, Debug, Clone)]
+pub struct ProviderArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Name of the GpuProvider on the market; its namespace there is provider-NAME.
+    #[arg(long, value_name = "NAME")]
+    pub provider_name: String,
+    /// Address that is paid; its key belongs nowhere near a cluster.
+    #[arg(long, value_name = "ADDRESS")]
+    pub payee: Address,
+    /// Region that tenants select by.
+    #[arg(long, default_value = "", value_name = "REGION")]
+    pub region: String,
+    /// File with the private key that starts, pauses and credits this provider's legs.
+    #[arg(long, value_name = "FILE")]
+    pub controller_key_file: PathBuf,
+    /// Kubeconfig of the market; this cluster is the market when absent.
+    #[arg(long, value_name = "FILE")]
+    pub market_kubeconfig: Option<PathBuf>,
+    /// Name of the market in reservations.
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    pub market_name: String,
+    /// Address that tenants reach node ports at; each node's own when absent.
+    #[arg(long, value_name = "IP")]
+    pub node_port_address: Option<IpAddr>,
+}
+
+/// Flags of the checks.
+#[derive(clap::Args, Debug, Clone)]
+pub struct CheckArgs {
+    /// Kubeconfig of the cluster; the pod's own ServiceAccount when absent.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
