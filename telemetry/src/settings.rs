@@ -5,16 +5,24 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result};
 use tracing_subscriber::EnvFilter;
 
-/// Flags to flatten into a binary's own: `#[command(flatten)] telemetry: leasehold_telemetry::Args`.
+/// Flags to flatten into a binary's own: `#[command(flatten)] telemetry: leasehold_telemetry::Args`. They are
+/// understood before and after a subcommand.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Telemetry")]
 pub struct Args {
     /// How log lines are written: text for people, json for machines.
-    #[arg(long, value_enum, default_value_t, env = "LEASEHOLD_LOG_FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "LEASEHOLD_LOG_FORMAT"
+    )]
     pub log_format: LogFormat,
     /// Which log lines are written: a level, or levels by target such as `info,leasehold_operator=debug`.
     #[arg(
         long,
+        global = true,
         default_value = "info",
         env = "LEASEHOLD_LOG_FILTER",
         value_name = "FILTER"
@@ -23,6 +31,7 @@ pub struct Args {
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(
         long,
+        global = true,
         default_value = "127.0.0.1:8080",
         env = "LEASEHOLD_ADMIN_ADDRESS",
         value_name = "ADDRESS"
@@ -30,7 +39,7 @@ pub struct Args {
     pub admin_address: SocketAddr,
     /// Sends traces to this OTLP collector (HTTP, protobuf), such as `http://collector:4318`; none, when absent.
     #[cfg(feature = "otlp")]
-    #[arg(long, env = "LEASEHOLD_OTLP_ENDPOINT", value_name = "URL")]
+    #[arg(long, global = true, env = "LEASEHOLD_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
 }
 
@@ -114,6 +123,27 @@ mod tests {
         assert_eq!(settings.log_format, LogFormat::Text);
         assert!(settings.admin_address.ip().is_loopback());
         assert_eq!(settings.otlp_endpoint, None);
+    }
+
+    #[test]
+    fn flags_are_understood_after_a_subcommand() {
+        #[derive(Parser)]
+        struct Program {
+            #[command(subcommand)]
+            task: Task,
+            #[command(flatten)]
+            telemetry: Args,
+        }
+        #[derive(clap::Subcommand)]
+        enum Task {
+            Serve,
+        }
+        let program =
+            Program::try_parse_from(["program", "serve", "--log-format=json", "--admin-address=[::]:1"])
+                .unwrap();
+        let Task::Serve = program.task;
+        assert_eq!(program.telemetry.log_format, LogFormat::Json);
+        assert_eq!(program.telemetry.admin_address.port(), 1);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Tasks around the code, each a subcommand with a file of its own: `cargo xtask --help`.
 
 mod cluster;
+mod codegen;
+mod contracts;
+mod images;
 
 use std::process::ExitCode;
 
@@ -18,11 +21,21 @@ enum Task {
     /// A Kubernetes with a chain on this machine, for hands
     #[command(subcommand)]
     Cluster(cluster::Task),
+    /// Write what follows from the sources: CRDs into the chart, references into docs
+    Codegen(codegen::Codegen),
+    /// The escrow's Solidity sources
+    #[command(subcommand)]
+    Contracts(contracts::Task),
+    /// Build the images as OCI archives, without a registry or a container engine
+    Image(images::Images),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
         Task::Cluster(task) => cluster::run(task).await,
+        Task::Codegen(codegen) => codegen::run(&codegen),
+        Task::Contracts(task) => contracts::run(task),
+        Task::Image(images) => images::run(images),
     }
 }

@@ -129,7 +129,8 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* A pod that runs the operator's program once: (dict "root" $ "account" "…" "args" (list …) "volumes" (list …)).
+{{/* A pod that runs the operator's program once: (dict "root" $ "account" "…" "args" (list …)
+     "environment" (dict NAME value) "volumes" (list …)).
      A volume is {name, path, secret} or {name, path, configMap}. */}}
 {{- define "leasehold.once" -}}
 {{- $root := .root -}}
@@ -152,6 +153,9 @@ containers:
       {{- end }}
     env:
       {{- include "leasehold.podEnvironment" $root | nindent 6 }}
+      {{- range $variable, $value := .environment }}
+      - {name: {{ $variable }}, value: {{ $value | quote }}}
+      {{- end }}
     # The last lines of its log, which say what is wrong, become the pod's message.
     terminationMessagePolicy: FallbackToLogsOnError
     resources:

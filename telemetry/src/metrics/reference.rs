@@ -23,7 +23,9 @@ pub fn markdown(metrics: &Metrics) -> Result<String> {
     Ok(table(&metrics.render()?))
 }
 
-fn table(exposition: &str) -> String {
+/// The same of what a program answered at `/metrics`.
+#[must_use]
+pub fn table(exposition: &str) -> String {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     let mut name = String::new();
     for line in exposition.lines() {
