@@ -48,7 +48,12 @@ struct Recipe {
     busybox: bool,
 }
 
-const PRODUCT: &[Recipe] = &[
+/// The images that the chart runs.
+pub const PRODUCT: &[&str] = &["operator", "agent"];
+/// The images that tests and the demo run beside them: a device plugin for simulated GPUs, and a job for them.
+pub const TESTS: &[&str] = &["gpu-plugin", "gpu-job"];
+
+const RECIPES: &[Recipe] = &[
     Recipe {
         name: "operator",
         binaries: &[(
@@ -68,22 +73,19 @@ const PRODUCT: &[Recipe] = &[
         entrypoint: &["/usr/bin/leasehold-agent"],
         busybox: false,
     },
-];
-
-const TESTS: &[Recipe] = &[
     Recipe {
         name: "gpu-plugin",
         binaries: &[(
             "leasehold-gpu-plugin",
-            "leasehold-gpu-plugin",
+            "gpu-plugin",
             "usr/bin/gpu-plugin",
         )],
         user: "0:0",
         entrypoint: &["/usr/bin/gpu-plugin"],
         busybox: false,
     },
-    // A workload with a GPU. The driver is put in by the device plugin, as the container toolkit puts the real
-    // one in: `nvidia-smi` and the library are not part of the image.
+    // A workload with a GPU. The driver's library and `nvidia-smi` are put in by the device plugin, as the container
+    // toolkit puts the real ones in.
     Recipe {
         name: "gpu-job",
         binaries: &[("leasehold-nvml-sim", "nvml-sim", "usr/bin/nvml-sim")],
@@ -93,20 +95,71 @@ const TESTS: &[Recipe] = &[
     },
 ];
 
-/// Builds the product's images into `folder`.
+/// Builds the images of those names into `folder`, each `NAME.tar` with the image `leasehold.test/NAME:tag`.
 ///
 /// # Errors
-/// When a binary does not build, or the base can't be fetched.
-pub fn product(profile: Profile, tag: &str, folder: &Path) -> Result<Vec<Archive>> {
-    build(PRODUCT, profile, tag, folder)
+/// When a name is not known, a binary does not build, or the base can't be fetched.
+pub fn build<S: AsRef<str>>(names: &[S], profile: Profile, tag: &str, folder: &Path) -> Result<Vec<Archive>> {
+    let recipes = names
+        .iter()
+        .map(|name| {
+            let known = || {
+                RECIPES
+                    .iter()
+                    .map(|recipe| recipe.name)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
+            let found = RECIPES.iter().find(|recipe| recipe.name == name.as_ref());
+            found.with_context(|| format!("no image {:?}: there are {}", name.as_ref(), known()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let binaries = compile(&recipes, profile)?;
+    let base = base::ensure()?;
+    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    // In the same folder, so that a rename puts a whole archive in place: a reader may come at any time.
+    let drafts = tempfile::tempdir_in(folder)?;
+    recipes
+        .into_iter()
+        .map(|recipe| write(recipe, tag, &binaries, &base, drafts.path(), folder))
+        .collect()
 }
 
-/// Builds the images that tests and the demo run beside the product into `folder`.
-///
-/// # Errors
-/// When a binary does not build, or the base can't be fetched.
-pub fn tests(profile: Profile, tag: &str, folder: &Path) -> Result<Vec<Archive>> {
-    build(TESTS, profile, tag, folder)
+fn write(
+    recipe: &Recipe,
+    tag: &str,
+    binaries: &[PathBuf],
+    base: &Path,
+    drafts: &Path,
+    folder: &Path,
+) -> Result<Archive> {
+    let name = format!("leasehold.test/{}:{tag}", recipe.name);
+    let mut image = base::onto(Image::new(&name), base)?
+        .config("User", json!(recipe.user))
+        .config(
+            "Labels",
+            json!({ "org.opencontainers.image.licenses": "Apache-2.0" }),
+        );
+    if !recipe.entrypoint.is_empty() {
+        image = image.config("Entrypoint", json!(recipe.entrypoint));
+    }
+    if recipe.busybox {
+        image = base::busybox(image)?;
+    }
+    for (_, binary, path) in recipe.binaries {
+        let built = binaries
+            .iter()
+            .find(|built| built.file_name().is_some_and(|name| name == *binary));
+        let built = built.with_context(|| format!("cargo built no {binary}"))?;
+        image = image.copy(path, strip(built, drafts)?, 0o755);
+    }
+    let (draft, path) = (
+        drafts.join(format!("{}.tar", recipe.name)),
+        folder.join(format!("{}.tar", recipe.name)),
+    );
+    image.write(&draft)?;
+    std::fs::rename(&draft, &path).with_context(|| format!("write {}", path.display()))?;
+    Ok(Archive { name, path })
 }
 
 /// Where archives lie unless told otherwise: beside what cargo builds.
@@ -118,48 +171,8 @@ pub fn default_folder() -> PathBuf {
         .join(FOLDER)
 }
 
-fn build(recipes: &[Recipe], profile: Profile, tag: &str, folder: &Path) -> Result<Vec<Archive>> {
-    let binaries = compile(recipes, profile)?;
-    let base = base::ensure()?;
-    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    let stripped = tempfile::tempdir_in(folder)?;
-    recipes
-        .iter()
-        .map(|recipe| {
-            let mut image = base::onto(Image::new(format!("leasehold.test/{}:{tag}", recipe.name)), &base)?
-                .config("User", json!(recipe.user))
-                .config(
-                    "Labels",
-                    json!({ "org.opencontainers.image.licenses": "Apache-2.0" }),
-                );
-            if !recipe.entrypoint.is_empty() {
-                image = image.config("Entrypoint", json!(recipe.entrypoint));
-            }
-            if recipe.busybox {
-                image = base::busybox(image)?;
-            }
-            for (_, binary, path) in recipe.binaries {
-                let built = binaries
-                    .iter()
-                    .find(|built| built.file_name().is_some_and(|name| name == *binary))
-                    .with_context(|| format!("cargo built no {binary}"))?;
-                image = image.copy(path, strip(built, stripped.path())?, 0o755);
-            }
-            // Whole or not at all: a reader may come while another process writes.
-            let path = folder.join(format!("{}.tar", recipe.name));
-            let draft = stripped.path().join(recipe.name).with_extension("tar");
-            image.write(&draft)?;
-            std::fs::rename(&draft, &path).with_context(|| format!("write {}", path.display()))?;
-            Ok(Archive {
-                name: format!("leasehold.test/{}:{tag}", recipe.name),
-                path,
-            })
-        })
-        .collect()
-}
-
 /// Compiles what the recipes need and returns the programs' paths.
-fn compile(recipes: &[Recipe], profile: Profile) -> Result<Vec<PathBuf>> {
+fn compile(recipes: &[&Recipe], profile: Profile) -> Result<Vec<PathBuf>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(crate::root())

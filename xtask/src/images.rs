@@ -8,6 +8,8 @@ use xtask::image::{self, Profile};
 
 #[derive(clap::Args)]
 pub(crate) struct Images {
+    /// Which: operator, agent, gpu-plugin, gpu-job; those of the chart when none is named
+    names: Vec<String>,
     /// How the binaries are compiled
     #[arg(long, value_enum, default_value_t)]
     profile: Profile,
@@ -24,11 +26,14 @@ pub(crate) struct Images {
 
 pub(crate) fn run(images: Images) -> Result<ExitCode> {
     let folder = images.out.unwrap_or_else(image::default_folder);
-    let mut archives = image::product(images.profile, &images.tag, &folder)?;
-    if images.tests {
-        archives.extend(image::tests(images.profile, &images.tag, &folder)?);
+    let mut names = images.names;
+    if names.is_empty() {
+        names.extend(image::PRODUCT.iter().map(ToString::to_string));
     }
-    for archive in archives {
+    if images.tests {
+        names.extend(image::TESTS.iter().map(ToString::to_string));
+    }
+    for archive in image::build(&names, images.profile, &images.tag, &folder)? {
         let mebibytes = archive.path.metadata()?.len() >> 20;
         println!("{}\t{mebibytes} MiB\t{}", archive.name, archive.path.display());
     }
