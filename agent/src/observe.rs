@@ -31,7 +31,7 @@ use crate::{
 /// When a suspicion is looked at again.
 const SOON: Duration = Duration::from_secs(1);
 /// How often the server is asked whether it still has what was written.
-const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_secs(30);
 
 /// The agent of one node.
 pub(crate) struct Agent {

@@ -23,30 +23,40 @@ const SMI_IN_CONTAINER: &str = "/usr/bin/nvidia-smi";
 
 /// What is mounted into each container that got a GPU.
 #[derive(Clone, Debug)]
-pub(crate) struct Mounts(Vec<api::Mount>);
+pub(crate) struct Mounts {
+    dir: PathBuf,
+    library: PathBuf,
+}
 
 impl Mounts {
     /// The directory of the file (never the file alone: it is replaced by rename), the library and `nvidia-smi`.
     pub(crate) fn of(gpus: &Path, library: Option<&Path>) -> anyhow::Result<Self> {
-        let dir = gpus.parent().context("--gpus names no file in a directory")?;
+        let dir = gpus
+            .parent()
+            .context("--gpus names no file in a directory")?
+            .to_owned();
         let library = match library {
             Some(path) => std::path::absolute(path).context("make the path of --library absolute")?,
             None => dir.join(nvidia_ml_sim::LIBRARY_NAME),
         };
-        let mount = |host: PathBuf, container: &str| api::Mount {
-            container_path: container.to_owned(),
-            host_path: host.display().to_string(),
-            read_only: true,
-        };
-        let mut mounts = vec![mount(dir.to_owned(), FILES_IN_CONTAINER)];
-        if library.exists() {
-            mounts.push(mount(library, LIBRARY_IN_CONTAINER));
-        }
-        let smi = dir.join("nvidia-smi");
-        if smi.exists() {
-            mounts.push(mount(smi, SMI_IN_CONTAINER));
-        }
-        Ok(Self(mounts))
+        Ok(Self { dir, library })
+    }
+
+    /// Those that exist now.
+    fn present(&self) -> Vec<api::Mount> {
+        let mounts = [
+            (self.dir.clone(), FILES_IN_CONTAINER),
+            (self.library.clone(), LIBRARY_IN_CONTAINER),
+            (self.dir.join("nvidia-smi"), SMI_IN_CONTAINER),
+        ];
+        let there = mounts.into_iter().filter(|(host, _)| host.exists());
+        there
+            .map(|(host, container)| api::Mount {
+                container_path: container.to_owned(),
+                host_path: host.display().to_string(),
+                read_only: true,
+            })
+            .collect()
     }
 }
 
@@ -99,7 +109,7 @@ impl DevicePlugin for Plugin {
                     "NVIDIA_VISIBLE_DEVICES".to_owned(),
                     container.devices_ids.join(","),
                 )]),
-                mounts: self.mounts.0.clone(),
+                mounts: self.mounts.present(),
                 ..Default::default()
             })
         };
