@@ -181,3 +181,16 @@ volumes:
   {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* What the checks look at: the accounts of this release's operators, and its provider. */}}
+{{- define "leasehold.checked" -}}
+{{- $environment := dict -}}
+{{- if .Values.market.enabled -}}
+{{- $environment = set $environment "LEASEHOLD_MARKET_ACCOUNT" (printf "%s:%s-market" .Release.Namespace (include "leasehold.fullname" .)) -}}
+{{- end -}}
+{{- if .Values.provider.enabled -}}
+{{- $environment = set $environment "LEASEHOLD_PROVIDER_ACCOUNT" (printf "%s:%s-provider" .Release.Namespace (include "leasehold.fullname" .)) -}}
+{{- $environment = set $environment "LEASEHOLD_PROVIDER_NAME" .Values.provider.name -}}
+{{- end -}}
+{{- $environment | toJson -}}
+{{- end -}}

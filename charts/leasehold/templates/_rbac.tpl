@@ -1,4 +1,5 @@
-{{/* What an operator may do in its own namespace: lead, and read the RPC URLs it was given: (list $ "market") */}}
+{{/* What an operator may do in its own namespace: lead, and read the RPC URLs it was given:
+     (list $ "market" "name-of-its-leader-lease") */}}
 {{- define "leasehold.ownNamespace" -}}
 {{- $root := index . 0 -}}
 {{- $name := printf "%s-%s" (include "leasehold.fullname" $root) (index . 1) -}}
@@ -11,10 +12,14 @@ metadata:
   labels:
     {{- include "leasehold.labels" . | nindent 4 }}
 rules:
-  # Leader election.
+  # Leader election. What is created can't be confined by name.
   - apiGroups: [coordination.k8s.io]
     resources: [leases]
-    verbs: [get, list, watch, create, patch, update]
+    verbs: [create]
+  - apiGroups: [coordination.k8s.io]
+    resources: [leases]
+    resourceNames: [{{ index . 2 }}]
+    verbs: [get, patch, update]
   {{- if $secrets }}
   # URLs of the chains' RPC endpoints.
   - apiGroups: [""]
