@@ -2,17 +2,43 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use k8s_openapi::{
-    api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
+    api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
-    Api, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     api::{ListParams, PostParams},
 };
-use leasehold_crds::{GpuLease, GpuReservation, PaymentNetwork, conditions::find, lease::Phase};
+use leasehold_crds::{
+    GpuLease, GpuReservation, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, conditions::find, lease::Phase,
+};
 
 use crate::{cache, settings::CheckArgs};
+
+/// Verb, group and resource of what each operator can't do without.
+type Needs = &'static [(&'static str, &'static str, &'static str)];
+
+const MARKET_NEEDS: Needs = &[
+    ("watch", "leasehold.dev", "gpuleases"),
+    ("patch", "leasehold.dev", "gpuleases/status"),
+    ("create", "leasehold.dev", "gpuallocations"),
+    ("watch", "leasehold.dev", "gpuoffers"),
+    ("watch", "leasehold.dev", "paymentnetworks"),
+    ("watch", "coordination.k8s.io", "leases"),
+];
+
+const PROVIDER_NEEDS: Needs = &[
+    ("watch", "leasehold.dev", "gpupools"),
+    ("watch", "leasehold.dev", "gpunodes"),
+    ("patch", "leasehold.dev", "gpureservations/status"),
+    ("watch", "", "pods"),
+    ("create", "", "namespaces"),
+    ("create", "networking.k8s.io", "networkpolicies"),
+    ("create", "apps", "statefulsets"),
+    ("create", "batch", "jobs"),
+];
 
 /// Prints a line a finding; fails when something is missing.
 pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
@@ -37,31 +63,15 @@ pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
         };
         tell(served, format!("{} is served", crd.name_any()));
     }
-    for (group, resource, verb) in [
-        ("leasehold.dev", "gpuleases", "list"),
-        ("leasehold.dev", "gpuallocations", "list"),
-        ("leasehold.dev", "gpureservations", "list"),
-        ("leasehold.dev", "paymentnetworks", "list"),
+    for (account, needs) in [
+        (&args.market_account, MARKET_NEEDS),
+        (&args.provider_account, PROVIDER_NEEDS),
     ] {
-        let review = SelfSubjectAccessReview {
-            spec: SelfSubjectAccessReviewSpec {
-                resource_attributes: Some(ResourceAttributes {
-                    group: Some(group.into()),
-                    resource: Some(resource.into()),
-                    verb: Some(verb.into()),
-                    ..ResourceAttributes::default()
-                }),
-                non_resource_attributes: None,
-            },
-            ..SelfSubjectAccessReview::default()
-        };
-        let allowed = Api::<SelfSubjectAccessReview>::all(client.clone())
-            .create(&PostParams::default(), &review)
-            .await;
-        tell(
-            allowed.is_ok_and(|r| r.status.is_some_and(|s| s.allowed)),
-            format!("may {verb} {resource}"),
-        );
+        let Some(account) = account else { continue };
+        for (verb, group, resource) in needs {
+            let allowed = may(&client, account, verb, group, resource).await?;
+            tell(allowed, format!("{account} may {verb} {resource}"));
+        }
     }
     for network in Api::<PaymentNetwork>::all(client.clone())
         .list(&ListParams::default())
@@ -70,7 +80,8 @@ pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
     {
         let status = network.status.clone().unwrap_or_default();
         let reachable = find(&status.conditions, "Reachable");
-        let good = reachable.is_some_and(|c| c.status == "True");
+        // Only a market's operator looks and says so in status.
+        let good = args.market_account.is_none() || reachable.is_some_and(|c| c.status == "True");
         tell(
             good,
             format!(
@@ -88,6 +99,38 @@ pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Whether a ServiceAccount (`namespace:name`) may do that in every namespace.
+async fn may(
+    client: &Client,
+    account: &str,
+    verb: &str,
+    group: &str,
+    resource: &str,
+) -> anyhow::Result<bool> {
+    let (resource, subresource) = resource
+        .split_once('/')
+        .map_or((resource, None), |(r, s)| (r, Some(s)));
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(format!("system:serviceaccount:{account}")),
+            resource_attributes: Some(ResourceAttributes {
+                group: Some(group.into()),
+                resource: Some(resource.into()),
+                subresource: subresource.map(Into::into),
+                verb: Some(verb.into()),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let answer = Api::<SubjectAccessReview>::all(client.clone())
+        .create(&PostParams::default(), &review)
+        .await
+        .context("ask what the operators may do")?;
+    Ok(answer.status.is_some_and(|s| s.allowed))
 }
 
 /// Lists what is live; fails while anything is.
@@ -120,6 +163,13 @@ pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
             reservations
                 .items
                 .iter()
+                .filter(|r| {
+                    let of = args
+                        .provider_name
+                        .as_ref()
+                        .map(|name| format!("{PROVIDER_NAMESPACE_PREFIX}{name}"));
+                    of.is_none_or(|namespace| r.spec.allocation_namespace == namespace)
+                })
                 .filter(|r| r.status.as_ref().is_none_or(|s| s.stopped_at.is_none()))
                 .map(|r| format!("GpuReservation {}", r.name_any())),
         ),

@@ -1,5 +1,6 @@
 //! Leasehold's operator. Start-up has a fixed order: flags, telemetry, TLS, clients, caches, leadership, controllers.
 
+mod apply;
 mod cache;
 mod checks;
 mod error;
@@ -23,6 +24,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Market(_) => "leasehold-operator-market",
         Command::Provider(_) => "leasehold-operator-provider",
         Command::CheckInstall(_) | Command::CheckUninstall(_) => "leasehold-operator-check",
+        Command::Apply(_) => "leasehold-operator-apply",
     };
     let telemetry = leasehold_telemetry::Settings::new(service, &args.telemetry)?;
     let _logs = leasehold_telemetry::start(&telemetry)?;
@@ -40,6 +42,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Command::Provider(args) => provider::run(args, &telemetry).await,
             Command::CheckInstall(args) => checks::install(args).await,
             Command::CheckUninstall(args) => checks::uninstall(args).await,
+            Command::Apply(args) => apply::run(args).await,
         }
     })
 }

@@ -26,6 +26,8 @@ pub enum Command {
     CheckInstall(CheckArgs),
     /// Fails, and lists them, while leases or reservations are live.
     CheckUninstall(CheckArgs),
+    /// Applies the objects that an installation asks for, once their kinds are served.
+    Apply(ApplyArgs),
 }
 
 /// Flags of both roles.
@@ -95,4 +97,24 @@ pub struct CheckArgs {
     /// Kubeconfig of the cluster; the pod's own ServiceAccount when absent.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// ServiceAccount of the market's operator, whose permissions are checked too.
+    #[arg(long, env = "LEASEHOLD_MARKET_ACCOUNT", value_name = "NAMESPACE:NAME")]
+    pub market_account: Option<String>,
+    /// ServiceAccount of the provider's operator, whose permissions are checked too.
+    #[arg(long, env = "LEASEHOLD_PROVIDER_ACCOUNT", value_name = "NAMESPACE:NAME")]
+    pub provider_account: Option<String>,
+    /// Provider whose reservations count; every provider's when absent.
+    #[arg(long, env = "LEASEHOLD_PROVIDER_NAME", value_name = "NAME")]
+    pub provider_name: Option<String>,
+}
+
+/// Flags of `apply`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct ApplyArgs {
+    /// Kubeconfig of the cluster; the pod's own ServiceAccount when absent.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// File with a JSON list of objects of Leasehold's kinds.
+    #[arg(long, value_name = "FILE")]
+    pub file: PathBuf,
 }
