@@ -5,6 +5,7 @@
 pub mod escrow;
 pub mod intake;
 pub mod lease;
+pub mod letting_go;
 pub mod observed;
 pub mod phase;
 pub mod placement;

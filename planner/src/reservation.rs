@@ -93,6 +93,16 @@ pub enum LegCall {
     Withdraw,
 }
 
+/// What could lead to a stop is read twice.
+#[must_use]
+pub fn wants_second(read: &Observed<AccountRead>) -> bool {
+    match read {
+        Observed::Known(AccountRead::Present(account)) => account.closed || account.exhausted_at != 0,
+        Observed::Known(AccountRead::Absent) => true,
+        Observed::Known(AccountRead::Mismatch) | Observed::Unknown(_) => false,
+    }
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {

@@ -12,7 +12,7 @@ use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
     ANNOTATION_ESCROW, FINALIZER_MARKET, GpuAllocation, GpuLease, LABEL_LEASE, LABEL_LEASE_UID,
     PROVIDER_NAMESPACE_PREFIX,
-    lease::{GpuLeaseStatus, IntentAction, Phase},
+    lease::{GpuLeaseStatus, Phase},
     money::Rate,
 };
 use leasehold_planner::{
@@ -79,10 +79,10 @@ impl Market {
             Observed::Known(_) => "there is no usable PaymentNetwork".into(),
         };
         let closed = status.phase == Phase::Closed;
-        let (wallet, key) = if closed || !needs_wallet(&lease, &status) {
-            (Observed::Known(Wallet::NotAsked), None)
-        } else {
+        let (wallet, key) = if lease::needs_wallet(&lease) {
             self.wallet(&lease).await
+        } else {
+            (Observed::Known(Wallet::NotAsked), None)
         };
         let terms = status
             .escrow
@@ -99,7 +99,7 @@ impl Market {
             }
             if let Some(terms) = &terms {
                 let read = self.read(rail, terms).await;
-                if wants_second(&read) {
+                if lease::wants_second(&read) {
                     second_account = Some(self.read(rail, terms).await);
                 }
                 account = Some(read);
@@ -107,7 +107,7 @@ impl Market {
         } else if terms.is_some() && !closed {
             account = Some(Observed::Unknown(why_no_rail));
         }
-        let prior = self.prior(&lease, &status, &network, rail.as_ref()).await;
+        let prior = self.prior(&lease, &network, rail.as_ref()).await;
         let namespace = lease.namespace();
         let unfunded_in_namespace = if status.escrow.is_none() {
             let others = |l: &GpuLease| {
@@ -247,12 +247,10 @@ impl Market {
     async fn prior(
         &self,
         lease: &GpuLease,
-        status: &GpuLeaseStatus,
         network: &Observed<Option<Network>>,
         rail: Option<&EvmEscrow>,
     ) -> Observed<Option<lease::Prior>> {
-        let held = lease.finalizers().iter().any(|f| f == FINALIZER_MARKET);
-        if status.escrow.is_some() || status.phase == Phase::Closed || status.round > 0 || !held {
+        if !lease::seeks_prior(lease) {
             return Observed::Known(None);
         }
         match (network, rail) {
@@ -289,10 +287,7 @@ impl Market {
             }
         }
         let before = world.lease.status.clone().unwrap_or_default();
-        let begins = |s: &GpuLeaseStatus| (s.intent.clone(), s.escrow.clone());
-        if begins(&before) != begins(&plan.status)
-            && (plan.status.intent.is_some() || before.escrow.is_none())
-        {
+        if plan.notes_first(&before) {
             written.notes_only = true;
             return (written, Ok(()));
         }
@@ -474,25 +469,6 @@ struct Written {
 
 fn malformed(name: &str) -> String {
     format!("Secret {name} needs an entry privateKey with 0x and 64 hexadecimal digits")
-}
-
-/// The payer's key is read only when a round is to begin or a stored intent needs it.
-fn needs_wallet(lease: &GpuLease, status: &GpuLeaseStatus) -> bool {
-    if lease.metadata.deletion_timestamp.is_some() || status.close_reason.is_some() {
-        return false;
-    }
-    let intends =
-        |i: &leasehold_crds::lease::Intent| matches!(i.action, IntentAction::Open | IntentAction::Fund);
-    status.escrow.is_none() || status.intent.as_ref().is_some_and(intends)
-}
-
-/// What could lead to something destructive is read twice.
-fn wants_second(read: &Observed<AccountRead>) -> bool {
-    match read {
-        Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
-        Observed::Known(AccountRead::Absent) => true,
-        Observed::Known(AccountRead::Mismatch) | Observed::Unknown(_) => false,
-    }
 }
 
 /// Whether the acceptance in an allocation's status is its leg's controller's, over what was asked.

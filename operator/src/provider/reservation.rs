@@ -114,7 +114,7 @@ impl Provider {
         match (&rail, &terms) {
             (Ok(rail), Ok(terms)) => {
                 account = self.read(rail, terms, BlockLevel::Latest).await;
-                if wants_second(&account) {
+                if planner::wants_second(&account) {
                     second = self.read(rail, terms, BlockLevel::Latest).await;
                 }
                 let level = network
@@ -447,15 +447,6 @@ const fn phase_reason(phase: AllocationPhase) -> &'static str {
         AllocationPhase::Suspended => "Suspended",
         AllocationPhase::Stopping => "Stopping",
         AllocationPhase::Stopped => "Stopped",
-    }
-}
-
-/// What could lead to a stop is read twice.
-fn wants_second(read: &Observed<AccountRead>) -> bool {
-    match read {
-        Observed::Known(AccountRead::Present(account)) => account.closed || account.exhausted_at != 0,
-        Observed::Known(AccountRead::Absent) => true,
-        Observed::Known(AccountRead::Mismatch) | Observed::Unknown(_) => false,
     }
 }
 

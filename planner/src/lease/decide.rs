@@ -6,7 +6,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
-    FINALIZER_MARKET, PROVIDER_NAMESPACE_PREFIX,
+    PROVIDER_NAMESPACE_PREFIX,
     allocation::{AllocationPhase, GpuAllocationSpec, LeaseReference},
     lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Quote, Share},
     money::TokenAmount,
@@ -15,6 +15,7 @@ use leasehold_crds::{
 use super::{
     BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, OPEN_WITHIN_SECONDS,
     START_WITHIN_SECONDS, UNFUNDED_PER_NAMESPACE_MAX,
+    asking::is_held,
     check::{AtId, Checked, deleting, is_exhausted},
     conditions,
     world::{AllocationSeen, Network, Prior, Wallet, World},
@@ -79,6 +80,15 @@ pub struct Plan {
     pub wake: Timestamp,
 }
 
+impl Plan {
+    /// Whether what begins is to be noted before anything is done: the status is written, and nothing else (M2).
+    #[must_use]
+    pub fn notes_first(&self, before: &GpuLeaseStatus) -> bool {
+        let begins = |s: &GpuLeaseStatus| (s.intent.clone(), s.escrow.clone());
+        begins(before) != begins(&self.status) && (self.status.intent.is_some() || before.escrow.is_none())
+    }
+}
+
 /// Decides.
 #[must_use]
 pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
@@ -141,12 +151,7 @@ fn step(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
 }
 
 fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
-    let held = world
-        .lease
-        .metadata
-        .finalizers
-        .as_ref()
-        .is_some_and(|f| f.iter().any(|x| x == FINALIZER_MARKET));
+    let held = is_held(&world.lease);
     if plan.status.phase == Phase::Closed {
         // Closed is final. Only the finalizer may still be there.
         plan.finalizer = held.then_some(false);
@@ -768,12 +773,7 @@ fn prolong(world: &World, request: &Request, account: &Account, plan: &mut Plan)
 fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, plan: &mut Plan) -> Note {
     plan.status.close_reason = Some(reason);
     plan.wake = in_seconds(now, 3);
-    let held = world
-        .lease
-        .metadata
-        .finalizers
-        .as_ref()
-        .is_some_and(|f| f.iter().any(|x| x == FINALIZER_MARKET));
+    let held = is_held(&world.lease);
     let release: Vec<_> = world
         .allocations
         .iter()

@@ -3,6 +3,7 @@
 //! [`World`] is what was seen, [`check`] what follows from it, [`decide`] what is to be done, [`conditions`] what a
 //! person is told. A write to the chain happens only for an intent that an earlier pass stored (M2).
 
+mod asking;
 mod check;
 mod conditions;
 mod decide;
@@ -11,6 +12,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub use asking::{needs_wallet, seeks_prior, wants_second};
 pub(crate) use check::is_exhausted;
 pub use check::{Checked, check};
 pub use conditions::{chain_failure, events};

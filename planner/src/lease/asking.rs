@@ -1,0 +1,46 @@
+//! What a pass has to ask for before it can decide. It is here and not at the edge, so that a simulation asks alike.
+
+use leasehold_crds::{
+    FINALIZER_MARKET, GpuLease,
+    lease::{GpuLeaseStatus, IntentAction, Phase},
+};
+
+use crate::{escrow::AccountRead, observed::Observed};
+
+/// The payer's key is read only when a round is to begin or a stored intent needs it.
+#[must_use]
+pub fn needs_wallet(lease: &GpuLease) -> bool {
+    let nothing = GpuLeaseStatus::default();
+    let status = lease.status.as_ref().unwrap_or(&nothing);
+    let ends = lease.metadata.deletion_timestamp.is_some() || status.close_reason.is_some();
+    let intends = status
+        .intent
+        .as_ref()
+        .is_some_and(|i| matches!(i.action, IntentAction::Open | IntentAction::Fund));
+    status.phase != Phase::Closed && !ends && (status.escrow.is_none() || intends)
+}
+
+/// What could lead to something destructive is read twice.
+#[must_use]
+pub fn wants_second(read: &Observed<AccountRead>) -> bool {
+    match read {
+        Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
+        Observed::Known(AccountRead::Absent) => true,
+        Observed::Known(AccountRead::Mismatch) | Observed::Unknown(_) => false,
+    }
+}
+
+/// Whether an account of an earlier life is to be sought: status names none, and has never named one.
+#[must_use]
+pub fn seeks_prior(lease: &GpuLease) -> bool {
+    let nothing = GpuLeaseStatus::default();
+    let status = lease.status.as_ref().unwrap_or(&nothing);
+    status.escrow.is_none() && status.phase != Phase::Closed && status.round == 0 && is_held(lease)
+}
+
+/// Whether our finalizer is on the lease.
+#[must_use]
+pub fn is_held(lease: &GpuLease) -> bool {
+    let finalizers = lease.metadata.finalizers.as_ref();
+    finalizers.is_some_and(|f| f.iter().any(|x| x == FINALIZER_MARKET))
+}

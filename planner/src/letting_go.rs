@@ -1,0 +1,58 @@
+//! When the market lets an allocation go: after the provider's word that it stopped, or when it must have stopped by
+//! itself.
+
+use jiff::Timestamp;
+use leasehold_crds::{GpuAllocation, GpuLease, lease::Phase};
+
+/// Both clocks may be off by so much: a provider that can't be heard has stopped by `notAfter` and twice this.
+pub const SKEW_SECONDS: i64 = 60;
+
+/// What is to be done with an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Look again in so many seconds.
+    Keep {
+        /// At least 2, at most 300.
+        seconds: u64,
+    },
+    /// Take off our finalizer and delete.
+    Remove,
+}
+
+/// Decides. `lease` is the lease that the allocation names, if it is there.
+#[must_use]
+pub fn decide(allocation: &GpuAllocation, lease: Option<&GpuLease>, now: Timestamp) -> Plan {
+    if !may_go(allocation, now) {
+        let left = allocation.spec.not_after.saturating_add(2 * SKEW_SECONDS) - now.as_second();
+        return Plan::Keep {
+            seconds: u64::try_from(left.clamp(5, 300)).unwrap_or(300),
+        };
+    }
+    // The job's result is on the lease before the allocation goes.
+    if lease.is_some_and(|lease| is_awaited(lease, allocation)) {
+        return Plan::Keep { seconds: 2 };
+    }
+    Plan::Remove
+}
+
+/// Asked to stop and stopped, or past the time at which it stops in any case.
+fn may_go(allocation: &GpuAllocation, now: Timestamp) -> bool {
+    let stopped = allocation
+        .status
+        .as_ref()
+        .is_some_and(|s| s.stopped_at.is_some() || s.declined.is_some());
+    let over = now.as_second() > allocation.spec.not_after.saturating_add(2 * SKEW_SECONDS);
+    let leaving = allocation.spec.release || allocation.metadata.deletion_timestamp.is_some();
+    (leaving && stopped) || over
+}
+
+/// Whether the lease still has to read this allocation.
+fn is_awaited(lease: &GpuLease, allocation: &GpuAllocation) -> bool {
+    let same = lease.metadata.uid.as_deref() == Some(&allocation.spec.lease.uid);
+    same && lease.status.as_ref().is_some_and(|s| {
+        s.phase != Phase::Closed
+            && s.escrow
+                .as_ref()
+                .is_some_and(|e| e.terms.id == allocation.spec.escrow.id)
+    })
+}
