@@ -9,6 +9,8 @@ use tracing_subscriber::EnvFilter;
 /// understood before and after a subcommand.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Telemetry")]
+// A binary's own struct may be called Args too, and groups must have names of their own.
+#[group(id = "telemetry")]
 pub struct Args {
     /// How log lines are written: text for people, json for machines.
     #[arg(
@@ -128,11 +130,11 @@ mod tests {
     #[test]
     fn flags_are_understood_after_a_subcommand() {
         #[derive(Parser)]
-        struct Program {
+        struct Args {
             #[command(subcommand)]
             task: Task,
             #[command(flatten)]
-            telemetry: Args,
+            telemetry: super::Args,
         }
         #[derive(clap::Subcommand)]
         enum Task {
