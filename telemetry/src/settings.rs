@@ -141,7 +141,7 @@ mod tests {
             Serve,
         }
         let program =
-            Program::try_parse_from(["program", "serve", "--log-format=json", "--admin-address=[::]:1"])
+            Args::try_parse_from(["program", "serve", "--log-format=json", "--admin-address=[::]:1"])
                 .unwrap();
         let Task::Serve = program.task;
         assert_eq!(program.telemetry.log_format, LogFormat::Json);
