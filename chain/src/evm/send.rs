@@ -407,15 +407,30 @@ impl Sender {
             sent_at: Instant::now(),
             sent_after: head.number,
         };
-        if sign(rpc, signer, &mut flight).is_err() {
-            return;
-        }
         tracing::warn!(signer = %signer.address(), nonce, "an unknown transaction blocks this key: sending nothing in its place");
-        queue.insert(flight.clone());
-        if let Err(error) = broadcast(rpc, &flight).await
-            && rejection(&error) == Some(Rejection::NonceUsed)
-        {
-            queue.remove(nonce);
+        // What it bids is unknown too. The ceiling is on a bid, of which a block takes only what it costs.
+        for _ in 0..FORMS_MAX {
+            flight.forms.clear();
+            if sign(rpc, signer, &mut flight).is_err() {
+                return;
+            }
+            match broadcast(rpc, &flight)
+                .await
+                .err()
+                .and_then(|error| rejection(&error))
+            {
+                Some(Rejection::Underpriced) => {
+                    flight.fees = Fees {
+                        max: flight.fees.max.saturating_mul(2),
+                        tip: flight.fees.tip.saturating_mul(2),
+                    };
+                }
+                Some(Rejection::NonceUsed) => return,
+                Some(Rejection::AlreadyKnown) | None => {
+                    queue.insert(flight);
+                    return;
+                }
+            }
         }
     }
 

@@ -1,8 +1,6 @@
 //! Each action through JSON-RPC on a real EVM, and what it moves.
 
-mod anvil;
-
-use anvil::{Anvil, address};
+use crate::anvil::Anvil;
 use leasehold_crds::money::TokenAmount;
 use leasehold_planner::{
     escrow::AccountRead,
@@ -106,5 +104,4 @@ async fn a_lease_from_deposit_to_refund() {
         "gas: open {} (2 legs), fundTo {}, close {} (2 payouts)",
         opened.gas_used, funded.gas_used, closed.gas_used
     );
-    assert_eq!(address(&payer), terms.payer);
 }

@@ -155,12 +155,6 @@ impl Anvil {
             .await;
     }
 
-    /// An empty block of that time.
-    pub async fn mine_at(&self, time: u64) {
-        self.set_next_time(time).await;
-        self.mine().await;
-    }
-
     pub async fn request<P, R>(&self, method: &'static str, params: P) -> R
     where
         P: serde::Serialize + Clone + std::fmt::Debug + Send + Sync + Unpin,
@@ -182,14 +176,34 @@ impl Anvil {
         assert!(status.success(), "kill -{signal}");
     }
 
-    /// Hashes of the newest block's transactions.
-    pub async fn newest_transactions(&self) -> Vec<B256> {
-        let block = self
-            .rpc
-            .get_block_by_number(Default::default())
-            .await
-            .expect("a block");
-        block.expect("a newest block").transactions.hashes().collect()
+    /// Hashes of the transactions that wait.
+    pub async fn pool_hashes(&self) -> Vec<B256> {
+        let content: serde_json::Value = self.request("txpool_content", ()).await;
+        let waiting = ["pending", "queued"]
+            .into_iter()
+            .filter_map(|part| content[part].as_object());
+        let transactions = waiting
+            .flat_map(|senders| senders.values())
+            .filter_map(|nonces| nonces.as_object())
+            .flat_map(|nonces| nonces.values());
+        transactions
+            .map(|t| t["hash"].as_str().expect("a hash").parse().expect("a hash"))
+            .collect()
+    }
+
+    /// How many transactions wait.
+    pub async fn pool(&self) -> usize {
+        self.pool_hashes().await.len()
+    }
+
+    /// How many of the address's transactions were mined.
+    pub async fn nonce(&self, owner: Address) -> u64 {
+        let count = self.rpc.get_transaction_count(EvmAddress::new(owner.0));
+        count.await.expect("a nonce")
+    }
+
+    pub async fn number(&self) -> u64 {
+        self.rpc.get_block_number().await.expect("a number")
     }
 
     /// Terms of `payer` with one leg per controller, at 1000 base units a second each.
@@ -228,4 +242,16 @@ pub fn key(number: u8) -> SigningKey {
 
 pub fn address(key: &SigningKey) -> Address {
     leasehold_chain::evm::address_of(key).expect("a key")
+}
+
+/// Waits for it, at most 10 seconds.
+pub async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("not in time: {what}"));
 }

@@ -1,0 +1,9 @@
+//! The client against a real EVM. Each test has an anvil of its own; without an anvil each says that it was skipped.
+#![expect(clippy::unwrap_used, reason = "tests: a panic is the report")]
+
+mod actions;
+mod anvil;
+mod events;
+mod refusals;
+mod same_key;
+mod stuck;

@@ -1,0 +1,181 @@
+//! Transactions that no block takes: they bid more, wait for their caller to come back, and free a blocked key.
+
+use std::time::Duration;
+
+use alloy::{
+    consensus::{SignableTransaction, TxEip1559},
+    eips::eip2718::Encodable2718,
+    network::TxSignerSync,
+    primitives::{Address as EvmAddress, TxKind, U256},
+    providers::Provider,
+    signers::local::PrivateKeySigner,
+};
+use leasehold_chain::{EvmEscrow, Network};
+use leasehold_crds::money::TokenAmount;
+use leasehold_planner::ports::{BlockLevel, PaymentError, Payments, SigningKey};
+
+use crate::anvil::{Anvil, until};
+
+const LATER: u64 = 1 << 39;
+const GWEI: u128 = 1_000_000_000;
+
+/// Blocks of so little gas that a transaction stays where it is.
+async fn set_block_gas(anvil: &Anvil, gas: u64) {
+    let set: bool = anvil.request("evm_setBlockGasLimit", (U256::from(gas),)).await;
+    assert!(set);
+}
+
+fn patient(anvil: &Anvil) -> EvmEscrow {
+    EvmEscrow::connect(&Network {
+        mine_deadline: Duration::from_secs(12),
+        ..anvil.network()
+    })
+    .unwrap()
+}
+
+/// Opens, lets `hinder` keep the transaction out of a block, and returns whether its first form was mined in the end.
+async fn open_hindered(anvil: &Anvil, hinder: impl AsyncFnOnce(), release: impl AsyncFnOnce()) -> bool {
+    let escrow = patient(anvil);
+    let [payer, one] = anvil.keys(1).await;
+    let terms = anvil.terms(&payer, &[&one], &one, 1);
+    anvil.mint(terms.payer, 1_000).await;
+    anvil.set_automine(false).await;
+    let open = escrow.open(&payer, &terms, TokenAmount(1_000), LATER);
+    let chain = async {
+        until("it waits", async || anvil.pool().await == 1).await;
+        let first = anvil.pool_hashes().await;
+        hinder().await;
+        anvil.mine().await;
+        release().await;
+        until("another form waits", async || {
+            let now = anvil.pool_hashes().await;
+            now.len() == 1 && now != first
+        })
+        .await;
+        anvil.mine().await;
+        first[0]
+    };
+    let (receipt, first) = tokio::join!(open, chain);
+    let read = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
+    assert_eq!(read.present().unwrap().deposited, TokenAmount(1_000));
+    assert_eq!(anvil.nonce(terms.payer).await, 1);
+    receipt.unwrap().transaction.0 == first.0
+}
+
+#[tokio::test]
+async fn a_transaction_that_no_block_takes_bids_more() {
+    let Some(anvil) = Anvil::start().await else { return };
+    let narrow = async || set_block_gas(&anvil, 30_000).await;
+    let wide = async || set_block_gas(&anvil, 30_000_000).await;
+    assert!(!open_hindered(&anvil, narrow, wide).await);
+}
+
+#[tokio::test]
+async fn a_transaction_that_the_node_dropped_comes_back_with_a_higher_bid() {
+    let Some(anvil) = Anvil::start().await else { return };
+    // anvil drops what bids less than the base fee.
+    let raise = async || {
+        anvil
+            .request::<_, ()>("anvil_setNextBlockBaseFeePerGas", (U256::from(50 * GWEI),))
+            .await;
+    };
+    assert!(!open_hindered(&anvil, raise, async || ()).await);
+}
+
+#[tokio::test]
+async fn what_is_pending_is_joined_by_the_next_try() {
+    let Some(anvil) = Anvil::start().await else { return };
+    let escrow = EvmEscrow::connect(&Network {
+        mine_deadline: Duration::from_secs(1),
+        ..anvil.network()
+    })
+    .unwrap();
+    let [payer, one] = anvil.keys(1).await;
+    let terms = anvil.terms(&payer, &[&one], &one, 1);
+    anvil.mint(terms.payer, 1_000).await;
+    anvil.set_automine(false).await;
+    let Err(PaymentError::Pending { transaction }) =
+        escrow.open(&payer, &terms, TokenAmount(1_000), LATER).await
+    else {
+        panic!("nothing mined it")
+    };
+    let mining = async {
+        tokio::task::yield_now().await;
+        anvil.mine().await;
+    };
+    let (receipt, ()) = tokio::join!(escrow.open(&payer, &terms, TokenAmount(1_000), LATER), mining);
+    match receipt {
+        Ok(receipt) => assert_eq!(receipt.transaction, transaction),
+        // It was mined before the second try asked.
+        Err(error) => assert_eq!(
+            error,
+            PaymentError::Reverted {
+                error: "AccountExists".into()
+            }
+        ),
+    }
+    assert_eq!(anvil.pool().await, 0);
+    assert_eq!(anvil.nonce(terms.payer).await, 1, "sent twice");
+}
+
+/// Sends as another program with the same key would.
+async fn send_unfitting(anvil: &Anvil, key: &SigningKey, nonce: u64) {
+    let signer = PrivateKeySigner::from_slice(&key.0).unwrap();
+    let mut transaction = TxEip1559 {
+        chain_id: anvil.deployed.chain_id,
+        nonce,
+        gas_limit: 2_000_000,
+        max_fee_per_gas: 2 * GWEI,
+        max_priority_fee_per_gas: 1,
+        to: TxKind::Call(EvmAddress::repeat_byte(0x55)),
+        value: U256::from(1),
+        ..TxEip1559::default()
+    };
+    let signature = signer.sign_transaction_sync(&mut transaction).unwrap();
+    let bytes = transaction.into_signed(signature).encoded_2718();
+    let _ = anvil.rpc.send_raw_transaction(&bytes).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unknown_transaction_in_the_way_is_replaced_by_nothing() {
+    let Some(anvil) = Anvil::start().await else { return };
+    let escrow = patient(&anvil);
+    let [payer, one] = anvil.keys(1).await;
+    let terms = anvil.terms(&payer, &[&one], &one, 1);
+    anvil.mint(terms.payer, 1_000).await;
+    escrow
+        .open(&payer, &terms, TokenAmount(1_000), LATER)
+        .await
+        .unwrap();
+    anvil.set_automine(false).await;
+    let nonce = anvil.nonce(terms.closer).await;
+    send_unfitting(&anvil, &one, nonce).await;
+    set_block_gas(&anvil, 1_000_000).await;
+    anvil.mine().await;
+    assert_eq!(anvil.pool().await, 1, "it blocks the key");
+    let done = tokio::sync::Notify::new();
+    let close = async {
+        let receipt = escrow.close(&one, &terms, 0).await;
+        done.notify_one();
+        receipt
+    };
+    let mining = async {
+        loop {
+            tokio::select! {
+                () = done.notified() => return,
+                () = tokio::time::sleep(Duration::from_millis(500)) => anvil.mine().await,
+            }
+        }
+    };
+    let (receipt, ()) = tokio::join!(close, mining);
+    receipt.unwrap();
+    assert_eq!(anvil.nonce(terms.closer).await, nonce + 2);
+    assert_eq!(
+        anvil
+            .rpc
+            .get_balance(EvmAddress::repeat_byte(0x55))
+            .await
+            .unwrap(),
+        U256::ZERO
+    );
+}
