@@ -16,10 +16,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, anyhow};
 use clap::Parser as _;
 
-use settings::{Args, Command};
+use settings::{Cli, Command};
 
 fn main() -> anyhow::Result<ExitCode> {
-    let args = Args::parse();
+    let args = Cli::parse();
     let service = match args.command {
         Command::Market(_) => "leasehold-operator-market",
         Command::Provider(_) => "leasehold-operator-provider",

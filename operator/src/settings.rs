@@ -8,7 +8,7 @@ use leasehold_planner::escrow::Address;
 /// Leasehold's operator: a market's or a provider's.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "leasehold-operator", version, about, max_term_width = 110)]
-pub struct Args {
+pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     #[command(flatten)]

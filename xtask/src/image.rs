@@ -75,11 +75,7 @@ const RECIPES: &[Recipe] = &[
     },
     Recipe {
         name: "gpu-plugin",
-        binaries: &[(
-            "leasehold-gpu-plugin",
-            "gpu-plugin",
-            "usr/bin/gpu-plugin",
-        )],
+        binaries: &[("leasehold-gpu-plugin", "gpu-plugin", "usr/bin/gpu-plugin")],
         user: "0:0",
         entrypoint: &["/usr/bin/gpu-plugin"],
         busybox: false,
@@ -178,11 +174,18 @@ fn compile(recipes: &[&Recipe], profile: Profile) -> Result<Vec<PathBuf>> {
         .current_dir(crate::root())
         .args(["build", "--locked", "--message-format=json-render-diagnostics"])
         .stdout(Stdio::piped());
-    for (package, _, _) in recipes.iter().flat_map(|recipe| recipe.binaries) {
-        cargo.args(["-p", package]);
-    }
-    if profile == Profile::Release {
-        cargo.arg("--release");
+    match profile {
+        // The whole workspace, because cargo then resolves the same features as for its tests, and compiles
+        // nothing twice.
+        Profile::Dev => {
+            cargo.arg("--workspace");
+        }
+        Profile::Release => {
+            cargo.arg("--release");
+            for (package, _, _) in recipes.iter().flat_map(|recipe| recipe.binaries) {
+                cargo.args(["-p", package]);
+            }
+        }
     }
     let output = cargo
         .spawn()

@@ -84,7 +84,7 @@ pub(crate) struct Caches {
 }
 
 /// Label that the agents' liveness leases carry.
-const AGENT_LABEL: &str = "leasehold.dev/agent";
+const AGENT_LABEL: &str = "app.kubernetes.io/managed-by=leasehold-agent";
 
 /// Runs until a signal.
 #[expect(

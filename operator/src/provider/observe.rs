@@ -292,10 +292,7 @@ impl Provider {
 
     /// Whether a node's agent was heard of lately.
     pub(super) fn agent_alive(&self, node: &str, now: Timestamp) -> bool {
-        let lease = self
-            .caches
-            .agents
-            .find(|l| l.name_any() == node || l.name_any().ends_with(&format!("-{node}")));
+        let lease = self.caches.agents.find(|l| l.name_any() == node);
         let renewed = lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.as_second()));
         renewed.is_some_and(|t| now.as_second() - t <= 60)
     }

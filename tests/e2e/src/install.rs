@@ -1,0 +1,311 @@
+//! Installs Leasehold as a person would: images into the nodes, Secrets, the chart, PaymentNetwork, pools; beside
+//! it the simulated driver and its device plugin.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::Node,
+};
+use kube::{Api, Client, api::ListParams};
+use leasehold_crds::{GpuOffer, GpuPool, PROVIDER_NAMESPACE_PREFIX};
+use leasehold_planner::ports::SigningKey;
+use leasehold_testcluster::{Cluster, FILES_IN_NODE, Progress};
+use nvidia_ml_sim::Fixture;
+use serde_json::{Value, json};
+use xtask::image::{self, Profile};
+
+use crate::{
+    eventually,
+    stack::{GpuNodes, Money, Role, StackSpec, address, key, payee},
+};
+
+/// Namespace of the operators.
+pub const NAMESPACE: &str = "leasehold-system";
+/// Name of the PaymentNetwork.
+pub const NETWORK: &str = "anvil";
+
+/// Image archives to be loaded.
+pub struct Archives(Vec<PathBuf>);
+
+/// Builds the images from this tree.
+pub async fn archives(progress: &dyn Progress) -> anyhow::Result<Archives> {
+    progress.step("building images of the operator and the agent");
+    tokio::task::spawn_blocking(|| {
+        let folder = image::default_folder();
+        let names: Vec<&str> = image::PRODUCT.iter().chain(image::TESTS).copied().collect();
+        let archives = image::build(&names, Profile::Dev, "dev", &folder)?;
+        Ok(Archives(archives.into_iter().map(|a| a.path).collect()))
+    })
+    .await?
+}
+
+/// Loads them into every real node.
+pub async fn images(cluster: &Cluster, archives: &Archives, progress: &dyn Progress) -> anyhow::Result<()> {
+    progress.step("loading images");
+    for path in &archives.0 {
+        cluster
+            .load_image(path)
+            .await
+            .with_context(|| format!("load {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn hex(key: &SigningKey) -> String {
+    format!("0x{}", data_encoding::HEXLOWER.encode(&key.0))
+}
+
+/// Applies a manifest with kubectl, as a person would.
+pub fn kubectl_apply(cluster: &Cluster, manifest: &str) -> anyhow::Result<String> {
+    run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), manifest)
+}
+
+/// Runs a command with text on its standard input.
+pub fn run_with_input(command: &mut Command, input: &str) -> anyhow::Result<String> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child
+        .stdin
+        .take()
+        .context("standard input")?
+        .write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    ensure!(output.status.success(), "{said}");
+    Ok(said)
+}
+
+fn secret(name: &str, entries: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}, "stringData": entries})
+}
+
+fn yaml(objects: &[Value]) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for object in objects {
+        text.push_str("---\n");
+        text.push_str(&serde_norway::to_string(object)?);
+    }
+    Ok(text)
+}
+
+/// Everything, in order; returns when every provider with nodes has an offer.
+pub async fn all(
+    cluster: &Cluster,
+    client: &Client,
+    spec: &StackSpec,
+    money: &Money,
+    progress: &dyn Progress,
+) -> anyhow::Result<()> {
+    progress.step("installing simulated GPUs");
+    gpus(cluster, client, spec).await?;
+    progress.step("installing the chart");
+    kubectl_apply(
+        cluster,
+        &yaml(&[json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})])?,
+    )?;
+    let mut secrets = vec![secret(
+        "leasehold-closer",
+        &json!({"privateKey": hex(&key(Role::Closer)?)}),
+    )];
+    for (index, provider) in spec.providers.iter().enumerate() {
+        secrets.push(secret(
+            &format!("controller-{}", provider.name),
+            &json!({"privateKey": hex(&key(Role::Controller(index))?)}),
+        ));
+    }
+    kubectl_apply(cluster, &yaml(&secrets)?)?;
+    for (index, provider) in spec.providers.iter().enumerate() {
+        let values = values(spec, money, index)?;
+        let release = if index == 0 {
+            "leasehold".to_owned()
+        } else {
+            format!("leasehold-{}", provider.name)
+        };
+        helm_install(cluster, &release, &values)?;
+    }
+    deployments_ready(client).await?;
+    for provider in &spec.providers {
+        let api = Api::<GpuOffer>::namespaced(
+            client.clone(),
+            &format!("{PROVIDER_NAMESPACE_PREFIX}{}", provider.name),
+        );
+        let pools = Api::<GpuPool>::all(client.clone());
+        eventually(&format!("the offer of {}", provider.name), || async {
+            let offer = api.get_opt(&provider.name).await?;
+            if offer
+                .as_ref()
+                .is_some_and(|o| o.spec.rows.iter().any(|r| r.nodes_free > 0))
+            {
+                return Ok(Ok(()));
+            }
+            let pool = pools.get_opt(&provider.name).await?.and_then(|p| p.status);
+            Ok(Err((offer.map(|o| o.spec), pool)))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Chart values of the release of the provider with that number; the first is also the market.
+fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::Result<Value> {
+    let first = index == 0;
+    let provider = &spec.providers[index];
+    let others: Vec<Value> = spec
+        .providers
+        .iter()
+        .enumerate()
+        .skip(1)
+        .map(|(i, p)| {
+            Ok(json!({
+                "name": p.name, "payee": payee(i).to_string(), "controller": address(Role::Controller(i))?.to_string(), "region": p.region,
+                "subject": {"kind": "ServiceAccount", "name": format!("leasehold-{}-provider", p.name), "namespace": NAMESPACE},
+            }))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let network = json!({
+        "name": NETWORK, "chainId": money.chain_id, "rpcUrl": money.rpc_url, "escrow": money.escrow.to_string(),
+        "marketId": money.market_id.to_string(), "outageGrace": "60s",
+        "token": {"address": money.token.to_string(), "symbol": "USDC", "decimals": 6},
+    });
+    let pool = json!({
+        "name": provider.name, "provider": provider.name, "pricePerGpuHour": provider.price, "network": NETWORK, "maxPause": "1h",
+        "nodeSelector": {"leasehold.test/provider": provider.name}, "storage": {"maxSize": "100Gi"},
+    });
+    Ok(json!({
+        "crds": {"install": first},
+        "log": {"format": "text", "filter": "info,leasehold_operator=debug"},
+        "paymentNetworks": if first { json!([network]) } else { json!([]) },
+        "pools": [pool],
+        "market": {"enabled": first, "replicas": spec.replicas, "providers": if first { json!(others) } else { json!([]) }},
+        "provider": {
+            "name": provider.name, "payee": payee(index).to_string(), "controller": address(Role::Controller(index))?.to_string(),
+            "region": provider.region, "replicas": spec.replicas, "controllerKey": {"secretName": format!("controller-{}", provider.name)},
+        },
+        "agent": {
+            "enabled": first && spec.providers.iter().any(|p| matches!(p.nodes, GpuNodes::Real(_))),
+            "driver": {"from": "hostPath", "library": format!("{FILES_IN_NODE}/{}", nvidia_ml_sim::LIBRARY_NAME)},
+            "sysfsHostPath": format!("{FILES_IN_NODE}/sys"),
+            "extraHostPaths": [FILES_IN_NODE],
+            "extraArgs": ["--period=1s", "--holders-period=500ms"],
+        },
+        "networkPolicy": {"egressPorts": [443, 6443, 8545]},
+    }))
+}
+
+fn helm_install(cluster: &Cluster, release: &str, values: &Value) -> anyhow::Result<()> {
+    let chart = xtask::root().join("charts/leasehold");
+    let mut command = cluster.helm();
+    command.args(["upgrade", "--install", release]).arg(chart).args([
+        "--namespace",
+        NAMESPACE,
+        "--values",
+        "-",
+    ]);
+    run_with_input(&mut command, &serde_norway::to_string(values)?)
+        .with_context(|| format!("helm upgrade --install {release}"))?;
+    Ok(())
+}
+
+async fn deployments_ready(client: &Client) -> anyhow::Result<()> {
+    let deployments = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);
+    eventually("the operators", || async {
+        let all = deployments.list(&ListParams::default()).await?.items;
+        let waiting: Vec<_> = all
+            .iter()
+            .filter(|d| {
+                d.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0)
+                    < d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+            })
+            .map(|d| d.metadata.name.clone().unwrap_or_default())
+            .collect();
+        Ok(if waiting.is_empty() { Ok(()) } else { Err(waiting) })
+    })
+    .await
+}
+
+/// Writes each node's GPUs, runs the device plugin, waits until kubelets allocate them.
+async fn gpus(cluster: &Cluster, client: &Client, spec: &StackSpec) -> anyhow::Result<()> {
+    let mut expected = Vec::new();
+    for provider in &spec.providers {
+        if let GpuNodes::Real(nodes) = &provider.nodes {
+            for (name, model, count) in nodes {
+                Fixture::create(&cluster.node(name).files, name, model, *count)?;
+                expected.push((name.clone(), *count));
+            }
+        }
+    }
+    if expected.is_empty() {
+        return Ok(());
+    }
+    kubectl_apply(cluster, &yaml(&[device_plugin()?])?)?;
+    let nodes = Api::<Node>::all(client.clone());
+    for (name, count) in expected {
+        eventually(&format!("the GPUs of {name}"), || async {
+            let node = nodes.get(&name).await?;
+            let found = node
+                .status
+                .and_then(|s| s.allocatable)
+                .and_then(|a| a.get("nvidia.com/gpu").map(|q| q.0.clone()));
+            Ok(if found.as_deref() == Some(&count.to_string()) {
+                Ok(())
+            } else {
+                Err(found)
+            })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+fn device_plugin() -> anyhow::Result<Value> {
+    let set: DaemonSet = serde_json::from_value(json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "gpu-plugin", "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "gpu-plugin"}},
+            "template": {
+                "metadata": {"labels": {"app": "gpu-plugin"}},
+                "spec": {
+                    "nodeSelector": {"kubernetes.io/os": "linux"},
+                    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                        {"matchExpressions": [{"key": "type", "operator": "NotIn", "values": ["kwok"]}]}]}}},
+                    "containers": [{
+                        "name": "plugin", "image": "leasehold.test/gpu-plugin:dev", "imagePullPolicy": "IfNotPresent",
+                        "args": ["--gpus", format!("{FILES_IN_NODE}/gpus.json")],
+                        "securityContext": {"privileged": true},
+                        "volumeMounts": [
+                            {"name": "kubelet", "mountPath": "/var/lib/kubelet/device-plugins"},
+                            {"name": "files", "mountPath": FILES_IN_NODE, "readOnly": true},
+                        ],
+                    }],
+                    "volumes": [
+                        {"name": "kubelet", "hostPath": {"path": "/var/lib/kubelet/device-plugins"}},
+                        {"name": "files", "hostPath": {"path": FILES_IN_NODE}},
+                    ],
+                },
+            },
+        },
+    }))?;
+    Ok(serde_json::to_value(set)?)
+}
+
+/// Reads a file of the repository.
+pub fn repository_file(path: impl AsRef<Path>) -> anyhow::Result<String> {
+    let path = xtask::root().join(path);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text),
+        Err(error) => bail!("{}: {error}", path.display()),
+    }
+}

@@ -1,0 +1,149 @@
+//! A tenant: a namespace with a wallet that it opts in, and leases applied from the examples.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kube::{Api, ResourceExt as _, api::DeleteParams};
+use leasehold_crds::{GpuLease, lease::Phase, money::TokenAmount};
+use leasehold_planner::{
+    escrow::{Account, AccountRead, Address, Terms},
+    ports::{BlockLevel, Payments as _},
+};
+use serde_json::json;
+
+use crate::{
+    install::{kubectl_apply, repository_file},
+    stack::{Role, Stack, address, key},
+    within,
+};
+
+/// A tenant's namespace on a stack.
+pub struct Tenant<'a> {
+    /// The stack.
+    pub stack: &'a Stack,
+    /// The namespace.
+    pub namespace: String,
+}
+
+impl<'a> Tenant<'a> {
+    /// Makes the namespace, the wallet's Secret, and the RoleBinding that opts it in.
+    pub fn new(stack: &'a Stack, namespace: &str) -> anyhow::Result<Self> {
+        let wallet = format!("0x{}", data_encoding::HEXLOWER.encode(&key(Role::Tenant)?.0));
+        let objects = [
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wallet", "namespace": namespace}, "stringData": {"privateKey": wallet}}),
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "leasehold-wallet", "namespace": namespace},
+                "rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["wallet"], "verbs": ["get"]}]}),
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "leasehold-wallet", "namespace": namespace},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "leasehold-wallet"},
+                "subjects": [{"kind": "ServiceAccount", "name": "leasehold-market", "namespace": crate::install::NAMESPACE}]}),
+        ];
+        for object in objects {
+            kubectl_apply(&stack.cluster, &object.to_string())?;
+        }
+        Ok(Self {
+            stack,
+            namespace: namespace.into(),
+        })
+    }
+
+    /// The tenant's leases.
+    #[must_use]
+    pub fn leases(&self) -> Api<GpuLease> {
+        Api::namespaced(self.stack.client.clone(), &self.namespace)
+    }
+
+    /// The first GpuLease of an example file, with this namespace and, where given, another name.
+    pub fn example(&self, file: &str, name: Option<&str>) -> anyhow::Result<GpuLease> {
+        let text = repository_file(file)?;
+        for document in text.split("\n---") {
+            let value: serde_json::Value = serde_norway::from_str(document)?;
+            if value["kind"] == "GpuLease" {
+                let mut lease: GpuLease = serde_json::from_value(value)?;
+                lease.metadata.namespace = Some(self.namespace.clone());
+                lease.spec.payment.network = crate::install::NETWORK.into();
+                lease.spec.payment.wallet.secret_name = "wallet".into();
+                if let Some(name) = name {
+                    lease.metadata.name = Some(name.into());
+                }
+                return Ok(lease);
+            }
+        }
+        anyhow::bail!("{file} has no GpuLease")
+    }
+
+    /// Applies a lease with kubectl.
+    pub fn apply(&self, lease: &GpuLease) -> anyhow::Result<()> {
+        kubectl_apply(&self.stack.cluster, &serde_json::to_string(lease)?).map(|_| ())
+    }
+
+    /// Waits until the lease satisfies `wanted`.
+    pub async fn until(
+        &self,
+        name: &str,
+        limit: Duration,
+        what: &str,
+        wanted: impl Fn(&GpuLease) -> bool,
+    ) -> anyhow::Result<GpuLease> {
+        let api = self.leases();
+        within(limit, &format!("{name}: {what}"), || async {
+            let lease = api.get(name).await?;
+            Ok(if wanted(&lease) {
+                Ok(lease)
+            } else {
+                Err(lease.status)
+            })
+        })
+        .await
+    }
+
+    /// Waits until the lease is in a phase.
+    pub async fn until_phase(&self, name: &str, phase: Phase, limit: Duration) -> anyhow::Result<GpuLease> {
+        self.until(name, limit, &format!("{phase:?}"), |l| {
+            l.status.as_ref().is_some_and(|s| s.phase == phase)
+        })
+        .await
+    }
+
+    /// Asks for the lease's deletion.
+    pub async fn delete(&self, name: &str) -> anyhow::Result<()> {
+        self.leases().delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Waits until the lease is gone.
+    pub async fn until_gone(&self, name: &str, limit: Duration) -> anyhow::Result<()> {
+        let api = self.leases();
+        within(limit, &format!("{name} to be gone"), || async {
+            Ok(match api.get_opt(name).await? {
+                None => Ok(()),
+                Some(lease) => Err((lease.finalizers().to_vec(), lease.status)),
+            })
+        })
+        .await
+    }
+
+    /// The lease's account as the chain shows it.
+    pub async fn account(&self, lease: &GpuLease) -> anyhow::Result<(Terms, Account)> {
+        let escrow = lease
+            .status
+            .as_ref()
+            .and_then(|s| s.escrow.as_ref())
+            .context("the lease has an account")?;
+        let terms = Terms::from_wire(&escrow.terms)?;
+        match self.stack.rail.account(&terms, BlockLevel::Latest).await? {
+            AccountRead::Present(account) => Ok((terms, account)),
+            other => anyhow::bail!("the chain shows {other:?}"),
+        }
+    }
+
+    /// Base units of the token at an address.
+    pub async fn balance(&self, of: Address) -> anyhow::Result<TokenAmount> {
+        Ok(self.stack.rail.purse(of).await?.token)
+    }
+
+    /// Base units of the token at the tenant's address.
+    pub async fn own_balance(&self) -> anyhow::Result<TokenAmount> {
+        self.balance(address(Role::Tenant)?).await
+    }
+}

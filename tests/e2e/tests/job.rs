@@ -1,0 +1,59 @@
+//! A job on one simulated GPU, from `kubectl apply` to the refund.
+
+use std::time::Duration;
+
+use leasehold_crds::lease::{CloseReason, Phase};
+use leasehold_e2e::{Stack, StackSpec, Tenant};
+use leasehold_testcluster::{Stderr, Unavailable};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_is_paid_by_the_second_and_refunded() -> anyhow::Result<()> {
+    if let Err(why) = Unavailable::check() {
+        eprintln!("SKIPPED: {why}");
+        return Ok(());
+    }
+    let stack = Stack::up(StackSpec::one_node("e2e-job"), &Stderr::default()).await?;
+    let result = story(&stack).await;
+    if result.is_err() {
+        stack.dump(std::path::Path::new("/tmp/leasehold-e2e-job"));
+    }
+    stack.down().await?;
+    result
+}
+
+async fn story(stack: &Stack) -> anyhow::Result<()> {
+    let tenant = Tenant::new(stack, "team-a")?;
+    let before = tenant.own_balance().await?;
+    let lease = tenant.example("examples/01-job.yaml", None)?;
+    tenant.apply(&lease)?;
+    let closed = tenant
+        .until_phase("hello", Phase::Closed, Duration::from_secs(60))
+        .await?;
+    let status = closed.status.clone().unwrap_or_default();
+    assert_eq!(status.close_reason, Some(CloseReason::JobSucceeded));
+    let job = status.job.expect("the job's end");
+    assert_eq!(job.exit_code, 0);
+    assert!(job.log_tail.contains("H100"), "{}", job.log_tail);
+    let (terms, account) = tenant.account(&closed).await?;
+    assert!(account.closed);
+    let earned = terms.legs[0]
+        .rate
+        .earned_floor(account.legs[0].served_seconds)
+        .expect("in range");
+    assert_eq!(
+        tenant.own_balance().await?.0,
+        before.0 - earned.0,
+        "the refund is exact"
+    );
+    assert_eq!(
+        tenant.balance(terms.legs[0].payee).await?,
+        earned,
+        "the payee has what was earned"
+    );
+    assert_eq!(
+        tenant.balance(stack.money.escrow).await?.0,
+        0,
+        "nothing stays in the escrow"
+    );
+    Ok(())
+}
