@@ -42,6 +42,17 @@ impl Error {
         }
     }
 
+    /// Says what failed and why, and what it concerns.
+    pub fn log(&self, kind: &str, name: &str) {
+        let why = std::error::Error::source(self)
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        match self.class() {
+            Class::Conflict => tracing::debug!(kind, name, %why, "{self}"),
+            Class::User | Class::Transient => tracing::warn!(kind, name, %why, "{self}"),
+        }
+    }
+
     /// When to try again.
     pub fn retry_after(&self) -> Duration {
         match self.class() {

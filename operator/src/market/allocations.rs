@@ -45,7 +45,8 @@ pub(super) async fn remove(api: &Api<GpuAllocation>, allocation: &GpuAllocation)
 }
 
 /// What a failed pass leads to.
-pub(super) fn on_error(_: Arc<GpuAllocation>, error: &Error, market: Arc<Market>) -> Action {
+pub(super) fn on_error(object: Arc<GpuAllocation>, error: &Error, market: Arc<Market>) -> Action {
+    error.log("GpuAllocation", &object.name_any());
     market
         .metrics
         .reconcile

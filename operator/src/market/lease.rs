@@ -52,6 +52,9 @@ pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Res
         begun.elapsed(),
         outcome.as_ref().err().map(Error::class),
     );
+    if let Err(error) = &outcome {
+        error.log("GpuLease", &world.lease.name_any());
+    }
     let wake = objects::until(plan.wake, market.now());
     Ok(Action::requeue(
         outcome.err().map_or(wake, |e| wake.min(e.retry_after())),
@@ -59,7 +62,8 @@ pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Res
 }
 
 /// What a failed pass leads to.
-pub(super) fn on_error(_: Arc<GpuLease>, error: &Error, market: Arc<Market>) -> Action {
+pub(super) fn on_error(object: Arc<GpuLease>, error: &Error, market: Arc<Market>) -> Action {
+    error.log("GpuLease", &object.name_any());
     market
         .metrics
         .reconcile

@@ -94,7 +94,8 @@ pub(super) async fn reconcile(
 }
 
 /// What a failed pass leads to.
-pub(super) fn on_error(_: Arc<GpuAllocation>, error: &Error, provider: Arc<Provider>) -> Action {
+pub(super) fn on_error(object: Arc<GpuAllocation>, error: &Error, provider: Arc<Provider>) -> Action {
+    error.log("GpuAllocation", &object.name_any());
     provider
         .metrics
         .reconcile

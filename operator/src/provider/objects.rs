@@ -82,9 +82,8 @@ const FORBIDDEN_V4: [&str; 13] = [
     "203.0.113.0/24",
     "224.0.0.0/3",
 ];
-const FORBIDDEN_V6: [&str; 7] = [
+const FORBIDDEN_V6: [&str; 6] = [
     "::/127",
-    "::ffff:0:0/96",
     "64:ff9b::/96",
     "fc00::/7",
     "fe80::/10",

@@ -64,15 +64,13 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
         if told.as_ref() != Some(&spec) {
             match provider.publish(&spec).await {
                 Ok(()) => told = Some(spec),
-                Err(error) => tracing::warn!(error = ?error, "the offer was not written; it is tried again"),
+                Err(error) => error.log("GpuOffer", &provider.args.provider_name),
             }
         }
         if now.as_second() - renewed.as_second() >= RENEW_SECONDS {
             match provider.renew(now).await {
                 Ok(()) => renewed = now,
-                Err(error) => {
-                    tracing::warn!(error = ?error, "the market was not told that this provider lives")
-                }
+                Err(error) => error.log("Lease", &provider.args.provider_name),
             }
         }
         provider.report_pools(&supplies, now).await;

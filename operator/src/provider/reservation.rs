@@ -57,6 +57,9 @@ pub(super) async fn reconcile(
         begun.elapsed(),
         outcome.as_ref().err().map(Error::class),
     );
+    if let Err(error) = &outcome {
+        error.log("GpuReservation", &reservation.name_any());
+    }
     reported?;
     let wake = objects::until(wake, provider.now()).min(fast(&plan));
     Ok(Action::requeue(
@@ -73,7 +76,8 @@ const fn fast(plan: &Plan) -> Duration {
 }
 
 /// What a failed pass leads to.
-pub(super) fn on_error(_: Arc<GpuReservation>, error: &Error, provider: Arc<Provider>) -> Action {
+pub(super) fn on_error(object: Arc<GpuReservation>, error: &Error, provider: Arc<Provider>) -> Action {
+    error.log("GpuReservation", &object.name_any());
     provider
         .metrics
         .reconcile
