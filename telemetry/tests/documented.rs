@@ -1,0 +1,30 @@
+//! The documents list what the operators export, no more and no less.
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking too")]
+
+use leasehold_telemetry::Metrics;
+use leasehold_telemetry::metrics::{Operator, Role, reference};
+
+#[test]
+fn every_metric_of_both_roles_is_documented_as_it_is() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operate/metrics.md");
+    let documented = std::fs::read_to_string(path).unwrap();
+    for (role, title) in [
+        (Role::Market, "## Operator, role market\n\n"),
+        (Role::Provider, "## Operator, role provider\n\n"),
+    ] {
+        let mut metrics = Metrics::new();
+        drop(Operator::register(&mut metrics, role));
+        let section = documented
+            .split(title)
+            .nth(1)
+            .unwrap()
+            .split("\n## ")
+            .next()
+            .unwrap();
+        assert_eq!(
+            section.trim(),
+            reference::markdown(&metrics).unwrap().trim(),
+            "docs/operate/metrics.md is stale: run `cargo xtask codegen`"
+        );
+    }
+}
