@@ -4,6 +4,7 @@ mod cluster;
 mod codegen;
 mod contracts;
 mod images;
+mod suite;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,8 @@ enum Task {
     /// The escrow's Solidity sources
     #[command(subcommand)]
     Contracts(contracts::Task),
+    /// Every test there is: contracts, crates, and the real cluster and chain
+    Test(suite::Suite),
     /// Build the images as OCI archives, without a registry or a container engine
     Image(images::Images),
 }
@@ -35,7 +38,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
         Task::Cluster(task) => cluster::run(task).await,
         Task::Codegen(codegen) => codegen::run(&codegen),
-        Task::Contracts(task) => contracts::run(task),
+        Task::Contracts(task) => contracts::run(task).await,
+        Task::Test(suite) => suite::run(&suite),
         Task::Image(images) => images::run(images),
     }
 }
