@@ -26,7 +26,7 @@ struct Count {
     skipped: u64,
 }
 
-pub(crate) fn run(suite: &Suite) -> Result<ExitCode> {
+pub(crate) async fn run(suite: &Suite) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut count = Count::default();
     let mut failures = Vec::new();
@@ -36,7 +36,8 @@ pub(crate) fn run(suite: &Suite) -> Result<ExitCode> {
         mutants: !suite.quick && !suite.no_mutants,
         gas: true,
         arguments: Vec::new(),
-    });
+    })
+    .await;
     match contracts {
         Ok(_) => count.passed += 1,
         Err(error) => {
