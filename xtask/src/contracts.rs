@@ -1,9 +1,12 @@
-//! `cargo xtask contracts`: the escrow's sources, which need node and forge as nothing else here does.
+//! `cargo xtask contracts`: the escrow's sources, whose compiling and testing needs node as nothing else here does.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
+use leasehold_planner::ports::SigningKey;
+use tokio::runtime::Handle;
+use tokio::task::block_in_place;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Task {
@@ -25,20 +28,38 @@ pub(crate) enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Put the escrow on a chain, and print the PaymentNetwork for it
+    Deploy(Deploy),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Deploy {
+    /// The chain's JSON-RPC endpoint
+    #[arg(long, env = "ETH_RPC_URL", hide_env_values = true)]
+    rpc_url: String,
+    /// File with the deployer's private key, which pays the gas and keeps no power over the contract
+    #[arg(long)]
+    key_file: PathBuf,
+    /// Also deploy a token that anybody can mint, for a test network
+    #[arg(long)]
+    test_token: bool,
 }
 
 pub(crate) fn run(task: Task) -> Result<ExitCode> {
-    tools()?;
     match task {
-        Task::Build { check } => script(
-            "build.sh",
-            &if check { vec!["--check".to_owned()] } else { vec![] },
-        )?,
+        Task::Build { check } => {
+            tools()?;
+            script(
+                "build.sh",
+                &if check { vec!["--check".to_owned()] } else { vec![] },
+            )?;
+        }
         Task::Test {
             mutants,
             gas,
             arguments,
         } => {
+            tools()?;
             script("test.sh", &arguments)?;
             if gas {
                 script("gas.sh", &["--check".to_owned()])?;
@@ -47,8 +68,44 @@ pub(crate) fn run(task: Task) -> Result<ExitCode> {
                 script("mutants.sh", &[])?;
             }
         }
+        Task::Deploy(deploy) => block_in_place(|| Handle::current().block_on(put(deploy)))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// From the bytecode that is checked in: neither node nor forge is needed.
+async fn put(deploy: Deploy) -> Result<()> {
+    let file = deploy.key_file.display();
+    let text = std::fs::read_to_string(&deploy.key_file).with_context(|| format!("read {file}"))?;
+    let key = key(text.trim()).with_context(|| format!("{file}: want 0x and 64 hexadecimal digits"))?;
+    // The URL may hold a secret, and what is printed may end in a repository.
+    let (escrow, chain, token) = if deploy.test_token {
+        let deployed = leasehold_chain::deploy::deploy(&deploy.rpc_url, &key).await?;
+        let token = format!("{{address: \"{}\", symbol: TEST, decimals: 6}}", deployed.token);
+        (deployed.escrow, deployed.chain_id.to_string(), token)
+    } else {
+        let escrow = leasehold_chain::deploy::deploy_escrow(&deploy.rpc_url, &key).await?;
+        (
+            escrow,
+            "# the chain's id".to_owned(),
+            "# {address, symbol, decimals} of the token".to_owned(),
+        )
+    };
+    println!(
+        "apiVersion: leasehold.dev/v1alpha1\nkind: PaymentNetwork\nmetadata: {{name: main}}\nspec:\n  \
+         chainId: {chain}\n  escrow: \"{escrow}\"\n  token: {token}\n  \
+         rpcSecretName: # a Secret of the operator's namespace whose entry url is the endpoint, or rpcUrl\n  \
+         marketId: # an address that names your market in every account, if you run one"
+    );
+    Ok(())
+}
+
+fn key(text: &str) -> Option<SigningKey> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE
+        .decode(digits.as_bytes())
+        .ok()?;
+    Some(SigningKey(bytes.try_into().ok()?))
 }
 
 /// Fails when the checked-in ABI is not what the sources compile to.
