@@ -5,8 +5,6 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
 use leasehold_planner::ports::SigningKey;
-use tokio::runtime::Handle;
-use tokio::task::block_in_place;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Task {
@@ -45,7 +43,7 @@ pub(crate) struct Deploy {
     test_token: bool,
 }
 
-pub(crate) fn run(task: Task) -> Result<ExitCode> {
+pub(crate) async fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Build { check } => {
             tools()?;
@@ -68,7 +66,7 @@ pub(crate) fn run(task: Task) -> Result<ExitCode> {
                 script("mutants.sh", &[])?;
             }
         }
-        Task::Deploy(deploy) => block_in_place(|| Handle::current().block_on(put(deploy)))?,
+        Task::Deploy(deploy) => put(deploy).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

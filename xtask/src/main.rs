@@ -38,7 +38,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
         Task::Cluster(task) => cluster::run(task).await,
         Task::Codegen(codegen) => codegen::run(&codegen),
-        Task::Contracts(task) => contracts::run(task),
+        Task::Contracts(task) => contracts::run(task).await,
         Task::Test(suite) => suite::run(&suite).await,
         Task::Image(images) => images::run(images),
     }
