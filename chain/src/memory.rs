@@ -2,7 +2,8 @@
 //! reorganisations, and outages on demand. For unit tests and seeded simulations; money in it is nobody's.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    fmt,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -72,7 +73,14 @@ struct State {
 struct Faults {
     standing: Option<Fault>,
     /// Each entry is one call's; `None` lets it through.
-    next: std::collections::VecDeque<Option<Fault>>,
+    next: VecDeque<Option<Fault>>,
+}
+
+impl fmt::Debug for MemoryEscrow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = self.state().blocks.newest().head;
+        f.debug_tuple("MemoryEscrow").field(&head).finish()
+    }
 }
 
 impl MemoryEscrow {
@@ -522,3 +530,6 @@ impl Payments for MemoryEscrow {
         acceptance::signer(&domain, acceptance, signature)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -119,6 +119,7 @@ impl EvmEscrow {
         key: &SigningKey,
         action: &'static str,
         account: Hash,
+        legs: u32,
         input: Vec<u8>,
     ) -> Result<Receipt, PaymentError> {
         let write = Write {
@@ -126,6 +127,7 @@ impl EvmEscrow {
             account,
             to: self.0.escrow,
             input: input.into(),
+            legs,
             pull: None,
         };
         let receipt = self.0.sender.send(&self.0.rpc, &signer(key)?, &write).await?;
@@ -153,6 +155,7 @@ impl EvmEscrow {
             account,
             to: inner.escrow,
             input: calls.plain,
+            legs: 0,
             pull: Some(Pull {
                 token: inner.token,
                 amount,
@@ -202,6 +205,7 @@ impl EvmEscrow {
                     account: write.account,
                     to: *token,
                     input: call.abi_encode().into(),
+                    legs: 0,
                     pull: None,
                 };
                 sender.send(rpc, signer, &approve).await?;
@@ -417,7 +421,8 @@ impl Payments for EvmEscrow {
             terms: terms.into(),
             legs,
         };
-        self.act(key, "start", terms.id(), call.abi_encode()).await
+        self.act(key, "start", terms.id(), legs.count_ones(), call.abi_encode())
+            .await
     }
 
     async fn pause(&self, key: &SigningKey, terms: &Terms, legs: u16) -> Result<Receipt, PaymentError> {
@@ -425,7 +430,8 @@ impl Payments for EvmEscrow {
             terms: terms.into(),
             legs,
         };
-        self.act(key, "pause", terms.id(), call.abi_encode()).await
+        self.act(key, "pause", terms.id(), legs.count_ones(), call.abi_encode())
+            .await
     }
 
     async fn credit(
@@ -440,7 +446,7 @@ impl Payments for EvmEscrow {
             leg,
             creditedSeconds: to_u40(seconds),
         };
-        self.act(key, "credit", terms.id(), call.abi_encode()).await
+        self.act(key, "credit", terms.id(), 1, call.abi_encode()).await
     }
 
     async fn end_leg(&self, key: &SigningKey, terms: &Terms, legs: u16) -> Result<Receipt, PaymentError> {
@@ -448,7 +454,8 @@ impl Payments for EvmEscrow {
             terms: terms.into(),
             legs,
         };
-        self.act(key, "endLeg", terms.id(), call.abi_encode()).await
+        self.act(key, "endLeg", terms.id(), legs.count_ones(), call.abi_encode())
+            .await
     }
 
     async fn settle_many(&self, key: &SigningKey, rows: &[(Terms, u16)]) -> Result<Receipt, PaymentError> {
@@ -457,7 +464,8 @@ impl Payments for EvmEscrow {
             legs: rows.iter().map(|(_, legs)| *legs).collect(),
         };
         let first = rows.first().map_or(Hash::default(), |(terms, _)| terms.id());
-        self.act(key, "settleMany", first, call.abi_encode()).await
+        let legs = rows.iter().map(|(_, legs)| legs.count_ones()).sum();
+        self.act(key, "settleMany", first, legs, call.abi_encode()).await
     }
 
     async fn close(&self, key: &SigningKey, terms: &Terms, payouts: u16) -> Result<Receipt, PaymentError> {
@@ -465,7 +473,14 @@ impl Payments for EvmEscrow {
             terms: terms.into(),
             payouts,
         };
-        self.act(key, "close", terms.id(), call.abi_encode()).await
+        self.act(
+            key,
+            "close",
+            terms.id(),
+            1 + payouts.count_ones(),
+            call.abi_encode(),
+        )
+        .await
     }
 
     fn address_of(&self, key: &SigningKey) -> Result<Address, PaymentError> {
@@ -504,3 +519,6 @@ fn receipt_of(receipt: &TransactionReceipt) -> Result<Receipt, PaymentError> {
             .ok_or_else(|| PaymentError::Malformed("a receipt without a block".into()))?,
     })
 }
+
+#[cfg(test)]
+mod tests;

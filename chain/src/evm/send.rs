@@ -36,6 +36,10 @@ const ROUNDS_MAX: usize = 8;
 const FORMS_MAX: usize = 6;
 /// What a permit, a transfer and first writes of slots can take beyond a simulation without them.
 const PULL_GAS: u64 = 250_000;
+/// What a later block can take beyond a simulation: a leg that has earned something by then is paid to a payee who
+/// held none, an account that is spent by then is written so.
+const LATER_GAS: u64 = 60_000;
+const LATER_GAS_PER_LEG: u64 = 60_000;
 /// Sightings of a nonce that was used, without a receipt of ours, until it counts as another's.
 const SIGHTINGS: u32 = 3;
 
@@ -46,6 +50,8 @@ pub(crate) struct Write {
     pub(crate) to: EvmAddress,
     /// The call, without a permit.
     pub(crate) input: Bytes,
+    /// Legs that it touches.
+    pub(crate) legs: u32,
     pub(crate) pull: Option<Pull>,
 }
 
@@ -117,8 +123,8 @@ impl Sender {
             match self.watch(rpc, &queue, signer, &flight).await? {
                 Landing::Mined(receipt) if receipt.status() => return Ok(*receipt),
                 Landing::Mined(receipt) => {
-                    let refusal = self.why_reverted(rpc, signer, write, &flight).await?;
-                    tracing::info!(account = %write.account, action = write.action, tx = %receipt.transaction_hash, reason = refusal.as_deref().unwrap_or("stale permit"), "reverted");
+                    let refusal = self.why_reverted(rpc, signer, write, &flight, &receipt).await?;
+                    tracing::info!(account = %write.account, action = write.action, tx = %receipt.transaction_hash, reason = refusal.as_deref().unwrap_or("to be tried again"), "reverted");
                     if let Some(error) = refusal {
                         return Err(PaymentError::Reverted { error });
                     }
@@ -161,7 +167,8 @@ impl Sender {
         let Some(prepared) = self.prepare(rpc, signer, write, head, underway).await? else {
             return Ok(None);
         };
-        let gas_limit = prepared.gas + prepared.gas / 2 + 30_000;
+        let gas_limit =
+            prepared.gas + prepared.gas / 4 + LATER_GAS + LATER_GAS_PER_LEG * u64::from(write.legs);
         if purse < U256::from(gas_limit) * U256::from(fees.max) {
             return Err(PaymentError::ShortOfGas {
                 address: from_evm(me),
@@ -434,14 +441,20 @@ impl Sender {
         }
     }
 
-    /// The contract's reason. `None` when a permit was used up by another transaction: then a new one may do.
+    /// The contract's reason. `None` when another try may do: its gas ran out, which the next simulation sees coming,
+    /// or its permit was used up by another transaction.
     async fn why_reverted(
         &self,
         rpc: &Rpc,
         signer: &PrivateKeySigner,
         write: &Write,
         flight: &Flight,
+        receipt: &TransactionReceipt,
     ) -> Result<Option<String>, PaymentError> {
+        // A call keeps 1/64 of its gas for itself when one that it made runs out.
+        if receipt.gas_used >= flight.gas_limit - flight.gas_limit / 32 {
+            return Ok(None);
+        }
         let owner = signer.address();
         if let (Some(permit), Some(pull)) = (flight.permit, &write.pull)
             && rpc

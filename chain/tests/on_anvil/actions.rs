@@ -1,11 +1,14 @@
 //! Each action through JSON-RPC on a real EVM, and what it moves.
 
-use crate::anvil::Anvil;
+use alloy::{primitives::Address as EvmAddress, providers::Provider};
+use leasehold_chain::{EvmEscrow, Network};
 use leasehold_crds::money::TokenAmount;
 use leasehold_planner::{
-    escrow::AccountRead,
-    ports::{BlockLevel, Payments},
+    escrow::{AccountRead, Hash},
+    ports::{AcceptanceMessage, BlockLevel, PaymentError, Payments},
 };
+
+use crate::anvil::{Anvil, address, key};
 
 const LATER: u64 = 1 << 39;
 
@@ -104,4 +107,111 @@ async fn a_lease_from_deposit_to_refund() {
         "gas: open {} (2 legs), fundTo {}, close {} (2 payouts)",
         opened.gas_used, funded.gas_used, closed.gas_used
     );
+}
+
+#[tokio::test]
+async fn gas_suffices_when_a_block_costs_more_than_its_simulation() {
+    let Some(anvil) = Anvil::start().await else { return };
+    let escrow = anvil.client();
+    let [payer, one] = anvil.keys(1).await;
+    let terms = anvil.terms(&payer, &[&one; 16], &one, 1);
+    anvil.mint(terms.payer, 16_000 * 5).await;
+    escrow
+        .open(&payer, &terms, TokenAmount(16_000 * 5), LATER)
+        .await
+        .unwrap();
+    escrow.start(&one, &terms, 0xffff).await.unwrap();
+    let started = escrow.head().await.unwrap().time;
+    // Simulated in the second of the start, where nobody has earned; mined when all have, and the money is spent.
+    anvil.set_next_time(started + 100).await;
+    escrow.close(&one, &terms, 0xffff).await.unwrap();
+    for leg in &terms.legs {
+        assert_eq!(escrow.purse(leg.payee).await.unwrap().token, TokenAmount(5_000));
+    }
+    assert_eq!(escrow.purse(terms.payer).await.unwrap().token, TokenAmount(0));
+    assert_eq!(anvil.nonce(address(&one)).await, 2, "it took more than one try");
+}
+
+/// The test token's code with the name of its permit domain changed: a token without permits.
+async fn take_permits_away(anvil: &Anvil) {
+    let token = EvmAddress::new(anvil.deployed.token.0);
+    let code = anvil.rpc.get_code_at(token).await.unwrap().to_string();
+    let without = code.replace("3644e515", "3644e516");
+    assert_ne!(code, without, "the token has no DOMAIN_SEPARATOR to take away");
+    anvil.request::<_, ()>("anvil_setCode", (token, without)).await;
+}
+
+#[tokio::test]
+async fn a_token_without_permits_is_approved_first() {
+    let Some(anvil) = Anvil::start().await else { return };
+    take_permits_away(&anvil).await;
+    let escrow = anvil.client();
+    let [payer, one] = anvil.keys(1).await;
+    let (terms, other) = (
+        anvil.terms(&payer, &[&one], &one, 1),
+        anvil.terms(&payer, &[&one], &one, 2),
+    );
+    anvil.mint(terms.payer, 10_000).await;
+    let (first, second) = tokio::join!(
+        escrow.open(&payer, &terms, TokenAmount(1_000), LATER),
+        escrow.open(&payer, &other, TokenAmount(2_000), LATER),
+    );
+    first.unwrap();
+    second.unwrap();
+    escrow
+        .fund_to(&payer, &terms, TokenAmount(5_000))
+        .await
+        .unwrap()
+        .expect("moved");
+    assert_eq!(escrow.purse(terms.payer).await.unwrap().token, TokenAmount(3_000));
+    assert_eq!(
+        anvil.nonce(terms.payer).await,
+        6,
+        "an approval for each of three payments"
+    );
+
+    // A payment that is refused anyway approves nothing.
+    let again = escrow.open(&payer, &terms, TokenAmount(1_000), LATER).await;
+    assert!(matches!(again, Err(PaymentError::Reverted { error }) if error == "AccountExists"));
+    assert_eq!(anvil.nonce(terms.payer).await, 6);
+}
+
+#[tokio::test]
+async fn an_acceptance_binds_signer_account_chain_and_contract() {
+    let Some(anvil) = Anvil::start().await else { return };
+    let escrow = anvil.client();
+    let one = key(1);
+    let message = AcceptanceMessage {
+        escrow_id: Hash([1; 32]),
+        leg: 2,
+        rate: 3,
+        not_after: 4,
+        deadline: 5,
+    };
+    let signature = escrow.sign_acceptance(&one, &message).unwrap();
+    assert_eq!(
+        escrow.acceptance_signer(&message, &signature),
+        Some(address(&one))
+    );
+    let changed = AcceptanceMessage { rate: 4, ..message };
+    assert_ne!(
+        escrow.acceptance_signer(&changed, &signature),
+        Some(address(&one))
+    );
+    for network in [
+        Network {
+            chain_id: 1,
+            ..anvil.network()
+        },
+        Network {
+            escrow: anvil.deployed.token,
+            ..anvil.network()
+        },
+    ] {
+        let elsewhere = EvmEscrow::connect(&network).unwrap();
+        assert_ne!(
+            elsewhere.acceptance_signer(&message, &signature),
+            Some(address(&one))
+        );
+    }
 }

@@ -4,6 +4,7 @@
 mod actions;
 mod anvil;
 mod events;
+mod property;
 mod refusals;
 mod same_key;
 mod stuck;

@@ -1,0 +1,222 @@
+//! What the client makes of an endpoint's answers, with the answers written down: no chain.
+
+use alloy::{
+    primitives::{Address as EvmAddress, B256, Bytes, U64, U256},
+    rpc::{json_rpc::ErrorPayload, types::Block},
+    sol_types::{Revert, SolError},
+    transports::mock::Asserter,
+};
+use leasehold_crds::money::Rate;
+use leasehold_planner::escrow::Leg;
+
+use super::*;
+
+const CHAIN: u64 = 31_337;
+
+fn network() -> Network {
+    Network {
+        rpc_url: String::new(),
+        chain_id: CHAIN,
+        escrow: Address([0xe5; 20]),
+        token: Address([0x70; 20]),
+        call_deadline: Duration::from_secs(1),
+        mine_deadline: Duration::from_secs(1),
+    }
+}
+
+fn scripted() -> (EvmEscrow, Asserter) {
+    let asserter = Asserter::new();
+    let client = RpcClient::mocked(asserter.clone());
+    let secrets = vec!["sesame-open-up".to_owned()];
+    let escrow = EvmEscrow::over(client, &network(), Duration::from_millis(1), secrets);
+    (escrow, asserter)
+}
+
+fn key() -> SigningKey {
+    SigningKey([7; 32])
+}
+
+fn terms() -> Terms {
+    Terms {
+        payer: address_of(&key()).unwrap(),
+        market: Address([2; 20]),
+        token: network().token,
+        closer: Address([3; 20]),
+        salt: Hash([4; 32]),
+        start_by: 5,
+        notice_seconds: 6,
+        pause_for: 7,
+        legs: vec![Leg {
+            payee: Address([8; 20]),
+            controller: Address([9; 20]),
+            rate: Rate(10),
+        }],
+    }
+}
+
+fn block(number: u64) -> Block {
+    let mut block: Block = Block::default();
+    block.header.hash = B256::from(U256::from(number + 1_000_000));
+    block.header.inner.number = number;
+    block.header.inner.timestamp = 1_000 + number;
+    block
+}
+
+fn revert(data: impl Into<Bytes>) -> ErrorPayload {
+    let data = serde_json::to_string(&data.into()).unwrap();
+    ErrorPayload {
+        code: 3,
+        message: "execution reverted".into(),
+        data: Some(serde_json::value::RawValue::from_string(data).unwrap()),
+    }
+}
+
+/// The answers that lead to the simulation of a call without tokens.
+fn up_to_simulation(asserter: &Asserter) {
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(9));
+    asserter.push_success(&U64::from(0));
+    asserter.push_success(&U64::from(0));
+    asserter.push_success(&serde_json::json!({
+        "oldestBlock": "0x8", "baseFeePerGas": ["0x7", "0x7"], "gasUsedRatio": [0.5], "reward": [["0x1"]]
+    }));
+    asserter.push_success(&U256::from(10u128.pow(18)));
+}
+
+#[tokio::test]
+async fn the_chain_is_verified_once_and_again_after_an_outage() {
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(1));
+    asserter.push_success(&block(2));
+    assert_eq!(escrow.head().await.unwrap().number, 1);
+    assert_eq!(
+        escrow.head().await.unwrap().number,
+        2,
+        "asked for the chain id again"
+    );
+    // No answer is an outage; who answers after it may be another.
+    assert!(matches!(escrow.head().await, Err(PaymentError::Unreachable(_))));
+    asserter.push_success(&U64::from(1));
+    let wrong = PaymentError::WrongChain {
+        expected: CHAIN,
+        found: 1,
+    };
+    assert_eq!(escrow.head().await, Err(wrong));
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(3));
+    assert_eq!(escrow.head().await.unwrap().number, 3);
+}
+
+#[tokio::test]
+async fn a_revert_is_named_by_escrow_token_or_solidity() {
+    let cases: [(Bytes, &str); 6] = [
+        (
+            Escrow::AccountExists { id: B256::ZERO }.abi_encode().into(),
+            "AccountExists",
+        ),
+        (
+            Escrow::NotCovered {
+                balance: U256::from(3),
+                perSecond: U256::from(4),
+            }
+            .abi_encode()
+            .into(),
+            "NotCovered(balance 3, perSecond 4)",
+        ),
+        (
+            Token::ERC20InsufficientAllowance {
+                spender: EvmAddress::ZERO,
+                allowance: U256::from(1),
+                needed: U256::from(2),
+            }
+            .abi_encode()
+            .into(),
+            "ERC20InsufficientAllowance(allowance 1, needed 2)",
+        ),
+        (
+            Revert::from("paused by its owner").abi_encode().into(),
+            "paused by its owner",
+        ),
+        (Bytes::from_static(&[1, 2, 3, 4, 5]), "error 0x01020304"),
+        (Bytes::new(), "no reason given"),
+    ];
+    for (data, name) in cases {
+        let (escrow, asserter) = scripted();
+        up_to_simulation(&asserter);
+        asserter.push_failure(revert(data));
+        assert_eq!(
+            escrow.start(&key(), &terms(), 1).await,
+            Err(PaymentError::Reverted { error: name.into() })
+        );
+        assert!(asserter.read_q().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_endpoints_complaint_is_an_outage_without_its_secrets() {
+    let (escrow, asserter) = scripted();
+    asserter.push_failure(ErrorPayload {
+        code: -32_005,
+        message: "rate limit for sesame-open-up exceeded".into(),
+        data: None,
+    });
+    assert_eq!(
+        escrow.head().await,
+        Err(PaymentError::Unreachable(
+            "the RPC endpoint answered: rate limit for … exceeded".into()
+        ))
+    );
+}
+
+#[tokio::test]
+async fn too_little_gas_money_is_seen_before_and_at_sending() {
+    let (escrow, asserter) = scripted();
+    up_to_simulation(&asserter);
+    let mut queue = asserter.write_q();
+    queue.pop_back();
+    drop(queue);
+    asserter.push_success(&U256::from(1));
+    asserter.push_success(&U64::from(50_000));
+    let short = PaymentError::ShortOfGas {
+        address: terms().payer,
+    };
+    assert_eq!(escrow.start(&key(), &terms(), 1).await, Err(short.clone()));
+
+    let (escrow, asserter) = scripted();
+    up_to_simulation(&asserter);
+    asserter.push_success(&U64::from(50_000));
+    asserter.push_failure_msg("insufficient funds for gas * price + value");
+    assert_eq!(escrow.start(&key(), &terms(), 1).await, Err(short));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_snapshot_is_malformed() {
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&Bytes::from_static(&[1; 31]));
+    assert!(matches!(
+        escrow.account(&terms(), BlockLevel::Latest).await,
+        Err(PaymentError::Malformed(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_reader_far_behind_goes_on_in_bounded_steps() {
+    let (escrow, asserter) = scripted();
+    let cursor = Cursor {
+        number: 10,
+        hash: Hash(block(10).header.hash.0),
+    };
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(50_000));
+    asserter.push_success(&block(10));
+    for window in 1..=16u64 {
+        asserter.push_success(&block(10 + window * 2_000));
+        asserter.push_success(&Vec::<()>::new());
+    }
+    let (rows, next) = escrow.opened_since(terms().market, Some(cursor)).await.unwrap();
+    assert!(rows.is_empty() && asserter.read_q().is_empty());
+    assert_eq!(next.number, 10 + 32_000);
+    assert_eq!(next.hash.0, block(next.number).header.hash.0);
+}
