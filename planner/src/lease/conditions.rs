@@ -39,7 +39,12 @@ pub(super) fn money(status: &mut GpuLeaseStatus, account: &Account, terms: &Term
         ),
         rate_per_second: terms.rate().to_string(),
         deposited: tokens(account.deposited),
-        started_at: time(account.started_at),
+        // Known from the first read on; the chain keeps no record of it, and after a gap the sum would move it.
+        started_at: status
+            .money
+            .as_ref()
+            .and_then(|m| m.started_at.clone())
+            .or_else(|| time(account.started_at)),
         paid_until: if account.closed {
             status.money.as_ref().and_then(|m| m.paid_until.clone())
         } else {
