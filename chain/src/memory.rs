@@ -2,7 +2,7 @@
 //! reorganisations, and outages on demand. For unit tests and seeded simulations; money in it is nobody's.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     fmt,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,7 +11,7 @@ use std::{
 
 use leasehold_crds::money::TokenAmount;
 use leasehold_planner::{
-    escrow::{AccountRead, Address, Hash, Terms, keccak},
+    escrow::{AccountRead, Address, Hash, Terms},
     ports::{
         AcceptanceMessage, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Purse, Receipt,
         SigningKey,
@@ -20,17 +20,15 @@ use leasehold_planner::{
 
 use crate::{
     evm::{acceptance, address_of, signer, to_evm},
-    machine::{Action, Machine, Refusal},
+    machine::{Action, Machine},
 };
 
 mod blocks;
+mod state;
 
 pub use blocks::Mark;
 use blocks::{Block, Blocks};
-
-/// Gas that every call takes, at 1 gwei.
-const GAS_PER_CALL: u64 = 100_000;
-const GAS_WEI_PER_CALL: u128 = GAS_PER_CALL as u128 * 1_000_000_000;
+use state::{Faults, State};
 
 /// How the endpoint fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,31 +48,6 @@ pub enum Fault {
 /// The escrow of one chain, in memory. Clones share it.
 #[derive(Clone)]
 pub struct MemoryEscrow(Arc<Mutex<State>>);
-
-struct State {
-    chain_id: u64,
-    escrow: Address,
-    token: Address,
-    blocks: Blocks,
-    /// What the next block's time will be, at least.
-    clock: u64,
-    /// Blocks that `Safe` and `Finalized` lag behind.
-    lags: (u64, u64),
-    gas: HashMap<Address, u128>,
-    faults: Faults,
-    pending: Vec<(Address, Action, Hash)>,
-    transactions: u64,
-    call_deadline: Duration,
-    addresses: HashMap<[u8; 32], Address>,
-}
-
-/// What fails: always, or the next calls one by one.
-#[derive(Default)]
-struct Faults {
-    standing: Option<Fault>,
-    /// Each entry is one call's; `None` lets it through.
-    next: VecDeque<Option<Fault>>,
-}
 
 impl fmt::Debug for MemoryEscrow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -257,94 +230,6 @@ impl MemoryEscrow {
             return Err(PaymentError::Unreachable("the connection broke".into()));
         }
         receipt
-    }
-}
-
-impl State {
-    fn mine(&mut self, change: impl FnOnce(&mut Block, &mut HashMap<Address, u128>)) {
-        let mut block = self.blocks.next(self.clock);
-        self.clock = block.head.time;
-        change(&mut block, &mut self.gas);
-        self.blocks.push(block);
-    }
-
-    /// Simulates at the newest block, as a client does, and then mines a block with the call in it.
-    fn send(&mut self, caller: Address, action: Action, pend: bool) -> Result<Receipt, PaymentError> {
-        let newest = self.blocks.newest();
-        newest
-            .machine
-            .clone()
-            .apply(caller, &action, newest.head.time)
-            .map_err(|refusal| self.refused(caller, &action, refusal))?;
-        if self.gas_of(caller) < GAS_WEI_PER_CALL {
-            return Err(PaymentError::ShortOfGas { address: caller });
-        }
-        self.transactions += 1;
-        let transaction = keccak(&[b"transaction", &self.transactions.to_be_bytes()]);
-        let left = self.gas_of(caller) - GAS_WEI_PER_CALL;
-        self.gas.insert(caller, left);
-        if pend {
-            self.pending.push((caller, action, transaction));
-            return Err(PaymentError::Pending { transaction });
-        }
-        let mut outcome = Ok(());
-        self.mine(|block, _| outcome = block.run(caller, &action));
-        outcome.map_err(|refusal| PaymentError::Reverted {
-            error: refusal.to_string(),
-        })?;
-        Ok(Receipt {
-            transaction,
-            gas_used: GAS_PER_CALL,
-            block_number: self.blocks.newest().head.number,
-        })
-    }
-
-    /// What a client makes of a refusal: it looks at the purse before it sends.
-    fn refused(&self, caller: Address, action: &Action, refusal: Refusal) -> PaymentError {
-        let amount = match action {
-            Action::Open { deposit, .. } => Some(*deposit),
-            Action::FundTo { terms, total } => Some(self.missing(terms, *total)),
-            Action::Start { .. }
-            | Action::Pause { .. }
-            | Action::Credit { .. }
-            | Action::EndLeg { .. }
-            | Action::SettleMany { .. }
-            | Action::Close { .. } => None,
-        };
-        let newest = self.blocks.newest();
-        let have = newest.machine.balance(self.token, caller);
-        if let Some(need) = amount.filter(|need| *need > have) {
-            let mut dry = action.clone();
-            if let Action::Open { deposit, .. } | Action::FundTo { total: deposit, .. } = &mut dry {
-                *deposit = TokenAmount(0);
-            }
-            return match newest.machine.clone().apply(caller, &dry, newest.head.time) {
-                Err(refusal) => PaymentError::Reverted {
-                    error: refusal.to_string(),
-                },
-                Ok(_) => PaymentError::ShortOfTokens {
-                    address: caller,
-                    need,
-                    have,
-                },
-            };
-        }
-        PaymentError::Reverted {
-            error: refusal.to_string(),
-        }
-    }
-
-    fn missing(&self, terms: &Terms, total: TokenAmount) -> TokenAmount {
-        let newest = self.blocks.newest();
-        let deposited = match newest.machine.read(terms, newest.head.time) {
-            AccountRead::Present(account) if !account.closed => account.deposited.0,
-            AccountRead::Present(_) | AccountRead::Absent | AccountRead::Mismatch => 0,
-        };
-        TokenAmount(total.0.saturating_sub(deposited))
-    }
-
-    fn gas_of(&self, owner: Address) -> u128 {
-        self.gas.get(&owner).copied().unwrap_or(1_000_000_000_000_000_000)
     }
 }
 

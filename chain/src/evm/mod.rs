@@ -6,7 +6,7 @@ use alloy::{
     eips::BlockId,
     network::Ethereum,
     primitives::{Address as EvmAddress, B256, Bytes, U256},
-    providers::{Provider, RootProvider},
+    providers::RootProvider,
     rpc::{client::RpcClient, types::TransactionReceipt},
     signers::local::PrivateKeySigner,
     sol_types::{Eip712Domain, SolCall},
@@ -14,17 +14,16 @@ use alloy::{
 use leasehold_crds::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
-    ports::{
-        AcceptanceMessage, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Purse, Receipt,
-        SigningKey,
-    },
+    ports::{PaymentError, Receipt, SigningKey},
 };
 use tokio::sync::OnceCell;
 
 mod abi;
 pub(crate) mod acceptance;
 mod events;
+mod flight;
 mod permit;
+mod port;
 mod queue;
 mod refusal;
 mod rpc;
@@ -32,14 +31,11 @@ mod send;
 pub(crate) mod wire;
 
 pub(crate) use abi::{Escrow, TestToken, from_evm, to_evm};
-use abi::{Token, account_read, from_b256, hides_its_start, narrow, to_b256, to_u40};
+use abi::{Token, account_read, from_b256, hides_its_start, to_b256};
 pub(crate) use refusal::payment_error;
-use rpc::{Rpc, block_id, no_contract};
+use rpc::Rpc;
 use send::{Pull, Sender, WithPermit, Write};
 use wire::Wire;
-
-/// Accounts per view: a call's gas is bounded.
-const ACCOUNTS_PER_VIEW: usize = 200;
 
 /// Which escrow on which chain, and how long to wait for it.
 #[derive(Clone)]
@@ -261,243 +257,6 @@ struct Calls {
     plain: Bytes,
     dry: Bytes,
     with_permit: WithPermit,
-}
-
-impl Payments for EvmEscrow {
-    async fn head(&self) -> Result<Head, PaymentError> {
-        self.0.rpc.head().await
-    }
-
-    async fn purse(&self, owner: Address) -> Result<Purse, PaymentError> {
-        let Inner { rpc, token, .. } = &*self.0;
-        rpc.right_chain().await?;
-        let owner = to_evm(owner);
-        let balance = Token::balanceOfCall { owner };
-        let (token, gas) = tokio::try_join!(
-            rpc.view_of(*token, &balance, BlockId::latest()),
-            rpc.ask(rpc.provider.get_balance(owner)),
-        )?;
-        Ok(Purse {
-            token: TokenAmount(narrow(token)?),
-            gas_wei: narrow(gas)?,
-        })
-    }
-
-    async fn account(&self, terms: &Terms, level: BlockLevel) -> Result<AccountRead, PaymentError> {
-        let Inner { rpc, escrow, .. } = &*self.0;
-        rpc.right_chain().await?;
-        let call = Escrow::snapshotCall { terms: terms.into() };
-        match rpc.view(*escrow, &call, block_id(level)).await? {
-            Some(snapshot) => {
-                let rows = std::slice::from_ref(&snapshot);
-                let reads = self
-                    .reads(std::slice::from_ref(terms), rows, block_id(level))
-                    .await?;
-                reads
-                    .into_iter()
-                    .next()
-                    .ok_or_else(|| PaymentError::Malformed("no snapshot".into()))
-            }
-            // On a young chain the contract may be newer than the newest final block.
-            None if level != BlockLevel::Latest
-                && !rpc.ask(rpc.provider.get_code_at(*escrow)).await?.is_empty() =>
-            {
-                Ok(AccountRead::Absent)
-            }
-            None => Err(no_contract(*escrow, rpc.chain_id)),
-        }
-    }
-
-    async fn accounts(&self, terms: &[Terms]) -> Result<Vec<AccountRead>, PaymentError> {
-        self.0.rpc.right_chain().await?;
-        if terms.len() <= ACCOUNTS_PER_VIEW {
-            return self.snapshots(terms, BlockId::latest()).await;
-        }
-        let at = BlockId::number(self.head().await?.number);
-        let mut reads = Vec::with_capacity(terms.len());
-        for part in terms.chunks(ACCOUNTS_PER_VIEW) {
-            reads.extend(self.snapshots(part, at).await?);
-        }
-        Ok(reads)
-    }
-
-    async fn find(&self, id: Hash) -> Result<Option<Opened>, PaymentError> {
-        events::find(&self.0.rpc, self.0.escrow, id).await
-    }
-
-    async fn opened_since(
-        &self,
-        market: Address,
-        cursor: Option<Cursor>,
-    ) -> Result<(Vec<Opened>, Cursor), PaymentError> {
-        events::opened_since(&self.0.rpc, self.0.escrow, market, cursor).await
-    }
-
-    async fn open(
-        &self,
-        key: &SigningKey,
-        terms: &Terms,
-        deposit: TokenAmount,
-        valid_until: u64,
-    ) -> Result<Receipt, PaymentError> {
-        let (encoded, valid) = (Escrow::Terms::from(terms), to_u40(valid_until));
-        let open = |deposit| Escrow::openCall {
-            terms: encoded.clone(),
-            deposit,
-            validUntil: valid,
-        };
-        let calls = Calls {
-            plain: open(deposit.0).abi_encode().into(),
-            dry: open(0).abi_encode().into(),
-            with_permit: Box::new({
-                let terms = encoded.clone();
-                move |permit| {
-                    Escrow::openWithPermitCall {
-                        terms: terms.clone(),
-                        deposit: deposit.0,
-                        validUntil: valid,
-                        permit,
-                    }
-                    .abi_encode()
-                    .into()
-                }
-            }),
-        };
-        self.pay(key, "open", terms.id(), deposit, calls).await
-    }
-
-    async fn fund_to(
-        &self,
-        key: &SigningKey,
-        terms: &Terms,
-        total: TokenAmount,
-    ) -> Result<Option<Receipt>, PaymentError> {
-        let encoded = Escrow::Terms::from(terms);
-        let fund = |total| Escrow::fundToCall {
-            terms: encoded.clone(),
-            totalDeposited: total,
-        };
-        let mut missing_before = None;
-        loop {
-            let read = self.account(terms, BlockLevel::Latest).await?;
-            // The contract itself names what is wrong with an account that is none of ours, or closed.
-            let deposited = match read.present() {
-                Some(account) if !account.closed => account.deposited,
-                Some(_) | None => TokenAmount(0),
-            };
-            let open = read.present().is_some_and(|account| !account.closed);
-            let missing = TokenAmount(total.0.saturating_sub(deposited.0));
-            if open && missing.0 == 0 {
-                return Ok(None);
-            }
-            let calls = Calls {
-                plain: fund(total.0).abi_encode().into(),
-                dry: fund(0).abi_encode().into(),
-                with_permit: Box::new({
-                    let terms = encoded.clone();
-                    move |permit| {
-                        Escrow::fundToWithPermitCall {
-                            terms: terms.clone(),
-                            totalDeposited: total.0,
-                            permit,
-                        }
-                        .abi_encode()
-                        .into()
-                    }
-                }),
-            };
-            match self.pay(key, "fundTo", terms.id(), missing, calls).await {
-                // Another may have filled it since, with the very tokens that are gone now.
-                Err(PaymentError::ShortOfTokens { .. }) if missing_before != Some(missing) => {
-                    missing_before = Some(missing);
-                }
-                done => return done.map(Some),
-            }
-        }
-    }
-
-    async fn start(&self, key: &SigningKey, terms: &Terms, legs: u16) -> Result<Receipt, PaymentError> {
-        let call = Escrow::startCall {
-            terms: terms.into(),
-            legs,
-        };
-        self.act(key, "start", terms.id(), legs.count_ones(), call.abi_encode())
-            .await
-    }
-
-    async fn pause(&self, key: &SigningKey, terms: &Terms, legs: u16) -> Result<Receipt, PaymentError> {
-        let call = Escrow::pauseCall {
-            terms: terms.into(),
-            legs,
-        };
-        self.act(key, "pause", terms.id(), legs.count_ones(), call.abi_encode())
-            .await
-    }
-
-    async fn credit(
-        &self,
-        key: &SigningKey,
-        terms: &Terms,
-        leg: u8,
-        seconds: u64,
-    ) -> Result<Receipt, PaymentError> {
-        let call = Escrow::creditCall {
-            terms: terms.into(),
-            leg,
-            creditedSeconds: to_u40(seconds),
-        };
-        self.act(key, "credit", terms.id(), 1, call.abi_encode()).await
-    }
-
-    async fn end_leg(&self, key: &SigningKey, terms: &Terms, legs: u16) -> Result<Receipt, PaymentError> {
-        let call = Escrow::endLegCall {
-            terms: terms.into(),
-            legs,
-        };
-        self.act(key, "endLeg", terms.id(), legs.count_ones(), call.abi_encode())
-            .await
-    }
-
-    async fn settle_many(&self, key: &SigningKey, rows: &[(Terms, u16)]) -> Result<Receipt, PaymentError> {
-        let call = Escrow::settleManyCall {
-            terms: rows.iter().map(|(terms, _)| terms.into()).collect(),
-            legs: rows.iter().map(|(_, legs)| *legs).collect(),
-        };
-        let first = rows.first().map_or(Hash::default(), |(terms, _)| terms.id());
-        let legs = rows.iter().map(|(_, legs)| legs.count_ones()).sum();
-        self.act(key, "settleMany", first, legs, call.abi_encode()).await
-    }
-
-    async fn close(&self, key: &SigningKey, terms: &Terms, payouts: u16) -> Result<Receipt, PaymentError> {
-        let call = Escrow::closeCall {
-            terms: terms.into(),
-            payouts,
-        };
-        self.act(
-            key,
-            "close",
-            terms.id(),
-            1 + payouts.count_ones(),
-            call.abi_encode(),
-        )
-        .await
-    }
-
-    fn address_of(&self, key: &SigningKey) -> Result<Address, PaymentError> {
-        address_of(key)
-    }
-
-    fn sign_acceptance(
-        &self,
-        key: &SigningKey,
-        acceptance: &AcceptanceMessage,
-    ) -> Result<[u8; 65], PaymentError> {
-        acceptance::sign(&signer(key)?, &self.0.acceptances, acceptance)
-    }
-
-    fn acceptance_signer(&self, acceptance: &AcceptanceMessage, signature: &[u8; 65]) -> Option<Address> {
-        acceptance::signer(&self.0.acceptances, acceptance, signature)
-    }
 }
 
 /// Address of a key; fails when it is no secp256k1 key.

@@ -71,8 +71,6 @@ impl Flight {
 /// Sums over what is under way.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Underway {
-    /// The nonce behind the last one.
-    pub(crate) next_nonce: u64,
     pub(crate) permits: u64,
     pub(crate) pulls: u128,
 }
@@ -119,10 +117,20 @@ impl Queue {
         flights
             .values()
             .fold(Underway::default(), |sum, flight| Underway {
-                next_nonce: flight.nonce + 1,
                 permits: sum.permits + u64::from(flight.permit.is_some()),
                 pulls: sum.pulls.saturating_add(flight.pulls),
             })
+    }
+
+    /// The first nonce from there on that nothing under way has: the chain may know less than we sent, and what it
+    /// has lost leaves a gap.
+    pub(crate) fn free_nonce(&self, from: u64) -> u64 {
+        let flights = self.flights();
+        let taken = flights
+            .range(from..)
+            .zip(from..)
+            .take_while(|((nonce, _), next)| *nonce == next);
+        from + taken.count() as u64
     }
 
     fn is_idle(&self) -> bool {

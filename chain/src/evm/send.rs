@@ -7,10 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use alloy::{
-    consensus::{SignableTransaction, TxEip1559},
-    eips::{BlockId, eip2718::Encodable2718},
-    network::TxSignerSync,
-    primitives::{Address as EvmAddress, B256, Bytes, TxKind, U256, keccak256},
+    eips::BlockId,
+    primitives::{Address as EvmAddress, B256, Bytes, U256, keccak256},
     providers::Provider,
     rpc::types::TransactionReceipt,
     signers::local::PrivateKeySigner,
@@ -23,26 +21,22 @@ use leasehold_planner::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    abi::{Escrow, Token, from_b256, from_evm, narrow},
+    abi::{Escrow, Token, from_evm, narrow},
+    flight::{Landing, broadcast, estimate_fees, sign},
     permit,
-    queue::{Fees, Flight, Queue, Queues, Underway},
+    queue::{Flight, Queue, Queues, Underway},
     refusal::{Rejection, rejection, was_not_sent},
     rpc::Rpc,
 };
 
 /// Nonces tried for one wish: each further one means that another sender took the one before.
 const ROUNDS_MAX: usize = 8;
-/// Forms of one transaction, each bidding more than the one before.
-const FORMS_MAX: usize = 6;
 /// What a permit, a transfer and first writes of slots can take beyond a simulation without them.
 const PULL_GAS: u64 = 250_000;
 /// What a later block can take beyond a simulation: a leg that has earned something by then is paid to a payee who
 /// held none, an account that is spent by then is written so.
 const LATER_GAS: u64 = 60_000;
 const LATER_GAS_PER_LEG: u64 = 60_000;
-/// Sightings of a nonce that was used, without a receipt of ours, until it counts as another's.
-const SIGHTINGS: u32 = 3;
-
 /// What a caller wants to have mined.
 pub(crate) struct Write {
     pub(crate) action: &'static str,
@@ -75,18 +69,11 @@ struct Prepared {
     permit: Option<U256>,
 }
 
-/// How a flight ended.
-enum Landing {
-    Mined(Box<TransactionReceipt>),
-    /// Another transaction has its nonce: nothing of ours was mined.
-    Displaced,
-}
-
 /// Sends for all signers.
 pub(crate) struct Sender {
     queues: Queues,
-    mine_deadline: Duration,
-    bump_after: Duration,
+    pub(super) mine_deadline: Duration,
+    pub(super) bump_after: Duration,
 }
 
 impl Sender {
@@ -175,7 +162,7 @@ impl Sender {
             });
         }
         let mut flight = Flight {
-            nonce: pending.max(underway.next_nonce),
+            nonce: queue.free_nonce(pending),
             action: write.action,
             account: write.account,
             wish,
@@ -311,136 +298,6 @@ impl Sender {
         }))
     }
 
-    /// Waits until a form of the flight is mined or its nonce went to another; bids more when it is stuck.
-    async fn watch(
-        &self,
-        rpc: &Rpc,
-        queue: &Queue,
-        signer: &PrivateKeySigner,
-        flight: &Flight,
-    ) -> Result<Landing, PaymentError> {
-        let since = Instant::now();
-        let mut forms = flight.forms.clone();
-        let mut sightings = 0;
-        for round in 0u64.. {
-            if let Some(now) = queue.get(flight.nonce).filter(|f| f.wish == flight.wish) {
-                forms = now.forms;
-            }
-            for (hash, _) in forms.iter().rev() {
-                let answer = rpc.ask(rpc.provider.get_transaction_receipt(*hash)).await;
-                if let Ok(Some(receipt)) = answer {
-                    queue.remove(flight.nonce);
-                    tracing::info!(account = %flight.account, action = flight.action, tx = %hash, block = receipt.block_number, gas = receipt.gas_used, "mined");
-                    return Ok(Landing::Mined(Box::new(receipt)));
-                }
-            }
-            if since.elapsed() >= self.mine_deadline {
-                break;
-            }
-            if round % 3 == 2 {
-                let count = rpc.provider.get_transaction_count(signer.address());
-                if let Ok(mined) = rpc.ask(count).await {
-                    sightings = if mined > flight.nonce { sightings + 1 } else { 0 };
-                    if sightings >= SIGHTINGS {
-                        queue.remove(flight.nonce);
-                        return Ok(Landing::Displaced);
-                    }
-                    self.unstick(rpc, queue, signer, mined).await;
-                    if mined < flight.nonce && since.elapsed() >= 2 * self.bump_after {
-                        self.fill(rpc, queue, signer, mined).await;
-                    }
-                }
-            }
-            tokio::time::sleep(rpc.poll).await;
-        }
-        let transaction = from_b256(forms.last().map_or(B256::ZERO, |(hash, _)| *hash));
-        tracing::warn!(account = %flight.account, action = flight.action, tx = %transaction, "not mined in time");
-        Err(PaymentError::Pending { transaction })
-    }
-
-    /// Sends our transaction with the nonce that the chain waits for once more, when it has waited for long; with a
-    /// higher bid, if blocks went by without it.
-    async fn unstick(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
-        let Some(mut flight) = queue
-            .get(nonce)
-            .filter(|f| f.sent_at.elapsed() >= self.bump_after)
-        else {
-            return;
-        };
-        let Ok((head, fees)) = tokio::try_join!(rpc.head(), estimate_fees(rpc)) else {
-            return;
-        };
-        flight.sent_at = Instant::now();
-        if head.number > flight.sent_after && flight.forms.len() < FORMS_MAX {
-            flight.fees = flight.fees.raised().at_least(fees);
-            if sign(rpc, signer, &mut flight).is_err() {
-                return;
-            }
-            flight.sent_after = head.number;
-        }
-        queue.insert(flight.clone());
-        match broadcast(rpc, &flight).await {
-            Ok(()) => {
-                tracing::info!(account = %flight.account, action = flight.action, tx = %flight.newest_hash(), nonce, max_fee = flight.fees.max, "sent again");
-            }
-            Err(error) => {
-                let reason = rpc.meaning(&error, None);
-                tracing::debug!(account = %flight.account, action = flight.action, nonce, %reason, "not taken again");
-            }
-        }
-    }
-
-    /// Fills a nonce that the chain waits for and that is none of ours: a transaction that bids too little, of a
-    /// process before this one, or one that is lost. Whoever sent it finds out by asking the chain.
-    async fn fill(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
-        if queue.get(nonce).is_some() {
-            return;
-        }
-        let Ok((head, fees)) = tokio::try_join!(rpc.head(), estimate_fees(rpc)) else {
-            return;
-        };
-        let mut flight = Flight {
-            nonce,
-            action: "unblock",
-            account: Hash::default(),
-            wish: keccak256(nonce.to_be_bytes()),
-            to: signer.address(),
-            input: Bytes::new(),
-            gas_limit: 21_000,
-            pulls: 0,
-            permit: None,
-            fees: fees.raised().raised(),
-            forms: Vec::new(),
-            sent_at: Instant::now(),
-            sent_after: head.number,
-        };
-        tracing::warn!(signer = %signer.address(), nonce, "an unknown transaction blocks this key: sending nothing in its place");
-        // What it bids is unknown too. The ceiling is on a bid, of which a block takes only what it costs.
-        for _ in 0..FORMS_MAX {
-            flight.forms.clear();
-            if sign(rpc, signer, &mut flight).is_err() {
-                return;
-            }
-            match broadcast(rpc, &flight)
-                .await
-                .err()
-                .and_then(|error| rejection(&error))
-            {
-                Some(Rejection::Underpriced) => {
-                    flight.fees = Fees {
-                        max: flight.fees.max.saturating_mul(2),
-                        tip: flight.fees.tip.saturating_mul(2),
-                    };
-                }
-                Some(Rejection::NonceUsed) => return,
-                Some(Rejection::AlreadyKnown) | None => {
-                    queue.insert(flight);
-                    return;
-                }
-            }
-        }
-    }
-
     /// The contract's reason. `None` when another try may do: its gas ran out, which the next simulation sees coming,
     /// or its permit was used up by another transaction.
     async fn why_reverted(
@@ -475,39 +332,4 @@ impl Sender {
             )),
         }
     }
-}
-
-/// Signs the flight as it now is and adds that to its forms.
-fn sign(rpc: &Rpc, signer: &PrivateKeySigner, flight: &mut Flight) -> Result<(), PaymentError> {
-    let mut transaction = TxEip1559 {
-        chain_id: rpc.chain_id,
-        nonce: flight.nonce,
-        gas_limit: flight.gas_limit,
-        max_fee_per_gas: flight.fees.max,
-        max_priority_fee_per_gas: flight.fees.tip,
-        to: TxKind::Call(flight.to),
-        input: flight.input.clone(),
-        ..TxEip1559::default()
-    };
-    let signature = signer
-        .sign_transaction_sync(&mut transaction)
-        .map_err(|e| PaymentError::Malformed(format!("signing a transaction: {e}")))?;
-    let signed = transaction.into_signed(signature);
-    flight.forms.push((*signed.hash(), signed.encoded_2718().into()));
-    Ok(())
-}
-
-async fn broadcast(rpc: &Rpc, flight: &Flight) -> Result<(), alloy::transports::TransportError> {
-    match flight.forms.last() {
-        Some((_, bytes)) => rpc.provider.send_raw_transaction(bytes).await.map(drop),
-        None => Ok(()),
-    }
-}
-
-async fn estimate_fees(rpc: &Rpc) -> Result<Fees, PaymentError> {
-    let fees = rpc.ask(rpc.provider.estimate_eip1559_fees()).await?;
-    Ok(Fees {
-        max: fees.max_fee_per_gas,
-        tip: fees.max_priority_fee_per_gas,
-    })
 }

@@ -7,7 +7,10 @@ use alloy::{
     transports::mock::Asserter,
 };
 use leasehold_crds::money::Rate;
-use leasehold_planner::escrow::Leg;
+use leasehold_planner::{
+    escrow::Leg,
+    ports::{BlockLevel, Cursor, Payments},
+};
 
 use super::*;
 

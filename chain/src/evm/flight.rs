@@ -1,0 +1,202 @@
+//! What happens to a transaction after it was sent: it is mined, displaced, or stuck. What is stuck bids more; what
+//! blocks a key and is none of ours gets nothing in its place.
+
+use alloy::{
+    consensus::{SignableTransaction, TxEip1559},
+    eips::eip2718::Encodable2718,
+    network::TxSignerSync,
+    primitives::{B256, Bytes, TxKind, keccak256},
+    providers::Provider,
+    rpc::types::TransactionReceipt,
+    signers::local::PrivateKeySigner,
+    transports::TransportError,
+};
+use leasehold_planner::{escrow::Hash, ports::PaymentError};
+use tokio::time::Instant;
+
+use super::{
+    abi::from_b256,
+    queue::{Fees, Flight, Queue},
+    refusal::{Rejection, rejection},
+    rpc::Rpc,
+    send::Sender,
+};
+
+/// Forms of one transaction, each bidding more than the one before.
+const FORMS_MAX: usize = 6;
+/// Sightings of a nonce that was used, without a receipt of ours, until it counts as another's.
+const SIGHTINGS: u32 = 3;
+
+/// How a flight ended.
+pub(super) enum Landing {
+    Mined(Box<TransactionReceipt>),
+    /// Another transaction has its nonce: nothing of ours was mined.
+    Displaced,
+}
+
+impl Sender {
+    /// Waits until a form of the flight is mined or its nonce went to another; bids more when it is stuck.
+    pub(super) async fn watch(
+        &self,
+        rpc: &Rpc,
+        queue: &Queue,
+        signer: &PrivateKeySigner,
+        flight: &Flight,
+    ) -> Result<Landing, PaymentError> {
+        let since = Instant::now();
+        let mut forms = flight.forms.clone();
+        let mut sightings = 0;
+        for round in 0u64.. {
+            if let Some(now) = queue.get(flight.nonce).filter(|f| f.wish == flight.wish) {
+                forms = now.forms;
+            }
+            for (hash, _) in forms.iter().rev() {
+                let answer = rpc.ask(rpc.provider.get_transaction_receipt(*hash)).await;
+                if let Ok(Some(receipt)) = answer {
+                    queue.remove(flight.nonce);
+                    tracing::info!(account = %flight.account, action = flight.action, tx = %hash, block = receipt.block_number, gas = receipt.gas_used, "mined");
+                    return Ok(Landing::Mined(Box::new(receipt)));
+                }
+            }
+            if since.elapsed() >= self.mine_deadline {
+                break;
+            }
+            if round % 3 == 2 {
+                let count = rpc.provider.get_transaction_count(signer.address());
+                if let Ok(mined) = rpc.ask(count).await {
+                    sightings = if mined > flight.nonce { sightings + 1 } else { 0 };
+                    if sightings >= SIGHTINGS {
+                        queue.remove(flight.nonce);
+                        return Ok(Landing::Displaced);
+                    }
+                    self.unstick(rpc, queue, signer, mined).await;
+                    if mined < flight.nonce && since.elapsed() >= 2 * self.bump_after {
+                        self.fill(rpc, queue, signer, mined).await;
+                    }
+                }
+            }
+            tokio::time::sleep(rpc.poll).await;
+        }
+        let transaction = from_b256(forms.last().map_or(B256::ZERO, |(hash, _)| *hash));
+        tracing::warn!(account = %flight.account, action = flight.action, tx = %transaction, "not mined in time");
+        Err(PaymentError::Pending { transaction })
+    }
+
+    /// Sends our transaction with the nonce that the chain waits for once more, when it has waited for long; with a
+    /// higher bid, if blocks went by without it.
+    pub(super) async fn unstick(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
+        let Some(mut flight) = queue
+            .get(nonce)
+            .filter(|f| f.sent_at.elapsed() >= self.bump_after)
+        else {
+            return;
+        };
+        let Ok((head, fees)) = tokio::try_join!(rpc.head(), estimate_fees(rpc)) else {
+            return;
+        };
+        flight.sent_at = Instant::now();
+        if head.number > flight.sent_after && flight.forms.len() < FORMS_MAX {
+            flight.fees = flight.fees.raised().at_least(fees);
+            if sign(rpc, signer, &mut flight).is_err() {
+                return;
+            }
+            flight.sent_after = head.number;
+        }
+        queue.insert(flight.clone());
+        match broadcast(rpc, &flight).await {
+            Ok(()) => {
+                tracing::info!(account = %flight.account, action = flight.action, tx = %flight.newest_hash(), nonce, max_fee = flight.fees.max, "sent again");
+            }
+            Err(error) => {
+                let reason = rpc.meaning(&error, None);
+                tracing::debug!(account = %flight.account, action = flight.action, nonce, %reason, "not taken again");
+            }
+        }
+    }
+
+    /// Fills a nonce that the chain waits for and that is none of ours: a transaction that bids too little, of a
+    /// process before this one, or one that is lost. Whoever sent it finds out by asking the chain.
+    pub(super) async fn fill(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
+        if queue.get(nonce).is_some() {
+            return;
+        }
+        let Ok((head, fees)) = tokio::try_join!(rpc.head(), estimate_fees(rpc)) else {
+            return;
+        };
+        let mut flight = Flight {
+            nonce,
+            action: "unblock",
+            account: Hash::default(),
+            wish: keccak256(nonce.to_be_bytes()),
+            to: signer.address(),
+            input: Bytes::new(),
+            gas_limit: 21_000,
+            pulls: 0,
+            permit: None,
+            fees: fees.raised().raised(),
+            forms: Vec::new(),
+            sent_at: Instant::now(),
+            sent_after: head.number,
+        };
+        tracing::warn!(signer = %signer.address(), nonce, "an unknown transaction blocks this key: sending nothing in its place");
+        // What it bids is unknown too. The ceiling is on a bid, of which a block takes only what it costs.
+        for _ in 0..FORMS_MAX {
+            flight.forms.clear();
+            if sign(rpc, signer, &mut flight).is_err() {
+                return;
+            }
+            match broadcast(rpc, &flight)
+                .await
+                .err()
+                .and_then(|error| rejection(&error))
+            {
+                Some(Rejection::Underpriced) => {
+                    flight.fees = Fees {
+                        max: flight.fees.max.saturating_mul(2),
+                        tip: flight.fees.tip.saturating_mul(2),
+                    };
+                }
+                Some(Rejection::NonceUsed) => return,
+                Some(Rejection::AlreadyKnown) | None => {
+                    queue.insert(flight);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Signs the flight as it now is and adds that to its forms.
+pub(super) fn sign(rpc: &Rpc, signer: &PrivateKeySigner, flight: &mut Flight) -> Result<(), PaymentError> {
+    let mut transaction = TxEip1559 {
+        chain_id: rpc.chain_id,
+        nonce: flight.nonce,
+        gas_limit: flight.gas_limit,
+        max_fee_per_gas: flight.fees.max,
+        max_priority_fee_per_gas: flight.fees.tip,
+        to: TxKind::Call(flight.to),
+        input: flight.input.clone(),
+        ..TxEip1559::default()
+    };
+    let signature = signer
+        .sign_transaction_sync(&mut transaction)
+        .map_err(|e| PaymentError::Malformed(format!("signing a transaction: {e}")))?;
+    let signed = transaction.into_signed(signature);
+    flight.forms.push((*signed.hash(), signed.encoded_2718().into()));
+    Ok(())
+}
+
+pub(super) async fn broadcast(rpc: &Rpc, flight: &Flight) -> Result<(), TransportError> {
+    match flight.forms.last() {
+        Some((_, bytes)) => rpc.provider.send_raw_transaction(bytes).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+pub(super) async fn estimate_fees(rpc: &Rpc) -> Result<Fees, PaymentError> {
+    let fees = rpc.ask(rpc.provider.estimate_eip1559_fees()).await?;
+    Ok(Fees {
+        max: fees.max_fee_per_gas,
+        tip: fees.max_priority_fee_per_gas,
+    })
+}
