@@ -270,7 +270,8 @@ pub struct Account {
     pub paid_until: u64,
     /// When the funds ended, Unix seconds; 0 when they have not.
     pub exhausted_at: u64,
-    /// When the first leg first started, Unix seconds; 0 before.
+    /// When the first leg first started, Unix seconds; 0 before. Not stored on the chain but reckoned back from
+    /// `paid_seconds`: for people. Time that the account stood exhausted, and notice paid at the close, shift it.
     pub started_at: u64,
     /// Seconds burned since then.
     pub paid_seconds: u64,

@@ -166,8 +166,25 @@ impl Anvil {
             .unwrap_or_else(|e| panic!("{method}: {e}"))
     }
 
-    /// Sends the process a signal: `STOP` makes every call hang.
-    pub fn signal(&self, signal: &str) {
+    /// Stops the process: from here on every call hangs.
+    pub async fn stop(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        until("every thread stands", async || {
+            std::fs::read_dir(&tasks).expect("it lives").flatten().all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+            })
+        })
+        .await;
+    }
+
+    /// Lets the process go on.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, signal: &str) {
         let status = Command::new("kill")
             .arg(format!("-{signal}"))
             .arg(self.child.id().to_string())

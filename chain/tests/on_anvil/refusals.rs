@@ -172,7 +172,7 @@ async fn a_hanging_endpoint_ends_at_the_deadline_and_is_asked_again_after_it() {
     .unwrap();
     escrow.head().await.unwrap();
 
-    anvil.signal("STOP");
+    anvil.stop().await;
     let since = std::time::Instant::now();
     let read = escrow.account(&terms, BlockLevel::Latest).await;
     let written = escrow.open(&payer, &terms, TokenAmount(1_000), LATER).await;
@@ -188,7 +188,7 @@ async fn a_hanging_endpoint_ends_at_the_deadline_and_is_asked_again_after_it() {
         );
     }
 
-    anvil.signal("CONT");
+    anvil.resume();
     escrow
         .open(&payer, &terms, TokenAmount(1_000), LATER)
         .await
