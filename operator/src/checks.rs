@@ -180,7 +180,9 @@ pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "These are live and paid for; uninstalling would strand them. Delete the leases and wait for their refund, or set uninstall.force=true:"
+        "These are live and paid for; uninstalling would strand them. Delete the leases, wait for their refund and uninstall \
+         again; or keep the release: `helm history` tells its last revision, `helm rollback RELEASE REVISION` makes Helm \
+         take it for deployed again. To uninstall all the same: `helm uninstall --no-hooks`."
     );
     for line in live {
         println!("  {line}");
