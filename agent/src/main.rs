@@ -23,7 +23,7 @@ mod sysfs;
 mod watchdog;
 mod xid;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
@@ -83,17 +83,24 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
 async fn client(settings: &Settings) -> anyhow::Result<Client> {
     let mut config = match &settings.kubeconfig {
         Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path)
-                .with_context(|| format!("read --kubeconfig {}", path.display()))?;
+            let kubeconfig =
+                kubeconfig(path).with_context(|| format!("read --kubeconfig {}", path.display()))?;
             Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                 .await
                 .with_context(|| format!("use --kubeconfig {}", path.display()))?
         }
-        None => Config::infer()
-            .await
-            .context("find the cluster; outside of one, name a --kubeconfig")?,
+        None => Config::incluster().context("this is no pod of a cluster: name a --kubeconfig")?,
     };
     config.connect_timeout = Some(CALL);
     config.read_timeout = Some(CALL);
     Client::try_from(config).context("make the API client")
+}
+
+/// JSON is YAML too, and to read it as what it is spares a megabyte of YAML parser in the process's memory.
+fn kubeconfig(path: &Path) -> anyhow::Result<Kubeconfig> {
+    let text = std::fs::read_to_string(path)?;
+    match serde_json::from_str(&text) {
+        Ok(kubeconfig) => Ok(kubeconfig),
+        Err(_) => Ok(Kubeconfig::from_yaml(&text)?),
+    }
 }

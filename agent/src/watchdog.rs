@@ -29,7 +29,7 @@ const THREADS_MAX: usize = 3;
 /// How long a hung thread is waited for before another one tries.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the thread takes events while it is asked nothing.
-const EVENTS_EVERY: Duration = Duration::from_millis(500);
+const EVENTS_EVERY: Duration = Duration::from_secs(1);
 /// Events kept until they are taken.
 const EVENTS_MAX: usize = 64;
 
