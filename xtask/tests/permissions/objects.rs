@@ -1,0 +1,95 @@
+//! Objects to try to write: valid, so that only permissions can refuse them.
+
+use serde_json::{Value, json};
+
+pub(crate) fn gpu_node(name: &str) -> Value {
+    json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuNode", "metadata": {"name": name}, "spec": {}})
+}
+
+pub(crate) fn lease(namespace: &str, name: &str) -> Value {
+    json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": namespace},
+        "spec": {"holderIdentity": "trial"}})
+}
+
+pub(crate) fn namespace(name: &str, provider: &str) -> Value {
+    let mut object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    if !provider.is_empty() {
+        object["metadata"]["labels"] = json!({"leasehold.dev/provider": provider});
+    }
+    object
+}
+
+pub(crate) fn reservation(name: &str, provider: &str) -> Value {
+    let address = format!("0x{}", "2".repeat(40));
+    let hash = format!("0x{}", "3".repeat(64));
+    json!({
+        "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuReservation", "metadata": {"name": name},
+        "spec": {
+            "market": "default", "allocationNamespace": format!("provider-{provider}"), "allocationName": name,
+            "allocationUid": "u", "deadline": 1, "allocation": allocation_spec(&address, &hash),
+        },
+    })
+}
+
+pub(crate) fn allocation(namespace: &str, name: &str) -> Value {
+    let (address, hash) = (format!("0x{}", "2".repeat(40)), format!("0x{}", "3".repeat(64)));
+    json!({
+        "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuAllocation",
+        "metadata": {"name": name, "namespace": namespace}, "spec": allocation_spec(&address, &hash),
+    })
+}
+
+pub(crate) fn allocation_spec(address: &str, hash: &str) -> Value {
+    json!({
+        "lease": {"namespace": "team-a", "name": "train", "uid": "u"}, "epoch": 1, "leg": 0, "nodes": 1, "pool": "h100",
+        "class": "h100-80g-sxm", "pricePerGpuHour": "1.85", "deposit": "1", "notAfter": 1, "openBy": 1, "onFundsEnd": "Close",
+        "node": {"cpu": "1", "memory": "1Gi", "gpus": 1}, "workload": {"job": {"image": "busybox"}},
+        "escrow": {
+            "chainId": 1, "contract": address, "token": address, "payer": address, "market": address, "closer": address,
+            "salt": hash, "id": hash, "startBy": 1, "noticeSeconds": 0, "pauseFor": 0,
+            "legs": [{"payee": address, "controller": address, "rate": "1"}],
+        },
+    })
+}
+
+/// Objects of every kind that the provider's operator makes.
+pub(crate) fn contents(namespace: &str) -> Vec<Value> {
+    let object = |version: &str, kind: &str, more: Value| {
+        let mut object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "trial", "namespace": namespace}});
+        object
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        object
+    };
+    let pods = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}});
+    let mut always = pods.clone();
+    always["spec"]["restartPolicy"] = json!("Always");
+    let volume = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    let access = json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "leasehold-tenant-access"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "tenant"}]});
+    vec![
+        object("v1", "ConfigMap", json!({"data": {"a": "b"}})),
+        object("v1", "ServiceAccount", json!({})),
+        object("v1", "ResourceQuota", json!({"spec": {"hard": {"pods": "1"}}})),
+        object("v1", "LimitRange", json!({"spec": {"limits": []}})),
+        object("v1", "PersistentVolumeClaim", json!({"spec": volume})),
+        object(
+            "v1",
+            "Service",
+            json!({"spec": {"ports": [{"port": 80}], "selector": {"a": "b"}}}),
+        ),
+        object(
+            "networking.k8s.io/v1",
+            "NetworkPolicy",
+            json!({"spec": {"podSelector": {}}}),
+        ),
+        object(
+            "apps/v1",
+            "StatefulSet",
+            json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "serviceName": "s", "template": always}}),
+        ),
+        object("batch/v1", "Job", json!({"spec": {"template": pods}})),
+        object("rbac.authorization.k8s.io/v1", "RoleBinding", access),
+    ]
+}

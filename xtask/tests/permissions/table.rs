@@ -1,0 +1,220 @@
+//! Every right of every account, by asking the API server about all that it serves.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use futures::{StreamExt as _, stream};
+use kube::Client;
+use serde_json::json;
+
+use crate::installation::{HOME, Installation};
+use crate::requests::{read, send};
+
+const DOCUMENT: &str = "docs/operate/permissions.md";
+const VERBS: &[&str] = &[
+    "get",
+    "list",
+    "watch",
+    "create",
+    "update",
+    "patch",
+    "delete",
+    "deletecollection",
+];
+/// Asked beside what discovery lists: verbs that hand out power.
+const POWERS: &[(&str, &str, &str)] = &[
+    ("rbac.authorization.k8s.io", "clusterroles", "bind"),
+    ("rbac.authorization.k8s.io", "clusterroles", "escalate"),
+    ("rbac.authorization.k8s.io", "roles", "bind"),
+    ("rbac.authorization.k8s.io", "roles", "escalate"),
+    ("", "users", "impersonate"),
+    ("", "groups", "impersonate"),
+    ("", "serviceaccounts", "impersonate"),
+    ("certificates.k8s.io", "signers", "approve"),
+    ("certificates.k8s.io", "signers", "sign"),
+];
+
+/// What one account may do, as lines of a table: by namespace where it is less than everywhere.
+pub(crate) async fn rights(who: &Client, resources: &[Resource]) -> Vec<(String, String, String)> {
+    let mut questions = Vec::new();
+    for resource in resources {
+        questions.push((resource, ""));
+        if resource.namespaced {
+            questions
+                .extend([HOME, "provider-rhine-west", "provider-elbe", "kube-system"].map(|n| (resource, n)));
+        }
+    }
+    let answers: Vec<_> =
+        stream::iter(questions)
+            .map(|(resource, namespace)| async move {
+                (resource, namespace, verbs(who, resource, namespace).await)
+            })
+            .buffered(16)
+            .collect()
+            .await;
+    let mut everywhere: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (resource, _, verbs) in answers.iter().filter(|(_, namespace, _)| namespace.is_empty()) {
+        everywhere.entry(resource.to_string()).or_default().extend(verbs);
+    }
+    answers
+        .into_iter()
+        .filter_map(|(resource, namespace, mut verbs)| {
+            let name = resource.to_string();
+            if !namespace.is_empty() {
+                verbs.retain(|verb| !everywhere[&name].contains(verb));
+            }
+            let place = match (namespace, resource.namespaced) {
+                ("", true) => "every namespace".to_owned(),
+                ("", false) => "cluster".to_owned(),
+                (namespace, _) => format!("`{namespace}`"),
+            };
+            (!verbs.is_empty()).then(|| (name, place, verbs.join(", ")))
+        })
+        .collect()
+}
+
+pub(crate) struct Resource {
+    group: String,
+    name: String,
+    subresource: String,
+    namespaced: bool,
+    verbs: Vec<&'static str>,
+}
+
+impl std::fmt::Display for Resource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sub = if self.subresource.is_empty() {
+            String::new()
+        } else {
+            format!("/{}", self.subresource)
+        };
+        let group = if self.group.is_empty() {
+            String::new()
+        } else {
+            format!(".{}", self.group)
+        };
+        write!(f, "{}{group}{sub}", self.name)
+    }
+}
+
+pub(crate) async fn verbs(who: &Client, resource: &Resource, namespace: &str) -> Vec<&'static str> {
+    let mut may = Vec::new();
+    for &verb in &resource.verbs {
+        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {
+            "resourceAttributes": {"group": resource.group, "resource": resource.name, "subresource": resource.subresource,
+                "verb": verb, "namespace": namespace}}});
+        let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+        let answer = send(who, "POST", path, Some(&review), "application/json")
+            .await
+            .unwrap();
+        if answer["status"]["allowed"] == true {
+            may.push(verb);
+        }
+    }
+    may
+}
+
+/// Every resource and subresource that the server serves, and the powers.
+pub(crate) async fn served(admin: &Client) -> Vec<Resource> {
+    let mut versions = vec![("/api/v1".to_owned(), String::new())];
+    let groups = read(admin, "/apis").await.unwrap();
+    for group in groups["groups"].as_array().unwrap() {
+        let version = group["preferredVersion"]["groupVersion"].as_str().unwrap();
+        versions.push((
+            format!("/apis/{version}"),
+            group["name"].as_str().unwrap().to_owned(),
+        ));
+    }
+    let mut resources = Vec::new();
+    for (path, group) in versions {
+        for resource in read(admin, &path).await.unwrap()["resources"].as_array().unwrap() {
+            let name = resource["name"].as_str().unwrap();
+            let (name, subresource) = name.split_once('/').unwrap_or((name, ""));
+            resources.push(Resource {
+                group: group.clone(),
+                name: name.to_owned(),
+                subresource: subresource.to_owned(),
+                namespaced: resource["namespaced"] == true,
+                verbs: VERBS.to_vec(),
+            });
+        }
+    }
+    for &(group, name, verb) in POWERS {
+        resources.push(Resource {
+            group: group.to_owned(),
+            name: name.to_owned(),
+            subresource: String::new(),
+            namespaced: false,
+            verbs: vec![verb],
+        });
+    }
+    resources
+}
+
+pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
+    let resources = served(&it.admin).await;
+    assert!(
+        resources.len() > 100,
+        "only {} resources were found",
+        resources.len()
+    );
+    // What everybody who is somebody may do is no right of ours.
+    let nobody = it.cluster.token_for("default", "default").await.unwrap();
+    let nobody = rights(&it.cluster.client_with_token(&nobody).await.unwrap(), &resources).await;
+    let mut text = String::from(
+        "# Who may do what\n\n\
+         Written and checked by `cargo test -p xtask --test permissions` with the tokens of an installed chart: every verb, \
+         resource and subresource that the API server serves was asked for, and what is not listed was refused. The chart \
+         here is release `leasehold` in `leasehold-system`, market and provider `rhine-west` in one cluster, and a provider \
+         `elbe` that comes from outside. Rights to single named objects don't show here; they are named below.\n\n\
+         Admission policies narrow this further:\n\n\
+         - **Agent**: writes only the GpuNode and the Lease named after the node that its token was made on, and never a \
+         GpuNode's `spec`.\n\
+         - **Provider**: writes namespaced objects only in namespaces `lease-*` that carry \
+         `leasehold.dev/provider=<its name>`; makes, changes and deletes only such namespaces; writes only its own \
+         GpuReservations.\n\n\
+         By name: the market's operator may get the Secrets with RPC URLs in its own namespace and each wallet that a \
+         tenant's Role names; each operator renews its own leader Lease; a provider may get and patch its own GpuProvider; \
+         the provider's operator may bind the ClusterRole `leasehold-tenant-access` and no other.\n",
+    );
+    for (title, who) in [
+        ("Market's operator", &it.market),
+        (
+            "Provider's operator, in the cluster that is the market too",
+            &it.provider,
+        ),
+        ("Provider `elbe` on this market", &it.guest),
+        ("Agent", &it.agent),
+    ] {
+        writeln!(
+            text,
+            "\n## {title}\n\n| Resource | Where | Verbs |\n|---|---|---|"
+        )
+        .unwrap();
+        for (resource, place, verbs) in rights(who, &resources).await {
+            if !nobody
+                .iter()
+                .any(|known| *known == (resource.clone(), place.clone(), verbs.clone()))
+            {
+                writeln!(text, "| `{resource}` | {place} | {verbs} |").unwrap();
+            }
+        }
+    }
+    let document = xtask::root().join(DOCUMENT);
+    if std::env::var_os("LEASEHOLD_WRITE").is_some() {
+        std::fs::write(&document, &text).unwrap();
+    }
+    let documented = std::fs::read_to_string(&document).unwrap_or_default();
+    let pairs = documented.lines().zip(text.lines()).enumerate();
+    if let Some((line, (has, is))) = pairs.into_iter().find(|(_, (has, is))| has != is) {
+        panic!(
+            "{DOCUMENT}:{}: says {has:?}, the cluster {is:?}; with LEASEHOLD_WRITE=1 the test writes it",
+            line + 1
+        );
+    }
+    assert_eq!(
+        documented.lines().count(),
+        text.lines().count(),
+        "{DOCUMENT}: with LEASEHOLD_WRITE=1 the test writes it"
+    );
+}

@@ -1,0 +1,298 @@
+//! What RBAC can't confine, and who answers for which part of an object: tried by doing it.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::installation::{HOME, Installation, PATIENCE, PROVIDER, succeed};
+use crate::objects::{allocation, contents, gpu_node, lease, namespace, reservation};
+use crate::requests::{allowed, delete, patch, path, read, refused, send, write};
+
+pub(crate) async fn agents_write_only_their_own_node(it: &Installation) {
+    it.apply(&gpu_node("node-b")).await;
+    allowed("its own GpuNode", write(&it.agent, &gpu_node("node-a")).await);
+    it.apply(&gpu_node("node-a")).await;
+    let status = json!({"status": {"gpuCount": 4}});
+    allowed(
+        "its own status",
+        patch(&it.agent, &gpu_node("node-a"), "/status", &status).await,
+    );
+    refused(
+        "another's status",
+        patch(&it.agent, &gpu_node("node-b"), "/status", &status).await,
+        "not node-b",
+    );
+    refused(
+        "another's GpuNode",
+        write(&it.agent, &gpu_node("node-b")).await,
+        "not node-b",
+    );
+    let unsold = json!({"spec": {"sell": false}});
+    refused(
+        "what is sold",
+        patch(&it.agent, &gpu_node("node-a"), "", &unsold).await,
+        "the provider's admin's",
+    );
+    refused(
+        "deleting its own",
+        delete(&it.agent, &gpu_node("node-a")).await,
+        "cannot delete",
+    );
+    allowed(
+        "its own sign of life",
+        write(&it.agent, &lease(HOME, "node-a")).await,
+    );
+    refused(
+        "another's sign of life",
+        write(&it.agent, &lease(HOME, "node-b")).await,
+        "not node-b",
+    );
+    refused(
+        "the leader's lease",
+        write(&it.agent, &lease(HOME, "leasehold-market")).await,
+        "not leasehold-market",
+    );
+    refused(
+        "a lease elsewhere",
+        write(&it.agent, &lease("kube-system", "node-a")).await,
+        "cannot patch",
+    );
+    refused(
+        "a token without a node",
+        write(&it.adrift, &gpu_node("node-a")).await,
+        "the token names no node",
+    );
+}
+
+pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Installation) {
+    let (own, other, bare) = ("lease-own", "lease-other", "lease-bare");
+    for (name, provider) in [(own, PROVIDER), (other, "elbe"), (bare, "")] {
+        it.apply(&namespace(name, provider)).await;
+    }
+    for object in contents(own) {
+        allowed(&path(&object), write(&it.provider, &object).await);
+    }
+    for foreign in [
+        other,
+        bare,
+        "kube-system",
+        "default",
+        HOME,
+        "provider-elbe",
+        "provider-rhine-west",
+    ] {
+        for object in contents(foreign) {
+            refused(
+                &path(&object),
+                write(&it.provider, &object).await,
+                "may write only in namespaces lease-*",
+            );
+        }
+    }
+    allowed(
+        "a namespace of its own",
+        write(&it.provider, &namespace("lease-new", PROVIDER)).await,
+    );
+    allowed(
+        "deleting its own",
+        delete(&it.provider, &namespace(own, PROVIDER)).await,
+    );
+    for (name, provider) in [
+        ("lease-new", ""),
+        ("lease-new", "elbe"),
+        ("evil", PROVIDER),
+        ("kube-system", PROVIDER),
+        (other, PROVIDER),
+        (bare, PROVIDER),
+        (own, "elbe"),
+    ] {
+        let made = write(&it.provider, &namespace(name, provider)).await;
+        refused(
+            &format!("namespace {name} labelled {provider:?}"),
+            made,
+            "may make, change and delete only",
+        );
+    }
+    for name in [other, bare, HOME] {
+        let deleted = delete(&it.provider, &namespace(name, "")).await;
+        refused(
+            &format!("deleting {name}"),
+            deleted,
+            "may make, change and delete only",
+        );
+    }
+
+    let mut admin = contents(own).pop().unwrap();
+    admin["roleRef"]["name"] = json!("cluster-admin");
+    refused(
+        "a binding to cluster-admin",
+        write(&it.provider, &admin).await,
+        "attempting to grant RBAC permissions",
+    );
+    refused(
+        "secrets",
+        read(&it.provider, "/api/v1/namespaces/lease-own/secrets").await,
+        "cannot list",
+    );
+
+    it.apply(&reservation("elbes", "elbe")).await;
+    allowed(
+        "its own reservation",
+        write(&it.provider, &reservation("own", PROVIDER)).await,
+    );
+    let release = json!({"spec": {"release": true}});
+    let touched = patch(&it.provider, &reservation("elbes", "elbe"), "", &release).await;
+    refused(
+        "another's reservation",
+        touched,
+        "spec.allocationNamespace is provider-rhine-west",
+    );
+    refused(
+        "deleting another's",
+        delete(&it.provider, &reservation("elbes", "elbe")).await,
+        "provider-rhine-west",
+    );
+    allowed(
+        "its leader lease",
+        write(&it.provider, &lease(HOME, "leasehold-provider-rhine-west")).await,
+    );
+    refused(
+        "the market's leader lease",
+        write(&it.provider, &lease(HOME, "leasehold-market")).await,
+        "cannot patch",
+    );
+    let steal = lease(HOME, "leasehold-provider-elbe");
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/leasehold-system/leases?dryRun=All";
+    let stolen = send(&it.provider, "POST", leases, Some(&steal), "application/json").await;
+    refused(
+        "making another's leader lease",
+        stolen,
+        "may write only in namespaces lease-*",
+    );
+}
+
+pub(crate) async fn providers_answer_allocations_and_change_nothing_else(it: &Installation) {
+    for (who, own, other) in [(&it.provider, PROVIDER, "elbe"), (&it.guest, "elbe", PROVIDER)] {
+        let (mine, theirs) = (
+            allocation(&format!("provider-{own}"), "a"),
+            allocation(&format!("provider-{other}"), "a"),
+        );
+        it.apply(&mine).await;
+        it.apply(&theirs).await;
+        let status = json!({"status": {"phase": "Reserved"}});
+        allowed("its answer", patch(who, &mine, "/status", &status).await);
+        allowed("reading its own", read(who, &path(&mine)).await);
+        refused(
+            "another's answer",
+            patch(who, &theirs, "/status", &status).await,
+            "cannot patch",
+        );
+        refused("reading another's", read(who, &path(&theirs)).await, "cannot get");
+        for (what, change) in [
+            ("spec", json!({"spec": {"release": true}})),
+            ("finalizers", json!({"metadata": {"finalizers": ["x.y/z"]}})),
+            ("labels", json!({"metadata": {"labels": {"a": "b"}}})),
+        ] {
+            refused(what, patch(who, &mine, "", &change).await, "cannot patch");
+        }
+        // What comes in by the status is status alone.
+        let sly = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"release": true}, "status": {"phase": "Reserved"}});
+        let after = patch(who, &mine, "/status", &sly).await.unwrap();
+        assert_ne!(after["spec"]["release"], true, "spec changed by status");
+        assert!(
+            after["metadata"]["labels"]["a"].is_null(),
+            "labels changed by status: {}",
+            after["metadata"]
+        );
+        refused("deleting it", delete(who, &mine).await, "cannot delete");
+        refused(
+            "making one",
+            write(who, &allocation(&format!("provider-{own}"), "new")).await,
+            "cannot patch",
+        );
+
+        let provider = |name: &str, payee: &str| {
+            json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuProvider", "metadata": {"name": name},
+                "spec": {"payee": format!("0x{}", payee.repeat(40)), "controller": format!("0x{}", "1".repeat(40))}})
+        };
+        it.apply(&provider(own, "1")).await;
+        it.apply(&provider(other, "1")).await;
+        let payee = json!({"spec": {"payee": format!("0x{}", "9".repeat(40))}});
+        allowed("its own payee", patch(who, &provider(own, "1"), "", &payee).await);
+        refused(
+            "another's payee",
+            patch(who, &provider(other, "1"), "", &payee).await,
+            "cannot patch",
+        );
+        let standing = json!({"status": {"observedGeneration": 1}});
+        refused(
+            "its standing",
+            patch(who, &provider(own, "1"), "/status", &standing).await,
+            "cannot patch",
+        );
+        let offer = |name: &str| {
+            json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuOffer",
+                "metadata": {"name": name, "namespace": format!("provider-{name}")}, "spec": {"rows": []}})
+        };
+        allowed("its offer", write(who, &offer(own)).await);
+        refused("another's offer", write(who, &offer(other)).await, "cannot patch");
+        allowed(
+            "its sign of life",
+            write(who, &lease(&format!("provider-{own}"), own)).await,
+        );
+        refused(
+            "another's",
+            write(who, &lease(&format!("provider-{other}"), other)).await,
+            "cannot patch",
+        );
+        refused(
+            "leases of tenants",
+            read(who, "/apis/leasehold.dev/v1alpha1/gpuleases").await,
+            "cannot list",
+        );
+    }
+}
+
+pub(crate) async fn the_market_reads_only_the_wallets_it_was_given(it: &Installation) {
+    it.apply(&namespace("team-a", "")).await;
+    for name in ["wallet", "other"] {
+        it.apply(
+            &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "team-a"},
+            "stringData": {"privateKey": "0x1"}}),
+        )
+        .await;
+    }
+    let secret = |name: &str| format!("/api/v1/namespaces/team-a/secrets/{name}");
+    refused(
+        "a wallet it was not given",
+        read(&it.market, &secret("wallet")).await,
+        "cannot get",
+    );
+    // The very commands that NOTES.txt prints.
+    for words in [
+        "-n team-a create role wallet-reader --verb=get --resource=secrets --resource-name=wallet",
+        "-n team-a create rolebinding wallet-reader --role=wallet-reader --serviceaccount=leasehold-system:leasehold-market",
+    ] {
+        succeed(it.cluster.kubectl().args(words.split(' ')));
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(message) = read(&it.market, &secret("wallet")).await {
+        assert!(Instant::now() < deadline, "{message}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    refused(
+        "another Secret beside it",
+        read(&it.market, &secret("other")).await,
+        "cannot get",
+    );
+    refused(
+        "all of them",
+        read(&it.market, "/api/v1/namespaces/team-a/secrets").await,
+        "cannot list",
+    );
+    refused(
+        "its own namespace's",
+        read(&it.market, "/api/v1/namespaces/leasehold-system/secrets").await,
+        "cannot list",
+    );
+}
