@@ -1,0 +1,391 @@
+//! Crashes and outages: operators killed at random moments while two of each act without leadership, a chain that
+//! hangs, an API server that dies. Nothing is opened twice, paid work runs on, what is owed is exact.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use leasehold_crds::{
+    GpuLease, GpuReservation, PaymentNetwork,
+    conditions::find,
+    lease::{CloseReason, Phase},
+};
+use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, within};
+use leasehold_planner::{
+    escrow::{Terms, salt},
+    ports::{BlockLevel, Payments as _},
+};
+use leasehold_testcluster::{Stderr, Unavailable};
+use serde_json::json;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const KILLS: usize = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_outlive_crashes_and_outages() -> anyhow::Result<()> {
+    if let Err(why) = Unavailable::check() {
+        eprintln!("SKIPPED: {why}");
+        return Ok(());
+    }
+    let mut spec = StackSpec::one_node("e2e-outage");
+    spec.replicas = 2;
+    spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), 8)]);
+    let stack = Stack::up(spec, &Stderr::default()).await?;
+    let result = stories(&stack).await;
+    if let Err(error) = &result {
+        let kept = leasehold_testcluster::cache_root()?
+            .join("failed")
+            .join("e2e-outage");
+        stack.dump(&kept);
+        eprintln!("{error:#}\nlogs are in {}", kept.display());
+    }
+    stack.down().await?;
+    result
+}
+
+async fn stories(stack: &Stack) -> anyhow::Result<()> {
+    let tenant = Tenant::new(stack, "team-a")?;
+    everybody_leads(stack).await?;
+    told("killed at random moments", killed_at_random_moments(&tenant)).await?;
+    told("the chain hangs", chain_hangs(&tenant)).await?;
+    told(
+        "the chain hangs for longer than is paid",
+        chain_hangs_too_long(&tenant),
+    )
+    .await?;
+    told("the API server dies", api_server_dies(&tenant)).await
+}
+
+async fn told<T>(story: &str, told: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let begun = Instant::now();
+    let result = told.await.with_context(|| story.to_owned());
+    eprintln!(
+        "{:>6.1}s  {story}: {}",
+        begun.elapsed().as_secs_f64(),
+        if result.is_ok() { "ok" } else { "FAILED" }
+    );
+    result
+}
+
+/// Two replicas of each operator, and both act: leadership is an optimisation.
+async fn everybody_leads(stack: &Stack) -> anyhow::Result<()> {
+    let deployments =
+        Api::<k8s_openapi::api::apps::v1::Deployment>::namespaced(stack.client.clone(), "leasehold-system");
+    for name in ["leasehold-market", "leasehold-provider"] {
+        let patch = json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--no-leader-election"}]);
+        deployments
+            .patch(
+                name,
+                &PatchParams::default(),
+                &Patch::<GpuLease>::Json(serde_json::from_value(patch)?),
+            )
+            .await?;
+    }
+    within(LIMIT, "four operators that all lead", || async {
+        let all = deployments.list(&ListParams::default()).await?.items;
+        let waiting: Vec<_> = all
+            .iter()
+            .filter(|d| {
+                let status = d.status.clone().unwrap_or_default();
+                status.updated_replicas != Some(2)
+                    || status.ready_replicas != Some(2)
+                    || status.replicas != Some(2)
+            })
+            .map(ResourceExt::name_any)
+            .collect();
+        Ok(if waiting.is_empty() { Ok(()) } else { Err(waiting) })
+    })
+    .await
+}
+
+fn service(tenant: &Tenant<'_>, name: &str, term: &str) -> anyhow::Result<GpuLease> {
+    let mut lease = tenant.example("examples/01-job.yaml", Some(name))?;
+    lease.spec.term.duration = term.into();
+    lease.spec.node.cpu = "50m".into();
+    lease.spec.node.memory = "64Mi".into();
+    let job = lease.spec.workload.job.take().context("the example is a job")?;
+    let mut container = job.container;
+    container.image = "leasehold.test/busybox:1".into();
+    container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
+    container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
+    lease.spec.workload.session = Some(leasehold_crds::workload::Session {
+        container,
+        ..Default::default()
+    });
+    Ok(lease)
+}
+
+/// Lives of leases one after the other, in three lanes, while operators are killed.
+async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
+    let stack = tenant.stack;
+    let before = tenant.own_balance().await?;
+    let killer = async {
+        let pods = Api::<Pod>::namespaced(stack.client.clone(), "leasehold-system");
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..KILLS {
+            // A fixed sequence of pauses from 0.3 to 2.3 s, and of victims.
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            tokio::time::sleep(Duration::from_millis(300 + (seed >> 33) % 2000)).await;
+            let operators: Vec<_> = pods
+                .list(&ListParams::default())
+                .await?
+                .items
+                .into_iter()
+                .filter(|p| {
+                    p.metadata.deletion_timestamp.is_none()
+                        && (p.name_any().contains("market") || p.name_any().contains("provider"))
+                })
+                .collect();
+            if let Some(victim) = operators.get(usize::try_from(seed >> 40)? % operators.len().max(1)) {
+                // Grace 0 is a SIGKILL: nothing is finished, nothing handed over.
+                pods.delete(&victim.name_any(), &DeleteParams::default().grace_period(0))
+                    .await?;
+            }
+        }
+        anyhow::Ok(())
+    };
+    let lane = |lane: usize| async move {
+        let mut ended = Vec::new();
+        for round in 0..2 {
+            let name = format!("life-{lane}-{round}");
+            tenant.apply(&service(tenant, &name, "20m")?)?;
+            let lease = tenant.until_phase(&name, Phase::Active, LIMIT).await?;
+            let longer = json!({"spec": {"term": {"duration": "30m"}}});
+            tenant
+                .leases()
+                .patch(&name, &PatchParams::default(), &Patch::Merge(&longer))
+                .await?;
+            let (terms, _) = tenant.account(&lease).await?;
+            let wanted = terms.rate().cost_ceil(1800).context("cost")?;
+            within(LIMIT, "the extension's funds", || async {
+                let read = stack.rail.account(&terms, BlockLevel::Latest).await?;
+                let deposited = read.present().map(|a| a.deposited);
+                Ok(if deposited == Some(wanted) {
+                    Ok(())
+                } else {
+                    Err(deposited)
+                })
+            })
+            .await?;
+            tenant.delete(&name).await?;
+            tenant.until_gone(&name, LIMIT).await?;
+            ended.push((lease.uid().context("uid")?, terms, wanted));
+        }
+        anyhow::Ok(ended)
+    };
+    let ((), a, b, c) = tokio::try_join!(killer, lane(0), lane(1), lane(2))?;
+
+    let mut earned = 0;
+    let (opened, _) = stack.rail.opened_since(stack.money.market_id, None).await?;
+    for (uid, terms, wanted) in a.iter().chain(&b).chain(&c) {
+        let salts: BTreeSet<_> = (1..64)
+            .map(|round| salt(stack.money.market_id, uid, round))
+            .collect();
+        let mine = opened.iter().filter(|o| salts.contains(&o.terms.salt)).count();
+        ensure!(mine == 1, "{mine} accounts were opened for one lease");
+        earned += closed(stack, terms, Some(wanted.0)).await?;
+    }
+    ensure!(
+        before.0 - tenant.own_balance().await?.0 == earned,
+        "every refund is exact"
+    );
+    Ok(())
+}
+
+/// The account is closed and every leg earned its rate times its seconds; returns the sum.
+async fn closed(stack: &Stack, terms: &Terms, deposited: Option<u128>) -> anyhow::Result<u128> {
+    let read = stack.rail.account(terms, BlockLevel::Latest).await?;
+    let account = read.present().context("the account")?;
+    ensure!(account.closed, "closed");
+    ensure!(
+        deposited.is_none_or(|d| d == account.deposited.0),
+        "deposited {}, wanted {deposited:?}",
+        account.deposited
+    );
+    let mut earned = 0;
+    for (leg, state) in terms.legs.iter().zip(&account.legs) {
+        let due = leg.rate.earned_floor(state.served_seconds).context("in range")?;
+        ensure!(state.withdrawn.0 + state.owed.0 == due.0);
+        earned += due.0;
+    }
+    Ok(earned)
+}
+
+/// The one pod of the one lease that lives, with how often its container was started.
+async fn pod(stack: &Stack) -> anyhow::Result<Option<(String, i32)>> {
+    let pods = Api::<Pod>::all(stack.client.clone())
+        .list(&ListParams::default().labels("leasehold.dev/lease"))
+        .await?
+        .items;
+    Ok(pods.first().map(|p| {
+        let restarts = p
+            .status
+            .as_ref()
+            .and_then(|s| s.container_statuses.as_ref()?.first().map(|c| c.restart_count))
+            .unwrap_or(0);
+        (p.uid().unwrap_or_default(), restarts)
+    }))
+}
+
+async fn no_pods(stack: &Stack) -> anyhow::Result<()> {
+    within(LIMIT, "no pods of leases", || async {
+        Ok(match pod(stack).await? {
+            None => Ok(()),
+            Some(left) => Err(left),
+        })
+    })
+    .await
+}
+
+async fn chain_hangs(tenant: &Tenant<'_>) -> anyhow::Result<()> {
+    let stack = tenant.stack;
+    no_pods(stack).await?;
+    tenant.apply(&service(tenant, "hung", "30m")?)?;
+    let lease = tenant.until_phase("hung", Phase::Active, LIMIT).await?;
+    let (terms, _) = tenant.account(&lease).await?;
+    let before = pod(stack).await?;
+    let anvil = stack.cluster.anvil().context("a chain")?;
+    anvil.suspend()?;
+    let hung = async {
+        // The tenant extends while the chain hangs: nothing is lost, nothing done twice.
+        let longer = json!({"spec": {"term": {"duration": "40m"}}});
+        tenant
+            .leases()
+            .patch("hung", &PatchParams::default(), &Patch::Merge(&longer))
+            .await?;
+        let unknown = |l: &GpuLease| {
+            l.status
+                .as_ref()
+                .and_then(|s| find(&s.conditions, "ChainReachable"))
+                .is_some_and(|c| c.status == "Unknown")
+        };
+        let lease = tenant
+            .until("hung", LIMIT, "ChainReachable Unknown", unknown)
+            .await?;
+        ensure!(
+            lease.status.is_some_and(|s| s.phase == Phase::Active),
+            "an unknown ends nothing"
+        );
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        ensure!(pod(stack).await? == before, "the workload is untouched");
+        anyhow::Ok(())
+    };
+    let result = hung.await;
+    anvil.resume()?;
+    result?;
+    let wanted = terms.rate().cost_ceil(2400).context("cost")?;
+    within(LIMIT, "the extension's funds", || async {
+        let read = stack.rail.account(&terms, BlockLevel::Latest).await?;
+        let deposited = read.present().map(|a| a.deposited);
+        Ok(if deposited == Some(wanted) {
+            Ok(())
+        } else {
+            Err(deposited)
+        })
+    })
+    .await?;
+    ensure!(pod(stack).await? == before, "the workload is untouched");
+    tenant.delete("hung").await?;
+    tenant.until_gone("hung", LIMIT).await?;
+    closed(stack, &terms, Some(wanted.0)).await?;
+    Ok(())
+}
+
+/// It serves on what is paid and the grace, then stops by itself; afterwards what was paid is settled exactly.
+async fn chain_hangs_too_long(tenant: &Tenant<'_>) -> anyhow::Result<()> {
+    const GRACE: i64 = 10;
+    let stack = tenant.stack;
+    no_pods(stack).await?;
+    let networks = Api::<PaymentNetwork>::all(stack.client.clone());
+    let grace = json!({"spec": {"outageGrace": format!("{GRACE}s")}});
+    networks
+        .patch("anvil", &PatchParams::default(), &Patch::Merge(&grace))
+        .await?;
+    tenant.apply(&service(tenant, "outlasted", "20s")?)?;
+    let lease = tenant.until_phase("outlasted", Phase::Active, LIMIT).await?;
+    let (terms, account) = tenant.account(&lease).await?;
+    let paid_until = i64::try_from(account.paid_until)?;
+    let anvil = stack.cluster.anvil().context("a chain")?;
+    anvil.suspend()?;
+    let hung = async {
+        let reservations = Api::<GpuReservation>::all(stack.client.clone());
+        let name = reservations
+            .list(&ListParams::default())
+            .await?
+            .items
+            .iter()
+            .map(ResourceExt::name_any)
+            .find(|n| n.starts_with(&leasehold_planner::escrow::lease_name(terms.id())))
+            .context("the reservation")?;
+        within(LIMIT, "the stop by the rule", || async {
+            let status = reservations.get(&name).await?.status.unwrap_or_default();
+            Ok(if status.stop_reason.as_deref() == Some("FundsUnknown") {
+                Ok(())
+            } else {
+                Err(status.stop_reason)
+            })
+        })
+        .await?;
+        anyhow::Ok(now())
+    };
+    let stopped = hung.await;
+    anvil.resume()?;
+    let late = stopped? - (paid_until + GRACE);
+    eprintln!("         stopped {late} s after paidUntil + grace");
+    ensure!(
+        (0..=8).contains(&late),
+        "it stopped {late} s after paidUntil + grace"
+    );
+    let lease = tenant.until_phase("outlasted", Phase::Closed, LIMIT).await?;
+    let reason = lease.status.and_then(|s| s.close_reason);
+    ensure!(
+        matches!(reason, Some(CloseReason::TermOver | CloseReason::ProviderStopped)),
+        "{reason:?}"
+    );
+    let earned = closed(stack, &terms, None).await?;
+    ensure!(
+        Some(earned) == terms.rate().earned_floor(20).map(|a| a.0),
+        "what was paid for, and nothing of the grace: {earned}"
+    );
+    tenant.delete("outlasted").await?;
+    tenant.until_gone("outlasted", LIMIT).await
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the clock that the kubelet's and the chain's times are compared with"
+)]
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+async fn api_server_dies(tenant: &Tenant<'_>) -> anyhow::Result<()> {
+    let stack = tenant.stack;
+    no_pods(stack).await?;
+    tenant.apply(&service(tenant, "restarted", "30m")?)?;
+    let lease = tenant.until_phase("restarted", Phase::Active, LIMIT).await?;
+    let (terms, _) = tenant.account(&lease).await?;
+    let before = pod(stack).await?;
+    let server = stack.cluster.apiserver();
+    server.kill().await?;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    server.start().await?;
+    within(LIMIT, "the API server", || async {
+        Ok(pod(stack).await.map_err(|e| e.to_string()))
+    })
+    .await?;
+    ensure!(pod(stack).await? == before, "the workload is untouched");
+    tenant.delete("restarted").await?;
+    tenant.until_gone("restarted", LIMIT).await?;
+    closed(stack, &terms, None).await?;
+    Ok(())
+}
