@@ -1,0 +1,326 @@
+//! A Kubernetes API server for one kind: resource versions, generations, finalizers, deletion timestamps, transition
+//! rules; and watch caches that lag behind it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use leasehold_crds::{
+    GpuAllocation, GpuLease, GpuReservation, allocation::GpuAllocationStatus, lease::GpuLeaseStatus,
+    reservation::GpuReservationStatus,
+};
+
+/// Namespace and name; the namespace is empty for a kind of the cluster.
+pub type Key = (String, String);
+
+/// Why a write was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiError {
+    /// Another version than the one that was read.
+    Conflict,
+    /// No such object.
+    NotFound,
+    /// A rule of the kind forbids it.
+    Invalid,
+    /// No answer.
+    Unreachable,
+}
+
+impl ApiError {
+    /// When the edge tries again (`operator/src/error.rs`).
+    #[must_use]
+    pub const fn retry_ms(self) -> u64 {
+        match self {
+            Self::Conflict => 100,
+            Self::NotFound | Self::Unreachable => 2_000,
+            Self::Invalid => 30_000,
+        }
+    }
+}
+
+/// A kind the server stores.
+pub trait Kind: Clone + PartialEq {
+    /// Its status.
+    type Status: Clone + PartialEq;
+    /// Its metadata.
+    fn meta(&self) -> &ObjectMeta;
+    /// Its metadata, to be written.
+    fn meta_mut(&mut self) -> &mut ObjectMeta;
+    /// Its status.
+    fn status_mut(&mut self) -> &mut Option<Self::Status>;
+    /// Takes the spec of another; `true` when it differs.
+    fn take_spec(&mut self, from: &Self) -> bool;
+    /// The transition rules of the CRD.
+    fn admits(old: &Self, new: &Self) -> bool;
+}
+
+macro_rules! kind {
+    ($kind:ty, $status:ty, $admits:expr) => {
+        impl Kind for $kind {
+            type Status = $status;
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+            fn status_mut(&mut self) -> &mut Option<$status> {
+                &mut self.status
+            }
+            fn take_spec(&mut self, from: &Self) -> bool {
+                let differs = self.spec != from.spec;
+                self.spec = from.spec.clone();
+                differs
+            }
+            fn admits(old: &Self, new: &Self) -> bool {
+                let admits: fn(&Self, &Self) -> bool = $admits;
+                admits(old, new)
+            }
+        }
+    };
+}
+kind!(GpuLease, GpuLeaseStatus, |_, _| true);
+kind!(GpuAllocation, GpuAllocationStatus, |old, new| {
+    let (old, new) = (&old.spec, &new.spec);
+    old.lease == new.lease
+        && old.escrow == new.escrow
+        && (old.leg, old.nodes, old.epoch) == (new.leg, new.nodes, new.epoch)
+        && new.not_after >= old.not_after
+        && (!old.release || new.release)
+});
+kind!(GpuReservation, GpuReservationStatus, |old, new| {
+    let (old, new) = (&old.spec, &new.spec);
+    old.allocation_uid == new.allocation_uid && old.allocation.escrow == new.allocation.escrow
+});
+
+/// The objects of one kind, and all that ever happened to them.
+pub struct Api<K> {
+    objects: BTreeMap<Key, Arc<K>>,
+    log: Vec<(Key, Option<Arc<K>>)>,
+    uids: u64,
+}
+
+impl<K> Default for Api<K> {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            uids: 0,
+        }
+    }
+}
+
+impl<K: Kind> Api<K> {
+    /// The object as it is now.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<&Arc<K>> {
+        self.objects.get(key)
+    }
+
+    /// All objects as they are now.
+    pub fn all(&self) -> impl Iterator<Item = (&Key, &Arc<K>)> {
+        self.objects.iter()
+    }
+
+    /// All that happened, in order.
+    #[must_use]
+    pub fn log(&self) -> &[(Key, Option<Arc<K>>)] {
+        &self.log
+    }
+
+    fn store(&mut self, key: &Key, mut object: K) -> Arc<K> {
+        object.meta_mut().resource_version = Some((self.log.len() + 1).to_string());
+        let object = Arc::new(object);
+        self.objects.insert(key.clone(), object.clone());
+        self.log.push((key.clone(), Some(object.clone())));
+        object
+    }
+
+    fn erase(&mut self, key: &Key) {
+        self.objects.remove(key);
+        self.log.push((key.clone(), None));
+    }
+
+    fn at(&self, key: &Key, version: Option<&str>) -> Result<Arc<K>, ApiError> {
+        let object = self.objects.get(key).ok_or(ApiError::NotFound)?;
+        match version {
+            Some(version) if object.meta().resource_version.as_deref() != Some(version) => {
+                Err(ApiError::Conflict)
+            }
+            _ => Ok(object.clone()),
+        }
+    }
+
+    /// Server-side apply of spec and finalizers: makes the object or changes it.
+    pub fn apply(&mut self, key: &Key, wish: &K) -> Result<Arc<K>, ApiError> {
+        let version = wish.meta().resource_version.clone();
+        match self.objects.get(key) {
+            None if version.is_some() => Err(ApiError::NotFound),
+            None => {
+                self.uids += 1;
+                let mut object = wish.clone();
+                let meta = object.meta_mut();
+                meta.namespace = Some(key.0.clone()).filter(|n| !n.is_empty());
+                meta.name = Some(key.1.clone());
+                meta.uid = Some(format!("uid-{}-{}", key.1, self.uids));
+                meta.generation = Some(1);
+                *object.status_mut() = None;
+                Ok(self.store(key, object))
+            }
+            Some(_) => {
+                let old = self.at(key, version.as_deref())?;
+                let mut object = (*old).clone();
+                let differs = object.take_spec(wish);
+                if !K::admits(&old, &object) {
+                    return Err(ApiError::Invalid);
+                }
+                let mut finalizers = object.meta().finalizers.clone().unwrap_or_default();
+                for wanted in wish.meta().finalizers.iter().flatten() {
+                    if !finalizers.contains(wanted) {
+                        if object.meta().deletion_timestamp.is_some() {
+                            return Err(ApiError::Invalid);
+                        }
+                        finalizers.push(wanted.clone());
+                    }
+                }
+                object.meta_mut().finalizers = Some(finalizers);
+                if object == *old {
+                    return Ok(old);
+                }
+                if differs {
+                    object.meta_mut().generation = object.meta().generation.map(|g| g + 1);
+                }
+                Ok(self.store(key, object))
+            }
+        }
+    }
+
+    /// A merge patch of the spec, without a precondition.
+    pub fn patch(&mut self, key: &Key, change: impl FnOnce(&mut K)) -> Result<Arc<K>, ApiError> {
+        let old = self.at(key, None)?;
+        let mut object = (*old).clone();
+        change(&mut object);
+        if object == *old {
+            return Ok(old);
+        }
+        if !K::admits(&old, &object) {
+            return Err(ApiError::Invalid);
+        }
+        object.meta_mut().generation = object.meta().generation.map(|g| g + 1);
+        Ok(self.store(key, object))
+    }
+
+    /// Writes the status of the version that was read.
+    pub fn set_status(&mut self, read: &K, key: &Key, status: K::Status) -> Result<Arc<K>, ApiError> {
+        let old = self.at(key, read.meta().resource_version.as_deref())?;
+        let mut object = (*old).clone();
+        *object.status_mut() = Some(status);
+        if object == *old {
+            return Ok(old);
+        }
+        Ok(self.store(key, object))
+    }
+
+    /// Takes the status away, as a person or a restore would.
+    pub fn wipe_status(&mut self, key: &Key) {
+        if let Some(old) = self.objects.get(key) {
+            let mut object = (**old).clone();
+            *object.status_mut() = None;
+            self.store(key, object);
+        }
+    }
+
+    /// Sets the finalizers, of that version if one is given. An object that is being deleted goes with its last one.
+    pub fn set_finalizers(
+        &mut self,
+        key: &Key,
+        version: Option<&str>,
+        finalizers: Vec<String>,
+    ) -> Result<Arc<K>, ApiError> {
+        let old = self.at(key, version)?;
+        let had = old.meta().finalizers.clone().unwrap_or_default();
+        let deleting = old.meta().deletion_timestamp.is_some();
+        if deleting && finalizers.iter().any(|f| !had.contains(f)) {
+            return Err(ApiError::Invalid);
+        }
+        let mut object = (*old).clone();
+        object.meta_mut().finalizers = Some(finalizers.clone());
+        if deleting && finalizers.is_empty() {
+            self.erase(key);
+            return Ok(Arc::new(object));
+        }
+        if object == *old {
+            return Ok(old);
+        }
+        Ok(self.store(key, object))
+    }
+
+    /// Deletes: at once without finalizers, else when the last is taken off.
+    pub fn delete(&mut self, key: &Key, now: Timestamp) -> Result<(), ApiError> {
+        let old = self.at(key, None)?;
+        if old.meta().finalizers.as_ref().is_none_or(Vec::is_empty) {
+            self.erase(key);
+        } else if old.meta().deletion_timestamp.is_none() {
+            let mut object = (*old).clone();
+            object.meta_mut().deletion_timestamp = Some(Time(now));
+            object.meta_mut().generation = object.meta().generation.map(|g| g + 1);
+            self.store(key, object);
+        }
+        Ok(())
+    }
+}
+
+/// A watch cache: the server's state as of some moment in the past.
+pub struct Cache<K> {
+    objects: BTreeMap<Key, Arc<K>>,
+    at: usize,
+}
+
+impl<K> Default for Cache<K> {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            at: 0,
+        }
+    }
+}
+
+impl<K: Kind> Cache<K> {
+    /// The object as this cache knows it.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<&Arc<K>> {
+        self.objects.get(key)
+    }
+
+    /// All objects as this cache knows them.
+    pub fn all(&self) -> impl Iterator<Item = (&Key, &Arc<K>)> {
+        self.objects.iter()
+    }
+
+    /// Reads at most `events` more of what happened; returns what was touched, with the object as it was, or is.
+    pub fn follow(&mut self, api: &Api<K>, events: usize) -> Vec<(Key, Arc<K>)> {
+        let to = api.log.len().min(self.at.saturating_add(events));
+        let mut touched = Vec::new();
+        for (key, object) in &api.log[self.at..to] {
+            match object {
+                Some(object) => {
+                    self.objects.insert(key.clone(), object.clone());
+                    touched.push((key.clone(), object.clone()));
+                }
+                None => {
+                    if let Some(last) = self.objects.remove(key) {
+                        touched.push((key.clone(), last));
+                    }
+                }
+            }
+        }
+        self.at = to;
+        touched
+    }
+
+    /// Whether it has seen all that happened.
+    #[must_use]
+    pub const fn is_fresh(&self, api: &Api<K>) -> bool {
+        self.at == api.log.len()
+    }
+}

@@ -1,0 +1,218 @@
+//! The chain: blocks of the escrow's own state machine, a mempool whose transactions are mined late or never, a node
+//! that hangs, and reorganisations of the newest blocks.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use leasehold_chain::machine::{Action, Machine, Refusal};
+use leasehold_crds::money::TokenAmount;
+use leasehold_planner::{
+    escrow::{AccountRead, Address, Hash, Terms, keccak},
+    ports::{Head, Opened},
+};
+
+use crate::random::Random;
+
+/// Blocks remembered; no reorganisation and no stale read goes further back.
+const BLOCKS_MAX: usize = 64;
+
+/// A transaction on its way.
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    /// Its number.
+    pub id: u64,
+    /// Who signed it.
+    pub caller: Address,
+    /// What it calls.
+    pub action: Action,
+}
+
+/// One block, with the state after it.
+#[derive(Clone)]
+pub struct Block {
+    /// Number, hash, time.
+    pub head: Head,
+    /// State after it.
+    pub machine: Machine,
+    opened: Vec<Opened>,
+    mined: Vec<Transaction>,
+}
+
+/// The chain.
+pub struct Chain {
+    blocks: VecDeque<Block>,
+    opened_before: Vec<Opened>,
+    mempool: Vec<Transaction>,
+    results: BTreeMap<u64, Result<(), Refusal>>,
+    sent: u64,
+    fork: u64,
+    /// Whether the node hangs: no block, no answer.
+    pub hung: bool,
+    /// Of a thousand transactions that wait, so many get into the next block.
+    pub inclusion_per_mille: u64,
+}
+
+impl Chain {
+    /// A chain whose first block has that time.
+    #[must_use]
+    pub fn new(time: u64) -> Self {
+        let block = Block {
+            head: Head {
+                number: 0,
+                hash: keccak(&[b"genesis"]),
+                time,
+            },
+            machine: Machine::default(),
+            opened: Vec::new(),
+            mined: Vec::new(),
+        };
+        Self {
+            blocks: VecDeque::from([block]),
+            opened_before: Vec::new(),
+            mempool: Vec::new(),
+            results: BTreeMap::new(),
+            sent: 0,
+            fork: 0,
+            hung: false,
+            inclusion_per_mille: 1000,
+        }
+    }
+
+    /// Makes tokens in the first block.
+    pub fn mint(&mut self, token: Address, to: Address, amount: TokenAmount) {
+        if let Some(block) = self.blocks.back_mut() {
+            block.machine.mint(token, to, amount);
+        }
+    }
+
+    /// The newest block.
+    #[must_use]
+    pub fn newest(&self) -> &Block {
+        self.back(0)
+    }
+
+    /// The block so many before the newest.
+    #[must_use]
+    pub fn back(&self, blocks: usize) -> &Block {
+        &self.blocks[self.blocks.len() - 1 - blocks.min(self.blocks.len() - 1)]
+    }
+
+    /// The blocks that are remembered, the newest first.
+    pub fn recent(&self) -> impl Iterator<Item = &Block> {
+        self.blocks.iter().rev()
+    }
+
+    /// Everything opened up to a block.
+    pub fn opened(&self, until: u64) -> impl Iterator<Item = &Opened> {
+        let recent = self.blocks.iter().flat_map(|b| &b.opened);
+        let all = self.opened_before.iter().chain(recent);
+        all.filter(move |o| o.block_number <= until)
+    }
+
+    /// Takes a transaction, unless the contract refuses it as things are.
+    pub fn send(&mut self, caller: Address, action: Action) -> Result<u64, Refusal> {
+        if let Some(same) = self
+            .mempool
+            .iter()
+            .find(|t| t.caller == caller && t.action == action)
+        {
+            return Ok(same.id);
+        }
+        let newest = self.newest();
+        newest.machine.clone().apply(caller, &action, newest.head.time)?;
+        Ok(self.force(caller, action))
+    }
+
+    /// Takes a transaction whatever becomes of it.
+    pub fn force(&mut self, caller: Address, action: Action) -> u64 {
+        self.sent += 1;
+        let id = self.sent;
+        self.mempool.push(Transaction { id, caller, action });
+        id
+    }
+
+    /// What became of a transaction, once it is mined.
+    #[must_use]
+    pub fn result(&self, id: u64) -> Option<&Result<(), Refusal>> {
+        self.results.get(&id)
+    }
+
+    /// Loses one of the waiting transactions for ever.
+    pub fn lose_one(&mut self, random: &mut Random) {
+        if !self.mempool.is_empty() {
+            let n = u64::try_from(self.mempool.len()).unwrap_or(1);
+            self.mempool.remove(usize::try_from(random.below(n)).unwrap_or(0));
+        }
+    }
+
+    /// Mines a block of that time; one key's transactions go in the order they were sent.
+    pub fn mine(&mut self, time: u64, random: &mut Random) {
+        let newest = self.newest();
+        let number = newest.head.number + 1;
+        let mut block = Block {
+            head: Head {
+                number,
+                hash: keccak(&[&self.fork.to_be_bytes(), &number.to_be_bytes()]),
+                time: time.max(newest.head.time + 1),
+            },
+            machine: newest.machine.clone(),
+            opened: Vec::new(),
+            mined: Vec::new(),
+        };
+        let mut waiting: Vec<Transaction> = Vec::new();
+        for transaction in std::mem::take(&mut self.mempool) {
+            let blocked = waiting.iter().any(|w| w.caller == transaction.caller);
+            if blocked || !random.per_mille(self.inclusion_per_mille) {
+                waiting.push(transaction);
+                continue;
+            }
+            let done = block
+                .machine
+                .apply(transaction.caller, &transaction.action, block.head.time);
+            if let (Ok(moved), Action::Open { terms, .. }) = (&done, &transaction.action) {
+                block.opened.push(Opened {
+                    terms: terms.clone(),
+                    deposit: *moved,
+                    block_number: number,
+                });
+            }
+            self.results.insert(transaction.id, done.map(drop));
+            block.mined.push(transaction);
+        }
+        self.mempool = waiting;
+        self.blocks.push_back(block);
+        if self.blocks.len() > BLOCKS_MAX
+            && let Some(oldest) = self.blocks.pop_front()
+        {
+            self.opened_before.extend(oldest.opened);
+        }
+    }
+
+    /// Drops the newest blocks; what they held waits again, ahead of the rest.
+    pub fn reorganise(&mut self, depth: usize) {
+        if depth + 1 >= self.blocks.len() {
+            return;
+        }
+        let keep = self.blocks.len() - depth;
+        let dropped = self.blocks.split_off(keep);
+        let mut back: Vec<Transaction> = dropped.into_iter().flat_map(|b| b.mined).collect();
+        for transaction in &back {
+            self.results.remove(&transaction.id);
+        }
+        back.append(&mut self.mempool);
+        self.mempool = back;
+        self.fork += 1;
+    }
+
+    /// The account in the newest block.
+    #[must_use]
+    pub fn truth(&self, terms: &Terms) -> AccountRead {
+        let newest = self.newest();
+        newest.machine.read(terms, newest.head.time)
+    }
+
+    /// Hash of the newest block.
+    #[must_use]
+    pub fn tip(&self) -> Hash {
+        self.newest().head.hash
+    }
+}

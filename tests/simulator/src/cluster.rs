@@ -1,0 +1,324 @@
+//! A provider's cluster: nodes with GPUs, namespaces, workloads, and pods that take their time to be scheduled, to be
+//! ready, to finish and to go.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::random::Random;
+
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its UUID.
+    pub uuid: String,
+    /// Since when it is at fault, true Unix seconds.
+    pub sick_since: Option<u64>,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its GPUs.
+    pub gpus: Vec<Gpu>,
+}
+
+/// How far a pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodPhase {
+    /// Waits for a node.
+    Pending,
+    /// Its container runs or starts.
+    Running,
+    /// Ended with that exit code.
+    Ended(i64),
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Number, never used twice.
+    pub id: u64,
+    /// Its namespace.
+    pub namespace: String,
+    /// Which of the share's nodes it is.
+    pub rank: usize,
+    /// How far it is.
+    pub phase: PodPhase,
+    /// Whether it is ready.
+    pub ready: bool,
+    /// Node it is on.
+    pub node: Option<String>,
+    /// GPUs it holds.
+    pub uuids: Vec<String>,
+    /// Since when it is being deleted.
+    pub leaving: bool,
+    next_ms: u64,
+}
+
+impl Pod {
+    /// Whether it has ended and holds nothing any more.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        matches!(self.phase, PodPhase::Ended(_))
+    }
+
+    /// Whether it serves: its container runs and nobody has asked it to go.
+    #[must_use]
+    pub const fn serves(&self) -> bool {
+        matches!(self.phase, PodPhase::Running) && !self.leaving
+    }
+}
+
+/// What a tenant's program does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Until it is ready; never, when absent.
+    pub ready_after_ms: Option<u64>,
+    /// Until it ends by itself, with that exit code.
+    pub ends: Option<(u64, i64)>,
+}
+
+/// A StatefulSet or a Job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Pods of it.
+    pub nodes: usize,
+    /// GPUs of each.
+    pub gpus: usize,
+    /// Nodes they may be on.
+    pub on: Vec<String>,
+    /// Whether it runs to its end.
+    pub is_job: bool,
+    /// What runs.
+    pub program: Program,
+    /// Ranks whose pod was made; a Job makes none twice.
+    made: BTreeSet<usize>,
+    acts_ms: u64,
+}
+
+impl Workload {
+    /// As it is applied.
+    #[must_use]
+    pub const fn new(nodes: usize, gpus: usize, on: Vec<String>, is_job: bool, program: Program) -> Self {
+        Self {
+            nodes,
+            gpus,
+            on,
+            is_job,
+            program,
+            made: BTreeSet::new(),
+            acts_ms: 0,
+        }
+    }
+}
+
+/// The cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    /// Its nodes.
+    pub nodes: Vec<Node>,
+    /// Namespaces of leases; `true` while one is being deleted.
+    pub namespaces: BTreeMap<String, bool>,
+    /// Workloads by namespace.
+    pub workloads: BTreeMap<String, Workload>,
+    /// All pods.
+    pub pods: Vec<Pod>,
+    /// How often a Job of that name was begun: namespace and rank.
+    pub job_runs: BTreeMap<(String, usize), u32>,
+    /// Grows when something may have changed.
+    pub changes: u64,
+    pods_made: u64,
+}
+
+impl Cluster {
+    /// A cluster of these nodes.
+    #[must_use]
+    pub fn of(nodes: Vec<Node>) -> Self {
+        Self {
+            nodes,
+            ..Self::default()
+        }
+    }
+
+    /// Makes or keeps a namespace.
+    pub fn apply_namespace(&mut self, name: &str) {
+        self.namespaces.entry(name.to_owned()).or_insert(false);
+    }
+
+    /// Makes or keeps the workload; `false` when the namespace is not there or going.
+    pub fn apply_workload(
+        &mut self,
+        namespace: &str,
+        mut workload: Workload,
+        now: u64,
+        random: &mut Random,
+    ) -> bool {
+        if self.namespaces.get(namespace) != Some(&false) {
+            return false;
+        }
+        workload.acts_ms = now + random.between(5, 400);
+        self.workloads.entry(namespace.to_owned()).or_insert(workload);
+        true
+    }
+
+    /// Deletes the workload; its pods go after it.
+    pub fn delete_workload(&mut self, namespace: &str) {
+        self.workloads.remove(namespace);
+    }
+
+    /// Deletes the namespace; it is gone when its pods are.
+    pub fn delete_namespace(&mut self, namespace: &str) {
+        if let Some(leaving) = self.namespaces.get_mut(namespace) {
+            *leaving = true;
+        }
+    }
+
+    /// Whether nothing is there but nodes.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.namespaces.is_empty() && self.pods.is_empty() && self.workloads.is_empty()
+    }
+
+    fn is_taken(&self, uuid: &str) -> bool {
+        let holds = |p: &Pod| !p.has_ended() && p.uuids.iter().any(|u| u == uuid);
+        self.pods.iter().any(holds)
+    }
+
+    /// What controllers, scheduler and kubelets have done by now.
+    pub fn tick(&mut self, now: u64, random: &mut Random) {
+        self.changes += u64::from(!self.is_idle());
+        self.collect_garbage(now, random);
+        self.make_pods(now, random);
+        for i in 0..self.pods.len() {
+            self.move_pod(i, now, random);
+        }
+        self.pods.retain(|p| !(p.leaving && now >= p.next_ms));
+        let pods = &self.pods;
+        self.namespaces
+            .retain(|name, leaving| !*leaving || pods.iter().any(|p| p.namespace == *name));
+    }
+
+    fn collect_garbage(&mut self, now: u64, random: &mut Random) {
+        let going: Vec<String> = self
+            .namespaces
+            .iter()
+            .filter(|(_, leaving)| **leaving)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &going {
+            self.workloads.remove(name);
+        }
+        for pod in &mut self.pods {
+            if !pod.leaving && !self.workloads.contains_key(&pod.namespace) {
+                pod.leaving = true;
+                pod.ready = false;
+                pod.next_ms = now
+                    + if pod.has_ended() || pod.node.is_none() {
+                        random.between(10, 300)
+                    } else {
+                        random.between(100, 6_000)
+                    };
+            }
+        }
+    }
+
+    fn make_pods(&mut self, now: u64, random: &mut Random) {
+        for (namespace, workload) in &mut self.workloads {
+            if now < workload.acts_ms {
+                continue;
+            }
+            for rank in 0..workload.nodes {
+                let there = self
+                    .pods
+                    .iter()
+                    .any(|p| p.namespace == *namespace && p.rank == rank);
+                if there || (workload.is_job && workload.made.contains(&rank)) {
+                    continue;
+                }
+                workload.made.insert(rank);
+                self.pods_made += 1;
+                self.pods.push(Pod {
+                    id: self.pods_made,
+                    namespace: namespace.clone(),
+                    rank,
+                    phase: PodPhase::Pending,
+                    ready: false,
+                    node: None,
+                    uuids: Vec::new(),
+                    leaving: false,
+                    next_ms: now + random.between(5, 300),
+                });
+            }
+        }
+    }
+
+    fn move_pod(&mut self, i: usize, now: u64, random: &mut Random) {
+        let pod = &self.pods[i];
+        if pod.leaving || now < pod.next_ms {
+            return;
+        }
+        let Some(workload) = self.workloads.get(&pod.namespace).cloned() else {
+            return;
+        };
+        match pod.phase {
+            PodPhase::Pending => {
+                if let Some((node, uuids)) = self.place(pod, &workload) {
+                    if workload.is_job {
+                        *self
+                            .job_runs
+                            .entry((self.pods[i].namespace.clone(), self.pods[i].rank))
+                            .or_default() += 1;
+                    }
+                    let pod = &mut self.pods[i];
+                    pod.node = Some(node);
+                    pod.uuids = uuids;
+                    pod.phase = PodPhase::Running;
+                    pod.next_ms = now + workload.program.ready_after_ms.unwrap_or(1 << 40);
+                } else {
+                    self.pods[i].next_ms = now + random.between(500, 2_000);
+                }
+            }
+            PodPhase::Running if !pod.ready => {
+                let pod = &mut self.pods[i];
+                pod.ready = true;
+                pod.next_ms = workload
+                    .program
+                    .ends
+                    .map_or(u64::MAX, |(after_ms, _)| now + after_ms);
+            }
+            PodPhase::Running => {
+                let code = workload.program.ends.map_or(0, |(_, code)| code);
+                let pod = &mut self.pods[i];
+                pod.ready = false;
+                if workload.is_job {
+                    pod.phase = PodPhase::Ended(code);
+                } else {
+                    // A crash; the kubelet starts it again.
+                    pod.next_ms = now + random.between(500, 8_000);
+                }
+            }
+            PodPhase::Ended(_) => {}
+        }
+    }
+
+    fn place(&self, pod: &Pod, workload: &Workload) -> Option<(String, Vec<String>)> {
+        let beside = |node: &Node| {
+            let same = |p: &Pod| p.namespace == pod.namespace && p.node.as_ref() == Some(&node.name);
+            self.pods.iter().any(|p| same(p) && !p.has_ended())
+        };
+        self.nodes
+            .iter()
+            .filter(|n| workload.on.contains(&n.name) && !beside(n))
+            .find_map(|node| {
+                let free: Vec<String> = node
+                    .gpus
+                    .iter()
+                    .filter(|g| g.sick_since.is_none() && !self.is_taken(&g.uuid))
+                    .map(|g| g.uuid.clone())
+                    .take(workload.gpus)
+                    .collect();
+                (free.len() == workload.gpus).then(|| (node.name.clone(), free))
+            })
+    }
+}

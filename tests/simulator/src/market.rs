@@ -1,0 +1,687 @@
+//! A process of the market's operator over leases: gathers, and writes one thing at a time, in the order of
+//! `operator/src/market/lease.rs`.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+use leasehold_chain::machine::Action;
+use leasehold_crds::{
+    ANNOTATION_ESCROW, FINALIZER_MARKET, GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX,
+    lease::{GpuLeaseStatus, Phase},
+    offer::OfferRow,
+};
+use leasehold_planner::{
+    escrow::{Address, Hash, Terms, salt},
+    lease::{self, AllocationSeen, AllocationWrite, ChainCall, Network, Plan, Prior, Wallet, World},
+    observed::Observed,
+    placement::{Candidate, Provider},
+    ports::{PaymentError, Purse},
+};
+
+use crate::{
+    Sim,
+    api::{ApiError, Cache, Key},
+    letting_go::LettingGo,
+    pass::{Desk, Task, Who},
+    provider::is_signed,
+    random::Random,
+    rpc::{MINE_DEADLINE_MS, Reader},
+    sim::Event,
+    weather::Weather,
+};
+
+/// A lease whose status was lost is sought in so many rounds (`operator/src/market/index.rs`).
+const ROUNDS_MAX: u64 = 64;
+/// A provider that was not heard of for so long is silent (`operator/src/market/supply.rs`).
+const SILENT_SECONDS: i64 = 60;
+
+/// What a provider has told the market.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Offer {
+    pub(crate) rows: Vec<OfferRow>,
+    /// By the provider's clock, Unix seconds.
+    pub(crate) renewed_at: i64,
+    pub(crate) payee: Address,
+    pub(crate) controller: Address,
+}
+
+/// One process.
+pub(crate) struct MarketProcess {
+    pub(crate) up: bool,
+    pub(crate) life: u64,
+    pub(crate) offset_ms: i64,
+    /// The lease controller's own cache.
+    leases: Cache<GpuLease>,
+    /// The shared store.
+    pub(crate) lease_store: Cache<GpuLease>,
+    /// The allocation controller's own cache.
+    pub(crate) allocations: Cache<GpuAllocation>,
+    allocation_store: Cache<GpuAllocation>,
+    offers: BTreeMap<String, Offer>,
+    providers: Arc<[Provider]>,
+    candidates: Arc<[Candidate]>,
+    index: BTreeMap<Hash, Terms>,
+    /// Caches that news is on its way to.
+    pub(crate) syncing: u8,
+    pub(crate) desk: Desk<MarketPass>,
+}
+
+/// A pass that has gathered and decided, and now writes.
+pub(crate) enum MarketPass {
+    Lease(Box<LeasePass>),
+    LettingGo(LettingGo),
+}
+
+pub(crate) struct LeasePass {
+    key: Key,
+    read: Arc<GpuLease>,
+    /// The lease as it was last written by this pass.
+    object: Arc<GpuLease>,
+    has_key: bool,
+    plan: Plan,
+    status: GpuLeaseStatus,
+    stage: Stage,
+    error: Option<ApiError>,
+    notes_only: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Finalizer,
+    /// The write of that number; a deletion takes two.
+    Allocation(usize, bool),
+    Call,
+    Wait(u64, u64),
+    Status,
+    LetGo,
+}
+
+impl MarketProcess {
+    pub(crate) fn new(weather: &Weather, random: &mut Random) -> Self {
+        Self {
+            up: false,
+            life: 0,
+            offset_ms: weather.clock_offset(random),
+            leases: Cache::default(),
+            lease_store: Cache::default(),
+            allocations: Cache::default(),
+            allocation_store: Cache::default(),
+            offers: BTreeMap::new(),
+            providers: Arc::new([]),
+            candidates: Arc::new([]),
+            index: BTreeMap::new(),
+            syncing: 0,
+            desk: Desk::default(),
+        }
+    }
+}
+
+impl Sim {
+    /// A write to the market's API: with no answer when it is down, and with a lost one now and then.
+    pub(crate) fn market_write<T>(
+        &mut self,
+        write: impl FnOnce(&mut Self) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        if !self.weather.market_up {
+            return Err(ApiError::Unreachable);
+        }
+        let written = write(self);
+        let lost = self.weather.lost_writes_per_mille;
+        if self.random.per_mille(lost) {
+            return Err(ApiError::Unreachable);
+        }
+        written
+    }
+
+    pub(crate) fn start_market(&mut self, m: usize) {
+        if self.markets[m].up {
+            return;
+        }
+        let who = Who::Market(m);
+        if !self.weather.market_up {
+            self.at(2_000, Event::Start(who));
+            return;
+        }
+        self.note(|| format!("{who:?} starts"));
+        let offset_ms = self.markets[m].offset_ms;
+        let life = self.markets[m].life + 1;
+        let mut process = MarketProcess::new(&self.weather, &mut self.random);
+        (process.up, process.life, process.offset_ms) = (true, life, offset_ms);
+        self.markets[m] = process;
+        for cache in 0..4 {
+            self.follow_market(m, cache, usize::MAX);
+        }
+        self.at(0, Event::Supply(who, life));
+    }
+
+    pub(crate) fn sync_market(&mut self, m: usize, cache: u8) {
+        if self.weather.market_up {
+            let events = usize::try_from(self.random.between(1, 12)).unwrap_or(1);
+            self.follow_market(m, cache, events);
+        }
+    }
+
+    fn follow_market(&mut self, m: usize, cache: u8, events: usize) {
+        let who = Who::Market(m);
+        let process = &mut self.markets[m];
+        let mut wanted = Vec::new();
+        match cache {
+            0 => {
+                for (key, _) in process.leases.follow(&self.leases, events) {
+                    wanted.push(Task::Lease(key));
+                }
+            }
+            1 => drop(process.lease_store.follow(&self.leases, events)),
+            2 => {
+                for (key, _) in process.allocations.follow(&self.allocations, events) {
+                    wanted.push(Task::LettingGo(key));
+                }
+            }
+            _ => {
+                for (key, a) in process.allocation_store.follow(&self.allocations, events) {
+                    let lease = &a.spec.lease;
+                    wanted.push(Task::Lease((lease.namespace.clone(), lease.name.clone())));
+                    wanted.push(Task::LettingGo(key));
+                }
+            }
+        }
+        for task in wanted {
+            self.want(who, &task, 0);
+        }
+    }
+
+    /// Caches that do not know all that happened.
+    pub(crate) fn stale_at_market(&self, m: usize) -> u8 {
+        let process = &self.markets[m];
+        [
+            process.leases.is_fresh(&self.leases),
+            process.lease_store.is_fresh(&self.leases),
+            process.allocations.is_fresh(&self.allocations),
+            process.allocation_store.is_fresh(&self.allocations),
+        ]
+        .iter()
+        .enumerate()
+        .fold(0, |map, (cache, fresh)| map | u8::from(!fresh) << cache)
+    }
+
+    /// The snapshot of all offers.
+    pub(crate) fn refresh_supply(&mut self, m: usize) {
+        if self.weather.market_up {
+            self.markets[m].offers.clone_from(&self.offers);
+        }
+        let now = self.clock(self.markets[m].offset_ms).as_second();
+        let process = &mut self.markets[m];
+        let mut providers = Vec::new();
+        let mut candidates = Vec::new();
+        for (index, (name, offer)) in process.offers.iter().enumerate() {
+            providers.push(Provider {
+                name: name.clone(),
+                region: String::new(),
+                payee: offer.payee,
+                controller: offer.controller,
+                alive: now - offer.renewed_at <= SILENT_SECONDS,
+            });
+            candidates.extend(
+                offer
+                    .rows
+                    .iter()
+                    .filter_map(|row| Candidate::from_wire(index, row)),
+            );
+        }
+        let changed = *process.providers != *providers || *process.candidates != *candidates;
+        process.providers = providers.into();
+        process.candidates = candidates.into();
+        if changed {
+            let pending: Vec<Key> = process
+                .lease_store
+                .all()
+                .filter(|(_, l)| l.status.as_ref().is_none_or(|s| s.phase == Phase::Pending))
+                .map(|(key, _)| key.clone())
+                .collect();
+            for key in pending {
+                self.want(Who::Market(m), &Task::Lease(key), 0);
+            }
+        }
+    }
+
+    pub(crate) fn begin_lease(&mut self, m: usize, key: Key) {
+        let Some(read) = self.markets[m].leases.get(&key).cloned() else {
+            return;
+        };
+        let now = self.clock(self.markets[m].offset_ms);
+        let mut reader = Reader::default();
+        let world = self.gather_lease(m, &read, &mut reader);
+        let checked = lease::check(&world);
+        let plan = lease::decide(&world, &checked, now);
+        self.judge.lease_plan(&read, &plan, now);
+        let has_key = matches!(world.wallet, Observed::Known(Wallet::Ready(_)));
+        let pass = LeasePass {
+            object: read.clone(),
+            read,
+            has_key,
+            status: plan.status.clone(),
+            plan,
+            stage: Stage::Finalizer,
+            error: None,
+            notes_only: false,
+            key: key.clone(),
+        };
+        let id = self.markets[m]
+            .desk
+            .begin(Task::Lease(key), MarketPass::Lease(Box::new(pass)));
+        let life = self.markets[m].life;
+        self.at(reader.cost_ms, Event::Continue(Who::Market(m), life, id));
+    }
+
+    /// The market's side of every lease as a further pass sees it: what it would do.
+    pub(crate) fn plan_lease(&mut self, m: usize, key: &Key) -> Option<(Arc<GpuLease>, Plan)> {
+        let read = self.markets[m].leases.get(key).cloned()?;
+        let now = self.clock(self.markets[m].offset_ms);
+        let world = self.gather_lease(m, &read, &mut Reader::default());
+        let plan = lease::decide(&world, &lease::check(&world), now);
+        Some((read, plan))
+    }
+
+    fn gather_lease(&mut self, m: usize, read: &Arc<GpuLease>, reader: &mut Reader) -> World {
+        let who = Who::Market(m);
+        let status = read.status.clone().unwrap_or_default();
+        let closed = status.phase == Phase::Closed;
+        let network = Network {
+            money: self.money,
+            market_id: self.market_id,
+            closer: self.closer,
+            symbol: "USDC".into(),
+            decimals: 6,
+        };
+        let allocations = self.allocations_of(m, read, &status);
+        let wallet = if !lease::needs_wallet(read) {
+            Observed::Known(Wallet::NotAsked)
+        } else if self.weather.market_up {
+            reader.cost_ms += 3;
+            Observed::Known(self.tenants.wallet(&read.namespace().unwrap_or_default()))
+        } else {
+            Observed::Unknown("the API server can't be reached".into())
+        };
+        let terms = status
+            .escrow
+            .as_ref()
+            .and_then(|e| Terms::from_wire(&e.terms).ok());
+        let mut head = Observed::Unknown("there is no usable PaymentNetwork".into());
+        let (mut purse, mut account, mut second_account) = (None, None, None);
+        if !closed {
+            head = self.read_head(reader, who);
+            if let (Observed::Known(Wallet::Ready(address)), None) = (&wallet, &status.escrow) {
+                purse = Some(match self.read_balance(reader, who, *address) {
+                    Observed::Known(token) => Observed::Known(Purse { token, gas_wei: 1 }),
+                    Observed::Unknown(why) => Observed::Unknown(why),
+                });
+            }
+            if let Some(terms) = &terms {
+                let first = self.read_account(reader, who, terms, 0);
+                if lease::wants_second(&first) {
+                    second_account = Some(self.read_account(reader, who, terms, 0));
+                }
+                account = Some(first);
+            }
+        }
+        let prior = self.prior(m, read, reader);
+        let namespace = read.namespace();
+        let unfunded_in_namespace = if status.escrow.is_none() {
+            let others = |l: &&Arc<GpuLease>| {
+                l.namespace() == namespace && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
+            };
+            self.markets[m]
+                .lease_store
+                .all()
+                .map(|(_, l)| l)
+                .filter(others)
+                .count()
+        } else {
+            0
+        };
+        World {
+            lease: read.clone(),
+            network: Observed::Known(Some(network)),
+            providers: self.markets[m].providers.clone(),
+            candidates: self.markets[m].candidates.clone(),
+            allocations,
+            wallet,
+            purse,
+            head,
+            account,
+            second_account,
+            prior,
+            unfunded_in_namespace,
+        }
+    }
+
+    fn allocations_of(&self, m: usize, read: &GpuLease, status: &GpuLeaseStatus) -> Vec<AllocationSeen> {
+        let store = &self.markets[m].allocation_store;
+        let found: Vec<Arc<GpuAllocation>> = match &status.escrow {
+            Some(escrow) => {
+                let Ok(terms) = Terms::from_wire(&escrow.terms) else {
+                    return Vec::new();
+                };
+                let shares = escrow.shares.iter().enumerate();
+                shares
+                    .filter_map(|(leg, share)| {
+                        let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider);
+                        store
+                            .get(&(namespace, lease::allocation_name(&terms, leg)))
+                            .cloned()
+                    })
+                    .collect()
+            }
+            None => store
+                .all()
+                .filter(|(_, a)| Some(&a.spec.lease.uid) == read.metadata.uid.as_ref())
+                .map(|(_, a)| a.clone())
+                .collect(),
+        };
+        found
+            .into_iter()
+            .map(|object| AllocationSeen {
+                signed: is_signed(&object),
+                object,
+            })
+            .collect()
+    }
+
+    fn prior(&mut self, m: usize, read: &GpuLease, reader: &mut Reader) -> Observed<Option<Prior>> {
+        if !lease::seeks_prior(read) {
+            return Observed::Known(None);
+        }
+        let head = match self.read_head(reader, Who::Market(m)) {
+            Observed::Known(head) => head,
+            Observed::Unknown(why) => return Observed::Unknown(why),
+        };
+        let market = self.market_id;
+        let index = &mut self.markets[m].index;
+        index.extend(
+            self.chain
+                .opened(head.number)
+                .map(|o| (o.terms.salt, o.terms.clone())),
+        );
+        let uid = read.metadata.uid.clone().unwrap_or_default();
+        Observed::Known((1..=ROUNDS_MAX).rev().find_map(|round| {
+            let terms = index.get(&salt(market, &uid, round))?.clone();
+            Some(Prior { round, terms })
+        }))
+    }
+
+    /// The next write of a pass.
+    pub(crate) fn go_on_market(&mut self, m: usize, id: u64) {
+        match self.markets[m].desk.next(id) {
+            Some((task, MarketPass::Lease(pass))) => self.go_on_lease(m, id, task, pass),
+            Some((task, MarketPass::LettingGo(pass))) => self.go_on_letting_go(m, id, task, pass),
+            None => {}
+        }
+    }
+
+    fn go_on_lease(&mut self, m: usize, id: u64, task: Task, mut pass: Box<LeasePass>) {
+        let who = Who::Market(m);
+        let next = match pass.stage {
+            Stage::Finalizer => Some(self.hold(&mut pass)),
+            Stage::Allocation(n, half) => Some(self.write_allocation(&mut pass, n, half)),
+            Stage::Call => Some(self.call_for_lease(who, &mut pass)),
+            Stage::Wait(transaction, until) => Some(self.wait_for_lease(m, &mut pass, transaction, until)),
+            Stage::Status => match self.report_lease(&mut pass) {
+                Ok(()) => Some((Stage::LetGo, 2)),
+                Err(error) => {
+                    self.ended(who, &task, Some(error.retry_ms()));
+                    return;
+                }
+            },
+            Stage::LetGo => match self.let_lease_go(&pass) {
+                Ok(()) => None,
+                Err(error) => {
+                    self.ended(who, &task, Some(error.retry_ms()));
+                    return;
+                }
+            },
+        };
+        match next {
+            Some((stage, after)) => {
+                pass.stage = stage;
+                let slow = self.random.between(0, self.weather.write_ms);
+                let life = self.markets[m].life;
+                self.markets[m].desk.put_back(id, task, MarketPass::Lease(pass));
+                self.at(after + slow, Event::Continue(who, life, id));
+            }
+            None => {
+                let wake = until_ms(pass.plan.wake, self.clock(self.markets[m].offset_ms));
+                let again = pass.error.map_or(wake, |e| wake.min(e.retry_ms()));
+                self.ended(who, &task, Some(again));
+            }
+        }
+    }
+
+    fn hold(&mut self, pass: &mut LeasePass) -> (Stage, u64) {
+        let held = pass.read.finalizers().iter().any(|f| f == FINALIZER_MARKET);
+        if pass.plan.finalizer == Some(true) && !held {
+            let mut finalizers = pass.read.finalizers().to_vec();
+            finalizers.push(FINALIZER_MARKET.into());
+            let version = pass.read.resource_version();
+            match self.market_write(|sim| {
+                sim.leases
+                    .set_finalizers(&pass.key, version.as_deref(), finalizers)
+            }) {
+                Ok(object) => pass.object = object,
+                Err(error) => return failed(pass, error),
+            }
+        }
+        let before = pass.read.status.clone().unwrap_or_default();
+        if pass.plan.notes_first(&before) {
+            pass.notes_only = true;
+            return (Stage::Status, 1);
+        }
+        (Stage::Allocation(0, false), 1)
+    }
+
+    fn write_allocation(&mut self, pass: &mut LeasePass, n: usize, half: bool) -> (Stage, u64) {
+        let Some(write) = pass.plan.allocations.get(n).cloned() else {
+            return (Stage::Call, 0);
+        };
+        let now = self.clock(0);
+        let done = match write {
+            AllocationWrite::Create {
+                namespace,
+                name,
+                spec,
+            } => {
+                let id = spec.escrow.id.clone();
+                let mut object = GpuAllocation::new(&name, *spec);
+                object.metadata.finalizers = Some(vec![FINALIZER_MARKET.into()]);
+                object.metadata.annotations = Some([(ANNOTATION_ESCROW.to_owned(), id)].into());
+                self.note(|| format!("creates allocation {namespace}/{name}"));
+                self.market_write(|sim| sim.allocations.apply(&(namespace, name), &object).map(drop))
+            }
+            AllocationWrite::Release { namespace, name } => {
+                self.note(|| format!("releases {namespace}/{name}"));
+                gone_is_fine(self.market_write(|sim| {
+                    sim.allocations
+                        .patch(&(namespace, name), |a| a.spec.release = true)
+                }))
+            }
+            AllocationWrite::Prolong {
+                namespace,
+                name,
+                not_after,
+            } => {
+                self.note(|| format!("prolongs {namespace}/{name}"));
+                gone_is_fine(self.market_write(|sim| {
+                    sim.allocations
+                        .patch(&(namespace, name), |a| a.spec.not_after = not_after)
+                }))
+            }
+            AllocationWrite::Delete { namespace, name } => {
+                let key = (namespace, name);
+                self.note(|| format!("deletes {key:?}, {half}"));
+                if half {
+                    gone_is_fine(self.market_write(|sim| sim.allocations.delete(&key, now)))
+                } else {
+                    let off = gone_is_fine(
+                        self.market_write(|sim| sim.allocations.set_finalizers(&key, None, Vec::new())),
+                    );
+                    match off {
+                        Ok(()) => return (Stage::Allocation(n, true), 1),
+                        Err(error) => Err(error),
+                    }
+                }
+            }
+        };
+        match done {
+            Ok(()) => (Stage::Allocation(n + 1, false), 1),
+            Err(error) => failed(pass, error),
+        }
+    }
+
+    fn call_for_lease(&mut self, who: Who, pass: &mut LeasePass) -> (Stage, u64) {
+        let Some(call) = pass.plan.call.clone() else {
+            return (Stage::Status, 0);
+        };
+        let payer = |terms: &Terms| {
+            if pass.has_key {
+                Ok(terms.payer)
+            } else {
+                Err(PaymentError::Unreachable(
+                    "the payer's key can't be read now".into(),
+                ))
+            }
+        };
+        let wish = match call {
+            ChainCall::Open {
+                terms,
+                deposit,
+                valid_until,
+            } => payer(&terms).map(|payer| {
+                let action = Action::Open {
+                    terms,
+                    deposit,
+                    valid_until,
+                };
+                (payer, action)
+            }),
+            ChainCall::Fund { terms, total } => {
+                let there = self.chain.truth(&terms);
+                if there.present().is_some_and(|a| !a.closed && a.deposited >= total) {
+                    return (Stage::Status, 5);
+                }
+                payer(&terms).map(|payer| (payer, Action::FundTo { terms, total }))
+            }
+            ChainCall::Close { terms, payouts } => Ok((self.closer, Action::Close { terms, payouts })),
+        };
+        match wish {
+            Ok((caller, action)) => {
+                self.judge.market_sends(&action);
+                let (sent, cost) = self.send(who, caller, action);
+                match sent {
+                    Ok(transaction) => (Stage::Wait(transaction, self.now + MINE_DEADLINE_MS), cost),
+                    Err(error) => self.lease_call_failed(who, pass, &error, cost),
+                }
+            }
+            Err(error) => self.lease_call_failed(who, pass, &error, 0),
+        }
+    }
+
+    fn wait_for_lease(
+        &mut self,
+        m: usize,
+        pass: &mut LeasePass,
+        transaction: u64,
+        until: u64,
+    ) -> (Stage, u64) {
+        let who = Who::Market(m);
+        let answers = !self.chain.hung && !self.weather.cut_from_chain.contains(&who);
+        match self.chain.result(transaction).copied() {
+            Some(Ok(())) if answers => (Stage::Status, 1),
+            Some(Err(refusal)) if answers => {
+                let error = PaymentError::Reverted {
+                    error: refusal.to_string(),
+                };
+                self.lease_call_failed(who, pass, &error, 1)
+            }
+            _ if self.now >= until => {
+                let error = PaymentError::Pending {
+                    transaction: Hash::default(),
+                };
+                self.lease_call_failed(who, pass, &error, 1)
+            }
+            _ => (Stage::Wait(transaction, until), 250),
+        }
+    }
+
+    fn lease_call_failed(
+        &mut self,
+        who: Who,
+        pass: &mut LeasePass,
+        error: &PaymentError,
+        cost: u64,
+    ) -> (Stage, u64) {
+        let Who::Market(m) = who else {
+            return (Stage::Status, cost);
+        };
+        let now = self.clock(self.markets[m].offset_ms);
+        let generation = pass.read.metadata.generation.unwrap_or_default();
+        if let Some(call) = &pass.plan.call {
+            lease::chain_failure(&mut pass.status, call, error, generation, now);
+        }
+        (Stage::Status, cost)
+    }
+
+    fn report_lease(&mut self, pass: &mut LeasePass) -> Result<(), ApiError> {
+        if pass.read.status.as_ref() == Some(&pass.status) {
+            return Ok(());
+        }
+        let (key, status, object) = (&pass.key, pass.status.clone(), pass.object.clone());
+        let written = self.market_write(|sim| sim.leases.set_status(&object, key, status));
+        if pass.read.status.as_ref().map(|s| s.phase) != Some(pass.status.phase)
+            || pass.read.status.as_ref().map(|s| &s.intent) != Some(&pass.status.intent)
+        {
+            let (phase, intent) = (pass.status.phase, pass.status.intent.as_ref().map(|i| i.action));
+            let reason = pass.status.close_reason;
+            let round = pass.status.round;
+            let ok = written.as_ref().err();
+            self.note(|| {
+                format!(
+                    "{} is {phase:?}, round {round}, intent {intent:?}, {reason:?}: {ok:?}",
+                    key.1
+                )
+            });
+        }
+        pass.object = written?;
+        Ok(())
+    }
+
+    fn let_lease_go(&mut self, pass: &LeasePass) -> Result<(), ApiError> {
+        if pass.plan.finalizer != Some(false) || pass.error.is_some() || pass.notes_only {
+            return Ok(());
+        }
+        let version = pass.object.resource_version();
+        self.note(|| format!("lets {} go", pass.key.1));
+        gone_is_fine(self.market_write(|sim| {
+            sim.leases
+                .set_finalizers(&pass.key, version.as_deref(), Vec::new())
+        }))
+    }
+}
+
+fn failed(pass: &mut LeasePass, error: ApiError) -> (Stage, u64) {
+    pass.error = Some(error);
+    (Stage::Status, 1)
+}
+
+/// `Ok` also when it was gone already.
+pub(crate) fn gone_is_fine<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
+    match result {
+        Ok(_) | Err(ApiError::NotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// From now until `wake`, at least a little (`operator/src/objects.rs`).
+pub(crate) fn until_ms(wake: Timestamp, now: Timestamp) -> u64 {
+    let ms = wake.duration_since(now).as_millis().clamp(20, 3_600_000);
+    u64::try_from(ms).unwrap_or(20)
+}

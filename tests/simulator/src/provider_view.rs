@@ -1,0 +1,356 @@
+//! What a provider's process sees of its cluster, and what it tells the market it can sell: `observe.rs` and
+//! `offer.rs` of the operator.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    GpuReservation, allocation::AllocationPhase, offer::PaymentIdentity, workload::JobResult,
+};
+use leasehold_planner::{
+    observed::Observed,
+    request::{Shape, Version},
+    reservation::Running,
+    supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
+};
+
+use crate::{
+    Sim,
+    api::Key,
+    cluster::PodPhase,
+    market::Offer,
+    pass::{Task, Who},
+    provider::unix,
+    sim::Event,
+};
+
+/// Room of a node beside its GPUs: never what is short here.
+fn shape(gpus: u64) -> Shape {
+    Shape {
+        gpus,
+        millicores: gpus * 4_000,
+        memory: gpus << 32,
+        scratch: gpus << 34,
+    }
+}
+
+impl Sim {
+    pub(crate) fn kubelets(&mut self, s: usize) {
+        let Sim {
+            sites, random, now, ..
+        } = self;
+        if !self.weather.sites_down.contains(&s) {
+            sites[s].cluster.tick(*now, random);
+        }
+        self.at(
+            if self.sites[s].cluster.is_idle() {
+                1_000
+            } else {
+                250
+            },
+            Event::Kubelets(s),
+        );
+    }
+
+    pub(crate) fn sync_provider(&mut self, s: usize, p: usize, cache: u8) {
+        let events = usize::try_from(self.random.between(1, 12)).unwrap_or(1);
+        self.follow_provider(s, p, cache, events);
+    }
+
+    pub(crate) fn follow_provider(&mut self, s: usize, p: usize, cache: u8, events: usize) {
+        let who = Who::Provider(s, p);
+        let own_up = !self.weather.sites_down.contains(&s);
+        let market_up = self.weather.market_up && !self.weather.cut_from_market.contains(&s);
+        let mut wanted = Vec::new();
+        match cache {
+            0 if own_up => self.follow_reservations(s, p, events),
+            1 if own_up => {
+                let site = &mut self.sites[s];
+                for (_, r) in site.processes[p]
+                    .reservation_store
+                    .follow(&site.reservations, events)
+                {
+                    wanted.push(Task::Intake((
+                        r.spec.allocation_namespace.clone(),
+                        r.spec.allocation_name.clone(),
+                    )));
+                }
+            }
+            2 if market_up => {
+                let site = &mut self.sites[s];
+                let namespace = site.namespace.clone();
+                let touched = site.processes[p].allocations.follow(&self.allocations, events);
+                let mine = touched.into_iter().filter(|(key, _)| key.0 == namespace);
+                wanted.extend(mine.map(|(key, _)| Task::Intake(key)));
+            }
+            3 => {
+                let process = &mut self.sites[s].processes[p];
+                if market_up {
+                    process.market_error = None;
+                    for (key, _) in process.allocation_store.follow(&self.allocations, events) {
+                        wanted.push(Task::Reservation((String::new(), key.1)));
+                    }
+                } else {
+                    process.market_error = Some("the API server can't be reached".into());
+                }
+            }
+            4 if own_up => {
+                let site = &mut self.sites[s];
+                if site.processes[p].pods != site.cluster.pods {
+                    let both = site.processes[p].pods.iter().chain(&site.cluster.pods);
+                    let names: BTreeSet<String> = both.map(|pod| pod.namespace.clone()).collect();
+                    site.processes[p].pods.clone_from(&site.cluster.pods);
+                    wanted.extend(names.into_iter().map(|n| Task::Reservation((String::new(), n))));
+                }
+            }
+            5 if own_up => {
+                let site = &mut self.sites[s];
+                if site.processes[p].namespaces != site.cluster.namespaces {
+                    let both = site.processes[p]
+                        .namespaces
+                        .keys()
+                        .chain(site.cluster.namespaces.keys());
+                    let names: BTreeSet<String> = both.cloned().collect();
+                    site.processes[p].namespaces.clone_from(&site.cluster.namespaces);
+                    wanted.extend(names.into_iter().map(|n| Task::Reservation((String::new(), n))));
+                }
+            }
+            6 if own_up => {
+                let site = &mut self.sites[s];
+                let mut holders: BTreeMap<String, Vec<String>> = BTreeMap::new();
+                for pod in site
+                    .cluster
+                    .pods
+                    .iter()
+                    .filter(|p| !p.has_ended() && p.node.is_some())
+                {
+                    let held = holders.entry(pod.namespace.clone()).or_default();
+                    held.extend(pod.uuids.iter().cloned());
+                    held.sort();
+                }
+                let process = &mut site.processes[p];
+                process.agents_told = site.cluster.changes;
+                if process.holders != holders || process.nodes != site.cluster.nodes {
+                    let names: BTreeSet<String> = holders.keys().cloned().collect();
+                    process.holders = holders;
+                    process.nodes.clone_from(&site.cluster.nodes);
+                    wanted.extend(names.into_iter().map(|n| Task::Reservation((String::new(), n))));
+                }
+            }
+            _ => {}
+        }
+        for task in wanted {
+            self.want(who, &task, 0);
+        }
+    }
+
+    /// What runs of a reservation.
+    pub(crate) fn running(&self, s: usize, p: usize, read: &GpuReservation) -> Observed<Running> {
+        let process = &self.sites[s].processes[p];
+        let name = read.metadata.name.clone().unwrap_or_default();
+        let pods: Vec<_> = process.pods.iter().filter(|p| p.namespace == name).collect();
+        let succeeded = pods.iter().filter(|p| p.phase == PodPhase::Ended(0)).count();
+        let mut running = Running {
+            namespace: process.namespaces.contains_key(&name),
+            pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
+            pods_ready: pods.iter().filter(|p| p.ready && !p.leaving).count(),
+            pods_succeeded: succeeded,
+            gpu_uuids: process.holders.get(&name).cloned().unwrap_or_default(),
+            job: None,
+            endpoints: Vec::new(),
+            trouble: String::new(),
+        };
+        let is_job = read.spec.allocation.workload.job.is_some();
+        let known = read.status.as_ref().is_some_and(|s| s.job.is_some());
+        let nodes = usize::try_from(read.spec.allocation.nodes).unwrap_or_default();
+        let failure = pods.iter().find_map(|p| match p.phase {
+            PodPhase::Ended(code) if code != 0 => Some(code),
+            PodPhase::Ended(_) | PodPhase::Pending | PodPhase::Running => None,
+        });
+        if is_job && !known && (failure.is_some() || succeeded >= nodes) {
+            if self.weather.sites_down.contains(&s) {
+                return Observed::Unknown("the job's log can't be read".into());
+            }
+            running.job = Some(JobResult {
+                exit_code: failure.unwrap_or(0),
+                ..JobResult::default()
+            });
+        }
+        Observed::Known(running)
+    }
+
+    /// What is wrong with the GPUs a reservation holds, and since when.
+    pub(crate) fn fault(
+        &self,
+        s: usize,
+        p: usize,
+        read: &GpuReservation,
+        now: Timestamp,
+    ) -> Observed<Option<(String, u64)>> {
+        let process = &self.sites[s].processes[p];
+        let held = read
+            .status
+            .as_ref()
+            .map(|s| s.gpu_uuids.clone())
+            .unwrap_or_default();
+        if held.is_empty() {
+            return Observed::Known(None);
+        }
+        if self.weather.agents_silent.contains(&s) {
+            return Observed::Unknown("the agent is silent".into());
+        }
+        for uuid in &held {
+            let gpu = process
+                .nodes
+                .iter()
+                .flat_map(|n| &n.gpus)
+                .find(|g| g.uuid == *uuid);
+            match gpu {
+                None => return Observed::Known(Some((format!("GPU {uuid} is gone"), unix(now)))),
+                Some(gpu) => {
+                    if let Some(since) = gpu.sick_since {
+                        // The agents' clocks are this process's.
+                        let offset = process.offset_ms.div_euclid(1000);
+                        return Observed::Known(Some(("lost".into(), since.saturating_add_signed(offset))));
+                    }
+                }
+            }
+        }
+        Observed::Known(None)
+    }
+
+    /// What this provider's pool can sell, by these reservations.
+    pub(crate) fn supply_of(
+        &self,
+        s: usize,
+        p: usize,
+        reservations: &[Arc<GpuReservation>],
+        now: Timestamp,
+    ) -> PoolSupply {
+        let site = &self.sites[s];
+        let process = &site.processes[p];
+        let nodes: Vec<NodeSeen> = process
+            .nodes
+            .iter()
+            .map(|node| {
+                let count = |n: usize| u64::try_from(n).unwrap_or(0);
+                let on = process
+                    .pods
+                    .iter()
+                    .filter(|p| p.node.as_ref() == Some(&node.name) && !p.has_ended());
+                let requested = on.map(|p| count(p.uuids.len())).sum();
+                let healthy = node.gpus.iter().all(|g| g.sick_since.is_none());
+                NodeSeen {
+                    name: node.name.clone(),
+                    labels: BTreeMap::new(),
+                    schedulable: true,
+                    allocatable: shape(count(node.gpus.len())),
+                    requested: shape(requested),
+                    gpus: Some(GpusSeen {
+                        sell: true,
+                        class: "t4-16g".into(),
+                        memory: 16_000_000_000,
+                        compute_capability: Version(7, 5),
+                        cuda: Version(12, 4),
+                        healthy,
+                        reason: String::new(),
+                        alive: !self.weather.agents_silent.contains(&s),
+                    }),
+                    user_namespaces: true,
+                }
+            })
+            .collect();
+        let holds = self.holds(s, p, reservations);
+        let payment = self.payment();
+        pool_supply(
+            &site.pool,
+            Some(&payment),
+            &nodes,
+            &holds,
+            &mut BTreeSet::new(),
+            now,
+        )
+    }
+
+    fn payment(&self) -> PaymentIdentity {
+        PaymentIdentity {
+            chain_id: i64::try_from(self.money.chain_id).unwrap_or(0),
+            escrow: self.money.escrow.to_string(),
+            token: self.money.token.to_string(),
+        }
+    }
+
+    fn holds(&self, s: usize, p: usize, reservations: &[Arc<GpuReservation>]) -> Vec<Hold> {
+        let process = &self.sites[s].processes[p];
+        let waits = |r: &&Arc<GpuReservation>| {
+            let status = r.status.as_ref();
+            let phase = status.map_or(AllocationPhase::Requested, |s| s.phase);
+            let ended = status.is_some_and(|s| s.job.is_some() || s.stop_reason.is_some());
+            let waits = matches!(
+                phase,
+                AllocationPhase::Requested
+                    | AllocationPhase::Reserved
+                    | AllocationPhase::Provisioning
+                    | AllocationPhase::Active
+            );
+            waits && !ended
+        };
+        reservations
+            .iter()
+            .filter(waits)
+            .filter_map(|r| {
+                let name = r.metadata.name.clone().unwrap_or_default();
+                let mine = process
+                    .pods
+                    .iter()
+                    .filter(|p| p.namespace == name && !p.has_ended());
+                let there: BTreeSet<&String> = mine.filter_map(|p| p.node.as_ref()).collect();
+                let nodes = r
+                    .spec
+                    .nodes
+                    .iter()
+                    .filter(|n| !there.contains(n))
+                    .cloned()
+                    .collect();
+                Some(Hold {
+                    shape: Shape::from_wire(&r.spec.allocation.node).ok()?,
+                    nodes,
+                    name,
+                })
+            })
+            .collect()
+    }
+
+    /// Tells the market what can be had, and that this provider lives.
+    pub(crate) fn publish_offer(&mut self, s: usize, p: usize) {
+        if !self.weather.market_up || self.weather.cut_from_market.contains(&s) {
+            return;
+        }
+        let process = &self.sites[s].processes[p];
+        let now = self.clock(process.offset_ms);
+        let reservations: Vec<_> = process.reservation_store.all().map(|(_, r)| r.clone()).collect();
+        let supply = self.supply_of(s, p, &reservations, now);
+        let site = &self.sites[s];
+        self.offers.insert(
+            site.name.clone(),
+            Offer {
+                rows: supply.rows,
+                renewed_at: now.as_second(),
+                payee: site.identity.payee,
+                controller: site.identity.controller,
+            },
+        );
+    }
+
+    /// Namespaces of ours that belong to no reservation.
+    pub(crate) fn sweep_namespaces(&mut self, _: usize, _: usize) {}
+
+    /// Reservations of a provider, as they are.
+    pub(crate) fn reservations(&self, s: usize) -> Vec<(Key, Arc<GpuReservation>)> {
+        let all = self.sites[s].reservations.all();
+        all.map(|(key, r)| (key.clone(), r.clone())).collect()
+    }
+}

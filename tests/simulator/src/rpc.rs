@@ -1,0 +1,158 @@
+//! What one process sees of the chain: reads that fail, lag or lie, and writes whose reply is lost.
+
+use leasehold_chain::machine::{Action, Refusal};
+use leasehold_crds::money::TokenAmount;
+use leasehold_planner::{
+    escrow::{AccountRead, Address, Terms},
+    observed::Observed,
+    ports::{Head, PaymentError},
+};
+
+use crate::{Sim, pass::Who};
+
+/// Seconds that a call hangs before it fails.
+const DEADLINE_MS: u64 = 5_000;
+/// A transaction that is not mined by then is looked for by the next pass.
+pub const MINE_DEADLINE_MS: u64 = 30_000;
+
+/// The reads of one pass: what they cost, and whether one of them has lied already. What is true of every single
+/// reading is that it may be wrong; two in a row are not.
+#[derive(Default)]
+pub struct Reader {
+    /// Time that its reads took.
+    pub cost_ms: u64,
+    lied: bool,
+    failed: bool,
+}
+
+impl Sim {
+    fn unreachable(&mut self, who: Who) -> Option<u64> {
+        if self.chain.hung {
+            return Some(DEADLINE_MS);
+        }
+        if self.weather.cut_from_chain.contains(&who) {
+            return Some(if self.weather.hangs { DEADLINE_MS } else { 5 });
+        }
+        let flaky = self.weather.flaky_per_mille;
+        self.random.per_mille(flaky).then_some(5)
+    }
+
+    fn lag(&mut self, reader: &mut Reader, who: Who) -> Result<usize, PaymentError> {
+        reader.cost_ms += self.random.between(1, 20);
+        if let Some(cost) = self.unreachable(who) {
+            reader.cost_ms += cost;
+            reader.failed = true;
+            return Err(PaymentError::Unreachable("no answer".into()));
+        }
+        let stale = self.weather.stale_per_mille;
+        Ok(if self.random.per_mille(stale) {
+            usize::try_from(self.random.between(1, 3)).unwrap_or(1)
+        } else {
+            0
+        })
+    }
+
+    /// The newest block.
+    pub(crate) fn read_head(&mut self, reader: &mut Reader, who: Who) -> Observed<Head> {
+        Observed::from_result(self.lag(reader, who).map(|lag| self.chain.back(lag).head))
+    }
+
+    /// What an address holds.
+    pub(crate) fn read_balance(
+        &mut self,
+        reader: &mut Reader,
+        who: Who,
+        owner: Address,
+    ) -> Observed<TokenAmount> {
+        let token = self.money.token;
+        Observed::from_result(
+            self.lag(reader, who)
+                .map(|lag| self.chain.back(lag).machine.balance(token, owner)),
+        )
+    }
+
+    /// The account, `behind` blocks before the newest.
+    pub(crate) fn read_account(
+        &mut self,
+        reader: &mut Reader,
+        who: Who,
+        terms: &Terms,
+        behind: usize,
+    ) -> Observed<AccountRead> {
+        let lag = match self.lag(reader, who) {
+            Ok(lag) => lag,
+            Err(error) => return Observed::Unknown(error.to_string()),
+        };
+        let block = self.chain.back(lag + behind);
+        let read = block.machine.read(terms, block.head.time);
+        let lies = self.weather.lies_per_mille;
+        if !reader.lied && self.random.per_mille(lies) {
+            reader.lied = true;
+            return Observed::Known(self.lie(read));
+        }
+        if lag == 0 && behind == 0 {
+            self.judge.was_read(who, terms.id(), self.now);
+        }
+        Observed::Known(read)
+    }
+
+    fn lie(&mut self, read: AccountRead) -> AccountRead {
+        match (read, self.random.below(5)) {
+            (_, 0) => AccountRead::Absent,
+            (_, 1) => AccountRead::Mismatch,
+            (AccountRead::Present(mut account), kind) => {
+                match kind {
+                    2 => account.closed = true,
+                    3 => {
+                        account.running = 0;
+                        account.balance_scaled = 0;
+                        account.exhausted_at = account.block_time.saturating_sub(500_000);
+                        account.started_at = account.exhausted_at.saturating_sub(1);
+                        account.paid_until = account.exhausted_at;
+                    }
+                    _ => {
+                        account.started_at = 0;
+                        account.running = 0;
+                        account.block_time += 1_000_000;
+                    }
+                }
+                AccountRead::Present(account)
+            }
+            (other, _) => other,
+        }
+    }
+
+    /// Sends a transaction; the number to wait for, or why not. Second value: what the call took.
+    pub(crate) fn send(
+        &mut self,
+        who: Who,
+        caller: Address,
+        action: Action,
+    ) -> (Result<u64, PaymentError>, u64) {
+        if let Some(cost) = self.unreachable(who) {
+            return (Err(PaymentError::Unreachable("no answer".into())), cost);
+        }
+        let amount = match &action {
+            Action::Open { deposit, .. } => Some(*deposit),
+            _ => None,
+        };
+        let sent = self.chain.send(caller, action.clone());
+        let lost = self.weather.lost_replies_per_mille;
+        let result = match sent {
+            Ok(_) if self.random.per_mille(lost) => {
+                Err(PaymentError::Unreachable("the connection broke".into()))
+            }
+            Ok(id) => Ok(id),
+            Err(Refusal::InsufficientBalance { have, need }) => Err(PaymentError::ShortOfTokens {
+                address: caller,
+                need: amount.unwrap_or(TokenAmount(need)),
+                have: TokenAmount(have),
+            }),
+            Err(refusal) => Err(PaymentError::Reverted {
+                error: refusal.to_string(),
+            }),
+        };
+        self.note(|| format!("{who:?} sends {action}: {result:?}"));
+        (result, self.random.between(1, 50))
+    }
+}

@@ -1,0 +1,291 @@
+//! What tenants and people do: they create, extend, delete, delete whole namespaces, lose their Secret, wipe a status,
+//! top up from elsewhere, close on the chain.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leasehold_chain::machine::Action;
+use leasehold_crds::{
+    GpuLease,
+    lease::{GpuLeaseSpec, OnFundsEnd, Payment, Placement, Spread, Term, TopUp, Wallet as WalletReference},
+    money::TokenAmount,
+    workload::{Job, NodeShape, Service, Session, Workload},
+};
+use leasehold_planner::{
+    escrow::{Address, Terms},
+    lease::Wallet,
+};
+
+use crate::{
+    Sim,
+    api::Key,
+    cluster::Program,
+    provider::BROKEN,
+    random::Random,
+    sim::{Event, somebody},
+};
+
+/// Leases that are there at a time, at most.
+const LEASES_MAX: usize = 5;
+const TEAMS: [&str; 2] = ["team-a", "team-b"];
+
+/// All tenants.
+pub(crate) struct Tenants {
+    purses: BTreeMap<String, TokenAmount>,
+    secrets: BTreeSet<String>,
+    programs: BTreeMap<String, Program>,
+    made: u64,
+    /// When everything left is deleted; nothing new is made once it is set.
+    pub(crate) leave_at: Option<u64>,
+}
+
+/// Who tops up accounts that are not his.
+pub(crate) fn stranger() -> Address {
+    somebody("stranger")
+}
+
+fn payer(namespace: &str) -> Address {
+    somebody(&format!("payer {namespace}"))
+}
+
+impl Tenants {
+    pub(crate) fn new(random: &mut Random) -> Self {
+        let purses = TEAMS.iter().map(|team| {
+            let amount = if random.per_mille(150) { 30_000 } else { 20_000_000 };
+            ((*team).to_owned(), TokenAmount(amount))
+        });
+        Self {
+            purses: purses.collect(),
+            secrets: TEAMS.iter().map(|t| (*t).to_owned()).collect(),
+            programs: BTreeMap::new(),
+            made: 0,
+            leave_at: None,
+        }
+    }
+
+    /// Everybody who holds tokens at the beginning.
+    pub(crate) fn purses(&self) -> Vec<(Address, TokenAmount)> {
+        let teams = self.purses.iter().map(|(team, amount)| (payer(team), *amount));
+        teams.chain([(stranger(), TokenAmount(50_000_000))]).collect()
+    }
+
+    /// What reading the namespace's Secret gives.
+    pub(crate) fn wallet(&self, namespace: &str) -> Wallet {
+        if self.secrets.contains(namespace) {
+            Wallet::Ready(payer(namespace))
+        } else {
+            Wallet::NotReadable("there is no such Secret".into())
+        }
+    }
+
+    /// What a lease's container does.
+    pub(crate) fn program(&self, uid: &str, is_job: bool) -> Program {
+        let program = self.programs.get(uid).copied().unwrap_or(BROKEN);
+        if is_job {
+            program
+        } else {
+            Program {
+                ends: program.ends.filter(|(after, _)| *after > 20_000),
+                ..program
+            }
+        }
+    }
+}
+
+fn spec(random: &mut Random) -> GpuLeaseSpec {
+    let term = random.between(3, 40) * 10;
+    let pauses = random.per_mille(300);
+    let kind = random.below(3);
+    GpuLeaseSpec {
+        replicas: i64::try_from(random.between(1, 3)).unwrap_or(1),
+        node: NodeShape {
+            cpu: "1".into(),
+            memory: "1Gi".into(),
+            ephemeral_storage: "1Gi".into(),
+            gpus: i64::try_from(random.between(1, 2)).unwrap_or(1),
+        },
+        placement: Some(Placement {
+            spread: match random.below(3) {
+                0 => Spread::SameProvider,
+                1 => Spread::DistinctProviders,
+                _ => Spread::Any,
+            },
+            ..Placement::default()
+        }),
+        term: Term {
+            duration: format!("{term}s"),
+        },
+        workload: Workload {
+            session: (kind == 0).then(Session::default),
+            service: (kind == 1).then(Service::default),
+            job: (kind == 2).then(Job::default),
+        },
+        payment: Payment {
+            network: "net".into(),
+            max_price_per_gpu_hour: "5".into(),
+            wallet: WalletReference {
+                secret_name: "wallet".into(),
+            },
+            top_up: random.per_mille(300).then(|| TopUp {
+                when_runway_below: "30s".into(),
+                extend_by: format!("{}s", random.between(3, 12) * 10),
+                total_at_most: "0.2".into(),
+            }),
+            on_funds_end: if pauses {
+                OnFundsEnd::Pause
+            } else {
+                OnFundsEnd::Close
+            },
+            pause_for: pauses.then(|| format!("{}s", random.between(3, 20) * 10)),
+        },
+        ..GpuLeaseSpec::default()
+    }
+}
+
+fn program(random: &mut Random) -> Program {
+    Program {
+        ready_after_ms: (!random.per_mille(50)).then(|| random.between(200, 20_000)),
+        ends: random
+            .per_mille(700)
+            .then(|| (random.between(2, 200) * 1000, i64::from(random.per_mille(250)))),
+    }
+}
+
+impl Sim {
+    pub(crate) fn tenants_act(&mut self) {
+        let after = self.random.between(500, 12_000);
+        self.at(after, Event::Tenants);
+        if !self.weather.market_up {
+            return;
+        }
+        if let Some(leave_at) = self.tenants.leave_at {
+            if self.now >= leave_at {
+                self.leave();
+            }
+            return;
+        }
+        let keys: Vec<Key> = self.leases.all().map(|(key, _)| key.clone()).collect();
+        let one = self.random.pick(&keys).cloned();
+        match (self.random.below(100), one) {
+            (0..36, _) if keys.len() < LEASES_MAX => self.create(),
+            (_, None) => self.create(),
+            (36..52, Some(key)) => self.extend(&key),
+            (52..64, Some(key)) => self.delete(&key),
+            (64..66, Some(key)) => self.delete_namespace(&key.0),
+            (66..73, Some(key)) => self.wipe(&key),
+            (73..77, Some(key)) => {
+                self.note(|| format!("the Secret of {} is deleted", key.0));
+                self.tenants.secrets.remove(&key.0);
+            }
+            (77..90, _) => {
+                let team = TEAMS[usize::try_from(self.random.below(2)).unwrap_or(0)];
+                self.tenants.secrets.insert(team.to_owned());
+            }
+            (90..96, Some(key)) => self.top_up_from_elsewhere(&key),
+            (96..98, Some(key)) => self.close_on_chain(&key),
+            (_, Some(_)) => {}
+        }
+    }
+
+    fn create(&mut self) {
+        let team = TEAMS[usize::try_from(self.random.below(2)).unwrap_or(0)];
+        if !self.tenants.secrets.contains(team) {
+            return;
+        }
+        self.tenants.made += 1;
+        let name = format!("l{}", self.tenants.made);
+        let object = GpuLease::new(&name, spec(&mut self.random));
+        let key = (team.to_owned(), name);
+        let program = program(&mut self.random);
+        if let Ok(made) = self.leases.apply(&key, &object) {
+            let uid = made.metadata.uid.clone().unwrap_or_default();
+            self.note(|| {
+                let s = &object.spec;
+                format!(
+                    "a tenant wants {}: {} × {} GPUs, {:?}, {}, job {}, {:?}, {program:?}",
+                    key.1,
+                    s.replicas,
+                    s.node.gpus,
+                    s.placement.as_ref().map(|p| p.spread),
+                    s.term.duration,
+                    s.workload.job.is_some(),
+                    s.payment.on_funds_end
+                )
+            });
+            self.tenants.programs.insert(uid, program);
+        }
+    }
+
+    fn extend(&mut self, key: &Key) {
+        let more = self.random.between(3, 20) * 10;
+        let changed = self.leases.patch(key, |lease| {
+            let now = leasehold_crds::duration::seconds(&lease.spec.term.duration).unwrap_or(0);
+            lease.spec.term.duration = format!("{}s", now + more);
+        });
+        if changed.is_ok() {
+            self.note(|| format!("{} is extended by {more} s", key.1));
+        }
+    }
+
+    fn delete(&mut self, key: &Key) {
+        let now = self.clock(0);
+        self.note(|| format!("{} is deleted", key.1));
+        self.leases.delete(key, now).ok();
+    }
+
+    fn delete_namespace(&mut self, namespace: &str) {
+        self.note(|| format!("namespace {namespace} is deleted"));
+        self.tenants.secrets.remove(namespace);
+        let keys: Vec<Key> = self.leases.all().map(|(key, _)| key.clone()).collect();
+        for key in keys.iter().filter(|k| k.0 == namespace) {
+            self.delete(key);
+        }
+    }
+
+    fn wipe(&mut self, key: &Key) {
+        self.note(|| format!("the status of {} is wiped", key.1));
+        self.leases.wipe_status(key);
+    }
+
+    fn terms_of(&self, key: &Key) -> Option<Terms> {
+        let status = self.leases.get(key)?.status.clone()?;
+        Terms::from_wire(&status.escrow?.terms).ok()
+    }
+
+    fn top_up_from_elsewhere(&mut self, key: &Key) {
+        let Some(terms) = self.terms_of(key) else { return };
+        let seconds = self.random.between(1, 12) * 10;
+        let read = self.chain.truth(&terms);
+        let Some(account) = read.present().filter(|a| !a.closed) else {
+            return;
+        };
+        let more = terms.rate().cost_ceil(seconds).unwrap_or_default();
+        let total = TokenAmount(account.deposited.0 + more.0);
+        self.note(|| format!("a stranger tops {} up by {seconds} s", key.1));
+        self.judge.stranger_gives(terms.id(), total);
+        self.chain.force(stranger(), Action::FundTo { terms, total });
+    }
+
+    fn close_on_chain(&mut self, key: &Key) {
+        if let Some(terms) = self.terms_of(key) {
+            self.note(|| format!("the payer of {} closes on the chain", key.1));
+            self.chain.force(terms.payer, Action::Close { terms, payouts: 0 });
+        }
+    }
+
+    fn leave(&mut self) {
+        let keys: Vec<Key> = self.leases.all().map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            let Some(lease) = self.leases.get(&key).cloned() else {
+                continue;
+            };
+            let closed = lease
+                .status
+                .as_ref()
+                .is_some_and(|s| s.phase == leasehold_crds::lease::Phase::Closed);
+            // Some stay to be looked at.
+            if lease.metadata.deletion_timestamp.is_none() && !(closed && key.1.ends_with(['1', '3', '5'])) {
+                self.delete(&key);
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Runs of the simulation: first the seeds that once failed, then a range of others. `SEED=… STEPS=…` replays one.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use leasehold_simulator::Sim;
+
+const FAILED_ONCE: &str = include_str!("failed_once.txt");
+const STEPS: u64 = 6_000;
+const SEEDS: u64 = 60;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn run(seed: u64, steps: u64) -> Result<u64, String> {
+    let mut sim = Sim::new(seed);
+    let storm = (0..steps).try_for_each(|_| sim.step());
+    storm
+        .and_then(|()| sim.settle())
+        .map(|()| sim.steps)
+        .map_err(|rule| {
+            format!(
+                "{}\ntroubles: {}\nseed {seed}, step {}: {rule}\nSEED={seed} STEPS={steps} replays it",
+                sim.lines(),
+                sim.troubles(),
+                sim.steps
+            )
+        })
+}
+
+fn run_all(seeds: &[(u64, u64)]) {
+    let begun = Instant::now();
+    let (next, total) = (AtomicU64::new(0), AtomicU64::new(0));
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let failures: Vec<String> = std::thread::scope(|scope| {
+        let work = || {
+            let mut failures = Vec::new();
+            while let Some((seed, steps)) =
+                seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX))
+            {
+                match run(*seed, *steps) {
+                    Ok(steps) => drop(total.fetch_add(steps, Ordering::Relaxed)),
+                    Err(failure) => failures.push(failure),
+                }
+            }
+            failures
+        };
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        handles
+            .into_iter()
+            .flat_map(|h| h.join().expect("a run does not panic"))
+            .collect()
+    });
+    println!(
+        "{} seeds, {} steps, {:.1} s",
+        seeds.len(),
+        total.load(Ordering::Relaxed),
+        begun.elapsed().as_secs_f64()
+    );
+    let count = failures.len();
+    for failure in &failures {
+        println!("{}", failure.lines().rev().nth(1).unwrap_or_default());
+    }
+    if let Some(first) = failures.into_iter().next() {
+        panic!("{count} of {} seeds failed; the first:\n{first}", seeds.len());
+    }
+}
+
+#[test]
+fn what_failed_once_holds_now() {
+    let seeds: Vec<_> = FAILED_ONCE
+        .lines()
+        .filter_map(|line| {
+            let mut numbers = line.split('#').next()?.split_whitespace().map(str::parse);
+            Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+        })
+        .collect();
+    run_all(&seeds);
+}
+
+#[test]
+fn every_rule_holds_in_every_storm() {
+    let steps = number("STEPS").unwrap_or(STEPS);
+    let seeds: Vec<_> = match number("SEED") {
+        Some(seed) => vec![(seed, steps)],
+        None => {
+            let from = number("FROM").unwrap_or(1);
+            (from..from + number("SEEDS").unwrap_or(SEEDS))
+                .map(|s| (s, steps))
+                .collect()
+        }
+    };
+    run_all(&seeds);
+}
