@@ -95,11 +95,13 @@ pub enum LegCall {
 
 /// What could lead to a stop is read twice.
 #[must_use]
-pub fn wants_second(read: &Observed<AccountRead>) -> bool {
+pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountRead>) -> bool {
+    let stopped = |s: &GpuReservationStatus| s.stop_reason.is_some();
     match read {
-        Observed::Known(AccountRead::Present(account)) => account.closed || account.exhausted_at != 0,
-        Observed::Known(AccountRead::Absent) => true,
-        Observed::Known(AccountRead::Mismatch) | Observed::Unknown(_) => false,
+        _ if reservation.status.as_ref().is_some_and(stopped) => true,
+        Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
+        Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => true,
+        Observed::Unknown(_) => false,
     }
 }
 
@@ -255,11 +257,15 @@ fn stop_reason(
                 .then(|| "AccountClosed".into());
         }
         Observed::Known(AccountRead::Present(account)) if account.started_at == 0 => {
-            let late = account.block_time > terms.start_by;
-            return late.then(|| "NeverStarted".into());
+            let late = |a: &Account| a.started_at == 0 && a.block_time > terms.start_by;
+            let agreed = late(account) && present(&world.second).is_some_and(late);
+            return agreed.then(|| "NeverStarted".into());
         }
         Observed::Known(AccountRead::Present(_)) => {}
-        Observed::Known(AccountRead::Mismatch) => return Some("AccountMismatch".into()),
+        Observed::Known(AccountRead::Mismatch) => {
+            let agreed = matches!(world.second, Observed::Known(AccountRead::Mismatch));
+            return agreed.then(|| "AccountMismatch".into());
+        }
         Observed::Known(AccountRead::Absent) => {
             let past = world
                 .head
@@ -303,10 +309,10 @@ fn stop_reason(
         Verdict::Stop(StopReason::FundsSpent) => match spec.allocation.on_funds_end {
             OnFundsEnd::Close => Some("FundsSpent".into()),
             OnFundsEnd::Pause => {
-                let account = present(&world.account)?;
-                let over = account.block_time >= account.exhausted_at + u64::from(terms.pause_for);
+                let waited = |a: &Account| a.block_time >= a.exhausted_at + u64::from(terms.pause_for);
+                let over = |read| present(read).is_some_and(waited);
                 plan.wake = plan.wake.min(later(now, 5));
-                over.then(|| "PauseOver".into())
+                (over(&world.account) && over(&world.second)).then(|| "PauseOver".into())
             }
         },
         Verdict::Stop(StopReason::NotAfter) => Some("NotAfter".into()),
@@ -517,8 +523,14 @@ fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut
     let account = present(&world.account);
     let settled = match (&world.account, account, terms) {
         (_, _, None) => true,
-        (_, Some(account), Some(_)) => settle_leg(world, account, now, plan),
-        (Observed::Known(_), None, _) => true,
+        (_, Some(account), Some(_)) => {
+            let first = settle_leg(world, account, now, plan);
+            first && present(&world.second).is_some_and(|a| is_settled(world, a))
+        }
+        (Observed::Known(_), None, _) => matches!(
+            world.second,
+            Observed::Known(AccountRead::Absent | AccountRead::Mismatch)
+        ),
         (Observed::Unknown(_), _, _) => plan.status.escrow.is_none(),
     };
     let gone = matches!(world.allocation_exists, Observed::Known(false));
@@ -548,7 +560,7 @@ fn settle_leg(world: &World<'_>, account: &Account, now: Timestamp, plan: &mut P
         Some((LegAction::Withdraw, LegCall::Withdraw))
     } else {
         plan.status.intent = None;
-        return account.closed || account.ended & leg != 0 || account.started_at == 0;
+        return is_settled(world, account);
     };
     if let Some((action, call)) = wanted {
         if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
@@ -562,6 +574,13 @@ fn settle_leg(world: &World<'_>, account: &Account, now: Timestamp, plan: &mut P
         }
     }
     false
+}
+
+/// Whether the leg is over and its payee has all of it.
+fn is_settled(world: &World<'_>, account: &Account) -> bool {
+    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
+    let over = account.closed || account.ended & (1 << index.min(15)) != 0 || account.started_at == 0;
+    over && account.legs.get(index).is_none_or(|l| l.owed.0 == 0)
 }
 
 fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {

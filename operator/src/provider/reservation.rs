@@ -118,7 +118,7 @@ impl Provider {
         match (&rail, &terms) {
             (Ok(rail), Ok(terms)) => {
                 account = self.read(rail, terms, BlockLevel::Latest).await;
-                if planner::wants_second(&account) {
+                if planner::wants_second(reservation, &account) {
                     second = self.read(rail, terms, BlockLevel::Latest).await;
                 }
                 let level = network

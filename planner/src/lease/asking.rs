@@ -25,8 +25,8 @@ pub fn needs_wallet(lease: &GpuLease) -> bool {
 pub fn wants_second(read: &Observed<AccountRead>) -> bool {
     match read {
         Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
-        Observed::Known(AccountRead::Absent) => true,
-        Observed::Known(AccountRead::Mismatch) | Observed::Unknown(_) => false,
+        Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => true,
+        Observed::Unknown(_) => false,
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Checked {
     pub account: Option<Account>,
     /// What is at the account's id.
     pub at_id: AtId,
+    /// Whether its funds are spent, by two reads.
+    pub exhausted: bool,
     /// Why the lease is to end, if it is.
     pub end: Option<CloseReason>,
     /// How the job ended, when all nodes are done or one has failed.
@@ -46,6 +48,8 @@ pub enum AtId {
     Mismatch,
     /// Our account.
     Present,
+    /// Our account, and two reads agree that it is closed.
+    Closed,
 }
 
 /// Checks a world.
@@ -59,12 +63,19 @@ pub fn check(world: &World) -> Checked {
         Some(Observed::Known(AccountRead::Present(account))) => Some(account.clone()),
         _ => None,
     };
+    let exhausted = account
+        .as_ref()
+        .zip(terms.as_ref().and_then(|t| t.as_ref().ok()))
+        .is_some_and(|(account, terms)| {
+            is_exhausted(account, terms) && agreed(world, |a| is_exhausted(a, terms))
+        });
     let job = job(world);
     let end = end(
         world,
         &status,
         request.as_ref().ok(),
         account.as_ref(),
+        exhausted,
         job.as_ref(),
     );
     Checked {
@@ -72,6 +83,7 @@ pub fn check(world: &World) -> Checked {
         terms,
         account,
         at_id,
+        exhausted,
         end,
         job,
     }
@@ -82,8 +94,15 @@ fn at_id(world: &World, status: &GpuLeaseStatus) -> AtId {
         return AtId::NoTerms;
     };
     match &world.account {
+        Some(Observed::Known(AccountRead::Present(a))) if a.closed && agreed(world, |a| a.closed) => {
+            AtId::Closed
+        }
         Some(Observed::Known(AccountRead::Present(_))) => AtId::Present,
-        Some(Observed::Known(AccountRead::Mismatch)) => AtId::Mismatch,
+        // One strange reading is none.
+        Some(Observed::Known(AccountRead::Mismatch)) => match world.second_account {
+            Some(Observed::Known(AccountRead::Mismatch)) => AtId::Mismatch,
+            _ => AtId::Unknown,
+        },
         Some(Observed::Known(AccountRead::Absent)) => {
             let second = matches!(world.second_account, Some(Observed::Known(AccountRead::Absent)));
             let past = world
@@ -115,6 +134,7 @@ fn end(
     status: &GpuLeaseStatus,
     request: Option<&Request>,
     account: Option<&Account>,
+    exhausted: bool,
     job: Option<&JobResult>,
 ) -> Option<CloseReason> {
     if status.close_reason.is_some() {
@@ -138,7 +158,7 @@ fn end(
     }
     let account = account?;
     if account.closed {
-        return Some(CloseReason::ClosedOnChain);
+        return agreed(world, |a| a.closed).then_some(CloseReason::ClosedOnChain);
     }
     let now = account.block_time;
     if account.started_at == 0 {
@@ -146,18 +166,14 @@ fn end(
             .escrow
             .as_ref()
             .and_then(|e| u64::try_from(e.terms.start_by).ok());
-        return start_by
-            .is_some_and(|s| now > s && agreed(world, |a| a.started_at == 0))
-            .then_some(CloseReason::NeverStarted);
+        let late = |s: u64| now > s && agreed(world, |a| a.started_at == 0 && a.block_time > s);
+        return start_by.is_some_and(late).then_some(CloseReason::NeverStarted);
     }
     let stopped = |phase| matches!(phase, AllocationPhase::Stopping | AllocationPhase::Stopped);
     let statuses = || world.allocations.iter().filter_map(|a| a.object.status.as_ref());
-    let terms = status
-        .escrow
-        .as_ref()
-        .and_then(|e| Terms::from_wire(&e.terms).ok())?;
-    if is_exhausted(account, &terms) && agreed(world, |a| is_exhausted(a, &terms)) {
-        let waited = now.saturating_sub(account.exhausted_at);
+    if exhausted {
+        let since = second(world).map_or(account.exhausted_at, |a| a.exhausted_at.max(account.exhausted_at));
+        let waited = now.saturating_sub(since);
         let patience = match world.lease.spec.payment.on_funds_end {
             OnFundsEnd::Close => 0,
             OnFundsEnd::Pause => request.map_or(0, |r| r.pause_seconds),
@@ -191,9 +207,13 @@ pub(crate) fn is_exhausted(account: &Account, terms: &Terms) -> bool {
 
 /// Whether the second read agrees. What destroys never comes from one reading.
 fn agreed(world: &World, fact: impl Fn(&Account) -> bool) -> bool {
+    second(world).is_some_and(fact)
+}
+
+fn second(world: &World) -> Option<&Account> {
     match &world.second_account {
-        Some(Observed::Known(AccountRead::Present(account))) => fact(account),
-        _ => false,
+        Some(Observed::Known(AccountRead::Present(account))) => Some(account),
+        _ => None,
     }
 }
 

@@ -9,7 +9,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    check::Checked,
+    check::{AtId, Checked},
     decide::{ChainCall, Note},
     world::{Network, World},
 };
@@ -128,7 +128,7 @@ pub(super) fn set_all(
                 "Asked",
                 "providers are asked to reserve".into(),
             );
-            if checked.at_id != super::check::AtId::Present {
+            if !matches!(checked.at_id, AtId::Present | AtId::Closed) {
                 put(
                     "Funded",
                     Truth::False,

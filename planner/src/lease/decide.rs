@@ -16,7 +16,7 @@ use super::{
     BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, OPEN_WITHIN_SECONDS,
     START_WITHIN_SECONDS, UNFUNDED_PER_NAMESPACE_MAX,
     asking::is_held,
-    check::{AtId, Checked, deleting, is_exhausted},
+    check::{AtId, Checked, deleting},
     conditions,
     world::{AllocationSeen, Network, Prior, Wallet, World},
 };
@@ -201,7 +201,7 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
         }
         AtId::NeverOpened => lapse(world, "the account was not opened in time", now, plan),
         AtId::Absent => ask_and_open(world, checked, now, plan),
-        AtId::Present => match (&checked.account, &checked.terms) {
+        AtId::Present | AtId::Closed => match (&checked.account, &checked.terms) {
             (Some(account), Some(Ok(terms))) => serve(world, checked, account, terms, now, plan),
             (_, Some(Err(error))) => waiting(None, "TermsUnreadable", error.to_string()),
             _ => Note {
@@ -661,7 +661,7 @@ fn serve(
         },
     );
     if let Ok(request) = &checked.request {
-        fund(world, request, account, terms, now, plan);
+        fund(world, request, account, checked.exhausted, terms, now, plan);
         prolong(world, request, account, plan);
     }
     if account.running != 0 {
@@ -669,7 +669,7 @@ fn serve(
     }
     if account.started_at != 0 {
         // The clock may run with every leg paused: paid time passes, nobody serves.
-        return if is_exhausted(account, terms) {
+        return if checked.exhausted {
             fact(Fact::OutOfFunds)
         } else {
             Note {
@@ -692,7 +692,15 @@ fn serve(
 }
 
 /// Funds the account when the term grew or the runway is short: stores the intent, or carries out the stored one.
-fn fund(world: &World, request: &Request, account: &Account, terms: &Terms, now: Timestamp, plan: &mut Plan) {
+fn fund(
+    world: &World,
+    request: &Request,
+    account: &Account,
+    exhausted: bool,
+    terms: &Terms,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
     if let Some(intent) = plan.status.intent.clone() {
         let total = intent.total.as_deref().and_then(|t| TokenAmount::parse(t).ok());
         match (intent.action, total) {
@@ -708,7 +716,7 @@ fn fund(world: &World, request: &Request, account: &Account, terms: &Terms, now:
             (IntentAction::Open | IntentAction::Close, _) => return,
         }
     }
-    let Some(total) = wanted_total(world, request, account, terms) else {
+    let Some(total) = wanted_total(world, request, account, exhausted, terms) else {
         return;
     };
     if total > account.deposited {
@@ -722,7 +730,13 @@ fn fund(world: &World, request: &Request, account: &Account, terms: &Terms, now:
 }
 
 /// What the account should hold in all: the term's cost, or more by the top-up policy.
-fn wanted_total(world: &World, request: &Request, account: &Account, terms: &Terms) -> Option<TokenAmount> {
+fn wanted_total(
+    world: &World,
+    request: &Request,
+    account: &Account,
+    exhausted: bool,
+    terms: &Terms,
+) -> Option<TokenAmount> {
     let rate = terms.rate();
     let term = rate.cost_ceil(request.term_seconds)?;
     let Some(rule) = &request.top_up else {
@@ -734,7 +748,8 @@ fn wanted_total(world: &World, request: &Request, account: &Account, terms: &Ter
     let cap = rule.cap(network.decimals).ok()?;
     let runway = match account.paid_until {
         0 => return Some(term),
-        _ if account.exhausted_at != 0 => 0,
+        _ if exhausted => 0,
+        _ if account.exhausted_at != 0 => return Some(term),
         until => until.saturating_sub(account.block_time),
     };
     if runway >= rule.when_below_seconds {
@@ -790,8 +805,8 @@ fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, pl
             true
         }
         AtId::Mismatch => true,
-        AtId::Unknown | AtId::Absent => false,
-        AtId::Present => checked.account.as_ref().is_some_and(|a| a.closed),
+        AtId::Unknown | AtId::Absent | AtId::Present => false,
+        AtId::Closed => true,
     };
     if plan.allocations.is_empty() {
         plan.allocations = release;
