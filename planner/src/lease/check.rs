@@ -7,7 +7,10 @@ use leasehold_crds::{
     workload::JobResult,
 };
 
-use super::world::{Network, World};
+use super::{
+    LAG_SECONDS,
+    world::{Network, World},
+};
 use crate::{
     escrow::{Account, AccountRead, Terms, TermsError},
     observed::Observed,
@@ -75,6 +78,7 @@ pub fn check(world: &World) -> Checked {
         &status,
         request.as_ref().ok(),
         account.as_ref(),
+        at_id,
         exhausted,
         job.as_ref(),
     );
@@ -103,25 +107,40 @@ fn at_id(world: &World, status: &GpuLeaseStatus) -> AtId {
             Some(Observed::Known(AccountRead::Mismatch)) => AtId::Mismatch,
             _ => AtId::Unknown,
         },
-        Some(Observed::Known(AccountRead::Absent)) => {
-            let second = matches!(world.second_account, Some(Observed::Known(AccountRead::Absent)));
-            let past = world
-                .head
-                .known()
-                .is_some_and(|h| i64::try_from(h.time).unwrap_or(i64::MAX) > escrow.open_by);
-            // An open that was never even intended can't be under way.
-            let intended = status
-                .intent
-                .as_ref()
-                .is_some_and(|i| i.action == IntentAction::Open);
-            if second && (past || !intended) && (past || status.close_reason.is_some() || deleting(world)) {
-                AtId::NeverOpened
-            } else {
-                AtId::Absent
-            }
-        }
+        Some(Observed::Known(AccountRead::Absent)) => match world.second_account {
+            Some(Observed::Known(AccountRead::Absent)) => absent(world, status, escrow.open_by),
+            _ => AtId::Unknown,
+        },
         Some(Observed::Unknown(_)) | None => AtId::Unknown,
     }
+}
+
+/// Two reads show no account.
+fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64) -> AtId {
+    let head = world.head.known();
+    let past = head.is_some_and(|h| {
+        let time = i64::try_from(h.time).unwrap_or(i64::MAX);
+        time > open_by.saturating_add(LAG_SECONDS)
+    });
+    let ends = status.close_reason.is_some() || deleting(world);
+    if past || (ends && !may_be_under_way(world, status)) {
+        AtId::NeverOpened
+    } else {
+        AtId::Absent
+    }
+}
+
+/// Whether an `open` may have been sent. One that was never even intended was not; where the status was lost, one
+/// was intended only if every provider had accepted.
+pub(super) fn may_be_under_way(world: &World, status: &GpuLeaseStatus) -> bool {
+    let intended = status
+        .intent
+        .as_ref()
+        .is_some_and(|i| i.action == IntentAction::Open);
+    let seen = !matches!(status.phase, Phase::Pending | Phase::Matched);
+    let legs = status.escrow.as_ref().map_or(0, |e| e.shares.len());
+    let accepted = world.allocations.iter().filter(|a| a.signed).count();
+    intended || seen || accepted >= legs
 }
 
 pub(super) fn deleting(world: &World) -> bool {
@@ -134,6 +153,7 @@ fn end(
     status: &GpuLeaseStatus,
     request: Option<&Request>,
     account: Option<&Account>,
+    at_id: AtId,
     exhausted: bool,
     job: Option<&JobResult>,
 ) -> Option<CloseReason> {
@@ -155,6 +175,10 @@ fn end(
     }
     if deleting(world) {
         return Some(CloseReason::Deleted);
+    }
+    if at_id == AtId::NeverOpened && !matches!(status.phase, Phase::Pending | Phase::Matched) {
+        // It was seen, and the chain has dropped it.
+        return Some(CloseReason::ClosedOnChain);
     }
     let account = account?;
     if account.closed {

@@ -16,7 +16,7 @@ use super::{
     BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, OPEN_WITHIN_SECONDS,
     START_WITHIN_SECONDS, UNFUNDED_PER_NAMESPACE_MAX,
     asking::is_held,
-    check::{AtId, Checked, deleting},
+    check::{AtId, Checked, deleting, may_be_under_way},
     conditions,
     world::{AllocationSeen, Network, Prior, Wallet, World},
 };
@@ -484,6 +484,13 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
         // Too late to send: wait until the chain is past `open_by`, then the round lapses.
         return fact(Fact::Asked);
     }
+    if !matches!(plan.status.phase, Phase::Pending | Phase::Matched) {
+        // It was seen: a block that held it was replaced, and the next may hold it again.
+        return Note {
+            fact: None,
+            waiting: None,
+        };
+    }
     if let Some((provider, declined)) = world.allocations.iter().find_map(|a| {
         let status = a.object.status.as_ref()?;
         (a.object.spec.escrow.id == escrow.terms.id).then_some(())?;
@@ -497,6 +504,9 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
         );
     }
     if head.time + OPEN_MARGIN_SECONDS > open_by {
+        if may_be_under_way(world, &plan.status) {
+            return fact(Fact::Asked);
+        }
         return lapse(world, "not every provider reserved in time", now, plan);
     }
     let mut accepted = 0;
