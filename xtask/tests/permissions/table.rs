@@ -148,6 +148,8 @@ pub(crate) async fn served(admin: &Client) -> Vec<Resource> {
             verbs: vec![verb],
         });
     }
+    // Discovery lists kinds in the order they came to be served.
+    resources.sort_by_key(|resource| (resource.group.clone(), resource.to_string(), resource.verbs.len()));
     resources
 }
 
