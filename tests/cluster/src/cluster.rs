@@ -1,7 +1,7 @@
 //! A running cluster, from its start to its end.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -15,7 +15,7 @@ use crate::cgroup::Cgroups;
 use crate::control_plane::Site;
 use crate::lifeline::Lifeline;
 use crate::node::Node;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::spec::{ClusterSpec, KwokNode};
 use crate::start::{self, Parts};
 use crate::state::State;
@@ -239,6 +239,24 @@ impl Cluster {
             self.parts.control_plane.kwok = Some(kwok::start(&self.site()).await?);
         }
         kwok::create(&self.parts.admin, nodes).await
+    }
+
+    /// Starts a program of the caller's as one more component: in the control plane's network namespace, where its
+    /// loopback ports are nobody else's, and among the cluster's processes, so that it ends with the cluster in
+    /// whichever way that ends. It has started when the file is there, or at once without one.
+    ///
+    /// # Errors
+    /// When it can't be started, or ends before the file is there.
+    pub async fn start(
+        &self,
+        name: &str,
+        program: &Path,
+        arguments: Vec<String>,
+        started: Option<PathBuf>,
+    ) -> Result<Process> {
+        let probe = started.map_or_else(process::at_once, process::exists);
+        let launch = self.site().launch(name, program, arguments, probe)?;
+        self.lifeline.roster.start(launch).await
     }
 
     /// `kubectl` as administrator.

@@ -72,10 +72,15 @@ fn object(node: &KwokNode) -> serde_json::Value {
     for (label, value) in &node.labels {
         labels[label] = json!(value);
     }
+    let taints = node
+        .taint
+        .iter()
+        .map(|key| json!({ "key": key, "value": "present", "effect": "NoSchedule" }));
     json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": { "name": node.name, "labels": labels, "annotations": { ANNOTATION: "fake" } },
+        "spec": { "taints": taints.collect::<Vec<_>>() },
         "status": { "capacity": capacity(node), "allocatable": capacity(node) },
     })
 }

@@ -71,6 +71,8 @@ pub struct KwokNode {
     pub labels: BTreeMap<String, String>,
     /// Resource name to quantity, such as `nvidia.com/gpu` to `4`; `pods` is 110 unless named here.
     pub capacity: BTreeMap<String, String>,
+    /// Key of a taint with the effect NoSchedule: what doesn't tolerate it stays on nodes that run containers.
+    pub taint: Option<String>,
 }
 
 impl KwokNode {
@@ -91,6 +93,12 @@ impl KwokNode {
     #[must_use]
     pub fn capacity(mut self, resource: &str, quantity: &str) -> Self {
         self.capacity.insert(resource.to_owned(), quantity.to_owned());
+        self
+    }
+
+    #[must_use]
+    pub fn taint(mut self, key: &str) -> Self {
+        self.taint = Some(key.to_owned());
         self
     }
 }
