@@ -3,6 +3,7 @@
 mod cluster;
 mod codegen;
 mod contracts;
+mod demo;
 mod images;
 mod suite;
 
@@ -27,6 +28,8 @@ enum Task {
     /// The escrow's Solidity sources
     #[command(subcommand)]
     Contracts(contracts::Task),
+    /// Two stories on a whole Leasehold of this machine, told step by step, with the money of everybody at the end
+    Demo(demo::Demo),
     /// Every test there is: contracts, crates, and the real cluster and chain
     Test(suite::Suite),
     /// Build the images as OCI archives, without a registry or a container engine
@@ -39,6 +42,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Task::Cluster(task) => cluster::run(task).await,
         Task::Codegen(codegen) => codegen::run(&codegen),
         Task::Contracts(task) => contracts::run(task).await,
+        Task::Demo(demo) => demo::run(&demo),
         Task::Test(suite) => suite::run(&suite).await,
         Task::Image(images) => images::run(images),
     }

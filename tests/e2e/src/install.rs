@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use xtask::image::{self, Profile};
 
 use crate::{
-    eventually,
+    eventually, kwok,
     stack::{GpuNodes, Money, Role, StackSpec, address, key, payee},
 };
 
@@ -29,6 +29,8 @@ use crate::{
 pub const NAMESPACE: &str = "leasehold-system";
 /// Name of the PaymentNetwork.
 pub const NETWORK: &str = "anvil";
+/// Label of a node with GPUs: whose it is.
+pub const PROVIDER_LABEL: &str = "leasehold.test/provider";
 
 /// Image archives to be loaded.
 pub struct Archives(Vec<PathBuf>);
@@ -135,7 +137,12 @@ pub async fn all(
             format!("leasehold-{}", provider.name)
         };
         helm_install(cluster, &release, &values)?;
+        if index == 0 && spec.has_kwok_nodes() {
+            progress.step("starting the agents of the nodes that KWOK plays");
+            kwok::equip(cluster, spec).await?;
+        }
     }
+    progress.step("waiting for offers");
     deployments_ready(client).await?;
     for provider in &spec.providers {
         let api = Api::<GpuOffer>::namespaced(
@@ -182,7 +189,7 @@ fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::Result<Value
     });
     let pool = json!({
         "name": provider.name, "provider": provider.name, "pricePerGpuHour": provider.price, "network": NETWORK, "maxPause": "1h",
-        "nodeSelector": {"leasehold.test/provider": provider.name}, "storage": {"maxSize": "100Gi"},
+        "nodeSelector": {PROVIDER_LABEL: provider.name}, "storage": {"maxSize": "100Gi"},
     });
     Ok(json!({
         "crds": {"install": first},
@@ -195,7 +202,9 @@ fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::Result<Value
             "region": provider.region, "replicas": spec.replicas, "controllerKey": {"secretName": format!("controller-{}", provider.name)},
         },
         "agent": {
-            "enabled": first && spec.providers.iter().any(|p| matches!(p.nodes, GpuNodes::Real(_))),
+            "enabled": first,
+            // Agents of KWOK nodes are processes with the same ServiceAccount and its rights.
+            "affinity": real_gpu_nodes(),
             "driver": {"from": "hostPath", "library": format!("{FILES_IN_NODE}/{}", nvidia_ml_sim::LIBRARY_NAME)},
             "sysfsHostPath": format!("{FILES_IN_NODE}/sys"),
             "extraHostPaths": [FILES_IN_NODE],
@@ -203,6 +212,15 @@ fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::Result<Value
         },
         "networkPolicy": {"egressPorts": [443, 6443, 8545]},
     }))
+}
+
+/// Affinity to nodes that have GPUs and run containers.
+fn real_gpu_nodes() -> Value {
+    let expressions = json!([
+        {"key": PROVIDER_LABEL, "operator": "Exists"},
+        {"key": "type", "operator": "NotIn", "values": ["kwok"]},
+    ]);
+    json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": expressions}]}}})
 }
 
 fn helm_install(cluster: &Cluster, release: &str, values: &Value) -> anyhow::Result<()> {
@@ -279,8 +297,7 @@ fn device_plugin() -> anyhow::Result<Value> {
                 "metadata": {"labels": {"app": "gpu-plugin"}},
                 "spec": {
                     "nodeSelector": {"kubernetes.io/os": "linux"},
-                    "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-                        {"matchExpressions": [{"key": "type", "operator": "NotIn", "values": ["kwok"]}]}]}}},
+                    "affinity": real_gpu_nodes(),
                     "containers": [{
                         "name": "plugin", "image": "leasehold.test/gpu-plugin:dev", "imagePullPolicy": "IfNotPresent",
                         "args": ["--gpus", format!("{FILES_IN_NODE}/gpus.json")],

@@ -3,9 +3,13 @@
 
 mod eventually;
 mod install;
+mod kwok;
 mod stack;
+pub mod story;
+mod tell;
 mod tenant;
 
 pub use eventually::{eventually, within};
-pub use stack::{GpuNodes, Money, ProviderSpec, Stack, StackSpec};
+pub use stack::{DECIMALS, GpuNodes, Money, ProviderSpec, Role, Stack, StackSpec, address, key, payee};
+pub use tell::{Lean, Table, Teller};
 pub use tenant::Tenant;

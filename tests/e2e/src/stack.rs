@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, anyhow};
 use kube::Client;
 use leasehold_chain::{EvmEscrow, Network, address_of, deploy};
-use leasehold_crds::{money::TokenAmount, workload::NodeShape};
+use leasehold_crds::{GPU_RESOURCE, money::TokenAmount, workload::NodeShape};
 use leasehold_planner::{escrow::Address, ports::SigningKey};
 use leasehold_testcluster::{ACCOUNTS, Chain, Cluster, ClusterSpec, KwokNode, NodeSpec, Progress};
 
@@ -64,6 +64,53 @@ impl StackSpec {
             tenant_tokens: 1_000,
             replicas: 1,
         }
+    }
+
+    /// Three providers in three places, each a node of 32 CPU, 128Gi and 4 GPUs that KWOK plays.
+    #[must_use]
+    pub fn three_providers(name: &str) -> Self {
+        Self {
+            providers: KWOK_PROVIDERS.map(kwok_provider).into(),
+            ..Self::one_node(name)
+        }
+    }
+
+    /// One provider with a real node, and the three.
+    #[must_use]
+    pub fn four_providers(name: &str) -> Self {
+        let mut spec = Self::one_node(name);
+        spec.providers.extend(KWOK_PROVIDERS.map(kwok_provider));
+        spec
+    }
+
+    /// Whether some node of it is played by KWOK.
+    #[must_use]
+    pub fn has_kwok_nodes(&self) -> bool {
+        self.providers
+            .iter()
+            .any(|p| matches!(p.nodes, GpuNodes::Kwok(_)))
+    }
+}
+
+/// Name, region and price of each.
+const KWOK_PROVIDERS: [(&str, &str, &str); 3] = [
+    ("alpine-one", "eu-central", "1.20"),
+    ("fjord-gpu", "eu-north", "1.15"),
+    ("prairie", "us-central", "1.05"),
+];
+
+fn kwok_provider((name, region, price): (&str, &str, &str)) -> ProviderSpec {
+    let shape = NodeShape {
+        cpu: "32".into(),
+        memory: "128Gi".into(),
+        ephemeral_storage: "500Gi".into(),
+        gpus: 4,
+    };
+    ProviderSpec {
+        name: name.into(),
+        region: region.into(),
+        price: price.into(),
+        nodes: GpuNodes::Kwok(vec![(format!("{name}-1"), "a100-80g-pcie".into(), shape)]),
     }
 }
 
@@ -157,7 +204,7 @@ impl Stack {
             match &provider.nodes {
                 GpuNodes::Real(nodes) => {
                     cluster_spec.nodes.extend(nodes.iter().map(|(name, ..)| {
-                        NodeSpec::named(name).label("leasehold.test/provider", &provider.name)
+                        NodeSpec::named(name).label(install::PROVIDER_LABEL, &provider.name)
                     }));
                 }
                 GpuNodes::Kwok(nodes) => {
@@ -165,14 +212,20 @@ impl Stack {
                         .kwok_nodes
                         .extend(nodes.iter().map(|(name, _, shape)| {
                             KwokNode::named(name)
-                                .label("leasehold.test/provider", &provider.name)
+                                .label(install::PROVIDER_LABEL, &provider.name)
+                                // As GPU nodes usually have it; here it also keeps off what needs containers.
+                                .taint(GPU_RESOURCE)
                                 .capacity("cpu", &shape.cpu)
                                 .capacity("memory", &shape.memory)
                                 .capacity("ephemeral-storage", &shape.ephemeral_storage)
-                                .capacity("nvidia.com/gpu", &shape.gpus.to_string())
+                                .capacity(GPU_RESOURCE, &shape.gpus.to_string())
                         }))
                 }
             }
+        }
+        if cluster_spec.nodes.is_empty() {
+            // The operators run as pods, and KWOK runs nothing.
+            cluster_spec.nodes.push(NodeSpec::named("system"));
         }
         let archives = install::archives(progress).await?;
         let cluster = Cluster::up(cluster_spec, progress).await?;

@@ -1,1 +1,286 @@
-fn main() {}
+//! `cargo xtask demo`: a whole Leasehold on this machine, two stories as a tenant lives them, and the money of both to
+//! the last unit. It ends with PASS, or with FAIL and why; nothing of it stays unless asked.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, ensure};
+use clap::{Parser, ValueEnum};
+use leasehold_chain::deploy;
+use leasehold_crds::money::TokenAmount;
+use leasehold_e2e::{
+    Lean, Role, Stack, StackSpec, Table, Teller, address, payee,
+    story::{self, Balances, Purses, Stage},
+};
+use leasehold_testcluster::{Progress as _, Unavailable};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Name of the cluster.
+const CLUSTER: &str = "demo";
+/// The tenant's namespace.
+const NAMESPACE: &str = "team-a";
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask demo",
+    about = "A whole Leasehold on this machine, and two stories on it"
+)]
+struct Args {
+    /// Leave the cluster up at the end, to look around in it
+    #[arg(long)]
+    keep: bool,
+    /// Break a step on purpose, to see the demo fail
+    #[arg(long = "break", value_name = "STEP", hide = true)]
+    sabotage: Option<Sabotage>,
+}
+
+/// What is broken on purpose: a demo that can't fail shows nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Sabotage {
+    /// The tenant has no tokens.
+    Funds,
+    /// The closer has nothing to pay for gas with, so that nobody gets the refund sent.
+    Refund,
+    /// One base unit comes to a payee from elsewhere.
+    Unit,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let teller = Teller::terminal();
+    match run(&args, &teller).await {
+        Ok(()) => {
+            teller.pass(&format!(
+                "two leases, every unit accounted for, in {:.0} s",
+                teller.elapsed().as_secs_f64()
+            ));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            teller.fail(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args, teller: &Teller) -> anyhow::Result<()> {
+    teller.title("Leasehold: GPUs from four providers, paid by the second");
+    teller.say(
+        "A Kubernetes with a chain beside it, the chart, and simulated GPUs behind the real NVML symbols.",
+    );
+    teller.say("rhine-west has a real node with 2 H100, on which containers run; the nodes of alpine-one,");
+    teller.say("fjord-gpu and prairie, 4 A100 each, are played by KWOK, with the real agent on each.");
+    teller.say("");
+    if let Err(why) = Unavailable::check() {
+        return Err(anyhow::Error::new(why)
+            .context("the demo can't run here; become root, for instance by `sudo -E cargo xtask demo`"));
+    }
+    let mut terminated = signal(SignalKind::terminate())?;
+    // Whatever is interrupted is dropped, and takes the cluster down with it.
+    tokio::select! {
+        done = play(args, teller) => done,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted; the cluster is down"),
+        _ = terminated.recv() => anyhow::bail!("terminated; the cluster is down"),
+    }
+}
+
+async fn play(args: &Args, teller: &Teller) -> anyhow::Result<()> {
+    let mut spec = StackSpec::four_providers(CLUSTER);
+    if args.sabotage == Some(Sabotage::Funds) {
+        spec.tenant_tokens = 0;
+    }
+    let stack = Stack::up(spec, teller).await?;
+    teller.step("four providers offer GPUs");
+    let told = stories(args, &stack, teller).await;
+    if told.is_err() {
+        keep_logs(&stack, teller);
+    }
+    if args.keep {
+        let state = stack.cluster.detach()?;
+        teller.title("The cluster stays");
+        teller.say(&format!("export KUBECONFIG={}", state.kubeconfig().display()));
+        if let Some(rpc_url) = &state.rpc_url {
+            teller.say(&format!("export ETH_RPC_URL={rpc_url}"));
+        }
+        teller.say(&format!(
+            "cargo xtask cluster shell --name {CLUSTER}   a shell with kubectl, helm and cast"
+        ));
+        teller.say(&format!(
+            "cargo xtask cluster down --name {CLUSTER}    ends it, the agents of KWOK nodes too"
+        ));
+    } else {
+        stack.down().await.context("take the cluster down")?;
+    }
+    told
+}
+
+/// Keeps what a failure can be understood from.
+fn keep_logs(stack: &Stack, teller: &Teller) {
+    if let Ok(root) = leasehold_testcluster::cache_root() {
+        let place = root.join("failed").join(CLUSTER);
+        stack.dump(&place);
+        teller.say("");
+        teller.say(&format!("Logs and objects are kept in {}", place.display()));
+    }
+}
+
+async fn stories(args: &Args, stack: &Stack, teller: &Teller) -> anyhow::Result<()> {
+    let stage = Stage::set(stack, NAMESPACE, teller)?;
+    if args.sabotage == Some(Sabotage::Refund) {
+        stage.ledger.starve_of_gas(address(Role::Closer)?).await?;
+    }
+    let before = stage.balances().await?;
+
+    teller.title("1  A job on one GPU");
+    teller.say("It prints what the driver says and ends; the lease closes by itself.");
+    let job = story::job(&stage).await.context("story 1 failed")?;
+    let between = stage.balances().await?;
+
+    teller.title("2  GPUX: one lease over three providers");
+    teller.say("Three nodes of 32 CPU, 128Gi and 4 GPUs for two hours, three hours more, then deleted.");
+    let gpux = story::gpux(&stage).await.context("story 2 failed")?;
+    if args.sabotage == Some(Sabotage::Unit) {
+        let key = leasehold_e2e::key(Role::Deployer)?;
+        let stray = [(payee(0), TokenAmount(1))];
+        deploy::mint(&stack.money.rpc_url, &key, stack.money.token, &stray).await?;
+    }
+    let after = stage.balances().await?;
+
+    teller.title("The money");
+    let columns = [&before, &between, &after];
+    teller.table(
+        "USDC of everybody, as the chain's token contract has them",
+        &sum(&stage.purses, columns)?,
+    );
+    figures(teller, &job, &gpux);
+
+    // Each check names what it found; the first that fails is the reason of the failure.
+    ensure!(
+        job.exit_code == 0,
+        "the job ended with exit code {}",
+        job.exit_code
+    );
+    ensure!(
+        job.log_tail.contains("H100"),
+        "the job's log does not show what the driver says: {}",
+        job.log_tail
+    );
+    job.outcome.check_money(&stage.purses).context("story 1")?;
+    job.outcome.check_returned().context("story 1")?;
+    gpux.check().context("story 2")?;
+    let whole = story::Outcome {
+        after: after.clone(),
+        ..gpux.outcome.clone()
+    };
+    whole.check_money(&stage.purses).context("story 2")?;
+    whole.check_returned().context("story 2")?;
+    let total = |balances: &Balances| balances.iter().map(|b| b.0).sum::<u128>();
+    ensure!(
+        total(&before) == total(&after),
+        "tokens came or went: {} base units before, {} after",
+        total(&before),
+        total(&after)
+    );
+    Ok(())
+}
+
+/// Balances before, between and after the stories, with what each story changed.
+fn sum(purses: &Purses, [before, between, after]: [&Balances; 3]) -> anyhow::Result<Table> {
+    let units = |amount: &TokenAmount| i128::try_from(amount.0).context("a balance in range");
+    let mut table = Table::new(&[
+        ("", Lean::Left),
+        ("before", Lean::Right),
+        ("job", Lean::Right),
+        ("GPUX", Lean::Right),
+        ("after", Lean::Right),
+    ]);
+    let mut totals = [0_i128; 4];
+    for (index, (name, _)) in purses.rows.iter().enumerate() {
+        let [first, second, third] = [
+            units(&before[index])?,
+            units(&between[index])?,
+            units(&after[index])?,
+        ];
+        let cells = [first, second - first, third - second, third];
+        for (total, cell) in totals.iter_mut().zip(cells) {
+            *total += cell;
+        }
+        // Controllers sign and pay gas; tokens never come near them. They are shown if they do.
+        if name.starts_with("controller") && cells == [0; 4] {
+            continue;
+        }
+        table.row(row(name, &before[index], cells, &after[index]));
+    }
+    let amount = |units: i128| TokenAmount(units.unsigned_abs());
+    table.row(row("together", &amount(totals[0]), totals, &amount(totals[3])));
+    Ok(table)
+}
+
+fn row(name: &str, before: &TokenAmount, cells: [i128; 4], after: &TokenAmount) -> [String; 5] {
+    let change = |units: i128| match units {
+        0 => "0".to_owned(),
+        units => story::change_text(units),
+    };
+    [
+        name.to_owned(),
+        story::amount_text(*before),
+        change(cells[1]),
+        change(cells[2]),
+        story::amount_text(*after),
+    ]
+}
+
+/// What the stories measured.
+fn figures(teller: &Teller, job: &story::Job, gpux: &story::Gpux) {
+    let mut table = Table::new(&[
+        ("", Lean::Left),
+        ("measured", Lean::Right),
+        ("promised", Lean::Right),
+    ]);
+    let seconds = |duration: std::time::Duration| format!("{:.1} s", duration.as_secs_f64());
+    let slowest = |outcome: &story::Outcome| {
+        let times = outcome.returned.iter().map(story::Returned::after_pod);
+        seconds(times.max().unwrap_or_default())
+    };
+    table.row([
+        "job: from apply to the first paid second",
+        &seconds(job.to_active),
+        "",
+    ]);
+    table.row([
+        "job: GPU for sale again after the pod's end",
+        &slowest(&job.outcome),
+        "≤ 5 s",
+    ]);
+    table.row([
+        "GPUX: from apply until all three serve",
+        &seconds(gpux.to_ready),
+        "",
+    ]);
+    table.row([
+        "GPUX: from delete to refunded and gone",
+        &seconds(gpux.to_refund),
+        "",
+    ]);
+    table.row([
+        "GPUX: GPUs for sale again after their pods' end",
+        &slowest(&gpux.outcome),
+        "≤ 5 s",
+    ]);
+    table.row([
+        "GPUX: transactions by the tenant",
+        &gpux.tenant_transactions.to_string(),
+        "≤ 3",
+    ]);
+    table.row([
+        "GPUX: transactions in all, payouts included",
+        &gpux.outcome.transactions.len().to_string(),
+        "≤ 6",
+    ]);
+    table.row([
+        "GPUX: the tenant's gas",
+        &story::grouped(gpux.tenant_gas),
+        "≤ 300,000",
+    ]);
+    teller.table("The figures", &table);
+}

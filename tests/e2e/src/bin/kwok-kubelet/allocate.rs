@@ -1,0 +1,98 @@
+//! Which pod of a node holds which GPUs: first come, first served, kept until the pod has ended. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A pod that the scheduler bound to the node and that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) uid: String,
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    /// GPUs that each container asks for, by the container's name.
+    pub(crate) containers: Vec<(String, usize)>,
+}
+
+/// What a pod holds, by container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) containers: Vec<(String, Vec<String>)>,
+}
+
+/// The books of one node.
+#[derive(Debug, Default)]
+pub(crate) struct Books(BTreeMap<String, Held>);
+
+impl Books {
+    /// Takes back what pods that are gone held, and gives the others what they ask for, the oldest first. A pod that
+    /// can't have all of it gets nothing: a kubelet would refuse to admit it.
+    pub(crate) fn settle(&mut self, pods: &[Wish], gpus: &[String]) {
+        self.0.retain(|uid, _| pods.iter().any(|pod| pod.uid == *uid));
+        for wish in pods {
+            if self.0.contains_key(&wish.uid) {
+                continue;
+            }
+            let taken: BTreeSet<&String> = self
+                .0
+                .values()
+                .flat_map(|h| &h.containers)
+                .flat_map(|c| &c.1)
+                .collect();
+            let mut free = gpus.iter().filter(|gpu| !taken.contains(gpu)).cloned();
+            let containers: Vec<(String, Vec<String>)> = wish
+                .containers
+                .iter()
+                .map(|(name, count)| (name.clone(), free.by_ref().take(*count).collect()))
+                .collect();
+            let whole = containers
+                .iter()
+                .zip(&wish.containers)
+                .all(|((_, got), (_, asked))| got.len() == *asked);
+            if whole {
+                let held = Held {
+                    namespace: wish.namespace.clone(),
+                    pod: wish.pod.clone(),
+                    containers,
+                };
+                self.0.insert(wish.uid.clone(), held);
+            }
+        }
+    }
+
+    pub(crate) fn held(&self) -> impl Iterator<Item = &Held> {
+        self.0.values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(uid: &str, gpus: usize) -> Wish {
+        Wish {
+            uid: uid.into(),
+            namespace: "n".into(),
+            pod: uid.into(),
+            containers: vec![("main".into(), gpus)],
+        }
+    }
+
+    fn ids(books: &Books, pod: &str) -> Vec<String> {
+        let held = books.held().find(|h| h.pod == pod);
+        held.map(|h| h.containers[0].1.clone()).unwrap_or_default()
+    }
+
+    #[test]
+    fn no_gpu_is_given_twice_and_each_comes_back() {
+        let gpus: Vec<String> = ["a", "b", "c"].map(String::from).into();
+        let mut books = Books::default();
+        books.settle(&[wish("one", 2), wish("two", 2), wish("three", 1)], &gpus);
+        assert_eq!(ids(&books, "one"), ["a", "b"]);
+        assert_eq!(ids(&books, "two"), [""; 0], "two of which one is there: nothing");
+        assert_eq!(ids(&books, "three"), ["c"]);
+        books.settle(&[wish("two", 2), wish("three", 1)], &gpus);
+        assert_eq!(ids(&books, "two"), ["a", "b"]);
+        assert_eq!(ids(&books, "three"), ["c"], "what is held stays");
+    }
+}

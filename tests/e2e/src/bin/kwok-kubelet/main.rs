@@ -1,0 +1,229 @@
+//! The kubelet's pod-resources API for nodes that KWOK plays, a socket for each node.
+//!
+//! KWOK plays a kubelet towards the API server alone: it runs no containers and gives out no devices. This program plays
+//! that other part. It follows the pods that the real scheduler bound to its nodes, gives each as many of the node's
+//! simulated GPUs as it asks for, as the kubelet's device manager would, and says so to the real agent of the node. So
+//! what is told of holders on KWOK nodes shows what the product makes of it, not that a kubelet gives devices out like
+//! this: that is shown on real nodes, by `gpu-plugin` and a real kubelet.
+
+mod allocate;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Context as _;
+use clap::Parser;
+use futures::{StreamExt as _, TryStreamExt as _, stream::FuturesUnordered};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, Config, ResourceExt as _,
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::{WatchStreamExt as _, reflector, watcher},
+};
+use leasehold_crds::GPU_RESOURCE;
+use nvidia_ml_sim::{Fixture, Gpu};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+use allocate::{Books, Wish};
+use api::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
+
+/// The API of k8s.io/kubelet, generated.
+mod api {
+    #![allow(clippy::all, unreachable_pub, reason = "generated")]
+    tonic::include_proto!("v1");
+}
+
+/// Serves the pod-resources API of nodes that KWOK plays.
+#[derive(Parser)]
+#[command(name = "kwok-kubelet")]
+struct Args {
+    /// Kubeconfig that may watch pods.
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// File that is made when every socket answers.
+    #[arg(long)]
+    started: PathBuf,
+    /// A node and the directory of its simulated GPUs, where its kubelet.sock is made; several times.
+    #[arg(long = "node", value_name = "NAME=DIR", value_parser = node)]
+    nodes: Vec<(String, PathBuf)>,
+}
+
+fn node(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, directory) = text
+        .split_once('=')
+        .ok_or("a node is NAME=DIR, with the directory of its simulated GPUs")?;
+    Ok((name.to_owned(), directory.into()))
+}
+
+/// One node's side of the API.
+#[derive(Clone)]
+struct Node {
+    gpus: Fixture,
+    books: Arc<Mutex<Books>>,
+}
+
+impl Node {
+    fn at(directory: &Path) -> Self {
+        Self {
+            gpus: Fixture::open(directory),
+            books: Arc::default(),
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ids of GPUs that a device plugin would call healthy.
+    fn healthy(&self) -> anyhow::Result<Vec<String>> {
+        let fit = |gpu: &&Gpu| !(gpu.faults.unplugged || gpu.faults.lost || gpu.faults.withheld);
+        let file = self.gpus.read()?;
+        Ok(file
+            .gpus
+            .iter()
+            .filter(fit)
+            .map(|gpu| gpu.told_uuid().to_owned())
+            .collect())
+    }
+
+    fn settle(&self, pods: &[Wish]) -> anyhow::Result<()> {
+        let gpus = self.healthy()?;
+        self.books().settle(pods, &gpus);
+        Ok(())
+    }
+}
+
+fn devices(ids: Vec<String>) -> Vec<api::ContainerDevices> {
+    let one = |id| api::ContainerDevices {
+        resource_name: GPU_RESOURCE.to_owned(),
+        device_ids: vec![id],
+        topology: None,
+    };
+    ids.into_iter().map(one).collect()
+}
+
+#[tonic::async_trait]
+impl PodResourcesLister for Node {
+    async fn list(
+        &self,
+        _: Request<api::ListPodResourcesRequest>,
+    ) -> Result<Response<api::ListPodResourcesResponse>, Status> {
+        let books = self.books();
+        let pods = books.held().map(|held| api::PodResources {
+            name: held.pod.clone(),
+            namespace: held.namespace.clone(),
+            containers: held
+                .containers
+                .iter()
+                .map(|(name, ids)| api::ContainerResources {
+                    name: name.clone(),
+                    devices: devices(ids.clone()),
+                    ..api::ContainerResources::default()
+                })
+                .collect(),
+        });
+        Ok(Response::new(api::ListPodResourcesResponse {
+            pod_resources: pods.collect(),
+        }))
+    }
+
+    async fn get_allocatable_resources(
+        &self,
+        _: Request<api::AllocatableResourcesRequest>,
+    ) -> Result<Response<api::AllocatableResourcesResponse>, Status> {
+        let ids = self.healthy().map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(api::AllocatableResourcesResponse {
+            devices: devices(ids),
+            ..api::AllocatableResourcesResponse::default()
+        }))
+    }
+
+    async fn get(
+        &self,
+        _: Request<api::GetPodResourcesRequest>,
+    ) -> Result<Response<api::GetPodResourcesResponse>, Status> {
+        Err(Status::unimplemented("the agent doesn't ask for single pods"))
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("the TLS provider was set before"))?;
+    let nodes: BTreeMap<String, Node> = args
+        .nodes
+        .iter()
+        .map(|(name, dir)| (name.clone(), Node::at(dir)))
+        .collect();
+    let servers = FuturesUnordered::new();
+    for (name, directory) in &args.nodes {
+        let socket = directory.join("kubelet.sock");
+        let listener =
+            UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;
+        let service = PodResourcesListerServer::new(nodes[name].clone());
+        servers.push(
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(UnixListenerStream::new(listener)),
+        );
+    }
+    std::fs::write(&args.started, "")?;
+    tokio::select! {
+        ended = servers.try_collect::<()>() => ended.context("serve"),
+        ended = follow(&args.kubeconfig, &nodes) => ended,
+    }
+}
+
+/// Keeps the books of all nodes by the API server's pods.
+async fn follow(kubeconfig: &Path, nodes: &BTreeMap<String, Node>) -> anyhow::Result<()> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let (pods, writer) = reflector::store();
+    let stream = watcher(
+        Api::<Pod>::all(Client::try_from(config)?),
+        watcher::Config::default(),
+    );
+    let mut stream = pin!(stream.default_backoff().reflect(writer));
+    while let Some(event) = stream.next().await {
+        if let Err(error) = event {
+            eprintln!("pods can't be watched: {error}");
+            continue;
+        }
+        let mut all = pods.state();
+        all.sort_by_key(|pod| (pod.creation_timestamp(), pod.name_any()));
+        for (name, node) in nodes {
+            let wishes: Vec<Wish> = all.iter().filter_map(|pod| wish(pod, name)).collect();
+            node.settle(&wishes)?;
+        }
+    }
+    anyhow::bail!("the watch of pods ended")
+}
+
+/// What a pod asks of a node, if it is bound to it and has not ended.
+fn wish(pod: &Pod, node: &str) -> Option<Wish> {
+    let spec = pod.spec.as_ref()?;
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    if spec.node_name.as_deref() != Some(node) || matches!(phase, Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let asked = |container: &k8s_openapi::api::core::v1::Container| {
+        let limits = container.resources.as_ref()?.limits.as_ref()?;
+        let count = limits.get(GPU_RESOURCE)?.0.parse().ok()?;
+        Some((container.name.clone(), count))
+    };
+    let containers: Vec<_> = spec.containers.iter().filter_map(asked).collect();
+    (!containers.is_empty()).then_some(Wish {
+        uid: pod.uid()?,
+        namespace: pod.namespace()?,
+        pod: pod.name_any(),
+        containers,
+    })
+}

@@ -1,0 +1,254 @@
+//! Story 04, GPUX's example: one lease over three providers, extended by three hours, refunded at its deletion.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use jiff::Timestamp;
+use leasehold_crds::{
+    conditions,
+    lease::{CloseReason, GpuLeaseStatus, Phase},
+};
+use leasehold_planner::{
+    escrow::Terms,
+    ports::{Clock as _, Payments as _, SystemClock},
+};
+
+use super::{Outcome, Stage, account_of, follow::Follow, money, short, sights};
+use crate::{
+    eventually,
+    stack::{Role, address},
+    tell::{Lean, Table},
+};
+
+/// The example that the story applies.
+pub const GPUX: &str = "examples/04-gpux.yaml";
+const NAME: &str = "gpux";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Nodes of the lease, each at a provider of its own, and GPUs of each.
+const NODES: usize = 3;
+const GPUS_OF_A_NODE: usize = 4;
+/// The extension, and the term after it.
+const EXTENSION: &str = r#"{"spec":{"term":{"duration":"5h"}}}"#;
+const EXTENDED_SECONDS: u64 = 5 * 3600;
+/// Seconds that are served before the tenant ends it.
+const SERVED_SECONDS: u64 = 8;
+
+/// What it came to.
+#[derive(Clone, Debug)]
+pub struct Gpux {
+    /// Its lease and money.
+    pub outcome: Outcome,
+    /// From `kubectl apply` until all three nodes served.
+    pub to_ready: Duration,
+    /// From `kubectl delete` until the lease was gone, and its refund with the payer.
+    pub to_refund: Duration,
+    /// GPUs that the reservations had bound, by the kubelet's pod-resources.
+    pub gpus: Vec<String>,
+    /// The tenant's transactions and their gas.
+    pub tenant_transactions: usize,
+    /// See `tenant_transactions`.
+    pub tenant_gas: u64,
+    /// The deposit after the extension, and what five hours of all legs cost.
+    pub deposited: leasehold_crds::money::TokenAmount,
+    /// See `deposited`.
+    pub five_hours: leasehold_crds::money::TokenAmount,
+}
+
+fn all_serve(status: &GpuLeaseStatus) -> bool {
+    status.phase == Phase::Active
+        && conditions::find(&status.conditions, "Ready").is_some_and(|c| c.status == "True")
+}
+
+/// Tells it.
+pub async fn gpux(stage: &Stage<'_>) -> anyhow::Result<Gpux> {
+    let (stack, namespace) = (stage.stack, stage.tenant.namespace.as_str());
+    let before = stage.balances().await?;
+    let block = stage.ledger.head().await?;
+    let had = sights::offered(stack).await?;
+    let mut follow = Follow::new(stage.teller, &stage.tenant, NAME);
+    sights::kubectl(stage, &["apply", "-n", namespace, "-f", GPUX])?;
+    follow.begin();
+    let applied: Timestamp = SystemClock.now();
+
+    let ready = follow.until(PATIENCE, "all three nodes serve", all_serve).await?;
+    let to_ready = follow.elapsed();
+    follow.tell("Ready", "three nodes of three providers serve");
+    let (terms, _) = account_of(&stage.tenant, &ready).await?;
+    let quote = ready.status.as_ref().and_then(|s| s.quote.clone());
+    sights::quote(stage, &quote.context("the status has a quote")?);
+    sights::kubectl(stage, &["get", "gpulease", NAME, "-n", namespace])?;
+    let gpus = bound_gpus(stage, &terms).await?;
+    let pods_ready = sights::ready_since(stack, &terms).await?;
+
+    let patch = [
+        "patch", "gpulease", NAME, "-n", namespace, "--type", "merge", "-p", EXTENSION,
+    ];
+    sights::kubectl(stage, &patch)?;
+    let was = ready.status.as_ref().and_then(|s| s.money.clone());
+    let extended = follow
+        .until(PATIENCE, "the extension is paid", |s| {
+            s.intent.is_none() && s.money.as_ref().map(|m| &m.deposited) != was.as_ref().map(|m| &m.deposited)
+        })
+        .await?;
+    let money = extended
+        .status
+        .as_ref()
+        .and_then(|s| s.money.clone())
+        .unwrap_or_default();
+    follow.tell(
+        "Extended",
+        &format!(
+            "{} USDC deposited in all, paid until {}",
+            money.deposited,
+            money.paid_until.as_deref().unwrap_or("?")
+        ),
+    );
+    let (_, account) = account_of(&stage.tenant, &extended).await?;
+    let deposited = account.deposited;
+    let long_enough = account.started_at + SERVED_SECONDS;
+    eventually("some seconds of service", || async {
+        let now = stack.rail.head().await?.time;
+        Ok(if now >= long_enough { Ok(()) } else { Err(now) })
+    })
+    .await?;
+
+    sights::kubectl(
+        stage,
+        &["delete", "gpulease", NAME, "-n", namespace, "--wait=false"],
+    )?;
+    let deleted = follow.elapsed();
+    let shares = sights::shares(&terms, &ready);
+    let returned = sights::watch_return(stack, &terms, shares, &had);
+    let returned = follow.meanwhile(returned).await?;
+    let gone = follow.until_gone(PATIENCE).await?;
+    let to_refund = follow.elapsed() - deleted;
+    follow.tell(
+        "Gone",
+        &format!("{:.1} s after the deletion", to_refund.as_secs_f64()),
+    );
+
+    let (terms, account) = account_of(&stage.tenant, &gone).await?;
+    let transactions = stage.ledger.since(block).await?;
+    let outcome = Outcome {
+        served: money::served(&terms, &transactions)?,
+        after: stage.balances().await?,
+        phases: follow.phases.clone(),
+        lease: gone,
+        terms,
+        account,
+        transactions,
+        before,
+        returned,
+    };
+    not_before_ready(&outcome, &pods_ready)?;
+    sights::events(stage, &outcome.lease, applied).await?;
+    sights::transactions(stage, &outcome);
+    sights::bill(stage, &outcome);
+    let (tenant_transactions, tenant_gas) = outcome.sent_by(address(Role::Tenant)?);
+    stage.teller.say("");
+    stage.teller.say(&format!(
+        "The tenant sent {tenant_transactions} transactions of {} gas, of {} in all, payouts included.",
+        sights::grouped(tenant_gas),
+        outcome.transactions.len()
+    ));
+    let five_hours = outcome.terms.rate().cost_ceil(EXTENDED_SECONDS);
+    Ok(Gpux {
+        to_ready,
+        to_refund,
+        gpus,
+        tenant_transactions,
+        tenant_gas,
+        deposited,
+        five_hours: five_hours.context("the price of five hours is in range")?,
+        outcome,
+    })
+}
+
+/// The GPUs that each provider's kubelet says its pod holds.
+async fn bound_gpus(stage: &Stage<'_>, terms: &Terms) -> anyhow::Result<Vec<String>> {
+    let bound = sights::bound(stage.stack, terms, NODES * GPUS_OF_A_NODE).await?;
+    let mut table = Table::new(&[("node", Lean::Left), ("GPUs held by the lease's pod", Lean::Left)]);
+    for (_, nodes, uuids) in &bound {
+        let uuids: Vec<String> = uuids.iter().map(|uuid| short_uuid(uuid)).collect();
+        table.row([nodes.join(","), uuids.join("  ")]);
+    }
+    stage.teller.table(
+        "Bound GPUs, as each provider's GpuReservation has them from the node's agent",
+        &table,
+    );
+    Ok(bound.into_iter().flat_map(|(_, _, uuids)| uuids).collect())
+}
+
+fn short_uuid(uuid: &str) -> String {
+    uuid.strip_prefix("GPU-").map_or_else(
+        || short(uuid),
+        |rest| format!("GPU-{}…", &rest[..8.min(rest.len())]),
+    )
+}
+
+/// No leg was started in a block before its pod was ready.
+fn not_before_ready(outcome: &Outcome, ready: &[(String, u64)]) -> anyhow::Result<()> {
+    for (leg, state) in outcome.terms.legs.iter().enumerate() {
+        let namespace = leasehold_planner::lease::allocation_name(&outcome.terms, leg);
+        let (_, ready) = ready
+            .iter()
+            .find(|(of, _)| *of == namespace)
+            .with_context(|| format!("no pod of {namespace} was ready"))?;
+        let started = outcome
+            .transactions
+            .iter()
+            .find(|t| t.call == "start" && t.from == state.controller && t.succeeded)
+            .with_context(|| format!("leg {leg} was never started"))?;
+        ensure!(
+            started.time >= *ready,
+            "leg {leg} was charged from {} on, its pod was ready at {ready}",
+            started.time
+        );
+    }
+    Ok(())
+}
+
+impl Gpux {
+    /// What the story promises beside its money.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let outcome = &self.outcome;
+        ensure!(outcome.terms.legs.len() == NODES, "the account has three legs");
+        let reason = outcome.lease.status.as_ref().and_then(|s| s.close_reason);
+        ensure!(
+            reason == Some(CloseReason::Deleted),
+            "it closed for another reason than its deletion: {reason:?}"
+        );
+        ensure!(
+            self.deposited == self.five_hours,
+            "after the extension {} base units are deposited, five hours cost {}",
+            self.deposited,
+            self.five_hours
+        );
+        let mut distinct = self.gpus.clone();
+        distinct.sort();
+        distinct.dedup();
+        ensure!(
+            distinct.len() == NODES * GPUS_OF_A_NODE,
+            "{} different GPUs are bound, 12 are leased",
+            distinct.len()
+        );
+        let reverted = outcome.transactions.iter().filter(|t| !t.succeeded).count();
+        ensure!(reverted == 0, "{reverted} transactions reverted");
+        ensure!(
+            self.tenant_transactions <= 3,
+            "the tenant sent {} transactions, 3 are promised",
+            self.tenant_transactions
+        );
+        ensure!(
+            outcome.transactions.len() <= 6,
+            "{} transactions were sent in all, 6 are promised",
+            outcome.transactions.len()
+        );
+        ensure!(
+            self.tenant_gas <= 300_000,
+            "the tenant's transactions used {} gas, 300,000 are promised",
+            self.tenant_gas
+        );
+        Ok(())
+    }
+}

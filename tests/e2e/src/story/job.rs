@@ -1,0 +1,110 @@
+//! Story 01: a job on one GPU, from `kubectl apply` to the refund.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use jiff::Timestamp;
+use leasehold_crds::lease::{CloseReason, Phase};
+use leasehold_planner::ports::{Clock as _, SystemClock};
+
+use super::{Outcome, Stage, account_of, follow::Follow, money, sights};
+
+/// The example that the story applies.
+pub const JOB: &str = "examples/01-job.yaml";
+const NAME: &str = "hello";
+/// For anything that a tenant waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the job came to.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its lease and money.
+    pub outcome: Outcome,
+    /// From `kubectl apply` to the first paid second.
+    pub to_active: Duration,
+    /// What the job printed at its end.
+    pub log_tail: String,
+    /// Its exit code.
+    pub exit_code: i64,
+}
+
+/// Tells it.
+pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
+    let (stack, namespace) = (stage.stack, stage.tenant.namespace.as_str());
+    let before = stage.balances().await?;
+    let block = stage.ledger.head().await?;
+    let had = sights::offered(stack).await?;
+    let mut follow = Follow::new(stage.teller, &stage.tenant, NAME);
+    sights::kubectl(stage, &["apply", "-n", namespace, "-f", JOB])?;
+    follow.begin();
+    let applied: Timestamp = SystemClock.now();
+
+    let active = follow
+        .until(PATIENCE, "Active", |s| s.phase == Phase::Active)
+        .await?;
+    let to_active = follow.elapsed();
+    let (terms, _) = account_of(&stage.tenant, &active).await?;
+    let shares = sights::shares(&terms, &active);
+    let (returned, closed) = {
+        let returned = sights::watch_return(stack, &terms, shares, &had);
+        let quote = active
+            .status
+            .as_ref()
+            .and_then(|s| s.quote.clone())
+            .context("the status has a quote")?;
+        let look = async {
+            sights::kubectl(stage, &["get", "gpulease", NAME, "-n", namespace])?;
+            sights::quote(stage, &quote);
+            stage.teller.say("");
+            anyhow::Ok(())
+        };
+        let (returned, ()) = follow
+            .meanwhile(async { tokio::try_join!(returned, look) })
+            .await?;
+        let closed = follow
+            .until(PATIENCE, "Closed", |s| s.phase == Phase::Closed)
+            .await?;
+        (returned, closed)
+    };
+    let status = closed.status.clone().unwrap_or_default();
+    ensure!(
+        status.close_reason == Some(CloseReason::JobSucceeded),
+        "the job closed for another reason than its success: {:?}",
+        status.close_reason
+    );
+    let result = status.job.context("the status tells how the job ended")?;
+    sights::kubectl(
+        stage,
+        &[
+            "get",
+            "gpulease",
+            NAME,
+            "-n",
+            namespace,
+            "-o",
+            "jsonpath={.status.job.logTail}",
+        ],
+    )?;
+    let (terms, account) = account_of(&stage.tenant, &closed).await?;
+    let transactions = stage.ledger.since(block).await?;
+    let outcome = Outcome {
+        served: money::served(&terms, &transactions)?,
+        after: stage.balances().await?,
+        phases: follow.phases.clone(),
+        lease: closed,
+        terms,
+        account,
+        transactions,
+        before,
+        returned,
+    };
+    sights::events(stage, &outcome.lease, applied).await?;
+    sights::transactions(stage, &outcome);
+    sights::bill(stage, &outcome);
+    Ok(Job {
+        outcome,
+        to_active,
+        log_tail: result.log_tail,
+        exit_code: result.exit_code,
+    })
+}

@@ -1,0 +1,336 @@
+//! What a tenant or a provider looks at during a story: kubectl's own words, the quote, Events, pods and offers.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use jiff::Timestamp;
+use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
+use kube::{Api, ResourceExt as _, api::ListParams};
+use leasehold_crds::{GpuLease, GpuOffer, GpuReservation, LABEL_LEASE, lease::Quote};
+use leasehold_planner::escrow::{Terms, lease_name};
+
+use super::{Outcome, Stage, amount_text, short};
+use crate::{
+    stack::{DECIMALS, Stack},
+    tell::{Lean, Table},
+    within,
+};
+
+/// How often pods and offers are looked at where a time is measured.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Runs kubectl as the tenant types it, and repeats what it said.
+pub(super) fn kubectl(stage: &Stage<'_>, arguments: &[&str]) -> anyhow::Result<()> {
+    let quoted = arguments.iter().map(|word| match word.contains(['{', ' ']) {
+        true => format!("'{word}'"),
+        false => (*word).to_owned(),
+    });
+    stage
+        .teller
+        .command(&format!("kubectl {}", quoted.collect::<Vec<_>>().join(" ")));
+    let output = stage
+        .stack
+        .cluster
+        .kubectl()
+        .args(arguments)
+        .current_dir(xtask::root())
+        .output()
+        .context("run kubectl")?;
+    ensure!(
+        output.status.success(),
+        "kubectl {}: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    stage.teller.words(&String::from_utf8_lossy(&output.stdout));
+    Ok(())
+}
+
+/// What could be had, as the status says before any money moves.
+pub(super) fn quote(stage: &Stage<'_>, quote: &Quote) {
+    let mut table = Table::new(&[
+        ("provider", Lean::Left),
+        ("class", Lean::Left),
+        ("nodes free", Lean::Right),
+        ("GPU-hour", Lean::Right),
+    ]);
+    for offer in &quote.offers {
+        table.row([
+            offer.provider.clone(),
+            offer.class.clone(),
+            offer.nodes_free.to_string(),
+            format!("{} USDC", offer.price_per_gpu_hour),
+        ]);
+    }
+    let rest = quote
+        .counts
+        .iter()
+        .map(|count| format!("{} by {}", count.rows, count.dimension));
+    let rest: Vec<String> = rest.collect();
+    let rest = match rest.is_empty() {
+        true => String::new(),
+        false => format!("; the others fail: {}", rest.join(", ")),
+    };
+    let fits = quote.offers.len();
+    let caption = format!(
+        "The quote: {fits} of {} offers {}{rest}",
+        quote.considered,
+        if fits == 1 { "fits" } else { "fit" }
+    );
+    stage.teller.table(&caption, &table);
+}
+
+/// The Events of a lease, in the order of their time.
+pub(super) async fn events(stage: &Stage<'_>, lease: &GpuLease, applied: Timestamp) -> anyhow::Result<()> {
+    let api = Api::<Event>::namespaced(stage.stack.client.clone(), &stage.tenant.namespace);
+    let mut events: Vec<(Timestamp, Event)> = api
+        .list(&ListParams::default())
+        .await?
+        .items
+        .into_iter()
+        .filter(|e| e.regarding.as_ref().and_then(|r| r.uid.clone()) == lease.uid())
+        .filter_map(|e| Some((e.event_time.as_ref()?.0, e)))
+        .collect();
+    events.sort_by_key(|(at, _)| *at);
+    let mut table = Table::new(&[
+        ("after", Lean::Right),
+        ("type", Lean::Left),
+        ("reason", Lean::Left),
+        ("note", Lean::Left),
+    ]);
+    for (at, event) in events {
+        let after = at.duration_since(applied).as_secs_f64();
+        table.row([
+            format!("{:.1}s", after.max(0.0)),
+            event.type_.unwrap_or_default(),
+            event.reason.unwrap_or_default(),
+            event.note.unwrap_or_default(),
+        ]);
+    }
+    stage.teller.table("Events of the lease", &table);
+    Ok(())
+}
+
+/// Every transaction of a story, with who sent it.
+pub(super) fn transactions(stage: &Stage<'_>, outcome: &Outcome) {
+    let mut table = Table::new(&[
+        ("block", Lean::Right),
+        ("transaction", Lean::Left),
+        ("call", Lean::Left),
+        ("gas", Lean::Right),
+        ("sent by", Lean::Left),
+    ]);
+    for transaction in &outcome.transactions {
+        table.row([
+            transaction.block.to_string(),
+            short(&transaction.hash.to_string()),
+            format!(
+                "{}{}",
+                if transaction.call.is_empty() {
+                    "not to the escrow"
+                } else {
+                    &transaction.call
+                },
+                if transaction.succeeded { "" } else { " (reverted)" }
+            ),
+            grouped(transaction.gas),
+            stage.purses.name(transaction.from),
+        ]);
+    }
+    let caption = format!(
+        "Transactions: {} in all, by scanning every block",
+        outcome.transactions.len()
+    );
+    stage.teller.table(&caption, &table);
+}
+
+/// What each provider served and what that cost.
+pub(super) fn bill(stage: &Stage<'_>, outcome: &Outcome) {
+    let mut table = Table::new(&[
+        ("provider", Lean::Left),
+        ("served", Lean::Right),
+        ("rate", Lean::Right),
+        ("earned", Lean::Right),
+    ]);
+    let shares = outcome
+        .lease
+        .status
+        .as_ref()
+        .and_then(|s| s.escrow.as_ref())
+        .map(|e| &e.shares);
+    for (leg, served) in outcome.served.iter().enumerate() {
+        let provider = shares
+            .and_then(|s| s.get(leg))
+            .map_or("", |s| s.provider.as_str());
+        table.row([
+            provider.to_owned(),
+            format!("{} s", served.seconds),
+            format!("{} USDC/h", served.rate.tokens_per_hour_floor(DECIMALS)),
+            format!("{} USDC", amount_text(served.earned)),
+        ]);
+    }
+    stage.teller.table(
+        "The bill: seconds between the blocks that started and ended each leg",
+        &table,
+    );
+}
+
+/// `1,234,567`.
+#[must_use]
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The lease's pods, of all its providers.
+pub(super) async fn pods(stack: &Stack, terms: &Terms) -> anyhow::Result<Vec<Pod>> {
+    let name = lease_name(terms.id());
+    let wanted = ListParams::default().labels(&format!("{LABEL_LEASE}={name}"));
+    Ok(Api::<Pod>::all(stack.client.clone()).list(&wanted).await?.items)
+}
+
+/// When each pod became ready, Unix seconds: (namespace, time).
+pub(super) async fn ready_since(stack: &Stack, terms: &Terms) -> anyhow::Result<Vec<(String, u64)>> {
+    let ready = |pod: &Pod| {
+        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+        let ready = conditions
+            .iter()
+            .find(|c| c.type_ == "Ready" && c.status == "True")?;
+        let at = ready.last_transition_time.as_ref()?.0.as_second();
+        Some((pod.namespace()?, u64::try_from(at).ok()?))
+    };
+    Ok(pods(stack, terms).await?.iter().filter_map(ready).collect())
+}
+
+/// GPUs that the reservations of a lease have bound: (namespace, nodes, UUIDs) each, once there are `gpus` in all.
+pub(super) async fn bound(
+    stack: &Stack,
+    terms: &Terms,
+    gpus: usize,
+) -> anyhow::Result<Vec<(String, Vec<String>, Vec<String>)>> {
+    let name = lease_name(terms.id());
+    let wanted = ListParams::default().labels(&format!("{LABEL_LEASE}={name}"));
+    let api = Api::<GpuReservation>::all(stack.client.clone());
+    within(
+        Duration::from_secs(15),
+        &format!("{gpus} GPUs bound in the reservations"),
+        || async {
+            let found: Vec<_> = api
+                .list(&wanted)
+                .await?
+                .items
+                .into_iter()
+                .map(|r| {
+                    let uuids = r.status.as_ref().map(|s| s.gpu_uuids.clone()).unwrap_or_default();
+                    (r.name_any(), r.spec.nodes.clone(), uuids)
+                })
+                .collect();
+            let count: usize = found.iter().map(|(_, _, uuids)| uuids.len()).sum();
+            Ok(if count == gpus { Ok(found) } else { Err(count) })
+        },
+    )
+    .await
+}
+
+/// When a provider's GPUs were for sale again.
+#[derive(Clone, Debug)]
+pub struct Returned {
+    /// Whose.
+    pub provider: String,
+    /// When its pods of the lease had ended.
+    pub pod_ended: Instant,
+    /// When its offer was what it had been before the lease.
+    pub offered: Instant,
+}
+
+impl Returned {
+    /// From the pod's end to the offer.
+    #[must_use]
+    pub fn after_pod(&self) -> Duration {
+        self.offered.saturating_duration_since(self.pod_ended)
+    }
+}
+
+/// GPUs that each provider offers, by name.
+pub(super) async fn offered(stack: &Stack) -> anyhow::Result<BTreeMap<String, i64>> {
+    let offers = Api::<GpuOffer>::all(stack.client.clone())
+        .list(&ListParams::default())
+        .await?;
+    let gpus = |o: &GpuOffer| o.spec.rows.iter().map(|r| r.nodes_free * r.gpus).sum();
+    Ok(offers.items.iter().map(|o| (o.name_any(), gpus(o))).collect())
+}
+
+/// Looks on until each of the lease's providers offers again what it had, and notes when.
+pub(super) async fn watch_return(
+    stack: &Stack,
+    terms: &Terms,
+    shares: Vec<(String, String)>,
+    had: &BTreeMap<String, i64>,
+) -> anyhow::Result<Vec<Returned>> {
+    let mut ended: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut returned = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while returned.len() < shares.len() {
+        ensure!(
+            Instant::now() < deadline,
+            "after 90 s only {} of {} providers offer their GPUs again",
+            returned.len(),
+            shares.len()
+        );
+        let (pods, offers) = tokio::try_join!(pods(stack, terms), offered(stack))?;
+        let now = Instant::now();
+        for (namespace, provider) in &shares {
+            let alive = pods.iter().any(|pod| {
+                let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+                pod.namespace().as_deref() == Some(namespace)
+                    && !matches!(phase, Some("Succeeded" | "Failed"))
+            });
+            if alive {
+                continue;
+            }
+            let pod_ended = *ended.entry(provider.clone()).or_insert(now);
+            let known = returned.iter().any(|r: &Returned| r.provider == *provider);
+            if !known && offers.get(provider) == had.get(provider) {
+                returned.push(Returned {
+                    provider: provider.clone(),
+                    pod_ended,
+                    offered: now,
+                });
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(returned)
+}
+
+/// The namespaces of a lease's legs on their providers' clusters, with the providers' names.
+pub(super) fn shares(terms: &Terms, lease: &GpuLease) -> Vec<(String, String)> {
+    let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+    let shares = escrow.map(|e| e.shares.as_slice()).unwrap_or_default();
+    let name = |(leg, share): (usize, &leasehold_crds::lease::Share)| {
+        (
+            leasehold_planner::lease::allocation_name(terms, leg),
+            share.provider.clone(),
+        )
+    };
+    shares.iter().enumerate().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn digits_come_in_threes() {
+        assert_eq!(super::grouped(1_234_567), "1,234,567");
+        assert_eq!(super::grouped(999), "999");
+    }
+}

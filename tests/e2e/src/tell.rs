@@ -1,0 +1,250 @@
+//! How a story is told: short aligned lines for a person at a terminal, the same lines without colours for a log.
+
+use std::{
+    io::{IsTerminal as _, Write},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use leasehold_testcluster::Progress;
+
+/// Longer lines of other programs are cut.
+const WIDTH: usize = 128;
+
+/// Writes the lines of a story.
+pub struct Teller {
+    out: Mutex<Box<dyn Write + Send>>,
+    colours: bool,
+    began: Instant,
+}
+
+/// How a piece of text stands out.
+#[derive(Clone, Copy, Debug)]
+enum Tone {
+    Loud,
+    Quiet,
+    Good,
+    Bad,
+}
+
+impl Tone {
+    const fn code(self) -> &'static str {
+        match self {
+            Self::Loud => "1",
+            Self::Quiet => "2",
+            Self::Good => "1;32",
+            Self::Bad => "1;31",
+        }
+    }
+}
+
+impl Teller {
+    /// To standard output; in colours when that is a terminal and NO_COLOR is not set.
+    #[must_use]
+    pub fn terminal() -> Self {
+        let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self::to(Box::new(std::io::stdout()), colours)
+    }
+
+    /// To standard error, plain.
+    #[must_use]
+    pub fn log() -> Self {
+        Self::to(Box::new(std::io::stderr()), false)
+    }
+
+    fn to(out: Box<dyn Write + Send>, colours: bool) -> Self {
+        Self {
+            out: Mutex::new(out),
+            colours,
+            began: Instant::now(),
+        }
+    }
+
+    /// Since the first line.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn write(&self, line: &str) {
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        // A reader that has gone away is no reason to leave the stage unfinished.
+        let _ = writeln!(out, "{}", line.trim_end());
+        let _ = out.flush();
+    }
+
+    fn paint(&self, tone: Tone, text: &str) -> String {
+        if self.colours {
+            format!("\x1b[{}m{text}\x1b[0m", tone.code())
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// Begins a part.
+    pub fn title(&self, text: &str) {
+        self.write("");
+        self.write(&self.paint(Tone::Loud, text));
+        self.write(&self.paint(Tone::Quiet, &"─".repeat(text.chars().count())));
+    }
+
+    /// A sentence.
+    pub fn say(&self, text: &str) {
+        self.write(&format!("  {text}"));
+    }
+
+    /// A command as the person in the story types it.
+    pub fn command(&self, text: &str) {
+        self.write("");
+        self.write(&self.paint(Tone::Loud, &format!("  $ {text}")));
+    }
+
+    /// What happened, and when after `since`.
+    pub fn at(&self, since: Duration, what: &str, text: &str) {
+        let clock = self.paint(Tone::Quiet, &format!("{:+7.1}s", since.as_secs_f64()));
+        self.write(&format!("  {clock}  {what:<14} {text}"));
+    }
+
+    /// What another program said, in its own words.
+    pub fn words(&self, text: &str) {
+        for line in text.trim_end().lines() {
+            self.write(&format!("    {}", cut(line, WIDTH)));
+        }
+    }
+
+    /// A table under a line that says what it shows.
+    pub fn table(&self, caption: &str, table: &Table) {
+        self.write("");
+        self.write(&format!("  {caption}"));
+        let mut lines = table.lines().into_iter();
+        if let Some(header) = lines.next() {
+            self.write(&format!("    {}", self.paint(Tone::Quiet, &header)));
+        }
+        for line in lines {
+            self.write(&format!("    {line}"));
+        }
+    }
+
+    /// It ends well.
+    pub fn pass(&self, text: &str) {
+        self.write("");
+        self.write(&format!("{}  {text}", self.paint(Tone::Good, "PASS")));
+    }
+
+    /// It ends badly; `reason` is the error with its causes, outermost first.
+    pub fn fail(&self, reason: &anyhow::Error) {
+        self.write("");
+        let mut causes = reason.chain().map(ToString::to_string).filter(|c| !c.is_empty());
+        let first = causes.next().unwrap_or_default();
+        self.write(&format!("{}  {first}", self.paint(Tone::Bad, "FAIL")));
+        for cause in causes {
+            for line in cause.lines() {
+                self.write(&format!("      {line}"));
+            }
+        }
+    }
+}
+
+impl Progress for Teller {
+    fn step(&self, text: &str) {
+        let clock = self.paint(
+            Tone::Quiet,
+            &format!("{:6.1}s", self.began.elapsed().as_secs_f32()),
+        );
+        self.write(&format!("  {clock}  {text}"));
+    }
+}
+
+/// The first characters of a line.
+fn cut(line: &str, width: usize) -> String {
+    if line.chars().count() <= width {
+        return line.to_owned();
+    }
+    let mut short: String = line.chars().take(width - 1).collect();
+    short.push('…');
+    short
+}
+
+/// Which way a column leans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lean {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// Rows of short texts under named columns.
+pub struct Table {
+    columns: Vec<(&'static str, Lean)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Without rows.
+    #[must_use]
+    pub fn new(columns: &[(&'static str, Lean)]) -> Self {
+        Self {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// One more row.
+    pub fn row<I>(&mut self, cells: I)
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.rows.push(cells.into_iter().map(Into::into).collect());
+    }
+
+    /// The header and the rows, aligned.
+    fn lines(&self) -> Vec<String> {
+        let header: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let all: Vec<&Vec<String>> = std::iter::once(&header).chain(&self.rows).collect();
+        let width = |column: usize| {
+            let cells = all.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        let line = |row: &&Vec<String>| {
+            let cells =
+                row.iter()
+                    .zip(&widths)
+                    .zip(&self.columns)
+                    .map(|((cell, width), (_, lean))| match lean {
+                        Lean::Left => format!("{cell:<width$}"),
+                        Lean::Right => format!("{cell:>width$}"),
+                    });
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        };
+        all.iter().map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::new(&[("who", Lean::Left), ("gets", Lean::Right)]);
+        table.row(["payee of fjord-gpu", "1.5"]);
+        table.row(["tenant", "−1.5"]);
+        assert_eq!(
+            table.lines(),
+            [
+                "who                 gets",
+                "payee of fjord-gpu   1.5",
+                "tenant              −1.5"
+            ]
+        );
+    }
+
+    #[test]
+    fn long_lines_are_cut_at_a_character() {
+        assert_eq!(cut("äöüß", 3), "äö…");
+        assert_eq!(cut("äöü", 3), "äöü");
+    }
+}

@@ -1,0 +1,92 @@
+//! GPUX's example: one lease over three providers, extended by three hours and refunded, with real transactions counted
+//! and every purse checked to the unit.
+
+use std::time::Duration;
+
+use leasehold_crds::lease::Phase;
+use leasehold_e2e::{
+    Role, Stack, StackSpec, Teller, address, payee,
+    story::{self, Stage},
+};
+use leasehold_testcluster::{Stderr, Unavailable};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_providers_serve_one_lease_in_six_transactions() -> anyhow::Result<()> {
+    if let Err(why) = Unavailable::check() {
+        eprintln!("SKIPPED: {why}");
+        return Ok(());
+    }
+    let stack = Stack::up(StackSpec::three_providers("e2e-gpux"), &Stderr::default()).await?;
+    let result = tell(&stack).await;
+    if result.is_err() {
+        stack.dump(std::path::Path::new("/tmp/leasehold-e2e-gpux"));
+    }
+    stack.down().await?;
+    result
+}
+
+async fn tell(stack: &Stack) -> anyhow::Result<()> {
+    let teller = Teller::log();
+    let stage = Stage::set(stack, "team-b", &teller)?;
+    let gpux = story::gpux(&stage).await?;
+    gpux.check()?;
+    let outcome = &gpux.outcome;
+    outcome.check_money(&stage.purses)?;
+    outcome.check_returned()?;
+
+    // Three legs of three payees; each was paid for seconds of the chain's own clock.
+    let mut payees: Vec<_> = outcome.terms.legs.iter().map(|leg| leg.payee).collect();
+    payees.sort_by_key(|payee| payee.0);
+    assert_eq!(payees, [payee(0), payee(1), payee(2)]);
+    for served in &outcome.served {
+        assert!(served.seconds >= 5 && served.earned.0 > 0, "{served:?}");
+        assert_eq!(stage.tenant.balance(served.payee).await?, served.earned);
+    }
+    let spent: u128 = outcome.served.iter().map(|served| served.earned.0).sum();
+    assert_eq!(
+        stage.tenant.own_balance().await?.0,
+        outcome.before[0].0 - spent,
+        "the rest is refunded"
+    );
+    assert_eq!(
+        stage.tenant.balance(stack.money.escrow).await?.0,
+        0,
+        "nothing stays in the escrow"
+    );
+
+    // By whom each transaction was sent, and what it was.
+    let calls = |from| -> Vec<&str> {
+        let sent = outcome.transactions.iter().filter(|t| t.from == from);
+        sent.map(|t| t.call.as_str()).collect()
+    };
+    let tenant = calls(address(Role::Tenant)?);
+    assert!(tenant.len() <= 3 && tenant[0].starts_with("open"), "{tenant:?}");
+    assert_eq!(
+        calls(address(Role::Closer)?),
+        ["close"],
+        "one call pays everybody out"
+    );
+    for index in 0..3 {
+        assert_eq!(calls(address(Role::Controller(index))?), ["start"]);
+    }
+    let phases: Vec<Phase> = outcome.phases.iter().map(|(phase, _)| *phase).collect();
+    assert!(phases.contains(&Phase::Active), "{phases:?}");
+    assert!(gpux.to_refund < Duration::from_secs(30), "{:?}", gpux.to_refund);
+
+    for returned in &outcome.returned {
+        eprintln!(
+            "{}: for sale again {:.2} s after its pod's end",
+            returned.provider,
+            returned.after_pod().as_secs_f64()
+        );
+    }
+    eprintln!(
+        "{} transactions, {} of them the tenant's with {} gas; all served after {:.1} s, gone {:.1} s after the deletion",
+        outcome.transactions.len(),
+        gpux.tenant_transactions,
+        gpux.tenant_gas,
+        gpux.to_ready.as_secs_f64(),
+        gpux.to_refund.as_secs_f64()
+    );
+    Ok(())
+}
