@@ -26,7 +26,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::CheckInstall(_) | Command::CheckUninstall(_) => "leasehold-operator-check",
         Command::Apply(_) => "leasehold-operator-apply",
     };
-    let telemetry = leasehold_telemetry::Settings::new(service, &args.telemetry)?;
+    let telemetry = leasehold_telemetry::Settings::new(service, &args.telemetry)?.traced(&args.traces)?;
     let _logs = leasehold_telemetry::start(&telemetry)?;
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()

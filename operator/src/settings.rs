@@ -13,6 +13,8 @@ pub struct Cli {
     pub command: Command,
     #[command(flatten)]
     pub telemetry: leasehold_telemetry::Args,
+    #[command(flatten)]
+    pub traces: leasehold_telemetry::TraceArgs,
 }
 
 /// What this process is.

@@ -16,4 +16,6 @@ mod traces;
 pub use health::{Health, Heartbeat, Latch};
 pub use logs::{Guard, span, start};
 pub use metrics::Metrics;
+#[cfg(feature = "otlp")]
+pub use settings::TraceArgs;
 pub use settings::{Args, LogFormat, Settings};

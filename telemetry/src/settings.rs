@@ -39,8 +39,15 @@ pub struct Args {
         value_name = "ADDRESS"
     )]
     pub admin_address: SocketAddr,
+}
+
+/// Flags of binaries that trace, to flatten beside [`Args`].
+#[cfg(feature = "otlp")]
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Telemetry")]
+#[group(id = "traces")]
+pub struct TraceArgs {
     /// Sends traces to this OTLP collector (HTTP, protobuf), such as `http://collector:4318`; none, when absent.
-    #[cfg(feature = "otlp")]
     #[arg(long, global = true, env = "LEASEHOLD_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
 }
@@ -74,7 +81,7 @@ impl Settings {
     /// Checks the flags; `service` is the program's name in traces.
     ///
     /// # Errors
-    /// When the filter does not parse or the endpoint is no http URL.
+    /// When the filter does not parse.
     pub fn new(service: &'static str, args: &Args) -> Result<Self> {
         EnvFilter::try_new(&args.log_filter).with_context(|| {
             format!(
@@ -82,10 +89,22 @@ impl Settings {
                 args.log_filter
             )
         })?;
-        #[cfg(feature = "otlp")]
+        Ok(Self {
+            service,
+            log_format: args.log_format,
+            log_filter: args.log_filter.clone(),
+            admin_address: args.admin_address,
+            otlp_endpoint: None,
+        })
+    }
+
+    /// The same, with traces where the flags ask for them.
+    ///
+    /// # Errors
+    /// When the endpoint is no http URL.
+    #[cfg(feature = "otlp")]
+    pub fn traced(self, args: &TraceArgs) -> Result<Self> {
         let otlp_endpoint = args.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty());
-        #[cfg(not(feature = "otlp"))]
-        let otlp_endpoint: Option<String> = None;
         if let Some(endpoint) = &otlp_endpoint {
             anyhow::ensure!(
                 endpoint.starts_with("http://") || endpoint.starts_with("https://"),
@@ -93,11 +112,8 @@ impl Settings {
             );
         }
         Ok(Self {
-            service,
-            log_format: args.log_format,
-            log_filter: args.log_filter.clone(),
-            admin_address: args.admin_address,
             otlp_endpoint,
+            ..self
         })
     }
 }
@@ -112,11 +128,17 @@ mod tests {
     struct Program {
         #[command(flatten)]
         telemetry: Args,
+        #[cfg(feature = "otlp")]
+        #[command(flatten)]
+        traces: TraceArgs,
     }
 
     fn settings(flags: &[&str]) -> Result<Settings> {
         let program = Program::try_parse_from([&["program"], flags].concat())?;
-        Settings::new("program", &program.telemetry)
+        let settings = Settings::new("program", &program.telemetry)?;
+        #[cfg(feature = "otlp")]
+        let settings = settings.traced(&program.traces)?;
+        Ok(settings)
     }
 
     #[test]

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use leasehold_telemetry::metrics::Controller;
-use leasehold_telemetry::{Args, Settings, span, start};
+use leasehold_telemetry::{Args, Settings, TraceArgs, span, start};
 
 #[derive(Parser)]
 struct Program {
     #[command(flatten)]
     telemetry: Args,
+    #[command(flatten)]
+    traces: TraceArgs,
 }
 
 /// Reads one HTTP request, head and body, and answers it with an empty success.
@@ -51,7 +53,9 @@ fn spans_reach_the_collector_before_the_program_ends() {
     let collector = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}/", collector.local_addr().unwrap());
     let program = Program::parse_from(["program", "--otlp-endpoint", &endpoint, "--log-filter", "error"]);
-    let settings = Settings::new("leasehold-test", &program.telemetry).unwrap();
+    let settings = Settings::new("leasehold-test", &program.telemetry)
+        .and_then(|settings| settings.traced(&program.traces))
+        .unwrap();
     let received = std::thread::spawn(move || take(collector.accept().unwrap().0));
 
     let guard = start(&settings).unwrap();
