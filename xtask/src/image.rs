@@ -169,31 +169,35 @@ pub fn default_folder() -> PathBuf {
 
 /// Compiles what the recipes need and returns the programs' paths.
 fn compile(recipes: &[&Recipe], profile: Profile) -> Result<Vec<PathBuf>> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(crate::root())
-        .args(["build", "--locked", "--message-format=json-render-diagnostics"])
-        .stdout(Stdio::piped());
+    let packages: Vec<&str> = recipes
+        .iter()
+        .flat_map(|recipe| recipe.binaries)
+        .map(|(package, _, _)| *package)
+        .collect();
     match profile {
-        // The whole workspace, because cargo then resolves the same features as for its tests, and compiles
-        // nothing twice.
-        Profile::Dev => {
-            cargo.arg("--workspace");
-        }
+        Profile::Dev => cargo(&packages, &[]),
+        // Together, each would carry what the others ask of the crates they share: the agent an HTTP client.
         Profile::Release => {
-            cargo.arg("--release");
-            for (package, _, _) in recipes.iter().flat_map(|recipe| recipe.binaries) {
-                cargo.args(["-p", package]);
-            }
+            let built = packages.iter().map(|package| cargo(&[package], &["--release"]));
+            Ok(built.collect::<Result<Vec<_>>>()?.concat())
         }
     }
-    let output = cargo
+}
+
+fn cargo(packages: &[&str], flags: &[&str]) -> Result<Vec<PathBuf>> {
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(crate::root())
+        .args(["build", "--locked", "--message-format=json-render-diagnostics"])
+        .args(flags)
+        .args(packages.iter().flat_map(|package| ["-p", package]))
+        .stdout(Stdio::piped())
         .spawn()
         .and_then(std::process::Child::wait_with_output)
         .context("run cargo")?;
     ensure!(
         output.status.success(),
-        "cargo could not build the images' binaries"
+        "cargo could not build {}",
+        packages.join(", ")
     );
     Ok(String::from_utf8(output.stdout)?
         .lines()
