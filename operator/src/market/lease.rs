@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, ResourceExt as _,
-    api::{ObjectMeta, Patch, PatchParams},
+    api::{ListParams, ObjectMeta, Patch, PatchParams},
     runtime::controller::Action,
 };
 use leasehold_chain::EvmEscrow;
@@ -77,7 +77,17 @@ impl Market {
         let status = lease.status.clone().unwrap_or_default();
         let supply = self.supply.snapshot();
         let (network, rail) = self.network(&lease).await;
-        let allocations = self.allocations_of(&lease, &status, rail.as_ref());
+        let (allocations, why_not_listed) = if lease::seeks_prior(&lease) {
+            match self.allocations_now(&lease, rail.as_ref()).await {
+                Ok(allocations) => (allocations, None),
+                Err(error) => (
+                    Vec::new(),
+                    Some(format!("the allocations can't be listed: {error}")),
+                ),
+            }
+        } else {
+            (self.allocations_of(&lease, &status, rail.as_ref()), None)
+        };
         let why_no_rail = match &network {
             Observed::Unknown(why) => why.clone(),
             Observed::Known(_) => "there is no usable PaymentNetwork".into(),
@@ -111,7 +121,10 @@ impl Market {
         } else if terms.is_some() && !closed {
             account = Some(Observed::Unknown(why_no_rail));
         }
-        let prior = self.prior(&lease, &network, rail.as_ref()).await;
+        let prior = match why_not_listed {
+            Some(why) => Observed::Unknown(why),
+            None => self.prior(&lease, &network, rail.as_ref()).await,
+        };
         let namespace = lease.namespace();
         let unfunded_in_namespace = if status.escrow.is_none() {
             let others = |l: &GpuLease| {
@@ -201,13 +214,19 @@ impl Market {
                     .state_filter(|a| Some(&a.spec.lease.uid) == uid.as_ref())
             }
         };
-        found
-            .into_iter()
-            .map(|object| AllocationSeen {
-                signed: rail.is_some_and(|r| is_signed(r, &object)),
-                object,
-            })
-            .collect()
+        seen(found, rail)
+    }
+
+    /// Every allocation of the lease, as the API server knows it now.
+    async fn allocations_now(
+        &self,
+        lease: &GpuLease,
+        rail: Option<&EvmEscrow>,
+    ) -> Result<Vec<AllocationSeen>, kube::Error> {
+        let label = format!("{LABEL_LEASE_UID}={}", lease.uid().unwrap_or_default());
+        let api = Api::<GpuAllocation>::all(self.client.clone());
+        let list = api.list(&ListParams::default().labels(&label)).await?;
+        Ok(seen(list.items.into_iter().map(Arc::new), rail))
     }
 
     /// The payer's key, from the one Secret the tenant's namespace lets us read.
@@ -473,6 +492,17 @@ struct Written {
 
 fn malformed(name: &str) -> String {
     format!("Secret {name} needs an entry privateKey with 0x and 64 hexadecimal digits")
+}
+
+fn seen(
+    objects: impl IntoIterator<Item = Arc<GpuAllocation>>,
+    rail: Option<&EvmEscrow>,
+) -> Vec<AllocationSeen> {
+    let seen = |object: Arc<GpuAllocation>| AllocationSeen {
+        signed: rail.is_some_and(|r| is_signed(r, &object)),
+        object,
+    };
+    objects.into_iter().map(seen).collect()
 }
 
 /// Whether the acceptance in an allocation's status is its leg's controller's, over what was asked.

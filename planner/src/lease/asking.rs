@@ -30,7 +30,8 @@ pub fn wants_second(read: &Observed<AccountRead>) -> bool {
     }
 }
 
-/// Whether an account of an earlier life is to be sought: status names none, and has never named one.
+/// Whether what an earlier life left is to be sought, on the chain and among the allocations as they are now, not as
+/// a cache knows them: status names no account, and has never named one.
 #[must_use]
 pub fn seeks_prior(lease: &GpuLease) -> bool {
     let nothing = GpuLeaseStatus::default();

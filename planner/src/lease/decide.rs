@@ -84,8 +84,9 @@ impl Plan {
     /// Whether what begins is to be noted before anything is done: the status is written, and nothing else (M2).
     #[must_use]
     pub fn notes_first(&self, before: &GpuLeaseStatus) -> bool {
-        let begins = |s: &GpuLeaseStatus| (s.intent.clone(), s.escrow.clone());
-        begins(before) != begins(&self.status) && (self.status.intent.is_some() || before.escrow.is_none())
+        let after = &self.status;
+        let round = (before.round, &before.escrow) != (after.round, &after.escrow);
+        round || (after.intent.is_some() && before.intent != after.intent)
     }
 }
 
@@ -170,11 +171,21 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
             }
             Observed::Known(Some(prior)) => {
                 adopt(world, prior, plan);
-                plan.wake = now;
+                plan.wake = if plan.status.escrow.is_some() {
+                    now
+                } else {
+                    in_seconds(now, 10)
+                };
                 return Note {
                     fact: None,
                     waiting: None,
                 };
+            }
+            Observed::Known(None) if plan.status.round == 0 => {
+                if let Some(note) = resume(world, plan) {
+                    plan.wake = now;
+                    return note;
+                }
             }
             Observed::Known(None) => {}
         }
@@ -199,7 +210,7 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
                 "an account with this lease's id has other terms: it is never adopted; delete the lease and apply another",
             )
         }
-        AtId::NeverOpened => lapse(world, "the account was not opened in time", now, plan),
+        AtId::NeverOpened => lapse("the account was not opened in time", now, plan),
         AtId::Absent => ask_and_open(world, checked, now, plan),
         AtId::Present | AtId::Closed => match (&checked.account, &checked.terms) {
             (Some(account), Some(Ok(terms))) => serve(world, checked, account, terms, now, plan),
@@ -214,41 +225,77 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
 
 /// Status was lost: it is written again from the account that was found and the allocations that are there.
 fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
-    let wire = world
-        .allocations
-        .iter()
-        .map(|a| &a.object.spec)
-        .find(|s| s.escrow.id == prior.terms.id().to_string());
-    let (chain_id, contract) = match (&world.network, wire) {
+    let mine = || {
+        let mine = |a: &&AllocationSeen| Terms::from_wire(&a.object.spec.escrow).as_ref() == Ok(&prior.terms);
+        world.allocations.iter().filter(mine)
+    };
+    let (chain_id, contract) = match (&world.network, mine().next()) {
         (Observed::Known(Some(n)), _) => (n.money.chain_id, n.money.escrow),
-        (_, Some(spec)) => (
-            u64::try_from(spec.escrow.chain_id).unwrap_or_default(),
-            spec.escrow.contract.parse().unwrap_or_default(),
+        (_, Some(seen)) => (
+            u64::try_from(seen.object.spec.escrow.chain_id).unwrap_or_default(),
+            seen.object.spec.escrow.contract.parse().unwrap_or_default(),
         ),
         _ => return,
     };
-    let mut specs: Vec<_> = world
-        .allocations
-        .iter()
-        .map(|a| (&a.object.spec, provider_of(a)))
-        .collect();
-    specs.sort_by_key(|(s, _)| s.leg);
+    let share = |index: usize, leg: &Leg| {
+        let of_leg = |a: &&AllocationSeen| usize::try_from(a.object.spec.leg) == Ok(index);
+        if let Some(seen) = mine().find(of_leg) {
+            let spec = &seen.object.spec;
+            return Share {
+                provider: provider_of(seen),
+                pool: spec.pool.clone(),
+                class: spec.class.clone(),
+                nodes: spec.nodes,
+                price_per_gpu_hour: spec.price_per_gpu_hour.clone(),
+            };
+        }
+        // Its allocation is gone: the leg itself says who serves it.
+        let serves = |p: &&crate::placement::Provider| (p.payee, p.controller) == (leg.payee, leg.controller);
+        let provider = world.providers.iter().find(serves).map_or("unknown", |p| &p.name);
+        Share {
+            provider: provider.into(),
+            pool: "unknown".into(),
+            class: "unknown".into(),
+            nodes: 1,
+            price_per_gpu_hour: "0".into(),
+        }
+    };
     plan.status.round = i64::try_from(prior.round).unwrap_or(i64::MAX);
     plan.status.escrow = Some(LeaseEscrow {
         terms: prior.terms.to_wire(chain_id, contract),
-        open_by: wire.map_or(0, |s| s.open_by),
-        shares: specs
-            .into_iter()
-            .map(|(s, provider)| Share {
-                provider,
-                pool: s.pool.clone(),
-                class: s.class.clone(),
-                nodes: s.nodes,
-                price_per_gpu_hour: s.price_per_gpu_hour.clone(),
-            })
+        open_by: mine().next().map_or(0, |a| a.object.spec.open_by),
+        shares: prior
+            .terms
+            .legs
+            .iter()
+            .enumerate()
+            .map(|(i, l)| share(i, l))
             .collect(),
     });
     plan.status.providers = providers_text(plan.status.escrow.as_ref());
+}
+
+/// Status was lost before the chain shows an account: the newest question that is still there tells the round. When
+/// every provider was asked the account may be under way, so it is that round which goes on.
+fn resume(world: &World, plan: &mut Plan) -> Option<Note> {
+    let newest = world.allocations.iter().max_by_key(|a| a.object.spec.epoch)?;
+    let spec = &newest.object.spec;
+    let round = spec.epoch.max(1);
+    let asked = |terms: &Terms| {
+        let same = |a: &&AllocationSeen| a.object.spec.escrow == spec.escrow;
+        world.allocations.iter().filter(same).count() >= terms.legs.len()
+    };
+    match Terms::from_wire(&spec.escrow) {
+        Ok(terms) if asked(&terms) => {
+            let round = round.unsigned_abs();
+            adopt(world, &Prior { round, terms }, plan);
+        }
+        _ => plan.status.round = round,
+    }
+    Some(Note {
+        fact: None,
+        waiting: None,
+    })
 }
 
 fn provider_of(allocation: &AllocationSeen) -> String {
@@ -276,6 +323,14 @@ fn providers_text(escrow: Option<&LeaseEscrow>) -> String {
 
 /// Explain before pay: the quote first, then the payer's means, then a round.
 fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
+    if !world.allocations.is_empty() {
+        delete_all(world, plan);
+        plan.wake = in_seconds(now, 1);
+        return Note {
+            fact: Some(Fact::Unmatched),
+            waiting: None,
+        };
+    }
     let request = match &checked.request {
         Ok(request) => request,
         Err(error) => {
@@ -455,7 +510,7 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
     let (Some(escrow), Some(Ok(terms)), Ok(request)) =
         (plan.status.escrow.clone(), &checked.terms, &checked.request)
     else {
-        return lapse(world, "the terms in status can't be read", now, plan);
+        return lapse("the terms in status can't be read", now, plan);
     };
     let Observed::Known(head) = &world.head else {
         plan.wake = in_seconds(now, 3);
@@ -497,7 +552,6 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
         Some((provider_of(a), status.declined.clone()?))
     }) {
         return lapse(
-            world,
             &format!("{provider} declined: {} ({})", declined.message, declined.reason),
             now,
             plan,
@@ -507,7 +561,7 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
         if may_be_under_way(world, &plan.status) {
             return fact(Fact::Asked);
         }
-        return lapse(world, "not every provider reserved in time", now, plan);
+        return lapse("not every provider reserved in time", now, plan);
     }
     let mut accepted = 0;
     let mut rank = 0;
@@ -605,9 +659,9 @@ fn question(
     }
 }
 
-/// Nothing was paid and nothing will be: the questions are taken back, the next round waits a little.
-fn lapse(world: &World, why: &str, now: Timestamp, plan: &mut Plan) -> Note {
-    delete_all(world, plan);
+/// Nothing was paid and nothing will be: that is noted; the questions are taken back before the next round, which
+/// waits a little.
+fn lapse(why: &str, now: Timestamp, plan: &mut Plan) -> Note {
     plan.status.escrow = None;
     plan.status.intent = None;
     plan.status.providers = String::new();
@@ -637,8 +691,11 @@ fn keys(seen: &AllocationSeen) -> (String, String) {
     )
 }
 
+/// Takes back the questions of this round and earlier ones; what a later round asked is not ours to judge.
 fn delete_all(world: &World, plan: &mut Plan) {
-    plan.allocations.extend(world.allocations.iter().map(|a| {
+    let round = plan.status.round;
+    let past = world.allocations.iter().filter(|a| a.object.spec.epoch <= round);
+    plan.allocations.extend(past.map(|a| {
         let (namespace, name) = keys(a);
         AllocationWrite::Delete { namespace, name }
     }));

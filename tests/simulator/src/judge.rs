@@ -47,7 +47,7 @@ pub(crate) struct Judge {
     leg_intents: BTreeSet<(String, LegActionName)>,
     lease_of_salt: BTreeMap<String, String>,
     lives: BTreeMap<Key, (String, Option<GpuLeaseStatus>)>,
-    shares: BTreeMap<String, Share>,
+    shares: BTreeMap<(usize, String), Share>,
     reads: BTreeMap<(Who, Hash), u64>,
     passes: BTreeMap<(Who, Task), (u64, u32)>,
     leases_seen: usize,
@@ -69,7 +69,6 @@ struct Share {
     lease_uid: String,
     has_job_result: bool,
     exists: bool,
-    site: usize,
     paid_until: i64,
     beyond_ms: u64,
     dark_ms: u64,
@@ -399,7 +398,7 @@ impl Sim {
                 match object {
                     Some(object) => self.share_is(site, &key.1, &object),
                     None => {
-                        if let Some(share) = self.judge.shares.get_mut(&key.1) {
+                        if let Some(share) = self.judge.shares.get_mut(&(site, key.1.clone())) {
                             share.exists = false;
                         }
                     }
@@ -425,7 +424,6 @@ impl Sim {
             lease_uid: spec.lease.uid.clone(),
             has_job_result: false,
             exists: true,
-            site,
             paid_until: 0,
             beyond_ms: 0,
             dark_ms: 0,
@@ -433,7 +431,11 @@ impl Sim {
             orphan_ms: 0,
             after_not_after_ms: 0,
         };
-        let share = self.judge.shares.entry(name.to_owned()).or_insert_with(fresh);
+        let share = self
+            .judge
+            .shares
+            .entry((site, name.to_owned()))
+            .or_insert_with(fresh);
         if !share.exists {
             *share = fresh();
         }
@@ -624,17 +626,22 @@ impl Sim {
                 format!("U3: lease {uid} is served twice: {lives:?}")
             });
         }
-        let again = self
-            .sites
-            .iter()
-            .flat_map(|s| &s.cluster.job_runs)
-            .find(|((name, _), runs)| {
-                let suspended = self.judge.shares.get(name).is_some_and(|s| s.was_suspended);
-                **runs > 1 && !suspended
-            });
-        if let Some(((name, rank), runs)) = again {
-            let what = format!("U3: node {rank} of the job in {name} ran {runs} times");
-            self.judge.blame(|| what);
+        for site in 0..self.sites.len() {
+            let judge = &mut self.judge;
+            let again = self.sites[site]
+                .cluster
+                .job_runs
+                .iter()
+                .find(|((name, _), runs)| {
+                    let suspended = judge
+                        .shares
+                        .get(&(site, name.clone()))
+                        .is_some_and(|s| s.was_suspended);
+                    **runs > 1 && !suspended
+                });
+            if let Some(((name, rank), runs)) = again {
+                judge.blame(|| format!("U3: node {rank} of the job in {name} ran {runs} times"));
+            }
         }
     }
 
@@ -652,7 +659,7 @@ impl Sim {
         let now = i64::try_from(self.now / 1000).unwrap_or(0);
         let grace_ms = self.sites[site].grace_seconds * 1000;
         let judge = &mut self.judge;
-        let Some(share) = judge.shares.get_mut(name).filter(|s| s.site == site) else {
+        let Some(share) = judge.shares.get_mut(&(site, name.to_owned())) else {
             judge.blame(|| format!("namespace {name} was made for no reservation"));
             return None;
         };

@@ -295,6 +295,7 @@ impl Sim {
             decimals: 6,
         };
         let allocations = self.allocations_of(m, read, &status);
+        let listed = !lease::seeks_prior(read) || self.weather.market_up;
         let wallet = if !lease::needs_wallet(read) {
             Observed::Known(Wallet::NotAsked)
         } else if self.weather.market_up {
@@ -325,7 +326,11 @@ impl Sim {
                 account = Some(first);
             }
         }
-        let prior = self.prior(m, read, reader);
+        let prior = if listed {
+            self.prior(m, read, reader)
+        } else {
+            Observed::Unknown("the allocations can't be listed".into())
+        };
         let namespace = read.namespace();
         let unfunded_in_namespace = if status.escrow.is_none() {
             let others = |l: &&Arc<GpuLease>| {
@@ -373,11 +378,20 @@ impl Sim {
                     })
                     .collect()
             }
-            None => store
-                .all()
-                .filter(|(_, a)| Some(&a.spec.lease.uid) == read.metadata.uid.as_ref())
-                .map(|(_, a)| a.clone())
-                .collect(),
+            None => {
+                let uid = read.metadata.uid.as_ref();
+                let mine = |a: &&Arc<GpuAllocation>| Some(&a.spec.lease.uid) == uid;
+                if lease::seeks_prior(read) {
+                    self.allocations
+                        .all()
+                        .map(|(_, a)| a)
+                        .filter(mine)
+                        .cloned()
+                        .collect()
+                } else {
+                    store.all().map(|(_, a)| a).filter(mine).cloned().collect()
+                }
+            }
         };
         found
             .into_iter()
