@@ -78,6 +78,14 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
     status.observed_generation = allocation.metadata.generation.unwrap_or_default();
     let spec = &allocation.spec;
     if let Some(reservation) = world.reservation {
+        if Some(&reservation.spec.allocation_uid) != allocation.metadata.uid.as_ref() {
+            // Left of an earlier question under this name; it goes by its own deadline, and its room with it.
+            return Plan {
+                reserve: None,
+                accept: None,
+                status,
+            };
+        }
         mirror(reservation, &mut status);
         let mut follow = reservation.spec.clone();
         follow.release |= spec.release;
