@@ -90,7 +90,7 @@ pub fn run_with_input(command: &mut Command, input: &str) -> anyhow::Result<Stri
     Ok(said)
 }
 
-fn secret(name: &str, entries: &Value) -> Value {
+pub(crate) fn secret(name: &str, entries: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}, "stringData": entries})
 }
 
@@ -114,21 +114,7 @@ pub async fn all(
     progress.step("installing simulated GPUs");
     gpus(cluster, client, spec).await?;
     progress.step("installing the chart");
-    kubectl_apply(
-        cluster,
-        &yaml(&[json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})])?,
-    )?;
-    let mut secrets = vec![secret(
-        "leasehold-closer",
-        &json!({"privateKey": hex(&key(Role::Closer)?)}),
-    )];
-    for (index, provider) in spec.providers.iter().enumerate() {
-        secrets.push(secret(
-            &format!("controller-{}", provider.name),
-            &json!({"privateKey": hex(&key(Role::Controller(index))?)}),
-        ));
-    }
-    kubectl_apply(cluster, &yaml(&secrets)?)?;
+    secrets(cluster, spec)?;
     for (index, provider) in spec.providers.iter().enumerate() {
         let values = values(spec, money, index)?;
         let release = if index == 0 {
@@ -166,8 +152,28 @@ pub async fn all(
     Ok(())
 }
 
+/// Makes the operators' namespace and their keys' Secrets.
+pub(crate) fn secrets(cluster: &Cluster, spec: &StackSpec) -> anyhow::Result<()> {
+    kubectl_apply(
+        cluster,
+        &yaml(&[json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})])?,
+    )?;
+    let mut secrets = vec![secret(
+        "leasehold-closer",
+        &json!({"privateKey": hex(&key(Role::Closer)?)}),
+    )];
+    for (index, provider) in spec.providers.iter().enumerate() {
+        secrets.push(secret(
+            &format!("controller-{}", provider.name),
+            &json!({"privateKey": hex(&key(Role::Controller(index))?)}),
+        ));
+    }
+    kubectl_apply(cluster, &yaml(&secrets)?)?;
+    Ok(())
+}
+
 /// Chart values of the release of the provider with that number; the first is also the market.
-fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::Result<Value> {
+pub(crate) fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::Result<Value> {
     let first = index == 0;
     let provider = &spec.providers[index];
     let others: Vec<Value> = spec
@@ -223,7 +229,7 @@ fn real_gpu_nodes() -> Value {
     json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": expressions}]}}})
 }
 
-fn helm_install(cluster: &Cluster, release: &str, values: &Value) -> anyhow::Result<()> {
+pub(crate) fn helm_install(cluster: &Cluster, release: &str, values: &Value) -> anyhow::Result<()> {
     let chart = xtask::root().join("charts/leasehold");
     let mut command = cluster.helm();
     command.args(["upgrade", "--install", release]).arg(chart).args([
@@ -237,7 +243,7 @@ fn helm_install(cluster: &Cluster, release: &str, values: &Value) -> anyhow::Res
     Ok(())
 }
 
-async fn deployments_ready(client: &Client) -> anyhow::Result<()> {
+pub(crate) async fn deployments_ready(client: &Client) -> anyhow::Result<()> {
     let deployments = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);
     eventually("the operators", || async {
         let all = deployments.list(&ListParams::default()).await?.items;
@@ -255,7 +261,7 @@ async fn deployments_ready(client: &Client) -> anyhow::Result<()> {
 }
 
 /// Writes each node's GPUs, runs the device plugin, waits until kubelets allocate them.
-async fn gpus(cluster: &Cluster, client: &Client, spec: &StackSpec) -> anyhow::Result<()> {
+pub(crate) async fn gpus(cluster: &Cluster, client: &Client, spec: &StackSpec) -> anyhow::Result<()> {
     let mut expected = Vec::new();
     for provider in &spec.providers {
         if let GpuNodes::Real(nodes) = &provider.nodes {

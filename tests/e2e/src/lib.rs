@@ -4,12 +4,14 @@
 mod eventually;
 mod install;
 mod kwok;
+mod split;
 mod stack;
 pub mod story;
 mod tell;
 mod tenant;
 
 pub use eventually::{eventually, within};
+pub use split::Split;
 pub use stack::{DECIMALS, GpuNodes, Money, ProviderSpec, Role, Stack, StackSpec, address, key, payee};
 pub use tell::{Lean, Table, Teller};
 pub use tenant::Tenant;

@@ -281,7 +281,7 @@ impl Stack {
         }
     }
 
-    async fn money(rpc_url: &str, spec: &StackSpec) -> anyhow::Result<Money> {
+    pub(crate) async fn money(rpc_url: &str, spec: &StackSpec) -> anyhow::Result<Money> {
         let deployer = key(Role::Deployer)?;
         let deployed = deploy::deploy(rpc_url, &deployer)
             .await

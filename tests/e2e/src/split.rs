@@ -1,0 +1,141 @@
+//! Two control planes: the market on one, a provider on the other, which has nothing of the market but its token.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
+use leasehold_chain::{EvmEscrow, Network};
+use leasehold_crds::GpuOffer;
+use leasehold_testcluster::{Chain, Cluster, ClusterSpec, NodeSpec, Progress};
+use serde_json::json;
+
+use crate::{
+    GpuNodes, eventually, install,
+    stack::{Role, Stack, StackSpec, address, payee},
+};
+
+/// A market and a provider, each on a control plane of its own.
+pub struct Split {
+    /// The market, with the chain beside it.
+    pub market: Stack,
+    /// The provider's cluster.
+    pub provider: Cluster,
+    /// An admin's client of the provider's cluster.
+    pub client: Client,
+    /// A client with the provider's token at the market, and nothing else.
+    pub token_at_market: Client,
+}
+
+impl Split {
+    /// Brings both up.
+    pub async fn up(name: &str, progress: &dyn Progress) -> anyhow::Result<Self> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let mut spec = StackSpec::one_node(name);
+        spec.providers[0].nodes = GpuNodes::Real(vec![("gpu-1".into(), "h100-80g-sxm".into(), 2)]);
+        let archives = install::archives(progress).await?;
+
+        let mut market_spec = ClusterSpec::new(&format!("{name}-market"), 0).with_chain(Chain::Own {
+            block_time: spec.block_time,
+        });
+        market_spec.nodes.push(NodeSpec::named("market-1"));
+        let market = Cluster::up(market_spec, progress).await?;
+        let rpc_url = market
+            .rpc_url()
+            .context("the market's cluster has the chain")?
+            .to_owned();
+        let mut provider_spec =
+            ClusterSpec::new(&format!("{name}-provider"), 0).with_chain(Chain::External {
+                rpc_url: rpc_url.clone(),
+            });
+        provider_spec
+            .nodes
+            .push(NodeSpec::named("gpu-1").label(install::PROVIDER_LABEL, &spec.providers[0].name));
+        let provider = Cluster::up(provider_spec, progress).await?;
+
+        let money = Stack::money(&rpc_url, &spec).await?;
+        let (market_client, client) = (market.client(), provider.client());
+        tokio::try_join!(
+            install::images(&market, &archives, progress),
+            install::images(&provider, &archives, progress)
+        )?;
+        let offered = &spec.providers[0];
+        let namespace = format!("provider-{}", offered.name);
+
+        progress.step("installing the market");
+        install::secrets(&market, &spec)?;
+        let mut values = install::values(&spec, &money, 0)?;
+        values["provider"]["enabled"] = json!(false);
+        values["agent"]["enabled"] = json!(false);
+        values["pools"] = json!([]);
+        values["market"]["providers"] = json!([{
+            "name": offered.name, "payee": payee(0).to_string(), "controller": address(Role::Controller(0))?.to_string(),
+            "region": offered.region, "tokenSecret": true,
+        }]);
+        install::helm_install(&market, "leasehold", &values)?;
+        install::deployments_ready(&market_client).await?;
+
+        progress.step("installing the provider");
+        let secrets = Api::<Secret>::namespaced(market_client.clone(), &namespace);
+        let token = eventually("the provider's token", || async {
+            let secret = secrets.get("provider-token").await?;
+            Ok(secret
+                .data
+                .and_then(|d| d.get("token").map(|t| String::from_utf8_lossy(&t.0).into_owned()))
+                .ok_or("no token yet"))
+        })
+        .await?;
+        install::gpus(&provider, &client, &spec).await?;
+        install::secrets(&provider, &spec)?;
+        let kubeconfig = market.kubeconfig_with_token(&token);
+        install::kubectl_apply(
+            &provider,
+            &install::secret("market", &json!({"kubeconfig": kubeconfig})).to_string(),
+        )?;
+        let mut values = install::values(&spec, &money, 0)?;
+        values["market"] = json!({"enabled": false});
+        values["provider"]["market"] = json!({"kubeconfigSecretName": "market"});
+        install::helm_install(&provider, "leasehold", &values)?;
+        install::deployments_ready(&client).await?;
+        let offers = Api::<GpuOffer>::namespaced(market_client.clone(), &namespace);
+        eventually("the offer at the market", || async {
+            let offer = offers.get_opt(&offered.name).await?;
+            Ok(if offer.as_ref().is_some_and(|o| !o.spec.rows.is_empty()) {
+                Ok(())
+            } else {
+                Err(offer)
+            })
+        })
+        .await?;
+
+        let rail = EvmEscrow::connect(&Network {
+            rpc_url,
+            chain_id: money.chain_id,
+            escrow: money.escrow,
+            token: money.token,
+            call_deadline: Duration::from_secs(10),
+            mine_deadline: Duration::from_secs(30),
+        })?;
+        let token_at_market = market.client_with_token(&token);
+        let market = Stack {
+            client: market_client,
+            cluster: market,
+            money,
+            rail,
+            spec,
+        };
+        Ok(Self {
+            market,
+            provider,
+            client,
+            token_at_market,
+        })
+    }
+
+    /// Ends both.
+    pub async fn down(self) -> anyhow::Result<()> {
+        let provider = self.provider.down().await;
+        self.market.down().await?;
+        provider
+    }
+}
