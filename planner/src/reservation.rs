@@ -21,9 +21,31 @@ use crate::{
     stop::{self, FreshReads, OFFSET_MAX_SECONDS, Snapshot, StopReason, Verdict},
 };
 
+/// How what runs was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// From watches, which may lag: pods may be there that it does not show.
+    #[default]
+    Cached,
+    /// From the API server, now.
+    Live {
+        /// Whether something is there that would make pods.
+        workload: bool,
+    },
+}
+
+/// Whether what runs must be read from the API server: the word that nothing runs any more is given on that alone.
+#[must_use]
+pub fn wants_live(reservation: &GpuReservation) -> bool {
+    let status = reservation.status.as_ref();
+    status.is_some_and(|s| s.stop_reason.is_some())
+}
+
 /// What runs of a reservation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Running {
+    /// How it was read.
+    pub reading: Reading,
     /// Whether its namespace is there.
     pub namespace: bool,
     /// Pods that have not ended.
@@ -506,9 +528,11 @@ fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut
     let Observed::Known(running) = &world.running else {
         return;
     };
-    if running.pods_alive > 0 {
+    let gone = running.pods_alive == 0 && running.reading == (Reading::Live { workload: false });
+    if !gone && plan.status.stopped_at.is_none() {
         plan.workload = Workload::Halt;
         plan.status.phase = AllocationPhase::Stopping;
+        plan.wake = plan.wake.min(later(now, 1));
         return;
     }
     plan.status.phase = AllocationPhase::Stopped;
@@ -536,6 +560,7 @@ fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut
     let gone = matches!(world.allocation_exists, Observed::Known(false));
     let told = stopped_since(plan, now) > 3600;
     plan.delete = settled
+        && gone
         && !running.namespace
         && (gone || told || world.reservation.metadata.deletion_timestamp.is_some());
 }

@@ -41,7 +41,7 @@ pub(super) const CONTAINER: &str = "main";
 /// Label with a node's rank in the lease.
 pub(super) const LABEL_RANK: &str = "leasehold.dev/rank";
 /// Name of the workload, its ServiceAccount, its policies.
-const NAME: &str = "lease";
+pub(super) const NAME: &str = "lease";
 /// ClusterRole with what `access.subjects` may do; the chart makes it.
 const ACCESS_ROLE: &str = "leasehold-tenant-access";
 /// Where `sshKeys` are put.

@@ -3,14 +3,24 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod, Service};
-use kube::{Api, ResourceExt as _, api::LogParams};
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    batch::v1::Job,
+    core::v1::{ContainerStatus, Namespace, Node, Pod, Service},
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, LogParams},
+};
 use leasehold_crds::{
     GpuReservation, conditions,
     node::DeviceHealth,
     workload::{Endpoint, JobResult},
 };
-use leasehold_planner::{observed::Observed, reservation::Running};
+use leasehold_planner::{
+    observed::Observed,
+    reservation::{Reading, Running, wants_live},
+};
 use sha2::{Digest as _, Sha256};
 
 use super::{Provider, objects};
@@ -82,26 +92,51 @@ fn trouble(pod: &Pod) -> Option<String> {
 }
 
 impl Provider {
-    /// Pods of a reservation's namespace.
-    fn pods_of(&self, reservation: &GpuReservation) -> Vec<std::sync::Arc<Pod>> {
-        let namespace = reservation.name_any();
-        self.caches.pods.state_filter(|p| {
-            p.namespace().as_deref() == Some(&namespace)
-                && p.labels().contains_key(leasehold_crds::LABEL_LEASE)
-        })
+    /// Pods of a reservation's namespace, whether that is there, and how they were read.
+    async fn pods_of(
+        &self,
+        reservation: &GpuReservation,
+    ) -> Result<(Vec<std::sync::Arc<Pod>>, bool, Reading), kube::Error> {
+        let name = reservation.name_any();
+        if !wants_live(reservation) {
+            let pods = self.caches.pods.state_filter(|p| {
+                p.namespace().as_deref() == Some(&name)
+                    && p.labels().contains_key(leasehold_crds::LABEL_LEASE)
+            });
+            let namespace = cache::get(&self.caches.namespaces, &name, None).is_some();
+            return Ok((pods, namespace, Reading::Cached));
+        }
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        if namespaces.get_opt(&name).await?.is_none() {
+            return Ok((Vec::new(), false, Reading::Live { workload: false }));
+        }
+        // What makes pods is looked for first: once it is gone, no pod comes after the list.
+        let sets = Api::<StatefulSet>::namespaced(self.client.clone(), &name);
+        let jobs = Api::<Job>::namespaced(self.client.clone(), &name);
+        let (set, job) = tokio::try_join!(sets.get_opt(objects::NAME), jobs.get_opt(objects::NAME))?;
+        let workload = set.is_some() || job.is_some();
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &name);
+        let mine = ListParams::default().labels(leasehold_crds::LABEL_LEASE);
+        let pods = pods.list(&mine).await?.items;
+        let pods = pods.into_iter().map(std::sync::Arc::new).collect();
+        Ok((pods, true, Reading::Live { workload }))
     }
 
     /// What runs of a reservation.
     pub(super) async fn running(&self, reservation: &GpuReservation) -> Observed<Running> {
         let name = reservation.name_any();
-        let pods = self.pods_of(reservation);
+        let (pods, namespace, reading) = match self.pods_of(reservation).await {
+            Ok(read) => read,
+            Err(error) => return Observed::Unknown(format!("what runs can't be read: {error}")),
+        };
         let succeeded = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded");
         let services = self
             .caches
             .services
             .state_filter(|s| s.namespace().as_deref() == Some(&name));
         let mut running = Running {
-            namespace: cache::get(&self.caches.namespaces, &name, None).is_some(),
+            reading,
+            namespace,
             pods_alive: pods.iter().filter(|p| !has_ended(p)).count(),
             pods_ready: pods.iter().filter(|p| is_ready(p)).count(),
             pods_succeeded: pods.iter().filter(|p| succeeded(p)).count(),

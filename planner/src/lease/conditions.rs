@@ -19,6 +19,9 @@ use crate::{
     ports::PaymentError,
 };
 
+/// Reason of Funded while providers are asked.
+const NOT_OPENED: &str = "NotOpened";
+
 /// Writes the account's money for people. Nothing in it ticks.
 pub(super) fn money(status: &mut GpuLeaseStatus, account: &Account, terms: &Terms, network: &Network) {
     let time = |seconds: u64| {
@@ -34,7 +37,7 @@ pub(super) fn money(status: &mut GpuLeaseStatus, account: &Account, terms: &Term
     status.money = Some(Money {
         rate: format!(
             "{} {}/h",
-            terms.rate().tokens_per_hour_floor(network.decimals),
+            terms.rate().tokens_per_hour_nearest(network.decimals),
             network.symbol
         ),
         rate_per_second: terms.rate().to_string(),
@@ -132,7 +135,7 @@ pub(super) fn set_all(
                 put(
                     "Funded",
                     Truth::False,
-                    "NotOpened",
+                    NOT_OPENED,
                     "the account is not open yet".into(),
                 );
             }
@@ -354,10 +357,7 @@ pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<(bool, 
             && after.status != "True"
             && !after.message.is_empty()
             && before.is_none_or(|b| b.reason != after.reason)
-            && matches!(
-                new.phase,
-                Phase::Pending | Phase::Matched | Phase::Active | Phase::Suspended
-            )
+            && is_news(kind, &after.reason, new.phase)
         {
             events.push((
                 true,
@@ -392,6 +392,18 @@ pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<(bool, 
         ));
     }
     events
+}
+
+/// Whether a condition that is not True is worth a warning: what every lease passes through is none.
+fn is_news(kind: &str, reason: &str, phase: Phase) -> bool {
+    match kind {
+        "Ready" => matches!(phase, Phase::Active | Phase::Suspended),
+        "Funded" if reason == NOT_OPENED => false,
+        _ => matches!(
+            phase,
+            Phase::Pending | Phase::Matched | Phase::Active | Phase::Suspended
+        ),
+    }
 }
 
 const fn event_reason(kind: &str) -> &'static str {

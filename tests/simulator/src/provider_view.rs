@@ -13,7 +13,7 @@ use leasehold_crds::{
 use leasehold_planner::{
     observed::Observed,
     request::{Shape, Version},
-    reservation::Running,
+    reservation::{Reading, Running, wants_live},
     supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
 };
 
@@ -150,11 +150,23 @@ impl Sim {
     /// What runs of a reservation.
     pub(crate) fn running(&self, s: usize, p: usize, read: &GpuReservation) -> Observed<Running> {
         let process = &self.sites[s].processes[p];
+        let cluster = &self.sites[s].cluster;
         let name = read.metadata.name.clone().unwrap_or_default();
-        let pods: Vec<_> = process.pods.iter().filter(|p| p.namespace == name).collect();
+        let live = wants_live(read);
+        if live && self.weather.sites_down.contains(&s) {
+            return Observed::Unknown("what runs can't be read".into());
+        }
+        let (pods, namespaces, reading) = if live {
+            let workload = cluster.workloads.contains_key(&name);
+            (&cluster.pods, &cluster.namespaces, Reading::Live { workload })
+        } else {
+            (&process.pods, &process.namespaces, Reading::Cached)
+        };
+        let pods: Vec<_> = pods.iter().filter(|p| p.namespace == name).collect();
         let succeeded = pods.iter().filter(|p| p.phase == PodPhase::Ended(0)).count();
         let mut running = Running {
-            namespace: process.namespaces.contains_key(&name),
+            reading,
+            namespace: namespaces.contains_key(&name),
             pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
             pods_ready: pods.iter().filter(|p| p.ready && !p.leaving).count(),
             pods_succeeded: succeeded,
