@@ -463,12 +463,8 @@ fn start_or_pause(world: &World<'_>, account: &Account, now: Timestamp, plan: &m
             credit(world, account, plan, pass);
         }
         (false, None) if ready => pass(plan, LegAction::Start, LegCall::Start),
-        (false, None) => {
-            plan.status.intent = None;
-            if plan.status.phase == AllocationPhase::Suspended {
-                plan.status.phase = AllocationPhase::Provisioning;
-            }
-        }
+        // Not ready yet: a share that resumes stays Suspended until its leg runs again.
+        (false, None) => plan.status.intent = None,
         (true, None) => {
             plan.status.intent = None;
             plan.status.fault_since = None;
