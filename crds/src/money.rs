@@ -118,10 +118,11 @@ impl Rate {
     pub fn checked_add(self, other: Self) -> Option<Self> {
         self.0.checked_add(other.0).map(Self)
     }
-    /// Tokens per hour, for people: rounded down at the sixth digit behind the point.
+    /// Tokens per hour, for people: to the nearest base unit, so that a price reads as it was offered. Nothing is
+    /// charged by it.
     #[must_use]
-    pub fn tokens_per_hour_floor(self, decimals: u32) -> String {
-        let base_units = self.0.saturating_mul(3600) / RATE_SCALE;
+    pub fn tokens_per_hour_nearest(self, decimals: u32) -> String {
+        let base_units = self.0.saturating_mul(3600).saturating_add(RATE_SCALE / 2) / RATE_SCALE;
         TokenAmount(base_units).to_tokens(decimals)
     }
 }
@@ -163,6 +164,18 @@ impl fmt::Display for Price {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_reads_as_the_price_it_came_from() {
+        for (price, gpus, text) in [
+            ("1.85", 1, "1.85"),
+            ("1.05", 4, "4.2"),
+            ("0.000001", 1, "0.000001"),
+        ] {
+            let rate = Price::parse(price).unwrap().rate_floor(gpus, 6).unwrap();
+            assert_eq!(rate.tokens_per_hour_nearest(6), text);
+        }
+    }
 
     #[test]
     fn reads_and_writes_decimals_exactly() {
