@@ -168,7 +168,7 @@ pub(super) fn bill(stage: &Stage<'_>, outcome: &Outcome) {
         table.row([
             provider.to_owned(),
             format!("{} s", served.seconds),
-            format!("{} USDC/h", served.rate.tokens_per_hour_floor(DECIMALS)),
+            format!("{} USDC/h", served.rate.tokens_per_hour_nearest(DECIMALS)),
             format!("{} USDC", amount_text(served.earned)),
         ]);
     }
