@@ -1,5 +1,6 @@
 //! Tasks around the code, each a subcommand with a file of its own: `cargo xtask --help`.
 
+mod bench;
 mod cluster;
 mod codegen;
 mod contracts;
@@ -20,6 +21,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure, and print a line a metric
+    Bench(bench::Bench),
     /// A Kubernetes with a chain on this machine, for hands
     #[command(subcommand)]
     Cluster(cluster::Task),
@@ -39,6 +42,7 @@ enum Task {
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
+        Task::Bench(bench) => bench::run(&bench),
         Task::Cluster(task) => cluster::run(task).await,
         Task::Codegen(codegen) => codegen::run(&codegen),
         Task::Contracts(task) => contracts::run(task).await,
