@@ -1,8 +1,13 @@
 //! `cargo xtask demo`: builds everything and runs the demo program, which `tests/e2e` holds: it needs this crate's images.
 
-use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command, process::ExitCode};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use leasehold_testcluster::Unavailable;
 use xtask::{image, root};
 
 #[derive(clap::Args)]
@@ -16,6 +21,9 @@ pub(crate) struct Demo {
 }
 
 pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
+    // Before minutes of building.
+    Unavailable::check()
+        .context("the demo can't run here; become root, for instance by `sudo -E cargo xtask demo`")?;
     eprintln!("building the workspace; the first time this takes minutes");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     // The whole workspace, as for images and tests: other features would compile every dependency once more.

@@ -16,6 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Name of the cluster.
 const CLUSTER: &str = "demo";
+/// Name of the cluster in which a step is broken on purpose: it leaves one that was kept alone.
+const BROKEN_CLUSTER: &str = "demo-broken";
 /// The tenant's namespace.
 const NAMESPACE: &str = "team-a";
 
@@ -85,7 +87,11 @@ async fn run(args: &Args, teller: &Teller) -> anyhow::Result<()> {
 }
 
 async fn play(args: &Args, teller: &Teller) -> anyhow::Result<()> {
-    let mut spec = StackSpec::four_providers(CLUSTER);
+    let cluster = match args.sabotage {
+        None => CLUSTER,
+        Some(_) => BROKEN_CLUSTER,
+    };
+    let mut spec = StackSpec::four_providers(cluster);
     if args.sabotage == Some(Sabotage::Funds) {
         spec.tenant_tokens = 0;
     }
@@ -103,10 +109,10 @@ async fn play(args: &Args, teller: &Teller) -> anyhow::Result<()> {
             teller.say(&format!("export ETH_RPC_URL={rpc_url}"));
         }
         teller.say(&format!(
-            "cargo xtask cluster shell --name {CLUSTER}   a shell with kubectl, helm and cast"
+            "cargo xtask cluster shell --name {cluster}   a shell with kubectl, helm and cast"
         ));
         teller.say(&format!(
-            "cargo xtask cluster down --name {CLUSTER}    ends it, the agents of KWOK nodes too"
+            "cargo xtask cluster down --name {cluster}    ends it, the agents of KWOK nodes too"
         ));
     } else {
         stack.down().await.context("take the cluster down")?;
@@ -117,7 +123,7 @@ async fn play(args: &Args, teller: &Teller) -> anyhow::Result<()> {
 /// Keeps what a failure can be understood from.
 fn keep_logs(stack: &Stack, teller: &Teller) {
     if let Ok(root) = leasehold_testcluster::cache_root() {
-        let place = root.join("failed").join(CLUSTER);
+        let place = root.join("failed").join(stack.cluster.name());
         stack.dump(&place);
         teller.say("");
         teller.say(&format!("Logs and objects are kept in {}", place.display()));
