@@ -41,8 +41,8 @@ struct Hands {
 /// One pass.
 pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Action, Error> {
     let begun = Instant::now();
-    let now = market.now();
     let (world, hands) = market.gather(object).await;
+    let now = market.now();
     let checked: Checked = lease::check(&world);
     let plan = lease::decide(&world, &checked, now);
     let (status, outcome) = market.apply(&world, &hands, plan.clone()).await;

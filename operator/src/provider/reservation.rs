@@ -46,8 +46,9 @@ pub(super) async fn reconcile(
         return Ok(Action::await_change());
     }
     let begun = Instant::now();
+    let (world, rail) = provider.gather(&reservation, provider.now()).await;
+    // What was gathered may have taken a deadline's time: decided is by the clock as it is now.
     let now = provider.now();
-    let (world, rail) = provider.gather(&reservation, now).await;
     let plan = planner::decide(&world, now);
     let wake = plan.wake;
     let (status, outcome) = provider.apply(&world, rail.as_ref(), &plan).await;
@@ -124,7 +125,10 @@ impl Provider {
                 let level = network
                     .as_ref()
                     .map_or(BlockLevel::Finalized, |n| payments::level(n.spec.provision_at));
-                if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
+                if let Observed::Unknown(why) = &account {
+                    // One silence is enough: waiting for more of them would delay a stop that is due.
+                    head = Observed::Unknown(why.clone());
+                } else if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
                     settled = match level {
                         BlockLevel::Latest => Some(account.clone()),
                         BlockLevel::Safe | BlockLevel::Finalized => Some(self.read(rail, terms, level).await),
