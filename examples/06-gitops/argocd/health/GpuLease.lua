@@ -1,0 +1,52 @@
+-- Argo CD's health of a GpuLease. Argo CD runs Lua 5.1 with the base and table libraries and no other.
+local health = { status = "Progressing", message = "the market has not looked at it yet" }
+local status = obj.status
+if status == nil or status.phase == nil or (status.observedGeneration or 0) < (obj.metadata.generation or 0) then
+  return health
+end
+
+local ready = { status = "Unknown", reason = "", message = "" }
+local funded = ready
+for _, condition in ipairs(status.conditions or {}) do
+  if condition.type == "Ready" then ready = condition end
+  if condition.type == "Funded" then funded = condition end
+end
+
+local function told(condition)
+  if (condition.message or "") == "" then return condition.reason or "" end
+  return condition.reason .. ": " .. condition.message
+end
+
+-- What waiting does not heal: the manifest, the wallet or the market must change.
+local wants_a_person = {
+  InvalidSpec = true, NetworkNotFound = true, PriceOutOfRange = true,
+  WalletNotReadable = true, WalletMalformed = true, InsufficientFunds = true, InsufficientGas = true,
+}
+
+health.message = status.phase .. ", " .. told(ready)
+if status.phase == "Pending" then
+  if wants_a_person[ready.reason] then health.status = "Degraded" end
+elseif status.phase == "Active" then
+  if ready.status == "True" then
+    health.status = "Healthy"
+    if funded.status ~= "True" then health.message = "Active, but not topped up: " .. told(funded) end
+  elseif ready.status == "Unknown" then
+    -- It is served on what is paid; who would know better can't be asked.
+    health.status = "Unknown"
+  elseif ready.reason == "GpuFault" then
+    health.status = "Degraded"
+  end
+elseif status.phase == "Suspended" then
+  health.status = "Suspended"
+  health.message = "Suspended, " .. told(funded)
+elseif status.phase == "Closed" then
+  local money = status.money or {}
+  health.message = "Closed, " .. (status.closeReason or "")
+    .. ": spent " .. (money.spent or "0") .. ", refunded " .. (money.refunded or "0")
+  if status.closeReason == "JobSucceeded" or status.closeReason == "TermOver" then
+    health.status = "Healthy"
+  elseif status.closeReason ~= "Deleted" then
+    health.status = "Degraded"
+  end
+end
+return health

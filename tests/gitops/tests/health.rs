@@ -1,0 +1,379 @@
+//! The scripts and expressions of examples/06-gitops over the statuses that leases really take, and over each condition
+//! of the other kinds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    GpuLease, GpuPool, GpuProvider, PaymentNetwork,
+    conditions::{Truth, condition, find},
+    lease::{CloseReason, GpuLeaseStatus, Phase},
+    pool::NotSold,
+};
+use leasehold_gitops::{Expressions, Waits, argo, folder};
+use leasehold_simulator::Sim;
+use serde_json::{Value, json};
+
+const SEEDS: u64 = 60;
+const STEPS: u64 = 6_000;
+
+fn script(kind: &str) -> String {
+    let path = folder().join(format!("argocd/health/{kind}.lua"));
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// What an object shows a controller: each is looked at once.
+type Look = (Phase, Option<CloseReason>, String, String, String, bool, bool);
+
+fn look(lease: &GpuLease) -> Option<Look> {
+    let status = lease.status.as_ref()?;
+    let of = |kind| find(&status.conditions, kind).map(|c| (c.status.clone(), c.reason.clone()));
+    let (ready, reason) = of("Ready").unwrap_or_default();
+    let (funded, _) = of("Funded").unwrap_or_default();
+    let seen = Some(status.observed_generation) == lease.metadata.generation;
+    let deleting = lease.metadata.deletion_timestamp.is_some();
+    Some((
+        status.phase,
+        status.close_reason,
+        ready,
+        reason,
+        funded,
+        seen,
+        deleting,
+    ))
+}
+
+/// Every different status of the leases in some runs of the simulation.
+fn leases() -> Vec<GpuLease> {
+    let runs = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..2)
+            .map(|half| {
+                scope.spawn(move || {
+                    let mut found = BTreeMap::new();
+                    for seed in (half..SEEDS).step_by(2) {
+                        let mut sim = Sim::new(seed);
+                        for _ in 0..STEPS {
+                            sim.step().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+                            for lease in sim.leases() {
+                                let key = format!("{:?}", look(lease));
+                                found.entry(key).or_insert_with(|| lease.clone());
+                            }
+                        }
+                    }
+                    found
+                })
+            })
+            .collect();
+        handles
+            .into_iter()
+            .map(|h| h.join().expect("a run ends"))
+            .collect::<Vec<_>>()
+    });
+    let all: BTreeMap<String, GpuLease> = runs.into_iter().flatten().collect();
+    all.into_values().collect()
+}
+
+/// What a person would call it, from phase and reasons alone.
+fn expected(lease: &GpuLease) -> (&'static str, Waits) {
+    let Some((phase, closed, ready, reason, _, true, _)) = look(lease) else {
+        return ("Progressing", Waits::InProgress);
+    };
+    match phase {
+        Phase::Pending => match reason.as_str() {
+            "InvalidSpec" | "NetworkNotFound" | "PriceOutOfRange" => ("Degraded", Waits::Failed),
+            "WalletNotReadable" | "WalletMalformed" | "InsufficientFunds" | "InsufficientGas" => {
+                ("Degraded", Waits::InProgress)
+            }
+            _ => ("Progressing", Waits::InProgress),
+        },
+        Phase::Matched | Phase::Funded | Phase::Provisioning | Phase::Settling => {
+            ("Progressing", Waits::InProgress)
+        }
+        Phase::Active => match (ready.as_str(), reason.as_str()) {
+            ("True", _) => ("Healthy", Waits::Current),
+            ("Unknown", _) => ("Unknown", Waits::InProgress),
+            (_, "GpuFault") => ("Degraded", Waits::InProgress),
+            _ => ("Progressing", Waits::InProgress),
+        },
+        Phase::Suspended => ("Suspended", Waits::InProgress),
+        Phase::Closed => match closed.expect("a closed lease says why") {
+            CloseReason::JobSucceeded | CloseReason::TermOver => ("Healthy", Waits::Current),
+            CloseReason::Deleted => ("Progressing", Waits::InProgress),
+            CloseReason::FundsSpent
+            | CloseReason::JobFailed
+            | CloseReason::NeverStarted
+            | CloseReason::ProviderStopped
+            | CloseReason::ClosedOnChain
+            | CloseReason::Abandoned => ("Degraded", Waits::Failed),
+        },
+    }
+}
+
+#[test]
+fn every_status_of_a_lease_is_understood() {
+    let (script, flux) = (
+        script("GpuLease"),
+        Expressions::of("GpuLease").expect("expressions"),
+    );
+    let mut seen = BTreeSet::new();
+    let leases = leases();
+    for lease in &leases {
+        let object = serde_json::to_value(lease).expect("a lease as JSON");
+        let (status, message) = argo(&script, &object).unwrap_or_else(|e| panic!("{e}\n{object:#}"));
+        let waits = flux.waits(&object).unwrap_or_else(|e| panic!("{e}\n{object:#}"));
+        assert_eq!((status.as_str(), waits), expected(lease), "{message}\n{object:#}");
+        assert!(!message.is_empty(), "{object:#}");
+        seen.insert(status);
+        if let Some((phase, closed, ..)) = look(lease) {
+            seen.insert(format!("{phase:?}"));
+            seen.extend(closed.map(|c| format!("{c:?}")));
+        }
+    }
+    println!("{} different statuses: {seen:?}", leases.len());
+    for wanted in [
+        "Pending",
+        "Matched",
+        "Funded",
+        "Provisioning",
+        "Active",
+        "Suspended",
+        "Settling",
+        "Closed",
+        "Healthy",
+        "Progressing",
+        "Degraded",
+        "Unknown",
+        "JobSucceeded",
+        "TermOver",
+    ] {
+        assert!(
+            seen.contains(wanted),
+            "the simulation shows no {wanted}: {seen:?}"
+        );
+    }
+}
+
+/// A status of one condition, with the generation that it answers.
+fn with(mut object: Value, observed: i64, conditions: Value) -> Value {
+    object["metadata"]["generation"] = json!(2);
+    object["status"]["observedGeneration"] = json!(observed);
+    object["status"]["conditions"] = conditions;
+    object
+}
+
+fn one(kind: &str, truth: Truth, reason: &str, message: &str) -> Value {
+    let mut condition = condition(kind, truth, reason, message, 2);
+    condition.last_transition_time.0 = Timestamp::UNIX_EPOCH;
+    json!([condition])
+}
+
+#[test]
+fn what_nobody_has_looked_at_is_not_ready() {
+    for kind in ["GpuLease", "GpuPool", "GpuProvider", "PaymentNetwork"] {
+        let new =
+            json!({"kind": kind, "metadata": {"name": "x", "generation": 1}, "spec": {"marketId": "0x1"}});
+        assert_eq!(
+            argo(&script(kind), &new).expect("an answer").0,
+            "Progressing",
+            "{kind}"
+        );
+        // A spec that changed after the last look.
+        let stale = with(new.clone(), 1, one("Ready", Truth::True, "Serving", ""));
+        assert_eq!(
+            argo(&script(kind), &stale).expect("an answer").0,
+            "Progressing",
+            "{kind}"
+        );
+        if let Ok(flux) = Expressions::of(kind) {
+            assert_eq!(flux.waits(&new).expect("one answer"), Waits::InProgress, "{kind}");
+            assert_eq!(
+                flux.waits(&stale).expect("one answer"),
+                Waits::InProgress,
+                "{kind}"
+            );
+        }
+    }
+}
+
+/// The simulation shows the frequent ends; each has an answer.
+#[test]
+fn every_end_of_a_lease_is_understood() {
+    let (script, flux) = (
+        script("GpuLease"),
+        Expressions::of("GpuLease").expect("expressions"),
+    );
+    for reason in [
+        CloseReason::TermOver,
+        CloseReason::Deleted,
+        CloseReason::FundsSpent,
+        CloseReason::JobSucceeded,
+        CloseReason::JobFailed,
+        CloseReason::NeverStarted,
+        CloseReason::ProviderStopped,
+        CloseReason::ClosedOnChain,
+        CloseReason::Abandoned,
+    ] {
+        let mut lease = GpuLease::new("x", Default::default());
+        lease.metadata.generation = Some(2);
+        lease.status = Some(GpuLeaseStatus {
+            observed_generation: 2,
+            phase: Phase::Closed,
+            close_reason: Some(reason),
+            ..Default::default()
+        });
+        let object = serde_json::to_value(&lease).expect("JSON");
+        let (status, message) = argo(&script, &object).expect("an answer");
+        let waits = flux.waits(&object).expect("one answer");
+        assert_eq!((status.as_str(), waits), expected(&lease), "{reason:?}");
+        assert_eq!(message, format!("Closed, {reason:?}: spent 0, refunded 0"));
+    }
+}
+
+#[test]
+fn faults_and_failed_top_ups_of_a_lease_are_told() {
+    let lease = serde_json::to_value(GpuLease::new("x", Default::default())).expect("JSON");
+    let mut active = with(
+        lease,
+        2,
+        one("Ready", Truth::False, "GpuFault", "node-1: GPU 0 lost"),
+    );
+    active["status"]["phase"] = json!("Active");
+    let told = argo(&script("GpuLease"), &active).expect("an answer");
+    assert_eq!(
+        told,
+        (
+            "Degraded".to_owned(),
+            "Active, GpuFault: node-1: GPU 0 lost".to_owned()
+        )
+    );
+
+    let ready = condition("Ready", Truth::True, "Serving", "", 2);
+    let funded = condition(
+        "Funded",
+        Truth::False,
+        "InsufficientFunds",
+        "0x… holds too little",
+        2,
+    );
+    active["status"]["conditions"] = json!([ready, funded]);
+    let (status, message) = argo(&script("GpuLease"), &active).expect("an answer");
+    assert_eq!(status, "Healthy");
+    assert_eq!(
+        message,
+        "Active, but not topped up: InsufficientFunds: 0x… holds too little"
+    );
+}
+
+#[test]
+fn a_pool_is_degraded_only_by_what_is_wrong() {
+    let pool = serde_json::to_value(GpuPool::new("x", Default::default())).expect("JSON");
+    let flux = Expressions::of("GpuPool").expect("expressions");
+    let sold = |reason: &str| {
+        json!([NotSold {
+            node: "node-1".into(),
+            reason: reason.into()
+        }])
+    };
+    let cases = [
+        (Truth::True, "Offered", 1, json!([]), "Healthy", Waits::Current),
+        (
+            Truth::False,
+            "NothingFree",
+            1,
+            sold("NoGpuFree"),
+            "Healthy",
+            Waits::Current,
+        ),
+        (
+            Truth::False,
+            "NothingFree",
+            1,
+            sold("NotForSale"),
+            "Healthy",
+            Waits::Current,
+        ),
+        (
+            Truth::False,
+            "NothingFree",
+            1,
+            sold("Unhealthy"),
+            "Degraded",
+            Waits::Current,
+        ),
+        (
+            Truth::True,
+            "Offered",
+            2,
+            sold("AgentSilent"),
+            "Degraded",
+            Waits::Current,
+        ),
+        (
+            Truth::False,
+            "NothingFree",
+            0,
+            json!([]),
+            "Degraded",
+            Waits::Current,
+        ),
+        (
+            Truth::False,
+            "OutsideHours",
+            1,
+            json!([]),
+            "Suspended",
+            Waits::Current,
+        ),
+        (
+            Truth::False,
+            "NoPaymentNetwork",
+            1,
+            json!([]),
+            "Degraded",
+            Waits::Failed,
+        ),
+    ];
+    for (truth, reason, nodes, not_sold, health, waits) in cases {
+        let mut object = with(pool.clone(), 2, one("Selling", truth, reason, ""));
+        object["status"]["nodes"] = json!(nodes);
+        object["status"]["notSold"] = not_sold;
+        let (status, message) = argo(&script("GpuPool"), &object).expect("an answer");
+        assert_eq!(status, health, "{reason}: {message}");
+        assert_eq!(flux.waits(&object).expect("one answer"), waits, "{reason}");
+    }
+}
+
+#[test]
+fn providers_and_networks() {
+    let provider = serde_json::to_value(GpuProvider::new("x", Default::default())).expect("JSON");
+    for (truth, reason, health) in [
+        (Truth::True, "Offering", "Healthy"),
+        (Truth::False, "NothingOffered", "Healthy"),
+        (Truth::False, "Silent", "Degraded"),
+    ] {
+        let object = with(provider.clone(), 2, one("Ready", truth, reason, "why"));
+        assert_eq!(
+            argo(&script("GpuProvider"), &object).expect("an answer").0,
+            health,
+            "{reason}"
+        );
+    }
+    let network = serde_json::to_value(PaymentNetwork::new("x", Default::default())).expect("JSON");
+    for (truth, reason, health) in [
+        (Truth::True, "Reachable", "Healthy"),
+        (Truth::Unknown, "Unreachable", "Unknown"),
+        (Truth::False, "NoMarketId", "Degraded"),
+    ] {
+        let object = with(network.clone(), 2, one("Reachable", truth, reason, "why"));
+        assert_eq!(
+            argo(&script("PaymentNetwork"), &object).expect("an answer").0,
+            health,
+            "{reason}"
+        );
+    }
+    // At a provider nobody looks, and nobody should wait.
+    assert_eq!(
+        argo(&script("PaymentNetwork"), &network).expect("an answer").0,
+        "Healthy"
+    );
+}
