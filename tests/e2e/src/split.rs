@@ -87,7 +87,7 @@ impl Split {
         .await?;
         install::gpus(&provider, &client, &spec).await?;
         install::secrets(&provider, &spec)?;
-        let kubeconfig = market.kubeconfig_with_token(&token);
+        let kubeconfig = market.kubeconfig_with_token(&token)?;
         install::kubectl_apply(
             &provider,
             &install::secret("market", &json!({"kubeconfig": kubeconfig})).to_string(),
@@ -116,7 +116,7 @@ impl Split {
             call_deadline: Duration::from_secs(10),
             mine_deadline: Duration::from_secs(30),
         })?;
-        let token_at_market = market.client_with_token(&token);
+        let token_at_market = market.client_with_token(&token).await?;
         let market = Stack {
             client: market_client,
             cluster: market,
