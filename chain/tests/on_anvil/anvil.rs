@@ -171,10 +171,13 @@ impl Anvil {
         self.signal("STOP");
         let tasks = format!("/proc/{}/task", self.child.id());
         until("every thread stands", async || {
-            std::fs::read_dir(&tasks).expect("it lives").flatten().all(|task| {
-                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-                stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
-            })
+            std::fs::read_dir(&tasks)
+                .expect("it lives")
+                .flatten()
+                .all(|task| {
+                    let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+                })
         })
         .await;
     }

@@ -18,7 +18,7 @@ use proptest::{
 use crate::anvil::{Anvil, address, key};
 
 /// Scripts in a plain run; PROPTEST_CASES asks for more.
-const CASES: u32 = 16;
+const CASES: u32 = 24;
 const KEYS: usize = 5;
 const COLD: [u8; 3] = [0xa1, 0xa2, 0xa3];
 const ACCOUNTS: usize = 2;
@@ -52,14 +52,31 @@ enum Step {
         delay: u64,
     },
     Wait(u64),
+    /// Until just before, at, or just after a second that matters to an account.
+    WaitFor {
+        account: usize,
+        limit: Limit,
+        offset: u64,
+    },
     Mark,
     Rewind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    /// The last second that is paid.
+    PaidUntil,
+    /// After it anybody may close.
+    Abandoned,
+    StartBy,
 }
 
 /// Who calls: mostly who may.
 #[derive(Clone, Copy, Debug)]
 enum Who {
     Entitled,
+    /// Neither payer nor closer.
+    Stranger,
     Key(usize),
 }
 
@@ -89,16 +106,24 @@ fn draft() -> impl Strategy<Value = Draft> {
         1 => 1u128..=2_000_000_000_000,
     ];
     let leg = (0..COLD.len(), 0..KEYS, rate);
-    (0..KEYS, 0..KEYS, 20u64..400, 0u32..40, 0u32..60, vec(leg, 1..=4)).prop_map(
-        |(payer, closer, start_by, notice_seconds, pause_for, legs)| Draft {
-            payer,
-            closer,
-            start_by,
-            notice_seconds,
-            pause_for,
-            legs,
-        },
+    (
+        0..KEYS,
+        0..KEYS,
+        prop_oneof![3u64..30, 20u64..400],
+        0u32..40,
+        0u32..60,
+        vec(leg, 1..=4),
     )
+        .prop_map(
+            |(payer, closer, start_by, notice_seconds, pause_for, legs)| Draft {
+                payer,
+                closer,
+                start_by,
+                notice_seconds,
+                pause_for,
+                legs,
+            },
+        )
 }
 
 fn what() -> impl Strategy<Value = What> {
@@ -119,7 +144,32 @@ fn what() -> impl Strategy<Value = What> {
     ]
 }
 
+/// A stranger tries to close around the second from which he may: of an account that nobody started, or that is spent.
+fn abandoned(account: usize, limit: Limit) -> impl Strategy<Value = Vec<Step>> {
+    (0u64..3).prop_map(move |offset| {
+        let wait = |limit, offset| Step::WaitFor {
+            account,
+            limit,
+            offset,
+        };
+        let close = Step::Act {
+            account,
+            what: What::Close(0xffff),
+            who: Who::Stranger,
+            delay: 1,
+        };
+        match limit {
+            Limit::StartBy => vec![wait(limit, offset), close],
+            Limit::PaidUntil | Limit::Abandoned => {
+                vec![wait(Limit::PaidUntil, 2), wait(limit, offset), close]
+            }
+        }
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
+    let limit =
+        prop_oneof![3 => Just(Limit::PaidUntil), 2 => Just(Limit::Abandoned), 1 => Just(Limit::StartBy)];
     let who = prop_oneof![6 => Just(Who::Entitled), 1 => (0..KEYS).prop_map(Who::Key)];
     prop_oneof![
         12 => (0..ACCOUNTS, what(), who, 1u64..15).prop_map(|(account, what, who, delay)| Step::Act {
@@ -128,7 +178,12 @@ fn step() -> impl Strategy<Value = Step> {
             who,
             delay,
         }),
-        2 => (1u64..120).prop_map(Step::Wait),
+        1 => (1u64..120).prop_map(Step::Wait),
+        2 => (0..ACCOUNTS, limit, 0u64..3).prop_map(|(account, limit, offset)| Step::WaitFor {
+            account,
+            limit,
+            offset,
+        }),
         1 => Just(Step::Mark),
         1 => Just(Step::Rewind),
     ]
@@ -147,10 +202,15 @@ fn script() -> impl Strategy<Value = Script> {
             delay: 1,
         })
     };
-    let steps = (opening(0), opening(1), vec(step(), 10..30));
-    ([draft(), draft()], steps).prop_map(|(accounts, (one, two, rest))| Script {
+    let steps = prop_oneof![
+        14 => step().prop_map(|step| vec![step]),
+        1 => (0..ACCOUNTS).prop_flat_map(|account| abandoned(account, Limit::Abandoned)),
+    ];
+    let unstarted = prop_oneof![3 => Just(Vec::new()), 1 => abandoned(0, Limit::StartBy)];
+    let steps = (opening(0), opening(1), unstarted, vec(steps, 10..30));
+    ([draft(), draft()], steps).prop_map(|(accounts, (one, two, unstarted, rest))| Script {
         accounts,
-        steps: [vec![one, two], rest].concat(),
+        steps: [vec![one, two], unstarted, rest.concat()].concat(),
     })
 }
 
@@ -215,11 +275,26 @@ impl Stage<'_> {
                 *self.outcomes.borrow_mut().entry(outcome).or_default() += 1;
                 prop_assert_eq!(chain, memory, "results of {:?}", what);
             }
-            Step::Wait(seconds) => {
-                self.clock += seconds;
-                self.anvil.set_next_time(self.clock).await;
-                self.anvil.mine().await;
-                self.memory.set_time(self.clock);
+            Step::Wait(seconds) => self.wait_until(self.clock + seconds).await,
+            Step::WaitFor {
+                account,
+                limit,
+                offset,
+            } => {
+                let terms = &self.terms[*account];
+                let read = self.memory.account(terms, BlockLevel::Latest).await.unwrap();
+                let at = match limit {
+                    Limit::PaidUntil => read.present().map(|account| account.paid_until),
+                    Limit::Abandoned => read
+                        .present()
+                        .map(|account| account.exhausted_at + u64::from(terms.pause_for)),
+                    Limit::StartBy => Some(terms.start_by),
+                };
+                let time = (at.unwrap_or_default() + offset).saturating_sub(1);
+                // Not so far that nothing can happen afterwards.
+                if (self.clock + 1..self.clock + 10_000).contains(&time) {
+                    self.wait_until(time).await;
+                }
             }
             Step::Mark => {
                 let snapshot = self.anvil.request("evm_snapshot", ()).await;
@@ -235,6 +310,13 @@ impl Stage<'_> {
         self.compare().await
     }
 
+    async fn wait_until(&mut self, time: u64) {
+        self.clock = time;
+        self.anvil.set_next_time(time).await;
+        self.anvil.mine().await;
+        self.memory.set_time(time);
+    }
+
     /// The key that may do it, where one may.
     fn caller(&self, account: usize, what: &What, who: Who) -> usize {
         let draft = &self.drafts[account];
@@ -246,6 +328,9 @@ impl Stage<'_> {
         };
         match (who, what) {
             (Who::Key(key), _) => key,
+            (Who::Stranger, _) => (0..KEYS)
+                .find(|key| *key != draft.payer && *key != draft.closer)
+                .unwrap_or_default(),
             (Who::Entitled, What::Open { .. } | What::OpenWrongly(_) | What::FundTo(_)) => draft.payer,
             (Who::Entitled, What::Close(legs)) if legs % 2 == 0 => draft.payer,
             (Who::Entitled, What::Close(_)) => draft.closer,
