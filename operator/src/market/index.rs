@@ -13,6 +13,8 @@ use tokio::sync::Mutex;
 
 /// A lease whose status was lost is sought in so many rounds.
 const ROUNDS_MAX: u64 = 64;
+/// At most so many calls for events in one pass; the next pass reads on.
+const CALLS_MAX: usize = 20;
 
 #[derive(Default)]
 struct Read {
@@ -35,10 +37,22 @@ impl AccountIndex {
     ) -> Result<Option<Prior>, PaymentError> {
         let mut guard = self.0.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
-        let (opened, cursor) = rail.opened_since(market, read.cursor).await?;
-        read.cursor = Some(cursor);
-        read.by_salt
-            .extend(opened.into_iter().map(|o| (o.terms.salt, o.terms)));
+        // An index that lags can't say that there is no account: on that word a second one would be opened.
+        let head = rail.head().await?;
+        let mut calls = 0;
+        while read.cursor.is_none_or(|c| c.number < head.number) {
+            if calls == CALLS_MAX {
+                let behind = head.number - read.cursor.map_or(0, |c| c.number);
+                return Err(PaymentError::Unreachable(format!(
+                    "this market's accounts are still being read off the chain, {behind} blocks to go"
+                )));
+            }
+            let (opened, cursor) = rail.opened_since(market, read.cursor).await?;
+            read.cursor = Some(cursor);
+            read.by_salt
+                .extend(opened.into_iter().map(|o| (o.terms.salt, o.terms)));
+            calls += 1;
+        }
         Ok((1..=ROUNDS_MAX).rev().find_map(|round| {
             let terms = read.by_salt.get(&salt(market, uid, round))?;
             Some(Prior {
