@@ -524,8 +524,8 @@ fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut
     let Observed::Known(running) = &world.running else {
         return;
     };
-    let gone = running.pods_alive == 0 && running.reading == (Reading::Live { workload: false });
-    if !gone && plan.status.stopped_at.is_none() {
+    let quiet = running.pods_alive == 0 && running.reading == (Reading::Live { workload: false });
+    if !quiet && plan.status.stopped_at.is_none() {
         plan.workload = Workload::Halt;
         plan.status.phase = AllocationPhase::Stopping;
         plan.wake = plan.wake.min(later(now, 1));
@@ -556,7 +556,7 @@ fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut
     let gone = matches!(world.allocation_exists, Observed::Known(false));
     let told = stopped_since(plan, now) > 3600;
     plan.delete = settled
-        && gone
+        && quiet
         && !running.namespace
         && (gone || told || world.reservation.metadata.deletion_timestamp.is_some());
 }
