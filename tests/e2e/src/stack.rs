@@ -237,10 +237,11 @@ impl Stack {
                     .join("failed")
                     .join(cluster.name());
                 let _ = cluster.dump(&kept);
-                let down = cluster.down().await;
-                Err(error
-                    .context(format!("logs are in {}", kept.display()))
-                    .context(down.err().map_or(String::new(), |e| e.to_string())))
+                let error = match cluster.down().await {
+                    Ok(()) => error,
+                    Err(left) => error.context(format!("and the cluster is not fully gone: {left:#}")),
+                };
+                Err(error.context(format!("it did not come up; logs are in {}", kept.display())))
             }
         }
     }

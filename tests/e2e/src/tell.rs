@@ -11,6 +11,9 @@ use leasehold_testcluster::Progress;
 /// Longer lines of other programs are cut.
 const WIDTH: usize = 128;
 
+/// A reason may be long, but not without end.
+const REASON_WIDTH: usize = 400;
+
 /// Writes the lines of a story.
 pub struct Teller {
     out: Mutex<Box<dyn Write + Send>>,
@@ -139,7 +142,7 @@ impl Teller {
         self.write(&format!("{}  {first}", self.paint(Tone::Bad, "FAIL")));
         for cause in causes {
             for line in cause.lines() {
-                self.write(&format!("      {line}"));
+                self.write(&format!("      {}", cut(line, REASON_WIDTH)));
             }
         }
     }

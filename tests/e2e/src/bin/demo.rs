@@ -114,6 +114,7 @@ async fn play(args: &Args, teller: &Teller) -> anyhow::Result<()> {
         teller.say(&format!(
             "cargo xtask cluster down --name {cluster}    ends it, the agents of KWOK nodes too"
         ));
+        teller.say("The tokens of those agents last a day.");
     } else {
         stack.down().await.context("take the cluster down")?;
     }
