@@ -35,7 +35,7 @@ impl Split {
         spec.providers[0].nodes = GpuNodes::Real(vec![("gpu-1".into(), "h100-80g-sxm".into(), 2)]);
         let archives = install::archives(progress).await?;
 
-        let mut market_spec = ClusterSpec::new(&format!("{name}-market"), 0).with_chain(Chain::Own {
+        let mut market_spec = ClusterSpec::new(format!("{name}-market"), 0).with_chain(Chain::Own {
             block_time: spec.block_time,
         });
         market_spec.nodes.push(NodeSpec::named("market-1"));
@@ -45,7 +45,7 @@ impl Split {
             .context("the market's cluster has the chain")?
             .to_owned();
         let mut provider_spec =
-            ClusterSpec::new(&format!("{name}-provider"), 0).with_chain(Chain::External {
+            ClusterSpec::new(format!("{name}-provider"), 0).with_chain(Chain::External {
                 rpc_url: rpc_url.clone(),
             });
         provider_spec
