@@ -18,7 +18,7 @@ use crate::{
     lease::is_exhausted,
     observed::Observed,
     ports::{Head, PaymentError},
-    stop::{self, FreshReads, OFFSET_MAX_SECONDS, Snapshot, StopReason, Verdict},
+    stop::{self, FreshReads, OFFSET_MAX_SECONDS, SILENT_SECONDS, Snapshot, StopReason, Verdict},
 };
 
 /// How what runs was read.
@@ -144,6 +144,8 @@ pub struct Plan {
 
 /// A leg that serves nobody is ended by its own controller when the market has not closed the account so long after.
 const END_AFTER_SECONDS: i64 = 45;
+/// The two clocks of a snapshot are read so far apart, by the age of the newest block.
+const BLOCK_SECONDS: u64 = 15;
 /// An unpaid reservation on an unreadable chain is given up so long after its deadline.
 const UNKNOWN_PAYMENT_SECONDS: i64 = 600;
 
@@ -219,33 +221,45 @@ fn note_chain(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
             status.chain_unreadable_since.get_or_insert(now.as_second());
         }
         Observed::Known(read) => {
-            if let (Some(_), Some(old)) = (
+            if let (Some(since), Some(old)) = (
                 status.chain_unreadable_since.take(),
                 status.escrow.as_ref().and_then(snapshot),
-            ) && unix(now) >= old.paid_until_local()
+            ) && unix(now) >= old.paid_until_local() + SILENT_SECONDS
+                && now.as_second() >= since + wire(SILENT_SECONDS)
                 && status.phase == AllocationPhase::Active
             {
                 status.grace_used = true;
             }
             if let Some(account) = read.present() {
-                let next = EscrowSnapshot {
-                    deposited: account.deposited.to_string(),
-                    paid_until: wire(account.paid_until),
-                    paid_seconds: wire(account.paid_seconds),
-                    running: account.running != 0,
-                    closed: account.closed,
-                    block_time: wire(account.block_time),
-                    read_at: now.as_second(),
+                let next = snapshot_of(account, now);
+                let same = |a: &EscrowSnapshot, b: &EscrowSnapshot| {
+                    (&a.deposited, a.paid_until, a.running, a.closed)
+                        == (&b.deposited, b.paid_until, b.running, b.closed)
                 };
-                let same = status.escrow.as_ref().is_some_and(|old| {
-                    (&old.deposited, old.paid_until, old.running, old.closed)
-                        == (&next.deposited, next.paid_until, next.running, next.closed)
-                });
-                if !same {
+                // A reading that takes paid time away counts when another agrees; the chain itself only adds.
+                let agreed = || present(&world.second).is_some_and(|a| same(&snapshot_of(a, now), &next));
+                let end = |s: &EscrowSnapshot| snapshot(s).map_or(0, Snapshot::paid_until_local);
+                let takes = |old: &EscrowSnapshot| {
+                    next.paid_until < old.paid_until || end(&next) + BLOCK_SECONDS < end(old)
+                };
+                let keeps = |old: &EscrowSnapshot| same(old, &next) || (takes(old) && !agreed());
+                if !status.escrow.as_ref().is_some_and(keeps) {
                     status.escrow = Some(next);
                 }
             }
         }
+    }
+}
+
+fn snapshot_of(account: &Account, now: Timestamp) -> EscrowSnapshot {
+    EscrowSnapshot {
+        deposited: account.deposited.to_string(),
+        paid_until: wire(account.paid_until),
+        paid_seconds: wire(account.paid_seconds),
+        running: account.running != 0,
+        closed: account.closed,
+        block_time: wire(account.block_time),
+        read_at: now.as_second(),
     }
 }
 
@@ -307,7 +321,13 @@ fn stop_reason(
     let spent = |read: &Observed<AccountRead>| present(read).map(|a| is_exhausted(a, terms));
     let reads = match (spent(&world.account), spent(&world.second)) {
         (Some(true), Some(true)) => FreshReads::Spent,
-        (None, _) => FreshReads::Unreadable,
+        (None, _) => FreshReads::Unreadable {
+            since: plan
+                .status
+                .chain_unreadable_since
+                .and_then(|s| u64::try_from(s).ok())
+                .unwrap_or_else(|| unix(now)),
+        },
         _ => FreshReads::Paid,
     };
     let not_after = u64::try_from(spec.allocation.not_after).unwrap_or_default();
@@ -338,7 +358,17 @@ fn stop_reason(
             }
         },
         Verdict::Stop(StopReason::NotAfter) => Some("NotAfter".into()),
-        Verdict::Stop(StopReason::FundsUnknown) => Some("FundsUnknown".into()),
+        Verdict::Stop(StopReason::FundsUnknown) => match spec.allocation.on_funds_end {
+            OnFundsEnd::Close => Some("FundsUnknown".into()),
+            OnFundsEnd::Pause => {
+                // What it has stays, as after any end of the funds; the chain will tell for how long.
+                plan.workload = Workload::Halt;
+                plan.status.phase = AllocationPhase::Suspended;
+                plan.status.grace_used = true;
+                plan.status.intent = None;
+                None
+            }
+        },
     }
 }
 

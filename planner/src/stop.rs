@@ -41,8 +41,15 @@ pub enum FreshReads {
     /// At least one read shows paid time left.
     Paid,
     /// The chain can't be read.
-    Unreadable,
+    Unreadable {
+        /// Since when, local Unix seconds.
+        since: u64,
+    },
 }
+
+/// One failed read is none: the chain must have been silent for so long before that is what a share stops for, or
+/// what counts as its grace.
+pub const SILENT_SECONDS: u64 = 15;
 
 /// Why a share stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +95,13 @@ pub const fn verdict(
     match reads {
         FreshReads::Spent => Verdict::Stop(StopReason::FundsSpent),
         FreshReads::Paid => Verdict::ServeUntil(min(now + 1, not_after)),
-        FreshReads::Unreadable => {
-            let last = end.saturating_add(if grace_used { 0 } else { grace });
+        FreshReads::Unreadable { since } => {
+            // Read after that end and not spent, the account waits for its legs to start again.
+            let last = if grace_used {
+                max(end, since.saturating_add(SILENT_SECONDS))
+            } else {
+                max(end, since).saturating_add(grace)
+            };
             if now >= last {
                 Verdict::Stop(StopReason::FundsUnknown)
             } else {
@@ -97,6 +109,10 @@ pub const fn verdict(
             }
         }
     }
+}
+
+const fn max(a: u64, b: u64) -> u64 {
+    if a > b { a } else { b }
 }
 
 const fn min(a: u64, b: u64) -> u64 {
@@ -143,11 +159,21 @@ mod tests {
 
     #[test]
     fn unreadable_chain_is_served_through_once() {
-        let at = |now, used| verdict(now, 9_999, SNAPSHOT, FreshReads::Unreadable, 600, used);
+        let silent = FreshReads::Unreadable { since: 1_050 };
+        let at = |now, used| verdict(now, 9_999, SNAPSHOT, silent, 600, used);
         assert_eq!(at(1_105, false), Verdict::ServeOnGrace(1_705));
         assert_eq!(at(1_704, false), Verdict::ServeOnGrace(1_705));
         assert_eq!(at(1_705, false), Verdict::Stop(StopReason::FundsUnknown));
         assert_eq!(at(1_105, true), Verdict::Stop(StopReason::FundsUnknown));
+    }
+
+    #[test]
+    fn one_failed_read_stops_nothing_that_was_funded_a_moment_ago() {
+        let silent = FreshReads::Unreadable { since: 5_000 };
+        let at = |now, used| verdict(now, 9_999, SNAPSHOT, silent, 600, used);
+        assert_eq!(at(5_000, false), Verdict::ServeOnGrace(5_600));
+        assert_eq!(at(5_000, true), Verdict::ServeOnGrace(5_015));
+        assert_eq!(at(5_015, true), Verdict::Stop(StopReason::FundsUnknown));
     }
 
     proptest! {
@@ -157,12 +183,13 @@ mod tests {
             read_at in 0u64..10_000, grace in 0u64..1_000, used: bool, kind in 0usize..3
         ) {
             let s = Snapshot { paid_until: paid, block_time: block, read_at };
-            let reads = [FreshReads::Spent, FreshReads::Paid, FreshReads::Unreadable][kind];
+            let silent = FreshReads::Unreadable { since: now.saturating_sub(grace / 2) };
+            let reads = [FreshReads::Spent, FreshReads::Paid, silent][kind];
             match verdict(now, not_after, s, reads, grace, used) {
                 Verdict::ServeUntil(t) | Verdict::ServeOnGrace(t) => prop_assert!(t > now && t <= not_after),
                 Verdict::Stop(StopReason::NotAfter) => prop_assert!(now >= not_after),
                 Verdict::Stop(StopReason::FundsSpent) => prop_assert!(now >= s.paid_until_local() && reads == FreshReads::Spent),
-                Verdict::Stop(StopReason::FundsUnknown) => prop_assert!(reads == FreshReads::Unreadable && now >= s.paid_until_local()),
+                Verdict::Stop(StopReason::FundsUnknown) => prop_assert!(reads == silent && now >= s.paid_until_local()),
             }
         }
     }
