@@ -44,6 +44,8 @@ pub struct Chain {
     mempool: Vec<Transaction>,
     results: BTreeMap<u64, Result<(), Refusal>>,
     sent: u64,
+    /// How often each call was mined.
+    pub calls: BTreeMap<String, u64>,
     fork: u64,
     /// Whether the node hangs: no block, no answer.
     pub hung: bool,
@@ -71,6 +73,7 @@ impl Chain {
             mempool: Vec::new(),
             results: BTreeMap::new(),
             sent: 0,
+            calls: BTreeMap::new(),
             fork: 0,
             hung: false,
             inclusion_per_mille: 1000,
@@ -165,6 +168,7 @@ impl Chain {
                 waiting.push(transaction);
                 continue;
             }
+            let name = transaction.action.name();
             let done = block
                 .machine
                 .apply(transaction.caller, &transaction.action, block.head.time);
@@ -175,6 +179,8 @@ impl Chain {
                     block_number: number,
                 });
             }
+            let outcome = if done.is_ok() { "mined" } else { "reverts" };
+            *self.calls.entry(format!("{name} {outcome}")).or_default() += 1;
             self.results.insert(transaction.id, done.map(drop));
             block.mined.push(transaction);
         }

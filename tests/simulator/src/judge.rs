@@ -54,6 +54,8 @@ pub(crate) struct Judge {
     allocations_seen: usize,
     reservations_seen: Vec<usize>,
     tip: Option<Hash>,
+    /// How often what happened: a storm that never gets a lease to run proves nothing.
+    pub(crate) happened: BTreeMap<String, u64>,
     looked_at: u64,
 }
 
@@ -124,6 +126,10 @@ impl Judge {
         if self.violation.is_none() {
             self.violation = Some(what());
         }
+    }
+
+    pub(crate) fn happens(&mut self, what: String) {
+        *self.happened.entry(what).or_default() += 1;
     }
 
     fn require(&mut self, holds: bool, what: impl FnOnce() -> String) {
@@ -289,6 +295,9 @@ impl Sim {
     ) {
         let name = &key.1;
         let was = before.map_or(Phase::Pending, |s| s.phase);
+        if status.phase != was {
+            self.judge.happens(format!("lease {:?}", status.phase));
+        }
         let back = rank(status.phase) < rank(was);
         let allowed = !back
             || matches!(
@@ -319,6 +328,7 @@ impl Sim {
         if before.and_then(|s| s.close_reason).is_none()
             && let Some(reason) = status.close_reason
         {
+            self.judge.happens(format!("lease ends {reason:?}"));
             let true_enough = self.may_close(reason, status, object);
             self.judge.require(true_enough, || {
                 format!("U1: {name} is closed for {reason:?}, which is not so")
@@ -448,6 +458,9 @@ impl Sim {
         share.stop_reason.clone_from(&status.stop_reason);
         let paid_until_before = share.paid_until;
         share.paid_until = status.escrow.as_ref().map_or(0, |e| e.paid_until);
+        if status.phase != was {
+            self.judge.happens(format!("share {:?}", status.phase));
+        }
         let back = share_rank(status.phase) < share_rank(was);
         let allowed = !back || (was, status.phase) == (AllocationPhase::Suspended, AllocationPhase::Active);
         self.judge.require(allowed, || {
@@ -459,9 +472,11 @@ impl Sim {
         if stopped.is_none()
             && let (Some(reason), Some(terms)) = (&status.stop_reason, &terms)
         {
+            self.judge.happens(format!("share stops {reason}"));
             let true_enough = self.may_stop(reason, terms, site, object, paid_until_before);
             self.judge.require(true_enough, || {
-                format!("U1/U2: share {name} is stopped for {reason}, which is not so")
+                let (escrow, since) = (&status.escrow, status.chain_unreadable_since);
+                format!("U1/U2: share {name} is stopped for {reason}, which is not so: {escrow:?}, silent since {since:?}")
             });
         }
     }

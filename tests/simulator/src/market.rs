@@ -622,7 +622,7 @@ impl Sim {
                 };
                 self.lease_call_failed(who, pass, &error, 1)
             }
-            _ => (Stage::Wait(transaction, until), 250),
+            _ => (Stage::Wait(transaction, until), 400),
         }
     }
 

@@ -109,10 +109,10 @@ enum Stage {
 impl Site {
     pub(crate) fn new(n: usize, weather: &Weather, random: &mut Random) -> Self {
         let name = format!("p{n}");
-        let nodes = (0..random.between(1, 3))
+        let nodes = (0..random.between(2, 4))
             .map(|i| Node {
                 name: format!("{name}-node{i}"),
-                gpus: (0..random.between(1, 2) * 2)
+                gpus: (0..random.between(1, 3) * 2)
                     .map(|g| Gpu {
                         uuid: format!("GPU-{name}-{i}-{g}"),
                         sick_since: None,
@@ -577,7 +577,7 @@ impl Sim {
             _ if self.now >= until => PaymentError::Pending {
                 transaction: Hash::default(),
             },
-            _ => return Some((Stage::Wait(transaction, until), 250)),
+            _ => return Some((Stage::Wait(transaction, until), 400)),
         };
         let now = self.clock(self.sites[s].processes[p].offset_ms);
         planner::chain_failure(&mut pass.status, &error, now);

@@ -49,7 +49,7 @@ impl Sim {
             if self.sites[s].cluster.is_idle() {
                 1_000
             } else {
-                250
+                400
             },
             Event::Kubelets(s),
         );

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Leases that are there at a time, at most.
-const LEASES_MAX: usize = 5;
+const LEASES_MAX: usize = 7;
 const TEAMS: [&str; 2] = ["team-a", "team-b"];
 
 /// All tenants.
@@ -92,7 +92,7 @@ impl Tenants {
 }
 
 fn spec(random: &mut Random) -> GpuLeaseSpec {
-    let term = random.between(3, 40) * 10;
+    let term = random.between(2, 30) * 10;
     let pauses = random.per_mille(300);
     let kind = random.below(3);
     GpuLeaseSpec {
@@ -166,12 +166,12 @@ impl Sim {
         let keys: Vec<Key> = self.leases.all().map(|(key, _)| key.clone()).collect();
         let one = self.random.pick(&keys).cloned();
         match (self.random.below(100), one) {
-            (0..36, _) if keys.len() < LEASES_MAX => self.create(),
+            (0..40, _) if keys.len() < LEASES_MAX => self.create(),
             (_, None) => self.create(),
-            (36..52, Some(key)) => self.extend(&key),
-            (52..64, Some(key)) => self.delete(&key),
-            (64..66, Some(key)) => self.delete_namespace(&key.0),
-            (66..73, Some(key)) => self.wipe(&key),
+            (40..54, Some(key)) => self.extend(&key),
+            (54..62, Some(key)) => self.delete(&key),
+            (62..63, Some(key)) => self.delete_namespace(&key.0),
+            (63..73, Some(key)) => self.wipe(&key),
             (73..77, Some(key)) => {
                 self.note(|| format!("the Secret of {} is deleted", key.0));
                 self.tenants.secrets.remove(&key.0);
@@ -253,7 +253,8 @@ impl Sim {
 
     fn top_up_from_elsewhere(&mut self, key: &Key) {
         let Some(terms) = self.terms_of(key) else { return };
-        let seconds = self.random.between(1, 12) * 10;
+        let long = self.random.per_mille(100);
+        let seconds = self.random.between(1, 12) * if long { 200 } else { 10 };
         let read = self.chain.truth(&terms);
         let Some(account) = read.present().filter(|a| !a.closed) else {
             return;

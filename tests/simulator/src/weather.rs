@@ -182,7 +182,8 @@ impl Sim {
                 }
             }
             Trouble::ChainHangs => {
-                let span = self.random.between(5, 180) * 1000;
+                let long = self.random.per_mille(250);
+                let span = self.random.between(5, if long { 500 } else { 90 }) * 1000;
                 self.chain.hung = true;
                 self.weather.hung_until = self.now + span;
                 self.note(|| format!("the chain hangs for {} s", span / 1000));
@@ -266,7 +267,8 @@ impl Sim {
         }
         self.kill(Who::Market(1));
         self.at(0, Event::Start(Who::Market(0)));
-        let wait = self.random.between(0, 600_000);
+        let long = self.random.per_mille(150);
+        let wait = self.random.between(0, if long { 1_500_000 } else { 300_000 });
         self.tenants.leave_at = Some(self.now + wait);
     }
 }

@@ -1,6 +1,8 @@
 //! Runs of the simulation: first the seeds that once failed, then a range of others. `SEED=… STEPS=…` replays one.
 
 use std::{
+    collections::BTreeMap,
+    sync::Mutex,
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
@@ -15,12 +17,14 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn run(seed: u64, steps: u64) -> Result<u64, String> {
+type Counts = BTreeMap<String, u64>;
+
+fn run(seed: u64, steps: u64) -> Result<(u64, Counts), String> {
     let mut sim = Sim::new(seed);
     let storm = (0..steps).try_for_each(|_| sim.step());
     storm
         .and_then(|()| sim.settle())
-        .map(|()| sim.steps)
+        .map(|()| (sim.steps, sim.happened()))
         .map_err(|rule| {
             format!(
                 "{}\ntroubles: {}\nseed {seed}, step {}: {rule}\nSEED={seed} STEPS={steps} replays it",
@@ -31,9 +35,10 @@ fn run(seed: u64, steps: u64) -> Result<u64, String> {
         })
 }
 
-fn run_all(seeds: &[(u64, u64)]) {
+fn run_all(seeds: &[(u64, u64)]) -> Counts {
     let begun = Instant::now();
     let (next, total) = (AtomicU64::new(0), AtomicU64::new(0));
+    let happened = Mutex::new(Counts::new());
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let failures: Vec<String> = std::thread::scope(|scope| {
         let work = || {
@@ -42,7 +47,13 @@ fn run_all(seeds: &[(u64, u64)]) {
                 seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX))
             {
                 match run(*seed, *steps) {
-                    Ok(steps) => drop(total.fetch_add(steps, Ordering::Relaxed)),
+                    Ok((steps, counts)) => {
+                        total.fetch_add(steps, Ordering::Relaxed);
+                        let mut sum = happened.lock().expect("no thread panics");
+                        for (what, count) in counts {
+                            *sum.entry(what).or_default() += count;
+                        }
+                    }
                     Err(failure) => failures.push(failure),
                 }
             }
@@ -60,6 +71,10 @@ fn run_all(seeds: &[(u64, u64)]) {
         total.load(Ordering::Relaxed),
         begun.elapsed().as_secs_f64()
     );
+    let happened = happened.into_inner().expect("no thread panics");
+    for (what, count) in &happened {
+        println!("{count:>8} {what}");
+    }
     let count = failures.len();
     for failure in &failures {
         println!("{}", failure.lines().rev().nth(1).unwrap_or_default());
@@ -67,6 +82,7 @@ fn run_all(seeds: &[(u64, u64)]) {
     if let Some(first) = failures.into_iter().next() {
         panic!("{count} of {} seeds failed; the first:\n{first}", seeds.len());
     }
+    happened
 }
 
 #[test]
