@@ -175,10 +175,23 @@ impl Sim {
         (self.now - BEGIN_MS) as f64 / 1000.0
     }
 
+    /// The leases as the API server has them now.
+    pub fn leases(&self) -> impl Iterator<Item = &GpuLease> {
+        self.leases.all().map(|(_, lease)| lease.as_ref())
+    }
+
     /// The last lines, for a failure.
     #[must_use]
     pub fn lines(&self) -> String {
         self.log.iter().cloned().collect::<Vec<_>>().join("\n")
+    }
+
+    /// How often what happened.
+    #[must_use]
+    pub fn happened(&self) -> BTreeMap<String, u64> {
+        let calls = self.chain.calls.iter();
+        let all = self.judge.happened.iter().chain(calls);
+        all.map(|(what, count)| (what.clone(), *count)).collect()
     }
 
     /// True time by a clock that is off by so much.
