@@ -1,0 +1,167 @@
+//! The documentation against the tree: links lead somewhere, and no reason that the code sets is left unexplained.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+/// Folders that hold no text of ours.
+const SKIPPED: &[&str] = &["node_modules", "target", ".git", "out", "cache"];
+
+fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|e| e.expect("an entry"))
+    {
+        let path = entry.path();
+        let name = entry.file_name();
+        if path.is_dir() {
+            if !SKIPPED.iter().any(|skipped| name == *skipped) {
+                pages(&path, found);
+            }
+        } else if path.extension().is_some_and(|e| e == "md") {
+            found.push(path);
+        }
+    }
+}
+
+/// The text without code blocks and code spans: what looks like a link there is none.
+fn prose(text: &str) -> String {
+    let mut fenced = false;
+    let mut prose = String::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if !fenced {
+            for (i, part) in line.split('`').enumerate() {
+                // A code span keeps its place, so that [`x`](y) stays a link.
+                prose.push_str(if i % 2 == 0 { part } else { "code" });
+            }
+        }
+        prose.push('\n');
+    }
+    prose
+}
+
+/// What `](…)` points at.
+fn targets(prose: &str) -> impl Iterator<Item = &str> {
+    prose
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+}
+
+/// The anchors of a page's headings, as forges make them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut fenced = false;
+    let mut anchors = BTreeSet::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        }
+        if let (false, Some(heading)) = (fenced, line.strip_prefix('#')) {
+            let kept = heading
+                .trim_start_matches('#')
+                .trim()
+                .to_lowercase()
+                .chars()
+                .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+                .collect::<String>();
+            anchors.insert(kept.replace(' ', "-"));
+        }
+    }
+    anchors
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut found = Vec::new();
+    pages(&xtask::root(), &mut found);
+    assert!(found.len() > 10, "{found:?}");
+    let mut broken = Vec::new();
+    let mut links = 0;
+    for page in &found {
+        let text = std::fs::read_to_string(page).expect("a page");
+        for target in targets(&prose(&text)) {
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            links += 1;
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let file = if path.is_empty() {
+                page.clone()
+            } else {
+                page.parent().expect("a folder").join(path)
+            };
+            let there = file.exists()
+                && (anchor.is_empty()
+                    || std::fs::read_to_string(&file).is_ok_and(|text| anchors(&text).contains(anchor)));
+            if !there {
+                broken.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(links > 20, "{links} links");
+    assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
+}
+
+/// Where reasons are set.
+const SOURCES: &[&str] = &[
+    "planner/src/supply.rs",
+    "planner/src/intake.rs",
+    "planner/src/reservation.rs",
+    "planner/src/lease/check.rs",
+    "planner/src/lease/conditions.rs",
+    "planner/src/lease/decide.rs",
+    "operator/src/market/networks.rs",
+    "operator/src/market/supply.rs",
+    "operator/src/provider/offer.rs",
+    "operator/src/provider/reservation.rs",
+    "agent/src/status.rs",
+];
+/// Words in these files that are no reasons, condition types or Events of ours.
+const OTHER_WORDS: &[&str] = &[
+    "True",
+    "False",
+    "GpuOffer",
+    "GpuProvider",
+    "GpuReservation",
+    "Lease",
+    "PreferNoSchedule",
+];
+
+/// String literals of one capitalised word, without the file's tests.
+fn words(source: &str) -> BTreeSet<&str> {
+    let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+    code.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| line.split('"').skip(1).step_by(2))
+        .filter(|word| {
+            word.len() > 3
+                && word.starts_with(|c: char| c.is_ascii_uppercase())
+                && word.chars().all(|c| c.is_ascii_alphanumeric())
+        })
+        .collect()
+}
+
+#[test]
+fn every_reason_is_explained() {
+    let page =
+        std::fs::read_to_string(xtask::root().join("docs/operate/troubleshooting.md")).expect("the page");
+    let mut missing = BTreeSet::new();
+    let mut count = 0;
+    for path in SOURCES {
+        let source = std::fs::read_to_string(xtask::root().join(path)).expect("a source");
+        for word in words(&source) {
+            count += 1;
+            if !OTHER_WORDS.contains(&word) && !page.contains(&format!("`{word}`")) {
+                missing.insert(format!("{word} of {path}"));
+            }
+        }
+    }
+    assert!(count > 100, "only {count} words were found in the sources");
+    assert!(
+        missing.is_empty(),
+        "docs/operate/troubleshooting.md does not explain {missing:?}"
+    );
+}
