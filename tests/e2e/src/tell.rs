@@ -137,13 +137,18 @@ impl Teller {
     /// It ends badly; `reason` is the error with its causes, outermost first.
     pub fn fail(&self, reason: &anyhow::Error) {
         self.write("");
-        let mut causes = reason.chain().map(ToString::to_string).filter(|c| !c.is_empty());
-        let first = causes.next().unwrap_or_default();
-        self.write(&format!("{}  {first}", self.paint(Tone::Bad, "FAIL")));
-        for cause in causes {
-            for line in cause.lines() {
-                self.write(&format!("      {}", cut(line, REASON_WIDTH)));
-            }
+        let causes: Vec<String> = reason
+            .chain()
+            .map(ToString::to_string)
+            .filter(|c| !c.is_empty())
+            .collect();
+        let causes = causes.join(": ");
+        for (index, line) in causes.lines().enumerate() {
+            let head = match index {
+                0 => self.paint(Tone::Bad, "FAIL"),
+                _ => "    ".to_owned(),
+            };
+            self.write(&format!("{head}  {}", cut(line, REASON_WIDTH)));
         }
     }
 }
