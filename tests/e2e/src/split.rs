@@ -44,10 +44,9 @@ impl Split {
             .rpc_url()
             .context("the market's cluster has the chain")?
             .to_owned();
-        let mut provider_spec =
-            ClusterSpec::new(format!("{name}-provider"), 0).with_chain(Chain::External {
-                rpc_url: rpc_url.clone(),
-            });
+        let mut provider_spec = ClusterSpec::new(format!("{name}-provider"), 0).with_chain(Chain::External {
+            rpc_url: rpc_url.clone(),
+        });
         provider_spec
             .nodes
             .push(NodeSpec::named("gpu-1").label(install::PROVIDER_LABEL, &spec.providers[0].name));
