@@ -47,6 +47,9 @@ pub const LABEL_PROVIDER: &str = "leasehold.dev/provider";
 pub const LABEL_LEASE_UID: &str = "leasehold.dev/lease-uid";
 /// Annotation with the whole escrow id.
 pub const ANNOTATION_ESCROW: &str = "leasehold.dev/escrow-id";
+/// Annotation with which the market's operator marks a lease that it has taken up, so that it seeks what an earlier
+/// life left when finalizer and status are gone.
+pub const ANNOTATION_KNOWN: &str = "leasehold.dev/known";
 /// Annotation by which a person releases a lease whose chain is gone; its value must be the escrow id.
 pub const ANNOTATION_ABANDON: &str = "leasehold.dev/abandon";
 /// Finalizer the market's operator holds on a lease and its allocations.

@@ -44,6 +44,18 @@ where
         .map_err(Error::kube("write the finalizers"))
 }
 
+/// Sets the finalizers and a mark that outlives them, with the version that was read as precondition.
+pub async fn take_up<K>(api: &Api<K>, object: &K, finalizers: &[String], mark: &str) -> Result<K, Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let version = object.resource_version();
+    let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers, "annotations": {mark: "true"}}});
+    api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .map_err(Error::kube("write the finalizers"))
+}
+
 /// Applies an object by server-side apply.
 pub async fn apply<K>(api: &Api<K>, object: &K, manager: &str) -> Result<K, Error>
 where

@@ -10,8 +10,8 @@ use kube::{
 };
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
-    ANNOTATION_ESCROW, FINALIZER_MARKET, GpuAllocation, GpuLease, LABEL_LEASE, LABEL_LEASE_UID,
-    PROVIDER_NAMESPACE_PREFIX,
+    ANNOTATION_ESCROW, ANNOTATION_KNOWN, FINALIZER_MARKET, GpuAllocation, GpuLease, LABEL_LEASE,
+    LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX,
     lease::{GpuLeaseStatus, Phase},
     money::Rate,
 };
@@ -304,7 +304,7 @@ impl Market {
         let mut finalizers = world.lease.finalizers().to_vec();
         if plan.finalizer == Some(true) && !finalizers.iter().any(|f| f == FINALIZER_MARKET) {
             finalizers.push(FINALIZER_MARKET.into());
-            match objects::set_finalizers(&api, world.lease.as_ref(), &finalizers).await {
+            match objects::take_up(&api, world.lease.as_ref(), &finalizers, ANNOTATION_KNOWN).await {
                 Ok(object) => written.object = Arc::new(object),
                 Err(error) => return (written, Err(error)),
             }

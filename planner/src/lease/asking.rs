@@ -1,11 +1,15 @@
 //! What a pass has to ask for before it can decide. It is here and not at the edge, so that a simulation asks alike.
 
 use leasehold_crds::{
-    FINALIZER_MARKET, GpuLease,
+    ANNOTATION_KNOWN, FINALIZER_MARKET, GpuLease,
+    conditions::find,
     lease::{GpuLeaseStatus, IntentAction, Phase},
 };
 
 use crate::{escrow::AccountRead, observed::Observed};
+
+/// Reason of a lease whose chain can't be read.
+pub(super) const CHAIN_UNREACHABLE: &str = "ChainUnreachable";
 
 /// The payer's key is read only when a round is to begin or a stored intent needs it.
 #[must_use]
@@ -31,12 +35,16 @@ pub fn wants_second(read: &Observed<AccountRead>) -> bool {
 }
 
 /// Whether what an earlier life left is to be sought, on the chain and among the allocations as they are now, not as
-/// a cache knows them: status names no account, and has never named one.
+/// a cache knows them: we had taken the lease up, and its status knows nothing of that.
 #[must_use]
 pub fn seeks_prior(lease: &GpuLease) -> bool {
     let nothing = GpuLeaseStatus::default();
     let status = lease.status.as_ref().unwrap_or(&nothing);
-    status.escrow.is_none() && status.phase != Phase::Closed && status.round == 0 && is_held(lease)
+    // Once it was sought and nothing found, the lease says what it waits for instead.
+    let sought = find(&status.conditions, "Matched").is_some_and(|c| c.reason != CHAIN_UNREACHABLE);
+    let annotations = lease.metadata.annotations.as_ref();
+    let known = is_held(lease) || annotations.is_some_and(|a| a.contains_key(ANNOTATION_KNOWN));
+    known && !sought && status.escrow.is_none() && status.phase != Phase::Closed && status.round == 0
 }
 
 /// Whether our finalizer is on the lease.

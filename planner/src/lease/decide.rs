@@ -15,7 +15,7 @@ use leasehold_crds::{
 use super::{
     BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, OPEN_WITHIN_SECONDS,
     START_WITHIN_SECONDS, UNFUNDED_PER_NAMESPACE_MAX,
-    asking::is_held,
+    asking::{CHAIN_UNREACHABLE, is_held},
     check::{AtId, Checked, deleting, may_be_under_way},
     conditions,
     world::{AllocationSeen, Network, Prior, Wallet, World},
@@ -167,7 +167,7 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
         match &world.prior {
             Observed::Unknown(why) => {
                 plan.wake = in_seconds(now, 5);
-                return waiting(None, "ChainUnreachable", why.clone());
+                return waiting(None, CHAIN_UNREACHABLE, why.clone());
             }
             Observed::Known(Some(prior)) => {
                 adopt(world, prior, plan);
@@ -418,8 +418,8 @@ fn payer(
     };
     let purse = match &world.purse {
         Some(Observed::Known(purse)) => purse,
-        Some(Observed::Unknown(why)) => return Err(("ChainUnreachable", why.clone())),
-        None => return Err(("ChainUnreachable", "the payer's balance was not read yet".into())),
+        Some(Observed::Unknown(why)) => return Err((CHAIN_UNREACHABLE, why.clone())),
+        None => return Err((CHAIN_UNREACHABLE, "the payer's balance was not read yet".into())),
     };
     let deposit = total_rate(choices)
         .and_then(|r| r.cost_ceil(request.term_seconds))

@@ -255,6 +255,26 @@ impl<K: Kind> Api<K> {
         Ok(self.store(key, object))
     }
 
+    /// Sets the finalizers and an annotation that outlives them, of the version that was read.
+    pub fn take_up(
+        &mut self,
+        read: &K,
+        key: &Key,
+        finalizers: Vec<String>,
+        mark: &str,
+    ) -> Result<Arc<K>, ApiError> {
+        let mut object = (*self.at(key, read.meta().resource_version.as_deref())?).clone();
+        if object.meta().deletion_timestamp.is_some() {
+            return Err(ApiError::Invalid);
+        }
+        let meta = object.meta_mut();
+        meta.finalizers = Some(finalizers);
+        meta.annotations
+            .get_or_insert_default()
+            .insert(mark.to_owned(), "true".into());
+        Ok(self.store(key, object))
+    }
+
     /// Deletes: at once without finalizers, else when the last is taken off.
     pub fn delete(&mut self, key: &Key, now: Timestamp) -> Result<(), ApiError> {
         let old = self.at(key, None)?;

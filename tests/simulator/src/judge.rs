@@ -331,7 +331,7 @@ impl Sim {
             self.judge.happens(format!("lease ends {reason:?}"));
             let true_enough = self.may_close(reason, status, object);
             self.judge.require(true_enough, || {
-                format!("U1: {name} is closed for {reason:?}, which is not so")
+                format!("U1: {name} is closed for {reason:?}, which is not so: {status:?}")
             });
         }
     }

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use leasehold_chain::machine::Action;
 use leasehold_crds::{
-    ANNOTATION_ESCROW, FINALIZER_MARKET, GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX,
+    ANNOTATION_ESCROW, ANNOTATION_KNOWN, FINALIZER_MARKET, GpuAllocation, GpuLease,
+    PROVIDER_NAMESPACE_PREFIX,
     lease::{GpuLeaseStatus, Phase},
     offer::OfferRow,
 };
@@ -476,10 +477,9 @@ impl Sim {
         if pass.plan.finalizer == Some(true) && !held {
             let mut finalizers = pass.read.finalizers().to_vec();
             finalizers.push(FINALIZER_MARKET.into());
-            let version = pass.read.resource_version();
             match self.market_write(|sim| {
                 sim.leases
-                    .set_finalizers(&pass.key, version.as_deref(), finalizers)
+                    .take_up(&pass.read, &pass.key, finalizers, ANNOTATION_KNOWN)
             }) {
                 Ok(object) => pass.object = object,
                 Err(error) => return failed(pass, error),
