@@ -22,10 +22,14 @@ pub enum Plan {
 /// Decides. `lease` is the lease that the allocation names, if it is there.
 #[must_use]
 pub fn decide(allocation: &GpuAllocation, lease: Option<&GpuLease>, now: Timestamp) -> Plan {
-    if !may_go(allocation, now) {
-        let left = allocation.spec.not_after.saturating_add(2 * SKEW_SECONDS) - now.as_second();
+    if !may_go(allocation, lease, now) {
+        let end = if has_stopped(allocation) {
+            allocation.spec.open_by.saturating_add(SKEW_SECONDS)
+        } else {
+            allocation.spec.not_after.saturating_add(2 * SKEW_SECONDS)
+        };
         return Plan::Keep {
-            seconds: u64::try_from(left.clamp(5, 300)).unwrap_or(300),
+            seconds: u64::try_from((end - now.as_second()).clamp(5, 300)).unwrap_or(300),
         };
     }
     // The job's result is on the lease before the allocation goes.
@@ -35,15 +39,20 @@ pub fn decide(allocation: &GpuAllocation, lease: Option<&GpuLease>, now: Timesta
     Plan::Remove
 }
 
-/// Asked to stop and stopped, or past the time at which it stops in any case.
-fn may_go(allocation: &GpuAllocation, now: Timestamp) -> bool {
-    let stopped = allocation
-        .status
-        .as_ref()
-        .is_some_and(|s| s.stopped_at.is_some() || s.declined.is_some());
+fn has_stopped(allocation: &GpuAllocation) -> bool {
+    let status = allocation.status.as_ref();
+    status.is_some_and(|s| s.stopped_at.is_some() || s.declined.is_some())
+}
+
+/// Asked to stop and stopped; or stopped, and its lease is gone or has forgotten it, when it can't be paid any more; or
+/// past the time at which it stops in any case.
+fn may_go(allocation: &GpuAllocation, lease: Option<&GpuLease>, now: Timestamp) -> bool {
+    let stopped = has_stopped(allocation);
+    let unpayable = now.as_second() > allocation.spec.open_by.saturating_add(SKEW_SECONDS);
+    let forgotten = unpayable && lease.is_none_or(|l| !is_awaited(l, allocation));
     let over = now.as_second() > allocation.spec.not_after.saturating_add(2 * SKEW_SECONDS);
     let leaving = allocation.spec.release || allocation.metadata.deletion_timestamp.is_some();
-    (leaving && stopped) || over
+    (stopped && (leaving || forgotten)) || over
 }
 
 /// Whether the lease still has to read this allocation.
