@@ -182,11 +182,13 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
             stopping(world, None, now, &mut plan);
         }
         Ok(terms) => {
-            if plan.status.stop_reason.is_none() {
-                plan.status.stop_reason = stop_reason(world, terms, before.as_ref(), now, &mut plan);
-            }
             if plan.status.stop_reason.is_some() {
                 stopping(world, Some(terms), now, &mut plan);
+            } else if let Some(reason) = stop_reason(world, terms, before.as_ref(), now, &mut plan) {
+                // Noted before it is done: the pass after this one, or another process, must not change its mind.
+                plan.status.stop_reason = Some(reason);
+                plan.status.phase = AllocationPhase::Stopping;
+                plan.wake = now;
             } else {
                 serving(world, terms, now, &mut plan);
             }
