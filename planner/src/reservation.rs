@@ -118,9 +118,9 @@ pub enum LegCall {
 /// What could lead to a stop is read twice.
 #[must_use]
 pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountRead>) -> bool {
-    let stopped = |s: &GpuReservationStatus| s.stop_reason.is_some();
+    let halted = |s: &GpuReservationStatus| s.stop_reason.is_some() || s.phase == AllocationPhase::Suspended;
     match read {
-        _ if reservation.status.as_ref().is_some_and(stopped) => true,
+        _ if reservation.status.as_ref().is_some_and(halted) => true,
         Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
         Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => true,
         Observed::Unknown(_) => false,
@@ -140,6 +140,17 @@ pub struct Plan {
     pub status: GpuReservationStatus,
     /// When to look again at the latest.
     pub wake: Timestamp,
+}
+
+impl Plan {
+    /// Whether an end is to be noted before it is carried out: the next pass, or another process, on a staler reading
+    /// of the chain, must not run again what this one stops.
+    #[must_use]
+    pub fn notes_first(&self, before: Option<&GpuReservationStatus>) -> bool {
+        let ends = |s: &GpuReservationStatus| s.stop_reason.is_some();
+        let pauses = |s: &GpuReservationStatus| s.phase == AllocationPhase::Suspended;
+        ends(&self.status) && !before.is_some_and(ends) || pauses(&self.status) && !before.is_some_and(pauses)
+    }
 }
 
 /// A leg that serves nobody is ended by its own controller when the market has not closed the account so long after.
@@ -185,10 +196,10 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
             if plan.status.stop_reason.is_some() {
                 stopping(world, Some(terms), now, &mut plan);
             } else if let Some(reason) = stop_reason(world, terms, before.as_ref(), now, &mut plan) {
-                // Noted before it is done: the pass after this one, or another process, must not change its mind.
                 plan.status.stop_reason = Some(reason);
                 plan.status.phase = AllocationPhase::Stopping;
-                plan.wake = now;
+                plan.workload = Workload::Halt;
+                plan.wake = plan.wake.min(later(now, 1));
             } else {
                 serving(world, terms, now, &mut plan);
             }
@@ -364,10 +375,8 @@ fn stop_reason(
             OnFundsEnd::Close => Some("FundsUnknown".into()),
             OnFundsEnd::Pause => {
                 // What it has stays, as after any end of the funds; the chain will tell for how long.
-                plan.workload = Workload::Halt;
-                plan.status.phase = AllocationPhase::Suspended;
+                suspend(now, plan);
                 plan.status.grace_used = true;
-                plan.status.intent = None;
                 None
             }
         },
@@ -436,19 +445,34 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
         }
         plan.status.phase = AllocationPhase::Provisioning;
     }
-    if is_exhausted(account, terms) && present(&world.second).is_some_and(|a| is_exhausted(a, terms)) {
-        plan.workload = Workload::Halt;
-        plan.status.phase = AllocationPhase::Suspended;
-        plan.status.intent = None;
-        plan.wake = plan.wake.min(later(now, 5));
-        return;
-    }
-    if is_exhausted(account, terms) {
-        plan.wake = plan.wake.min(later(now, 1));
-        return;
+    let second = present(&world.second).map(|a| is_exhausted(a, terms));
+    let suspended = plan.status.phase == AllocationPhase::Suspended;
+    match (is_exhausted(account, terms), second) {
+        (true, Some(true)) => {
+            suspend(now, plan);
+            return;
+        }
+        // Two reads of a pass that differ settle nothing, neither an end nor a resumption.
+        (true, _) | (false, Some(true)) => {
+            plan.wake = plan.wake.min(later(now, 1));
+            return;
+        }
+        (false, None) if suspended => {
+            plan.wake = plan.wake.min(later(now, 1));
+            return;
+        }
+        (false, _) => {}
     }
     plan.workload = Workload::Run;
     start_or_pause(world, account, now, plan);
+}
+
+/// No pods until there are funds again.
+fn suspend(now: Timestamp, plan: &mut Plan) {
+    plan.status.intent = None;
+    plan.status.phase = AllocationPhase::Suspended;
+    plan.workload = Workload::Halt;
+    plan.wake = plan.wake.min(later(now, 5));
 }
 
 /// Whether the leg's state on the chain is what the workload's state asks for; one intent at a time.

@@ -51,8 +51,16 @@ pub(super) async fn reconcile(
     let now = provider.now();
     let plan = planner::decide(&world, now);
     let wake = plan.wake;
+    let noted = plan.notes_first(reservation.status.as_ref());
+    if noted {
+        provider.report(&reservation, plan.status.clone(), &plan).await?;
+    }
     let (status, outcome) = provider.apply(&world, rail.as_ref(), &plan).await;
-    let reported = provider.report(&reservation, status, &plan).await;
+    let reported = if noted {
+        Ok(())
+    } else {
+        provider.report(&reservation, status, &plan).await
+    };
     provider.metrics.reconcile.observe(
         Controller::Reservation,
         begun.elapsed(),
