@@ -250,9 +250,9 @@ impl Sim {
         let Some(read) = self.markets[m].leases.get(&key).cloned() else {
             return;
         };
-        let now = self.clock(self.markets[m].offset_ms);
         let mut reader = Reader::default();
         let world = self.gather_lease(m, &read, &mut reader);
+        let now = self.clock_after(self.markets[m].offset_ms, reader.cost_ms);
         let checked = lease::check(&world);
         let plan = lease::decide(&world, &checked, now);
         self.judge.lease_plan(&read, &plan, now);

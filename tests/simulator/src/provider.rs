@@ -90,12 +90,15 @@ pub(crate) struct ReservationPass {
     status: GpuReservationStatus,
     /// Whether its workload is there as far as was seen.
     there: bool,
+    /// Whether an end is noted before it is carried out.
+    notes_first: bool,
     stage: Stage,
     error: Option<ApiError>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Stage {
+    Note,
     Workload,
     /// The namespace was applied; the workload in it was not.
     WorkloadItself,
@@ -259,13 +262,15 @@ impl Sim {
         };
         let mut reader = Reader::default();
         let (plan, there) = self.plan_reservation(s, p, &read, &mut reader);
-        let now = self.clock(self.sites[s].processes[p].offset_ms);
+        let now = self.clock_after(self.sites[s].processes[p].offset_ms, reader.cost_ms);
         self.judge.reservation_plan(&read, &plan, now);
+        let notes_first = plan.notes_first(read.status.as_ref());
         let pass = ReservationPass {
+            notes_first,
             status: plan.status.clone(),
             plan,
             there,
-            stage: Stage::Workload,
+            stage: if notes_first { Stage::Note } else { Stage::Workload },
             error: None,
             read,
             key: key.clone(),
@@ -301,7 +306,9 @@ impl Sim {
                 if planner::wants_second(read, &account) {
                     second = self.read_account(reader, who, terms, 0);
                 }
-                if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
+                if let Observed::Unknown(why) = &account {
+                    head = Observed::Unknown(why.clone());
+                } else if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
                     settled = match self.sites[s].finality {
                         0 => Some(account.clone()),
                         behind => Some(self.read_account(reader, who, terms, behind)),
@@ -352,6 +359,8 @@ impl Sim {
             grace_seconds: self.sites[s].grace_seconds,
             fault: self.fault(s, p, read, now),
         };
+        // Decided is by the clock as it is after the reads.
+        let now = self.clock_after(process.offset_ms, reader.cost_ms);
         (planner::decide(&world, now), there)
     }
 
@@ -395,10 +404,14 @@ impl Sim {
     fn go_on_reservation(&mut self, s: usize, p: usize, id: u64, task: Task, mut pass: Box<ReservationPass>) {
         let who = Who::Provider(s, p);
         let next = match pass.stage {
+            Stage::Note => self
+                .report_reservation(s, &mut pass)
+                .map(|_| Some((Stage::Workload, 1))),
             Stage::Workload => Ok(self.work(s, p, &mut pass)),
             Stage::WorkloadItself => Ok(self.apply_workload(s, p, &mut pass)),
             Stage::Call => Ok(self.call_for_leg(s, p, &mut pass)),
             Stage::Wait(transaction, until) => Ok(self.wait_for_leg(s, p, &mut pass, transaction, until)),
+            Stage::Status if pass.notes_first => Ok(None),
             Stage::Status => self.report_reservation(s, &mut pass),
             Stage::Finalizer => self
                 .own_write(s, |sim| {

@@ -3,7 +3,7 @@
 use leasehold_chain::machine::{Action, Refusal};
 use leasehold_crds::money::TokenAmount;
 use leasehold_planner::{
-    escrow::{AccountRead, Address, Terms},
+    escrow::{AccountRead, Address, Terms, lease_name},
     observed::Observed,
     ports::{Head, PaymentError},
 };
@@ -23,6 +23,21 @@ pub struct Reader {
     pub cost_ms: u64,
     lied: bool,
     failed: bool,
+}
+
+/// The account of a call, by the name of what is made for it.
+fn about(action: &Action) -> String {
+    let terms = match action {
+        Action::Open { terms, .. }
+        | Action::FundTo { terms, .. }
+        | Action::Start { terms, .. }
+        | Action::Pause { terms, .. }
+        | Action::Credit { terms, .. }
+        | Action::EndLeg { terms, .. }
+        | Action::Close { terms, .. } => Some(terms),
+        Action::SettleMany { rows } => rows.first().map(|(terms, _)| terms),
+    };
+    terms.map_or_else(String::new, |t| lease_name(t.id()))
 }
 
 impl Sim {
@@ -152,7 +167,7 @@ impl Sim {
                 error: refusal.to_string(),
             }),
         };
-        self.note(|| format!("{who:?} sends {action}: {result:?}"));
+        self.note(|| format!("{who:?} sends {action} {}: {result:?}", about(&action)));
         (result, self.random.between(1, 50))
     }
 }

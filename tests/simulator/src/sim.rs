@@ -202,6 +202,11 @@ impl Sim {
         Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
+    /// That clock so much later.
+    pub(crate) fn clock_after(&self, offset_ms: i64, after_ms: u64) -> Timestamp {
+        self.clock(offset_ms.saturating_add_unsigned(after_ms))
+    }
+
     /// One event, and whether every rule still holds.
     pub fn step(&mut self) -> Result<(), String> {
         let Some(Reverse(At(time, _, event))) = self.events.pop() else {
