@@ -147,6 +147,9 @@ pub(super) fn deleting(world: &World) -> bool {
     world.lease.metadata.deletion_timestamp.is_some()
 }
 
+/// With less paid time left than this, a provider that stops is not taken for one that gave up.
+const LAST_SECONDS: u64 = 5;
+
 /// The reasons to end, in the order of their priority. The first that was stored stays.
 fn end(
     world: &World,
@@ -217,9 +220,10 @@ fn end(
         }
         return None;
     }
-    statuses()
-        .any(|s| stopped(s.phase))
-        .then_some(CloseReason::ProviderStopped)
+    // A provider that reads the end of the funds a block before us stops first: our own reading tells in a moment.
+    let at_the_end = account.exhausted_at != 0
+        || (account.paid_until != 0 && account.paid_until.saturating_sub(now) <= LAST_SECONDS);
+    (!at_the_end && statuses().any(|s| stopped(s.phase))).then_some(CloseReason::ProviderStopped)
 }
 
 /// Whether the funds are spent: the clock stands since `exhausted_at`, and what is left does not cover a second.
