@@ -221,8 +221,8 @@ fn end(
         return None;
     }
     // A provider that reads the end of the funds a block before us stops first: our own reading tells in a moment.
-    let at_the_end = account.exhausted_at != 0
-        || (account.paid_until != 0 && account.paid_until.saturating_sub(now) <= LAST_SECONDS);
+    let at_the_end = is_exhausted(account, &terms)
+        || (account.running != 0 && account.paid_until.saturating_sub(now) <= LAST_SECONDS);
     (!at_the_end && statuses().any(|s| stopped(s.phase))).then_some(CloseReason::ProviderStopped)
 }
 
