@@ -221,7 +221,11 @@ fn end(
         return None;
     }
     // A provider that reads the end of the funds a block before us stops first: our own reading tells in a moment.
-    let at_the_end = is_exhausted(account, &terms)
+    let terms = status
+        .escrow
+        .as_ref()
+        .and_then(|e| Terms::from_wire(&e.terms).ok());
+    let at_the_end = terms.is_some_and(|t| is_exhausted(account, &t))
         || (account.running != 0 && account.paid_until.saturating_sub(now) <= LAST_SECONDS);
     (!at_the_end && statuses().any(|s| stopped(s.phase))).then_some(CloseReason::ProviderStopped)
 }
