@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     allocation::{AllocationPhase, GpuAllocationSpec},
     escrow::EscrowSnapshot,
+    pool::Exposure,
     schema,
     workload::{Endpoint, JobResult},
 };
@@ -35,7 +36,7 @@ use crate::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.allocationUid == oldSelf.allocationUid && self.allocation.escrow == oldSelf.allocation.escrow").message("a reservation is for one allocation and one account for ever"))]
+#[x_kube(validation = Rule::new("self.allocationUid == oldSelf.allocationUid && self.allocation.escrow == oldSelf.allocation.escrow && self.hosting == oldSelf.hosting").message("a reservation is for one allocation and one account for ever, on the pool's terms as they were"))]
 pub struct GpuReservationSpec {
     /// Name of the market the allocation came from.
     #[schemars(schema_with = "schema::name")]
@@ -56,12 +57,40 @@ pub struct GpuReservationSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "node_names")]
     pub nodes: Vec<String>,
+    /// How its pods are run.
+    #[serde(default)]
+    pub hosting: Hosting,
     /// Unix time in seconds until which an unpaid reservation is held.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub deadline: i64,
     /// The market's request to stop, taken over.
     #[serde(default)]
     pub release: bool,
+}
+
+/// How the pods of a share are run, by the pool and the nodes as they were when it was reserved: an edited pool changes
+/// nothing that is paid for.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Hosting {
+    /// RuntimeClass; the node's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::name")]
+    pub runtime_class_name: Option<String>,
+    /// StorageClass of its volumes; the cluster's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+    /// How its ports are exposed.
+    #[serde(default)]
+    pub exposure: Exposure,
+    /// Whether its pods are in user namespaces: all of its nodes have them.
+    #[serde(default)]
+    pub user_namespaces: bool,
+    /// Unix time in seconds after which nothing of it is paid for, however often it is extended: the pool's
+    /// `maxDuration` from the beginning, pauses apart.
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub not_after_max: i64,
 }
 
 fn node_names(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand};
+use ipnet::IpNet;
 use leasehold_planner::escrow::Address;
 
 /// Leasehold's operator: a market's or a provider's.
@@ -38,6 +39,9 @@ pub struct CommonArgs {
     /// Namespace of this operator: its leader lease and the Secrets it may read are there.
     #[arg(long, env = "POD_NAMESPACE", default_value = "leasehold-system")]
     pub namespace: String,
+    /// ServiceAccount it runs as: tenants are told whom to let read their wallet.
+    #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "leasehold-market")]
+    pub service_account: String,
     /// Name of this replica in leader leases and Events.
     #[arg(long, env = "POD_NAME", default_value = "leasehold-operator")]
     pub identity: String,
@@ -91,6 +95,10 @@ pub struct ProviderArgs {
     /// Address that tenants reach node ports at; each node's own when absent.
     #[arg(long, value_name = "IP")]
     pub node_port_address: Option<IpAddr>,
+    /// Range of this cluster's pods, services or API servers that lies outside the private ones; no lease reaches it.
+    /// Addresses and pod ranges of the nodes are known. May be repeated.
+    #[arg(long = "own-range", value_name = "CIDR")]
+    pub own_ranges: Vec<IpNet>,
 }
 
 /// Flags of the checks.

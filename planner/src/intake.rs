@@ -8,7 +8,7 @@ use leasehold_crds::{
     lease::OnFundsEnd,
     money::{Price, TokenAmount},
     quantity,
-    reservation::GpuReservationSpec,
+    reservation::{GpuReservationSpec, Hosting},
 };
 
 use crate::{
@@ -89,7 +89,9 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
         mirror(reservation, &mut status);
         let mut follow = reservation.spec.clone();
         follow.release |= spec.release;
-        follow.allocation.not_after = follow.allocation.not_after.max(spec.not_after);
+        // Upwards, and never beyond the longest term this pool sold it for.
+        let asked = spec.not_after.min(follow.hosting.not_after_max);
+        follow.allocation.not_after = follow.allocation.not_after.max(asked);
         let reserve = (follow != reservation.spec).then(|| Box::new(follow));
         let accept = (status.acceptance.is_none() && now.as_second() < spec.open_by && !spec.release)
             .then(|| message(world, reservation))
@@ -238,11 +240,10 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
     let longest = duration::seconds(&seen.pool.spec.max_duration).unwrap_or(0)
         + duration::seconds(&seen.pool.spec.max_pause).unwrap_or(0)
         + 7200;
-    if spec.not_after
-        > now
-            .as_second()
-            .saturating_add(i64::try_from(longest).unwrap_or(i64::MAX / 2))
-    {
+    let not_after_max = now
+        .as_second()
+        .saturating_add(i64::try_from(longest).unwrap_or(i64::MAX / 2));
+    if spec.not_after > not_after_max {
         return Err((
             "TooLong",
             format!("the pool sells at most {}", seen.pool.spec.max_duration),
@@ -289,8 +290,18 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
         allocation_name: meta.name.clone().unwrap_or_default(),
         allocation_uid: meta.uid.clone().unwrap_or_default(),
         allocation: spec.clone(),
-        nodes: picked,
+        hosting: Hosting {
+            runtime_class_name: seen.pool.spec.runtime_class_name.clone(),
+            storage_class_name: seen.pool.spec.storage.as_ref().and_then(|s| s.class_name.clone()),
+            exposure: seen.pool.spec.exposure,
+            user_namespaces: picked.iter().all(|n| n.user_namespaces),
+            not_after_max,
+        },
+        nodes: picked.into_iter().map(|n| n.name.clone()).collect(),
         deadline: spec.open_by + DEADLINE_MARGIN_SECONDS,
         release: false,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,13 +67,24 @@ pub struct Hold {
     pub nodes: Vec<String>,
 }
 
+/// A node with room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FreeNode {
+    /// Name of the Node.
+    pub name: String,
+    /// What is free of it.
+    pub room: Shape,
+    /// Whether its runtime has user namespaces.
+    pub user_namespaces: bool,
+}
+
 /// What a pool can sell.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PoolSupply {
     /// Rows for the offer.
     pub rows: Vec<OfferRow>,
-    /// Nodes behind the rows: (name, free room).
-    pub free: Vec<(String, Shape)>,
+    /// Nodes behind the rows.
+    pub free: Vec<FreeNode>,
     /// Nodes of the pool.
     pub nodes: usize,
     /// Nodes that are not sold, with the reason.
@@ -177,7 +188,11 @@ pub fn pool_supply(
         }
         match (room(node, pool, holds), &node.gpus) {
             (Ok(free), Some(gpus)) => {
-                supply.free.push((node.name.clone(), free));
+                supply.free.push(FreeNode {
+                    name: node.name.clone(),
+                    room: free,
+                    user_namespaces: node.user_namespaces,
+                });
                 let key = (
                     gpus.class.clone(),
                     free,
@@ -226,15 +241,11 @@ pub fn pool_supply(
 
 /// Nodes with room for `count` of `shape`, the fullest first so that large holes stay whole.
 #[must_use]
-pub fn pick(free: &[(String, Shape)], shape: &Shape, count: usize) -> Option<Vec<String>> {
-    let mut fits: Vec<_> = free.iter().filter(|(_, room)| shape.fits(room)).collect();
-    fits.sort_by(|a, b| (a.1.gpus, &a.0).cmp(&(b.1.gpus, &b.0)));
-    (fits.len() >= count).then(|| {
-        fits.into_iter()
-            .take(count)
-            .map(|(name, _)| name.clone())
-            .collect()
-    })
+pub fn pick<'a>(free: &'a [FreeNode], shape: &Shape, count: usize) -> Option<Vec<&'a FreeNode>> {
+    let mut fits: Vec<_> = free.iter().filter(|node| shape.fits(&node.room)).collect();
+    fits.sort_by(|a, b| (a.room.gpus, &a.name).cmp(&(b.room.gpus, &b.name)));
+    fits.truncate(count);
+    (fits.len() == count).then_some(fits)
 }
 
 #[cfg(test)]
@@ -328,8 +339,9 @@ mod tests {
             for (i, (gpus, count)) in wishes.into_iter().enumerate() {
                 let shape = Shape { gpus, millicores: gpus * 8000, memory: gpus << 35, scratch: 0 };
                 if let Some(picked) = pick(&supply(&nodes, &holds).free, &shape, count) {
-                    prop_assert_eq!(picked.iter().collect::<BTreeSet<_>>().len(), count);
-                    holds.push(Hold { name: i.to_string(), shape, nodes: picked });
+                    let picked: BTreeSet<_> = picked.into_iter().map(|n| n.name.clone()).collect();
+                    prop_assert_eq!(picked.len(), count);
+                    holds.push(Hold { name: i.to_string(), shape, nodes: picked.into_iter().collect() });
                 }
                 for n in &nodes {
                     let held: u64 = holds.iter().filter(|h| h.nodes.contains(&n.name)).map(|h| h.shape.gpus).sum();

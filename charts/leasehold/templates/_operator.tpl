@@ -112,6 +112,8 @@ spec:
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_SERVICE_ACCOUNT
+  valueFrom: {fieldRef: {fieldPath: spec.serviceAccountName}}
 {{- end -}}
 
 {{/* Pod security standard `restricted`, and a group for the files of Secrets. */}}

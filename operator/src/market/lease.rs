@@ -249,12 +249,12 @@ impl Market {
                 None,
             ),
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                let account = &self.namespace;
+                let account = &self.account;
                 (
                     Observed::Known(Wallet::NotReadable(format!(
                         "namespace {namespace} has not opted in: run `kubectl -n {namespace} create role leasehold-wallet --verb=get \
                          --resource=secrets --resource-name={name} && kubectl -n {namespace} create rolebinding leasehold-wallet \
-                         --role=leasehold-wallet --serviceaccount={account}:leasehold-market`"
+                         --role=leasehold-wallet --serviceaccount={account}`"
                     ))),
                     None,
                 )

@@ -39,7 +39,8 @@ pub(crate) const MANAGER: &str = "leasehold-market";
 /// What every pass of this role can reach.
 pub(crate) struct Market {
     client: Client,
-    namespace: String,
+    /// Namespace and ServiceAccount it runs as.
+    account: String,
     clock: SystemClock,
     rails: Rails,
     closer: SigningKey,
@@ -180,7 +181,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     let market = Arc::new(Market {
         events: Events::new(client.clone(), MANAGER, &common.identity),
         client: client.clone(),
-        namespace: common.namespace.clone(),
+        account: format!("{}:{}", common.namespace, common.service_account),
         clock: SystemClock,
         rails,
         closer,

@@ -4,6 +4,7 @@ mod intake;
 mod objects;
 mod observe;
 mod offer;
+mod ranges;
 mod reservation;
 
 use std::{

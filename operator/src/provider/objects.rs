@@ -31,10 +31,12 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use leasehold_crds::{
-    ANNOTATION_ESCROW, GPU_RESOURCE, GpuPool, GpuReservation, LABEL_LEASE, LABEL_PROVIDER,
+    ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, LABEL_LEASE, LABEL_PROVIDER,
     pool::Exposure,
     workload::{Container as Wish, Port, Readiness, Workload},
 };
+
+use super::ranges::Forbidden;
 
 /// Name of the workload's container.
 pub(super) const CONTAINER: &str = "main";
@@ -64,40 +66,8 @@ pub(super) struct Objects {
     pub(super) job: Option<Job>,
 }
 
-/// Destinations that a stranger's pod never reaches: private, link-local (metadata), carrier, benchmark, multicast
-/// and reserved ranges; the cluster's own pods, services, nodes and API server are inside them or added by the
-/// provider's own policies.
-const FORBIDDEN_V4: [&str; 13] = [
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.0.2.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "224.0.0.0/3",
-];
-const FORBIDDEN_V6: [&str; 6] = [
-    "::/127",
-    "64:ff9b::/96",
-    "fc00::/7",
-    "fe80::/10",
-    "ff00::/8",
-    "2001:db8::/32",
-];
-
-/// Builds the objects of a reservation. `extra_forbidden` are the cluster's own ranges outside the private ones.
-pub(super) fn build(
-    reservation: &GpuReservation,
-    pool: Option<&GpuPool>,
-    user_namespaces: bool,
-    extra_forbidden: &[String],
-) -> Objects {
+/// Builds the objects of a reservation, whose pods reach nothing of `forbidden`.
+pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Objects {
     let name = reservation.name_any();
     let spec = &reservation.spec.allocation;
     let lease = reservation.labels().get(LABEL_LEASE).cloned().unwrap_or_default();
@@ -133,8 +103,6 @@ pub(super) fn build(
         }),
         spec: Some(pod(
             reservation,
-            pool,
-            user_namespaces,
             is_session,
             ssh_keys.is_some(),
             single_volume.is_some(),
@@ -153,7 +121,7 @@ pub(super) fn build(
         },
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".into()]),
-            storage_class_name: pool.and_then(|p| p.spec.storage.as_ref()?.class_name.clone()),
+            storage_class_name: reservation.spec.hosting.storage_class_name.clone(),
             resources: Some(VolumeResourceRequirements {
                 requests: Some([("storage".to_owned(), Quantity(size.into()))].into()),
                 ..VolumeResourceRequirements::default()
@@ -228,7 +196,7 @@ pub(super) fn build(
                 }],
             }),
         },
-        policies: policies(&meta, &ports, extra_forbidden),
+        policies: policies(&meta, &ports, forbidden),
         account: ServiceAccount {
             metadata: meta(NAME),
             automount_service_account_token: Some(false),
@@ -262,7 +230,7 @@ pub(super) fn build(
             metadata: meta("data"),
             ..claim("data", &s.size)
         }),
-        services: services(&meta, reservation, pool, &ports),
+        services: services(&meta, reservation, &ports),
         set,
         job,
     }
@@ -327,7 +295,7 @@ fn quota(metadata: ObjectMeta, reservation: &GpuReservation, ports: usize) -> Re
 }
 
 /// Nothing in, nothing out; then DNS and the internet out, the lease's own pods both ways, its open ports in.
-fn policies(meta: &impl Fn(&str) -> ObjectMeta, ports: &[Port], extra: &[String]) -> Vec<NetworkPolicy> {
+fn policies(meta: &impl Fn(&str) -> ObjectMeta, ports: &[Port], forbidden: &Forbidden) -> Vec<NetworkPolicy> {
     let everything = LabelSelector::default();
     let block = |cidr: &str, except: Vec<String>| NetworkPolicyPeer {
         ip_block: Some(IPBlock {
@@ -336,17 +304,6 @@ fn policies(meta: &impl Fn(&str) -> ObjectMeta, ports: &[Port], extra: &[String]
         }),
         ..NetworkPolicyPeer::default()
     };
-    let of = |v6: bool| extra.iter().filter(move |r| r.contains(':') == v6).cloned();
-    let v4 = FORBIDDEN_V4
-        .iter()
-        .map(ToString::to_string)
-        .chain(of(false))
-        .collect();
-    let v6 = FORBIDDEN_V6
-        .iter()
-        .map(ToString::to_string)
-        .chain(of(true))
-        .collect();
     let own = NetworkPolicyPeer {
         pod_selector: Some(everything.clone()),
         ..NetworkPolicyPeer::default()
@@ -395,7 +352,10 @@ fn policies(meta: &impl Fn(&str) -> ObjectMeta, ports: &[Port], extra: &[String]
                         ports: Some(vec![port("UDP", 53), port("TCP", 53)]),
                     },
                     NetworkPolicyEgressRule {
-                        to: Some(vec![block("0.0.0.0/0", v4), block("::/0", v6)]),
+                        to: Some(vec![
+                            block("0.0.0.0/0", forbidden.v4.clone()),
+                            block("::/0", forbidden.v6.clone()),
+                        ]),
                         ports: None,
                     },
                 ]),
@@ -423,7 +383,6 @@ fn policies(meta: &impl Fn(&str) -> ObjectMeta, ports: &[Port], extra: &[String]
 fn services(
     meta: &impl Fn(&str) -> ObjectMeta,
     reservation: &GpuReservation,
-    pool: Option<&GpuPool>,
     ports: &[Port],
 ) -> Vec<Service> {
     let spec = &reservation.spec.allocation;
@@ -441,7 +400,7 @@ fn services(
         }),
         ..Service::default()
     };
-    let kind = match pool.map(|p| p.spec.exposure).unwrap_or_default() {
+    let kind = match reservation.spec.hosting.exposure {
         Exposure::NodePort => "NodePort",
         Exposure::LoadBalancer => "LoadBalancer",
     };
@@ -479,14 +438,8 @@ fn services(
     std::iter::once(headless).chain(exposed).collect()
 }
 
-fn pod(
-    reservation: &GpuReservation,
-    pool: Option<&GpuPool>,
-    user_namespaces: bool,
-    is_session: bool,
-    ssh: bool,
-    single_volume: bool,
-) -> PodSpec {
+fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume: bool) -> PodSpec {
+    let user_namespaces = reservation.spec.hosting.user_namespaces;
     let spec = &reservation.spec.allocation;
     let labels = reservation.labels();
     let one_a_node = LabelSelector {
@@ -536,7 +489,7 @@ fn pod(
             .into(),
         ),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
-        runtime_class_name: pool.and_then(|p| p.spec.runtime_class_name.clone()),
+        runtime_class_name: reservation.spec.hosting.runtime_class_name.clone(),
         security_context: Some(PodSecurityContext {
             run_as_non_root: (!user_namespaces).then_some(true),
             seccomp_profile: Some(SeccompProfile {
@@ -563,7 +516,7 @@ fn pod(
             }),
             ..Affinity::default()
         }),
-        containers: vec![container(reservation, user_namespaces, is_session, ssh)],
+        containers: vec![container(reservation, is_session, ssh)],
         volumes: (!volumes.is_empty()).then_some(volumes),
         ..PodSpec::default()
     }
@@ -590,7 +543,8 @@ fn on_nodes(nodes: &[String]) -> NodeAffinity {
     }
 }
 
-fn container(reservation: &GpuReservation, user_namespaces: bool, is_session: bool, ssh: bool) -> Container {
+fn container(reservation: &GpuReservation, is_session: bool, ssh: bool) -> Container {
+    let user_namespaces = reservation.spec.hosting.user_namespaces;
     let spec = &reservation.spec.allocation;
     let default = Wish::default();
     let wish = spec.workload.container().unwrap_or(&default);
@@ -708,3 +662,6 @@ fn probe(readiness: &Readiness) -> Probe {
         ..Probe::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

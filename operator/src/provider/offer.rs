@@ -214,7 +214,7 @@ impl Provider {
             status.gpus_free = supply
                 .free
                 .iter()
-                .map(|(_, s)| i64::try_from(s.gpus).unwrap_or(0))
+                .map(|n| i64::try_from(n.room.gpus).unwrap_or(0))
                 .sum();
             status.not_sold.clone_from(&supply.not_sold);
             let next = if self.payment(pool).is_none() {

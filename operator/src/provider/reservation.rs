@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::api::{apps::v1::StatefulSet, batch::v1::Job, core::v1::Namespace};
 use kube::{
     Api, Resource, ResourceExt as _,
-    api::{DeleteParams, PropagationPolicy},
+    api::{DeleteParams, PostParams, PropagationPolicy},
     core::NamespaceResourceScope,
     runtime::controller::Action,
 };
@@ -31,6 +31,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     MANAGER, Provider,
     objects::{self as build, Objects},
+    ranges::{self, Forbidden},
 };
 use crate::{cache, error::Error, objects, payments};
 
@@ -277,11 +278,7 @@ impl Provider {
     async fn run_workload(&self, world: &World<'_>) -> Result<(), Error> {
         let reservation = world.reservation;
         let name = reservation.name_any();
-        let pool = cache::get(&self.caches.pools, &reservation.spec.allocation.pool, None);
-        let user_namespaces = reservation.spec.nodes.iter().all(|n| {
-            cache::get(&self.caches.nodes, n, None).is_some_and(|n| super::offer::user_namespaces(&n))
-        });
-        let objects = build::build(reservation, pool.as_deref(), user_namespaces, &[]);
+        let objects = build::build(reservation, &self.forbidden());
         let digest = digest(&objects);
         let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
         let there = world
@@ -305,6 +302,11 @@ impl Provider {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name, (digest, self.now()));
         Ok(())
+    }
+
+    fn forbidden(&self) -> Forbidden {
+        let nodes = self.caches.nodes.state();
+        ranges::forbidden(nodes.iter().map(|n| &**n), &self.args.own_ranges)
     }
 
     async fn apply_all(&self, name: &str, all: Objects) -> Result<(), Error> {
@@ -345,12 +347,34 @@ impl Provider {
             self.put(name, service).await?;
         }
         for set in set.iter() {
-            self.put(name, set).await?;
+            self.make(name, set).await?;
         }
         for job in job.iter() {
-            self.put(name, job).await?;
+            self.make(name, job).await?;
         }
         Ok(())
+    }
+
+    /// What runs is made once and never changed: an operator that would write its pods otherwise restarts none.
+    async fn make<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Serialize
+            + std::fmt::Debug,
+    {
+        let params = PostParams {
+            field_manager: Some(MANAGER.into()),
+            ..PostParams::default()
+        };
+        let made = Api::<K>::namespaced(self.client.clone(), namespace)
+            .create(&params, object)
+            .await;
+        match made {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+            made => made.map(|_| ()).map_err(Error::kube("make the workload")),
+        }
     }
 
     async fn put<K>(&self, namespace: &str, object: &K) -> Result<(), Error>

@@ -1,0 +1,159 @@
+use leasehold_crds::{
+    allocation::GpuAllocationSpec,
+    reservation::{GpuReservationSpec, Hosting},
+    workload::{Job as JobWish, NodeShape, Service as ServiceWish, Session, Storage},
+};
+
+use super::*;
+
+fn reservation(workload: Workload, hosting: Hosting) -> GpuReservation {
+    let allocation = GpuAllocationSpec {
+        nodes: 2,
+        node: NodeShape {
+            cpu: "4".into(),
+            memory: "8Gi".into(),
+            ephemeral_storage: "10Gi".into(),
+            gpus: 3,
+        },
+        storage: Some(Storage {
+            size: "5Gi".into(),
+            mount_path: "/data".into(),
+        }),
+        workload,
+        ..GpuAllocationSpec::default()
+    };
+    let spec = GpuReservationSpec {
+        allocation,
+        hosting,
+        nodes: vec!["a".into(), "b".into()],
+        ..GpuReservationSpec::default()
+    };
+    let mut reservation = GpuReservation::new("lease-x", spec);
+    reservation.metadata.labels = Some([(LABEL_LEASE.to_owned(), "x".to_owned())].into());
+    reservation
+}
+
+fn session() -> Workload {
+    Workload {
+        session: Some(Session::default()),
+        ..Workload::default()
+    }
+}
+
+fn service() -> Workload {
+    let port = Port {
+        name: "http".into(),
+        port: 8080,
+    };
+    Workload {
+        service: Some(ServiceWish {
+            ports: vec![port],
+            ..ServiceWish::default()
+        }),
+        ..Workload::default()
+    }
+}
+
+fn made(workload: Workload, hosting: Hosting) -> Objects {
+    build(&reservation(workload, hosting), &Forbidden::default())
+}
+
+fn pod_of(objects: &Objects) -> PodSpec {
+    let set = objects.set.as_ref().map(|s| s.spec.clone().unwrap().template);
+    let job = objects.job.as_ref().map(|j| j.spec.clone().unwrap().template);
+    set.or(job).unwrap().spec.unwrap()
+}
+
+#[test]
+fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
+    let hosting = Hosting {
+        user_namespaces: true,
+        ..Hosting::default()
+    };
+    let inside = pod_of(&made(session(), hosting));
+    assert_eq!(inside.host_users, Some(false));
+    let container = inside.containers[0].security_context.clone().unwrap();
+    assert_eq!(container.allow_privilege_escalation, Some(true));
+
+    let outside = pod_of(&made(session(), Hosting::default()));
+    assert_eq!(outside.host_users, None);
+    assert_eq!(outside.security_context.unwrap().run_as_non_root, Some(true));
+    let container = outside.containers[0].security_context.clone().unwrap();
+    assert_eq!(container.allow_privilege_escalation, Some(false));
+    assert_eq!(container.capabilities.unwrap().drop, Some(vec!["ALL".to_owned()]));
+}
+
+#[test]
+fn no_workload_shares_the_node_s_namespaces_or_gets_a_token() {
+    let job = Workload {
+        job: Some(JobWish::default()),
+        ..Workload::default()
+    };
+    for workload in [session(), service(), job] {
+        let pod = pod_of(&made(workload, Hosting::default()));
+        assert_eq!((pod.host_network, pod.host_pid, pod.host_ipc), (None, None, None));
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        let container = &pod.containers[0];
+        assert_eq!(container.security_context.as_ref().unwrap().privileged, None);
+        let volumes = pod.volumes.unwrap_or_default();
+        assert!(volumes.iter().all(|v| v.host_path.is_none()));
+        let limits = container.resources.as_ref().unwrap().limits.clone().unwrap();
+        assert_eq!(limits[GPU_RESOURCE].0, "3");
+    }
+}
+
+#[test]
+fn pods_run_as_the_pool_was_when_it_was_reserved() {
+    let hosting = Hosting {
+        runtime_class_name: Some("nvidia".into()),
+        storage_class_name: Some("fast".into()),
+        exposure: Exposure::LoadBalancer,
+        ..Hosting::default()
+    };
+    let objects = made(service(), hosting);
+    assert_eq!(pod_of(&objects).runtime_class_name.as_deref(), Some("nvidia"));
+    let set = objects.set.unwrap().spec.unwrap();
+    let claim = set.volume_claim_templates.unwrap()[0].spec.clone().unwrap();
+    assert_eq!(claim.storage_class_name.as_deref(), Some("fast"));
+    let kinds: Vec<_> = objects
+        .services
+        .iter()
+        .filter_map(|s| s.spec.as_ref()?.type_.clone())
+        .collect();
+    assert_eq!(kinds, ["LoadBalancer", "LoadBalancer"]);
+}
+
+#[test]
+fn nothing_reaches_it_but_its_open_ports_and_it_reaches_nothing_forbidden() {
+    let forbidden = Forbidden {
+        v4: vec!["10.0.0.0/8".into()],
+        v6: vec!["fc00::/7".into()],
+    };
+    let open = build(&reservation(service(), Hosting::default()), &forbidden);
+    let closed = build(&reservation(session(), Hosting::default()), &forbidden);
+    let names = |o: &Objects| -> Vec<String> { o.policies.iter().map(kube::ResourceExt::name_any).collect() };
+    assert_eq!(names(&open), ["deny-all", "allow-internet", "allow-ports"]);
+    assert_eq!(names(&closed), ["deny-all", "allow-internet"]);
+    let internet = open.policies[1].spec.clone().unwrap().egress.unwrap();
+    let excepted: Vec<_> = internet
+        .iter()
+        .flat_map(|rule| rule.to.iter().flatten())
+        .filter_map(|peer| peer.ip_block.clone()?.except)
+        .collect();
+    assert_eq!(excepted, [forbidden.v4, forbidden.v6]);
+    let ports = open.policies[2].spec.clone().unwrap().ingress.unwrap();
+    assert_eq!(ports[0].ports.as_ref().unwrap().len(), 1);
+}
+
+#[test]
+fn the_quota_holds_no_more_than_was_leased() {
+    let quota = made(session(), Hosting::default())
+        .quota
+        .spec
+        .unwrap()
+        .hard
+        .unwrap();
+    assert_eq!(quota["pods"].0, "2");
+    assert_eq!(quota[&format!("requests.{GPU_RESOURCE}")].0, "6");
+    assert_eq!(quota["secrets"].0, "0");
+}

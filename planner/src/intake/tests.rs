@@ -1,0 +1,189 @@
+use leasehold_crds::{
+    allocation::GpuAllocationSpec,
+    escrow::{EscrowLeg, EscrowTerms},
+    pool::{GpuPoolSpec, PoolStorage},
+    workload::NodeShape,
+};
+
+use super::*;
+use crate::{
+    escrow::{Hash, account_id},
+    supply::FreeNode,
+};
+
+const NOW: i64 = 1_800_000_000;
+
+fn now() -> Timestamp {
+    Timestamp::from_second(NOW).unwrap()
+}
+
+fn identity() -> Identity {
+    Identity {
+        market: "default".into(),
+        payee: Address([1; 20]),
+        controller: Address([2; 20]),
+    }
+}
+
+fn money() -> Money {
+    Money {
+        chain_id: 31_337,
+        escrow: Address([3; 20]),
+        token: Address([4; 20]),
+    }
+}
+
+/// Sells an hour at 1.80 (a rate of 500 base units per GPU-second at 6 decimals).
+fn pool() -> GpuPool {
+    GpuPool::new(
+        "main",
+        GpuPoolSpec {
+            price_per_gpu_hour: "1.80".into(),
+            max_duration: "1h".into(),
+            max_pause: "0s".into(),
+            runtime_class_name: Some("nvidia".into()),
+            storage: Some(PoolStorage {
+                class_name: Some("fast".into()),
+                max_size: "10Gi".into(),
+            }),
+            ..GpuPoolSpec::default()
+        },
+    )
+}
+
+fn allocation() -> GpuAllocation {
+    let (payer, salt) = (Address([5; 20]), Hash([6; 32]));
+    let node = NodeShape {
+        cpu: "1".into(),
+        memory: "1Gi".into(),
+        ephemeral_storage: "1Gi".into(),
+        gpus: 1,
+    };
+    let terms = EscrowTerms {
+        chain_id: 31_337,
+        contract: money().escrow.to_string(),
+        id: account_id(payer, salt).to_string(),
+        payer: payer.to_string(),
+        market: Address([7; 20]).to_string(),
+        token: money().token.to_string(),
+        closer: Address([8; 20]).to_string(),
+        salt: salt.to_string(),
+        start_by: NOW + 900,
+        notice_seconds: 0,
+        pause_for: 0,
+        legs: vec![EscrowLeg {
+            payee: identity().payee.to_string(),
+            controller: identity().controller.to_string(),
+            rate: "500000000000000".into(),
+        }],
+    };
+    let mut allocation = GpuAllocation::new(
+        "share",
+        GpuAllocationSpec {
+            epoch: 1,
+            escrow: terms,
+            deposit: "1".into(),
+            open_by: NOW + 60,
+            pool: "main".into(),
+            nodes: 1,
+            node,
+            not_after: NOW + 3_900,
+            ..GpuAllocationSpec::default()
+        },
+    );
+    allocation.metadata.uid = Some("uid".into());
+    allocation
+}
+
+fn supply() -> PoolSupply {
+    PoolSupply {
+        selling: true,
+        free: vec![FreeNode {
+            name: "node-1".into(),
+            room: Shape {
+                gpus: 4,
+                millicores: 8_000,
+                memory: 1 << 34,
+                scratch: 1 << 34,
+            },
+            user_namespaces: true,
+        }],
+        ..PoolSupply::default()
+    }
+}
+
+fn decided(allocation: &GpuAllocation, reservation: Option<&GpuReservation>) -> Plan {
+    let (pool, supply, identity) = (pool(), supply(), identity());
+    let seen = PoolSeen {
+        pool: &pool,
+        supply: &supply,
+        money: Some((money(), 6)),
+    };
+    let world = World {
+        allocation,
+        reservation,
+        pool: Some(seen),
+        identity: &identity,
+    };
+    decide(&world, now())
+}
+
+fn reserved() -> GpuReservation {
+    let plan = decided(&allocation(), None);
+    let spec = plan
+        .reserve
+        .unwrap_or_else(|| panic!("{:?}", plan.status.declined));
+    GpuReservation::new("share", *spec)
+}
+
+#[test]
+fn a_share_keeps_how_its_pool_and_nodes_were() {
+    let hosting = reserved().spec.hosting;
+    assert_eq!(hosting.runtime_class_name.as_deref(), Some("nvidia"));
+    assert_eq!(hosting.storage_class_name.as_deref(), Some("fast"));
+    assert!(hosting.user_namespaces);
+}
+
+#[test]
+fn not_after_follows_the_market_up_to_the_longest_term_sold() {
+    let reservation = reserved();
+    let longest = NOW + 3_600 + 7_200;
+    let asked = |not_after| {
+        let mut allocation = allocation();
+        allocation.spec.not_after = not_after;
+        let plan = decided(&allocation, Some(&reservation));
+        plan.reserve.map(|r| r.allocation.not_after)
+    };
+    assert_eq!(asked(NOW + 3_900), None, "nothing changed");
+    assert_eq!(asked(NOW + 5_000), Some(NOW + 5_000));
+    assert_eq!(
+        asked(NOW + 1_000_000),
+        Some(longest),
+        "no stranger holds it for ever"
+    );
+    assert_eq!(asked(NOW + 100), None, "never lowered");
+}
+
+#[test]
+fn what_is_not_ours_to_sell_is_declined_with_the_reason() {
+    let reason = |change: fn(&mut GpuAllocationSpec)| {
+        let mut allocation = allocation();
+        change(&mut allocation.spec);
+        let plan = decided(&allocation, None);
+        assert_eq!(plan.reserve, None);
+        plan.status.declined.unwrap().reason
+    };
+    assert_eq!(
+        reason(|s| s.escrow.legs[0].rate = "499999999999999".into()),
+        "PriceTooLow"
+    );
+    assert_eq!(
+        reason(|s| s.escrow.legs[0].payee = Address([9; 20]).to_string()),
+        "OtherPayee"
+    );
+    assert_eq!(reason(|s| s.escrow.chain_id = 1), "OtherMoney");
+    assert_eq!(reason(|s| s.deposit = "0".into()), "NoDeposit");
+    assert_eq!(reason(|s| s.open_by = NOW - 1), "BadDeadline");
+    assert_eq!(reason(|s| s.not_after = NOW + 1_000_000), "TooLong");
+    assert_eq!(reason(|s| s.node.memory = "1Ti".into()), "NoRoom");
+}
