@@ -14,3 +14,4 @@ pub mod request;
 pub mod reservation;
 pub mod stop;
 pub mod supply;
+pub mod sweep;

@@ -1,18 +1,17 @@
 //! Accounts this market opened, by salt, read off the chain's events: how a lease whose status was lost finds its
-//! account again.
+//! account again, and how an account whose lease is gone is found at all.
 
 use std::{collections::HashMap, sync::Arc};
 
 use leasehold_chain::EvmEscrow;
 use leasehold_planner::{
     escrow::{Address, Hash, Terms, salt},
-    lease::Prior,
+    lease::{Prior, ROUNDS_MAX},
     ports::{Cursor, PaymentError, Payments as _},
+    sweep::Claims,
 };
 use tokio::sync::Mutex;
 
-/// A lease whose status was lost is sought in so many rounds.
-const ROUNDS_MAX: u64 = 64;
 /// At most so many calls for events in one pass; the next pass reads on.
 const CALLS_MAX: usize = 20;
 
@@ -22,7 +21,29 @@ struct Read {
     by_salt: HashMap<Hash, Terms>,
 }
 
-/// Accounts by PaymentNetwork and salt.
+impl Read {
+    /// Reads on to the newest block.
+    async fn read_on(&mut self, rail: &EvmEscrow, market: Address) -> Result<(), PaymentError> {
+        let head = rail.head().await?;
+        let mut calls = 0;
+        while self.cursor.is_none_or(|c| c.number < head.number) {
+            if calls == CALLS_MAX {
+                let behind = head.number - self.cursor.map_or(0, |c| c.number);
+                return Err(PaymentError::Unreachable(format!(
+                    "this market's accounts are still being read off the chain, {behind} blocks to go"
+                )));
+            }
+            let (opened, cursor) = rail.opened_since(market, self.cursor).await?;
+            self.cursor = Some(cursor);
+            self.by_salt
+                .extend(opened.into_iter().map(|o| (o.terms.salt, o.terms)));
+            calls += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Accounts by PaymentNetwork and salt. What is over and has no lease is forgotten.
 #[derive(Clone, Default)]
 pub(super) struct AccountIndex(Arc<Mutex<HashMap<String, Read>>>);
 
@@ -38,21 +59,7 @@ impl AccountIndex {
         let mut guard = self.0.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
         // An index that lags can't say that there is no account: on that word a second one would be opened.
-        let head = rail.head().await?;
-        let mut calls = 0;
-        while read.cursor.is_none_or(|c| c.number < head.number) {
-            if calls == CALLS_MAX {
-                let behind = head.number - read.cursor.map_or(0, |c| c.number);
-                return Err(PaymentError::Unreachable(format!(
-                    "this market's accounts are still being read off the chain, {behind} blocks to go"
-                )));
-            }
-            let (opened, cursor) = rail.opened_since(market, read.cursor).await?;
-            read.cursor = Some(cursor);
-            read.by_salt
-                .extend(opened.into_iter().map(|o| (o.terms.salt, o.terms)));
-            calls += 1;
-        }
+        read.read_on(rail, market).await?;
         Ok((1..=ROUNDS_MAX).rev().find_map(|round| {
             let terms = read.by_salt.get(&salt(market, uid, round))?;
             Some(Prior {
@@ -60,5 +67,32 @@ impl AccountIndex {
                 terms: terms.clone(),
             })
         }))
+    }
+
+    /// Reads on, then gives at most `most` accounts that nobody claims, the same ones first each time.
+    pub(super) async fn unclaimed(
+        &self,
+        network: &str,
+        rail: &EvmEscrow,
+        market: Address,
+        claims: &Claims,
+        most: usize,
+    ) -> Result<Vec<Terms>, PaymentError> {
+        let mut guard = self.0.lock().await;
+        let read = guard.entry(network.to_owned()).or_default();
+        read.read_on(rail, market).await?;
+        let mut found: Vec<_> = read.by_salt.values().filter(|t| !claims.has(t)).collect();
+        found.sort_by_key(|t| t.salt);
+        Ok(found.into_iter().take(most).cloned().collect())
+    }
+
+    /// Forgets accounts that are over and that nobody claims.
+    pub(super) async fn forget(&self, network: &str, salts: impl IntoIterator<Item = Hash>) {
+        let mut guard = self.0.lock().await;
+        if let Some(read) = guard.get_mut(network) {
+            for salt in salts {
+                read.by_salt.remove(&salt);
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ mod index;
 mod lease;
 mod networks;
 mod supply;
+mod sweep;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -204,6 +205,10 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     loops.spawn(networks::run(
         market.clone(),
         health.heartbeat("networks", Duration::from_secs(120)),
+    ));
+    loops.spawn(sweep::run(
+        market.clone(),
+        health.heartbeat("sweep", Duration::from_secs(300)),
     ));
     let stop = shutdown.clone();
     let lease_loop = Controller::new(Api::<GpuLease>::all(client.clone()), config())

@@ -6,6 +6,7 @@ mod observe;
 mod offer;
 mod ranges;
 mod reservation;
+mod sweep;
 
 use std::{
     collections::HashMap,
@@ -310,6 +311,10 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
     loops.spawn(offer::run(
         provider.clone(),
         health.heartbeat("offer", Duration::from_secs(120)),
+    ));
+    loops.spawn(sweep::run(
+        provider.clone(),
+        health.heartbeat("sweep", Duration::from_secs(180)),
     ));
     let stop = |token: &tokio_util::sync::CancellationToken| {
         let token = token.clone();

@@ -31,5 +31,7 @@ pub const START_WITHIN_SECONDS: u64 = 900;
 pub const NOT_AFTER_MARGIN_SECONDS: u64 = 300;
 /// At most so many leases of a namespace are matched and unfunded at a time.
 pub const UNFUNDED_PER_NAMESPACE_MAX: usize = 20;
+/// A lease whose status was lost is sought on the chain in so many rounds.
+pub const ROUNDS_MAX: u64 = 64;
 /// Longest back-off between rounds.
 pub const BACKOFF_SECONDS_MAX: u64 = 300;

@@ -1,1 +1,311 @@
+use std::sync::Arc;
 
+use jiff::Timestamp;
+use leasehold_crds::{
+    FINALIZER_MARKET, GpuAllocation, GpuLease,
+    allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus},
+    lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share},
+    money::{Rate, TokenAmount},
+};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    escrow::{Account, AccountRead, Address, Hash, Leg, Terms, salt},
+    observed::Observed,
+    placement::Money,
+    ports::Head,
+};
+
+const NOW: u64 = 1_800_000_000;
+const MARKET: Address = Address([4; 20]);
+
+fn now() -> Timestamp {
+    Timestamp::from_second(i64::try_from(NOW).unwrap()).unwrap()
+}
+
+fn network() -> Network {
+    Network {
+        money: Money {
+            chain_id: 31_337,
+            escrow: Address([8; 20]),
+            token: Address([5; 20]),
+        },
+        market_id: MARKET,
+        closer: Address([6; 20]),
+        symbol: "USDC".into(),
+        decimals: 6,
+    }
+}
+
+fn terms() -> Terms {
+    Terms {
+        payer: Address([3; 20]),
+        market: MARKET,
+        token: network().money.token,
+        closer: network().closer,
+        salt: salt(MARKET, "uid", 1),
+        start_by: NOW + 900,
+        notice_seconds: 0,
+        pause_for: 0,
+        legs: vec![Leg {
+            payee: Address([1; 20]),
+            controller: Address([2; 20]),
+            rate: Rate(500_000_000_000_000),
+        }],
+    }
+}
+
+/// Started a minute ago, and paid for so many seconds from now.
+fn account(left: u64) -> Account {
+    Account {
+        closed: false,
+        deposited: TokenAmount(1_000_000),
+        balance_scaled: u128::from(left) * 500_000_000_000_000,
+        block_time: NOW,
+        paid_until: NOW + left,
+        exhausted_at: 0,
+        started_at: NOW - 60,
+        paid_seconds: 60,
+        running: 1,
+        ended: 0,
+        legs: vec![],
+    }
+}
+
+fn exhausted() -> Account {
+    Account {
+        exhausted_at: NOW - 1,
+        paid_until: NOW - 1,
+        running: 0,
+        ..account(0)
+    }
+}
+
+/// A lease that serves, with its one allocation.
+fn world(account: AccountRead, provider: AllocationPhase) -> World {
+    let lease = json!({
+        "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease",
+        "metadata": {"name": "l", "namespace": "team", "uid": "uid", "generation": 1, "finalizers": [FINALIZER_MARKET]},
+        "spec": {
+            "node": {"cpu": "1", "memory": "1Gi", "ephemeralStorage": "1Gi", "gpus": 1},
+            "term": {"duration": "1h"},
+            "workload": {"service": {"image": "i", "ports": [{"name": "http", "port": 80}]}},
+            "payment": {"network": "n", "maxPricePerGpuHour": "1.90", "wallet": {"secretName": "w"}},
+        },
+    });
+    let mut lease: GpuLease = serde_json::from_value(lease).unwrap();
+    let wire = terms().to_wire(network().money.chain_id, network().money.escrow);
+    lease.status = Some(GpuLeaseStatus {
+        phase: Phase::Active,
+        round: 1,
+        escrow: Some(LeaseEscrow {
+            terms: wire.clone(),
+            open_by: i64::try_from(NOW).unwrap() - 100,
+            shares: vec![Share::default()],
+        }),
+        ..GpuLeaseStatus::default()
+    });
+    let mut allocation = GpuAllocation::new(
+        "a",
+        GpuAllocationSpec {
+            epoch: 1,
+            escrow: wire,
+            nodes: 1,
+            not_after: i64::try_from(NOW).unwrap() + 7_200,
+            ..GpuAllocationSpec::default()
+        },
+    );
+    allocation.status = Some(GpuAllocationStatus {
+        phase: provider,
+        ..GpuAllocationStatus::default()
+    });
+    let read = Some(Observed::Known(account));
+    World {
+        lease: Arc::new(lease),
+        network: Observed::Known(Some(network())),
+        providers: Arc::from([]),
+        candidates: Arc::from([]),
+        allocations: vec![AllocationSeen {
+            object: Arc::new(allocation),
+            signed: true,
+        }],
+        wallet: Observed::Known(Wallet::NotAsked),
+        purse: None,
+        head: Observed::Known(Head {
+            number: 1,
+            hash: Hash::default(),
+            time: NOW,
+        }),
+        account: read.clone(),
+        second_account: read,
+        prior: Observed::Known(None),
+        unfunded_in_namespace: 0,
+    }
+}
+
+fn end_of(account: Account, provider: AllocationPhase) -> Option<CloseReason> {
+    check(&world(AccountRead::Present(account), provider)).end
+}
+
+#[test]
+fn a_provider_that_stops_with_paid_time_left_gave_up() {
+    assert_eq!(end_of(account(600), AllocationPhase::Active), None);
+    let gave_up = end_of(account(600), AllocationPhase::Stopping);
+    assert_eq!(gave_up, Some(CloseReason::ProviderStopped));
+}
+
+#[test]
+fn one_that_reads_the_end_of_the_funds_before_us_did_not() {
+    assert_eq!(end_of(account(5), AllocationPhase::Stopped), None);
+    let mut early = world(AccountRead::Present(exhausted()), AllocationPhase::Stopped);
+    early.second_account = Some(Observed::Known(AccountRead::Present(account(1))));
+    assert_eq!(check(&early).end, None, "one reading is none");
+    assert_eq!(
+        end_of(exhausted(), AllocationPhase::Stopped),
+        Some(CloseReason::FundsSpent)
+    );
+}
+
+#[test]
+fn a_close_is_noted_before_it_is_sent() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Stopping);
+    let first = decide(&world, &check(&world), now());
+    assert_eq!(first.call, None);
+    let intent = first.status.intent.clone().unwrap();
+    assert_eq!(intent.action, IntentAction::Close);
+    Arc::make_mut(&mut world.lease).status = Some(first.status);
+    let second = decide(&world, &check(&world), now());
+    assert_eq!(
+        second.call,
+        Some(ChainCall::Close {
+            terms: terms(),
+            payouts: 1
+        })
+    );
+}
+
+fn reads() -> impl Strategy<Value = Option<Observed<AccountRead>>> {
+    let present = (any::<bool>(), 0u64..700, any::<bool>(), 0u16..2, 0u16..2).prop_map(
+        |(closed, left, spent, running, ended)| {
+            let base = if spent { exhausted() } else { account(left) };
+            AccountRead::Present(Account {
+                closed,
+                running: if spent { 0 } else { running },
+                ended,
+                ..base
+            })
+        },
+    );
+    prop_oneof![
+        Just(None),
+        Just(Some(Observed::Unknown("no answer".to_owned()))),
+        Just(Some(Observed::Known(AccountRead::Absent))),
+        Just(Some(Observed::Known(AccountRead::Mismatch))),
+        present.prop_map(|read| Some(Observed::Known(read))),
+    ]
+}
+
+fn worlds() -> impl Strategy<Value = World> {
+    let phase = prop::sample::select(vec![
+        Phase::Pending,
+        Phase::Matched,
+        Phase::Funded,
+        Phase::Provisioning,
+        Phase::Active,
+        Phase::Suspended,
+        Phase::Settling,
+        Phase::Closed,
+    ]);
+    let provider = prop::sample::select(vec![
+        AllocationPhase::Requested,
+        AllocationPhase::Declined,
+        AllocationPhase::Reserved,
+        AllocationPhase::Provisioning,
+        AllocationPhase::Active,
+        AllocationPhase::Suspended,
+        AllocationPhase::Stopping,
+        AllocationPhase::Stopped,
+    ]);
+    let intent = prop::option::of(prop::sample::select(vec![
+        IntentAction::Open,
+        IntentAction::Fund,
+        IntentAction::Close,
+    ]));
+    (
+        reads(),
+        reads(),
+        phase,
+        provider,
+        intent,
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(first, second, phase, provider, intent, deleting, chain)| {
+            let mut world = world(AccountRead::Absent, provider);
+            world.account = first;
+            world.second_account = second;
+            if !chain {
+                world.head = Observed::Unknown("no answer".into());
+            }
+            let lease = Arc::make_mut(&mut world.lease);
+            if deleting {
+                let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+                lease.metadata.deletion_timestamp = Some(at);
+            }
+            let status = lease.status.as_mut().unwrap();
+            status.phase = phase;
+            status.intent = intent.map(|action| Intent {
+                action,
+                total: (action != IntentAction::Close).then(|| "2000000".to_owned()),
+                written_at: now().to_string(),
+            });
+            world
+        })
+}
+
+proptest! {
+    /// M2: what is sent was noted by an earlier pass.
+    #[test]
+    fn every_call_follows_a_stored_intent(world in worlds()) {
+        let before = world.lease.status.clone().unwrap();
+        let plan = decide(&world, &check(&world), now());
+        let noted = before.intent.map(|i| i.action);
+        match &plan.call {
+            None => {}
+            Some(ChainCall::Open { .. }) => prop_assert_eq!(noted, Some(IntentAction::Open)),
+            Some(ChainCall::Fund { .. }) => prop_assert_eq!(noted, Some(IntentAction::Fund)),
+            Some(ChainCall::Close { .. }) => prop_assert_eq!(noted, Some(IntentAction::Close)),
+        }
+    }
+
+    /// U1: nothing ends on an unknown, nor on a single reading.
+    #[test]
+    fn nothing_ends_on_what_is_not_known(mut world in worlds()) {
+        Arc::make_mut(&mut world.lease).metadata.deletion_timestamp = None;
+        world.second_account = Some(Observed::Unknown("no answer".into()));
+        let before = world.lease.status.clone().unwrap();
+        let checked = check(&world);
+        let by_chain = matches!(
+            checked.end,
+            Some(CloseReason::ClosedOnChain | CloseReason::FundsSpent | CloseReason::TermOver | CloseReason::NeverStarted)
+        );
+        prop_assert!(!by_chain || before.phase == Phase::Closed, "{:?}", checked.end);
+    }
+
+    #[test]
+    fn there_is_no_way_out_of_closed(mut world in worlds()) {
+        Arc::make_mut(&mut world.lease).status.as_mut().unwrap().phase = Phase::Closed;
+        let plan = decide(&world, &check(&world), now());
+        prop_assert_eq!(plan.status.phase, Phase::Closed);
+    }
+
+    /// A wake-up in the past would spin.
+    #[test]
+    fn every_wake_up_lies_ahead(world in worlds()) {
+        let plan = decide(&world, &check(&world), now());
+        let again = plan.notes_first(&world.lease.status.clone().unwrap());
+        prop_assert!(plan.wake > now() || (again && plan.wake >= now()), "{:?}", plan.wake);
+    }
+}

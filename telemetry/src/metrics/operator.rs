@@ -51,6 +51,8 @@ pub struct Operator {
     pub chain: Chain,
     /// Whether this replica leads.
     pub leader: Leader,
+    /// What nobody's object names and is still paid for: accounts at a market, namespaces at a provider.
+    pub orphans: Orphans,
     /// Leases by phase; only a market's operator has them.
     pub leases: Option<Phases<LeasePhase>>,
     /// Shares of leases by phase; only a provider's operator has them.
@@ -64,6 +66,7 @@ impl Operator {
             reconcile: Reconcile::register(metrics, role),
             chain: Chain::register(metrics),
             leader: Leader::register(metrics),
+            orphans: Orphans::register(metrics),
             leases: (role == Role::Market)
                 .then(|| Phases::register(metrics, "leases", "lease", LeasePhase::ALL)),
             shares: (role == Role::Provider)
@@ -250,6 +253,29 @@ impl<P: EncodeLabelValue + Clone + Copy + Eq + Hash + std::fmt::Debug + Send + S
                 .get_or_create(&ByPhase { phase })
                 .set(i64::try_from(found).unwrap_or(i64::MAX));
         }
+    }
+}
+
+/// How many things nobody's object names while they are still paid for.
+#[derive(Clone, Debug)]
+pub struct Orphans(Gauge);
+
+impl Orphans {
+    /// Registers it; there are none at first.
+    pub fn register(metrics: &mut Metrics) -> Self {
+        let it = Self(Gauge::default());
+        metrics.own().register(
+            "orphans",
+            "Accounts (market) or namespaces (provider) that no object names and that are left alone, because they may \
+             still be paid for; they end at their own deadline",
+            it.0.clone(),
+        );
+        it
+    }
+
+    /// So many were seen.
+    pub fn set(&self, seen: usize) {
+        self.0.set(i64::try_from(seen).unwrap_or(i64::MAX));
     }
 }
 

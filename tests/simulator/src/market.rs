@@ -14,7 +14,9 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Address, Hash, Terms, salt},
-    lease::{self, AllocationSeen, AllocationWrite, ChainCall, Network, Plan, Prior, Wallet, World},
+    lease::{
+        self, AllocationSeen, AllocationWrite, ChainCall, Network, Plan, Prior, ROUNDS_MAX, Wallet, World,
+    },
     observed::Observed,
     placement::{Candidate, Provider},
     ports::{PaymentError, Purse},
@@ -32,8 +34,6 @@ use crate::{
     weather::Weather,
 };
 
-/// A lease whose status was lost is sought in so many rounds (`operator/src/market/index.rs`).
-const ROUNDS_MAX: u64 = 64;
 /// A provider that was not heard of for so long is silent (`operator/src/market/supply.rs`).
 const SILENT_SECONDS: i64 = 60;
 

@@ -1,0 +1,109 @@
+//! Every half minute: namespaces of this provider's leases that no reservation names. What is still paid for is left
+//! alone and counted; the rest goes.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, ResourceExt as _, api::DeleteParams};
+use leasehold_crds::{ANNOTATION_ESCROW, GpuReservation, LABEL_PROVIDER, allocation::AllocationPhase};
+use leasehold_planner::{
+    escrow::Hash,
+    ports::{BlockLevel, Payments as _},
+    sweep::{Suspects, Verdict, judge},
+};
+use leasehold_telemetry::{
+    Heartbeat,
+    metrics::{ChainAction, Class, Controller},
+};
+
+use super::Provider;
+use crate::{cache, objects};
+
+const PERIOD: Duration = Duration::from_secs(30);
+/// Namespaces judged in one sweep.
+const NAMESPACES_MAX: usize = 100;
+
+/// Sweeps until the process ends.
+pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
+    let mut suspects = Suspects::default();
+    loop {
+        heartbeat.beat();
+        let begun = Instant::now();
+        let swept = provider.sweep(&mut suspects).await;
+        if let Err(error) = &swept {
+            tracing::warn!(error = format!("{error:#}"), "a sweep did not finish");
+        }
+        if let Some(shares) = &provider.metrics.shares {
+            let mine = provider.caches.reservations.state_filter(|r| provider.holds(r));
+            let phase =
+                |r: &Arc<GpuReservation>| r.status.as_ref().map_or(AllocationPhase::Requested, |s| s.phase);
+            shares.count(mine.iter().map(phase));
+        }
+        provider.metrics.orphans.set(suspects.left());
+        let failed = swept.is_err().then_some(Class::Transient);
+        provider
+            .metrics
+            .reconcile
+            .observe(Controller::Sweep, begun.elapsed(), failed);
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+impl Provider {
+    async fn sweep(&self, suspects: &mut Suspects<String>) -> anyhow::Result<()> {
+        let mut nobodys = self.caches.namespaces.state_filter(|n| {
+            n.labels().get(LABEL_PROVIDER) == Some(&self.args.provider_name)
+                && n.metadata.deletion_timestamp.is_none()
+                && n.annotations().contains_key(ANNOTATION_ESCROW)
+                && cache::get(&self.caches.reservations, &n.name_any(), None).is_none()
+        });
+        nobodys.sort_by_key(|n| n.name_any());
+        let mut found = BTreeMap::new();
+        for namespace in nobodys.into_iter().take(NAMESPACES_MAX) {
+            // One that can't be judged is left, as one that is paid for.
+            let verdict = self.judge(&namespace).await.unwrap_or_else(|error| {
+                tracing::debug!(namespace = namespace.name_any(), %error, "it can't be told whether it is paid for");
+                Verdict::Leave
+            });
+            found.insert(namespace.name_any(), verdict);
+        }
+        for name in suspects.agreed(found).into_keys() {
+            let reservations = Api::<GpuReservation>::all(self.client.clone());
+            if reservations.get_opt(&name).await?.is_some() {
+                continue;
+            }
+            let namespaces = Api::<Namespace>::all(self.client.clone());
+            objects::gone_is_fine(namespaces.delete(&name, &DeleteParams::default()).await)?;
+            tracing::info!(
+                namespace = name,
+                "deleted a lease's namespace that no reservation names"
+            );
+        }
+        Ok(())
+    }
+
+    /// By its account, on whichever of our networks that is; [`Verdict::Over`] when it is on none.
+    async fn judge(&self, namespace: &Namespace) -> Result<Verdict, String> {
+        let Some(id) = namespace
+            .annotations()
+            .get(ANNOTATION_ESCROW)
+            .and_then(|id| id.parse::<Hash>().ok())
+        else {
+            return Ok(Verdict::Over);
+        };
+        for network in self.caches.networks.state() {
+            let rail = self.rails.rail(&network).await?;
+            let opened = self.rails.observed(ChainAction::Read, rail.find(id)).await;
+            if let Some(opened) = opened.map_err(|e| e.to_string())? {
+                let read = rail.account(&opened.terms, BlockLevel::Latest);
+                let read = self.rails.observed(ChainAction::Read, read).await;
+                return Ok(judge(&opened.terms, &read.map_err(|e| e.to_string())?));
+            }
+        }
+        Ok(Verdict::Over)
+    }
+}

@@ -1,0 +1,215 @@
+//! What nobody's object names any more: accounts without a lease, namespaces without a reservation. What is still paid
+//! for is never touched by its object's absence: a restored etcd or a reinstalled CRD must not stop paid work. It is told,
+//! and ends at its own deadline.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leasehold_crds::GpuLease;
+
+use crate::{
+    escrow::{Account, AccountRead, Address, Hash, Terms, salt},
+    lease::{ROUNDS_MAX, seeks_prior},
+};
+
+/// What is to be done with something that nobody names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// It may still be paid for, or be paid in time: leave it, and tell.
+    Leave,
+    /// Nobody pays for it and nobody will: clear it.
+    Clear,
+    /// There is nothing to clear on the chain.
+    Over,
+}
+
+/// Judges by the account, at the time of the block it was read at. Clears in those states only in which the contract lets
+/// anybody close (`close` in Escrow.sol).
+#[must_use]
+pub fn judge(terms: &Terms, read: &AccountRead) -> Verdict {
+    let Some(account) = read.present() else {
+        return Verdict::Over;
+    };
+    if account.closed {
+        Verdict::Over
+    } else if is_left(terms, account) {
+        Verdict::Clear
+    } else {
+        Verdict::Leave
+    }
+}
+
+fn is_left(terms: &Terms, account: &Account) -> bool {
+    let never_started = account.started_at == 0 && account.block_time > terms.start_by;
+    let all_ended = u32::from(account.ended).count_ones() as usize >= terms.legs.len();
+    let pause_over = account.exhausted_at != 0
+        && account.block_time >= account.exhausted_at.saturating_add(u64::from(terms.pause_for));
+    never_started || all_ended || pause_over
+}
+
+/// Accounts that leases name: by id, and by salt those of leases whose status was lost and that may find theirs again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    ids: BTreeSet<String>,
+    salts: BTreeSet<Hash>,
+}
+
+impl Claims {
+    /// What `leases` name.
+    #[must_use]
+    pub fn of<'a>(market: Address, leases: impl IntoIterator<Item = &'a GpuLease>) -> Self {
+        let mut claims = Self::default();
+        for lease in leases {
+            if let Some(escrow) = lease.status.as_ref().and_then(|s| s.escrow.as_ref()) {
+                claims.ids.insert(escrow.terms.id.to_ascii_lowercase());
+            } else if let (true, Some(uid)) = (seeks_prior(lease), &lease.metadata.uid) {
+                claims
+                    .salts
+                    .extend((1..=ROUNDS_MAX).map(|round| salt(market, uid, round)));
+            }
+        }
+        claims
+    }
+
+    /// Whether somebody names it.
+    #[must_use]
+    pub fn has(&self, terms: &Terms) -> bool {
+        self.salts.contains(&terms.salt) || self.ids.contains(&terms.id().to_string())
+    }
+}
+
+/// What the last look found: nothing is cleared on one reading alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Suspects<K: Ord>(BTreeMap<K, Verdict>);
+
+impl<K: Ord + Clone> Suspects<K> {
+    /// Takes what this look found in place of the last one's; gives back what both say, but for what is to be left.
+    pub fn agreed(&mut self, found: BTreeMap<K, Verdict>) -> BTreeMap<K, Verdict> {
+        let same = |(key, verdict): (&K, &Verdict)| {
+            (*verdict != Verdict::Leave && self.0.get(key) == Some(verdict)).then(|| (key.clone(), *verdict))
+        };
+        let agreed = found.iter().filter_map(same).collect();
+        self.0 = found;
+        agreed
+    }
+
+    /// How many are left alone.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.0.values().filter(|v| **v == Verdict::Leave).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_crds::{
+        escrow::EscrowTerms,
+        lease::{GpuLeaseSpec, GpuLeaseStatus, LeaseEscrow},
+        money::{Rate, TokenAmount},
+    };
+
+    use super::*;
+    use crate::escrow::Leg;
+
+    fn terms() -> Terms {
+        let leg = Leg {
+            payee: Address([1; 20]),
+            controller: Address([2; 20]),
+            rate: Rate(1_000_000),
+        };
+        Terms {
+            payer: Address([3; 20]),
+            market: Address([4; 20]),
+            token: Address([5; 20]),
+            closer: Address([6; 20]),
+            salt: salt(Address([4; 20]), "uid", 1),
+            start_by: 1_000,
+            notice_seconds: 0,
+            pause_for: 600,
+            legs: vec![leg, leg],
+        }
+    }
+
+    fn account(change: impl FnOnce(&mut Account)) -> AccountRead {
+        let mut account = Account {
+            closed: false,
+            deposited: TokenAmount(100),
+            balance_scaled: 100,
+            block_time: 2_000,
+            paid_until: 3_000,
+            exhausted_at: 0,
+            started_at: 900,
+            paid_seconds: 1_100,
+            running: 3,
+            ended: 0,
+            legs: vec![],
+        };
+        change(&mut account);
+        AccountRead::Present(account)
+    }
+
+    #[test]
+    fn paid_work_is_left_alone_and_the_rest_cleared_when_anybody_may_close() {
+        let judge = |change: fn(&mut Account)| judge(&terms(), &account(change));
+        assert_eq!(judge(|_| ()), Verdict::Leave, "it runs and is paid");
+        assert_eq!(judge(|a| a.closed = true), Verdict::Over);
+        assert_eq!(
+            judge(|a| (a.started_at, a.block_time) = (0, 1_000)),
+            Verdict::Leave
+        );
+        assert_eq!(
+            judge(|a| (a.started_at, a.block_time) = (0, 1_001)),
+            Verdict::Clear
+        );
+        assert_eq!(judge(|a| a.ended = 0b01), Verdict::Leave);
+        assert_eq!(judge(|a| a.ended = 0b11), Verdict::Clear);
+        assert_eq!(
+            judge(|a| (a.exhausted_at, a.block_time) = (1_500, 2_099)),
+            Verdict::Leave
+        );
+        assert_eq!(
+            judge(|a| (a.exhausted_at, a.block_time) = (1_500, 2_100)),
+            Verdict::Clear
+        );
+        assert_eq!(super::judge(&terms(), &AccountRead::Absent), Verdict::Over);
+    }
+
+    #[test]
+    fn a_lease_names_its_account_or_all_it_might_have_opened() {
+        let market = Address([4; 20]);
+        let mut lease = GpuLease::new("l", GpuLeaseSpec::default());
+        lease.metadata.uid = Some("uid".into());
+        lease.metadata.annotations =
+            Some([(leasehold_crds::ANNOTATION_KNOWN.to_owned(), "true".to_owned())].into());
+        assert!(Claims::of(market, [&lease]).has(&terms()), "its status was lost");
+        let escrow = LeaseEscrow {
+            terms: EscrowTerms {
+                id: "0x01".into(),
+                ..EscrowTerms::default()
+            },
+            ..LeaseEscrow::default()
+        };
+        lease.status = Some(GpuLeaseStatus {
+            escrow: Some(escrow),
+            ..GpuLeaseStatus::default()
+        });
+        assert!(!Claims::of(market, [&lease]).has(&terms()), "it names another");
+        let status = lease.status.as_mut().unwrap();
+        status.escrow.as_mut().unwrap().terms.id = terms().id().to_string();
+        assert!(Claims::of(market, [&lease]).has(&terms()));
+        assert!(!Claims::of(market, []).has(&terms()));
+    }
+
+    #[test]
+    fn nothing_is_cleared_on_one_reading() {
+        let mut suspects = Suspects::default();
+        let found = |verdict| BTreeMap::from([("a", verdict)]);
+        assert!(suspects.agreed(found(Verdict::Clear)).is_empty());
+        assert_eq!(suspects.agreed(found(Verdict::Clear)), found(Verdict::Clear));
+        assert!(suspects.agreed(found(Verdict::Over)).is_empty(), "they differ");
+        assert!(suspects.agreed(found(Verdict::Leave)).is_empty());
+        assert!(suspects.agreed(found(Verdict::Leave)).is_empty());
+        assert_eq!(suspects.left(), 1);
+        assert!(suspects.agreed(BTreeMap::new()).is_empty());
+        assert!(suspects.agreed(found(Verdict::Clear)).is_empty(), "not in a row");
+    }
+}
