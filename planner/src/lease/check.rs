@@ -123,24 +123,21 @@ fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64) -> AtId {
         time > open_by.saturating_add(LAG_SECONDS)
     });
     let ends = status.close_reason.is_some() || deleting(world);
-    if past || (ends && !may_be_under_way(world, status)) {
+    if past || (ends && !may_be_under_way(status)) {
         AtId::NeverOpened
     } else {
         AtId::Absent
     }
 }
 
-/// Whether an `open` may have been sent. One that was never even intended was not; where the status was lost, one
-/// was intended only if every provider had accepted.
-pub(super) fn may_be_under_way(world: &World, status: &GpuLeaseStatus) -> bool {
+/// Whether an `open` may have been sent. One that was never even intended was not.
+pub(super) fn may_be_under_way(status: &GpuLeaseStatus) -> bool {
     let intended = status
         .intent
         .as_ref()
         .is_some_and(|i| i.action == IntentAction::Open);
     let seen = !matches!(status.phase, Phase::Pending | Phase::Matched);
-    let legs = status.escrow.as_ref().map_or(0, |e| e.shares.len());
-    let accepted = world.allocations.iter().filter(|a| a.signed).count();
-    intended || seen || accepted >= legs
+    intended || seen
 }
 
 pub(super) fn deleting(world: &World) -> bool {

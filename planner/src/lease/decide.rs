@@ -182,7 +182,7 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
                 };
             }
             Observed::Known(None) if plan.status.round == 0 => {
-                if let Some(note) = resume(world, plan) {
+                if let Some(note) = resume(world, now, plan) {
                     plan.wake = now;
                     return note;
                 }
@@ -277,17 +277,26 @@ fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
 
 /// Status was lost before the chain shows an account: the newest question that is still there tells the round. When
 /// every provider was asked the account may be under way, so it is that round which goes on.
-fn resume(world: &World, plan: &mut Plan) -> Option<Note> {
+fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Note> {
     let newest = world.allocations.iter().max_by_key(|a| a.object.spec.epoch)?;
     let spec = &newest.object.spec;
     let round = spec.epoch.max(1);
-    let asked = |terms: &Terms| {
+    let mine = || {
         let same = |a: &&AllocationSeen| a.object.spec.escrow == spec.escrow;
-        world.allocations.iter().filter(same).count() >= terms.legs.len()
+        world.allocations.iter().filter(same)
     };
+    let asked = |terms: &Terms| mine().count() >= terms.legs.len();
     match Terms::from_wire(&spec.escrow) {
         Ok(terms) if asked(&terms) => {
             let round = round.unsigned_abs();
+            if mine().filter(|a| a.signed).count() >= terms.legs.len() {
+                // All had accepted: the intent to open may have been stored, and may have been carried out.
+                plan.status.intent = Some(Intent {
+                    action: IntentAction::Open,
+                    total: Some(spec.deposit.clone()),
+                    written_at: now.to_string(),
+                });
+            }
             adopt(world, &Prior { round, terms }, plan);
         }
         _ => plan.status.round = round,
@@ -558,7 +567,7 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
         );
     }
     if head.time + OPEN_MARGIN_SECONDS > open_by {
-        if may_be_under_way(world, &plan.status) {
+        if may_be_under_way(&plan.status) {
             return fact(Fact::Asked);
         }
         return lapse("not every provider reserved in time", now, plan);

@@ -10,7 +10,7 @@ use leasehold_crds::{
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::*;
+use super::{check::AtId, *};
 use crate::{
     escrow::{Account, AccountRead, Address, Hash, Leg, Terms, salt},
     observed::Observed,
@@ -184,6 +184,35 @@ fn a_close_is_noted_before_it_is_sent() {
             payouts: 1
         })
     );
+}
+
+/// A lease whose providers have all accepted, and which is deleted before anything was intended.
+#[test]
+fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
+    let mut accepted = world(AccountRead::Absent, AllocationPhase::Reserved);
+    let lease = Arc::make_mut(&mut accepted.lease);
+    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    lease.metadata.deletion_timestamp = Some(at);
+    lease.status.as_mut().unwrap().phase = Phase::Matched;
+    lease.status.as_mut().unwrap().escrow.as_mut().unwrap().open_by = i64::try_from(NOW).unwrap() + 50;
+    assert_eq!(check(&accepted).at_id, AtId::NeverOpened);
+    assert_eq!(decide(&accepted, &check(&accepted), now()).finalizer, Some(false));
+
+    let allocation = Arc::make_mut(&mut accepted.allocations[0].object);
+    allocation.spec.open_by = i64::try_from(NOW).unwrap() + 50;
+    // The same with its status lost: an open may be under way.
+    let mut lost = accepted.clone();
+    Arc::make_mut(&mut lost.lease).status = None;
+    lost.account = None;
+    lost.second_account = None;
+    let plan = decide(&lost, &check(&lost), now());
+    assert_eq!(plan.finalizer, None);
+    assert_eq!(plan.status.intent.as_ref().unwrap().action, IntentAction::Open);
+    let absent = Some(Observed::Known(AccountRead::Absent));
+    (lost.account, lost.second_account) = (absent.clone(), absent);
+    Arc::make_mut(&mut lost.lease).status = Some(plan.status);
+    assert_eq!(check(&lost).at_id, AtId::Absent);
+    assert_eq!(decide(&lost, &check(&lost), now()).finalizer, None);
 }
 
 fn reads() -> impl Strategy<Value = Option<Observed<AccountRead>>> {
