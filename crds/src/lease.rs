@@ -333,6 +333,10 @@ pub struct Share {
     /// GPU class.
     #[schemars(schema_with = "schema::name")]
     pub class: String,
+    /// Namespace at the provider's cluster that its pods are in: for `kubectl logs` and `exec` by `access.subjects`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 63))]
+    pub namespace: String,
     /// Nodes of the lease here, 1 to 64.
     #[schemars(schema_with = "schema::bounded::<1, 64>")]
     pub nodes: i64,

@@ -8,14 +8,14 @@ use k8s_openapi::{
         apps::v1::{StatefulSet, StatefulSetSpec},
         batch::v1::{Job, JobSpec},
         core::v1::{
-            Affinity, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar,
-            EnvVarSource, HTTPGetAction, LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, NodeAffinity,
-            NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector,
-            PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource,
-            PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-            ResourceQuota, ResourceQuotaSpec, ResourceRequirements, SeccompProfile, SecurityContext, Service,
-            ServiceAccount, ServicePort, ServiceSpec, TCPSocketAction, Toleration, Volume, VolumeMount,
-            VolumeResourceRequirements,
+            Affinity, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort,
+            EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, LimitRange, LimitRangeItem,
+            LimitRangeSpec, Namespace, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
+            ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
+            PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec,
+            PodTemplateSpec, Probe, ResourceQuota, ResourceQuotaSpec, ResourceRequirements, SeccompProfile,
+            SecurityContext, Service, ServiceAccount, ServicePort, ServiceSpec, TCPSocketAction, Toleration,
+            Volume, VolumeMount, VolumeResourceRequirements,
         },
         networking::v1::{
             IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
@@ -49,6 +49,8 @@ const ACCESS_ROLE: &str = "leasehold-tenant-access";
 /// Where `sshKeys` are put.
 const SSH_PATH: &str = "/etc/leasehold/ssh";
 const GRACE_SECONDS: i64 = 30;
+/// Group of volumes.
+const FS_GROUP: i64 = 2000;
 
 /// Everything of a share, in the order it is applied.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -452,7 +454,15 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume:
         ),
         ..LabelSelector::default()
     };
-    let mut volumes = Vec::new();
+    // Frameworks pass tensors between processes by shared memory; the runtime's 64 MiB are too few. It counts as memory.
+    let mut volumes = vec![Volume {
+        name: "shm".into(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: Some("Memory".into()),
+            size_limit: Some(Quantity(spec.node.memory.clone())),
+        }),
+        ..Volume::default()
+    }];
     if ssh {
         volumes.push(Volume {
             name: "ssh".into(),
@@ -492,6 +502,9 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume:
         runtime_class_name: reservation.spec.hosting.runtime_class_name.clone(),
         security_context: Some(PodSecurityContext {
             run_as_non_root: (!user_namespaces).then_some(true),
+            // An image that runs as somebody can write to its volume.
+            fs_group: spec.storage.is_some().then_some(FS_GROUP),
+            fs_group_change_policy: spec.storage.is_some().then(|| "OnRootMismatch".to_owned()),
             seccomp_profile: Some(SeccompProfile {
                 type_: "RuntimeDefault".into(),
                 localhost_profile: None,
@@ -517,7 +530,7 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume:
             ..Affinity::default()
         }),
         containers: vec![container(reservation, is_session, ssh)],
-        volumes: (!volumes.is_empty()).then_some(volumes),
+        volumes: Some(volumes),
         ..PodSpec::default()
     }
 }
@@ -589,6 +602,11 @@ fn container(reservation: &GpuReservation, is_session: bool, ssh: bool) -> Conta
             ..VolumeMount::default()
         })
         .collect();
+    mounts.push(VolumeMount {
+        name: "shm".into(),
+        mount_path: "/dev/shm".into(),
+        ..VolumeMount::default()
+    });
     if ssh {
         mounts.push(VolumeMount {
             name: "ssh".into(),
@@ -626,7 +644,7 @@ fn container(reservation: &GpuReservation, is_session: bool, ssh: bool) -> Conta
             requests: Some(all),
             ..ResourceRequirements::default()
         }),
-        volume_mounts: (!mounts.is_empty()).then_some(mounts),
+        volume_mounts: Some(mounts),
         security_context: Some(SecurityContext {
             // A session's tenant is root in its box: su, package managers and sshd need it and the default set.
             allow_privilege_escalation: Some(is_session && user_namespaces),

@@ -245,6 +245,7 @@ fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
                 provider: provider_of(seen),
                 pool: spec.pool.clone(),
                 class: spec.class.clone(),
+                namespace: allocation_name(&prior.terms, index),
                 nodes: spec.nodes,
                 price_per_gpu_hour: spec.price_per_gpu_hour.clone(),
             };
@@ -256,6 +257,7 @@ fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
             provider: provider.into(),
             pool: "unknown".into(),
             class: "unknown".into(),
+            namespace: allocation_name(&prior.terms, index),
             nodes: 1,
             price_per_gpu_hour: "0".into(),
         }
@@ -502,10 +504,12 @@ fn begin_round(
         open_by: i64::try_from(open_by).unwrap_or(i64::MAX),
         shares: choices
             .iter()
-            .map(|c| Share {
+            .enumerate()
+            .map(|(leg, c)| Share {
                 provider: world.providers[c.provider].name.clone(),
                 pool: c.pool.clone(),
                 class: c.class.clone(),
+                namespace: allocation_name(&terms, leg),
                 nodes: i64::try_from(c.nodes).unwrap_or(i64::MAX),
                 price_per_gpu_hour: c.price.to_string(),
             })

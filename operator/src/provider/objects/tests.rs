@@ -124,6 +124,17 @@ fn pods_run_as_the_pool_was_when_it_was_reserved() {
 }
 
 #[test]
+fn shared_memory_is_as_large_as_the_memory_and_volumes_can_be_written() {
+    let pod = pod_of(&made(session(), Hosting::default()));
+    let shm = pod.volumes.unwrap().remove(0).empty_dir.unwrap();
+    assert_eq!(shm.medium.as_deref(), Some("Memory"));
+    assert_eq!(shm.size_limit.unwrap().0, "8Gi");
+    let mounts = pod.containers[0].volume_mounts.clone().unwrap();
+    assert!(mounts.iter().any(|m| m.mount_path == "/dev/shm"));
+    assert_eq!(pod.security_context.unwrap().fs_group, Some(2000));
+}
+
+#[test]
 fn nothing_reaches_it_but_its_open_ports_and_it_reaches_nothing_forbidden() {
     let forbidden = Forbidden {
         v4: vec!["10.0.0.0/8".into()],
