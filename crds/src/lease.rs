@@ -45,13 +45,19 @@ use crate::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.replicas == oldSelf.replicas && self.node == oldSelf.node").message("replicas and node are immutable: delete the lease and apply another").reason(Reason::FieldValueInvalid),
-    validation = Rule::new("has(self.gpu) == has(oldSelf.gpu) && (!has(self.gpu) || self.gpu == oldSelf.gpu)").message("gpu is immutable: delete the lease and apply another"),
-    validation = Rule::new("has(self.placement) == has(oldSelf.placement) && (!has(self.placement) || self.placement == oldSelf.placement)").message("placement is immutable: delete the lease and apply another"),
-    validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage is immutable: delete the lease and apply another"),
-    validation = Rule::new("self.workload == oldSelf.workload").message("workload is immutable: delete the lease and apply another"),
-    validation = Rule::new("duration(self.term.duration) >= duration(oldSelf.term.duration)").message("term.duration may only grow; to end early, delete the lease"),
-    validation = Rule::new("self.payment.network == oldSelf.payment.network && self.payment.wallet == oldSelf.payment.wallet && self.payment.maxPricePerGpuHour == oldSelf.payment.maxPricePerGpuHour && (self.payment.onFundsEnd == oldSelf.payment.onFundsEnd) && (has(self.payment.pauseFor) == has(oldSelf.payment.pauseFor) && (!has(self.payment.pauseFor) || self.payment.pauseFor == oldSelf.payment.pauseFor))").message("payment: network, wallet, maxPricePerGpuHour, onFundsEnd and pauseFor are immutable; topUp may change")
+    validation = Rule::new("self.replicas == oldSelf.replicas").message("replicas is immutable: delete the lease and apply another").field_path(".replicas"),
+    validation = Rule::new("self.node == oldSelf.node").message("node is immutable: delete the lease and apply another").field_path(".node"),
+    validation = Rule::new("has(self.gpu) == has(oldSelf.gpu) && (!has(self.gpu) || self.gpu == oldSelf.gpu)").message("gpu is immutable: delete the lease and apply another").field_path(".gpu"),
+    validation = Rule::new("has(self.placement) == has(oldSelf.placement) && (!has(self.placement) || self.placement == oldSelf.placement)").message("placement is immutable: delete the lease and apply another").field_path(".placement"),
+    validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage is immutable: delete the lease and apply another").field_path(".storage"),
+    validation = Rule::new("self.workload == oldSelf.workload").message("workload is immutable: delete the lease and apply another").field_path(".workload"),
+    validation = Rule::new("has(self.access) == has(oldSelf.access) && (!has(self.access) || self.access == oldSelf.access)").message("access is immutable: delete the lease and apply another").field_path(".access"),
+    validation = Rule::new("duration(self.term.duration) >= duration(oldSelf.term.duration)").message("term.duration may only grow; to end early, delete the lease").field_path(".term.duration"),
+    validation = Rule::new("self.payment.network == oldSelf.payment.network").message("payment.network is immutable: delete the lease and apply another").field_path(".payment.network"),
+    validation = Rule::new("self.payment.wallet == oldSelf.payment.wallet").message("payment.wallet is immutable: delete the lease and apply another").field_path(".payment.wallet"),
+    validation = Rule::new("self.payment.maxPricePerGpuHour == oldSelf.payment.maxPricePerGpuHour").message("payment.maxPricePerGpuHour is immutable: delete the lease and apply another").field_path(".payment.maxPricePerGpuHour"),
+    validation = Rule::new("self.payment.onFundsEnd == oldSelf.payment.onFundsEnd").message("payment.onFundsEnd is immutable: delete the lease and apply another").field_path(".payment.onFundsEnd"),
+    validation = Rule::new("has(self.payment.pauseFor) == has(oldSelf.payment.pauseFor) && (!has(self.payment.pauseFor) || self.payment.pauseFor == oldSelf.payment.pauseFor)").message("payment.pauseFor is immutable: delete the lease and apply another").field_path(".payment.pauseFor")
 )]
 pub struct GpuLeaseSpec {
     /// Nodes of the lease, all or nothing, 1 to 64.
@@ -148,13 +154,14 @@ pub struct Term {
 /// How a lease is paid.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.pauseFor) || self.onFundsEnd == 'Pause'").message("payment.pauseFor: only with onFundsEnd: Pause"))]
+#[x_kube(validation = Rule::new("!has(self.pauseFor) || self.onFundsEnd == 'Pause'").message("payment.pauseFor: only with onFundsEnd: Pause").field_path(".pauseFor"))]
 pub struct Payment {
     /// Name of the PaymentNetwork.
     #[schemars(schema_with = "schema::name")]
     pub network: String,
     /// Most that one GPU-hour may cost, all legs together, in the network's token: `"1.90"`.
     #[schemars(schema_with = "schema::price")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("payment.maxPricePerGpuHour: must be more than zero"))]
     pub max_price_per_gpu_hour: String,
     /// The wallet that pays.
     pub wallet: Wallet,
@@ -167,6 +174,7 @@ pub struct Payment {
     /// How long a paused lease keeps its storage and waits for funds: `24h`. Only with `onFundsEnd: Pause`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('8784h')").message("payment.pauseFor: at most 8784h (366 days)"))]
     pub pause_for: Option<String>,
 }
 
@@ -176,10 +184,7 @@ pub struct Payment {
 pub struct Wallet {
     /// Secret whose entry `privateKey` holds the payer's key (0x and 64 hexadecimal digits). A RoleBinding in
     /// this namespace must let the market's operator read this one Secret.
-    #[schemars(
-        length(min = 1, max = 253),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
-    )]
+    #[schemars(schema_with = "schema::subdomain")]
     pub secret_name: String,
 }
 
@@ -189,13 +194,15 @@ pub struct Wallet {
 pub struct TopUp {
     /// Tops up when less paid time than this is left: `30m`.
     #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('8784h')").message("payment.topUp.whenRunwayBelow: at most 8784h (366 days)"))]
     pub when_runway_below: String,
     /// By how much paid time: `1h`.
     #[schemars(schema_with = "schema::duration")]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('10s')").message("payment.topUp.extendBy: at least 10s"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10s') && duration(self) <= duration('8784h')").message("payment.topUp.extendBy: from 10s to 8784h (366 days)"))]
     pub extend_by: String,
     /// Most that the lease may deposit in all, in whole tokens of the network: `"60"`.
     #[schemars(schema_with = "schema::price")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("payment.topUp.totalAtMost: must be more than zero"))]
     pub total_at_most: String,
 }
 

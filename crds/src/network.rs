@@ -30,8 +30,11 @@ use crate::schema;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.chainId == oldSelf.chainId && self.escrow == oldSelf.escrow && self.token == oldSelf.token").message("chainId, escrow and token are immutable: make another PaymentNetwork"),
-    validation = Rule::new("has(self.rpcUrl) != has(self.rpcSecretName)").message("set exactly one of rpcUrl and rpcSecretName")
+    validation = Rule::new("self.chainId == oldSelf.chainId").message("chainId is immutable: make another PaymentNetwork").field_path(".chainId"),
+    validation = Rule::new("self.escrow == oldSelf.escrow").message("escrow is immutable: make another PaymentNetwork").field_path(".escrow"),
+    validation = Rule::new("self.token == oldSelf.token").message("token is immutable: make another PaymentNetwork").field_path(".token"),
+    validation = Rule::new("!has(oldSelf.marketId) || (has(self.marketId) && self.marketId == oldSelf.marketId)").message("marketId is immutable once it is set, because accounts are sought by it: make another PaymentNetwork").field_path(".marketId"),
+    validation = Rule::new("has(self.rpcUrl) != has(self.rpcSecretName)").message("set exactly one of rpcUrl and rpcSecretName").field_path(".rpcUrl")
 )]
 pub struct PaymentNetworkSpec {
     /// EIP-155 chain id; every answer of the RPC is checked against it.
@@ -39,20 +42,22 @@ pub struct PaymentNetworkSpec {
     pub chain_id: i64,
     /// URL of a JSON-RPC endpoint, where it is no secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512), regex(pattern = r"^https?://"))]
+    #[schemars(length(max = 512), regex(pattern = r"^https?://[!-~]+$"))]
     pub rpc_url: Option<String>,
     /// Secret in the operator's namespace whose entry `url` is the JSON-RPC endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(schema_with = "schema::subdomain")]
     pub rpc_secret_name: Option<String>,
     /// Address of the escrow contract.
     #[schemars(schema_with = "schema::address")]
+    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("escrow: the zero address is nobody's"))]
     pub escrow: String,
     /// The token.
     pub token: Token,
     /// Address that names this market in every account; needed by the market's operator only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::address")]
+    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("marketId: the zero address is nobody's"))]
     pub market_id: Option<String>,
     /// Which block counts before a provider begins to provision.
     #[serde(default)]
@@ -60,6 +65,7 @@ pub struct PaymentNetworkSpec {
     /// How long a provider serves on, at most once per lease, when the chain can't be read at `paidUntil`: `10m`.
     #[serde(default = "default_grace")]
     #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('168h')").message("outageGrace: at most 168h (a week)"))]
     pub outage_grace: String,
 }
 
@@ -68,14 +74,15 @@ fn default_grace() -> String {
 }
 
 /// An ERC-20 token that neither takes a fee on transfer nor rebases.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Token {
     /// Address of the contract.
     #[schemars(schema_with = "schema::address")]
+    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("token.address: the zero address is nobody's"))]
     pub address: String,
     /// Symbol, for people: `USDC`.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), regex(pattern = r"^[^\p{C}\p{Z}]+$"))]
     pub symbol: String,
     /// Decimals, 0 to 18.
     #[schemars(schema_with = "schema::bounded::<0, 18>")]

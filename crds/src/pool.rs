@@ -21,6 +21,7 @@ use crate::schema;
     derive = "PartialEq",
     derive = "Default",
     doc = "What this provider sells: which nodes, at which price, on which terms.",
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 63").message("metadata.name: at most 63 lower-case letters, digits and hyphens, because it names rows of the offer"),
     printcolumn(name = "Class", type_ = "string", json_path = ".spec.class"),
     printcolumn(name = "Price", type_ = "string", json_path = ".spec.pricePerGpuHour"),
     printcolumn(name = "Network", type_ = "string", json_path = ".spec.network"),
@@ -57,10 +58,12 @@ pub struct GpuPoolSpec {
     /// Longest term sold.
     #[serde(default = "default_max_duration")]
     #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10s') && duration(self) <= duration('8784h')").message("maxDuration: from 10s to 8784h (366 days)"))]
     pub max_duration: String,
     /// Longest pause that storage is kept for when a lease's funds end; `0s` for none.
     #[serde(default = "default_max_pause")]
     #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('8784h')").message("maxPause: at most 8784h (366 days)"))]
     pub max_pause: String,
     /// Volumes for leases; none, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,15 +90,16 @@ fn default_max_pause() -> String {
 }
 
 /// Volumes for leases.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolStorage {
     /// StorageClass; the cluster's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(schema_with = "schema::subdomain")]
     pub class_name: Option<String>,
     /// Largest volume of one node of a lease.
     #[schemars(schema_with = "schema::bytes")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("storage.maxSize: must be more than zero"))]
     pub max_size: String,
 }
 
@@ -110,8 +114,9 @@ pub enum Exposure {
 }
 
 /// A span of a week, in UTC.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.from < self.to").message("hours: to must be later than from; a night is two spans").field_path(".to"))]
 pub struct SaleHours {
     /// Days it holds on: `Mon`, `Tue`, `Wed`, `Thu`, `Fri`, `Sat`, `Sun`. Every day, when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

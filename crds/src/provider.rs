@@ -13,7 +13,7 @@ use crate::schema;
     group = "leasehold.dev", version = "v1alpha1", kind = "GpuProvider", shortname = "gp",
     status = "GpuProviderStatus", category = "leasehold", derive = "PartialEq", derive = "Default",
     doc = "Who a provider is on this market. Its name is made by the market's owner; its offers and allocations live in the namespace provider-<name>.",
-    validation = Rule::new("size(self.metadata.name) <= 54").message("metadata.name: at most 54 characters, because provider-<name> is a namespace"),
+    validation = Rule::new("size(self.metadata.name) <= 54 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name: at most 54 lower-case letters, digits and hyphens, because provider-<name> is a namespace"),
     printcolumn(name = "Region", type_ = "string", json_path = ".spec.region"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -22,13 +22,15 @@ use crate::schema;
 pub struct GpuProviderSpec {
     /// Cold address that is paid.
     #[schemars(schema_with = "schema::address")]
+    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("payee: the zero address is nobody's"))]
     pub payee: String,
     /// Hot key of the provider's operator: it signs acceptances and starts, pauses and credits legs.
     #[schemars(schema_with = "schema::address")]
+    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("controller: the zero address is nobody's"))]
     pub controller: String,
     /// Region, as tenants select it: `eu-west`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 63))]
+    #[schemars(schema_with = "schema::region")]
     pub region: String,
 }
 

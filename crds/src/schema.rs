@@ -34,10 +34,11 @@ pub fn price(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 28, "pattern": "^(0|[1-9][0-9]{0,8})(\\.[0-9]{1,18})?$"})
 }
 
-/// A duration as Kubernetes and Go write it: `90s`, `30m`, `1h30m`.
+/// A duration as Kubernetes and Go write it: `90s`, `30m`, `1h30m`. Never so long that it overflows where it is counted
+/// in nanoseconds, as CEL's `duration()` does.
 #[must_use]
 pub fn duration(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "string", "maxLength": 24, "pattern": "^([0-9]{1,7}h)?([0-9]{1,7}m)?([0-9]{1,9}s)?$", "minLength": 2})
+    json_schema!({"type": "string", "maxLength": 24, "pattern": "^([0-9]{1,5}h)?([0-9]{1,7}m)?([0-9]{1,9}s)?$", "minLength": 2})
 }
 
 /// A Kubernetes quantity of CPU: `500m`, `32`.
@@ -46,10 +47,10 @@ pub fn cpu(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 10, "pattern": "^[0-9]{1,6}(\\.[0-9]{1,3}|m)?$"})
 }
 
-/// A Kubernetes quantity of bytes: `128Gi`, `80G`.
+/// A Kubernetes quantity of bytes: `128Gi`, `80G`; less than 2^63 for 64 nodes together.
 #[must_use]
 pub fn bytes(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "string", "maxLength": 20, "pattern": "^[0-9]{1,15}(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"})
+    json_schema!({"type": "string", "maxLength": 20, "pattern": "^([0-9]{1,17}|[0-9]{1,14}(k|Ki)|[0-9]{1,11}(M|Mi)|[0-9]{1,8}(G|Gi)|[0-9]{1,5}(T|Ti)|[0-9]{1,2}(P|Pi))$"})
 }
 
 /// A version of two numbers, compared as numbers: `9.0`, `12.4`.
@@ -62,6 +63,18 @@ pub fn version(_: &mut SchemaGenerator) -> Schema {
 #[must_use]
 pub fn name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"})
+}
+
+/// A name as Kubernetes wants it for most objects (RFC 1123 subdomain): labels joined by dots.
+#[must_use]
+pub fn subdomain(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "minLength": 1, "maxLength": 253, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"})
+}
+
+/// A region: a name, or nothing.
+#[must_use]
+pub fn region(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "maxLength": 63, "pattern": "^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"})
 }
 
 /// A list of names, at most `MAX`, each once.
@@ -80,8 +93,13 @@ pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "maxItems": 32, "items": items, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
 }
 
-/// A label selector's `matchLabels`: at most 16 labels.
+/// A label selector's `matchLabels`: at most 16 labels, whose keys and values Kubernetes would let a node have.
 #[must_use]
 pub fn labels(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "object", "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 63}})
+    json_schema!({"type": "object", "maxProperties": 16,
+    "additionalProperties": {"type": "string", "maxLength": 63, "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"},
+    "x-kubernetes-validations": [{
+        "rule": "self.all(key, key.size() <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))",
+        "message": "a key is no label's: write it as `kubectl label` takes it, such as gpu.example.org/rack",
+    }]})
 }

@@ -56,11 +56,12 @@ pub struct Container {
     /// Environment, at most 64 variables. `NVIDIA_*` is the provider's to set; `LEASEHOLD_*` is set by the operator.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("env: each name once"))]
     pub env: Vec<EnvVar>,
 }
 
 fn words(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "array", "maxItems": 64, "items": {"type": "string", "maxLength": 4096}})
+    schemars::json_schema!({"type": "array", "maxItems": 64, "items": {"type": "string", "maxLength": 4096, "pattern": "^[^\\x00]*$"}})
 }
 
 /// A variable of the container's environment.
@@ -73,7 +74,7 @@ pub struct EnvVar {
     pub name: String,
     /// Value, in the clear: a secret does not belong here.
     #[serde(default)]
-    #[schemars(length(max = 4096))]
+    #[schemars(length(max = 4096), regex(pattern = r"^[^\x00]*$"))]
     pub value: String,
 }
 
@@ -91,12 +92,13 @@ pub struct Session {
     /// Ports opened to the outside, at most 16; each gets an address in `status.endpoints`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("ports: each name once"), validation = Rule::new("self.all(one, self.exists_one(other, other.port == one.port))").message("ports: each port once"))]
     pub ports: Vec<Port>,
 }
 
 fn ssh_keys(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "array", "maxItems": 16, "items": {"type": "string", "maxLength": 1024,
-        "pattern": "^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-ssh-ed25519@openssh\\.com|sk-ecdsa-sha2-nistp256@openssh\\.com) [A-Za-z0-9+/=]+( [^\\n\\r]*)?$"}})
+        "pattern": "^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-ssh-ed25519@openssh\\.com|sk-ecdsa-sha2-nistp256@openssh\\.com) [A-Za-z0-9+/=]+( [^\\p{C}]*)?$"}})
 }
 
 /// A server.
@@ -108,6 +110,7 @@ pub struct Service {
     pub container: Container,
     /// Ports opened to the outside, 1 to 16; each gets an address in `status.endpoints`.
     #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("ports: each name once"), validation = Rule::new("self.all(one, self.exists_one(other, other.port == one.port))").message("ports: each port once"))]
     pub ports: Vec<Port>,
     /// When it counts as ready; without it, as soon as it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -157,9 +160,11 @@ pub struct Readiness {
 pub struct NodeShape {
     /// CPU of one node: `"32"`, `"500m"`.
     #[schemars(schema_with = "schema::cpu")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("node.cpu: must be more than zero"))]
     pub cpu: String,
     /// Memory of one node in bytes: `128Gi`.
     #[schemars(schema_with = "schema::bytes")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("node.memory: must be more than zero"))]
     pub memory: String,
     /// Scratch disk of one node in bytes, gone with the lease: `200Gi`.
     #[serde(default = "default_scratch")]
@@ -180,10 +185,15 @@ fn default_scratch() -> String {
 pub struct Storage {
     /// Size in bytes: `100Gi`.
     #[schemars(schema_with = "schema::bytes")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("storage.size: must be more than zero"))]
     pub size: String,
     /// Absolute path the volume is mounted at: `/data`.
-    #[schemars(length(min = 2, max = 256), regex(pattern = r"^/[a-zA-Z0-9._/-]+$"))]
-    #[x_kube(validation = Rule::new("!self.contains('..') && !self.startsWith('/proc') && !self.startsWith('/sys') && !self.startsWith('/dev')").message("mountPath: an absolute path outside /proc, /sys and /dev, without \"..\""))]
+    // No empty segment and none of dots alone: `//proc` and `/./proc` are /proc, and `/.` is the root.
+    #[schemars(
+        length(min = 2, max = 256),
+        regex(pattern = r"^(/\.?[a-zA-Z0-9_-][a-zA-Z0-9._-]*)+/?$")
+    )]
+    #[x_kube(validation = Rule::new("!self.contains('..') && !['/proc', '/sys', '/dev', '/etc/leasehold'].exists(taken, self == taken || self.startsWith(taken + '/'))").message("mountPath: an absolute path outside /proc, /sys, /dev and /etc/leasehold, without \"..\""))]
     pub mount_path: String,
 }
 
@@ -195,7 +205,7 @@ pub struct Subject {
     #[schemars(regex(pattern = r"^(User|Group)$"))]
     pub kind: String,
     /// The user's or group's name; names beginning with `system:` are refused.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[^\p{C}]+$"))]
     #[x_kube(validation = Rule::new("!self.startsWith('system:')").message("access.subjects name: names beginning with system: belong to the cluster"))]
     pub name: String,
 }

@@ -2,13 +2,15 @@
 //! people copy is accepted as it stands, unknown fields and all.
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking too")]
 
+mod served;
+
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
-use leasehold_testcluster::{Cluster, ClusterSpec, Stderr, Unavailable};
+use leasehold_testcluster::{Cluster, Unavailable};
+use served::run;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,16 +38,6 @@ fn blocks(page: &Path) -> Vec<String> {
         .collect()
 }
 
-fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.output().unwrap();
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    if output.status.success() {
-        Ok(text.concat())
-    } else {
-        Err(format!("{command:?}: {}", text.concat()))
-    }
-}
-
 /// What is refused, of all that is applied without being kept.
 fn refused(cluster: &Cluster, file: &Path) -> Result<(), String> {
     let mut kubectl = cluster.kubectl();
@@ -64,26 +56,7 @@ async fn every_example_is_accepted() {
         eprintln!("SKIPPED: {why}");
         return;
     }
-    let name = format!("examples-{}", std::process::id());
-    let cluster = Cluster::up(ClusterSpec::new(name, 0), &Stderr::default())
-        .await
-        .unwrap();
-    let mut helm = cluster.helm();
-    helm.args(["template", "x"])
-        .arg(xtask::root().join("charts/leasehold"));
-    helm.args([
-        "--set",
-        "provider.enabled=false",
-        "--show-only",
-        "templates/crds/*",
-    ]);
-    let kinds = cluster.directory().join("kinds.yaml");
-    std::fs::write(&kinds, run(&mut helm).unwrap()).unwrap();
-    run(cluster
-        .kubectl()
-        .args(["apply", "--server-side", "-f"])
-        .arg(&kinds))
-    .unwrap();
+    let cluster = served::kinds("examples").await;
 
     let mut files = files();
     assert!(files.len() >= 7, "{files:?}");
