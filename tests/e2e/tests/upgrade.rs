@@ -1,0 +1,248 @@
+//! Everything is upgraded and rolled back under ten leases that run: no workload restarts, nobody pays for a second that
+//! was not served.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
+    core::v1::Pod,
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
+use leasehold_crds::{GpuLease, GpuPool, LABEL_LEASE, lease::Phase};
+use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, within};
+use leasehold_testcluster::{Stderr, Unavailable};
+use serde_json::json;
+
+const LEASES: usize = 10;
+const LIMIT: Duration = Duration::from_secs(120);
+const SYSTEM: &str = "leasehold-system";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_and_a_rollback_touch_no_running_lease() -> anyhow::Result<()> {
+    if let Err(why) = Unavailable::check() {
+        eprintln!("SKIPPED: {why}");
+        return Ok(());
+    }
+    let mut spec = StackSpec::one_node("e2e-upgrade");
+    spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), LEASES)]);
+    let stack = Stack::up(spec, &Stderr::default()).await?;
+    let result = story(&stack).await;
+    if let Err(error) = &result {
+        let kept = leasehold_testcluster::cache_root()?
+            .join("failed")
+            .join("e2e-upgrade");
+        stack.dump(&kept);
+        eprintln!("{error:#}\nlogs are in {}", kept.display());
+    }
+    stack.down().await?;
+    result
+}
+
+async fn story(stack: &Stack) -> anyhow::Result<()> {
+    let tenant = Tenant::new(stack, "team-a")?;
+    let before = tenant.own_balance().await?;
+    for index in 0..LEASES {
+        tenant.apply(&wish(&tenant, &format!("box-{index}"))?)?;
+    }
+    for index in 0..LEASES {
+        tenant
+            .until_phase(&format!("box-{index}"), Phase::Active, LIMIT)
+            .await?;
+    }
+    let running = pods(stack).await?;
+    ensure!(running.len() == LEASES, "{running:?}");
+
+    // Another version: every operator and agent anew, and terms of sale under which pods would be made otherwise.
+    let old = rollout(stack).await?;
+    let mut helm = stack.cluster.helm();
+    helm.args(["upgrade", "leasehold"])
+        .arg(xtask::root().join("charts/leasehold"))
+        .args(["--namespace", SYSTEM, "--reuse-values"])
+        .args(["--set", "market.podAnnotations.version=next"])
+        .args(["--set", "provider.podAnnotations.version=next"])
+        .args(["--set", "agent.podAnnotations.version=next"]);
+    succeeded(&mut helm)?;
+    let pools = Api::<GpuPool>::all(stack.client.clone());
+    let edited = json!({"spec": {
+        "pricePerGpuHour": "1.86", "exposure": "LoadBalancer", "runtimeClassName": "another", "storage": {"className": "another", "maxSize": "1Gi"},
+    }});
+    pools
+        .patch(
+            &stack.spec.providers[0].name,
+            &PatchParams::default(),
+            &Patch::Merge(&edited),
+        )
+        .await?;
+    let new = rolled_out(stack, &old).await?;
+    unharmed(&tenant, &running).await.context("after the upgrade")?;
+
+    let mut helm = stack.cluster.helm();
+    helm.args(["rollback", "leasehold", "1", "--namespace", SYSTEM]);
+    succeeded(&mut helm)?;
+    rolled_out(stack, &new).await?;
+    unharmed(&tenant, &running).await.context("after the rollback")?;
+
+    // Served from before the first charged second to after the last: charged is what the account's clock counted.
+    let mut spent = 0;
+    for index in 0..LEASES {
+        let name = format!("box-{index}");
+        let lease = tenant.leases().get(&name).await?;
+        let (terms, _) = tenant.account(&lease).await?;
+        let shares = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+        let namespace = shares.context("the lease has shares")?.shares[0]
+            .namespace
+            .clone();
+        let pod = running
+            .get(&(namespace, "lease-0".to_owned()))
+            .context("its namespace is told")?;
+        tenant.delete(&name).await?;
+        let closed = within(LIMIT, "the close", || async {
+            let (_, account) = tenant.account(&lease).await?;
+            Ok(if account.closed { Ok(account) } else { Err(account) })
+        })
+        .await?;
+        let started = i64::try_from(closed.started_at)?;
+        ensure!(
+            started >= pod.ready_since,
+            "{name}: charged from {started}, ready at {}",
+            pod.ready_since
+        );
+        let served = closed.legs[0].served_seconds;
+        ensure!(
+            served == closed.paid_seconds,
+            "{served} served, {} burned",
+            closed.paid_seconds
+        );
+        spent += terms.rate().cost_ceil(served).context("cost")?.0;
+        tenant.until_gone(&name, LIMIT).await?;
+    }
+    let left = before.0 - tenant.own_balance().await?.0;
+    ensure!(
+        spent.abs_diff(left) <= LEASES as u128,
+        "{left} left the tenant, {spent} was served (a unit of rounding a lease at most)"
+    );
+    Ok(())
+}
+
+fn wish(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
+        "spec": {
+            "node": {"cpu": "20m", "memory": "32Mi", "ephemeralStorage": "20Mi", "gpus": 1},
+            "term": {"duration": "1h"},
+            "workload": {"service": {
+                "image": "leasehold.test/busybox:1", "command": ["/bin/busybox", "httpd", "-f", "-p", "8080"],
+                "ports": [{"name": "http", "port": 8080}], "readiness": {"port": 8080},
+            }},
+            "payment": {"network": "anvil", "maxPricePerGpuHour": "1.90", "wallet": {"secretName": "wallet"}},
+        },
+    }))?)
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Running {
+    uid: String,
+    restarts: i32,
+    ready_since: i64,
+}
+
+/// Pods of leases, by namespace and name.
+async fn pods(stack: &Stack) -> anyhow::Result<BTreeMap<(String, String), Running>> {
+    let api = Api::<Pod>::all(stack.client.clone());
+    let list = api.list(&ListParams::default().labels(LABEL_LEASE)).await?;
+    let of = |pod: Pod| {
+        let status = pod.status.clone().unwrap_or_default();
+        let ready = status
+            .conditions
+            .iter()
+            .flatten()
+            .find(|c| c.type_ == "Ready" && c.status == "True");
+        let since = ready.and_then(|c| c.last_transition_time.as_ref());
+        let running = Running {
+            uid: pod.uid().unwrap_or_default(),
+            restarts: status
+                .container_statuses
+                .iter()
+                .flatten()
+                .map(|c| c.restart_count)
+                .sum(),
+            ready_since: since.map_or(0, |t| t.0.as_second()),
+        };
+        ((pod.namespace().unwrap_or_default(), pod.name_any()), running)
+    };
+    Ok(list.items.into_iter().map(of).collect())
+}
+
+/// The same pods, none restarted nor ever unready, what makes them unchanged, every lease Active and its clock running.
+async fn unharmed(tenant: &Tenant<'_>, before: &BTreeMap<(String, String), Running>) -> anyhow::Result<()> {
+    let now = pods(tenant.stack).await?;
+    ensure!(*before == now, "before {before:?}\nnow {now:?}");
+    let sets = Api::<StatefulSet>::all(tenant.stack.client.clone());
+    for set in sets.list(&ListParams::default().labels(LABEL_LEASE)).await? {
+        ensure!(
+            set.metadata.generation == Some(1),
+            "{} was changed",
+            set.name_any()
+        );
+    }
+    for lease in tenant.leases().list(&ListParams::default()).await? {
+        let status = lease.status.clone().unwrap_or_default();
+        ensure!(status.phase == Phase::Active, "{}: {status:?}", lease.name_any());
+        let (_, account) = tenant.account(&lease).await?;
+        ensure!(account.running == 1 && !account.closed, "{account:?}");
+    }
+    Ok(())
+}
+
+/// Uids of the pods of the operators and the agent.
+async fn rollout(stack: &Stack) -> anyhow::Result<Vec<String>> {
+    let pods = Api::<Pod>::namespaced(stack.client.clone(), SYSTEM);
+    // The installation's own jobs are not restarted.
+    let labels = ListParams::default()
+        .labels("app.kubernetes.io/name=leasehold,app.kubernetes.io/component in (market,provider,agent)")
+        .fields("status.phase!=Succeeded");
+    let list = pods.list(&labels).await?;
+    Ok(list.items.iter().filter_map(kube::ResourceExt::uid).collect())
+}
+
+/// Waits until none of the old pods is left and all new ones are ready.
+async fn rolled_out(stack: &Stack, old: &[String]) -> anyhow::Result<Vec<String>> {
+    let deployments = Api::<Deployment>::namespaced(stack.client.clone(), SYSTEM);
+    let sets = Api::<DaemonSet>::namespaced(stack.client.clone(), SYSTEM);
+    within(LIMIT, "the rollout", || async {
+        let now = rollout(stack).await?;
+        let ready = deployments
+            .list(&ListParams::default())
+            .await?
+            .items
+            .iter()
+            .all(|d| {
+                let status = d.status.clone().unwrap_or_default();
+                status.observed_generation == d.metadata.generation
+                    && status.ready_replicas == d.spec.as_ref().and_then(|s| s.replicas)
+            });
+        let agents = sets.list(&ListParams::default()).await?.items.iter().all(|d| {
+            d.status
+                .as_ref()
+                .is_some_and(|s| s.number_ready == s.desired_number_scheduled)
+        });
+        let gone = !now.is_empty() && now.iter().all(|uid| !old.contains(uid));
+        Ok(if ready && agents && gone {
+            Ok(now)
+        } else {
+            Err((ready, agents, gone))
+        })
+    })
+    .await
+}
+
+fn succeeded(command: &mut std::process::Command) -> anyhow::Result<()> {
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {said}");
+    Ok(())
+}
