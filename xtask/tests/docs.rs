@@ -113,6 +113,7 @@ const SOURCES: &[&str] = &[
     "planner/src/lease/check.rs",
     "planner/src/lease/conditions.rs",
     "planner/src/lease/decide.rs",
+    "operator/src/market/kind.rs",
     "operator/src/market/networks.rs",
     "operator/src/market/supply.rs",
     "operator/src/provider/offer.rs",

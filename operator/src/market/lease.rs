@@ -41,6 +41,7 @@ struct Hands {
 /// One pass.
 pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Action, Error> {
     let begun = Instant::now();
+    let (object, look_again) = market.as_meant(object).await;
     let (world, hands) = market.gather(object).await;
     let now = market.now();
     let checked: Checked = lease::check(&world);
@@ -55,7 +56,7 @@ pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Res
     if let Err(error) = &outcome {
         error.log("GpuLease", &world.lease.name_any());
     }
-    let wake = objects::until(plan.wake, market.now());
+    let wake = objects::until(plan.wake, market.now()).min(look_again);
     Ok(Action::requeue(
         outcome.err().map_or(wake, |e| wake.min(e.retry_after())),
     ))

@@ -2,6 +2,7 @@
 
 mod allocations;
 mod index;
+mod kind;
 mod lease;
 mod networks;
 mod supply;

@@ -40,6 +40,8 @@ use crate::{cache, objects, payments};
 const REFRESH: Duration = Duration::from_secs(5);
 /// The market counts us silent after a minute.
 const RENEW_SECONDS: i64 = 10;
+/// The offer is written again so often though nothing changed: the market may have lost it, its kind and all.
+const REPEAT_SECONDS: i64 = 30;
 
 /// Most of a Node is nobody's concern here.
 pub(super) fn trim_node(node: &mut Node) {
@@ -55,15 +57,29 @@ pub(super) type Supplies = BTreeMap<String, PoolSupply>;
 /// Keeps the offer true until the process ends.
 pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut renewed = Timestamp::UNIX_EPOCH;
-    let mut told: Option<GpuOfferSpec> = None;
+    let mut told: Option<(GpuOfferSpec, Timestamp)> = None;
     loop {
         heartbeat.beat();
         let now = provider.now();
         let supplies = provider.supplies(&provider.caches.reservations.state(), now);
         let spec = provider.offer(&supplies);
-        if told.as_ref() != Some(&spec) {
+        let news = told.as_ref().is_none_or(|(before, _)| *before != spec);
+        if news
+            || told
+                .as_ref()
+                .is_some_and(|(_, at)| now.as_second() - at.as_second() >= REPEAT_SECONDS)
+        {
             match provider.publish(&spec).await {
-                Ok(()) => told = Some(spec),
+                Ok(()) => {
+                    if news {
+                        tracing::info!(
+                            rows = spec.rows.len(),
+                            nodes = spec.rows.iter().map(|r| r.nodes_free).sum::<i64>(),
+                            "offers"
+                        );
+                    }
+                    told = Some((spec, now));
+                }
                 Err(error) => error.log("GpuOffer", &provider.args.provider_name),
             }
         }
@@ -166,13 +182,7 @@ impl Provider {
         let api = Api::<GpuOffer>::namespaced(self.market.clone(), &self.namespace_at_market);
         let mut offer = GpuOffer::new(name, spec.clone());
         offer.metadata = objects::meta(name, Some(&self.namespace_at_market), &[(LABEL_PROVIDER, name)]);
-        objects::apply(&api, &offer, MANAGER).await?;
-        tracing::info!(
-            rows = spec.rows.len(),
-            nodes = spec.rows.iter().map(|r| r.nodes_free).sum::<i64>(),
-            "offers"
-        );
-        Ok(())
+        objects::apply(&api, &offer, MANAGER).await.map(|_| ())
     }
 
     async fn renew(&self, now: Timestamp) -> Result<(), crate::error::Error> {

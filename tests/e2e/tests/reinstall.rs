@@ -1,0 +1,328 @@
+//! The market's kinds deleted under a paid lease and installed anew: the workload serves to its own deadline and stops by
+//! itself, nothing is charged beyond, and both operators go on without anybody's help.
+
+use std::{process::Command, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use k8s_openapi::{
+    api::{core::v1::Pod, events::v1::Event},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
+use leasehold_crds::{
+    GROUP, GpuAllocation, GpuLease, GpuReservation, conditions::find, lease::Phase, money::TokenAmount,
+    reservation::GpuReservationStatus,
+};
+use leasehold_e2e::{Split, Tenant, within};
+use leasehold_planner::{
+    escrow::{Account, Terms},
+    ports::{BlockLevel, Payments as _},
+};
+use leasehold_testcluster::{Stderr, Unavailable};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const TERM_SECONDS: u64 = 60;
+const NAME: &str = "afar";
+const NAMESPACE: &str = "leasehold-system";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paid_lease_outlives_the_markets_kinds() -> anyhow::Result<()> {
+    if let Err(why) = Unavailable::check() {
+        eprintln!("SKIPPED: {why}");
+        return Ok(());
+    }
+    let split = Split::up("e2e-reinstall", &Stderr::default()).await?;
+    let result = story(&split).await;
+    if let Err(error) = &result {
+        let kept = leasehold_testcluster::cache_root()?
+            .join("failed")
+            .join("e2e-reinstall");
+        split.market.dump(&kept.join("market"));
+        let _ = split.provider.dump(&kept.join("provider"));
+        eprintln!("{error:#}\nlogs are in {}", kept.display());
+    }
+    split.down().await?;
+    result
+}
+
+async fn story(split: &Split) -> anyhow::Result<()> {
+    let tenant = Tenant::new(&split.market, "team-a")?;
+    let before = tenant.own_balance().await?;
+    let operators = [
+        operators_of(&split.market.client).await?,
+        operators_of(&split.client).await?,
+    ];
+    let lease = lease(&tenant)?;
+    tenant.apply(&lease)?;
+    let active = tenant.until_phase(NAME, Phase::Active, LIMIT).await?;
+    let (terms, account) = tenant.account(&active).await?;
+    ensure!(
+        account.paid_until == account.started_at + TERM_SECONDS,
+        "{account:?}"
+    );
+    let labelled = ListParams::default().labels("leasehold.dev/lease");
+    let pods = Api::<Pod>::all(split.client.clone()).list(&labelled).await?.items;
+    let pod = pods.first().context("the pod is on the provider's cluster")?;
+
+    let again = tokio::try_join!(served_to_the_end(split, pod, &account), async {
+        deleted(split, &tenant, &terms).await?;
+        installed(split).await?;
+        let status = reservation(split, pod, "AllocationGone", |status| {
+            find(&status.conditions, "MarketReachable").is_some_and(|c| c.reason == "AllocationGone")
+        })
+        .await?;
+        ensure!(
+            status.stop_reason.is_none(),
+            "it is not stopped for that: {status:?}"
+        );
+        leased_again(&tenant, &lease).await
+    })?
+    .1;
+
+    let stopped = reservation(split, pod, "a stop reason", |status| status.stop_reason.is_some()).await?;
+    ensure!(
+        stopped.stop_reason.as_deref() == Some("FundsSpent"),
+        "{stopped:?}"
+    );
+    let spent = present(split, &terms).await?;
+    let leg = &spent.legs[0];
+    ensure!(
+        leg.served_seconds == TERM_SECONDS && spent.running == 0,
+        "exactly what was paid for is charged: {spent:?}"
+    );
+    ensure!(
+        before.0 - tenant.own_balance().await?.0 == spent.deposited.0 + again.0,
+        "nothing else is spent"
+    );
+    let after = [
+        operators_of(&split.market.client).await?,
+        operators_of(&split.client).await?,
+    ];
+    ensure!(
+        after == operators,
+        "no operator was restarted: {operators:?}, {after:?}"
+    );
+    Ok(())
+}
+
+/// A session of one GPU, for a minute.
+fn lease(tenant: &Tenant<'_>) -> anyhow::Result<GpuLease> {
+    let mut lease = tenant.example("examples/01-job.yaml", Some(NAME))?;
+    lease.spec.term.duration = format!("{TERM_SECONDS}s");
+    let job = lease.spec.workload.job.take().context("the example is a job")?;
+    let mut container = job.container;
+    container.image = "leasehold.test/busybox:1".into();
+    container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
+    container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
+    lease.spec.workload.session = Some(leasehold_crds::workload::Session {
+        container,
+        ..Default::default()
+    });
+    Ok(lease)
+}
+
+/// Uid and restarts of each operator's pod.
+async fn operators_of(client: &Client) -> anyhow::Result<Vec<(String, Option<String>, i32)>> {
+    let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
+    let mut found: Vec<_> = pods
+        .list(&ListParams::default())
+        .await?
+        .items
+        .into_iter()
+        // Jobs apply what values ask for, and end.
+        .filter(|pod| !pod.labels().contains_key("batch.kubernetes.io/job-name"))
+        .map(|pod| (pod.name_any(), pod.uid(), restarts(&pod)))
+        .collect();
+    found.sort();
+    ensure!(!found.is_empty(), "the operators run as pods");
+    Ok(found)
+}
+
+fn restarts(pod: &Pod) -> i32 {
+    let containers = pod
+        .status
+        .iter()
+        .flat_map(|s| s.container_statuses.iter().flatten());
+    containers.map(|c| c.restart_count).sum()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the clock that the kubelet's and the chain's times are compared with"
+)]
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// Looks at the pod all the time: it is there, the same and never restarted, until its paid second has come; then it goes.
+async fn served_to_the_end(split: &Split, pod: &Pod, account: &Account) -> anyhow::Result<()> {
+    let paid_until = i64::try_from(account.paid_until)?;
+    let pods = Api::<Pod>::namespaced(
+        split.client.clone(),
+        &pod.namespace().context("it has a namespace")?,
+    );
+    loop {
+        let now = now();
+        let seen = pods.get_opt(&pod.name_any()).await?;
+        let serves = seen.as_ref().is_some_and(|seen| {
+            let running = seen.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+            seen.uid() == pod.uid() && seen.metadata.deletion_timestamp.is_none() && running
+        });
+        if let Some(seen) = &seen {
+            ensure!(restarts(seen) == 0, "it was never restarted: {:?}", seen.status);
+        }
+        // Blocks and this machine read the same clock, to the second.
+        ensure!(
+            serves || now >= paid_until - 1,
+            "{} s before its paid time is over: {:?}",
+            paid_until - now,
+            seen.map(|s| s.status)
+        );
+        if seen.is_none() {
+            eprintln!("the pod was gone {} s after its paid time", now - paid_until);
+            return Ok(());
+        }
+        ensure!(
+            now < paid_until + 45,
+            "it stops by itself: {:?}",
+            seen.map(|s| s.metadata)
+        );
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// All kinds deleted, as one who has read too little would: by the command that gets rid of everything, and by taking the
+/// finalizers off what hangs.
+async fn deleted(split: &Split, tenant: &Tenant<'_>, terms: &Terms) -> anyhow::Result<()> {
+    let mut kubectl = split.market.cluster.kubectl();
+    kubectl.args([
+        "delete",
+        "crd",
+        "-l",
+        "app.kubernetes.io/part-of=leasehold",
+        "--wait=false",
+    ]);
+    succeed(&mut kubectl)?;
+    let events = Api::<Event>::namespaced(split.market.client.clone(), &tenant.namespace);
+    within(LIMIT, "the market to say why the lease hangs", || async {
+        let told = events.list(&ListParams::default()).await?.items;
+        let reasons: Vec<_> = told.into_iter().filter_map(|e| e.reason).collect();
+        Ok(if reasons.iter().any(|r| r == "KindDeleted") {
+            Ok(())
+        } else {
+            Err(reasons)
+        })
+    })
+    .await?;
+    let account = present(split, terms).await?;
+    ensure!(
+        !account.closed && account.running != 0,
+        "nobody asked for the lease's end: {account:?}"
+    );
+    let kinds = Api::<CustomResourceDefinition>::all(split.market.client.clone());
+    within(LIMIT, "the kinds to be gone", || async {
+        let client = &split.market.client;
+        without_finalizers::<GpuLease>(client).await?;
+        without_finalizers::<GpuAllocation>(client).await?;
+        let left = kinds.list(&ListParams::default()).await?.items;
+        let left: Vec<_> = left
+            .iter()
+            .filter(|k| k.spec.group == GROUP)
+            .map(kube::ResourceExt::name_any)
+            .collect();
+        Ok(if left.is_empty() { Ok(()) } else { Err(left) })
+    })
+    .await
+}
+
+async fn without_finalizers<K>(client: &Client) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+    K: Resource<Scope = kube::core::NamespaceResourceScope>,
+{
+    let list = match Api::<K>::all(client.clone()).list(&ListParams::default()).await {
+        Ok(list) => list,
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let none = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    for object in list.items {
+        let api = Api::<K>::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+        // Gone meanwhile is as good.
+        let _ = api
+            .patch(&object.name_any(), &PatchParams::default(), &none)
+            .await;
+    }
+    Ok(())
+}
+
+fn succeed(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {said}");
+    Ok(())
+}
+
+/// The same release again, with the values it had.
+async fn installed(split: &Split) -> anyhow::Result<()> {
+    let mut helm = split.market.cluster.helm();
+    helm.args(["upgrade", "leasehold"])
+        .arg(xtask::root().join("charts/leasehold"))
+        .args(["--namespace", NAMESPACE, "--reuse-values"]);
+    succeed(&mut helm)?;
+    let leases = Api::<GpuLease>::all(split.market.client.clone());
+    within(LIMIT, "leases to be served again", || async {
+        let list = leases.list(&ListParams::default()).await?;
+        Ok::<_, anyhow::Error>(if list.items.is_empty() {
+            Ok(())
+        } else {
+            Err(list.items)
+        })
+    })
+    .await
+}
+
+/// The reservation's status, when it is as wanted.
+async fn reservation(
+    split: &Split,
+    pod: &Pod,
+    what: &str,
+    wanted: impl Fn(&GpuReservationStatus) -> bool,
+) -> anyhow::Result<GpuReservationStatus> {
+    let api = Api::<GpuReservation>::all(split.client.clone());
+    // Reservation and namespace have one name.
+    let name = pod.namespace().context("it has a namespace")?;
+    within(LIMIT, what, || async {
+        let status = api.get(&name).await?.status.unwrap_or_default();
+        Ok(if wanted(&status) { Ok(status) } else { Err(status) })
+    })
+    .await
+}
+
+/// The same manifest applied again is another lease: served, ended, refunded. What it cost.
+async fn leased_again(tenant: &Tenant<'_>, lease: &GpuLease) -> anyhow::Result<TokenAmount> {
+    tenant.apply(lease)?;
+    let active = tenant.until_phase(NAME, Phase::Active, LIMIT).await?;
+    let (terms, _) = tenant.account(&active).await?;
+    tenant.delete(NAME).await?;
+    tenant.until_gone(NAME, LIMIT).await?;
+    let read = tenant.stack.rail.account(&terms, BlockLevel::Latest).await?;
+    let account = read.present().context("its account")?;
+    ensure!(account.closed, "it is closed");
+    let leg = &account.legs[0];
+    ensure!(leg.served_seconds > 0, "it served");
+    terms.legs[0]
+        .rate
+        .earned_floor(leg.served_seconds)
+        .context("in range")
+}
+
+async fn present(split: &Split, terms: &Terms) -> anyhow::Result<Account> {
+    let read = split.market.rail.account(terms, BlockLevel::Latest).await?;
+    Ok(read.present().context("the account is there")?.clone())
+}
