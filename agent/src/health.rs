@@ -33,6 +33,8 @@ pub(crate) struct Record {
     pub(crate) message: String,
     pub(crate) since: Timestamp,
     suspicion: Option<Suspicion>,
+    /// The last reading that showed it fit to be sold.
+    well: Option<Timestamp>,
     /// Readings in a row without a finding.
     clean_readings: u32,
     reset: Reset,
@@ -199,6 +201,7 @@ impl Record {
             message,
             since,
             suspicion: None,
+            well: None,
             clean_readings: 0,
             reset: Reset::Unseen,
         }
@@ -334,6 +337,9 @@ impl Record {
                 }
             }
         }
+        if self.health == DeviceHealth::Healthy {
+            self.well = Some(now);
+        }
     }
 
     /// Traces of a reset: counters that started anew, or a device plugin that took the GPU out of use and offers it
@@ -353,13 +359,28 @@ impl Record {
         }
     }
 
-    /// The time moves with the health, not with the message.
+    /// The time moves with the health, not with the message. A fault is as old as the last reading that showed the GPU
+    /// well: nobody can say that it served since. Being watched is the end of the same fault.
     fn turn(&mut self, health: DeviceHealth, message: String, now: Timestamp) {
-        if self.health != health {
-            self.since = now;
+        let well = self.well.take_if(|_| is_fault(health));
+        if self.health != health && !(health == DeviceHealth::Recovering && is_fault(self.health)) {
+            self.since = well.unwrap_or(now);
         }
         self.health = health;
         self.message = message;
+    }
+}
+
+/// Whether it is known not to be fit to be sold.
+pub(crate) const fn is_fault(health: DeviceHealth) -> bool {
+    match health {
+        DeviceHealth::Healthy | DeviceHealth::Unknown => false,
+        DeviceHealth::Lost
+        | DeviceHealth::FatalXid
+        | DeviceHealth::EccUncorrectable
+        | DeviceHealth::Duplicate
+        | DeviceHealth::WitnessesDisagree
+        | DeviceHealth::Recovering => true,
     }
 }
 

@@ -14,7 +14,7 @@ use leasehold_crds::{
 use crate::{
     class::Class,
     facts::{GpuFacts, Memory, ProbeError, Witness},
-    health::{Ledger, Record},
+    health::{Ledger, Record, is_fault},
     pod_resources::Allocation,
     watchdog::Outcome,
 };
@@ -191,18 +191,6 @@ fn of_devices(gpus: &[Record]) -> (Truth, &'static str, String) {
             "AllHealthy",
             format!("{} GPUs are fit to be sold", gpus.len()),
         ),
-    }
-}
-
-const fn is_fault(health: DeviceHealth) -> bool {
-    match health {
-        DeviceHealth::Healthy | DeviceHealth::Unknown => false,
-        DeviceHealth::Lost
-        | DeviceHealth::FatalXid
-        | DeviceHealth::EccUncorrectable
-        | DeviceHealth::Duplicate
-        | DeviceHealth::WitnessesDisagree
-        | DeviceHealth::Recovering => true,
     }
 }
 

@@ -134,7 +134,7 @@ pub struct GpuDevice {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256))]
     pub message: String,
-    /// When it became so, RFC 3339.
+    /// When it became so, RFC 3339. Of a fault: when it was last seen well; what follows was perhaps not served.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 40))]
     pub since: String,

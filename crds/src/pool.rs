@@ -178,4 +178,8 @@ pub struct NotSold {
     /// One word.
     #[schemars(length(max = 64))]
     pub reason: String,
+    /// What is wrong with it, for a person; absent where the word says all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 512))]
+    pub message: String,
 }

@@ -274,7 +274,17 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
     if !seen.supply.selling {
         return wrong("NotSelling", "the pool is not for sale at this hour");
     }
-    let Some(picked) = pick(&seen.supply.free, &shape, nodes) else {
+    // A session's tenant is root inside a user namespace: where there is none, its pods would never start.
+    let root = spec.workload.session.is_some();
+    let mut free = seen.supply.free.clone();
+    free.retain(|node| node.user_namespaces || !root);
+    let Some(picked) = pick(&free, &shape, nodes) else {
+        if pick(&seen.supply.free, &shape, nodes).is_some() {
+            return wrong(
+                "RootNotAllowed",
+                "a session is root in a user namespace, and too few of the pool's nodes have these",
+            );
+        }
         return Err((
             "NoRoom",
             format!(

@@ -3,6 +3,7 @@
 //! The plan is so exact that the edge that carries it out has no choice left.
 
 pub mod escrow;
+pub mod health;
 pub mod intake;
 pub mod lease;
 pub mod letting_go;

@@ -21,6 +21,8 @@ use crate::{
     stop::{self, FreshReads, OFFSET_MAX_SECONDS, SILENT_SECONDS, Snapshot, StopReason, Verdict},
 };
 
+mod leg;
+
 /// How what runs was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reading {
@@ -118,7 +120,9 @@ pub enum LegCall {
 /// What could lead to a stop is read twice.
 #[must_use]
 pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountRead>) -> bool {
-    let halted = |s: &GpuReservationStatus| s.stop_reason.is_some() || s.phase == AllocationPhase::Suspended;
+    let halted = |s: &GpuReservationStatus| {
+        s.stop_reason.is_some() || s.phase == AllocationPhase::Suspended || s.fault_since.is_some()
+    };
     match read {
         _ if reservation.status.as_ref().is_some_and(halted) => true,
         Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
@@ -464,7 +468,7 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
         (false, _) => {}
     }
     plan.workload = Workload::Run;
-    start_or_pause(world, account, now, plan);
+    leg::start_or_pause(world, terms, account, now, plan);
 }
 
 /// No pods until there are funds again.
@@ -473,105 +477,6 @@ fn suspend(now: Timestamp, plan: &mut Plan) {
     plan.status.phase = AllocationPhase::Suspended;
     plan.workload = Workload::Halt;
     plan.wake = plan.wake.min(later(now, 5));
-}
-
-/// Whether the leg's state on the chain is what the workload's state asks for; one intent at a time.
-fn start_or_pause(world: &World<'_>, account: &Account, now: Timestamp, plan: &mut Plan) {
-    let spec = &world.reservation.spec;
-    let nodes = usize::try_from(spec.allocation.nodes).unwrap_or_default();
-    let leg = 1u16 << spec.allocation.leg.clamp(0, 15).unsigned_abs();
-    let runs = account.running & leg != 0;
-    let ready = world
-        .running
-        .known()
-        .is_some_and(|r| r.pods_ready + r.pods_succeeded >= nodes && nodes > 0);
-    let fault = world.fault.known().and_then(Option::as_ref);
-    let pass = |plan: &mut Plan, action, call: LegCall| {
-        if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
-            plan.call = Some(call);
-            plan.wake = plan.wake.min(later(now, 3));
-        } else {
-            plan.status.intent = Some(LegIntent {
-                action,
-                written_at: now.to_string(),
-            });
-            plan.wake = now;
-        }
-    };
-    match (runs, fault) {
-        (true, Some((_, since))) => {
-            plan.status.fault_since.get_or_insert(wire(*since));
-            pass(plan, LegAction::Pause, LegCall::Pause);
-        }
-        (false, Some((_, since))) => {
-            // Paused for the fault: the seconds between fault and pause go back, once.
-            plan.status.fault_since.get_or_insert(wire(*since));
-            credit(world, account, plan, pass);
-        }
-        (false, None)
-            if plan.status.fault_since.is_some()
-                && plan
-                    .status
-                    .intent
-                    .as_ref()
-                    .is_some_and(|i| i.action == LegAction::Credit) =>
-        {
-            credit(world, account, plan, pass);
-        }
-        (false, None) if ready => pass(plan, LegAction::Start, LegCall::Start),
-        // Not ready yet: a share that resumes stays Suspended until its leg runs again.
-        (false, None) => plan.status.intent = None,
-        (true, None) => {
-            plan.status.intent = None;
-            plan.status.fault_since = None;
-            plan.status.credit_due = None;
-            plan.status.served_after_credit = None;
-            plan.status.phase = AllocationPhase::Active;
-        }
-    }
-}
-
-/// Gives back the seconds that were paid between the fault and the pause.
-fn credit(
-    world: &World<'_>,
-    account: &Account,
-    plan: &mut Plan,
-    pass: impl Fn(&mut Plan, LegAction, LegCall),
-) {
-    let Some(since) = plan.status.fault_since else {
-        return;
-    };
-    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
-    let served = account.legs.get(index).map_or(0, |l| l.served_seconds);
-    match plan.status.credit_due {
-        Some(0) => {}
-        Some(due) => {
-            // Done when the chain shows fewer served seconds than before the credit.
-            let due = u64::try_from(due).unwrap_or_default();
-            if served
-                <= plan
-                    .status
-                    .served_after_credit
-                    .and_then(|s| u64::try_from(s).ok())
-                    .unwrap_or(0)
-            {
-                plan.status.credit_due = Some(0);
-                plan.status.intent = None;
-            } else {
-                pass(plan, LegAction::Credit, LegCall::Credit(due));
-            }
-        }
-        None => {
-            // The pause was mined by now: at most this many seconds were charged since the fault.
-            let due = account
-                .block_time
-                .saturating_sub(u64::try_from(since).unwrap_or_default())
-                .min(served);
-            plan.status.credit_due = Some(wire(due));
-            plan.status.served_after_credit = Some(wire(served - due));
-            pass(plan, LegAction::Credit, LegCall::Credit(due));
-        }
-    }
 }
 
 /// To stop: pods go, then the namespace, then the leg if the market does not close it, then the reservation.

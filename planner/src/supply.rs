@@ -14,7 +14,10 @@ use leasehold_crds::{
     quantity,
 };
 
-use crate::request::{Shape, Version};
+use crate::{
+    health::claimed_twice,
+    request::{Shape, Version},
+};
 
 /// A node with GPUs, as its Node, its GpuNode and its pods tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +51,14 @@ pub struct GpusSeen {
     pub compute_capability: Version,
     /// CUDA version of the driver.
     pub cuda: Version,
-    /// Whether every GPU is healthy and every witness agrees.
+    /// Whether every GPU is healthy, every witness agrees, and nobody computes on a GPU that is not his.
     pub healthy: bool,
-    /// Why not.
+    /// Why not, in one word.
     pub reason: String,
+    /// Why not, for a person.
+    pub message: String,
+    /// UUIDs by which it claims GPUs.
+    pub claims: Vec<String>,
     /// Whether the agent was heard of lately.
     pub alive: bool,
 }
@@ -123,34 +130,58 @@ pub fn is_open(hours: &[SaleHours], now: Timestamp) -> bool {
     })
 }
 
-/// Free room of a node, and why it is not sold if it is not.
-fn room(node: &NodeSeen, pool: &GpuPool, holds: &[Hold]) -> Result<Shape, &'static str> {
+/// Why a node is not sold: in one word, and for a person where it is news.
+type Refusal = (String, String);
+
+/// Bounds of the schema.
+const REASON_MAX: usize = 64;
+const MESSAGE_MAX: usize = 512;
+
+/// Free room of a node, or why it is not sold. `claimed` says whether another node claims one of its GPUs.
+fn room(node: &NodeSeen, pool: &GpuPool, holds: &[Hold], claimed: Option<&String>) -> Result<Shape, Refusal> {
+    let plainly = |reason: &str| Err((reason.to_owned(), String::new()));
     let Some(gpus) = &node.gpus else {
-        return Err("NoAgent");
+        return plainly("NoAgent");
     };
     if !gpus.sell {
-        return Err("NotForSale");
+        return plainly("NotForSale");
     }
     if !gpus.alive {
-        return Err("AgentSilent");
+        return plainly("AgentSilent");
     }
     if !gpus.healthy {
-        return Err("Unhealthy");
+        let reason = if gpus.reason.is_empty() {
+            "Unhealthy"
+        } else {
+            &gpus.reason
+        };
+        return Err((reason.to_owned(), gpus.message.clone()));
+    }
+    if let Some(by) = claimed {
+        return Err(("DuplicateUuid".to_owned(), by.clone()));
     }
     if !node.schedulable {
-        return Err("NotSchedulable");
+        return plainly("NotSchedulable");
     }
     if pool.spec.class.as_ref().is_some_and(|class| *class != gpus.class) {
-        return Err("OtherClass");
+        return plainly("OtherClass");
     }
     let mut free = node.allocatable.without(&node.requested);
     for hold in holds.iter().filter(|h| h.nodes.contains(&node.name)) {
         free = free.without(&hold.shape);
     }
     if free.gpus == 0 {
-        Err("NoGpuFree")
+        plainly("NoGpuFree")
     } else {
         Ok(free)
+    }
+}
+
+fn not_sold(node: &str, (reason, message): Refusal) -> NotSold {
+    NotSold {
+        node: node.to_owned(),
+        reason: reason.chars().take(REASON_MAX).collect(),
+        message: message.chars().take(MESSAGE_MAX).collect(),
     }
 }
 
@@ -168,6 +199,7 @@ pub fn pool_supply(
         selling: is_open(&pool.spec.hours, now) && payment.is_some(),
         ..PoolSupply::default()
     };
+    let claimed = claimed_twice(nodes);
     let mut groups: BTreeMap<(String, Shape, u64, Version, Version, bool), i64> = BTreeMap::new();
     for node in nodes.iter().filter(|n| {
         pool.spec
@@ -180,13 +212,14 @@ pub fn pool_supply(
         }
         supply.nodes += 1;
         if !taken.insert(node.name.clone()) {
-            supply.not_sold.push(NotSold {
-                node: node.name.clone(),
-                reason: "SoldByAnotherPool".into(),
-            });
+            let refusal = ("SoldByAnotherPool".to_owned(), String::new());
+            supply.not_sold.push(not_sold(&node.name, refusal));
             continue;
         }
-        match (room(node, pool, holds), &node.gpus) {
+        match (
+            room(node, pool, holds, claimed.get(node.name.as_str())),
+            &node.gpus,
+        ) {
             (Ok(free), Some(gpus)) => {
                 supply.free.push(FreeNode {
                     name: node.name.clone(),
@@ -204,10 +237,7 @@ pub fn pool_supply(
                 *groups.entry(key).or_default() += 1;
             }
             (Ok(_), None) => {}
-            (Err(reason), _) => supply.not_sold.push(NotSold {
-                node: node.name.clone(),
-                reason: reason.into(),
-            }),
+            (Err(refusal), _) => supply.not_sold.push(not_sold(&node.name, refusal)),
         }
     }
     supply.not_sold.truncate(64);
@@ -276,6 +306,8 @@ mod tests {
                 cuda: Version(12, 4),
                 healthy: true,
                 reason: String::new(),
+                message: String::new(),
+                claims: (0..gpus).map(|i| format!("GPU-{name}-{i}")).collect(),
                 alive: true,
             }),
             user_namespaces: true,
@@ -309,13 +341,42 @@ mod tests {
     fn nodes_are_left_out_with_a_reason() {
         let mut sick = node("sick", 4, 0);
         sick.gpus.as_mut().unwrap().healthy = false;
+        let mut lost = node("lost", 4, 0);
+        *lost.gpus.as_mut().unwrap() = GpusSeen {
+            healthy: false,
+            reason: "GpuLost".into(),
+            message: "GPU 0: gone".into(),
+            ..lost.gpus.clone().unwrap()
+        };
         let mut silent = node("silent", 4, 0);
         silent.gpus.as_mut().unwrap().alive = false;
-        let supply = supply(&[node("a", 4, 0), node("b", 4, 4), sick, silent], &[]);
+        let supply = supply(&[node("a", 4, 0), node("b", 4, 4), sick, lost, silent], &[]);
         let reasons: Vec<_> = supply.not_sold.iter().map(|n| n.reason.as_str()).collect();
-        assert_eq!(reasons, ["NoGpuFree", "Unhealthy", "AgentSilent"]);
+        assert_eq!(reasons, ["NoGpuFree", "Unhealthy", "GpuLost", "AgentSilent"]);
+        assert_eq!(supply.not_sold[2].message, "GPU 0: gone");
         assert_eq!(supply.rows.len(), 1);
         assert_eq!(supply.rows[0].gpus, 4);
+    }
+
+    #[test]
+    fn neither_of_two_nodes_that_claim_one_gpu_is_sold() {
+        let mut liar = node("liar", 2, 0);
+        liar.gpus.as_mut().unwrap().claims[1] = "GPU-honest-3".into();
+        let supply = supply(&[node("honest", 4, 0), liar, node("other", 1, 0)], &[]);
+        let told: Vec<_> = supply
+            .not_sold
+            .iter()
+            .map(|n| (n.node.as_str(), n.reason.as_str()))
+            .collect();
+        assert_eq!(told, [("honest", "DuplicateUuid"), ("liar", "DuplicateUuid")]);
+        assert!(
+            supply.not_sold[0]
+                .message
+                .starts_with("GPU-honest-3 is claimed by liar too"),
+            "{}",
+            supply.not_sold[0].message
+        );
+        assert_eq!(supply.free.len(), 1);
     }
 
     #[test]

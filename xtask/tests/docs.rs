@@ -107,6 +107,7 @@ fn every_link_leads_somewhere() {
 
 /// Where reasons are set.
 const SOURCES: &[&str] = &[
+    "planner/src/health.rs",
     "planner/src/supply.rs",
     "planner/src/intake.rs",
     "planner/src/reservation.rs",

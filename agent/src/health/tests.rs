@@ -437,3 +437,34 @@ fn a_time_moves_with_the_health_alone() {
     }
     assert_eq!(node.ledger.gpus[0].since, since);
 }
+
+#[test]
+fn a_fault_is_as_old_as_the_last_reading_that_showed_the_gpu_well() {
+    let mut node = node(1);
+    node.observe();
+    let well = Timestamp::from_second(node.second).unwrap();
+    node.change(0, |gpu| gpu.ecc_uncorrected = Some(1));
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::Healthy, "one reading is none");
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::EccUncorrectable);
+    assert_eq!(node.ledger.gpus[0].since, well);
+    node.change(0, |gpu| gpu.ecc_uncorrected = Some(0));
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::Recovering);
+    assert_eq!(
+        node.ledger.gpus[0].since, well,
+        "being watched is the end of the same fault"
+    );
+    node.observations_to_health();
+    let healthy = Timestamp::from_second(node.second).unwrap();
+    assert_eq!(node.ledger.gpus[0].since, healthy);
+
+    // A driver that hangs in between takes nothing from it.
+    node.ledger = std::mem::take(&mut node.ledger).unread("hangs", Timestamp::from_second(500).unwrap());
+    node.second = 600;
+    node.xid(79);
+    node.observe();
+    assert_eq!(node.first(), DeviceHealth::FatalXid);
+    assert_eq!(node.ledger.gpus[0].since, healthy);
+}

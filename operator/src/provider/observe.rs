@@ -1,7 +1,5 @@
 //! What runs of a reservation, read off the caches: pods, readiness, GPUs held, ports, a job's end.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
@@ -13,11 +11,11 @@ use kube::{
     api::{ListParams, LogParams},
 };
 use leasehold_crds::{
-    GpuReservation, conditions,
-    node::DeviceHealth,
+    GpuReservation,
     workload::{Endpoint, JobResult},
 };
 use leasehold_planner::{
+    health::{self, AgentWord},
     observed::Observed,
     reservation::{Reading, Running, wants_live},
 };
@@ -276,53 +274,22 @@ impl Provider {
         let held = reservation
             .status
             .as_ref()
-            .map(|s| s.gpu_uuids.clone())
-            .unwrap_or_default();
-        if held.is_empty() {
-            return Observed::Known(None);
-        }
-        let mut found = BTreeMap::new();
-        for name in &reservation.spec.nodes {
-            let Some(node) = cache::get(&self.caches.gpu_nodes, name, None) else {
-                return Observed::Unknown(format!("node {name} has no GpuNode"));
-            };
-            if !self.agent_alive(name, now) {
-                return Observed::Unknown(format!("the agent of node {name} is silent"));
-            }
-            let Some(status) = &node.status else { continue };
-            for device in &status.devices {
-                found.insert(
-                    device.uuid.clone(),
-                    (
-                        device.health,
-                        format!("{name}: GPU {} {}", device.index, device.message),
-                        device.since.clone(),
-                    ),
-                );
-            }
-            if let Some(healthy) =
-                conditions::find(&status.conditions, "Healthy").filter(|c| c.status == "Unknown")
-            {
-                return Observed::Unknown(healthy.message.clone());
-            }
-        }
-        for uuid in &held {
-            match found.get(uuid) {
-                None => {
-                    let since = u64::try_from(now.as_second()).unwrap_or_default();
-                    return Observed::Known(Some((format!("GPU {uuid} is gone"), since)));
-                }
-                Some((DeviceHealth::Healthy | DeviceHealth::Unknown, _, _)) => {}
-                Some((_, message, since)) => {
-                    let since = since.parse::<Timestamp>().map_or(now, |t| t).as_second();
-                    return Observed::Known(Some((
-                        message.clone(),
-                        u64::try_from(since).unwrap_or_default(),
-                    )));
-                }
-            }
-        }
-        Observed::Known(None)
+            .map_or_else(Vec::new, |s| s.gpu_uuids.clone());
+        let names = &reservation.spec.nodes;
+        let nodes: Vec<_> = names
+            .iter()
+            .map(|name| cache::get(&self.caches.gpu_nodes, name, None))
+            .collect();
+        let words: Vec<_> = names
+            .iter()
+            .zip(&nodes)
+            .map(|(name, node)| AgentWord {
+                node: name,
+                alive: self.agent_alive(name, now),
+                status: node.as_ref().and_then(|n| n.status.as_ref()),
+            })
+            .collect();
+        health::fault(&held, &words, now)
     }
 
     /// Whether a node's agent was heard of lately.

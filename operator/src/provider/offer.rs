@@ -21,11 +21,13 @@ use kube::{
 use leasehold_crds::{
     GPU_RESOURCE, GpuNode, GpuOffer, GpuPool, GpuProvider, GpuReservation, LABEL_PROVIDER,
     allocation::AllocationPhase,
-    conditions::{Truth, condition, find, is_true, set},
+    conditions::{Truth, condition, set},
     offer::{GpuOfferSpec, PaymentIdentity},
+    pool::{GpuPoolStatus, NotSold},
     quantity,
 };
 use leasehold_planner::{
+    health::{claims, unfit},
     placement::Money,
     request::{Shape, Version},
     supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
@@ -211,6 +213,17 @@ impl Provider {
             ))
     }
 
+    /// Each node's Event is its own GpuNode's, by the reason's name: of one object's Events with one reason only the
+    /// first note is kept.
+    async fn tell_not_sold(&self, before: Option<&GpuPoolStatus>, not_sold: &[NotSold]) {
+        for out in newly_out(before, not_sold) {
+            if let Some(node) = cache::get(&self.caches.gpu_nodes, &out.node, None) {
+                let note = format!("not sold: {}", out.message);
+                self.events.publish(node.as_ref(), true, &out.reason, note).await;
+            }
+        }
+    }
+
     async fn report_pools(&self, supplies: &Supplies, now: Timestamp) {
         let api = Api::<GpuPool>::all(self.client.clone());
         for pool in self.caches.pools.state().iter().filter(|p| self.owns(p)) {
@@ -258,13 +271,28 @@ impl Provider {
                 condition("Selling", Truth::True, "Offered", String::new(), generation)
             };
             set(&mut status.conditions, next, now);
-            if pool.status.as_ref() != Some(&status)
-                && let Err(error) = objects::apply_status(&api, pool.as_ref(), MANAGER, &status).await
-            {
-                tracing::debug!(pool = pool.name_any(), %error, "the pool's status was not written");
+            if pool.status.as_ref() == Some(&status) {
+                continue;
+            }
+            match objects::apply_status(&api, pool.as_ref(), MANAGER, &status).await {
+                Ok(_) => self.tell_not_sold(pool.status.as_ref(), &status.not_sold).await,
+                Err(error) => {
+                    tracing::debug!(pool = pool.name_any(), %error, "the pool's status was not written");
+                }
             }
         }
     }
+}
+
+/// Nodes that are out of sale since the pool's status before, for something a person should look at.
+fn newly_out<'a>(before: Option<&GpuPoolStatus>, now: &'a [NotSold]) -> impl Iterator<Item = &'a NotSold> {
+    let before: BTreeSet<(String, String)> = before
+        .iter()
+        .flat_map(|s| &s.not_sold)
+        .map(|n| (n.node.clone(), n.reason.clone()))
+        .collect();
+    now.iter()
+        .filter(move |n| !n.message.is_empty() && !before.contains(&(n.node.clone(), n.reason.clone())))
 }
 
 /// Reservations that hold room which no pod requests yet.
@@ -399,8 +427,10 @@ fn seen(node: &GpuNode, alive: bool) -> GpusSeen {
     let lowest = |f: fn(&leasehold_crds::node::GpuDevice) -> Version| {
         status.devices.iter().map(f).min().unwrap_or_default()
     };
-    let wanted = ["Healthy", "WitnessesAgree"];
-    let failed = wanted.iter().find(|kind| !is_true(&status.conditions, kind));
+    let (healthy, (reason, message)) = match unfit(&status) {
+        None => (true, Default::default()),
+        Some(why) => (false, why),
+    };
     GpusSeen {
         sell: node.spec.sell,
         class: node
@@ -416,11 +446,10 @@ fn seen(node: &GpuNode, alive: bool) -> GpusSeen {
             .unwrap_or(0),
         compute_capability: lowest(|d| Version::parse(&d.compute_capability).unwrap_or_default()),
         cuda: Version::parse(&status.cuda_version).unwrap_or_default(),
-        healthy: failed.is_none() && !status.devices.is_empty(),
-        reason: failed
-            .and_then(|kind| find(&status.conditions, kind))
-            .map(|c| c.reason.clone())
-            .unwrap_or_default(),
+        healthy,
+        reason,
+        message,
+        claims: claims(&status),
         alive,
     }
 }

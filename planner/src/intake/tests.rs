@@ -2,7 +2,7 @@ use leasehold_crds::{
     allocation::GpuAllocationSpec,
     escrow::{EscrowLeg, EscrowTerms},
     pool::{GpuPoolSpec, PoolStorage},
-    workload::NodeShape,
+    workload::{NodeShape, Session, Workload},
 };
 
 use super::*;
@@ -113,10 +113,18 @@ fn supply() -> PoolSupply {
 }
 
 fn decided(allocation: &GpuAllocation, reservation: Option<&GpuReservation>) -> Plan {
-    let (pool, supply, identity) = (pool(), supply(), identity());
+    decided_with(allocation, reservation, &supply())
+}
+
+fn decided_with(
+    allocation: &GpuAllocation,
+    reservation: Option<&GpuReservation>,
+    supply: &PoolSupply,
+) -> Plan {
+    let (pool, identity) = (pool(), identity());
     let seen = PoolSeen {
         pool: &pool,
-        supply: &supply,
+        supply,
         money: Some((money(), 6)),
     };
     let world = World {
@@ -186,4 +194,46 @@ fn what_is_not_ours_to_sell_is_declined_with_the_reason() {
     assert_eq!(reason(|s| s.open_by = NOW - 1), "BadDeadline");
     assert_eq!(reason(|s| s.not_after = NOW + 1_000_000), "TooLong");
     assert_eq!(reason(|s| s.node.memory = "1Ti".into()), "NoRoom");
+}
+
+#[test]
+fn a_session_is_only_where_its_tenant_can_be_root_in_a_user_namespace() {
+    let answer = |workload: Workload, nodes: i64, user_namespaces: &[bool]| {
+        let mut allocation = allocation();
+        allocation.spec.workload = workload;
+        allocation.spec.nodes = nodes;
+        allocation.spec.escrow.legs[0].rate = "1000000000000000".into();
+        let template = supply().free[0].clone();
+        let mut supply = supply();
+        supply.free = user_namespaces
+            .iter()
+            .enumerate()
+            .map(|(i, has)| FreeNode {
+                name: format!("n{i}"),
+                user_namespaces: *has,
+                ..template.clone()
+            })
+            .collect();
+        let plan = decided_with(&allocation, None, &supply);
+        match (plan.reserve, plan.status.declined) {
+            (Some(spec), None) => Ok(spec.nodes),
+            (None, Some(declined)) => Err(declined.reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    let session = || Workload {
+        session: Some(Session::default()),
+        ..Workload::default()
+    };
+    assert_eq!(answer(session(), 1, &[false, true]), Ok(vec!["n1".to_owned()]));
+    assert_eq!(answer(session(), 1, &[false]), Err("RootNotAllowed".to_owned()));
+    assert_eq!(
+        answer(session(), 2, &[false, true]),
+        Err("RootNotAllowed".to_owned())
+    );
+    assert_eq!(answer(session(), 2, &[true]), Err("NoRoom".to_owned()));
+    assert_eq!(
+        answer(Workload::default(), 1, &[false]),
+        Ok(vec!["n0".to_owned()])
+    );
 }

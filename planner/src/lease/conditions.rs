@@ -221,7 +221,11 @@ pub(super) fn set_all(
         (Phase::Closed, _, Some(CloseReason::JobSucceeded)) => {
             (Truth::True, "JobSucceeded".to_owned(), String::new())
         }
-        (Phase::Active, Some(c), _) => (Truth::False, c.reason.clone(), c.message.clone()),
+        (Phase::Active, Some(c), _) => (
+            Truth::False,
+            c.reason.clone(),
+            format!("{}; its share is not charged until it is well again", c.message),
+        ),
         (Phase::Active, None, _) if active && !silent.is_empty() => {
             (Truth::Unknown, "ProviderSilent".to_owned(), String::new())
         }

@@ -271,7 +271,8 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
     let sold = |reason: &str| {
         json!([NotSold {
             node: "node-1".into(),
-            reason: reason.into()
+            reason: reason.into(),
+            message: String::new(),
         }])
     };
     let cases = [

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use jiff::Timestamp;
 use kube::ResourceExt as _;
 use leasehold_chain::machine::Action;
 use leasehold_crds::{
@@ -648,8 +647,3 @@ pub(crate) const BROKEN: Program = Program {
     ready_after_ms: None,
     ends: None,
 };
-
-/// Seconds of a clock.
-pub(crate) fn unix(now: Timestamp) -> u64 {
-    u64::try_from(now.as_second()).unwrap_or_default()
-}

@@ -8,9 +8,14 @@ use std::{
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    GpuReservation, allocation::AllocationPhase, offer::PaymentIdentity, workload::JobResult,
+    GpuReservation,
+    allocation::AllocationPhase,
+    node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+    offer::PaymentIdentity,
+    workload::JobResult,
 };
 use leasehold_planner::{
+    health::{self, AgentWord},
     observed::Observed,
     request::{Shape, Version},
     reservation::{Reading, Running, wants_live},
@@ -20,10 +25,9 @@ use leasehold_planner::{
 use crate::{
     Sim,
     api::Key,
-    cluster::PodPhase,
+    cluster::{Gpu, PodPhase},
     market::Offer,
     pass::{Task, Who},
-    provider::unix,
     sim::Event,
 };
 
@@ -208,30 +212,46 @@ impl Sim {
             .as_ref()
             .map(|s| s.gpu_uuids.clone())
             .unwrap_or_default();
-        if held.is_empty() {
-            return Observed::Known(None);
-        }
-        if self.weather.agents_silent.contains(&s) {
-            return Observed::Unknown("the agent is silent".into());
-        }
-        for uuid in &held {
-            let gpu = process
-                .nodes
-                .iter()
-                .flat_map(|n| &n.gpus)
-                .find(|g| g.uuid == *uuid);
-            match gpu {
-                None => return Observed::Known(Some((format!("GPU {uuid} is gone"), unix(now)))),
-                Some(gpu) => {
-                    if let Some(since) = gpu.sick_since {
-                        // The agents' clocks are this process's.
-                        let offset = process.offset_ms.div_euclid(1000);
-                        return Observed::Known(Some(("lost".into(), since.saturating_add_signed(offset))));
-                    }
-                }
-            }
-        }
-        Observed::Known(None)
+        // The agents' clocks are this process's.
+        let offset = process.offset_ms.div_euclid(1000);
+        let told = |sick_since: Option<u64>| {
+            let since = sick_since.map(|s| i64::try_from(s).unwrap_or(0) + offset);
+            let since = since.and_then(|s| Timestamp::from_second(s).ok());
+            since.map_or_else(String::new, |s| s.to_string())
+        };
+        let statuses: Vec<(&str, GpuNodeStatus)> = process
+            .nodes
+            .iter()
+            .map(|node| {
+                let device = |gpu: &Gpu| GpuDevice {
+                    uuid: gpu.uuid.clone(),
+                    health: if gpu.sick_since.is_some() {
+                        DeviceHealth::Lost
+                    } else {
+                        DeviceHealth::Healthy
+                    },
+                    since: told(gpu.sick_since),
+                    ..GpuDevice::default()
+                };
+                let devices = node.gpus.iter().map(device).collect();
+                (
+                    node.name.as_str(),
+                    GpuNodeStatus {
+                        devices,
+                        ..GpuNodeStatus::default()
+                    },
+                )
+            })
+            .collect();
+        let words: Vec<AgentWord<'_>> = statuses
+            .iter()
+            .map(|(node, status)| AgentWord {
+                node,
+                alive: !self.weather.agents_silent.contains(&s),
+                status: Some(status),
+            })
+            .collect();
+        health::fault(&held, &words, now)
     }
 
     /// What this provider's pool can sell, by these reservations.
@@ -269,6 +289,8 @@ impl Sim {
                         cuda: Version(12, 4),
                         healthy,
                         reason: String::new(),
+                        message: String::new(),
+                        claims: node.gpus.iter().map(|g| g.uuid.clone()).collect(),
                         alive: !self.weather.agents_silent.contains(&s),
                     }),
                     user_namespaces: true,

@@ -1,0 +1,161 @@
+//! What agents say of GPUs, as those take it who serve on them and who sell them: whether a share's GPUs are at fault
+//! and since when, and which nodes claim the same GPU.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    conditions::{find, is_true},
+    node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+};
+
+use crate::{observed::Observed, supply::NodeSeen};
+
+/// A node that a share is on.
+#[derive(Clone, Debug)]
+pub struct AgentWord<'a> {
+    /// Name of the node.
+    pub node: &'a str,
+    /// Whether its agent was heard of lately.
+    pub alive: bool,
+    /// What the agent said last; `None` when it never said anything.
+    pub status: Option<&'a GpuNodeStatus>,
+}
+
+/// A slice of a GPU is named by its own UUID, which starts so; the GPU it is a part of is not told.
+const SLICE: &str = "MIG-";
+
+/// What is wrong with the GPUs that a share holds, for a person, and since when in Unix seconds; `Known(None)` when
+/// all are healthy. A fault that was told stays told when the agent falls silent; health does not.
+#[must_use]
+pub fn fault(held: &[String], nodes: &[AgentWord<'_>], now: Timestamp) -> Observed<Option<(String, u64)>> {
+    let mut unknown = None;
+    for uuid in held {
+        let mut named = false;
+        for word in nodes {
+            let devices = word.status.iter().flat_map(|s| &s.devices);
+            for device in devices.filter(|d| is_of(uuid, d)) {
+                named = true;
+                match device.health {
+                    DeviceHealth::Healthy if word.alive => {}
+                    DeviceHealth::Healthy => {
+                        unknown.get_or_insert(format!("the agent of node {} is silent", word.node));
+                    }
+                    DeviceHealth::Unknown => {
+                        let why = format!("{}: GPU {} {}", word.node, device.index, device.message);
+                        unknown.get_or_insert(why);
+                    }
+                    DeviceHealth::Lost
+                    | DeviceHealth::FatalXid
+                    | DeviceHealth::EccUncorrectable
+                    | DeviceHealth::Duplicate
+                    | DeviceHealth::WitnessesDisagree
+                    | DeviceHealth::Recovering => {
+                        let what = format!("{}: GPU {}: {}", word.node, device.index, device.message);
+                        return Observed::Known(Some((what, since(device, now))));
+                    }
+                }
+            }
+        }
+        if !named {
+            match nodes.iter().find(|word| !knows_its_gpus(word)) {
+                None => return Observed::Known(Some((format!("GPU {uuid} is gone"), unix(now)))),
+                Some(word) => {
+                    unknown.get_or_insert(format!("node {} does not say which GPUs it has", word.node));
+                }
+            }
+        }
+    }
+    unknown.map_or(Observed::Known(None), Observed::Unknown)
+}
+
+/// Whether the device is the one held. A slice counts for any GPU that has slices: which one it is of is not told.
+fn is_of(held: &str, device: &GpuDevice) -> bool {
+    device.uuid == held || (held.starts_with(SLICE) && device.mig_enabled == Some(true))
+}
+
+/// Only the whole list of a living agent proves that a GPU is not there.
+fn knows_its_gpus(word: &AgentWord<'_>) -> bool {
+    let told = |s: &&GpuNodeStatus| {
+        !s.devices.is_empty() && s.devices.iter().all(|d| d.health != DeviceHealth::Unknown)
+    };
+    word.alive && word.status.as_ref().is_some_and(told)
+}
+
+fn since(device: &GpuDevice, now: Timestamp) -> u64 {
+    unix(device.since.parse().unwrap_or(now))
+}
+
+fn unix(time: Timestamp) -> u64 {
+    u64::try_from(time.as_second()).unwrap_or_default()
+}
+
+/// Why a node is not fit to be sold by what its agent says: in one word, and for a person. Health and the witnesses'
+/// word must be there; whose processes compute on the GPUs can't be known everywhere, so that only a stranger who was
+/// seen there counts.
+#[must_use]
+pub fn unfit(status: &GpuNodeStatus) -> Option<(String, String)> {
+    let conditions = &status.conditions;
+    if let Some(kind) = ["Healthy", "WitnessesAgree"]
+        .iter()
+        .find(|kind| !is_true(conditions, kind))
+    {
+        let said = find(conditions, kind).map(|c| (c.reason.clone(), c.message.clone()));
+        return Some(said.unwrap_or_default());
+    }
+    if status.devices.is_empty() {
+        return Some(Default::default());
+    }
+    find(conditions, "NoForeignProcesses")
+        .filter(|c| c.status == "False")
+        .map(|c| (c.reason.clone(), c.message.clone()))
+}
+
+/// UUIDs by which a node claims GPUs. One that is lost is no claim: the card may sit elsewhere by now.
+#[must_use]
+pub fn claims(status: &GpuNodeStatus) -> Vec<String> {
+    let there = status.devices.iter().filter(|d| d.health != DeviceHealth::Lost);
+    there
+        .map(|d| d.uuid.clone())
+        .filter(|uuid| !uuid.is_empty())
+        .collect()
+}
+
+/// Nodes that claim a GPU which another claims too, each with the reason for a person.
+///
+/// Nobody can tell from here which of them lies, so none is sold. A claim counts while its agent lives and its node is
+/// for sale: who takes the liar out of sale (`spec.sell: false`) has the honest one back at once, and a machine that is
+/// switched off does not keep its cards from being sold where they sit now.
+#[must_use]
+pub fn claimed_twice(nodes: &[NodeSeen]) -> BTreeMap<&str, String> {
+    let mut claimed: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+    for node in nodes {
+        let claims = node
+            .gpus
+            .iter()
+            .filter(|g| g.sell && g.alive)
+            .flat_map(|g| &g.claims);
+        for uuid in claims {
+            claimed.entry(uuid).or_default().insert(&node.name);
+        }
+    }
+    let mut twice: Vec<_> = claimed.into_iter().filter(|(_, by)| by.len() > 1).collect();
+    twice.sort();
+    let mut told = BTreeMap::new();
+    for (uuid, by) in twice {
+        for node in &by {
+            let others: Vec<&str> = by.iter().filter(|other| *other != node).copied().collect();
+            told.entry(*node).or_insert_with(|| {
+                format!(
+                    "{uuid} is claimed by {} too: find out which of them has it, and set spec.sell: false on the GpuNode \
+                     of the other",
+                    others.join(", ")
+                )
+            });
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests;

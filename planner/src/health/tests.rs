@@ -1,0 +1,201 @@
+//! Faults of a share's GPUs, and GPUs that two nodes claim.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    conditions::{Truth, condition},
+    node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+};
+
+use super::*;
+use crate::{
+    request::{Shape, Version},
+    supply::GpusSeen,
+};
+
+fn device(uuid: &str, health: DeviceHealth) -> GpuDevice {
+    GpuDevice {
+        uuid: uuid.into(),
+        health,
+        message: "words".into(),
+        since: "1970-01-01T00:01:40.9Z".into(),
+        ..GpuDevice::default()
+    }
+}
+
+fn status(devices: &[GpuDevice]) -> GpuNodeStatus {
+    GpuNodeStatus {
+        devices: devices.to_vec(),
+        ..GpuNodeStatus::default()
+    }
+}
+
+fn word(status: &GpuNodeStatus, alive: bool) -> AgentWord<'_> {
+    AgentWord {
+        node: "n",
+        alive,
+        status: Some(status),
+    }
+}
+
+fn judged(held: &str, devices: &[GpuDevice], alive: bool) -> Observed<Option<(String, u64)>> {
+    let now = Timestamp::from_second(500).unwrap();
+    fault(&[held.into()], &[word(&status(devices), alive)], now)
+}
+
+#[test]
+fn a_fault_is_told_with_its_time_and_health_only_by_a_living_agent() {
+    let lost = [
+        device("a", DeviceHealth::Lost),
+        device("b", DeviceHealth::Healthy),
+    ];
+    let told = Observed::Known(Some(("n: GPU 0: words".to_owned(), 100)));
+    assert_eq!(judged("a", &lost, true), told);
+    assert_eq!(judged("a", &lost, false), told, "a fault stays told");
+    assert_eq!(
+        judged("b", &lost, true),
+        Observed::Known(None),
+        "another's fault is none of ours"
+    );
+    assert!(matches!(judged("b", &lost, false), Observed::Unknown(_)));
+    let back = [device("a", DeviceHealth::Recovering)];
+    assert!(
+        matches!(judged("a", &back, true), Observed::Known(Some(_))),
+        "watched, not yet well"
+    );
+    let unread = [device("a", DeviceHealth::Unknown)];
+    assert!(matches!(judged("a", &unread, true), Observed::Unknown(_)));
+}
+
+#[test]
+fn a_gpu_is_gone_only_by_a_whole_list() {
+    let other = [device("b", DeviceHealth::Healthy)];
+    assert_eq!(
+        judged("a", &other, true),
+        Observed::Known(Some(("GPU a is gone".to_owned(), 500)))
+    );
+    assert!(matches!(judged("a", &other, false), Observed::Unknown(_)));
+    assert!(
+        matches!(judged("a", &[], true), Observed::Unknown(_)),
+        "a GpuNode made anew says nothing yet"
+    );
+    let unread = [device("b", DeviceHealth::Unknown)];
+    assert!(matches!(judged("a", &unread, true), Observed::Unknown(_)));
+    let nobody = AgentWord {
+        node: "n",
+        alive: true,
+        status: None,
+    };
+    let now = Timestamp::UNIX_EPOCH;
+    assert!(matches!(
+        fault(&["a".into()], &[nobody], now),
+        Observed::Unknown(_)
+    ));
+    assert_eq!(fault(&[], &[], now), Observed::Known(None), "nothing is held");
+}
+
+#[test]
+fn a_slice_is_as_well_as_the_gpus_that_have_slices() {
+    let mut card = device("GPU-a", DeviceHealth::Healthy);
+    assert!(
+        matches!(judged("MIG-1", &[card.clone()], true), Observed::Known(Some(_))),
+        "no GPU here has slices"
+    );
+    card.mig_enabled = Some(true);
+    assert_eq!(judged("MIG-1", &[card.clone()], true), Observed::Known(None));
+    card.health = DeviceHealth::FatalXid;
+    assert!(matches!(judged("MIG-1", &[card], true), Observed::Known(Some(_))));
+}
+
+fn node(name: &str, claims: &[&str]) -> NodeSeen {
+    NodeSeen {
+        name: name.into(),
+        labels: BTreeMap::new(),
+        schedulable: true,
+        allocatable: Shape::default(),
+        requested: Shape::default(),
+        gpus: Some(GpusSeen {
+            sell: true,
+            class: "t4-16g".into(),
+            memory: 0,
+            compute_capability: Version::default(),
+            cuda: Version::default(),
+            healthy: true,
+            reason: String::new(),
+            message: String::new(),
+            claims: claims.iter().map(ToString::to_string).collect(),
+            alive: true,
+        }),
+        user_namespaces: true,
+    }
+}
+
+fn named(nodes: &[NodeSeen]) -> Vec<&str> {
+    claimed_twice(nodes).into_keys().collect()
+}
+
+#[test]
+fn a_gpu_that_two_nodes_claim_keeps_both_from_sale_until_one_is_out() {
+    let mut nodes = [
+        node("honest", &["a", "b"]),
+        node("liar", &["x", "b"]),
+        node("other", &["c"]),
+    ];
+    assert_eq!(named(&nodes), ["honest", "liar"]);
+    assert!(claimed_twice(&nodes)["honest"].starts_with("b is claimed by liar too"));
+    nodes[1].gpus.as_mut().unwrap().sell = false;
+    assert!(
+        named(&nodes).is_empty(),
+        "who takes the liar out has the honest one back"
+    );
+    nodes[1].gpus.as_mut().unwrap().sell = true;
+    nodes[1].gpus.as_mut().unwrap().alive = false;
+    assert!(named(&nodes).is_empty(), "a machine that is off claims nothing");
+}
+
+#[test]
+fn a_lost_gpu_is_no_claim() {
+    let seen = status(&[
+        device("a", DeviceHealth::Lost),
+        device("b", DeviceHealth::Duplicate),
+        device("", DeviceHealth::Healthy),
+    ]);
+    assert_eq!(claims(&seen), ["b"]);
+}
+
+#[test]
+fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
+    let said = |truths: &[(&str, Truth)]| {
+        let mut seen = status(&[device("a", DeviceHealth::Healthy)]);
+        seen.conditions = truths
+            .iter()
+            .map(|(kind, truth)| condition(kind, *truth, "Word", "words", 0))
+            .collect();
+        unfit(&seen)
+    };
+    use Truth::{False, True, Unknown};
+    let word = Some(("Word".to_owned(), "words".to_owned()));
+    let silence = Some((String::new(), String::new()));
+    assert_eq!(said(&[("Healthy", True), ("WitnessesAgree", True)]), None);
+    assert_eq!(
+        said(&[("Healthy", True)]),
+        silence,
+        "nobody asked the other witnesses"
+    );
+    assert_eq!(said(&[]), silence);
+    assert_eq!(said(&[("Healthy", Unknown), ("WitnessesAgree", True)]), word);
+    assert_eq!(said(&[("Healthy", True), ("WitnessesAgree", False)]), word);
+    let processes = |truth| {
+        said(&[
+            ("Healthy", True),
+            ("WitnessesAgree", True),
+            ("NoForeignProcesses", truth),
+        ])
+    };
+    assert_eq!(processes(True), None);
+    assert_eq!(
+        processes(Unknown),
+        None,
+        "agents without the host's processes can't know"
+    );
+    assert_eq!(processes(False), word, "a stranger computes on a GPU");
+}

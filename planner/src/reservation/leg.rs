@@ -1,0 +1,137 @@
+//! The leg's state on the chain against what the workload and its GPUs are: started when ready, paused at a fault, the
+//! fault's seconds given back, started again when all are well.
+//!
+//! What a fault costs is fixed when it is first seen: the seconds the leg had served until then. That number is stored
+//! before the pause is sent, so that however late the pause or the credit come, and whoever carries them out, the same
+//! seconds go back.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    allocation::AllocationPhase,
+    money::{RATE_SCALE, Rate},
+    reservation::{GpuReservationStatus, LegAction, LegIntent},
+};
+
+use super::{LegCall, Plan, World, later, present, wire};
+use crate::{
+    escrow::{Account, LegState, Terms},
+    observed::Observed,
+};
+
+/// Whether the leg's state on the chain is what the workload's state asks for; one intent at a time.
+pub(super) fn start_or_pause(
+    world: &World<'_>,
+    terms: &Terms,
+    account: &Account,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let leg = Leg::of(world, account);
+    if let Observed::Known(Some((_, since))) = &world.fault {
+        plan.status.fault_since.get_or_insert(wire(*since));
+    }
+    if let Some(since) = plan.status.fault_since {
+        if leg.runs {
+            let served = leg.served_until(u64::try_from(since).unwrap_or_default(), account.block_time);
+            plan.status.served_after_credit.get_or_insert(wire(served));
+            return pass(now, plan, LegAction::Pause, LegCall::Pause);
+        }
+        let Some(due) = leg.due(world, terms, &plan.status) else {
+            plan.wake = plan.wake.min(later(now, 1));
+            return;
+        };
+        plan.status.credit_due = Some(wire(due));
+        if due > 0 {
+            return pass(now, plan, LegAction::Credit, LegCall::Credit(due));
+        }
+        if world.fault != Observed::Known(None) {
+            plan.status.intent = None;
+            return;
+        }
+        forget(&mut plan.status);
+    }
+    let nodes = usize::try_from(world.reservation.spec.allocation.nodes).unwrap_or_default();
+    let ready = world
+        .running
+        .known()
+        .is_some_and(|r| r.pods_ready + r.pods_succeeded >= nodes && nodes > 0);
+    // Nothing new starts on an unknown: a node that fell silent may have lost its GPUs.
+    let well = matches!(world.fault, Observed::Known(None));
+    if leg.runs {
+        plan.status.intent = None;
+        plan.status.phase = AllocationPhase::Active;
+    } else if ready && well {
+        pass(now, plan, LegAction::Start, LegCall::Start);
+    } else {
+        // A share that resumes stays Suspended until its leg runs again.
+        plan.status.intent = None;
+    }
+}
+
+/// Stores the intent, or carries out the stored one.
+fn pass(now: Timestamp, plan: &mut Plan, action: LegAction, call: LegCall) {
+    if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
+        plan.call = Some(call);
+        plan.wake = plan.wake.min(later(now, 3));
+    } else {
+        plan.status.intent = Some(LegIntent {
+            action,
+            written_at: now.to_string(),
+        });
+        plan.wake = now;
+    }
+}
+
+fn forget(status: &mut GpuReservationStatus) {
+    status.fault_since = None;
+    status.credit_due = None;
+    status.served_after_credit = None;
+}
+
+/// This share's leg at one read.
+struct Leg {
+    index: usize,
+    runs: bool,
+    state: LegState,
+}
+
+impl Leg {
+    fn of(world: &World<'_>, account: &Account) -> Self {
+        let index = world.reservation.spec.allocation.leg.clamp(0, 15).unsigned_abs();
+        let bit = 1u16 << index;
+        let index = usize::try_from(index).unwrap_or_default();
+        Self {
+            index,
+            runs: account.running & bit != 0,
+            state: account.legs.get(index).copied().unwrap_or_default(),
+        }
+    }
+
+    /// Seconds it had served at `since`, by a read at `block_time` that shows it running: it serves each second.
+    const fn served_until(&self, since: u64, block_time: u64) -> u64 {
+        self.state
+            .served_seconds
+            .saturating_add(since)
+            .saturating_sub(block_time)
+    }
+
+    /// Seconds still to be given back, when two reads agree that the leg stands: a credit is no call that may be
+    /// repeated. What was withdrawn already can't be given back; a leg that never ran in the fault owes nothing.
+    fn due(&self, world: &World<'_>, terms: &Terms, status: &GpuReservationStatus) -> Option<u64> {
+        let second = Self::of(world, present(&world.second)?);
+        let agreed = self.runs == second.runs && self.state == second.state;
+        let wanted = status.served_after_credit.and_then(|s| u64::try_from(s).ok());
+        let rate = terms.legs.get(self.index).map_or(Rate(1), |l| l.rate);
+        let left = wanted.map_or(u64::MAX, |wanted| wanted.max(kept(&self.state, rate)));
+        agreed.then(|| self.state.served_seconds.saturating_sub(left))
+    }
+}
+
+/// Seconds that are paid out already, as the contract counts them.
+fn kept(state: &LegState, rate: Rate) -> u64 {
+    let scaled = state.withdrawn.0.saturating_mul(RATE_SCALE);
+    u64::try_from(scaled.div_ceil(rate.0.max(1))).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,337 @@
+//! Faults of a share that serves, told pass by pass on a chain that does what it is asked.
+
+use leasehold_crds::{
+    GpuReservation, allocation::GpuAllocationSpec, escrow::EscrowTerms, money::TokenAmount,
+    reservation::GpuReservationSpec,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    escrow::{AccountRead, Address, Hash},
+    ports::Head,
+    reservation::{Reading, Running, decide, wants_second},
+};
+
+const RATE: Rate = Rate(500 * RATE_SCALE);
+
+/// The one leg of an account, which serves from second 0 of the chain's clock.
+struct Share {
+    reservation: GpuReservation,
+    account: Account,
+    fault: Observed<Option<(String, u64)>>,
+    calls: Vec<LegCall>,
+    /// What it had served when the fault began that is not over for the leg.
+    well: Option<u64>,
+    started: u64,
+}
+
+fn terms() -> Terms {
+    Terms {
+        payer: Address([1; 20]),
+        market: Address([2; 20]),
+        token: Address([3; 20]),
+        closer: Address([4; 20]),
+        salt: Hash([5; 32]),
+        start_by: 900,
+        notice_seconds: 0,
+        pause_for: 0,
+        legs: vec![crate::escrow::Leg {
+            payee: Address([6; 20]),
+            controller: Address([7; 20]),
+            rate: RATE,
+        }],
+    }
+}
+
+fn serving() -> Share {
+    let escrow: EscrowTerms = terms().to_wire(1, Address([9; 20]));
+    let spec = GpuReservationSpec {
+        allocation: GpuAllocationSpec {
+            nodes: 1,
+            not_after: 1 << 30,
+            deposit: "0".into(),
+            escrow,
+            ..GpuAllocationSpec::default()
+        },
+        ..GpuReservationSpec::default()
+    };
+    let mut reservation = GpuReservation::new("r", spec);
+    reservation.status = Some(GpuReservationStatus {
+        phase: AllocationPhase::Active,
+        ..GpuReservationStatus::default()
+    });
+    Share {
+        reservation,
+        account: Account {
+            closed: false,
+            deposited: TokenAmount(500 * 100_000),
+            balance_scaled: 500 * 100_000 * RATE_SCALE,
+            block_time: 0,
+            paid_until: 100_000,
+            exhausted_at: 0,
+            started_at: 1,
+            paid_seconds: 0,
+            running: 1,
+            ended: 0,
+            legs: vec![LegState::default()],
+        },
+        fault: Observed::Known(None),
+        calls: Vec::new(),
+        well: None,
+        started: 0,
+    }
+}
+
+impl Share {
+    fn at_fault(&mut self, ago: u64) {
+        if matches!(self.fault, Observed::Known(Some(_))) {
+            return;
+        }
+        let since = self.account.block_time.saturating_sub(ago).max(self.started);
+        self.fault = Observed::Known(Some(("broken".into(), since)));
+    }
+
+    fn status(&self) -> &GpuReservationStatus {
+        self.reservation.status.as_ref().unwrap()
+    }
+
+    fn served(&self) -> u64 {
+        self.account.legs[0].served_seconds
+    }
+
+    /// Time passes on the chain.
+    fn wait(&mut self, seconds: u64) {
+        self.account.block_time += seconds;
+        if self.account.running == 1 {
+            self.account.legs[0].served_seconds += seconds;
+        }
+    }
+
+    /// One pass by these reads, its status stored. The call is carried out if an intent for it was stored before.
+    fn pass_by(&mut self, read: &Account, second: &Account) {
+        // A fault that a pass has seen is to be credited, however soon it is over.
+        if let (Observed::Known(Some((_, since))), None, 1) = (&self.fault, self.well, self.account.running) {
+            self.well = Some(self.served() - (self.account.block_time - since));
+        }
+        let first = Observed::Known(AccountRead::Present(read.clone()));
+        let second = if wants_second(&self.reservation, &first) {
+            Observed::Known(AccountRead::Present(second.clone()))
+        } else {
+            Observed::Unknown("not read".into())
+        };
+        let world = World {
+            reservation: &self.reservation,
+            account: first,
+            second,
+            settled: None,
+            head: Observed::Known(Head {
+                number: 1,
+                hash: Hash::default(),
+                time: read.block_time,
+            }),
+            running: Observed::Known(Running {
+                reading: Reading::Cached,
+                namespace: true,
+                pods_alive: 1,
+                pods_ready: 1,
+                ..Running::default()
+            }),
+            allocation_exists: Observed::Known(true),
+            grace_seconds: 0,
+            fault: self.fault.clone(),
+        };
+        let time = i64::try_from(self.account.block_time).unwrap();
+        let plan = decide(&world, Timestamp::from_second(time).unwrap());
+        let stored = self.status().intent == plan.status.intent;
+        self.reservation.status = Some(plan.status);
+        if let Some(call) = plan.call.filter(|_| stored) {
+            self.mine(&call);
+        }
+    }
+
+    fn mine(&mut self, call: &LegCall) {
+        match call {
+            LegCall::Start => {
+                if let Some(well) = self.well.take() {
+                    assert_eq!(self.served(), well, "exactly the fault's seconds went back");
+                }
+                if self.account.running == 0 {
+                    self.started = self.account.block_time;
+                }
+                self.account.running = 1;
+            }
+            LegCall::Pause => self.account.running = 0,
+            LegCall::Credit(seconds) => {
+                let most = self.served() - kept(&self.account.legs[0], RATE);
+                assert!(*seconds <= most, "the contract refuses it");
+                self.account.legs[0].served_seconds -= seconds;
+            }
+            LegCall::End | LegCall::Withdraw => panic!("nobody asked for {call:?}"),
+        }
+        self.calls.push(call.clone());
+    }
+
+    fn passes(&mut self, count: usize) {
+        for _ in 0..count {
+            let read = self.account.clone();
+            self.pass_by(&read, &read);
+            self.wait(1);
+        }
+    }
+}
+
+#[test]
+fn the_seconds_of_a_fault_go_back_and_the_leg_resumes() {
+    let mut share = serving();
+    share.wait(100);
+    share.passes(1);
+    assert!(share.calls.is_empty());
+    share.wait(19);
+    share.at_fault(10);
+    share.passes(10);
+    assert_eq!(
+        share.served(),
+        110,
+        "what it served until the fault, not a second more"
+    );
+    assert_eq!(share.calls, [LegCall::Pause, LegCall::Credit(11)]);
+    let status = share.status();
+    assert_eq!((status.fault_since, status.credit_due), (Some(110), Some(0)));
+    assert_eq!(status.phase, AllocationPhase::Active);
+    share.fault = Observed::Known(None);
+    share.passes(10);
+    assert_eq!(share.calls.len(), 3);
+    assert!(share.account.running == 1 && share.served() > 115);
+    let status = share.status();
+    let left = (status.fault_since, status.credit_due, status.served_after_credit);
+    assert_eq!(left, (None, None, None));
+}
+
+#[test]
+fn a_fault_that_is_over_before_its_pause_is_mined_is_credited_all_the_same() {
+    for passes_at_fault in 1..4 {
+        let mut share = serving();
+        share.wait(50);
+        share.at_fault(5);
+        share.passes(passes_at_fault);
+        share.fault = Observed::Known(None);
+        share.passes(10);
+        assert!(
+            matches!(
+                share.calls[..],
+                [LegCall::Pause, LegCall::Credit(_), LegCall::Start]
+            ),
+            "{:?}",
+            share.calls
+        );
+    }
+}
+
+#[test]
+fn an_operator_that_was_away_gives_back_the_fault_and_not_its_absence() {
+    let mut share = serving();
+    share.wait(50);
+    share.at_fault(5);
+    share.passes(2);
+    assert_eq!(share.calls, [LegCall::Pause]);
+    share.wait(3600);
+    share.passes(4);
+    assert_eq!(share.served(), 45);
+}
+
+#[test]
+fn nothing_starts_while_the_gpus_are_unknown() {
+    let mut share = serving();
+    share.wait(50);
+    share.at_fault(5);
+    share.passes(5);
+    share.fault = Observed::Unknown("the agent is silent".into());
+    share.passes(10);
+    assert_eq!(share.calls.len(), 2, "paused and credited, and no more");
+    share.fault = Observed::Known(None);
+    share.passes(3);
+    assert_eq!(share.calls.last(), Some(&LegCall::Start));
+
+    // And what serves is not paused for a silence.
+    share.fault = Observed::Unknown("the agent is silent".into());
+    share.passes(5);
+    assert_eq!(share.account.running, 1);
+}
+
+#[test]
+fn a_fault_before_the_first_second_only_delays_the_start() {
+    let mut share = serving();
+    share.account.running = 0;
+    share.account.block_time = 20;
+    share.at_fault(5);
+    share.passes(5);
+    assert!(share.calls.is_empty(), "{:?}", share.calls);
+    share.fault = Observed::Known(None);
+    share.passes(5);
+    assert_eq!(share.calls, [LegCall::Start]);
+}
+
+#[test]
+fn what_is_paid_out_already_is_not_asked_back() {
+    let mut share = serving();
+    share.wait(50);
+    // The contract rounds what it keeps up to whole seconds: 46.
+    share.account.legs[0].withdrawn = TokenAmount(500 * 46 - 1);
+    share.at_fault(10);
+    share.passes(6);
+    assert_eq!(share.served(), 46);
+    assert_eq!(share.status().credit_due, Some(0));
+    share.well = None;
+    share.fault = Observed::Known(None);
+    share.passes(3);
+    assert_eq!(share.calls.last(), Some(&LegCall::Start));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Wait(u64),
+    Breaks(u64),
+    Heals,
+    FallsSilent,
+    Pass,
+    PassWithOneOldRead(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => (1u64..6).prop_map(Step::Wait),
+        1 => (0u64..5).prop_map(Step::Breaks),
+        1 => Just(Step::Heals),
+        1 => Just(Step::FallsSilent),
+        4 => Just(Step::Pass),
+        1 => any::<bool>().prop_map(Step::PassWithOneOldRead),
+    ]
+}
+
+proptest! {
+    /// Whatever comes between, what was served when the leg starts again is what it had served when it broke.
+    #[test]
+    fn exactly_the_seconds_of_faults_go_back(steps in prop::collection::vec(step(), 1..80)) {
+        let mut share = serving();
+        share.wait(10);
+        let mut old = share.account.clone();
+        for step in steps {
+            let read = share.account.clone();
+            match step {
+                Step::Wait(seconds) => share.wait(seconds),
+                Step::Breaks(ago) => share.at_fault(ago),
+                Step::Heals => share.fault = Observed::Known(None),
+                Step::FallsSilent => share.fault = Observed::Unknown("silent".into()),
+                Step::Pass => share.pass_by(&read, &read),
+                Step::PassWithOneOldRead(true) => share.pass_by(&old, &read),
+                Step::PassWithOneOldRead(false) => share.pass_by(&read, &old),
+            }
+            old = read;
+        }
+        share.fault = Observed::Known(None);
+        share.passes(8);
+        prop_assert_eq!(share.account.running, 1);
+        prop_assert!(share.well.is_none());
+    }
+}
