@@ -224,7 +224,12 @@ fn end(
         .and_then(|e| Terms::from_wire(&e.terms).ok());
     let at_the_end = terms.is_some_and(|t| is_exhausted(account, &t))
         || (account.running != 0 && account.paid_until.saturating_sub(now) <= LAST_SECONDS);
-    (!at_the_end && statuses().any(|s| stopped(s.phase))).then_some(CloseReason::ProviderStopped)
+    let first = statuses().find(|s| stopped(s.phase)).filter(|_| !at_the_end)?;
+    // Funds that come after their end resume nothing that stopped for it.
+    Some(match first.stop_reason.as_deref() {
+        Some("FundsSpent") => CloseReason::FundsSpent,
+        _ => CloseReason::ProviderStopped,
+    })
 }
 
 /// Whether the funds are spent: the clock stands since `exhausted_at`, and what is left does not cover a second.

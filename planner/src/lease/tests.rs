@@ -169,6 +169,14 @@ fn one_that_reads_the_end_of_the_funds_before_us_did_not() {
 }
 
 #[test]
+fn funds_that_come_after_their_end_were_too_late() {
+    let mut late = world(AccountRead::Present(account(600)), AllocationPhase::Stopped);
+    let allocation = Arc::make_mut(&mut late.allocations[0].object);
+    allocation.status.as_mut().unwrap().stop_reason = Some("FundsSpent".into());
+    assert_eq!(check(&late).end, Some(CloseReason::FundsSpent));
+}
+
+#[test]
 fn a_close_is_noted_before_it_is_sent() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Stopping);
     let first = decide(&world, &check(&world), now());

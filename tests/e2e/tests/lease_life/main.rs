@@ -1,6 +1,8 @@
 //! The life of leases on one control plane: served and extended, out of funds, deleted in every phase, without
 //! means, without room. One stack, stories side by side, each on its own lease.
 
+mod orphans;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -55,8 +57,10 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
         told("paused and resumed", paused_and_resumed(&tenant)),
         told("topped up by policy", topped_up_by_policy(&tenant)),
         told("status wiped", status_wiped(&tenant)),
+        told("lease torn out", orphans::lease_torn_out(&tenant)),
+        told("reservation torn out", orphans::reservation_torn_out(&tenant)),
     )?;
-    let spent = ended.0.0 + ended.1.0 + ended.2.0 + ended.3.0;
+    let spent = ended.0.0 + ended.1.0 + ended.2.0 + ended.3.0 + ended.4.0 + ended.5.0;
     ensure!(
         before.0 - tenant.own_balance().await?.0 == spent,
         "what left the tenant is what legs earned, to the unit"
@@ -382,22 +386,22 @@ async fn paused_and_resumed(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> 
 }
 
 async fn topped_up_by_policy(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
-    let mut lease = service(tenant, "topped", "15s")?;
+    let mut lease = service(tenant, "topped", "30s")?;
     let rate = 1.85 / 3600.0;
     lease.spec.payment.top_up = Some(leasehold_crds::lease::TopUp {
-        when_runway_below: "8s".into(),
+        when_runway_below: "25s".into(),
         extend_by: "10s".into(),
-        total_at_most: format!("{:.6}", rate * 26.0),
+        total_at_most: format!("{:.6}", rate * 41.0),
     });
     tenant.apply(&lease)?;
     let lease = tenant.until_phase("topped", Phase::Active, LIMIT).await?;
     let (terms, _) = tenant.account(&lease).await?;
-    // 15 s, and 10 s more once; a second top-up would pass the cap.
-    let earned = ends(tenant, "topped", CloseReason::TermOver, LIMIT).await?;
+    // 30 s, and 10 s more once, long before the end; a second top-up would pass the cap.
+    let earned = ends(tenant, "topped", CloseReason::TermOver, 2 * LIMIT).await?;
     let seconds = terms.rate().seconds_floor(earned).context("seconds")?;
     ensure!(
-        (24..=25).contains(&seconds),
-        "25 s were paid, {seconds} s were served"
+        (39..=40).contains(&seconds),
+        "40 s were paid, {seconds} s were served"
     );
     Ok(earned)
 }
