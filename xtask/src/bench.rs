@@ -1,12 +1,16 @@
-//! `cargo xtask bench`: builds optimized and runs the bench program, which `tests/e2e` holds.
+//! `cargo xtask bench`: builds and runs the bench program, which `tests/e2e` holds: it needs this crate's images.
 
-use std::process::{Command, ExitCode};
+use std::{
+    os::unix::process::CommandExt as _,
+    process::{Command, ExitCode},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
+use xtask::{image, root};
 
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// match or lease
+    /// match, lease, story or scale
     name: String,
     /// One JSON object a line
     #[arg(long)]
@@ -17,28 +21,25 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(xtask::root()).args([
-        "run",
-        "--locked",
-        "--quiet",
-        "-p",
-        "leasehold-e2e",
-        "--bin",
-        "bench",
-    ]);
-    // What is measured in this process is optimized; what runs in pods are the test images.
-    if bench.name == "match" {
-        cargo.arg("--release");
-    }
-    cargo.arg("--").arg(&bench.name).args(&bench.flags);
+    // Optimized is what is measured in this process; in clusters, the images of what is measured. Else the whole
+    // workspace, as for tests: other features would compile every dependency once more.
+    let (flags, folder): (&[&str], _) = match bench.name.as_str() {
+        "match" => (&["--release", "-p", "leasehold-e2e", "--bin", "bench"], "release"),
+        _ => (&["--workspace"], "debug"),
+    };
+    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(root())
+        .args(["build", "--locked"])
+        .args(flags)
+        .status()
+        .context("run cargo")?;
+    ensure!(built.success(), "cargo could not build the bench program");
+    let images = image::default_folder();
+    let target = images.parent().context("cargo's target directory")?;
+    let mut program = Command::new(target.join(folder).join("bench"));
+    program.arg(&bench.name).args(&bench.flags);
     if bench.json {
-        cargo.arg("--json");
+        program.arg("--json");
     }
-    let status = cargo.status().context("run cargo")?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    bail!("start the bench program: {}", program.exec())
 }

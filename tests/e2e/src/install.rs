@@ -35,13 +35,20 @@ pub const PROVIDER_LABEL: &str = "leasehold.test/provider";
 /// Image archives to be loaded.
 pub struct Archives(Vec<PathBuf>);
 
-/// Builds the images from this tree.
-pub async fn archives(progress: &dyn Progress) -> anyhow::Result<Archives> {
+/// Builds the images from this tree, those with the given names optimized.
+pub async fn archives(optimized: &[&'static str], progress: &dyn Progress) -> anyhow::Result<Archives> {
     progress.step("building images of the operator and the agent");
-    tokio::task::spawn_blocking(|| {
+    let optimized = optimized.to_vec();
+    tokio::task::spawn_blocking(move || {
         let folder = image::default_folder();
         let names: Vec<&str> = image::PRODUCT.iter().chain(image::TESTS).copied().collect();
-        let archives = image::build(&names, Profile::Dev, "dev", &folder)?;
+        let mut archives = image::build(&names, Profile::Dev, "dev", &folder)?;
+        if !optimized.is_empty() {
+            // Apart: a test may be loading the others.
+            let release = image::build(&optimized, Profile::Release, "dev", &folder.join("release"))?;
+            archives.retain(|a| release.iter().all(|r| r.name != a.name));
+            archives.extend(release);
+        }
         Ok(Archives(archives.into_iter().map(|a| a.path).collect()))
     })
     .await?
@@ -130,7 +137,7 @@ pub async fn all(
     }
     progress.step("waiting for offers");
     deployments_ready(client).await?;
-    for provider in &spec.providers {
+    for provider in spec.providers.iter().filter(|p| !p.nodes.is_empty()) {
         let api = Api::<GpuOffer>::namespaced(
             client.clone(),
             &format!("{PROVIDER_NAMESPACE_PREFIX}{}", provider.name),
@@ -197,9 +204,15 @@ pub(crate) fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::R
         "name": provider.name, "provider": provider.name, "pricePerGpuHour": provider.price, "network": NETWORK, "maxPause": "1h",
         "nodeSelector": {PROVIDER_LABEL: provider.name}, "storage": {"maxSize": "100Gi"},
     });
+    // A test that failed wants every word; who measures wants what people run.
+    let log_filter = if spec.optimized.is_empty() {
+        "info,leasehold_operator=debug"
+    } else {
+        "info"
+    };
     Ok(json!({
         "crds": {"install": first},
-        "log": {"format": "text", "filter": "info,leasehold_operator=debug"},
+        "log": {"format": "text", "filter": log_filter},
         "paymentNetworks": if first { json!([network]) } else { json!([]) },
         "pools": [pool],
         "market": {"enabled": first, "replicas": spec.replicas, "providers": if first { json!(others) } else { json!([]) }},
@@ -214,7 +227,7 @@ pub(crate) fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::R
             "driver": {"from": "hostPath", "library": format!("{FILES_IN_NODE}/{}", nvidia_ml_sim::LIBRARY_NAME)},
             "sysfsHostPath": format!("{FILES_IN_NODE}/sys"),
             "extraHostPaths": [FILES_IN_NODE],
-            "extraArgs": ["--period=1s", "--holders-period=500ms"],
+            "extraArgs": spec.agent_args,
         },
         "networkPolicy": {"egressPorts": [443, 6443, 8545]},
     }))

@@ -11,7 +11,10 @@ mod tell;
 mod tenant;
 
 pub use eventually::{eventually, within};
+pub use install::NAMESPACE;
 pub use split::Split;
-pub use stack::{DECIMALS, GpuNodes, Money, ProviderSpec, Role, Stack, StackSpec, address, key, payee};
+pub use stack::{
+    DECIMALS, GpuNodes, Money, ProviderSpec, Role, Stack, StackSpec, address, key, kwok_node, payee,
+};
 pub use tell::{Lean, Table, Teller};
-pub use tenant::Tenant;
+pub use tenant::{Tenant, opted_in};

@@ -33,7 +33,7 @@ impl Split {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut spec = StackSpec::one_node(name);
         spec.providers[0].nodes = GpuNodes::Real(vec![("gpu-1".into(), "h100-80g-sxm".into(), 2)]);
-        let archives = install::archives(progress).await?;
+        let archives = install::archives(&spec.optimized, progress).await?;
 
         let mut market_spec = ClusterSpec::new(format!("{name}-market"), 0).with_chain(Chain::Own {
             block_time: spec.block_time,

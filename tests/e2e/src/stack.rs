@@ -33,6 +33,17 @@ pub enum GpuNodes {
     Kwok(Vec<(String, String, NodeShape)>),
 }
 
+impl GpuNodes {
+    /// Whether there are none: whoever brings the stack up adds them.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        match self {
+            Self::Real(nodes) => nodes.is_empty(),
+            Self::Kwok(nodes) => nodes.is_empty(),
+        }
+    }
+}
+
 /// What is to be brought up.
 #[derive(Clone, Debug)]
 pub struct StackSpec {
@@ -46,6 +57,10 @@ pub struct StackSpec {
     pub tenant_tokens: u64,
     /// Replicas of each operator.
     pub replicas: usize,
+    /// Images that are compiled for use, as what is measured must be: `operator`, `agent`; the others are quick to build.
+    pub optimized: Vec<&'static str>,
+    /// Further flags of the chart's agents.
+    pub agent_args: Vec<String>,
 }
 
 impl StackSpec {
@@ -63,6 +78,9 @@ impl StackSpec {
             block_time: Duration::from_secs(1),
             tenant_tokens: 1_000,
             replicas: 1,
+            optimized: Vec::new(),
+            // Tests wait for what it sees.
+            agent_args: vec!["--period=1s".into(), "--holders-period=500ms".into()],
         }
     }
 
@@ -112,6 +130,19 @@ fn kwok_provider((name, region, price): (&str, &str, &str)) -> ProviderSpec {
         price: price.into(),
         nodes: GpuNodes::Kwok(vec![(format!("{name}-1"), "a100-80g-pcie".into(), shape)]),
     }
+}
+
+/// A node of a provider that KWOK plays.
+#[must_use]
+pub fn kwok_node(provider: &str, name: &str, shape: &NodeShape) -> KwokNode {
+    KwokNode::named(name)
+        .label(install::PROVIDER_LABEL, provider)
+        // As GPU nodes usually have it; here it also keeps off what needs containers.
+        .taint(GPU_RESOURCE)
+        .capacity("cpu", &shape.cpu)
+        .capacity("memory", &shape.memory)
+        .capacity("ephemeral-storage", &shape.ephemeral_storage)
+        .capacity(GPU_RESOURCE, &shape.gpus.to_string())
 }
 
 /// The money of the stack.
@@ -208,18 +239,10 @@ impl Stack {
                     }));
                 }
                 GpuNodes::Kwok(nodes) => {
+                    let nodes = nodes.iter();
                     cluster_spec
                         .kwok_nodes
-                        .extend(nodes.iter().map(|(name, _, shape)| {
-                            KwokNode::named(name)
-                                .label(install::PROVIDER_LABEL, &provider.name)
-                                // As GPU nodes usually have it; here it also keeps off what needs containers.
-                                .taint(GPU_RESOURCE)
-                                .capacity("cpu", &shape.cpu)
-                                .capacity("memory", &shape.memory)
-                                .capacity("ephemeral-storage", &shape.ephemeral_storage)
-                                .capacity(GPU_RESOURCE, &shape.gpus.to_string())
-                        }))
+                        .extend(nodes.map(|(name, _, shape)| kwok_node(&provider.name, name, shape)));
                 }
             }
         }
@@ -227,7 +250,7 @@ impl Stack {
             // The operators run as pods, and KWOK runs nothing.
             cluster_spec.nodes.push(NodeSpec::named("system"));
         }
-        let archives = install::archives(progress).await?;
+        let archives = install::archives(&spec.optimized, progress).await?;
         let cluster = Cluster::up(cluster_spec, progress).await?;
         match Self::equip(cluster, spec, &archives, progress).await {
             Ok(stack) => Ok(stack),

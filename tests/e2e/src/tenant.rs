@@ -7,7 +7,7 @@ use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{GpuLease, lease::Phase, money::TokenAmount};
 use leasehold_planner::{
     escrow::{Account, AccountRead, Address, Terms},
-    ports::{BlockLevel, Payments as _},
+    ports::{BlockLevel, Payments as _, SigningKey},
 };
 use serde_json::json;
 
@@ -16,6 +16,21 @@ use crate::{
     stack::{Role, Stack, address, key},
     within,
 };
+
+/// A tenant's namespace, its wallet's Secret, and the RoleBinding that opts it in.
+#[must_use]
+pub fn opted_in(namespace: &str, wallet: &SigningKey) -> [serde_json::Value; 4] {
+    let wallet = format!("0x{}", data_encoding::HEXLOWER.encode(&wallet.0));
+    [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wallet", "namespace": namespace}, "stringData": {"privateKey": wallet}}),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "leasehold-wallet", "namespace": namespace},
+            "rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["wallet"], "verbs": ["get"]}]}),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "leasehold-wallet", "namespace": namespace},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "leasehold-wallet"},
+            "subjects": [{"kind": "ServiceAccount", "name": "leasehold-market", "namespace": crate::install::NAMESPACE}]}),
+    ]
+}
 
 /// A tenant's namespace on a stack.
 pub struct Tenant<'a> {
@@ -28,17 +43,7 @@ pub struct Tenant<'a> {
 impl<'a> Tenant<'a> {
     /// Makes the namespace, the wallet's Secret, and the RoleBinding that opts it in.
     pub fn new(stack: &'a Stack, namespace: &str) -> anyhow::Result<Self> {
-        let wallet = format!("0x{}", data_encoding::HEXLOWER.encode(&key(Role::Tenant)?.0));
-        let objects = [
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
-            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wallet", "namespace": namespace}, "stringData": {"privateKey": wallet}}),
-            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "leasehold-wallet", "namespace": namespace},
-                "rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["wallet"], "verbs": ["get"]}]}),
-            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "leasehold-wallet", "namespace": namespace},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "leasehold-wallet"},
-                "subjects": [{"kind": "ServiceAccount", "name": "leasehold-market", "namespace": crate::install::NAMESPACE}]}),
-        ];
-        for object in objects {
+        for object in opted_in(namespace, &key(Role::Tenant)?) {
             kubectl_apply(&stack.cluster, &object.to_string())?;
         }
         Ok(Self {

@@ -1,0 +1,87 @@
+//! One lease against many offers: the pure function alone, in this process.
+
+use std::time::Instant;
+
+use leasehold_crds::{lease::Spread, money::Price};
+use leasehold_planner::{
+    escrow::Address,
+    placement::{Candidate, Money, Provider, place},
+    request::{Request, Shape, Version},
+};
+
+use crate::report::Report;
+
+/// Rows that differ in room, price, region and class; a request that a third of them fits.
+pub(crate) fn run(report: &Report) {
+    const ROWS: usize = 10_000;
+    const PASSES: usize = 1_000;
+    let money = Money {
+        chain_id: 1,
+        escrow: Address([1; 20]),
+        token: Address([2; 20]),
+    };
+    let providers: Vec<Provider> = (0..200)
+        .map(|i| Provider {
+            name: format!("provider-{i}"),
+            region: ["eu-west", "us-east", "ap-south"][i % 3].into(),
+            payee: Address([3; 20]),
+            controller: Address([4; 20]),
+            alive: i % 17 != 0,
+        })
+        .collect();
+    let rows: Vec<Candidate> = (0..ROWS)
+        .map(|i| Candidate {
+            provider: i % providers.len(),
+            pool: format!("pool-{}", i % 50),
+            class: ["h100-80g-sxm", "a100-80g-pcie", "rtx4090-24g"][i % 3].into(),
+            nodes_free: i as u64 % 5,
+            room: Shape {
+                gpus: i as u64 % 9,
+                millicores: 64_000,
+                memory: 256 << 30,
+                scratch: 1 << 40,
+            },
+            storage: 1 << 40,
+            gpu_memory: 80_000_000_000,
+            compute_capability: Version(9, 0),
+            cuda: Version(12, 4),
+            price: Price(1_000_000_000_000_000_000 + (i as u128 * 7_919 % 1_000) * 1_000_000_000_000_000),
+            money,
+            max_term: 1 << 30,
+            max_pause: 0,
+            root_allowed: true,
+        })
+        .collect();
+    let request = Request {
+        nodes: 3,
+        shape: Shape {
+            gpus: 4,
+            millicores: 32_000,
+            memory: 128 << 30,
+            scratch: 1 << 30,
+        },
+        classes: vec!["h100-80g-sxm".into(), "a100-80g-pcie".into()],
+        gpu_memory: 80_000_000_000,
+        compute_capability: Version(8, 0),
+        cuda: Version(12, 0),
+        regions: vec![],
+        providers: vec![],
+        spread: Spread::DistinctProviders,
+        term_seconds: 7200,
+        storage: 0,
+        root: false,
+        price_cap: Price(1_900_000_000_000_000_000),
+        pause_seconds: 0,
+        top_up: None,
+    };
+    let took: Vec<f64> = (0..PASSES)
+        .map(|_| {
+            let begun = Instant::now();
+            let placed = place(&request, money, 6, &providers, &rows);
+            let took = begun.elapsed();
+            assert_eq!(placed.choices.len(), 3, "it is placed");
+            took.as_secs_f64() * 1e3
+        })
+        .collect();
+    report.quantiles("match.offers_10000", took, "ms", &[("p50", 50), ("p99", 99)]);
+}

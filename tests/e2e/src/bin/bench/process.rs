@@ -1,0 +1,76 @@
+//! A process of a pod, looked at from outside: its memory and its time on a CPU, as the kernel tells them.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+/// The kernel's ticks a second; Linux shows this number to programs on every machine.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// A process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watched(u32);
+
+impl Watched {
+    /// The process of that program in the pod.
+    pub(crate) fn of(pod: &Pod, program: &str) -> anyhow::Result<Self> {
+        let uid = pod.uid().context("a pod has a uid")?;
+        for entry in std::fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else {
+                continue;
+            };
+            // A process may end while it is looked at.
+            let read =
+                |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let command = read("cmdline");
+            let first = PathBuf::from(command.split('\0').next().unwrap_or_default());
+            if first.file_name().is_some_and(|f| f == program) && read("cgroup").contains(&uid) {
+                return Ok(Self(pid));
+            }
+        }
+        bail!("no process {program} of pod {} runs", pod.name_any())
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(self) -> anyhow::Result<()> {
+        let status = std::process::Command::new("kill")
+            .args(["-KILL", &self.0.to_string()])
+            .status()?;
+        anyhow::ensure!(status.success(), "process {} could not be killed", self.0);
+        Ok(())
+    }
+
+    /// Most resident memory it ever had, MiB.
+    pub(crate) fn resident_most(self) -> anyhow::Result<f64> {
+        self.mebibytes("VmHWM")
+    }
+
+    fn mebibytes(self, field: &str) -> anyhow::Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0))
+            .with_context(|| format!("process {} has ended", self.0))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+            .with_context(|| format!("no {field} in the status of process {}", self.0))?;
+        let kibibytes: u32 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(f64::from(kibibytes) / 1024.0)
+    }
+
+    /// Time it has spent on a CPU, all its threads together.
+    pub(crate) fn cpu(self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0))
+            .with_context(|| format!("process {} has ended", self.0))?;
+        // The second field is the program's name in brackets, which may hold blanks.
+        let (_, fields) = stat.rsplit_once(')').context("the process's stat")?;
+        let ticks = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(str::parse::<u64>)
+            .sum::<Result<u64, _>>()?;
+        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+    }
+}

@@ -1,0 +1,172 @@
+//! When each lease was first quoted, reserved and Active, by watches of its own.
+
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt as _;
+use kube::{
+    Api, ResourceExt as _,
+    runtime::watcher::{self, Event},
+};
+use leasehold_crds::{GpuLease, GpuReservation, lease::Phase};
+use leasehold_e2e::Stack;
+
+use super::as_float;
+
+#[derive(Clone, Copy, Default)]
+struct Life {
+    seen: Option<Instant>,
+    quoted: Option<Instant>,
+    reserved: Option<Instant>,
+    active: Option<Instant>,
+}
+
+type Table = Arc<Mutex<HashMap<String, Life>>>;
+
+/// What was seen of the leases so far.
+pub(super) struct Lives {
+    table: Table,
+    watches: [tokio::task::JoinHandle<()>; 2],
+}
+
+/// What the leases came to.
+pub(super) struct Reached {
+    pub(super) reserved: usize,
+    pub(super) active: usize,
+    /// From the first seen to Active, of each that came so far.
+    pub(super) seconds_to_active: Vec<f64>,
+    matching: Duration,
+    serving: Duration,
+}
+
+impl Reached {
+    /// From the first quote to the last reservation.
+    pub(super) fn matched_per_second(&self) -> f64 {
+        as_float(self.reserved) / self.matching.as_secs_f64().max(1e-3)
+    }
+
+    /// From the first lease to the last that became Active.
+    pub(super) fn active_per_second(&self) -> f64 {
+        as_float(self.active) / self.serving.as_secs_f64().max(1e-3)
+    }
+}
+
+impl Lives {
+    /// Begins to watch.
+    pub(super) fn watch(stack: &Stack) -> Self {
+        let table = Table::default();
+        let leases = {
+            let (api, table) = (Api::<GpuLease>::all(stack.client.clone()), table.clone());
+            tokio::spawn(async move {
+                let mut events = pin!(watcher::watcher(api, watcher::Config::default()));
+                while let Some(event) = events.next().await {
+                    if let Ok(Event::Apply(lease) | Event::InitApply(lease)) = event {
+                        note_lease(&table, &lease);
+                    }
+                }
+            })
+        };
+        let reservations = {
+            let (api, table) = (Api::<GpuReservation>::all(stack.client.clone()), table.clone());
+            tokio::spawn(async move {
+                let mut events = pin!(watcher::watcher(api, watcher::Config::default()));
+                while let Some(event) = events.next().await {
+                    if let Ok(Event::Apply(r) | Event::InitApply(r)) = event {
+                        let of = &r.spec.allocation.lease;
+                        note(&table, &of.namespace, &of.name, |life, now| {
+                            life.reserved.get_or_insert(now);
+                        });
+                    }
+                }
+            })
+        };
+        Self {
+            table,
+            watches: [leases, reservations],
+        }
+    }
+
+    /// Waits until so many are Active, or nothing moves any more.
+    pub(super) async fn until_active(
+        self,
+        leases: usize,
+        deadline: Instant,
+        standstill: Duration,
+        told: impl Fn(&str),
+    ) -> Reached {
+        let begun = Instant::now();
+        let (mut best, mut moved, mut said) = (0, Instant::now(), Instant::now());
+        loop {
+            let reached = self.reached();
+            // Leases that are funded late come late: matching counts as movement too.
+            if reached.active + reached.reserved > best {
+                (best, moved) = (reached.active + reached.reserved, Instant::now());
+            }
+            if reached.active >= leases || moved.elapsed() > standstill || Instant::now() > deadline {
+                for watch in &self.watches {
+                    watch.abort();
+                }
+                return reached;
+            }
+            if said.elapsed() > Duration::from_secs(10) {
+                said = Instant::now();
+                told(&format!(
+                    "{:>5.0} s: {} reserved, {} Active",
+                    begun.elapsed().as_secs_f64(),
+                    reached.reserved,
+                    reached.active
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn reached(&self) -> Reached {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = || table.values();
+        let span = |from: Option<Instant>, to: Option<Instant>| {
+            from.zip(to)
+                .map_or(Duration::ZERO, |(from, to)| to.saturating_duration_since(from))
+        };
+        Reached {
+            reserved: all().filter(|l| l.reserved.is_some()).count(),
+            active: all().filter(|l| l.active.is_some()).count(),
+            seconds_to_active: all()
+                .filter_map(|l| Some((l.active? - l.seen?).as_secs_f64()))
+                .collect(),
+            matching: span(
+                all().filter_map(|l| l.quoted).min(),
+                all().filter_map(|l| l.reserved).max(),
+            ),
+            serving: span(
+                all().filter_map(|l| l.seen).min(),
+                all().filter_map(|l| l.active).max(),
+            ),
+        }
+    }
+}
+
+fn note(table: &Table, namespace: &str, name: &str, change: impl FnOnce(&mut Life, Instant)) {
+    let now = Instant::now();
+    let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
+    let life = table.entry(format!("{namespace}/{name}")).or_default();
+    life.seen.get_or_insert(now);
+    change(life, now);
+}
+
+fn note_lease(table: &Table, lease: &GpuLease) {
+    let status = lease.status.as_ref();
+    let namespace = lease.namespace().unwrap_or_default();
+    note(table, &namespace, &lease.name_any(), |life, now| {
+        if status.is_some_and(|s| s.quote.is_some()) {
+            life.quoted.get_or_insert(now);
+        }
+        if status.is_some_and(|s| s.phase == Phase::Active) {
+            life.active.get_or_insert(now);
+        }
+    });
+}

@@ -1,0 +1,35 @@
+//! What the story with three providers costs: its transactions and their gas, as the chain has them.
+
+use leasehold_e2e::{
+    Stack, StackSpec, Teller,
+    story::{self, Gpux, Stage},
+};
+use leasehold_testcluster::Stderr;
+
+use crate::report::Report;
+
+/// One story, told on standard error; its own promises are checked.
+pub(crate) async fn run(report: &Report) -> anyhow::Result<()> {
+    let stack = Stack::up(StackSpec::three_providers("bench-story"), &Stderr::default()).await?;
+    let told = tell(&stack).await;
+    stack.down().await?;
+    let gpux = told?;
+    let transactions = u32::try_from(gpux.outcome.transactions.len())?;
+    let tenant = u32::try_from(gpux.tenant_transactions)?;
+    let gas = u32::try_from(gpux.tenant_gas)?;
+    report.line("story.gpux.tenant_transactions", tenant.into(), "", 1);
+    report.line("story.gpux.transactions", transactions.into(), "", 1);
+    report.line("story.gpux.tenant_gas", gas.into(), "gas", 1);
+    report.line("story.gpux.apply_to_ready", gpux.to_ready.as_secs_f64(), "s", 1);
+    report.line("story.gpux.delete_to_gone", gpux.to_refund.as_secs_f64(), "s", 1);
+    Ok(())
+}
+
+async fn tell(stack: &Stack) -> anyhow::Result<Gpux> {
+    let teller = Teller::log();
+    let stage = Stage::set(stack, "bench", &teller)?;
+    let gpux = story::gpux(&stage).await?;
+    gpux.check()?;
+    gpux.outcome.check_money(&stage.purses)?;
+    Ok(gpux)
+}
