@@ -171,7 +171,7 @@ pub struct Payment {
     /// What happens when the funds end.
     #[serde(default)]
     pub on_funds_end: OnFundsEnd,
-    /// How long a paused lease keeps its storage and waits for funds: `24h`. Only with `onFundsEnd: Pause`.
+    /// How long a paused lease keeps its storage and waits for funds: `24h`; an hour when absent. Only with `onFundsEnd: Pause`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('8784h')").message("payment.pauseFor: at most 8784h (366 days)"))]
@@ -262,7 +262,7 @@ pub struct GpuLeaseStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub endpoints: Vec<Endpoint>,
-    /// `Matched`, `Funded`, `Provisioned`, `Ready`, `ChainReachable`, `ProviderReachable`.
+    /// `Matched`, `Funded`, `Provisioned`, `Ready`, `ChainReachable`, `ProviderReachable`; `Settled` once a close failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

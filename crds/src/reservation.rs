@@ -148,7 +148,8 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub stopped_at: Option<String>,
-    /// `Reserved`, `Paid`, `Ready`, `GpusHealthy`, `ChainReachable`, `MarketReachable`.
+    /// `Reserved`, `Paid`, `Ready`, `GpusHealthy`, `ChainReachable`, `MarketReachable`; `Charged` once a write to the chain
+    /// failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -5,7 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     GpuReservation,
     allocation::AllocationPhase,
-    conditions::{Truth, condition, set},
+    conditions::{Truth, condition, find, set},
     escrow::EscrowSnapshot,
     lease::OnFundsEnd,
     money::TokenAmount,
@@ -566,6 +566,8 @@ fn is_settled(world: &World<'_>, account: &Account) -> bool {
 }
 
 fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {
+    // A write that failed is told until nothing is left to be written.
+    let settled = status.intent.is_none();
     let mut put = |kind, truth, reason: &str, message: String| {
         set(
             &mut status.conditions,
@@ -613,6 +615,20 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
         }
         Observed::Unknown(why) => put("Ready", Truth::Unknown, "Unknown", why.clone()),
     }
+    if settled && find(&status.conditions, "Charged").is_some() {
+        set(
+            &mut status.conditions,
+            condition("Charged", Truth::True, "Mined", String::new(), 0),
+            now,
+        );
+    }
+    let mut put = |kind, truth, reason: &str, message: String| {
+        set(
+            &mut status.conditions,
+            condition(kind, truth, reason, message, 0),
+            now,
+        );
+    };
     match &world.allocation_exists {
         Observed::Known(true) => put("MarketReachable", Truth::True, "Reachable", String::new()),
         Observed::Known(false) => put(

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use leasehold_crds::{
     allocation::AllocationPhase,
     conditions::{Truth, condition, find, is_true, set},
-    lease::{CloseReason, GpuLeaseStatus, Money, Phase},
+    lease::{CloseReason, GpuLeaseStatus, IntentAction, Money, Phase},
     money::TokenAmount,
 };
 
@@ -88,6 +88,12 @@ pub(super) fn set_all(
         None => put("ChainReachable", Truth::True, "Reachable", String::new()),
     }
     let phase = status.phase;
+    let topping_up = status
+        .intent
+        .as_ref()
+        .is_some_and(|i| i.action == IntentAction::Fund);
+    let funded = is_true(&status.conditions, "Funded");
+    let settling_failed = find(&status.conditions, "Settled").is_some();
     let waiting = note.waiting.as_ref().map(|(r, m)| (*r, m.clone()));
     let mut put = |kind, truth, reason: &str, message: String| {
         set(
@@ -125,19 +131,22 @@ pub(super) fn set_all(
         }
         (Phase::Pending, None) => {}
         (Phase::Matched, _) => {
+            let trouble = waiting.clone();
             put(
                 "Matched",
                 Truth::True,
                 "Asked",
                 "providers are asked to reserve".into(),
             );
-            if !matches!(checked.at_id, AtId::Present | AtId::Closed) {
-                put(
+            match (trouble, checked.at_id) {
+                (Some((reason, message)), _) => put("Funded", Truth::False, reason, message),
+                (None, AtId::Present | AtId::Closed) => {}
+                (None, _) => put(
                     "Funded",
                     Truth::False,
                     NOT_OPENED,
                     "the account is not open yet".into(),
-                );
+                ),
             }
         }
         (Phase::Funded | Phase::Provisioning | Phase::Active | Phase::Suspended, _) => {
@@ -145,10 +154,14 @@ pub(super) fn set_all(
             match (phase, &waiting) {
                 (Phase::Suspended, _) => put("Funded", Truth::False, "FundsSpent", "the funds are spent: let term.duration grow, or top up the account, before pauseFor ends".into()),
                 (_, Some((reason, message))) => put("Funded", Truth::Unknown, reason, message.clone()),
+                // A top-up failed and is tried again: it is told until one is mined.
+                _ if topping_up && !funded => {}
                 _ => put("Funded", Truth::True, "Deposited", String::new()),
             }
         }
-        (Phase::Settling | Phase::Closed, _) => {}
+        (Phase::Settling, _) => {}
+        (Phase::Closed, _) if settling_failed => put("Settled", Truth::True, "Closed", String::new()),
+        (Phase::Closed, _) => {}
     }
     let statuses: Vec<_> = world
         .allocations

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use leasehold_crds::{
     FINALIZER_MARKET, GpuAllocation, GpuLease,
     allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus},
+    conditions::{find, is_true},
     lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share},
     money::{Rate, TokenAmount},
 };
@@ -15,7 +16,7 @@ use crate::{
     escrow::{Account, AccountRead, Address, Hash, Leg, Terms, salt},
     observed::Observed,
     placement::Money,
-    ports::Head,
+    ports::{Head, PaymentError},
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -221,6 +222,56 @@ fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
     Arc::make_mut(&mut lost.lease).status = Some(plan.status);
     assert_eq!(check(&lost).at_id, AtId::Absent);
     assert_eq!(decide(&lost, &check(&lost), now()).finalizer, None);
+}
+
+/// What a person reads stands until it is no longer true, and does not flap meanwhile.
+#[test]
+fn a_failed_write_is_told_until_one_is_mined() {
+    let short = PaymentError::ShortOfGas {
+        address: Address([3; 20]),
+    };
+    let funding = ChainCall::Fund {
+        terms: terms(),
+        total: TokenAmount(2_000_000),
+    };
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    status.intent = Some(Intent {
+        action: IntentAction::Fund,
+        total: Some("2000000".into()),
+        written_at: now().to_string(),
+    });
+    chain_failure(status, &funding, &short, 1, now());
+    let told = |world: &World| {
+        let plan = decide(world, &check(world), now());
+        let funded = find(&plan.status.conditions, "Funded").cloned().unwrap();
+        (funded.reason, plan.status)
+    };
+    let (reason, _) = told(&world);
+    assert_eq!(reason, "InsufficientGas", "not True again before the next try");
+    let mined = Account {
+        deposited: TokenAmount(2_000_000),
+        ..account(600)
+    };
+    world.account = Some(Observed::Known(AccountRead::Present(mined.clone())));
+    let (reason, status) = told(&world);
+    assert_eq!((reason.as_str(), status.intent), ("Deposited", None));
+
+    let close = ChainCall::Close {
+        terms: terms(),
+        payouts: 1,
+    };
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    (status.intent, status.close_reason) = (None, Some(CloseReason::Deleted));
+    chain_failure(status, &close, &short, 1, now());
+    let closed = Some(Observed::Known(AccountRead::Present(Account {
+        closed: true,
+        ..mined
+    })));
+    (world.account, world.second_account) = (closed.clone(), closed);
+    let (_, status) = told(&world);
+    assert_eq!(status.phase, Phase::Closed);
+    assert!(is_true(&status.conditions, "Settled"));
 }
 
 fn reads() -> impl Strategy<Value = Option<Observed<AccountRead>>> {
