@@ -51,6 +51,14 @@ pub(crate) async fn write(who: &Client, object: &Value) -> Result<Value, String>
     send(who, "PATCH", &path, Some(object), "application/apply-patch+yaml").await
 }
 
+/// Creation as a dry run.
+pub(crate) async fn create(who: &Client, object: &Value) -> Result<Value, String> {
+    let path = path(object);
+    let (collection, _) = path.rsplit_once('/').unwrap();
+    let path = format!("{collection}?fieldManager=trial&dryRun=All");
+    send(who, "POST", &path, Some(object), "application/json").await
+}
+
 pub(crate) async fn patch(
     who: &Client,
     object: &Value,

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use kube::Client;
+use serde_json::{Value, json};
 
 use crate::installation::{HOME, Installation, PATIENCE, PROVIDER, succeed};
 use crate::objects::{allocation, contents, gpu_node, lease, namespace, reservation};
-use crate::requests::{allowed, delete, patch, path, read, refused, send, write};
+use crate::requests::{allowed, create, delete, patch, path, read, refused, send, write};
 
 pub(crate) async fn agents_write_only_their_own_node(it: &Installation) {
     it.apply(&gpu_node("node-b")).await;
@@ -64,13 +65,30 @@ pub(crate) async fn agents_write_only_their_own_node(it: &Installation) {
     );
 }
 
+/// What runs is made once and never changed.
+fn is_made_once(object: &Value) -> bool {
+    matches!(object["kind"].as_str(), Some("StatefulSet" | "Job"))
+}
+
+/// Writes an object as the provider's operator does.
+async fn put(who: &Client, object: &Value) -> Result<Value, String> {
+    if is_made_once(object) {
+        create(who, object).await
+    } else {
+        write(who, object).await
+    }
+}
+
 pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Installation) {
     let (own, other, bare) = ("lease-own", "lease-other", "lease-bare");
     for (name, provider) in [(own, PROVIDER), (other, "elbe"), (bare, "")] {
         it.apply(&namespace(name, provider)).await;
     }
     for object in contents(own) {
-        allowed(&path(&object), write(&it.provider, &object).await);
+        allowed(&path(&object), put(&it.provider, &object).await);
+        if is_made_once(&object) {
+            refused(&path(&object), write(&it.provider, &object).await, "cannot patch");
+        }
     }
     for foreign in [
         other,
@@ -84,7 +102,7 @@ pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Install
         for object in contents(foreign) {
             refused(
                 &path(&object),
-                write(&it.provider, &object).await,
+                put(&it.provider, &object).await,
                 "may write only in namespaces lease-*",
             );
         }
