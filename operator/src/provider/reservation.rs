@@ -296,7 +296,9 @@ impl Provider {
         if before.is_some_and(|(was, at)| was == digest && (there || recent(at))) {
             return Ok(());
         }
-        self.apply_all(&name, objects).await?;
+        if !self.apply_all(reservation, objects).await? {
+            return Ok(());
+        }
         self.applied
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -309,7 +311,9 @@ impl Provider {
         ranges::forbidden(nodes.iter().map(|n| &**n), &self.args.own_ranges)
     }
 
-    async fn apply_all(&self, name: &str, all: Objects) -> Result<(), Error> {
+    /// Whether all of it is there now.
+    async fn apply_all(&self, reservation: &GpuReservation, all: Objects) -> Result<bool, Error> {
+        let name = &reservation.name_any();
         let Objects {
             namespace,
             quota,
@@ -346,13 +350,27 @@ impl Provider {
         for service in &services {
             self.put(name, service).await?;
         }
+        // Another process may have noted a stop, and stopped it, since this reservation was read: a job would run twice.
+        if !self.is_current(reservation).await? {
+            return Ok(false);
+        }
         for set in set.iter() {
             self.make(name, set).await?;
         }
         for job in job.iter() {
             self.make(name, job).await?;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether it is now as it was read. If not, its change brings another pass.
+    async fn is_current(&self, read: &GpuReservation) -> Result<bool, Error> {
+        let reservations = Api::<GpuReservation>::all(self.client.clone());
+        let now = reservations
+            .get_opt(&read.name_any())
+            .await
+            .map_err(Error::kube("read the reservation"))?;
+        Ok(now.is_some_and(|r| r.resource_version() == read.resource_version()))
     }
 
     /// What runs is made once and never changed: an operator that would write its pods otherwise restarts none.

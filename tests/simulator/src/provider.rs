@@ -520,6 +520,10 @@ impl Sim {
             is_job,
             program,
         );
+        let site = &self.sites[s];
+        if version(site.reservations.get(&pass.key)) != pass.read.resource_version() {
+            return Some((Stage::Call, 1));
+        }
         let now = self.now;
         self.note(|| format!("runs {name}"));
         let done = self.own_write(s, |sim| {
