@@ -17,7 +17,9 @@ use kube::{
     Api, Client, ResourceExt as _,
     runtime::{Controller, controller, reflector::Store, watcher},
 };
-use leasehold_crds::{GpuAllocation, GpuLease, GpuOffer, GpuProvider, PaymentNetwork, lease::Phase};
+use leasehold_crds::{
+    GpuAllocation, GpuLease, GpuOffer, GpuProvider, PaymentNetwork, conditions::find, lease::Phase,
+};
 use leasehold_planner::{
     escrow::Address,
     ports::{Clock, SigningKey, SystemClock},
@@ -144,7 +146,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
             reach.clone(),
             cache::whole,
             move |_| {
-                wake_pending(&leases, &wake);
+                wake_pending(&leases, &wake, |_| true);
             },
         )
     };
@@ -242,9 +244,12 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     lost.map(|()| ExitCode::SUCCESS)
 }
 
-fn wake_pending(leases: &Store<GpuLease>, wake: &cache::Wake<GpuLease>) {
+/// Wakes the leases that are not matched for such a reason. One that nobody has looked at yet is the controller's.
+fn wake_pending(leases: &Store<GpuLease>, wake: &cache::Wake<GpuLease>, concerns: impl Fn(&str) -> bool) {
     for lease in leases.state() {
-        if lease.status.as_ref().is_none_or(|s| s.phase == Phase::Pending) {
+        let pending = lease.status.as_ref().filter(|s| s.phase == Phase::Pending);
+        let matched = pending.and_then(|s| find(&s.conditions, "Matched"));
+        if matched.is_some_and(|c| concerns(&c.reason)) {
             wake.up(&lease.name_any(), lease.namespace().as_deref());
         }
     }

@@ -128,7 +128,7 @@ pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Wake<GpuLea
         market.supply.refresh(market.now());
         let after = market.supply.snapshot();
         if before.candidates != after.candidates || before.providers != after.providers {
-            wake_pending(&market.leases, &wake);
+            wake_pending(&market.leases, &wake, |reason| reason == "NoOffer");
             report(&market, &after).await;
         }
         let _ = tokio::time::timeout(REFRESH, changed.0.notified()).await;
