@@ -10,7 +10,7 @@ use xtask::{image, root};
 
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// match, lease, story or scale
+    /// match, lease, agent, story or scale
     name: String,
     /// One JSON object a line
     #[arg(long)]

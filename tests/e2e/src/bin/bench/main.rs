@@ -1,5 +1,6 @@
 //! Speed, measured: `cargo xtask bench NAME --json` prints a line a metric. Nothing here fails on time.
 
+mod agent;
 mod lease;
 mod matching;
 mod process;
@@ -31,6 +32,12 @@ enum Bench {
         #[arg(long, default_value_t = 30)]
         leases: usize,
     },
+    /// Memory and processor time of an optimized agent with eight GPUs and its default period
+    Agent {
+        /// For how long, after a minute of settling
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
+    },
     /// Transactions and gas of the story with three providers
     Story,
     /// Many leases at once on nodes that KWOK plays. Its GpuNodes are written by the bench itself, no agents run:
@@ -48,6 +55,7 @@ async fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Bench::Lease { leases } => lease::run(&report, leases).await,
+        Bench::Agent { seconds } => agent::run(&report, seconds).await,
         Bench::Story => story::run(&report).await,
         Bench::Scale(flags) => scale::run(&report, &flags).await,
     }

@@ -43,9 +43,19 @@ impl Watched {
         Ok(())
     }
 
+    /// Resident memory now, MiB.
+    pub(crate) fn resident(self) -> anyhow::Result<f64> {
+        self.mebibytes("VmRSS")
+    }
+
     /// Most resident memory it ever had, MiB.
     pub(crate) fn resident_most(self) -> anyhow::Result<f64> {
         self.mebibytes("VmHWM")
+    }
+
+    /// Resident memory that is the process's own, MiB: without the pages of its program file.
+    pub(crate) fn anonymous(self) -> anyhow::Result<f64> {
+        self.mebibytes("RssAnon")
     }
 
     fn mebibytes(self, field: &str) -> anyhow::Result<f64> {
