@@ -9,6 +9,7 @@ mod stack;
 pub mod story;
 mod tell;
 mod tenant;
+mod trial;
 
 pub use eventually::{eventually, within};
 pub use install::NAMESPACE;
@@ -18,3 +19,4 @@ pub use stack::{
 };
 pub use tell::{Lean, Table, Teller};
 pub use tenant::{Tenant, opted_in};
+pub use trial::{on_stack, told};

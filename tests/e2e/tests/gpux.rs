@@ -5,24 +5,13 @@ use std::time::Duration;
 
 use leasehold_crds::lease::Phase;
 use leasehold_e2e::{
-    Role, Stack, StackSpec, Teller, address, payee,
+    Role, Stack, StackSpec, Teller, address, on_stack, payee,
     story::{self, Stage},
 };
-use leasehold_testcluster::{Stderr, Unavailable};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_providers_serve_one_lease_in_six_transactions() -> anyhow::Result<()> {
-    if let Err(why) = Unavailable::check() {
-        eprintln!("SKIPPED: {why}");
-        return Ok(());
-    }
-    let stack = Stack::up(StackSpec::three_providers("e2e-gpux"), &Stderr::default()).await?;
-    let result = tell(&stack).await;
-    if result.is_err() {
-        stack.dump(std::path::Path::new("/tmp/leasehold-e2e-gpux"));
-    }
-    stack.down().await?;
-    result
+    on_stack(StackSpec::three_providers("e2e-gpux"), tell).await
 }
 
 async fn tell(stack: &Stack) -> anyhow::Result<()> {

@@ -19,9 +19,8 @@ use leasehold_crds::{
     node::DeviceHealth,
     workload::NodeShape,
 };
-use leasehold_e2e::{GpuNodes, ProviderSpec, Stack, StackSpec, Tenant, eventually, within};
+use leasehold_e2e::{GpuNodes, ProviderSpec, Stack, StackSpec, Tenant, eventually, on_stack, told, within};
 use leasehold_planner::escrow::{Account, Terms};
-use leasehold_testcluster::{Stderr, Unavailable};
 use nvidia_ml_sim::{Fault, Fixture};
 use serde_json::json;
 
@@ -34,10 +33,6 @@ const NODE: &str = "node-1";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gpus_break_under_a_lease_and_lies_are_not_sold() -> anyhow::Result<()> {
-    if let Err(why) = Unavailable::check() {
-        eprintln!("SKIPPED: {why}");
-        return Ok(());
-    }
     let mut spec = StackSpec::one_node("e2e-health");
     let played = |name: &str, gpus| {
         let shape = NodeShape {
@@ -59,17 +54,7 @@ async fn gpus_break_under_a_lease_and_lies_are_not_sold() -> anyhow::Result<()> 
             played("twin-b", 2),
         ]),
     });
-    let stack = Stack::up(spec, &Stderr::default()).await?;
-    let result = stories(&stack).await;
-    if let Err(error) = &result {
-        let kept = leasehold_testcluster::cache_root()?
-            .join("failed")
-            .join("e2e-health");
-        stack.dump(&kept);
-        eprintln!("{error:#}\nlogs are in {}", kept.display());
-    }
-    stack.down().await?;
-    result
+    on_stack(spec, stories).await
 }
 
 async fn stories(stack: &Stack) -> anyhow::Result<()> {
@@ -80,17 +65,6 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
         told("lies are not sold", lies(stack)),
     )?;
     Ok(())
-}
-
-async fn told<T>(story: &str, told: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let begun = Instant::now();
-    let result = told.await.with_context(|| story.to_owned());
-    eprintln!(
-        "{:>6.1}s  {story}: {}",
-        begun.elapsed().as_secs_f64(),
-        if result.is_ok() { "ok" } else { "FAILED" }
-    );
-    result
 }
 
 /// A lease of one GPU of one provider.

@@ -3,22 +3,11 @@
 use std::time::Duration;
 
 use leasehold_crds::lease::{CloseReason, Phase};
-use leasehold_e2e::{Stack, StackSpec, Tenant};
-use leasehold_testcluster::{Stderr, Unavailable};
+use leasehold_e2e::{Stack, StackSpec, Tenant, on_stack};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_runs_is_paid_by_the_second_and_refunded() -> anyhow::Result<()> {
-    if let Err(why) = Unavailable::check() {
-        eprintln!("SKIPPED: {why}");
-        return Ok(());
-    }
-    let stack = Stack::up(StackSpec::one_node("e2e-job"), &Stderr::default()).await?;
-    let result = story(&stack).await;
-    if result.is_err() {
-        stack.dump(std::path::Path::new("/tmp/leasehold-e2e-job"));
-    }
-    stack.down().await?;
-    result
+    on_stack(StackSpec::one_node("e2e-job"), story).await
 }
 
 async fn story(stack: &Stack) -> anyhow::Result<()> {

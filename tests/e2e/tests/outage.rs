@@ -1,10 +1,7 @@
 //! Crashes and outages: operators killed at random moments while two of each act without leadership, a chain that
 //! hangs, an API server that dies. Nothing is opened twice, paid work runs on, what is owed is exact.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -17,12 +14,11 @@ use leasehold_crds::{
     conditions::find,
     lease::{CloseReason, Phase},
 };
-use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, within};
+use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, told, within};
 use leasehold_planner::{
     escrow::{Terms, salt},
     ports::{BlockLevel, Payments as _},
 };
-use leasehold_testcluster::{Stderr, Unavailable};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -30,24 +26,10 @@ const KILLS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_outlive_crashes_and_outages() -> anyhow::Result<()> {
-    if let Err(why) = Unavailable::check() {
-        eprintln!("SKIPPED: {why}");
-        return Ok(());
-    }
     let mut spec = StackSpec::one_node("e2e-outage");
     spec.replicas = 2;
     spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), 8)]);
-    let stack = Stack::up(spec, &Stderr::default()).await?;
-    let result = stories(&stack).await;
-    if let Err(error) = &result {
-        let kept = leasehold_testcluster::cache_root()?
-            .join("failed")
-            .join("e2e-outage");
-        stack.dump(&kept);
-        eprintln!("{error:#}\nlogs are in {}", kept.display());
-    }
-    stack.down().await?;
-    result
+    on_stack(spec, stories).await
 }
 
 async fn stories(stack: &Stack) -> anyhow::Result<()> {
@@ -61,17 +43,6 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     )
     .await?;
     told("the API server dies", api_server_dies(&tenant)).await
-}
-
-async fn told<T>(story: &str, told: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let begun = Instant::now();
-    let result = told.await.with_context(|| story.to_owned());
-    eprintln!(
-        "{:>6.1}s  {story}: {}",
-        begun.elapsed().as_secs_f64(),
-        if result.is_ok() { "ok" } else { "FAILED" }
-    );
-    result
 }
 
 /// Two replicas of each operator, and both act: leadership is an optimisation.

@@ -13,8 +13,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use leasehold_crds::{GpuLease, GpuPool, LABEL_LEASE, lease::Phase};
-use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, within};
-use leasehold_testcluster::{Stderr, Unavailable};
+use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, within};
 use serde_json::json;
 
 const LEASES: usize = 10;
@@ -23,23 +22,9 @@ const SYSTEM: &str = "leasehold-system";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_and_a_rollback_touch_no_running_lease() -> anyhow::Result<()> {
-    if let Err(why) = Unavailable::check() {
-        eprintln!("SKIPPED: {why}");
-        return Ok(());
-    }
     let mut spec = StackSpec::one_node("e2e-upgrade");
     spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), LEASES)]);
-    let stack = Stack::up(spec, &Stderr::default()).await?;
-    let result = story(&stack).await;
-    if let Err(error) = &result {
-        let kept = leasehold_testcluster::cache_root()?
-            .join("failed")
-            .join("e2e-upgrade");
-        stack.dump(&kept);
-        eprintln!("{error:#}\nlogs are in {}", kept.display());
-    }
-    stack.down().await?;
-    result
+    on_stack(spec, story).await
 }
 
 async fn story(stack: &Stack) -> anyhow::Result<()> {

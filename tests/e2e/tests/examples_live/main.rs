@@ -15,30 +15,15 @@ use leasehold_crds::{
     lease::Phase,
     workload::{Container, Endpoint},
 };
-use leasehold_e2e::{Stack, StackSpec, Tenant, within};
+use leasehold_e2e::{Stack, StackSpec, Tenant, on_stack, within};
 use leasehold_planner::ports::{BlockLevel, Payments as _};
-use leasehold_testcluster::{Stderr, Unavailable};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_box_and_a_service_are_lived_in() -> anyhow::Result<()> {
-    if let Err(why) = Unavailable::check() {
-        eprintln!("SKIPPED: {why}");
-        return Ok(());
-    }
-    let stack = Stack::up(StackSpec::one_node("e2e-examples"), &Stderr::default()).await?;
-    let result = stories(&stack).await;
-    if let Err(error) = &result {
-        let kept = leasehold_testcluster::cache_root()?
-            .join("failed")
-            .join("e2e-examples");
-        stack.dump(&kept);
-        eprintln!("{error:#}\nlogs are in {}", kept.display());
-    }
-    stack.down().await?;
-    result
+    on_stack(StackSpec::one_node("e2e-examples"), stories).await
 }
 
 async fn stories(stack: &Stack) -> anyhow::Result<()> {

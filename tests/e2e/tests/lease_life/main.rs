@@ -17,32 +17,17 @@ use leasehold_crds::{
     lease::{CloseReason, OnFundsEnd, Phase},
     money::TokenAmount,
 };
-use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, eventually, within};
+use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, eventually, on_stack, told, within};
 use leasehold_planner::{escrow::salt, ports::Payments as _};
-use leasehold_testcluster::{Stderr, Unavailable};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_live_and_end_on_one_control_plane() -> anyhow::Result<()> {
-    if let Err(why) = Unavailable::check() {
-        eprintln!("SKIPPED: {why}");
-        return Ok(());
-    }
     let mut spec = StackSpec::one_node("e2e-life");
     spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), 8)]);
-    let stack = Stack::up(spec, &Stderr::default()).await?;
-    let result = stories(&stack).await;
-    if let Err(error) = &result {
-        let kept = leasehold_testcluster::cache_root()?
-            .join("failed")
-            .join("e2e-life");
-        stack.dump(&kept);
-        eprintln!("{error:#}\nlogs are in {}", kept.display());
-    }
-    stack.down().await?;
-    result
+    on_stack(spec, stories).await
 }
 
 async fn stories(stack: &Stack) -> anyhow::Result<()> {
@@ -68,17 +53,6 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     told("deleted in each phase", deleted_in_each_phase(stack, &tenant)).await?;
     told("namespace deleted", namespace_deleted(stack)).await?;
     told("nothing left", nothing_left(stack)).await
-}
-
-async fn told<T>(story: &str, told: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let begun = Instant::now();
-    let result = told.await.with_context(|| story.to_owned());
-    eprintln!(
-        "{:>6.1}s  {story}: {}",
-        begun.elapsed().as_secs_f64(),
-        if result.is_ok() { "ok" } else { "FAILED" }
-    );
-    result
 }
 
 /// A lease of one GPU that serves a port until it ends.
