@@ -19,4 +19,4 @@ pub use stack::{
 };
 pub use tell::{Lean, Table, Teller};
 pub use tenant::{Tenant, opted_in};
-pub use trial::{on_stack, told};
+pub use trial::{on_stack, outage, told};

@@ -1,6 +1,6 @@
 //! How an end-to-end test is run: on a stack of its own that is always ended, and whose logs are kept when it fails.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use leasehold_testcluster::{Stderr, Unavailable, cache_root};
@@ -25,6 +25,16 @@ pub async fn on_stack(
     }
     stack.down().await?;
     result
+}
+
+/// How long an outage lasts: short enough for every day, or in full with `LEASEHOLD_OUTAGES=full`.
+#[must_use]
+pub fn outage(short: Duration, full: Duration) -> Duration {
+    if std::env::var("LEASEHOLD_OUTAGES").is_ok_and(|v| v == "full") {
+        full
+    } else {
+        short
+    }
 }
 
 /// Runs one of several stories, and says how long it took.

@@ -14,7 +14,7 @@ use leasehold_crds::{
     conditions::find,
     lease::{CloseReason, Phase},
 };
-use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, told, within};
+use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, outage, told, within};
 use leasehold_planner::{
     escrow::{Terms, salt},
     ports::{BlockLevel, Payments as _},
@@ -246,7 +246,7 @@ async fn chain_hangs(tenant: &Tenant<'_>) -> anyhow::Result<()> {
             lease.status.is_some_and(|s| s.phase == Phase::Active),
             "an unknown ends nothing"
         );
-        tokio::time::sleep(Duration::from_secs(20)).await;
+        tokio::time::sleep(outage(Duration::from_secs(20), Duration::from_secs(60))).await;
         ensure!(pod(stack).await? == before, "the workload is untouched");
         anyhow::Ok(())
     };

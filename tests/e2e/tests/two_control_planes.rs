@@ -12,7 +12,7 @@ use kube::{
 use leasehold_crds::{
     GpuAllocation, GpuLease, GpuReservation, allocation::AllocationPhase, conditions::find, lease::Phase,
 };
-use leasehold_e2e::{Split, Tenant, within};
+use leasehold_e2e::{Split, Tenant, outage, within};
 use leasehold_planner::ports::{BlockLevel, Payments as _};
 use leasehold_testcluster::{Stderr, Unavailable};
 use serde_json::json;
@@ -118,7 +118,7 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
         Ok(if unknown { Ok(()) } else { Err(status.conditions) })
     })
     .await;
-    while gone.elapsed() < Duration::from_secs(30) {
+    while gone.elapsed() < outage(Duration::from_secs(30), Duration::from_secs(180)) {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let now = pods.get_opt_in(&pod).await?;
         ensure!(now == pod.uid(), "the workload is untouched");
