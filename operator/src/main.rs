@@ -6,6 +6,7 @@ mod checks;
 mod error;
 mod leader;
 mod market;
+mod networks;
 mod objects;
 mod payments;
 mod provider;

@@ -4,7 +4,6 @@ mod allocations;
 mod index;
 mod kind;
 mod lease;
-mod networks;
 mod supply;
 mod sweep;
 
@@ -31,7 +30,7 @@ use leasehold_telemetry::{
 
 use crate::{
     cache::{self, Reach},
-    leader,
+    leader, networks,
     objects::Events,
     payments::{self, Rails},
     settings::MarketArgs,
@@ -206,7 +205,13 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         health.heartbeat("supply", Duration::from_secs(60)),
     ));
     loops.spawn(networks::run(
-        market.clone(),
+        networks::Look {
+            client: client.clone(),
+            networks: market.networks.clone(),
+            rails: market.rails.clone(),
+            manager: MANAGER,
+            market: true,
+        },
         health.heartbeat("networks", Duration::from_secs(120)),
     ));
     loops.spawn(sweep::run(

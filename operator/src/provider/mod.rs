@@ -42,6 +42,7 @@ use crate::{
     cache::{self, Reach},
     leader,
     market::log_result,
+    networks,
     objects::Events,
     payments::{self, Rails},
     settings::ProviderArgs,
@@ -312,6 +313,18 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         provider.clone(),
         health.heartbeat("offer", Duration::from_secs(120)),
     ));
+    if args.market_kubeconfig.is_some() {
+        loops.spawn(networks::run(
+            networks::Look {
+                client: client.clone(),
+                networks: provider.caches.networks.clone(),
+                rails: provider.rails.clone(),
+                manager: MANAGER,
+                market: false,
+            },
+            health.heartbeat("networks", Duration::from_secs(120)),
+        ));
+    }
     loops.spawn(sweep::run(
         provider.clone(),
         health.heartbeat("sweep", Duration::from_secs(180)),

@@ -10,7 +10,8 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use leasehold_crds::{
-    GpuAllocation, GpuLease, GpuReservation, allocation::AllocationPhase, conditions::find, lease::Phase,
+    GpuAllocation, GpuLease, GpuReservation, PaymentNetwork, allocation::AllocationPhase, conditions::find,
+    lease::Phase,
 };
 use leasehold_e2e::{Split, Tenant, outage, within};
 use leasehold_planner::ports::{BlockLevel, Payments as _};
@@ -76,6 +77,16 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
         .items
         .len();
     ensure!(at_market == 0, "nothing of it runs at the market");
+
+    // The provider's own PaymentNetwork says that it can be used.
+    let networks = Api::<PaymentNetwork>::all(split.client.clone());
+    within(LIMIT, "the provider's PaymentNetwork", || async {
+        let list = networks.list(&ListParams::default()).await?.items;
+        let status = list.into_iter().next().and_then(|n| n.status).unwrap_or_default();
+        let told = find(&status.conditions, "Reachable").is_some_and(|c| c.status == "True");
+        Ok(if told { Ok(()) } else { Err(status.conditions) })
+    })
+    .await?;
 
     // The token reaches what it needs and nothing else.
     for_the_token(split).await?;

@@ -1,30 +1,40 @@
 //! Whether each PaymentNetwork can be used, told where its admin looks.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     PaymentNetwork,
     conditions::{Truth, condition, set},
     network::PaymentNetworkStatus,
 };
-use leasehold_planner::ports::Payments as _;
+use leasehold_planner::ports::{Clock as _, Payments as _, SystemClock};
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
 
-use super::{MANAGER, Market};
 use crate::{objects, payments::Rails};
 
 const PERIOD: Duration = Duration::from_secs(15);
 
+/// Who looks: the market of a cluster, or its provider where there is no market.
+pub(crate) struct Look {
+    pub(crate) client: Client,
+    pub(crate) networks: Store<PaymentNetwork>,
+    pub(crate) rails: Rails,
+    /// Field manager of the status.
+    pub(crate) manager: &'static str,
+    /// Whether leases are to be served on it here, which takes a `marketId`.
+    pub(crate) market: bool,
+}
+
 /// Asks each network for its newest block, every so often.
-pub(super) async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
-    let api = Api::<PaymentNetwork>::all(market.client.clone());
+pub(crate) async fn run(look: Look, heartbeat: Heartbeat) {
+    let api = Api::<PaymentNetwork>::all(look.client.clone());
     loop {
         heartbeat.beat();
-        for network in market.networks.state() {
-            let status = status(&market.rails, &network, market.now()).await;
+        for network in look.networks.state() {
+            let status = status(&look, &network, SystemClock.now()).await;
             if network.status.as_ref() != Some(&status)
-                && let Err(error) = objects::apply_status(&api, network.as_ref(), MANAGER, &status).await
+                && let Err(error) = objects::apply_status(&api, network.as_ref(), look.manager, &status).await
             {
                 tracing::debug!(network = network.name_any(), %error, "the network's status was not written");
             }
@@ -33,17 +43,18 @@ pub(super) async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
     }
 }
 
-async fn status(rails: &Rails, network: &PaymentNetwork, now: jiff::Timestamp) -> PaymentNetworkStatus {
+async fn status(look: &Look, network: &PaymentNetwork, now: jiff::Timestamp) -> PaymentNetworkStatus {
     let generation = network.metadata.generation.unwrap_or_default();
-    let head = match rails.rail(network).await {
-        Ok(rail) => rails
+    let head = match look.rails.rail(network).await {
+        Ok(rail) => look
+            .rails
             .observed(ChainAction::Read, rail.head())
             .await
             .map_err(|e| e.to_string()),
         Err(error) => Err(error),
     };
     let next = match head {
-        Ok(_) if network.spec.market_id.is_none() => condition(
+        Ok(_) if look.market && network.spec.market_id.is_none() => condition(
             "Reachable",
             Truth::False,
             "NoMarketId",
