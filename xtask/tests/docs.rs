@@ -115,7 +115,7 @@ const SOURCES: &[&str] = &[
     "planner/src/lease/conditions.rs",
     "planner/src/lease/decide.rs",
     "operator/src/market/kind.rs",
-    "operator/src/market/networks.rs",
+    "operator/src/networks.rs",
     "operator/src/market/supply.rs",
     "operator/src/provider/offer.rs",
     "operator/src/provider/reservation.rs",
