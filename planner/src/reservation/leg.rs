@@ -71,10 +71,9 @@ pub(super) fn start_or_pause(
 /// Stores the intent, or carries out the stored one.
 fn pass(now: Timestamp, plan: &mut Plan, action: LegAction, call: LegCall) {
     if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
-        // A credit waits for its pause: looked at as soon as that may be mined.
-        let patience = if action == LegAction::Pause { 1 } else { 3 };
+        // Looked at as soon as it may be mined: a tenant waits for the start, a credit for its pause.
         plan.call = Some(call);
-        plan.wake = plan.wake.min(later(now, patience));
+        plan.wake = plan.wake.min(later(now, 1));
     } else {
         plan.status.intent = Some(LegIntent {
             action,
