@@ -76,7 +76,7 @@ fn lease(tenant: &Tenant<'_>, name: &str, provider: &str, workload: &str) -> any
     let lease = json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
-            "node": {"cpu": "50m", "memory": "64Mi", "ephemeralStorage": "50Mi", "gpus": 1},
+            "node": {"cpu": "200m", "memory": "64Mi", "ephemeralStorage": "50Mi", "gpus": 1},
             "placement": {"providers": [provider]},
             "term": {"duration": "1h"},
             "workload": {workload: what},

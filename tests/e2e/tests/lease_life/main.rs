@@ -60,7 +60,7 @@ fn service(tenant: &Tenant<'_>, name: &str, term: &str) -> anyhow::Result<GpuLea
     let lease = json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
-            "node": {"cpu": "50m", "memory": "64Mi", "ephemeralStorage": "50Mi", "gpus": 1},
+            "node": {"cpu": "200m", "memory": "64Mi", "ephemeralStorage": "50Mi", "gpus": 1},
             "term": {"duration": term},
             "workload": {"service": {
                 "image": "leasehold.test/busybox:1", "command": ["/bin/busybox", "httpd", "-f", "-p", "8080"],

@@ -7,8 +7,15 @@ use std::{
 };
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use kube::{Api, api::ListParams};
 use leasehold_crds::{GpuLease, lease::Phase};
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, within};
+use leasehold_planner::{
+    escrow::{AccountRead, Terms},
+    lease::allocation_name,
+    ports::{BlockLevel, Payments as _},
+};
 use leasehold_testcluster::Stderr;
 use serde_json::json;
 
@@ -19,7 +26,8 @@ fn wish(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
-            "node": {"cpu": "20m", "memory": "32Mi", "ephemeralStorage": "20Mi", "gpus": 1},
+            // Less processor time, and the kernel holds back even the container runtime's own start of the pod.
+            "node": {"cpu": "1", "memory": "32Mi", "ephemeralStorage": "20Mi", "gpus": 1},
             "term": {"duration": "1h"},
             "workload": {"session": {
                 "image": "leasehold.test/busybox:1", "command": ["/bin/busybox", "sh", "-c"],
@@ -55,6 +63,15 @@ pub(crate) async fn run(report: &Report, leases: usize) -> anyhow::Result<()> {
     for (phase, seconds) in phases {
         report.quantiles(&format!("lease.phase.{phase}"), seconds, "s", &[("p50", 50)]);
     }
+    for step in Step::ALL {
+        let reached = lives.iter().filter_map(|l| l.steps.get(&step).copied()).collect();
+        report.quantiles(
+            &format!("lease.until.{}", step.name()),
+            reached,
+            "s",
+            &[("p50", 50)],
+        );
+    }
     Ok(())
 }
 
@@ -64,6 +81,77 @@ struct Life {
     refund: f64,
     /// How long each phase was seen.
     phases: Vec<(String, f64)>,
+    /// From `kubectl apply` to each step that was seen.
+    steps: BTreeMap<Step, f64>,
+}
+
+/// Where the time to Active goes, as far as it can be seen from outside.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Named,
+    Opened,
+    PodMade,
+    PodRunning,
+    PodReady,
+    Started,
+}
+
+impl Step {
+    const ALL: [Self; 6] = [
+        Self::Named,
+        Self::Opened,
+        Self::PodMade,
+        Self::PodRunning,
+        Self::PodReady,
+        Self::Started,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Named => "named",
+            Self::Opened => "opened",
+            Self::PodMade => "pod_made",
+            Self::PodRunning => "pod_running",
+            Self::PodReady => "pod_ready",
+            Self::Started => "started",
+        }
+    }
+}
+
+/// Notes what is seen for the first time.
+async fn look(
+    tenant: &Tenant<'_>,
+    lease: &GpuLease,
+    begun: Instant,
+    steps: &mut BTreeMap<Step, f64>,
+) -> anyhow::Result<()> {
+    let Some(escrow) = lease.status.as_ref().and_then(|s| s.escrow.as_ref()) else {
+        return Ok(());
+    };
+    let mut see = |step| {
+        steps.entry(step).or_insert_with(|| begun.elapsed().as_secs_f64());
+    };
+    see(Step::Named);
+    let terms = Terms::from_wire(&escrow.terms)?;
+    if let AccountRead::Present(account) = tenant.stack.rail.account(&terms, BlockLevel::Latest).await? {
+        see(Step::Opened);
+        if account.started_at != 0 {
+            see(Step::Started);
+        }
+    }
+    let pods = Api::<Pod>::namespaced(tenant.stack.client.clone(), &allocation_name(&terms, 0));
+    if let Some(pod) = pods.list(&ListParams::default()).await?.items.first() {
+        see(Step::PodMade);
+        let status = pod.status.clone().unwrap_or_default();
+        if status.phase.as_deref() == Some("Running") {
+            see(Step::PodRunning);
+        }
+        let ready = |c: &PodCondition| c.type_ == "Ready" && c.status == "True";
+        if status.conditions.iter().flatten().any(ready) {
+            see(Step::PodReady);
+        }
+    }
+    Ok(())
 }
 
 async fn lives(stack: &Stack, leases: usize) -> anyhow::Result<Vec<Life>> {
@@ -85,8 +173,11 @@ async fn life(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<Life> {
     let begun = Instant::now();
     tenant.apply(&wish(tenant, name)?)?;
     let mut phases: Vec<(Phase, Instant)> = vec![(Phase::Pending, begun)];
+    let mut steps = BTreeMap::new();
     loop {
-        let phase = api.get(name).await?.status.unwrap_or_default().phase;
+        let lease = api.get(name).await?;
+        look(tenant, &lease, begun, &mut steps).await?;
+        let phase = lease.status.unwrap_or_default().phase;
         if phases.last().is_none_or(|(last, _)| *last != phase) {
             phases.push((phase, Instant::now()));
         }
@@ -123,5 +214,6 @@ async fn life(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<Life> {
         active,
         refund,
         phases: spans,
+        steps,
     })
 }
