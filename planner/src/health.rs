@@ -1,5 +1,5 @@
 //! What agents say of GPUs, as those take it who serve on them and who sell them: whether a share's GPUs are at fault
-//! and since when, and which nodes claim the same GPU.
+//! and since when, and which nodes claim the same GPU. Nodes that say nothing any more are in `lost`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,26 +9,115 @@ use leasehold_crds::{
     node::{DeviceHealth, GpuDevice, GpuNodeStatus},
 };
 
+use self::lost::Lost;
 use crate::{observed::Observed, supply::NodeSeen};
 
-/// A node that a share is on.
+mod lost;
+
+pub use self::lost::{Answers, KubeletWord, SILENT_SECONDS, speaks};
+
+/// A node that a share is on, by those who speak of it.
 #[derive(Clone, Debug)]
-pub struct AgentWord<'a> {
+pub struct NodeWord<'a> {
     /// Name of the node.
     pub node: &'a str,
-    /// Whether its agent was heard of lately.
-    pub alive: bool,
+    /// When its agent was heard of last (`renewTime` of its Lease).
+    pub heard_at: Option<Timestamp>,
     /// What the agent said last; `None` when it never said anything.
     pub status: Option<&'a GpuNodeStatus>,
+    /// What the cluster says of its kubelet.
+    pub kubelet: KubeletWord,
+}
+
+/// What is wrong with a share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What kind of thing it is.
+    pub kind: FaultKind,
+    /// For a person.
+    pub message: String,
+    /// Since when, Unix time in seconds.
+    pub since: u64,
+}
+
+/// What can be wrong with a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// One of its GPUs.
+    Gpu,
+    /// One of its nodes, whole.
+    Node,
+}
+
+impl FaultKind {
+    /// Reason of the condition `GpusHealthy`.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Gpu => "GpuFault",
+            Self::Node => "NodeLost",
+        }
+    }
+}
+
+/// How the GPUs of a share are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// What is wrong; `Known(None)` when all is well.
+    pub fault: Observed<Option<Fault>>,
+    /// When silences turn into a fault unless somebody speaks.
+    pub due: Option<Timestamp>,
 }
 
 /// A slice of a GPU is named by its own UUID, which starts so; the GPU it is a part of is not told.
 const SLICE: &str = "MIG-";
 
-/// What is wrong with the GPUs that a share holds, for a person, and since when in Unix seconds; `Known(None)` when
-/// all are healthy. A fault that was told stays told when the agent falls silent; health does not.
+/// How the GPUs are that a share holds. `answering_since` is since when the API server has answered that says so.
 #[must_use]
-pub fn fault(held: &[String], nodes: &[AgentWord<'_>], now: Timestamp) -> Observed<Option<(String, u64)>> {
+pub fn judge(
+    held: &[String],
+    nodes: &[NodeWord<'_>],
+    answering_since: Option<Timestamp>,
+    now: Timestamp,
+) -> Health {
+    let (mut lost, mut due) = (None::<Fault>, None);
+    for word in nodes {
+        match word.lost(answering_since, now) {
+            Lost::No => {}
+            Lost::At(at) => due = Some(due.map_or(at, |d: Timestamp| d.min(at))),
+            Lost::Since(since) => {
+                let fault = Fault {
+                    kind: FaultKind::Node,
+                    message: format!(
+                        "neither the kubelet nor the agent of node {} has been heard of since {since:.0}",
+                        word.node
+                    ),
+                    since: unix(since),
+                };
+                // The first to fall is told, and from then on seconds go back.
+                lost = Some(lost.filter(|f| f.since <= fault.since).unwrap_or(fault));
+            }
+        }
+    }
+    let fault = match (gpu_fault(held, nodes, now), lost) {
+        (Observed::Known(Some(gpu)), Some(lost)) if lost.since < gpu.since => Observed::Known(Some(lost)),
+        (Observed::Known(Some(gpu)), _) => Observed::Known(Some(gpu)),
+        (_, Some(lost)) => Observed::Known(Some(lost)),
+        (other, None) => other,
+    };
+    Health { fault, due }
+}
+
+/// What is wrong with the GPUs that a share holds. A fault that was told stays told when the agent falls silent; health
+/// does not.
+fn gpu_fault(held: &[String], nodes: &[NodeWord<'_>], now: Timestamp) -> Observed<Option<Fault>> {
+    let broken = |message: String, since: u64| {
+        Observed::Known(Some(Fault {
+            kind: FaultKind::Gpu,
+            message,
+            since,
+        }))
+    };
     let mut unknown = None;
     for uuid in held {
         let mut named = false;
@@ -37,7 +126,7 @@ pub fn fault(held: &[String], nodes: &[AgentWord<'_>], now: Timestamp) -> Observ
             for device in devices.filter(|d| is_of(uuid, d)) {
                 named = true;
                 match device.health {
-                    DeviceHealth::Healthy if word.alive => {}
+                    DeviceHealth::Healthy if word.alive(now) => {}
                     DeviceHealth::Healthy => {
                         unknown.get_or_insert(format!("the agent of node {} is silent", word.node));
                     }
@@ -52,14 +141,14 @@ pub fn fault(held: &[String], nodes: &[AgentWord<'_>], now: Timestamp) -> Observ
                     | DeviceHealth::WitnessesDisagree
                     | DeviceHealth::Recovering => {
                         let what = format!("{}: GPU {}: {}", word.node, device.index, device.message);
-                        return Observed::Known(Some((what, since(device, now))));
+                        return broken(what, since(device, now));
                     }
                 }
             }
         }
         if !named {
-            match nodes.iter().find(|word| !knows_its_gpus(word)) {
-                None => return Observed::Known(Some((format!("GPU {uuid} is gone"), unix(now)))),
+            match nodes.iter().find(|word| !knows_its_gpus(word, now)) {
+                None => return broken(format!("GPU {uuid} is gone"), unix(now)),
                 Some(word) => {
                     unknown.get_or_insert(format!("node {} does not say which GPUs it has", word.node));
                 }
@@ -75,11 +164,11 @@ fn is_of(held: &str, device: &GpuDevice) -> bool {
 }
 
 /// Only the whole list of a living agent proves that a GPU is not there.
-fn knows_its_gpus(word: &AgentWord<'_>) -> bool {
+fn knows_its_gpus(word: &NodeWord<'_>, now: Timestamp) -> bool {
     let told = |s: &&GpuNodeStatus| {
         !s.devices.is_empty() && s.devices.iter().all(|d| d.health != DeviceHealth::Unknown)
     };
-    word.alive && word.status.as_ref().is_some_and(told)
+    word.alive(now) && word.status.as_ref().is_some_and(told)
 }
 
 fn since(device: &GpuDevice, now: Timestamp) -> u64 {

@@ -164,7 +164,11 @@ fn mirror(reservation: &GpuReservation, status: &mut GpuAllocationStatus) {
     status.endpoints.clone_from(&from.endpoints);
     status.stopped_at.clone_from(&from.stopped_at);
     status.stop_reason.clone_from(&from.stop_reason);
+    // Of this object, whose generations are not the reservation's.
     status.conditions.clone_from(&from.conditions);
+    for condition in &mut status.conditions {
+        condition.observed_generation = Some(status.observed_generation);
+    }
 }
 
 trait MaxReserved {

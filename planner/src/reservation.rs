@@ -15,6 +15,7 @@ use leasehold_crds::{
 
 use crate::{
     escrow::{Account, AccountRead, Terms},
+    health::Health,
     lease::is_exhausted,
     observed::Observed,
     ports::{Head, PaymentError},
@@ -85,8 +86,8 @@ pub struct World<'a> {
     pub allocation_exists: Observed<bool>,
     /// Seconds the pool's network serves on through a chain outage.
     pub grace_seconds: u64,
-    /// What is wrong with its GPUs, and since when (Unix seconds); `Known(None)` when all are healthy.
-    pub fault: Observed<Option<(String, u64)>>,
+    /// How its GPUs and their nodes are.
+    pub health: Health,
 }
 
 /// What the workload is to be.
@@ -191,7 +192,13 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
             plan.status.stop_reason.get_or_insert_with(|| "BadTerms".into());
             set(
                 &mut plan.status.conditions,
-                condition("Paid", Truth::False, "BadTerms", error.to_string(), 0),
+                condition(
+                    "Paid",
+                    Truth::False,
+                    "BadTerms",
+                    error.to_string(),
+                    generation(world),
+                ),
                 now,
             );
             stopping(world, None, now, &mut plan);
@@ -209,8 +216,16 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
             }
         }
     }
+    if let Some(due) = world.health.due {
+        plan.wake = plan.wake.min(due.max(later(now, 1)));
+    }
     conditions(world, now, &mut plan.status);
     plan
+}
+
+/// Generation of the reservation that its conditions speak of.
+fn generation(world: &World<'_>) -> i64 {
+    world.reservation.metadata.generation.unwrap_or_default()
 }
 
 fn later(now: Timestamp, seconds: u64) -> Timestamp {
@@ -393,7 +408,7 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
     let put = |status: &mut GpuReservationStatus, kind, truth, reason: &str, message: String| {
         set(
             &mut status.conditions,
-            condition(kind, truth, reason, message, 0),
+            condition(kind, truth, reason, message, generation(world)),
             now,
         );
     };
@@ -571,7 +586,7 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
     let mut put = |kind, truth, reason: &str, message: String| {
         set(
             &mut status.conditions,
-            condition(kind, truth, reason, message, 0),
+            condition(kind, truth, reason, message, generation(world)),
             now,
         );
     };
@@ -594,9 +609,14 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
         }
         _ => put("ChainReachable", Truth::True, "Reachable", String::new()),
     }
-    match &world.fault {
+    match &world.health.fault {
         Observed::Known(None) => put("GpusHealthy", Truth::True, "Healthy", String::new()),
-        Observed::Known(Some((what, _))) => put("GpusHealthy", Truth::False, "GpuFault", what.clone()),
+        Observed::Known(Some(fault)) => put(
+            "GpusHealthy",
+            Truth::False,
+            fault.kind.reason(),
+            fault.message.clone(),
+        ),
         Observed::Unknown(why) => put("GpusHealthy", Truth::Unknown, "AgentSilent", why.clone()),
     }
     match &world.running {
@@ -618,14 +638,14 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
     if settled && find(&status.conditions, "Charged").is_some() {
         set(
             &mut status.conditions,
-            condition("Charged", Truth::True, "Mined", String::new(), 0),
+            condition("Charged", Truth::True, "Mined", String::new(), generation(world)),
             now,
         );
     }
     let mut put = |kind, truth, reason: &str, message: String| {
         set(
             &mut status.conditions,
-            condition(kind, truth, reason, message, 0),
+            condition(kind, truth, reason, message, generation(world)),
             now,
         );
     };
@@ -641,8 +661,43 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
     }
 }
 
+/// News of a share's GPUs for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// Whether something is wrong with them; else they are well again.
+    pub bad: bool,
+    /// One word: the condition's.
+    pub reason: String,
+    /// For a person.
+    pub message: String,
+}
+
+/// What is to be told of the GPUs: that something is wrong with them, or that they are well again.
+#[must_use]
+pub fn news_of_gpus(before: Option<&GpuReservationStatus>, now: &GpuReservationStatus) -> Option<News> {
+    let word = |s: &GpuReservationStatus| find(&s.conditions, "GpusHealthy").map(|c| c.status.clone());
+    let is = find(&now.conditions, "GpusHealthy")?;
+    let changed = before.and_then(word).as_ref() != Some(&is.status);
+    let was_at_fault = before.is_some_and(|s| s.fault_since.is_some());
+    let news = match is.status.as_str() {
+        "False" => changed,
+        "True" => changed && was_at_fault,
+        _ => false,
+    };
+    news.then(|| News {
+        bad: is.status == "False",
+        reason: is.reason.clone(),
+        message: is.message.clone(),
+    })
+}
+
 /// A write to the chain failed: the condition says why and what to do.
-pub fn chain_failure(status: &mut GpuReservationStatus, error: &PaymentError, now: Timestamp) {
+pub fn chain_failure(
+    reservation: &GpuReservation,
+    status: &mut GpuReservationStatus,
+    error: &PaymentError,
+    now: Timestamp,
+) {
     let (truth, reason) = match error {
         PaymentError::Unreachable(_) | PaymentError::WrongChain { .. } | PaymentError::Malformed(_) => {
             (Truth::Unknown, "Unreachable")
@@ -654,7 +709,13 @@ pub fn chain_failure(status: &mut GpuReservationStatus, error: &PaymentError, no
     };
     set(
         &mut status.conditions,
-        condition("Charged", truth, reason, error.to_string(), 0),
+        condition(
+            "Charged",
+            truth,
+            reason,
+            error.to_string(),
+            reservation.metadata.generation.unwrap_or_default(),
+        ),
         now,
     );
 }

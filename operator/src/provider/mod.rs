@@ -30,6 +30,7 @@ use leasehold_crds::{
     PaymentNetwork,
 };
 use leasehold_planner::{
+    health::Answers,
     intake::Identity,
     ports::{Clock, SigningKey, SystemClock},
 };
@@ -70,6 +71,8 @@ pub(crate) struct Provider {
     /// What was applied for a reservation, by its digest, so that nothing is written twice.
     applied: Mutex<HashMap<String, (u64, jiff::Timestamp)>>,
     changed: Arc<tokio::sync::Notify>,
+    /// Since when our own API server has answered whoever asked it about a silent node.
+    answers: Mutex<Answers>,
 }
 
 /// Stores of everything that is watched.
@@ -306,6 +309,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         reserving: tokio::sync::Mutex::default(),
         applied: Mutex::default(),
         changed,
+        answers: Mutex::default(),
         args: args.clone(),
     });
     let mut loops = tokio::task::JoinSet::new();

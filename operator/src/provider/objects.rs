@@ -511,12 +511,13 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume:
             }),
             ..PodSecurityContext::default()
         }),
-        tolerations: Some(vec![Toleration {
-            key: Some(GPU_RESOURCE.into()),
-            operator: Some("Exists".into()),
-            effect: Some("NoSchedule".into()),
-            ..Toleration::default()
-        }]),
+        tolerations: Some(vec![
+            tolerated(GPU_RESOURCE, "NoSchedule"),
+            // A node that is lost is paused on the chain, and may come back with what runs on it: Kubernetes' own five
+            // minutes would end a job that still runs, and begin it a second time.
+            tolerated("node.kubernetes.io/unreachable", "NoExecute"),
+            tolerated("node.kubernetes.io/not-ready", "NoExecute"),
+        ]),
         affinity: Some(Affinity {
             node_affinity: Some(on_nodes(&reservation.spec.nodes)),
             pod_anti_affinity: Some(PodAntiAffinity {
@@ -532,6 +533,15 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume:
         containers: vec![container(reservation, is_session, ssh)],
         volumes: Some(volumes),
         ..PodSpec::default()
+    }
+}
+
+fn tolerated(key: &str, effect: &str) -> Toleration {
+    Toleration {
+        key: Some(key.into()),
+        operator: Some("Exists".into()),
+        effect: Some(effect.into()),
+        ..Toleration::default()
     }
 }
 

@@ -1,10 +1,16 @@
 //! What runs of a reservation, read off the caches: pods, readiness, GPUs held, ports, a job's end.
 
+use std::{sync::PoisonError, time::Duration};
+
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    apps::v1::StatefulSet,
-    batch::v1::Job,
-    core::v1::{ContainerStatus, Namespace, Node, Pod, Service},
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        batch::v1::Job,
+        coordination::v1::Lease as Liveness,
+        core::v1::{ContainerStatus, Namespace, Node, Pod, Service},
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::{
     Api, ResourceExt as _,
@@ -15,7 +21,7 @@ use leasehold_crds::{
     workload::{Endpoint, JobResult},
 };
 use leasehold_planner::{
-    health::{self, AgentWord},
+    health::{self, Health, KubeletWord, NodeWord},
     observed::Observed,
     reservation::{Reading, Running, wants_live},
 };
@@ -23,6 +29,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Provider, objects};
 use crate::cache;
+
+/// An API server that takes longer to tell of a silent node does not answer.
+const API_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Most of a pod is nobody's concern here.
 pub(super) fn trim_pod(pod: &mut Pod) {
@@ -265,38 +274,98 @@ impl Provider {
         endpoints
     }
 
-    /// What is wrong with the GPUs a reservation holds, and since when; unknown while an agent is silent.
-    pub(super) fn fault(
-        &self,
-        reservation: &GpuReservation,
-        now: Timestamp,
-    ) -> Observed<Option<(String, u64)>> {
-        let held = reservation
-            .status
-            .as_ref()
-            .map_or_else(Vec::new, |s| s.gpu_uuids.clone());
+    /// How the GPUs are that a reservation holds.
+    pub(super) async fn health(&self, reservation: &GpuReservation, now: Timestamp) -> Health {
+        let status = reservation.status.as_ref();
+        let held = status.map_or(&[] as &[String], |s| s.gpu_uuids.as_slice());
         let names = &reservation.spec.nodes;
-        let nodes: Vec<_> = names
+        let gpu_nodes: Vec<_> = names
             .iter()
             .map(|name| cache::get(&self.caches.gpu_nodes, name, None))
             .collect();
-        let words: Vec<_> = names
+        let mut words: Vec<_> = names
             .iter()
-            .zip(&nodes)
-            .map(|(name, node)| AgentWord {
+            .zip(&gpu_nodes)
+            .map(|(name, node)| NodeWord {
                 node: name,
-                alive: self.agent_alive(name, now),
+                heard_at: self.agent_heard_at(name),
                 status: node.as_ref().and_then(|n| n.status.as_ref()),
+                kubelet: kubelet_word(cache::get(&self.caches.nodes, name, None).as_deref()),
             })
             .collect();
-        health::fault(&held, &words, now)
+        let mut answering_since = None;
+        for word in words.iter_mut().filter(|w| w.is_suspect()) {
+            answering_since = self.ask_about(word).await;
+        }
+        health::judge(held, &words, answering_since, now)
+    }
+
+    /// Asks the API server itself for the Node and for its agent's Lease; gives back since when it has answered.
+    async fn ask_about(&self, word: &mut NodeWord<'_>) -> Option<Timestamp> {
+        let asked = async {
+            let nodes = Api::<Node>::all(self.client.clone());
+            let leases = self.agent_lease(word.node).map(|lease| {
+                let namespace = lease.namespace().unwrap_or_default();
+                Api::<Liveness>::namespaced(self.client.clone(), &namespace)
+            });
+            let node = nodes.get_opt(word.node).await?;
+            let lease = match &leases {
+                Some(leases) => leases.get_opt(word.node).await?,
+                None => None,
+            };
+            Ok::<_, kube::Error>((node, lease))
+        };
+        let answer = tokio::time::timeout(API_DEADLINE, asked).await;
+        let now = self.now();
+        let answered = match answer {
+            Ok(Ok((node, lease))) => {
+                word.kubelet = kubelet_word(node.as_ref());
+                word.heard_at = lease.as_ref().and_then(renewed_at).max(word.heard_at);
+                true
+            }
+            Ok(Err(_)) | Err(_) => false,
+        };
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        *answers = answers.after(answered, now);
+        answers.since()
     }
 
     /// Whether a node's agent was heard of lately.
     pub(super) fn agent_alive(&self, node: &str, now: Timestamp) -> bool {
-        let lease = self.caches.agents.find(|l| l.name_any() == node);
-        let renewed = lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0.as_second()));
-        renewed.is_some_and(|t| now.as_second() - t <= 60)
+        health::speaks(self.agent_heard_at(node), now)
+    }
+
+    fn agent_heard_at(&self, node: &str) -> Option<Timestamp> {
+        renewed_at(&*self.agent_lease(node)?)
+    }
+
+    fn agent_lease(&self, node: &str) -> Option<std::sync::Arc<Liveness>> {
+        self.caches.agents.find(|l| l.name_any() == node)
+    }
+}
+
+fn renewed_at(lease: &Liveness) -> Option<Timestamp> {
+    Some(lease.spec.as_ref()?.renew_time.as_ref()?.0)
+}
+
+/// The `Ready` condition; a Node without one has not begun to be ready.
+fn kubelet_word(node: Option<&Node>) -> KubeletWord {
+    let Some(node) = node else {
+        return KubeletWord::Gone;
+    };
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let ready = conditions.and_then(|c| c.iter().find(|c| c.type_ == "Ready"));
+    let time = |t: &Option<Time>| t.as_ref().map(|t| t.0);
+    match ready {
+        Some(c) if c.status == "True" => KubeletWord::Ready,
+        Some(c) => KubeletWord::NotReady {
+            since: time(&c.last_transition_time).unwrap_or(Timestamp::MAX),
+            heard_at: time(&c.last_heartbeat_time),
+        },
+        None => KubeletWord::NotReady {
+            since: Timestamp::MAX,
+            heard_at: None,
+        },
     }
 }
 

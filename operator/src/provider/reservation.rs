@@ -183,7 +183,7 @@ impl Provider {
                     .as_ref()
                     .and_then(|n| duration::seconds(&n.spec.outage_grace).ok())
                     .unwrap_or(0),
-                fault: self.fault(reservation, now),
+                health: self.health(reservation, now).await,
             };
         (world, rail.ok())
     }
@@ -218,7 +218,7 @@ impl Provider {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(share = reservation.name_any(), %error, "the chain did not do it");
-                    planner::chain_failure(&mut status, &error, self.now());
+                    planner::chain_failure(reservation, &mut status, &error, self.now());
                 }
             }
         }
@@ -467,6 +467,11 @@ impl Provider {
                     .map_or_else(String::new, |r| format!("stopped: {r}"));
                 self.events
                     .publish(&written, false, phase_reason(status.phase), note)
+                    .await;
+            }
+            if let Some(news) = planner::news_of_gpus(before, &status) {
+                self.events
+                    .publish(&written, news.bad, &news.reason, news.message)
                     .await;
             }
         }

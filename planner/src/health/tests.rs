@@ -29,17 +29,33 @@ fn status(devices: &[GpuDevice]) -> GpuNodeStatus {
     }
 }
 
-fn word(status: &GpuNodeStatus, alive: bool) -> AgentWord<'_> {
-    AgentWord {
+const NOW: i64 = 500;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn word(status: &GpuNodeStatus, alive: bool) -> NodeWord<'_> {
+    NodeWord {
         node: "n",
-        alive,
+        heard_at: Some(at(if alive { NOW - 5 } else { NOW - 61 })),
         status: Some(status),
+        kubelet: KubeletWord::Ready,
     }
 }
 
-fn judged(held: &str, devices: &[GpuDevice], alive: bool) -> Observed<Option<(String, u64)>> {
-    let now = Timestamp::from_second(500).unwrap();
-    fault(&[held.into()], &[word(&status(devices), alive)], now)
+fn judged(held: &str, devices: &[GpuDevice], alive: bool) -> Observed<Option<Fault>> {
+    let health = judge(&[held.into()], &[word(&status(devices), alive)], None, at(NOW));
+    assert_eq!(health.due, None, "the kubelet is well");
+    health.fault
+}
+
+fn broken(message: &str, since: u64) -> Observed<Option<Fault>> {
+    Observed::Known(Some(Fault {
+        kind: FaultKind::Gpu,
+        message: message.into(),
+        since,
+    }))
 }
 
 #[test]
@@ -48,7 +64,7 @@ fn a_fault_is_told_with_its_time_and_health_only_by_a_living_agent() {
         device("a", DeviceHealth::Lost),
         device("b", DeviceHealth::Healthy),
     ];
-    let told = Observed::Known(Some(("n: GPU 0: words".to_owned(), 100)));
+    let told = broken("n: GPU 0: words", 100);
     assert_eq!(judged("a", &lost, true), told);
     assert_eq!(judged("a", &lost, false), told, "a fault stays told");
     assert_eq!(
@@ -69,10 +85,7 @@ fn a_fault_is_told_with_its_time_and_health_only_by_a_living_agent() {
 #[test]
 fn a_gpu_is_gone_only_by_a_whole_list() {
     let other = [device("b", DeviceHealth::Healthy)];
-    assert_eq!(
-        judged("a", &other, true),
-        Observed::Known(Some(("GPU a is gone".to_owned(), 500)))
-    );
+    assert_eq!(judged("a", &other, true), broken("GPU a is gone", 500));
     assert!(matches!(judged("a", &other, false), Observed::Unknown(_)));
     assert!(
         matches!(judged("a", &[], true), Observed::Unknown(_)),
@@ -80,17 +93,14 @@ fn a_gpu_is_gone_only_by_a_whole_list() {
     );
     let unread = [device("b", DeviceHealth::Unknown)];
     assert!(matches!(judged("a", &unread, true), Observed::Unknown(_)));
-    let nobody = AgentWord {
-        node: "n",
-        alive: true,
+    let nothing = GpuNodeStatus::default();
+    let nobody = NodeWord {
         status: None,
+        ..word(&nothing, true)
     };
-    let now = Timestamp::UNIX_EPOCH;
-    assert!(matches!(
-        fault(&["a".into()], &[nobody], now),
-        Observed::Unknown(_)
-    ));
-    assert_eq!(fault(&[], &[], now), Observed::Known(None), "nothing is held");
+    let fault = |held: &[String], nodes: &[NodeWord<'_>]| judge(held, nodes, None, at(NOW)).fault;
+    assert!(matches!(fault(&["a".into()], &[nobody]), Observed::Unknown(_)));
+    assert_eq!(fault(&[], &[]), Observed::Known(None), "nothing is held");
 }
 
 #[test]
@@ -104,6 +114,41 @@ fn a_slice_is_as_well_as_the_gpus_that_have_slices() {
     assert_eq!(judged("MIG-1", &[card.clone()], true), Observed::Known(None));
     card.health = DeviceHealth::FatalXid;
     assert!(matches!(judged("MIG-1", &[card], true), Observed::Known(Some(_))));
+}
+
+#[test]
+fn a_lost_node_is_a_fault_since_the_first_of_what_broke() {
+    let devices = |health| status(&[device("a", health)]);
+    let healthy = devices(DeviceHealth::Healthy);
+    let silent = |heard_at: i64| NodeWord {
+        heard_at: Some(at(heard_at)),
+        kubelet: KubeletWord::NotReady {
+            since: at(NOW - 100),
+            heard_at: None,
+        },
+        ..word(&healthy, false)
+    };
+    let judged = |nodes: &[NodeWord<'_>]| judge(&["a".into()], nodes, Some(at(0)), at(NOW));
+    let kind = |health: &Health| {
+        health
+            .fault
+            .known()
+            .and_then(|f| f.as_ref().map(|f| (f.kind, f.since)))
+    };
+    let lost = judged(&[silent(300), silent(200)]);
+    assert_eq!(kind(&lost), Some((FaultKind::Node, 200)));
+    // The GPU broke at second 100, the node fell at 200: back go the seconds since 100, and the other way round.
+    let broken = devices(DeviceHealth::Lost);
+    let both = |heard_at| NodeWord {
+        status: Some(&broken),
+        ..silent(heard_at)
+    };
+    assert_eq!(kind(&judged(&[both(200)])), Some((FaultKind::Gpu, 100)));
+    assert_eq!(kind(&judged(&[both(50)])), Some((FaultKind::Node, 50)));
+    // Not yet for long enough: what is known is that nobody knows.
+    let fresh = judge(&["a".into()], &[silent(300)], Some(at(NOW - 10)), at(NOW));
+    assert!(matches!(fresh.fault, Observed::Unknown(_)));
+    assert_eq!(fresh.due, Some(at(NOW + 51)));
 }
 
 fn node(name: &str, claims: &[&str]) -> NodeSeen {

@@ -27,8 +27,9 @@ pub(super) fn start_or_pause(
     plan: &mut Plan,
 ) {
     let leg = Leg::of(world, account);
-    if let Observed::Known(Some((_, since))) = &world.fault {
-        plan.status.fault_since.get_or_insert(wire(*since));
+    let fault = &world.health.fault;
+    if let Observed::Known(Some(fault)) = fault {
+        plan.status.fault_since.get_or_insert(wire(fault.since));
     }
     if let Some(since) = plan.status.fault_since {
         if leg.runs {
@@ -44,7 +45,9 @@ pub(super) fn start_or_pause(
         if due > 0 {
             return pass(now, plan, LegAction::Credit, LegCall::Credit(due));
         }
-        if world.fault != Observed::Known(None) {
+        if *fault != Observed::Known(None) {
+            // Neither a node that comes back nor its agent brings an event of its own.
+            plan.wake = plan.wake.min(later(now, 5));
             plan.status.intent = None;
             return;
         }
@@ -56,7 +59,7 @@ pub(super) fn start_or_pause(
         .known()
         .is_some_and(|r| r.pods_ready + r.pods_succeeded >= nodes && nodes > 0);
     // Nothing new starts on an unknown: a node that fell silent may have lost its GPUs.
-    let well = matches!(world.fault, Observed::Known(None));
+    let well = matches!(fault, Observed::Known(None));
     if leg.runs {
         plan.status.intent = None;
         plan.status.phase = AllocationPhase::Active;

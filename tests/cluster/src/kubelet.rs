@@ -55,6 +55,7 @@ pub(crate) async fn kubelet(
         "failSwapOn": false,
         "healthzBindAddress": "127.0.0.1",
         "podLogsDir": node.pod_logs,
+        "registerWithTaints": node.taint.iter().map(|key| json!({"key": key, "effect": "NoSchedule"})).collect::<Vec<_>>(),
         "resolvConf": resolv,
         "rotateCertificates": false,
         "tlsCertFile": serving.certificate,

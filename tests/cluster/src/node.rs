@@ -40,6 +40,7 @@ pub struct Node {
     pub files: PathBuf,
     /// Where the kubelet keeps the logs of this node's pods.
     pub pod_logs: PathBuf,
+    pub(crate) taint: Option<String>,
     network: Network,
     namespace: String,
     ctr: PathBuf,
@@ -71,6 +72,7 @@ impl Node {
             kubelet_root,
             files,
             pod_logs,
+            taint: spec.taint.clone(),
             network: site.network,
             namespace,
             ctr: site.tools.ctr.clone(),

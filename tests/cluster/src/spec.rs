@@ -46,6 +46,8 @@ impl ClusterSpec {
 pub struct NodeSpec {
     pub name: String,
     pub labels: BTreeMap<String, String>,
+    /// Key of a taint with the effect NoSchedule that it joins with.
+    pub taint: Option<String>,
 }
 
 impl NodeSpec {
@@ -53,8 +55,14 @@ impl NodeSpec {
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
-            labels: BTreeMap::new(),
+            ..Self::default()
         }
+    }
+
+    #[must_use]
+    pub fn taint(mut self, key: &str) -> Self {
+        self.taint = Some(key.to_owned());
+        self
     }
 
     #[must_use]

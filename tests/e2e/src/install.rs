@@ -13,7 +13,7 @@ use k8s_openapi::api::{
     core::v1::Node,
 };
 use kube::{Api, Client, api::ListParams};
-use leasehold_crds::{GpuOffer, GpuPool, PROVIDER_NAMESPACE_PREFIX};
+use leasehold_crds::{GPU_RESOURCE, GpuOffer, GpuPool, PROVIDER_NAMESPACE_PREFIX};
 use leasehold_planner::ports::SigningKey;
 use leasehold_testcluster::{Cluster, FILES_IN_NODE, Progress};
 use nvidia_ml_sim::Fixture;
@@ -317,6 +317,7 @@ fn device_plugin() -> anyhow::Result<Value> {
                 "spec": {
                     "nodeSelector": {"kubernetes.io/os": "linux"},
                     "affinity": real_gpu_nodes(),
+                    "tolerations": [{"key": GPU_RESOURCE, "operator": "Exists"}],
                     "containers": [{
                         "name": "plugin", "image": "leasehold.test/gpu-plugin:dev", "imagePullPolicy": "IfNotPresent",
                         "args": ["--gpus", format!("{FILES_IN_NODE}/gpus.json")],

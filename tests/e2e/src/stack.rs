@@ -169,6 +169,8 @@ pub enum Role {
     Closer,
     /// The tenant.
     Tenant,
+    /// Another tenant, whose wallet is empty until somebody fills it.
+    OtherTenant,
     /// The controller of the provider with that number.
     Controller(usize),
 }
@@ -196,6 +198,7 @@ pub fn key(role: Role) -> anyhow::Result<SigningKey> {
         Role::Deployer => 0,
         Role::Closer => 1,
         Role::Tenant => 2,
+        Role::OtherTenant => 9,
         Role::Controller(n) => 3 + n,
     };
     let text = &ACCOUNTS
@@ -234,8 +237,11 @@ impl Stack {
         for provider in &spec.providers {
             match &provider.nodes {
                 GpuNodes::Real(nodes) => {
+                    // The operators run on the first one's: another's may die in a test.
+                    let own = cluster_spec.nodes.is_empty();
                     cluster_spec.nodes.extend(nodes.iter().map(|(name, ..)| {
-                        NodeSpec::named(name).label(install::PROVIDER_LABEL, &provider.name)
+                        let node = NodeSpec::named(name).label(install::PROVIDER_LABEL, &provider.name);
+                        if own { node } else { node.taint(GPU_RESOURCE) }
                     }));
                 }
                 GpuNodes::Kwok(nodes) => {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
+use leasehold_chain::deploy;
 use leasehold_crds::{GpuLease, lease::Phase, money::TokenAmount};
 use leasehold_planner::{
     escrow::{Account, AccountRead, Address, Terms},
@@ -13,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     install::{kubectl_apply, repository_file},
-    stack::{Role, Stack, address, key},
+    stack::{DECIMALS, Role, Stack, address, key},
     within,
 };
 
@@ -38,17 +39,35 @@ pub struct Tenant<'a> {
     pub stack: &'a Stack,
     /// The namespace.
     pub namespace: String,
+    /// Whose wallet it has.
+    purse: Role,
 }
 
 impl<'a> Tenant<'a> {
     /// Makes the namespace, the wallet's Secret, and the RoleBinding that opts it in.
     pub fn new(stack: &'a Stack, namespace: &str) -> anyhow::Result<Self> {
-        for object in opted_in(namespace, &key(Role::Tenant)?) {
+        Self::with_purse(stack, namespace, Role::Tenant)
+    }
+
+    /// The same with another's wallet, filled as the tenant's: what one spends is not seen in the other's.
+    pub async fn another(stack: &'a Stack, namespace: &str) -> anyhow::Result<Self> {
+        let purse = (
+            address(Role::OtherTenant)?,
+            TokenAmount(u128::from(stack.spec.tenant_tokens) * 10u128.pow(DECIMALS)),
+        );
+        let (rpc, token) = (&stack.money.rpc_url, stack.money.token);
+        deploy::mint(rpc, &key(Role::Deployer)?, token, &[purse]).await?;
+        Self::with_purse(stack, namespace, Role::OtherTenant)
+    }
+
+    fn with_purse(stack: &'a Stack, namespace: &str, purse: Role) -> anyhow::Result<Self> {
+        for object in opted_in(namespace, &key(purse)?) {
             kubectl_apply(&stack.cluster, &object.to_string())?;
         }
         Ok(Self {
             stack,
             namespace: namespace.into(),
+            purse,
         })
     }
 
@@ -149,6 +168,6 @@ impl<'a> Tenant<'a> {
 
     /// Base units of the token at the tenant's address.
     pub async fn own_balance(&self) -> anyhow::Result<TokenAmount> {
-        self.balance(address(Role::Tenant)?).await
+        self.balance(address(self.purse)?).await
     }
 }

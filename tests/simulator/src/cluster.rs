@@ -21,7 +21,16 @@ pub struct Node {
     pub name: String,
     /// Its GPUs.
     pub gpus: Vec<Gpu>,
+    /// Since when it is dead as a whole, true milliseconds.
+    pub dead_since: Option<u64>,
+    /// Since when the cluster says that it is not ready, true milliseconds.
+    pub not_ready_since: Option<u64>,
 }
+
+/// Heartbeats that are late by more than this make a node not ready.
+const GRACE_MS: u64 = 40_000;
+/// A node that beats again is ready after this.
+const RECOVERY_MS: u64 = 10_000;
 
 /// How far a pod is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +135,13 @@ pub struct Cluster {
     pub pods: Vec<Pod>,
     /// How often a Job of that name was begun: namespace and rank.
     pub job_runs: BTreeMap<(String, usize), u32>,
+    /// When each node was last heard of by the API server, true milliseconds.
+    pub heard_ms: BTreeMap<String, u64>,
+    /// When a dead node came back last, true milliseconds.
+    pub revived_ms: u64,
+    ticked_ms: u64,
+    /// Since when the API server takes heartbeats, for whoever was heard of too late.
+    back_ms: u64,
     /// Grows when something may have changed.
     pub changes: u64,
     pods_made: u64,
@@ -188,15 +204,54 @@ impl Cluster {
     /// What controllers, scheduler and kubelets have done by now.
     pub fn tick(&mut self, now: u64, random: &mut Random) {
         self.changes += u64::from(!self.is_idle());
+        self.judge_nodes(now);
         self.collect_garbage(now, random);
         self.make_pods(now, random);
         for i in 0..self.pods.len() {
             self.move_pod(i, now, random);
         }
-        self.pods.retain(|p| !(p.leaving && now >= p.next_ms));
+        let nodes = &self.nodes;
+        let dead = |p: &Pod| on_dead_node(p, nodes);
+        self.pods.retain(|p| !(p.leaving && now >= p.next_ms) || dead(p));
         let pods = &self.pods;
         self.namespaces
             .retain(|name, leaving| !*leaving || pods.iter().any(|p| p.namespace == *name));
+    }
+
+    /// What the node controller does: whoever is heard of too late is not ready, and so are all after an outage of the
+    /// API server.
+    fn judge_nodes(&mut self, now: u64) {
+        if now.saturating_sub(self.ticked_ms) > GRACE_MS {
+            self.back_ms = now;
+        }
+        self.ticked_ms = now;
+        for node in &mut self.nodes {
+            let heard = self.heard_ms.entry(node.name.clone()).or_insert(now);
+            let late = now.saturating_sub(*heard) > GRACE_MS;
+            let beats = node.dead_since.is_none() && now >= self.back_ms + RECOVERY_MS;
+            if late {
+                node.not_ready_since.get_or_insert(now);
+            }
+            if beats {
+                *heard = now;
+                node.not_ready_since = None;
+            }
+        }
+    }
+
+    /// Whether a pod is ready for all the cluster knows: of a node that is not heard of nobody says so.
+    #[must_use]
+    pub fn is_ready(pod: &Pod, nodes: &[Node]) -> bool {
+        let mut on = nodes.iter().filter(|n| Some(&n.name) == pod.node.as_ref());
+        pod.ready && !pod.leaving && on.all(|n| n.not_ready_since.is_none())
+    }
+
+    /// Whether a node of that name is dead.
+    #[must_use]
+    pub fn is_dead(&self, name: &str) -> bool {
+        self.nodes
+            .iter()
+            .any(|n| n.name == name && n.dead_since.is_some())
     }
 
     fn collect_garbage(&mut self, now: u64, random: &mut Random) {
@@ -255,7 +310,7 @@ impl Cluster {
 
     fn move_pod(&mut self, i: usize, now: u64, random: &mut Random) {
         let pod = &self.pods[i];
-        if pod.leaving || now < pod.next_ms {
+        if pod.leaving || now < pod.next_ms || on_dead_node(pod, &self.nodes) {
             return;
         }
         let Some(workload) = self.workloads.get(&pod.namespace).cloned() else {
@@ -309,7 +364,7 @@ impl Cluster {
         };
         self.nodes
             .iter()
-            .filter(|n| workload.on.contains(&n.name) && !beside(n))
+            .filter(|n| workload.on.contains(&n.name) && n.not_ready_since.is_none() && !beside(n))
             .find_map(|node| {
                 let free: Vec<String> = node
                     .gpus
@@ -321,4 +376,9 @@ impl Cluster {
                 (free.len() == workload.gpus).then(|| (node.name.clone(), free))
             })
     }
+}
+
+fn on_dead_node(pod: &Pod, nodes: &[Node]) -> bool {
+    let mut on = nodes.iter().filter(|n| Some(&n.name) == pod.node.as_ref());
+    on.any(|n| n.dead_since.is_some())
 }

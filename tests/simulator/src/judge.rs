@@ -8,6 +8,7 @@ use leasehold_chain::machine::Action;
 use leasehold_crds::{
     GpuAllocation, GpuLease, GpuReservation,
     allocation::AllocationPhase,
+    conditions::find,
     lease::{CloseReason, GpuLeaseStatus, IntentAction, Phase},
     money::{RATE_SCALE, TokenAmount},
     reservation::LegAction,
@@ -21,6 +22,7 @@ use leasehold_planner::{
 use crate::{
     Sim,
     api::Key,
+    cluster::Pod,
     pass::{Task, Who},
     provider::is_signed,
     sim::somebody,
@@ -32,6 +34,11 @@ const SLACK_MS: u64 = 30_000;
 const ORPHAN_MS: u64 = 75_000;
 /// Looks at one object in a minute: beyond this nothing is waited for, it spins.
 const PASSES_PER_MINUTE: u32 = 900;
+/// A node that lives again is heard of within so long.
+const REVIVED_MS: u64 = 15_000;
+/// Nobody is charged longer than this for a node that is dead, where all can be read: the cluster's grace, the minute of
+/// both silences, and a pause that waits for a crowded block.
+const DEAD_MS: u64 = 300_000;
 /// Blocks in which a fact may have been seen that is stored only later.
 const SEEN_BLOCKS: usize = 40;
 
@@ -77,6 +84,7 @@ struct Share {
     after_stop_ms: u64,
     orphan_ms: u64,
     after_not_after_ms: u64,
+    dead_ms: u64,
 }
 
 const fn action_name(action: LegAction) -> LegActionName {
@@ -238,6 +246,35 @@ impl Judge {
 }
 
 impl Sim {
+    /// U1: a node is lost for a share only while it is dead, or was a moment ago.
+    pub(crate) fn living_nodes_are_not_lost(
+        &mut self,
+        site: usize,
+        read: &GpuReservation,
+        plan: &reservation::Plan,
+    ) {
+        let gpus = find(&plan.status.conditions, "GpusHealthy");
+        if gpus.is_none_or(|c| c.reason != "NodeLost") {
+            return;
+        }
+        let cluster = &self.sites[site].cluster;
+        let dead = read.spec.nodes.iter().any(|n| cluster.is_dead(n));
+        let just_back = self.now - cluster.revived_ms < REVIVED_MS;
+        let before = read
+            .status
+            .as_ref()
+            .and_then(|s| find(&s.conditions, "GpusHealthy"));
+        if before.is_none_or(|c| c.reason != "NodeLost") {
+            self.judge.happens("share loses its node".into());
+        }
+        self.judge.require(dead || just_back, || {
+            format!(
+                "U1: a node of {:?} is taken for lost and lives",
+                read.metadata.name
+            )
+        });
+    }
+
     /// Every rule, after a step.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         self.follow_leases();
@@ -438,6 +475,7 @@ impl Sim {
             after_stop_ms: 0,
             orphan_ms: 0,
             after_not_after_ms: 0,
+            dead_ms: 0,
         };
         let share = self
             .judge
@@ -702,6 +740,18 @@ impl Sim {
         share.after_not_after_ms = count(local > share.not_after, share.after_not_after_ms);
         let terms = share.terms.as_ref()?;
         let read = self.chain.truth(terms);
+        let cluster = &self.sites[site].cluster;
+        let on_dead = |p: &Pod| p.namespace == name && p.node.as_ref().is_some_and(|n| cluster.is_dead(n));
+        let dead = cluster.pods.iter().any(on_dead) && share.stop_reason.is_none();
+        let charged = read
+            .present()
+            .is_some_and(|a| a.running != 0 && a.legs.len() == 1);
+        share.dead_ms = if dead && charged && can_act && can_read {
+            share.dead_ms + passed
+        } else {
+            0
+        };
+        let charged_for_dead = share.dead_ms > DEAD_MS;
         let unpaid = match read.present() {
             Some(account) => account.closed || exhausted(account, terms),
             None => true,
@@ -723,6 +773,9 @@ impl Sim {
         let (stop, late, beyond) = (share.after_stop_ms, share.after_not_after_ms, share.beyond_ms);
         let dark = share.dark_ms > grace_ms + 2 * SLACK_MS;
         let uid = share.lease_uid.clone();
+        judge.require(!charged_for_dead, || {
+            format!("M4: {name} is charged for a node that is dead")
+        });
         judge.require(stop <= SLACK_MS, || {
             format!("U3: {name} serves on long after it was stopped")
         });

@@ -10,6 +10,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms, keccak},
+    health::Answers,
     intake::Identity,
     observed::Observed,
     ports::{AcceptanceMessage, Head, PaymentError},
@@ -64,7 +65,10 @@ pub(crate) struct ProviderProcess {
     /// What the agents have said: nodes and their GPUs, and who holds which.
     pub(crate) nodes: Vec<Node>,
     pub(crate) holders: BTreeMap<String, Vec<String>>,
+    pub(crate) heard_ms: BTreeMap<String, u64>,
     pub(crate) agents_told: u64,
+    /// Since when its own API has answered whoever asked about a silent node.
+    pub(crate) answers: Answers,
     /// Why the market can't be read.
     pub(crate) market_error: Option<String>,
     /// When a workload was applied, by this process's clock.
@@ -120,6 +124,8 @@ impl Site {
                         sick_since: None,
                     })
                     .collect(),
+                dead_since: None,
+                not_ready_since: None,
             })
             .collect();
         let price = format!("{}.{}", random.between(1, 2), random.between(10, 99));
@@ -162,7 +168,9 @@ impl ProviderProcess {
             namespaces: BTreeMap::new(),
             nodes: Vec::new(),
             holders: BTreeMap::new(),
+            heard_ms: BTreeMap::new(),
             agents_told: u64::MAX,
+            answers: Answers::default(),
             market_error: None,
             applied: BTreeMap::new(),
             reserving: false,
@@ -263,6 +271,7 @@ impl Sim {
         let (plan, there) = self.plan_reservation(s, p, &read, &mut reader);
         let now = self.clock_after(self.sites[s].processes[p].offset_ms, reader.cost_ms);
         self.judge.reservation_plan(&read, &plan, now);
+        self.living_nodes_are_not_lost(s, &read, &plan);
         let notes_first = plan.notes_first(read.status.as_ref());
         let pass = ReservationPass {
             notes_first,
@@ -334,6 +343,7 @@ impl Sim {
             .known()
             .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
             || read.status.as_ref().is_some_and(|s| s.job.is_some());
+        let health = self.health(s, p, read, now);
         let process = &self.sites[s].processes[p];
         let at = (
             read.spec.allocation_namespace.clone(),
@@ -356,7 +366,7 @@ impl Sim {
                 ),
             },
             grace_seconds: self.sites[s].grace_seconds,
-            fault: self.fault(s, p, read, now),
+            health,
         };
         // Decided is by the clock as it is after the reads.
         let now = self.clock_after(process.offset_ms, reader.cost_ms);
@@ -570,7 +580,7 @@ impl Sim {
             Ok(transaction) => (Stage::Wait(transaction, self.now + MINE_DEADLINE_MS), cost),
             Err(error) => {
                 let now = self.clock(self.sites[s].processes[p].offset_ms);
-                planner::chain_failure(&mut pass.status, &error, now);
+                planner::chain_failure(&pass.read, &mut pass.status, &error, now);
                 (Stage::Status, cost)
             }
         })
@@ -596,7 +606,7 @@ impl Sim {
             _ => return Some((Stage::Wait(transaction, until), 400)),
         };
         let now = self.clock(self.sites[s].processes[p].offset_ms);
-        planner::chain_failure(&mut pass.status, &error, now);
+        planner::chain_failure(&pass.read, &mut pass.status, &error, now);
         Some((Stage::Status, 1))
     }
 

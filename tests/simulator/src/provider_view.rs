@@ -15,7 +15,7 @@ use leasehold_crds::{
     workload::JobResult,
 };
 use leasehold_planner::{
-    health::{self, AgentWord},
+    health::{self, Health, KubeletWord, NodeWord},
     observed::Observed,
     request::{Shape, Version},
     reservation::{Reading, Running, wants_live},
@@ -25,7 +25,7 @@ use leasehold_planner::{
 use crate::{
     Sim,
     api::Key,
-    cluster::{Gpu, PodPhase},
+    cluster::{Cluster, Gpu, Node, PodPhase},
     market::Offer,
     pass::{Task, Who},
     sim::Event,
@@ -137,6 +137,7 @@ impl Sim {
                 }
                 let process = &mut site.processes[p];
                 process.agents_told = site.cluster.changes;
+                process.heard_ms.clone_from(&site.cluster.heard_ms);
                 if process.holders != holders || process.nodes != site.cluster.nodes {
                     let names: BTreeSet<String> = holders.keys().cloned().collect();
                     process.holders = holders;
@@ -160,11 +161,17 @@ impl Sim {
         if live && self.weather.sites_down.contains(&s) {
             return Observed::Unknown("what runs can't be read".into());
         }
-        let (pods, namespaces, reading) = if live {
+        let (pods, namespaces, nodes_seen, reading) = if live {
             let workload = cluster.workloads.contains_key(&name);
-            (&cluster.pods, &cluster.namespaces, Reading::Live { workload })
+            let reading = Reading::Live { workload };
+            (&cluster.pods, &cluster.namespaces, &cluster.nodes, reading)
         } else {
-            (&process.pods, &process.namespaces, Reading::Cached)
+            (
+                &process.pods,
+                &process.namespaces,
+                &process.nodes,
+                Reading::Cached,
+            )
         };
         let pods: Vec<_> = pods.iter().filter(|p| p.namespace == name).collect();
         let succeeded = pods.iter().filter(|p| p.phase == PodPhase::Ended(0)).count();
@@ -172,7 +179,7 @@ impl Sim {
             reading,
             namespace: namespaces.contains_key(&name),
             pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
-            pods_ready: pods.iter().filter(|p| p.ready && !p.leaving).count(),
+            pods_ready: pods.iter().filter(|p| Cluster::is_ready(p, nodes_seen)).count(),
             pods_succeeded: succeeded,
             gpu_uuids: process.holders.get(&name).cloned().unwrap_or_default(),
             job: None,
@@ -198,22 +205,34 @@ impl Sim {
         Observed::Known(running)
     }
 
-    /// What is wrong with the GPUs a reservation holds, and since when.
-    pub(crate) fn fault(
-        &self,
-        s: usize,
-        p: usize,
-        read: &GpuReservation,
-        now: Timestamp,
-    ) -> Observed<Option<(String, u64)>> {
-        let process = &self.sites[s].processes[p];
+    /// How the GPUs are that a reservation holds. What of its nodes is suspect is asked of the API server itself.
+    pub(crate) fn health(&mut self, s: usize, p: usize, read: &GpuReservation, now: Timestamp) -> Health {
+        let silent = self.weather.agents_silent.contains(&s);
+        let site_up = !self.weather.sites_down.contains(&s);
+        let offset_ms = self.sites[s].processes[p].offset_ms;
+        let at = |ms: u64| {
+            let local = i64::try_from(ms).unwrap_or(0) + offset_ms;
+            Timestamp::from_millisecond(local).unwrap_or(Timestamp::UNIX_EPOCH)
+        };
+        let now_ms = self.now;
+        // Agents that say nothing have said nothing for a minute: the quickest way to an unknown.
+        let heard = |ms: Option<&u64>| ms.map(|ms| at(if silent { (*ms).min(now_ms - 61_000) } else { *ms }));
+        let kubelet = |node: &Node, heard_ms: Option<&u64>| match node.not_ready_since {
+            None => KubeletWord::Ready,
+            Some(since) => KubeletWord::NotReady {
+                since: at(since),
+                heard_at: heard_ms.map(|ms| at(*ms)),
+            },
+        };
+        let site = &mut self.sites[s];
+        let process = &mut site.processes[p];
         let held = read
             .status
             .as_ref()
             .map(|s| s.gpu_uuids.clone())
             .unwrap_or_default();
         // The agents' clocks are this process's.
-        let offset = process.offset_ms.div_euclid(1000);
+        let offset = offset_ms.div_euclid(1000);
         let told = |sick_since: Option<u64>| {
             let since = sick_since.map(|s| i64::try_from(s).unwrap_or(0) + offset);
             let since = since.and_then(|s| Timestamp::from_second(s).ok());
@@ -243,15 +262,31 @@ impl Sim {
                 )
             })
             .collect();
-        let words: Vec<AgentWord<'_>> = statuses
-            .iter()
-            .map(|(node, status)| AgentWord {
-                node,
-                alive: !self.weather.agents_silent.contains(&s),
+        let mut answering_since = None;
+        let mut words: Vec<NodeWord<'_>> = Vec::new();
+        for ((name, status), seen) in statuses.iter().zip(&process.nodes) {
+            if !read.spec.nodes.iter().any(|n| n == name) {
+                continue;
+            }
+            let heard_ms = process.heard_ms.get(*name);
+            let mut word = NodeWord {
+                node: name,
+                heard_at: heard(heard_ms),
                 status: Some(status),
-            })
-            .collect();
-        health::fault(&held, &words, now)
+                kubelet: kubelet(seen, heard_ms),
+            };
+            if word.is_suspect() {
+                process.answers = process.answers.after(site_up, now);
+                answering_since = process.answers.since();
+                if let (true, Some(node)) = (site_up, site.cluster.nodes.iter().find(|n| n.name == *name)) {
+                    let heard_ms = site.cluster.heard_ms.get(*name);
+                    word.heard_at = heard(heard_ms);
+                    word.kubelet = kubelet(node, heard_ms);
+                }
+            }
+            words.push(word);
+        }
+        health::judge(&held, &words, answering_since, now)
     }
 
     /// What this provider's pool can sell, by these reservations.
@@ -278,7 +313,7 @@ impl Sim {
                 NodeSeen {
                     name: node.name.clone(),
                     labels: BTreeMap::new(),
-                    schedulable: true,
+                    schedulable: node.not_ready_since.is_none(),
                     allocatable: shape(count(node.gpus.len())),
                     requested: shape(requested),
                     gpus: Some(GpusSeen {

@@ -232,8 +232,23 @@ impl Sim {
         let gpus = || self.sites[site].cluster.nodes.iter().flat_map(|n| &n.gpus);
         let count = u64::try_from(gpus().count()).unwrap_or(1);
         let which = usize::try_from(self.random.below(count)).unwrap_or(0);
-        self.note(|| format!("GPU {which} of provider {site} is at fault: {begins}"));
         self.sites[site].cluster.changes += 1;
+        let now_ms = self.now;
+        let nodes = &mut self.sites[site].cluster.nodes;
+        // A machine takes all of its GPUs with it, and its kubelet and agent.
+        if begins && which % 4 == 0 {
+            let count = nodes.len();
+            let node = &mut nodes[which / 4 % count];
+            node.dead_since.get_or_insert(now_ms);
+            let name = node.name.clone();
+            self.note(|| format!("node {name} is dead"));
+            return;
+        }
+        if !begins {
+            nodes.iter_mut().for_each(|n| n.dead_since = None);
+            self.sites[site].cluster.revived_ms = now_ms;
+        }
+        self.note(|| format!("GPU {which} of provider {site} is at fault: {begins}"));
         let mut gpus = self.sites[site]
             .cluster
             .nodes

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     escrow::{AccountRead, Address, Hash},
+    health::{Fault, FaultKind, Health},
     ports::Head,
     reservation::{Reading, Running, decide, wants_second},
 };
@@ -19,7 +20,8 @@ const RATE: Rate = Rate(500 * RATE_SCALE);
 struct Share {
     reservation: GpuReservation,
     account: Account,
-    fault: Observed<Option<(String, u64)>>,
+    running: Running,
+    fault: Observed<Option<Fault>>,
     calls: Vec<LegCall>,
     /// What it had served when the fault began that is not over for the leg.
     well: Option<u64>,
@@ -76,6 +78,13 @@ fn serving() -> Share {
             ended: 0,
             legs: vec![LegState::default()],
         },
+        running: Running {
+            reading: Reading::Cached,
+            namespace: true,
+            pods_alive: 1,
+            pods_ready: 1,
+            ..Running::default()
+        },
         fault: Observed::Known(None),
         calls: Vec::new(),
         well: None,
@@ -89,7 +98,11 @@ impl Share {
             return;
         }
         let since = self.account.block_time.saturating_sub(ago).max(self.started);
-        self.fault = Observed::Known(Some(("broken".into(), since)));
+        self.fault = Observed::Known(Some(Fault {
+            kind: FaultKind::Gpu,
+            message: "broken".into(),
+            since,
+        }));
     }
 
     fn status(&self) -> &GpuReservationStatus {
@@ -111,8 +124,8 @@ impl Share {
     /// One pass by these reads, its status stored. The call is carried out if an intent for it was stored before.
     fn pass_by(&mut self, read: &Account, second: &Account) {
         // A fault that a pass has seen is to be credited, however soon it is over.
-        if let (Observed::Known(Some((_, since))), None, 1) = (&self.fault, self.well, self.account.running) {
-            self.well = Some(self.served() - (self.account.block_time - since));
+        if let (Observed::Known(Some(fault)), None, 1) = (&self.fault, self.well, self.account.running) {
+            self.well = Some(self.served() - (self.account.block_time - fault.since));
         }
         let first = Observed::Known(AccountRead::Present(read.clone()));
         let second = if wants_second(&self.reservation, &first) {
@@ -130,16 +143,13 @@ impl Share {
                 hash: Hash::default(),
                 time: read.block_time,
             }),
-            running: Observed::Known(Running {
-                reading: Reading::Cached,
-                namespace: true,
-                pods_alive: 1,
-                pods_ready: 1,
-                ..Running::default()
-            }),
+            running: Observed::Known(self.running.clone()),
             allocation_exists: Observed::Known(true),
             grace_seconds: 0,
-            fault: self.fault.clone(),
+            health: Health {
+                fault: self.fault.clone(),
+                due: None,
+            },
         };
         let time = i64::try_from(self.account.block_time).unwrap();
         let plan = decide(&world, Timestamp::from_second(time).unwrap());

@@ -1,5 +1,7 @@
-//! GPUs that break under a lease, and GPUs that lie: who is told and how soon, what is charged, what is sold. Real
-//! containers, a real chain, real agents; the driver alone is simulated.
+//! GPUs that break under a lease, a node that dies under one, and GPUs that lie: who is told and how soon, what is charged,
+//! what is sold. Real containers, a real chain, real agents; the driver alone is simulated.
+
+mod node_lost;
 
 use std::{
     collections::BTreeMap,
@@ -16,11 +18,15 @@ use leasehold_crds::{
     GpuLease, GpuNode, GpuOffer, GpuPool, GpuReservation, PROVIDER_NAMESPACE_PREFIX,
     conditions::{find, is_true},
     lease::Phase,
+    money::TokenAmount,
     node::DeviceHealth,
     workload::NodeShape,
 };
 use leasehold_e2e::{GpuNodes, ProviderSpec, Stack, StackSpec, Tenant, eventually, on_stack, told, within};
-use leasehold_planner::escrow::{Account, Terms};
+use leasehold_planner::{
+    escrow::{Account, Terms},
+    ports::{BlockLevel, Payments as _},
+};
 use nvidia_ml_sim::{Fault, Fixture};
 use serde_json::json;
 
@@ -29,7 +35,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TOLD_WITHIN: Duration = Duration::from_secs(15 - 9);
 const HONEST: &str = "rhine-west";
 const DUBIOUS: &str = "alpine-one";
+const MORTAL: &str = "fjord-gpu";
 const NODE: &str = "node-1";
+const MORTAL_NODE: &str = "node-2";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gpus_break_under_a_lease_and_lies_are_not_sold() -> anyhow::Result<()> {
@@ -54,6 +62,12 @@ async fn gpus_break_under_a_lease_and_lies_are_not_sold() -> anyhow::Result<()> 
             played("twin-b", 2),
         ]),
     });
+    spec.providers.push(ProviderSpec {
+        name: MORTAL.into(),
+        region: "eu-north".into(),
+        price: "1.15".into(),
+        nodes: GpuNodes::Real(vec![(MORTAL_NODE.into(), "t4-16g".into(), 1)]),
+    });
     on_stack(spec, stories).await
 }
 
@@ -63,6 +77,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     tokio::try_join!(
         told("a GPU is lost under a lease", gpu_lost(&tenant)),
         told("lies are not sold", lies(stack)),
+        told("a node dies under a lease", node_lost::story(stack)),
     )?;
     Ok(())
 }
@@ -184,6 +199,24 @@ impl Served<'_> {
         .await
     }
 
+    /// The end: what is not refunded is rate times seconds served, to the unit.
+    async fn ends_exactly(&self, before: TokenAmount) -> anyhow::Result<()> {
+        let tenant = self.tenant;
+        tenant.delete(self.name).await?;
+        tenant.until_gone(self.name, LIMIT).await?;
+        let read = tenant.stack.rail.account(&self.terms, BlockLevel::Latest).await?;
+        let closed = read.present().context("the account")?.clone();
+        let seconds = closed.legs[0].served_seconds;
+        let due = self.terms.legs[0]
+            .rate
+            .earned_floor(seconds)
+            .context("in range")?;
+        ensure!(closed.closed && seconds < closed.paid_seconds, "{closed:?}");
+        let spent = before.0 - tenant.own_balance().await?.0;
+        ensure!(spent == due.0, "the tenant spent {spent}, {seconds} s are {due}");
+        Ok(())
+    }
+
     /// Looks at everything until all show the GPU lost, or well.
     async fn watch(&self, lost: bool, served_at_most: u64) -> anyhow::Result<Seen> {
         let stack = self.tenant.stack;
@@ -261,37 +294,51 @@ fn unix() -> anyhow::Result<u64> {
         .as_secs())
 }
 
+/// The lease's reservation, once it names the GPU that the lease holds.
+async fn bound(lease: &GpuLease, stack: &Stack) -> anyhow::Result<GpuReservation> {
+    let uid = lease.uid();
+    eventually("the GPU that the lease holds", || async {
+        let all = Api::<GpuReservation>::all(stack.client.clone())
+            .list(&ListParams::default())
+            .await?;
+        let its = |r: &&GpuReservation| Some(&r.spec.allocation.lease.uid) == uid.as_ref();
+        let found = all.items.iter().find(its).cloned();
+        let status = found.as_ref().and_then(|r| r.status.clone());
+        let bound = status.as_ref().is_some_and(|s| s.gpu_uuids.len() == 1);
+        Ok(found.filter(|_| bound).ok_or(status))
+    })
+    .await
+}
+
+/// Pods of a reservation: uid, restarts, and whether somebody has asked them to go.
+async fn running(
+    stack: &Stack,
+    reservation: &GpuReservation,
+) -> anyhow::Result<Vec<(Option<String>, Option<i32>, bool)>> {
+    let pods = Api::<Pod>::namespaced(stack.client.clone(), &reservation.name_any());
+    let pods = pods.list(&ListParams::default()).await?.items;
+    let restarts = |p: &Pod| {
+        let statuses = p.status.as_ref()?.container_statuses.as_ref()?;
+        Some(statuses.first()?.restart_count)
+    };
+    let seen = |p: &Pod| (p.uid(), restarts(p), p.metadata.deletion_timestamp.is_some());
+    Ok(pods.iter().map(seen).collect())
+}
+
 async fn gpu_lost(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let stack = tenant.stack;
     let before = tenant.own_balance().await?;
     tenant.apply(&lease(tenant, "train", HONEST, "service")?)?;
     let active = tenant.until_phase("train", Phase::Active, LIMIT).await?;
     let (terms, account) = tenant.account(&active).await?;
-    let reservation = eventually("the GPU that the lease holds", || async {
-        let all = Api::<GpuReservation>::all(stack.client.clone())
-            .list(&ListParams::default())
-            .await?;
-        let bound = |r: &GpuReservation| r.status.as_ref().is_some_and(|s| s.gpu_uuids.len() == 1);
-        let names: Vec<_> = all.items.iter().map(|r| r.name_any()).collect();
-        Ok(all.items.into_iter().find(bound).ok_or(names))
-    })
-    .await?;
+    let reservation = bound(&active, stack).await?;
     let served = Served {
         tenant,
         name: "train",
         gpu: reservation.status.as_ref().context("status")?.gpu_uuids[0].clone(),
         terms,
     };
-    let pods = Api::<Pod>::namespaced(stack.client.clone(), &reservation.name_any());
-    let running = async || -> anyhow::Result<_> {
-        let pods = pods.list(&ListParams::default()).await?.items;
-        let restarts = |p: &Pod| {
-            let statuses = p.status.as_ref()?.container_statuses.as_ref()?;
-            Some(statuses.first()?.restart_count)
-        };
-        Ok(pods.iter().map(|p| (p.uid(), restarts(p))).collect::<Vec<_>>())
-    };
-    let ran = running().await?;
+    let ran = running(stack, &reservation).await?;
     is_offered(stack, HONEST, 1).await?;
     served.served_at_least(5).await?;
 
@@ -337,7 +384,10 @@ async fn gpu_lost(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     })
     .await?;
     ensure!(later.legs[0].served_seconds == kept && later.running == 0);
-    ensure!(running().await? == ran, "the workload is left alone");
+    ensure!(
+        running(stack, &reservation).await? == ran,
+        "the workload is left alone"
+    );
 
     // It comes back.
     fixture.fault(index, &Fault::Clear)?;
@@ -364,27 +414,7 @@ async fn gpu_lost(tenant: &Tenant<'_>) -> anyhow::Result<()> {
         "nothing of the fault is left: {status:?}"
     );
 
-    // The end: what is not refunded is rate times seconds served, to the unit.
-    tenant.delete("train").await?;
-    tenant.until_gone("train", LIMIT).await?;
-    let read = leasehold_planner::ports::Payments::account(
-        &stack.rail,
-        &served.terms,
-        leasehold_planner::ports::BlockLevel::Latest,
-    )
-    .await?;
-    let closed = read.present().context("the account")?.clone();
-    let seconds = closed.legs[0].served_seconds;
-    let due = served.terms.legs[0]
-        .rate
-        .earned_floor(seconds)
-        .context("in range")?;
-    ensure!(closed.closed && seconds < closed.paid_seconds, "{closed:?}");
-    ensure!(
-        before.0 - tenant.own_balance().await?.0 == due.0,
-        "the tenant spent {}, {seconds} s are {due}",
-        before.0 - tenant.own_balance().await?.0
-    );
+    served.ends_exactly(before).await?;
     is_offered(stack, HONEST, 2).await
 }
 

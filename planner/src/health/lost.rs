@@ -1,0 +1,234 @@
+//! Nodes that are lost whole: machine, kubelet and agent at once. Nobody is left there to tell of a fault, so that it is
+//! told by two silences: the kubelet's, as the cluster's own node controller judges it, and the agent's.
+//!
+//! A silence of the API server is neither. While it is away no heartbeat arrives, and when it is back all of them are
+//! late together: so the silences count only once it has answered for as long as they must last.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::NodeWord;
+
+/// A silence must last so long to count: an agent speaks each 10 s, a kubelet too.
+pub const SILENT_SECONDS: i64 = 60;
+/// Answers further apart than this leave room for an outage between them.
+const GAP_SECONDS: i64 = 45;
+
+/// What the cluster says of a node's kubelet: the `Ready` condition of the Node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KubeletWord {
+    /// Ready.
+    Ready,
+    /// Not ready, or not heard of.
+    NotReady {
+        /// Since when (`lastTransitionTime`).
+        since: Timestamp,
+        /// When the kubelet spoke last (`lastHeartbeatTime`).
+        heard_at: Option<Timestamp>,
+    },
+    /// There is no such Node.
+    Gone,
+}
+
+/// Since when an API server has answered each time it was asked, with no gap that would hide an outage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers(Option<(Timestamp, Timestamp)>);
+
+impl Answers {
+    /// Takes note of one answer, or of none.
+    #[must_use]
+    pub fn after(self, answered: bool, now: Timestamp) -> Self {
+        let unbroken = |(_, last): &(Timestamp, Timestamp)| (0..=GAP_SECONDS).contains(&seconds(*last, now));
+        let since = self.0.filter(unbroken).map_or(now, |(since, _)| since);
+        Self(answered.then_some((since, now)))
+    }
+
+    /// The first of the answers.
+    #[must_use]
+    pub fn since(self) -> Option<Timestamp> {
+        self.0.map(|(since, _)| since)
+    }
+}
+
+/// Whether a node is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// One of the two speaks.
+    No,
+    /// Both are silent; it is lost at that time unless one of them speaks.
+    At(Timestamp),
+    /// Since that time nobody has heard of it.
+    Since(Timestamp),
+}
+
+impl NodeWord<'_> {
+    /// Whether its agent was heard of lately.
+    #[must_use]
+    pub fn alive(&self, now: Timestamp) -> bool {
+        speaks(self.heard_at, now)
+    }
+
+    /// Whether the kubelet is not well, so that all that is known of the node must be read anew, from the API server and
+    /// not from a cache, before anybody judges it.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.kubelet != KubeletWord::Ready
+    }
+
+    /// Judges by what the API server says now; `answering_since` is since when it does.
+    pub(super) fn lost(&self, answering_since: Option<Timestamp>, now: Timestamp) -> Lost {
+        let not_ready_since = match self.kubelet {
+            KubeletWord::Ready => return Lost::No,
+            KubeletWord::NotReady { since, .. } => Some(since),
+            KubeletWord::Gone => None,
+        };
+        let silences = [not_ready_since, self.heard_at, answering_since];
+        let latest = silences.into_iter().flatten().max().unwrap_or(now);
+        let due = later(latest, SILENT_SECONDS + 1);
+        match answering_since {
+            Some(_) if now >= due => Lost::Since(self.last_heard().unwrap_or(now).min(now)),
+            Some(_) => Lost::At(due),
+            None => Lost::At(later(now, SILENT_SECONDS + 1)),
+        }
+    }
+
+    /// When somebody last spoke well of it. A kubelet that goes on saying that the node is not ready does not.
+    fn last_heard(&self) -> Option<Timestamp> {
+        let kubelet = match self.kubelet {
+            KubeletWord::NotReady { since, heard_at } => heard_at.map(|at| at.min(since)),
+            KubeletWord::Ready | KubeletWord::Gone => None,
+        };
+        self.heard_at.max(kubelet)
+    }
+}
+
+/// Whether somebody who renews a Lease has done so lately.
+#[must_use]
+pub fn speaks(heard_at: Option<Timestamp>, now: Timestamp) -> bool {
+    heard_at.is_some_and(|at| seconds(at, now) <= SILENT_SECONDS)
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> i64 {
+    to.as_second() - from.as_second()
+}
+
+fn later(time: Timestamp, seconds: i64) -> Timestamp {
+    time.checked_add(SignedDuration::from_secs(seconds))
+        .unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// Both spoke last at second 1000; the cluster saw the kubelet's silence 40 s later.
+    fn dead() -> NodeWord<'static> {
+        NodeWord {
+            node: "n",
+            heard_at: Some(at(1000)),
+            status: None,
+            kubelet: KubeletWord::NotReady {
+                since: at(1040),
+                heard_at: Some(at(995)),
+            },
+        }
+    }
+
+    #[test]
+    fn two_silences_of_a_minute_make_a_lost_node_since_it_was_last_heard_of() {
+        let answering = Some(at(1040));
+        assert_eq!(dead().lost(answering, at(1100)), Lost::At(at(1101)));
+        assert_eq!(dead().lost(answering, at(1101)), Lost::Since(at(1000)));
+        let kubelet_later = NodeWord {
+            heard_at: Some(at(900)),
+            ..dead()
+        };
+        assert_eq!(
+            kubelet_later.lost(answering, at(1101)),
+            Lost::Since(at(995)),
+            "whichever was heard of last"
+        );
+    }
+
+    #[test]
+    fn one_silence_makes_none() {
+        let now = at(5000);
+        let agent_speaks = NodeWord {
+            heard_at: Some(at(4990)),
+            ..dead()
+        };
+        assert_eq!(agent_speaks.lost(Some(at(0)), now), Lost::At(at(5051)));
+        let kubelet_speaks = NodeWord {
+            kubelet: KubeletWord::Ready,
+            ..dead()
+        };
+        assert_eq!(kubelet_speaks.lost(Some(at(0)), now), Lost::No);
+    }
+
+    #[test]
+    fn a_kubelet_that_goes_on_saying_that_it_is_not_ready_vouches_for_nothing() {
+        let broken = NodeWord {
+            kubelet: KubeletWord::NotReady {
+                since: at(1040),
+                heard_at: Some(at(1095)),
+            },
+            ..dead()
+        };
+        assert_eq!(broken.lost(Some(at(0)), at(1101)), Lost::Since(at(1040)));
+    }
+
+    #[test]
+    fn a_node_that_is_deleted_is_lost_when_its_agent_is_silent_too() {
+        let gone = NodeWord {
+            kubelet: KubeletWord::Gone,
+            ..dead()
+        };
+        assert_eq!(gone.lost(Some(at(1000)), at(1060)), Lost::At(at(1061)));
+        assert_eq!(gone.lost(Some(at(1000)), at(1061)), Lost::Since(at(1000)));
+        let nobody = NodeWord {
+            heard_at: None,
+            ..gone
+        };
+        assert_eq!(
+            nobody.lost(Some(at(1000)), at(1061)),
+            Lost::Since(at(1061)),
+            "nothing is given back for a time that nobody knows of"
+        );
+    }
+
+    #[test]
+    fn silences_of_an_api_server_that_was_away_itself_do_not_count() {
+        let mut answers = Answers::default();
+        let now = at(2000);
+        assert_eq!(
+            dead().lost(answers.since(), now),
+            Lost::At(at(2061)),
+            "it does not answer"
+        );
+        answers = answers.after(true, now);
+        assert_eq!(
+            dead().lost(answers.since(), now),
+            Lost::At(at(2061)),
+            "it is just back"
+        );
+        answers = answers.after(true, at(2030)).after(true, at(2060));
+        assert_eq!(dead().lost(answers.since(), at(2060)), Lost::At(at(2061)));
+        assert_eq!(dead().lost(answers.since(), at(2061)), Lost::Since(at(1000)));
+        for gap in [answers.after(false, at(2070)), answers] {
+            let again = gap.after(true, at(2110));
+            assert_eq!(
+                again.since(),
+                Some(at(2110)),
+                "it was away between two answers, or may have been"
+            );
+        }
+        assert_eq!(
+            answers.after(true, at(2050)).since(),
+            Some(at(2050)),
+            "a clock that was set back proves nothing"
+        );
+    }
+}
