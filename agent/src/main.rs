@@ -4,6 +4,7 @@
 //! `facts` is what a reading says; `nvml`, `sysfs`, `pod_resources` and `processes` are the witnesses; `checks` and
 //! `health` judge, `status` words the judgement, `publish` writes it; `observe` is the loop over all of them.
 
+mod arrivals;
 mod checks;
 mod class;
 mod clock;

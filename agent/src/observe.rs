@@ -1,7 +1,8 @@
 //! The agent's loop: look at every witness, judge, tell.
 //!
 //! The kubelet is asked more often than the driver, because a GPU is to be sold again seconds after its pod has
-//! ended; whenever it says something new, or an Xid is heard, the driver is read too.
+//! ended, and at once when a pod has come, because a lease waits for the word of who holds its GPUs. Whenever it says
+//! something new, or an Xid is heard, the driver is read too.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    arrivals::Arrivals,
     checks::World,
     clock,
     facts::{Reading, Witness, XidEvent},
@@ -77,13 +79,20 @@ impl Agent {
     pub(crate) async fn run(mut self, heartbeat: Heartbeat, stop: CancellationToken) {
         let mut holders = tokio::time::interval(self.settings.holders_period);
         holders.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let arrivals = Arrivals::among(&self.settings.pod_logs);
         let mut due = Instant::now();
         loop {
+            let ask_kubelet = async {
+                tokio::select! {
+                    _ = holders.tick() => {}
+                    () = arrivals.next() => {}
+                }
+            };
             let next = tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep_until(due) => self.pass().await,
                 () = self.watchdog.heard() => self.pass().await,
-                _ = holders.tick() => match self.kubelet.read().await {
+                () = ask_kubelet => match self.kubelet.read().await {
                     said if said == self.allocation => continue,
                     said => { self.allocation = said; self.pass().await }
                 },

@@ -24,6 +24,8 @@ use crate::{
 
 mod leg;
 
+use leg::Readiness;
+
 /// How what runs was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reading {
@@ -583,6 +585,7 @@ fn is_settled(world: &World<'_>, account: &Account) -> bool {
 fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {
     // A write that failed is told until nothing is left to be written.
     let settled = status.intent.is_none();
+    let phase = status.phase;
     let mut put = |kind, truth, reason: &str, message: String| {
         set(
             &mut status.conditions,
@@ -621,16 +624,28 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
     }
     match &world.running {
         Observed::Known(running) => {
-            let nodes = usize::try_from(world.reservation.spec.allocation.nodes).unwrap_or_default();
-            let ready = running.pods_ready + running.pods_succeeded;
-            if ready >= nodes {
-                put("Ready", Truth::True, "PodsReady", String::new());
-            } else {
-                let message = match running.trouble.as_str() {
-                    "" => format!("{ready} of {nodes} pods are ready"),
-                    trouble => format!("{ready} of {nodes} pods are ready: {trouble}"),
-                };
-                put("Ready", Truth::False, "PodsNotReady", message);
+            let share = &world.reservation.spec.allocation;
+            let nodes = share.nodes;
+            match Readiness::of(running, share) {
+                Readiness::PodsMissing(ready) => {
+                    let message = match running.trouble.as_str() {
+                        "" => format!("{ready} of {nodes} pods are ready"),
+                        trouble => format!("{ready} of {nodes} pods are ready: {trouble}"),
+                    };
+                    put("Ready", Truth::False, "PodsNotReady", message);
+                }
+                // While it serves, an agent that begins anew says for a moment that nobody holds a GPU.
+                Readiness::GpusMissing(bound, wanted) if phase != AllocationPhase::Active => put(
+                    "Ready",
+                    Truth::False,
+                    "GpusNotBound",
+                    format!(
+                        "the kubelets' word is there of {bound} of {wanted} GPUs: nothing is charged before"
+                    ),
+                ),
+                Readiness::GpusMissing(..) | Readiness::Ready => {
+                    put("Ready", Truth::True, "PodsReady", String::new());
+                }
             }
         }
         Observed::Unknown(why) => put("Ready", Truth::Unknown, "Unknown", why.clone()),

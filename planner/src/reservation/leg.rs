@@ -7,12 +7,12 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    allocation::AllocationPhase,
+    allocation::{AllocationPhase, GpuAllocationSpec},
     money::{RATE_SCALE, Rate},
     reservation::{GpuReservationStatus, LegAction, LegIntent},
 };
 
-use super::{LegCall, Plan, World, later, present, wire};
+use super::{LegCall, Plan, Running, World, later, present, wire};
 use crate::{
     escrow::{Account, LegState, Terms},
     observed::Observed,
@@ -53,11 +53,11 @@ pub(super) fn start_or_pause(
         }
         forget(&mut plan.status);
     }
-    let nodes = usize::try_from(world.reservation.spec.allocation.nodes).unwrap_or_default();
+    let share = &world.reservation.spec.allocation;
     let ready = world
         .running
         .known()
-        .is_some_and(|r| r.pods_ready + r.pods_succeeded >= nodes && nodes > 0);
+        .is_some_and(|r| Readiness::of(r, share) == Readiness::Ready && share.nodes > 0);
     // Nothing new starts on an unknown: a node that fell silent may have lost its GPUs.
     let well = matches!(fault, Observed::Known(None));
     if leg.runs {
@@ -68,6 +68,35 @@ pub(super) fn start_or_pause(
     } else {
         // A share that resumes stays Suspended until its leg runs again.
         plan.status.intent = None;
+    }
+}
+
+/// Whether what runs of a share is all that is charged for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Readiness {
+    /// So many of its pods are ready, or have done their work.
+    PodsMissing(usize),
+    /// So many GPUs are bound to them by their kubelets' word, and so many should be.
+    GpusMissing(usize, usize),
+    /// All of it.
+    Ready,
+}
+
+impl Readiness {
+    /// A pod that has done its work holds no GPU any more.
+    pub(super) fn of(running: &Running, share: &GpuAllocationSpec) -> Self {
+        let count = |n: i64| usize::try_from(n).unwrap_or_default();
+        let nodes = count(share.nodes);
+        let pods = running.pods_ready + running.pods_succeeded;
+        let wanted = nodes.saturating_sub(running.pods_succeeded) * count(share.node.gpus);
+        let bound = running.gpu_uuids.len();
+        if pods < nodes {
+            Self::PodsMissing(pods)
+        } else if bound < wanted {
+            Self::GpusMissing(bound, wanted)
+        } else {
+            Self::Ready
+        }
     }
 }
 

@@ -283,6 +283,59 @@ fn a_fault_before_the_first_second_only_delays_the_start() {
 }
 
 #[test]
+fn nothing_starts_before_the_kubelets_say_which_gpus_it_has() {
+    let mut share = serving();
+    share.account.running = 0;
+    share.reservation.spec.allocation.node.gpus = 2;
+    share.reservation.status.as_mut().unwrap().phase = AllocationPhase::Provisioning;
+    let ready = |share: &Share| {
+        let conditions = &share.status().conditions;
+        let ready = leasehold_crds::conditions::find(conditions, "Ready").unwrap();
+        (ready.status.clone(), ready.reason.clone(), ready.message.clone())
+    };
+    for bound in 0..2 {
+        share.running.gpu_uuids = (0..bound).map(|n| format!("GPU-{n}")).collect();
+        share.passes(3);
+        assert!(share.calls.is_empty());
+        let (status, reason, message) = ready(&share);
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "GpusNotBound"));
+        assert!(message.contains(&format!("{bound} of 2 GPUs")), "{message}");
+    }
+    share.running.gpu_uuids = vec!["GPU-0".into(), "GPU-1".into()];
+    share.passes(3);
+    assert_eq!(share.calls, [LegCall::Start]);
+    // An agent that begins anew knows of no holder: that is no reason to say anything of what serves.
+    share.running.gpu_uuids.clear();
+    share.passes(3);
+    assert_eq!(ready(&share).0, "True");
+    assert_eq!(share.account.running, 1);
+}
+
+#[test]
+fn a_job_that_is_done_already_waits_for_no_gpu() {
+    let mut share = serving();
+    share.account.running = 0;
+    share.reservation.spec.allocation.nodes = 2;
+    share.reservation.spec.allocation.node.gpus = 1;
+    share.running = Running {
+        pods_alive: 1,
+        pods_ready: 1,
+        pods_succeeded: 1,
+        ..share.running
+    };
+    share.passes(3);
+    assert!(share.calls.is_empty(), "one of its pods still holds a GPU");
+    share.running = Running {
+        pods_alive: 0,
+        pods_ready: 0,
+        pods_succeeded: 2,
+        ..share.running
+    };
+    share.passes(3);
+    assert_eq!(share.calls, [LegCall::Start]);
+}
+
+#[test]
 fn what_is_paid_out_already_is_not_asked_back() {
     let mut share = serving();
     share.wait(50);
