@@ -75,6 +75,10 @@ pub struct GpuPoolSpec {
     /// How ports of a lease are exposed.
     #[serde(default)]
     pub exposure: Exposure,
+    /// When what running leases have earned is sent to the payee; only at the end of each lease, when absent. A later
+    /// change holds for leases that run already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdraw: Option<Withdraw>,
     /// Hours of sale; always, when empty. Outside of them nothing new is accepted; what runs runs on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 14))]
@@ -101,6 +105,30 @@ pub struct PoolStorage {
     #[schemars(schema_with = "schema::bytes")]
     #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("storage.maxSize: must be more than zero"))]
     pub max_size: String,
+}
+
+/// When what a running lease has earned is sent to the payee. Each time is a transaction that the controller's key pays
+/// for (about 65,000 gas), and what was sent can't be given back any more for a fault that is noticed later.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Withdraw {
+    /// At most so often: once each so many served seconds of a share.
+    #[serde(default = "default_withdraw_every")]
+    #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10s') && duration(self) <= duration('8784h')").message("withdraw.every: from 10s to 8784h (366 days)"))]
+    pub every: String,
+    /// And only what is at least so much, in the network's token: `"10.00"`.
+    #[serde(default = "default_withdraw_above")]
+    #[schemars(schema_with = "schema::price")]
+    pub above: String,
+}
+
+fn default_withdraw_every() -> String {
+    "168h".into()
+}
+
+fn default_withdraw_above() -> String {
+    "0".into()
 }
 
 /// How ports of a lease are exposed.

@@ -25,6 +25,7 @@ use crate::{
 mod leg;
 
 use leg::Readiness;
+pub use leg::Withdrawals;
 
 /// How what runs was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,6 +91,8 @@ pub struct World<'a> {
     pub grace_seconds: u64,
     /// How its GPUs and their nodes are.
     pub health: Health,
+    /// When what it has earned goes to the payee while it runs; at the end alone, when absent.
+    pub withdraw: Option<Withdrawals>,
 }
 
 /// What the workload is to be.

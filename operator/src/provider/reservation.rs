@@ -23,7 +23,7 @@ use leasehold_planner::{
     escrow::{AccountRead, Terms},
     observed::Observed,
     ports::{BlockLevel, PaymentError, Payments as _},
-    reservation::{self as planner, LegCall, Plan, Workload, World},
+    reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
 };
 use leasehold_telemetry::metrics::{ChainAction, Controller};
 use serde::{Serialize, de::DeserializeOwned};
@@ -184,8 +184,20 @@ impl Provider {
                     .and_then(|n| duration::seconds(&n.spec.outage_grace).ok())
                     .unwrap_or(0),
                 health: self.health(reservation, now).await,
+                withdraw: self.withdrawals(reservation, network.as_deref()),
             };
         (world, rail.ok())
+    }
+
+    /// By the pool as it is now: it is the provider's own money, and nothing that is paid for changes with it.
+    fn withdrawals(
+        &self,
+        reservation: &GpuReservation,
+        network: Option<&PaymentNetwork>,
+    ) -> Option<Withdrawals> {
+        let pool = cache::get(&self.caches.pools, &reservation.spec.allocation.pool, None)?;
+        let decimals = u32::try_from(network?.spec.token.decimals).ok()?;
+        Withdrawals::of(pool.spec.withdraw.as_ref()?, decimals)
     }
 
     async fn read(&self, rail: &EvmEscrow, terms: &Terms, level: BlockLevel) -> Observed<AccountRead> {

@@ -1,5 +1,5 @@
 //! The leg's state on the chain against what the workload and its GPUs are: started when ready, paused at a fault, the
-//! fault's seconds given back, started again when all are well.
+//! fault's seconds given back, started again when all are well; and what it earned sent to its payee meanwhile.
 //!
 //! What a fault costs is fixed when it is first seen: the seconds the leg had served until then. That number is stored
 //! before the pause is sent, so that however late the pause or the credit come, and whoever carries them out, the same
@@ -8,7 +8,9 @@
 use jiff::Timestamp;
 use leasehold_crds::{
     allocation::{AllocationPhase, GpuAllocationSpec},
-    money::{RATE_SCALE, Rate},
+    duration,
+    money::{RATE_SCALE, Rate, TokenAmount},
+    pool,
     reservation::{GpuReservationStatus, LegAction, LegIntent},
 };
 
@@ -61,8 +63,13 @@ pub(super) fn start_or_pause(
     // Nothing new starts on an unknown: a node that fell silent may have lost its GPUs.
     let well = matches!(fault, Observed::Known(None));
     if leg.runs {
-        plan.status.intent = None;
         plan.status.phase = AllocationPhase::Active;
+        let due = world.withdraw.is_some_and(|w| w.are_due(&leg.state, leg.rate(terms)));
+        // What might have to be given back stays where it can be.
+        if due && well {
+            return withdraw(now, plan);
+        }
+        plan.status.intent = None;
     } else if ready && well {
         pass(now, plan, LegAction::Start, LegCall::Start);
     } else {
@@ -97,6 +104,42 @@ impl Readiness {
         } else {
             Self::Ready
         }
+    }
+}
+
+/// When what a leg has earned goes to its payee while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withdrawals {
+    /// Once each so many served seconds.
+    pub every_seconds: u64,
+    /// And at least so much.
+    pub above: TokenAmount,
+}
+
+impl Withdrawals {
+    /// From a pool's policy, in a token with `decimals`. A policy that can't be read is none: it is the provider's own
+    /// money, which comes at the end.
+    #[must_use]
+    pub fn of(policy: &pool::Withdraw, decimals: u32) -> Option<Self> {
+        Some(Self {
+            every_seconds: duration::seconds(&policy.every).ok()?,
+            above: TokenAmount::parse_tokens(&policy.above, decimals).ok()?,
+        })
+    }
+
+    /// What has not been withdrawn tells since when: no clock is needed, and nothing is asked twice after a crash.
+    fn are_due(self, state: &LegState, rate: Rate) -> bool {
+        let enough = rate.earned_floor(self.every_seconds).map(|earned| earned.max(self.above));
+        enough.is_some_and(|enough| state.owed.0 > 0 && state.owed >= enough)
+    }
+}
+
+/// Nobody waits for it: it is looked at again when a block has come.
+fn withdraw(now: Timestamp, plan: &mut Plan) {
+    let wake = plan.wake;
+    pass(now, plan, LegAction::Withdraw, LegCall::Withdraw);
+    if plan.call.is_some() {
+        plan.wake = wake.min(later(now, 15));
     }
 }
 
@@ -140,6 +183,10 @@ impl Leg {
         }
     }
 
+    fn rate(&self, terms: &Terms) -> Rate {
+        terms.legs.get(self.index).map_or(Rate(1), |l| l.rate)
+    }
+
     /// Seconds it had served at `since`, by a read at `block_time` that shows it running: it serves each second.
     const fn served_until(&self, since: u64, block_time: u64) -> u64 {
         self.state
@@ -154,8 +201,8 @@ impl Leg {
         let second = Self::of(world, present(&world.second)?);
         let agreed = self.runs == second.runs && self.state == second.state;
         let wanted = status.served_after_credit.and_then(|s| u64::try_from(s).ok());
-        let rate = terms.legs.get(self.index).map_or(Rate(1), |l| l.rate);
-        let left = wanted.map_or(u64::MAX, |wanted| wanted.max(kept(&self.state, rate)));
+        let kept = kept(&self.state, self.rate(terms));
+        let left = wanted.map_or(u64::MAX, |wanted| wanted.max(kept));
         agreed.then(|| self.state.served_seconds.saturating_sub(left))
     }
 }

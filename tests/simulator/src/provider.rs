@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 use leasehold_chain::machine::Action;
 use leasehold_crds::{
     FINALIZER_PROVIDER, GpuAllocation, GpuPool, GpuReservation, allocation::AllocationPhase,
-    pool::GpuPoolSpec, reservation::GpuReservationStatus,
+    pool::{GpuPoolSpec, Withdraw}, reservation::GpuReservationStatus,
 };
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms, keccak},
@@ -14,7 +14,7 @@ use leasehold_planner::{
     intake::Identity,
     observed::Observed,
     ports::{AcceptanceMessage, Head, PaymentError},
-    reservation::{self as planner, LegCall, Plan, Workload, World},
+    reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
 };
 
 use crate::{
@@ -134,6 +134,11 @@ impl Site {
             network: "net".into(),
             max_duration: "2h".into(),
             max_pause: "1h".into(),
+            // Every other provider wants its money before the end.
+            withdraw: (n % 2 == 0).then(|| Withdraw {
+                every: "40s".into(),
+                above: "0.01".into(),
+            }),
             ..GpuPoolSpec::default()
         };
         Self {
@@ -367,6 +372,12 @@ impl Sim {
             },
             grace_seconds: self.sites[s].grace_seconds,
             health,
+            withdraw: self.sites[s]
+                .pool
+                .spec
+                .withdraw
+                .as_ref()
+                .and_then(|w| Withdrawals::of(w, 6)),
         };
         // Decided is by the clock as it is after the reads.
         let now = self.clock_after(process.offset_ms, reader.cost_ms);

@@ -105,6 +105,7 @@ pub(crate) fn pool() -> Value {
             "provider": "rhine-west", "nodeSelector": {"gpu.example.org/rack": "a", "quiet": ""}, "class": "h100-80g-sxm",
             "pricePerGpuHour": "1.85", "network": "base", "maxDuration": "720h", "maxPause": "24h",
             "storage": {"className": "local-nvme", "maxSize": "1Ti"}, "runtimeClassName": "nvidia", "exposure": "LoadBalancer",
+            "withdraw": {"every": "24h", "above": "10.00"},
             "hours": [{"days": ["Mon", "Tue"], "from": "18:00", "to": "24:00"}],
         }),
     )

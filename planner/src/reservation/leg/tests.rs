@@ -21,6 +21,7 @@ struct Share {
     reservation: GpuReservation,
     account: Account,
     running: Running,
+    withdraw: Option<Withdrawals>,
     fault: Observed<Option<Fault>>,
     calls: Vec<LegCall>,
     /// What it had served when the fault began that is not over for the leg.
@@ -85,6 +86,7 @@ fn serving() -> Share {
             pods_ready: 1,
             ..Running::default()
         },
+        withdraw: None,
         fault: Observed::Known(None),
         calls: Vec::new(),
         well: None,
@@ -119,6 +121,9 @@ impl Share {
         if self.account.running == 1 {
             self.account.legs[0].served_seconds += seconds;
         }
+        let leg = &mut self.account.legs[0];
+        let earned = RATE.earned_floor(leg.served_seconds).unwrap();
+        leg.owed = TokenAmount(earned.0 - leg.withdrawn.0);
     }
 
     /// One pass by these reads, its status stored. The call is carried out if an intent for it was stored before.
@@ -150,6 +155,7 @@ impl Share {
                 fault: self.fault.clone(),
                 due: None,
             },
+            withdraw: self.withdraw,
         };
         let time = i64::try_from(self.account.block_time).unwrap();
         let plan = decide(&world, Timestamp::from_second(time).unwrap());
@@ -177,7 +183,12 @@ impl Share {
                 assert!(*seconds <= most, "the contract refuses it");
                 self.account.legs[0].served_seconds -= seconds;
             }
-            LegCall::End | LegCall::Withdraw => panic!("nobody asked for {call:?}"),
+            LegCall::Withdraw => {
+                let leg = &mut self.account.legs[0];
+                leg.withdrawn.0 += leg.owed.0;
+                leg.owed.0 = 0;
+            }
+            LegCall::End => panic!("nobody asked for {call:?}"),
         }
         self.calls.push(call.clone());
     }
@@ -333,6 +344,49 @@ fn a_job_that_is_done_already_waits_for_no_gpu() {
     };
     share.passes(3);
     assert_eq!(share.calls, [LegCall::Start]);
+}
+
+#[test]
+fn what_was_earned_is_withdrawn_by_the_pools_policy_while_it_runs() {
+    let policy = |every_seconds, above: u128| Withdrawals {
+        every_seconds,
+        above: TokenAmount(500 * above),
+    };
+    for (policy, at) in [(policy(60, 0), 60), (policy(10, 90), 90)] {
+        let mut share = serving();
+        share.withdraw = Some(policy);
+        share.wait(at - 1);
+        share.pass_by(&share.account.clone(), &share.account.clone());
+        assert!(share.calls.is_empty() && share.status().intent.is_none());
+        share.wait(1);
+        share.passes(4);
+        assert_eq!(share.calls, [LegCall::Withdraw], "once, and not again before as much is owed");
+        let leg = &share.account.legs[0];
+        assert!(leg.withdrawn.0 >= 500 * u128::from(at) && leg.owed.0 <= 500 * 4);
+        assert_eq!((share.account.running, share.status().intent.as_ref()), (1, None));
+        share.wait(at);
+        share.passes(3);
+        assert_eq!(share.calls, [LegCall::Withdraw, LegCall::Withdraw]);
+    }
+}
+
+#[test]
+fn nothing_is_withdrawn_that_may_have_to_be_given_back() {
+    let mut share = serving();
+    share.withdraw = Some(Withdrawals {
+        every_seconds: 10,
+        above: TokenAmount(0),
+    });
+    share.wait(50);
+    share.fault = Observed::Unknown("the agent is silent".into());
+    share.passes(3);
+    assert!(share.calls.is_empty());
+    share.at_fault(20);
+    share.passes(6);
+    assert_eq!(share.calls, [LegCall::Pause, LegCall::Credit(21)]);
+    share.fault = Observed::Known(None);
+    share.passes(5);
+    assert_eq!(share.calls[2..], [LegCall::Start, LegCall::Withdraw]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! means, without room. One stack, stories side by side, each on its own lease.
 
 mod orphans;
+mod payout;
 
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     told("no funds", no_funds(stack)).await?;
     told("no opt-in", no_opt_in(stack)).await?;
     told("served, extended, deleted", served_extended_deleted(&tenant)).await?;
+    told("paid while it runs", payout::paid_while_it_runs(&tenant)).await?;
     let before = tenant.own_balance().await?;
     let ended = tokio::try_join!(
         told("term over", term_over(&tenant)),
