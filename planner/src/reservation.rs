@@ -123,15 +123,22 @@ pub enum LegCall {
     Withdraw,
 }
 
-/// What could lead to a stop is read twice.
+/// What could lead to a stop is read twice, and so is what the stop rule is to go by while the chain is silent.
 #[must_use]
 pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountRead>) -> bool {
     let halted = |s: &GpuReservationStatus| {
         s.stop_reason.is_some() || s.phase == AllocationPhase::Suspended || s.fault_since.is_some()
     };
+    let status = reservation.status.as_ref();
+    let is_news = |a: &Account| {
+        let before = status.and_then(|s| s.escrow.as_ref());
+        !before.is_some_and(|before| same_money(before, &snapshot_of(a, Timestamp::UNIX_EPOCH)))
+    };
     match read {
-        _ if reservation.status.as_ref().is_some_and(halted) => true,
-        Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
+        _ if status.is_some_and(halted) => true,
+        Observed::Known(AccountRead::Present(account)) => {
+            account.closed || account.running == 0 || is_news(account)
+        }
         Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => true,
         Observed::Unknown(_) => false,
     }
@@ -165,7 +172,7 @@ impl Plan {
 
 /// A leg that serves nobody is ended by its own controller when the market has not closed the account so long after.
 const END_AFTER_SECONDS: i64 = 45;
-/// The two clocks of a snapshot are read so far apart, by the age of the newest block.
+/// Two readings of one pass are at most some blocks apart.
 const BLOCK_SECONDS: u64 = 15;
 /// An unpaid reservation on an unreadable chain is given up so long after its deadline.
 const UNKNOWN_PAYMENT_SECONDS: i64 = 600;
@@ -269,23 +276,23 @@ fn note_chain(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
             }
             if let Some(account) = read.present() {
                 let next = snapshot_of(account, now);
-                let same = |a: &EscrowSnapshot, b: &EscrowSnapshot| {
-                    (&a.deposited, a.paid_until, a.running, a.closed)
-                        == (&b.deposited, b.paid_until, b.running, b.closed)
-                };
-                // A reading that takes paid time away counts when another agrees; the chain itself only adds.
-                let agreed = || present(&world.second).is_some_and(|a| same(&snapshot_of(a, now), &next));
-                let end = |s: &EscrowSnapshot| snapshot(s).map_or(0, Snapshot::paid_until_local);
-                let takes = |old: &EscrowSnapshot| {
-                    next.paid_until < old.paid_until || end(&next) + BLOCK_SECONDS < end(old)
-                };
-                let keeps = |old: &EscrowSnapshot| same(old, &next) || (takes(old) && !agreed());
-                if !status.escrow.as_ref().is_some_and(keeps) {
+                // One reading may be wrong, its clock too, and nothing but this tells when the paid time ends while the
+                // chain is silent.
+                let agreed = present(&world.second).is_some_and(|a| {
+                    let second = snapshot_of(a, now);
+                    same_money(&second, &next) && second.block_time.abs_diff(next.block_time) <= BLOCK_SECONDS
+                });
+                if agreed && !status.escrow.as_ref().is_some_and(|old| same_money(old, &next)) {
                     status.escrow = Some(next);
                 }
             }
         }
     }
+}
+
+/// Whether two snapshots differ in their clocks alone.
+fn same_money(a: &EscrowSnapshot, b: &EscrowSnapshot) -> bool {
+    (&a.deposited, a.paid_until, a.running, a.closed) == (&b.deposited, b.paid_until, b.running, b.closed)
 }
 
 fn snapshot_of(account: &Account, now: Timestamp) -> EscrowSnapshot {

@@ -64,7 +64,9 @@ pub(super) fn start_or_pause(
     let well = matches!(fault, Observed::Known(None));
     if leg.runs {
         plan.status.phase = AllocationPhase::Active;
-        let due = world.withdraw.is_some_and(|w| w.are_due(&leg.state, leg.rate(terms)));
+        let due = world
+            .withdraw
+            .is_some_and(|w| w.are_due(&leg.state, leg.rate(terms)));
         // What might have to be given back stays where it can be.
         if due && well {
             return withdraw(now, plan);
@@ -129,7 +131,9 @@ impl Withdrawals {
 
     /// What has not been withdrawn tells since when: no clock is needed, and nothing is asked twice after a crash.
     fn are_due(self, state: &LegState, rate: Rate) -> bool {
-        let enough = rate.earned_floor(self.every_seconds).map(|earned| earned.max(self.above));
+        let enough = rate
+            .earned_floor(self.every_seconds)
+            .map(|earned| earned.max(self.above));
         enough.is_some_and(|enough| state.owed.0 > 0 && state.owed >= enough)
     }
 }

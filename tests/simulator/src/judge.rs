@@ -122,11 +122,11 @@ const fn share_rank(phase: AllocationPhase) -> u8 {
     }
 }
 
-/// The funds are spent, by the contract's own words.
+/// The funds are spent, by the contract's own words; they stay so when a leg is ended that nobody pays.
 fn exhausted(account: &Account, terms: &Terms) -> bool {
-    account.exhausted_at != 0
-        && account.running == 0
-        && account.balance_scaled < terms.burn_rate(account.ended).0
+    let all = account.ended.count_ones() as usize == terms.legs.len();
+    let burns = terms.burn_rate(if all { 0 } else { account.ended });
+    account.exhausted_at != 0 && account.running == 0 && account.balance_scaled < burns.0
 }
 
 impl Judge {
@@ -716,7 +716,20 @@ impl Sim {
             return None;
         };
         if !share.exists {
-            share.orphan_ms = if can_act { share.orphan_ms + passed } else { 0 };
+            // While somebody pays for it, it is left alone and told.
+            let paid = share
+                .terms
+                .as_ref()
+                .is_some_and(|terms| match self.chain.truth(terms) {
+                    AccountRead::Present(account) => !account.closed,
+                    AccountRead::Absent | AccountRead::Mismatch => false,
+                });
+            let leaving = self.sites[site].cluster.namespaces.get(name) == Some(&true);
+            share.orphan_ms = if can_act && can_read && !paid && !leaving {
+                share.orphan_ms + passed
+            } else {
+                0
+            };
             let late = share.orphan_ms > ORPHAN_MS;
             judge.require(!late, || {
                 format!("U5: namespace {name} belongs to nobody for over a minute")

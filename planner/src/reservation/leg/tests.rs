@@ -360,7 +360,11 @@ fn what_was_earned_is_withdrawn_by_the_pools_policy_while_it_runs() {
         assert!(share.calls.is_empty() && share.status().intent.is_none());
         share.wait(1);
         share.passes(4);
-        assert_eq!(share.calls, [LegCall::Withdraw], "once, and not again before as much is owed");
+        assert_eq!(
+            share.calls,
+            [LegCall::Withdraw],
+            "once, and not again before as much is owed"
+        );
         let leg = &share.account.legs[0];
         assert!(leg.withdrawn.0 >= 500 * u128::from(at) && leg.owed.0 <= 500 * 4);
         assert_eq!((share.account.running, share.status().intent.as_ref()), (1, None));
@@ -387,6 +391,38 @@ fn nothing_is_withdrawn_that_may_have_to_be_given_back() {
     share.fault = Observed::Known(None);
     share.passes(5);
     assert_eq!(share.calls[2..], [LegCall::Start, LegCall::Withdraw]);
+}
+
+#[test]
+fn one_reading_alone_does_not_move_the_clocks_of_the_paid_time() {
+    let lie = |truth: &Account| Account {
+        running: 0,
+        block_time: truth.block_time + 1_000_000,
+        ..truth.clone()
+    };
+    let mut share = serving();
+    share.wait(100);
+    let truth = share.account.clone();
+    let clocks = |share: &Share| share.status().escrow.as_ref().map(|e| (e.block_time, e.running));
+    for (first, second) in [(lie(&truth), truth.clone()), (truth.clone(), lie(&truth))] {
+        share.pass_by(&first, &second);
+        assert_eq!(clocks(&share), None, "nothing is known before two agree");
+    }
+    share.pass_by(&truth, &truth);
+    assert_eq!(clocks(&share), Some((100, true)));
+    share.pass_by(&lie(&truth), &truth);
+    assert_eq!(clocks(&share), Some((100, true)));
+    // Funds that came count when two have seen them.
+    let funded = Account {
+        deposited: TokenAmount(truth.deposited.0 * 2),
+        paid_until: 200_000,
+        block_time: 101,
+        ..truth.clone()
+    };
+    share.pass_by(&funded, &truth);
+    assert_eq!(clocks(&share), Some((100, true)));
+    share.pass_by(&funded, &funded);
+    assert_eq!(clocks(&share), Some((101, true)));
 }
 
 #[test]
