@@ -5,8 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use kube::ResourceExt as _;
 use leasehold_chain::machine::Action;
 use leasehold_crds::{
-    FINALIZER_PROVIDER, GpuAllocation, GpuPool, GpuReservation, allocation::AllocationPhase,
-    pool::{GpuPoolSpec, Withdraw}, reservation::GpuReservationStatus,
+    FINALIZER_PROVIDER, GpuAllocation, GpuPool, GpuReservation,
+    allocation::AllocationPhase,
+    pool::{GpuPoolSpec, Withdraw},
+    reservation::GpuReservationStatus,
 };
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms, keccak},
@@ -15,6 +17,7 @@ use leasehold_planner::{
     observed::Observed,
     ports::{AcceptanceMessage, Head, PaymentError},
     reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
+    sweep::Suspects,
 };
 
 use crate::{
@@ -69,6 +72,8 @@ pub(crate) struct ProviderProcess {
     pub(crate) agents_told: u64,
     /// Since when its own API has answered whoever asked about a silent node.
     pub(crate) answers: Answers,
+    /// What the last sweep found.
+    pub(crate) suspects: Suspects<String>,
     /// Why the market can't be read.
     pub(crate) market_error: Option<String>,
     /// When a workload was applied, by this process's clock.
@@ -135,7 +140,7 @@ impl Site {
             max_duration: "2h".into(),
             max_pause: "1h".into(),
             // Every other provider wants its money before the end.
-            withdraw: (n % 2 == 0).then(|| Withdraw {
+            withdraw: n.is_multiple_of(2).then(|| Withdraw {
                 every: "40s".into(),
                 above: "0.01".into(),
             }),
@@ -176,6 +181,7 @@ impl ProviderProcess {
             heard_ms: BTreeMap::new(),
             agents_told: u64::MAX,
             answers: Answers::default(),
+            suspects: Suspects::default(),
             market_error: None,
             applied: BTreeMap::new(),
             reserving: false,

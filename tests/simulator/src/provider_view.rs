@@ -15,11 +15,14 @@ use leasehold_crds::{
     workload::JobResult,
 };
 use leasehold_planner::{
+    escrow::lease_name,
     health::{self, Health, KubeletWord, NodeWord},
     observed::Observed,
+    ports::Opened,
     request::{Shape, Version},
     reservation::{Reading, Running, wants_live},
     supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
+    sweep::{self, Verdict},
 };
 
 use crate::{
@@ -28,6 +31,7 @@ use crate::{
     cluster::{Cluster, Gpu, Node, PodPhase},
     market::Offer,
     pass::{Task, Who},
+    rpc::Reader,
     sim::Event,
 };
 
@@ -414,8 +418,54 @@ impl Sim {
         );
     }
 
-    /// Namespaces of ours that belong to no reservation.
-    pub(crate) fn sweep_namespaces(&mut self, _: usize, _: usize) {}
+    /// Namespaces of ours that belong to no reservation: `sweep.rs` at the edge.
+    pub(crate) fn sweep_namespaces(&mut self, s: usize, p: usize) {
+        let process = &self.sites[s].processes[p];
+        let named: BTreeSet<&String> = process.reservation_store.all().map(|(key, _)| &key.1).collect();
+        let nobodys: Vec<String> = process
+            .namespaces
+            .iter()
+            .filter(|(name, leaving)| !**leaving && !named.contains(name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let found = nobodys.into_iter().map(|name| {
+            let verdict = self.judge_namespace(s, p, &name);
+            (name, verdict)
+        });
+        let found = found.collect();
+        let agreed = self.sites[s].processes[p].suspects.agreed(found);
+        for name in agreed.into_keys() {
+            let key = (String::new(), name);
+            let swept = self.own_write(s, |sim| {
+                let site = &mut sim.sites[s];
+                if site.reservations.get(&key).is_none() {
+                    site.cluster.delete_namespace(&key.1);
+                }
+                Ok(())
+            });
+            if swept.is_ok() {
+                self.judge.happens("namespace swept".into());
+                self.note(|| format!("sweeps {}", key.1));
+            }
+        }
+    }
+
+    /// By its account; what can't be judged is left.
+    fn judge_namespace(&mut self, s: usize, p: usize, name: &str) -> Verdict {
+        let (mut reader, who) = (Reader::default(), Who::Provider(s, p));
+        if self.read_head(&mut reader, who).known().is_none() {
+            return Verdict::Leave;
+        }
+        let until = self.chain.newest().head.number;
+        let named = |o: &&Opened| name.starts_with(&lease_name(o.terms.id()));
+        let terms = self.chain.opened(until).find(named).map(|o| o.terms.clone());
+        let Some(terms) = terms else {
+            return Verdict::Over;
+        };
+        let read = self.read_account(&mut reader, who, &terms, 0);
+        read.known()
+            .map_or(Verdict::Leave, |read| sweep::judge(&terms, read))
+    }
 
     /// Reservations of a provider, as they are.
     pub(crate) fn reservations(&self, s: usize) -> Vec<(Key, Arc<GpuReservation>)> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Sim, pass::Who, random::Random, sim::Event};
+use crate::{Sim, cluster::Node, pass::Who, random::Random, sim::Event};
 
 /// What can be in a seed's selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,6 +167,9 @@ impl Sim {
                     Who::Provider(s, _) => Who::Provider(s, 0),
                 };
                 self.kill(who);
+                if let (Who::Provider(s, _), true) = (who, self.steps.is_multiple_of(3)) {
+                    self.tear_out_reservation(s);
+                }
                 let down = self.random.between(100, 20_000);
                 self.at(down, Event::Start(who));
             }
@@ -227,6 +230,19 @@ impl Sim {
         }
     }
 
+    /// A person takes a reservation away with its finalizer: what it ran is nobody's.
+    fn tear_out_reservation(&mut self, site: usize) {
+        let all = self.reservations(site);
+        let Some((key, _)) = all.first() else { return };
+        let now = self.clock(0);
+        let api = &mut self.sites[site].reservations;
+        let torn = api.set_finalizers(key, None, Vec::new()).is_ok() && api.delete(key, now).is_ok();
+        if torn {
+            self.judge.happens("reservation torn out".into());
+            self.note(|| format!("reservation {} is torn out", key.1));
+        }
+    }
+
     fn gpu_fails_or_heals(&mut self, site: usize, begins: bool) {
         let now = self.now / 1000;
         let gpus = || self.sites[site].cluster.nodes.iter().flat_map(|n| &n.gpus);
@@ -234,19 +250,22 @@ impl Sim {
         let which = usize::try_from(self.random.below(count)).unwrap_or(0);
         self.sites[site].cluster.changes += 1;
         let now_ms = self.now;
-        let nodes = &mut self.sites[site].cluster.nodes;
+        let calm = self.weather.calm;
+        let cluster = &mut self.sites[site].cluster;
         // A machine takes all of its GPUs with it, and its kubelet and agent.
-        if begins && which % 4 == 0 {
-            let count = nodes.len();
-            let node = &mut nodes[which / 4 % count];
+        if begins && which.is_multiple_of(4) {
+            let count = cluster.nodes.len();
+            let node = &mut cluster.nodes[which / 4 % count];
             node.dead_since.get_or_insert(now_ms);
             let name = node.name.clone();
             self.note(|| format!("node {name} is dead"));
             return;
         }
-        if !begins {
-            nodes.iter_mut().for_each(|n| n.dead_since = None);
-            self.sites[site].cluster.revived_ms = now_ms;
+        // One that is switched on again is so after minutes: long enough to be missed.
+        let back = |n: &&mut Node| n.dead_since.is_some_and(|at| calm || now_ms - at > 150_000);
+        for node in cluster.nodes.iter_mut().filter(back).filter(|_| !begins) {
+            node.dead_since = None;
+            cluster.revived_ms = now_ms;
         }
         self.note(|| format!("GPU {which} of provider {site} is at fault: {begins}"));
         let mut gpus = self.sites[site]

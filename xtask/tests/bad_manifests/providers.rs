@@ -57,7 +57,12 @@ fn pools() -> Vec<Row> {
             "nvidia cdi",
         ),
         with("withdrawals in each block", pool(), "/spec/withdraw/every", "1s"),
-        with("withdrawals of less than nothing", pool(), "/spec/withdraw/above", "-1"),
+        with(
+            "withdrawals of less than nothing",
+            pool(),
+            "/spec/withdraw/above",
+            "-1",
+        ),
         with("ports of the host", pool(), "/spec/exposure", "HostPort"),
         hours("an unknown day", "/spec/hours/0/days/0", "Monday"),
         hours("a span that ends before it begins", "/spec/hours/0/to", "06:00"),

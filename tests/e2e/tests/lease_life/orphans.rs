@@ -23,8 +23,9 @@ use serde_json::json;
 
 use super::{LIMIT, closed_exactly, ends, service};
 
-/// Two sweeps, half a minute apart, and what they start.
-const SWEPT: Duration = Duration::from_secs(90);
+/// Two sweeps, half a minute apart, and what they start: pods that take all of their half minute to end, and the look after
+/// them by which a namespace goes.
+const SWEPT: Duration = Duration::from_secs(120);
 
 /// A person took the lease away with its finalizer. What is paid for runs on, and ends at its own deadline.
 pub(crate) async fn lease_torn_out(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
