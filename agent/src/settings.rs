@@ -33,7 +33,7 @@ pub(crate) struct Flags {
         value_name = "SOCKET"
     )]
     pod_resources: OsString,
-    /// The kubelet's directory of pod logs: its entries' names tell whose process it is.
+    /// The kubelet's directory of pod logs: its entries' names tell whose process it is, and new ones that a pod has come.
     #[arg(long, default_value = "/var/log/pods", value_name = "DIR")]
     pod_logs: PathBuf,
     /// A kubeconfig; inside a cluster the pod's own token is used.

@@ -92,7 +92,7 @@ fn expected(lease: &GpuLease) -> (&'static str, Waits) {
         Phase::Active => match (ready.as_str(), reason.as_str()) {
             ("True", _) => ("Healthy", Waits::Current),
             ("Unknown", _) => ("Unknown", Waits::InProgress),
-            (_, "GpuFault") => ("Degraded", Waits::InProgress),
+            (_, "GpuFault" | "NodeLost") => ("Degraded", Waits::InProgress),
             _ => ("Progressing", Waits::InProgress),
         },
         Phase::Suspended => ("Suspended", Waits::InProgress),
@@ -232,20 +232,16 @@ fn every_end_of_a_lease_is_understood() {
 #[test]
 fn faults_and_failed_top_ups_of_a_lease_are_told() {
     let lease = serde_json::to_value(GpuLease::new("x", Default::default())).expect("JSON");
-    let mut active = with(
-        lease,
-        2,
-        one("Ready", Truth::False, "GpuFault", "node-1: GPU 0 lost"),
-    );
-    active["status"]["phase"] = json!("Active");
-    let told = argo(&script("GpuLease"), &active).expect("an answer");
-    assert_eq!(
-        told,
-        (
-            "Degraded".to_owned(),
-            "Active, GpuFault: node-1: GPU 0 lost".to_owned()
-        )
-    );
+    let mut active = lease.clone();
+    for (reason, message) in [("GpuFault", "node-1: GPU 0 lost"), ("NodeLost", "node-1")] {
+        active = with(lease.clone(), 2, one("Ready", Truth::False, reason, message));
+        active["status"]["phase"] = json!("Active");
+        let told = argo(&script("GpuLease"), &active).expect("an answer");
+        assert_eq!(
+            told,
+            ("Degraded".to_owned(), format!("Active, {reason}: {message}"))
+        );
+    }
 
     let ready = condition("Ready", Truth::True, "Serving", "", 2);
     let funded = condition(

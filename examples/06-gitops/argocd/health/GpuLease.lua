@@ -33,7 +33,7 @@ elseif status.phase == "Active" then
   elseif ready.status == "Unknown" then
     -- It is served on what is paid; who would know better can't be asked.
     health.status = "Unknown"
-  elseif ready.reason == "GpuFault" then
+  elseif ready.reason == "GpuFault" or ready.reason == "NodeLost" then
     health.status = "Degraded"
   end
 elseif status.phase == "Suspended" then
