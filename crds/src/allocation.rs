@@ -9,7 +9,7 @@ use crate::{
     escrow::EscrowTerms,
     lease::OnFundsEnd,
     schema,
-    workload::{Endpoint, JobResult, NodeShape, Storage, Subject, Workload},
+    workload::{Endpoint, JobResult, NodeShape, ResultsAt, Storage, Subject, Workload},
 };
 
 /// The share of a lease that one provider is asked to host.
@@ -36,7 +36,8 @@ use crate::{
 #[x_kube(
     validation = Rule::new("self.lease == oldSelf.lease && self.escrow == oldSelf.escrow && self.leg == oldSelf.leg && self.nodes == oldSelf.nodes && self.epoch == oldSelf.epoch").message("lease, escrow, leg, nodes and epoch are immutable"),
     validation = Rule::new("self.notAfter >= oldSelf.notAfter").message("notAfter is never lowered"),
-    validation = Rule::new("!oldSelf.release || self.release").message("release is never taken back")
+    validation = Rule::new("!oldSelf.release || self.release").message("release is never taken back"),
+    validation = Rule::new("!oldSelf.dropResults || self.dropResults").message("dropResults is never taken back")
 )]
 pub struct GpuAllocationSpec {
     /// The lease.
@@ -91,6 +92,9 @@ pub struct GpuAllocationSpec {
     /// Asks the provider to stop; never taken back.
     #[serde(default)]
     pub release: bool,
+    /// With `release`: the tenant gave up the lease while its job ran, nothing of it is to be kept; never taken back.
+    #[serde(default)]
+    pub drop_results: bool,
 }
 
 /// Which lease.
@@ -132,6 +136,10 @@ pub struct GpuAllocationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub endpoints: Vec<Endpoint>,
+    /// Where what the job left behind is fetched, one for each node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub results: Vec<ResultsAt>,
     /// When the last pod of this share was gone, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]

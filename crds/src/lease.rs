@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     escrow::EscrowTerms,
     schema,
-    workload::{Access, Endpoint, JobResult, NodeShape, Storage, Workload},
+    workload::{Access, Endpoint, JobResult, NodeShape, ResultsAt, Storage, Workload},
 };
 
 /// GPUs for a time at a price: placed on providers that fit, paid by the second from an escrow, refunded at the end.
@@ -45,6 +45,8 @@ use crate::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    validation = Rule::new("!has(self.workload.job) || !has(self.workload.job.output) || has(self.storage)").message("workload.job.output is kept on the lease's volume: set storage too").field_path(".workload.job.output"),
+    validation = Rule::new("!has(self.workload.job) || !has(self.workload.job.output) || !has(self.storage) || (self.workload.job.output.path + '/').startsWith(self.storage.mountPath.endsWith('/') ? self.storage.mountPath : self.storage.mountPath + '/')").message("workload.job.output.path must be storage.mountPath or below it").field_path(".workload.job.output.path"),
     validation = Rule::new("self.replicas == oldSelf.replicas").message("replicas is immutable: delete the lease and apply another").field_path(".replicas"),
     validation = Rule::new("self.node == oldSelf.node").message("node is immutable: delete the lease and apply another").field_path(".node"),
     validation = Rule::new("has(self.gpu) == has(oldSelf.gpu) && (!has(self.gpu) || self.gpu == oldSelf.gpu)").message("gpu is immutable: delete the lease and apply another").field_path(".gpu"),
@@ -262,6 +264,10 @@ pub struct GpuLeaseStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub endpoints: Vec<Endpoint>,
+    /// Where what the job left behind is fetched, one for each node; it stays when the lease is closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub results: Vec<ResultsAt>,
     /// `Matched`, `Funded`, `Provisioned`, `Ready`, `ChainReachable`, `ProviderReachable`; `Settled` once a close failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]

@@ -84,9 +84,17 @@ pub struct OfferRow {
     /// Longest pause it keeps storage for; `0s` when none.
     #[schemars(schema_with = "schema::duration")]
     pub max_pause: String,
+    /// Longest it keeps what a job left behind; `0s` when not at all.
+    #[serde(default = "not_at_all")]
+    #[schemars(schema_with = "schema::duration")]
+    pub max_keep_results_for: String,
     /// Whether a session may be root inside a user namespace.
     #[serde(default)]
     pub root_allowed: bool,
+}
+
+fn not_at_all() -> String {
+    "0s".into()
 }
 
 /// Two sides speak of the same money when these are equal.

@@ -65,6 +65,11 @@ pub struct GpuPoolSpec {
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('8784h')").message("maxPause: at most 8784h (366 days)"))]
     pub max_pause: String,
+    /// Longest that what a job left behind is kept on its volume after the end, free of charge; `0s` for not at all.
+    #[serde(default = "default_max_keep_results_for")]
+    #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('720h')").message("maxKeepResultsFor: at most 720h (30 days)"))]
+    pub max_keep_results_for: String,
     /// Volumes for leases; none, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<PoolStorage>,
@@ -91,6 +96,10 @@ fn default_max_duration() -> String {
 
 fn default_max_pause() -> String {
     "0s".into()
+}
+
+fn default_max_keep_results_for() -> String {
+    "24h".into()
 }
 
 /// Volumes for leases.

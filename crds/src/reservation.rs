@@ -10,7 +10,7 @@ use crate::{
     escrow::EscrowSnapshot,
     pool::Exposure,
     schema,
-    workload::{Endpoint, JobResult},
+    workload::{Endpoint, JobResult, ResultsAt},
 };
 
 /// The provider's durable truth of one allocation.
@@ -140,6 +140,15 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub endpoints: Vec<Endpoint>,
+    /// Where what the job left behind is fetched, one for each node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub results: Vec<ResultsAt>,
+    /// Unix time in seconds until which what the job left behind is kept; brought forward once it was fetched. Absent while
+    /// the job runs, and where nothing is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub results_until: Option<i64>,
     /// Why the stop was decided; once set, nothing of it runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
@@ -149,7 +158,7 @@ pub struct GpuReservationStatus {
     #[schemars(length(max = 40))]
     pub stopped_at: Option<String>,
     /// `Reserved`, `Paid`, `Ready`, `GpusHealthy`, `ChainReachable`, `MarketReachable`; `Charged` once a write to the chain
-    /// failed.
+    /// failed, `ResultsServed` while a job's results are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -124,6 +124,40 @@ pub struct Job {
     /// What runs in it.
     #[serde(flatten)]
     pub container: Container,
+    /// What is kept of it after its end, to be fetched; nothing, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<JobOutput>,
+}
+
+/// A directory of the lease's volume that outlives the job: its provider serves it at `status.results`, encrypted to
+/// `recipients`, until it was fetched or its time is over.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct JobOutput {
+    /// Absolute path of the directory, at or below `storage.mountPath`: `/data/out`.
+    #[schemars(
+        length(min = 2, max = 256),
+        regex(pattern = r"^(/\.?[a-zA-Z0-9_-][a-zA-Z0-9._-]*)+$")
+    )]
+    #[x_kube(validation = Rule::new("!self.contains('..')").message("output.path: an absolute path without \"..\""))]
+    pub path: String,
+    /// How long after the job's end it is kept, free of charge, unless it was fetched before: `24h`.
+    #[serde(default = "default_keep_results_for")]
+    #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10s') && duration(self) <= duration('720h')").message("output.keepResultsFor: from 10s to 720h (30 days)"))]
+    pub keep_results_for: String,
+    /// Public keys, 1 to 8, any of which decrypts it with `age -d`: `age1…`, or `ssh-ed25519 AAAA…` as in `authorized_keys`.
+    #[schemars(schema_with = "recipients")]
+    pub recipients: Vec<String>,
+}
+
+fn default_keep_results_for() -> String {
+    "24h".into()
+}
+
+fn recipients(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "array", "minItems": 1, "maxItems": 8, "items": {"type": "string", "maxLength": 512,
+        "pattern": "^(age1[ac-hj-np-z02-9]{58}|ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}( [^\\p{C}]*)?)$"}})
 }
 
 /// A port of the container that is opened to the outside.
@@ -254,4 +288,21 @@ pub struct Endpoint {
     /// Which node of the lease answers, from 0.
     #[schemars(schema_with = "schema::bounded::<0, 1024>")]
     pub node: i64,
+}
+
+/// Where what one node's job left behind is fetched.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ResultsAt {
+    /// Which node of the lease, from 0.
+    #[schemars(schema_with = "schema::bounded::<0, 1024>")]
+    pub node: i64,
+    /// `GET` gives a tar archive, encrypted for `age -d`; with `/` and the receipt that is in it, `DELETE` says that it was
+    /// fetched, and it is kept no longer. It answers from the job's end on.
+    #[schemars(length(max = 512), regex(pattern = r"^https?://[!-~]+$"))]
+    pub url: String,
+    /// Until when it is kept, RFC 3339; absent while the job runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub until: Option<String>,
 }

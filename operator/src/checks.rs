@@ -170,8 +170,19 @@ pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
                         .map(|name| format!("{PROVIDER_NAMESPACE_PREFIX}{name}"));
                     of.is_none_or(|namespace| r.spec.allocation_namespace == namespace)
                 })
-                .filter(|r| r.status.as_ref().is_none_or(|s| s.stopped_at.is_none()))
-                .map(|r| format!("GpuReservation {}", r.name_any())),
+                .filter_map(|r| {
+                    let status = r.status.clone().unwrap_or_default();
+                    let until = status.results.iter().find_map(|at| at.until.clone());
+                    match (status.stopped_at, until) {
+                        (None, _) => Some(format!("GpuReservation {}", r.name_any())),
+                        (Some(_), Some(until)) => Some(format!(
+                            "GpuReservation {} keeps a job's results until {until}, unless they are fetched before; deleting it \
+                             gives them up",
+                            r.name_any()
+                        )),
+                        (Some(_), None) => None,
+                    }
+                }),
         ),
         Err(kube::Error::Api(s)) if s.code == 404 || s.code == 403 => {}
         Err(error) => return Err(error.into()),
@@ -180,7 +191,7 @@ pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "These are live and paid for; uninstalling would strand them. Delete the leases, wait for their refund and uninstall \
+        "These are live; uninstalling would strand what is paid for or kept. Delete the leases, wait for their refund and uninstall \
          again; or keep the release: `helm history` tells its last revision, `helm rollback RELEASE REVISION` makes Helm \
          take it for deployed again. To uninstall all the same: `helm uninstall --no-hooks`."
     );

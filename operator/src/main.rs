@@ -10,6 +10,7 @@ mod networks;
 mod objects;
 mod payments;
 mod provider;
+mod results;
 mod settings;
 
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Provider(_) => "leasehold-operator-provider",
         Command::CheckInstall(_) | Command::CheckUninstall(_) => "leasehold-operator-check",
         Command::Apply(_) => "leasehold-operator-apply",
+        Command::Results(_) => "leasehold-operator-results",
     };
     let telemetry = leasehold_telemetry::Settings::new(service, &args.telemetry)?.traced(&args.traces)?;
     let _logs = leasehold_telemetry::start(&telemetry)?;
@@ -44,6 +46,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Command::CheckInstall(args) => checks::install(args).await,
             Command::CheckUninstall(args) => checks::uninstall(args).await,
             Command::Apply(args) => apply::run(args).await,
+            Command::Results(args) => results::run(args).await,
         }
     })
 }

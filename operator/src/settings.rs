@@ -1,10 +1,13 @@
 //! Flags, checked once before any IO.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Parser, Subcommand};
 use ipnet::IpNet;
-use leasehold_planner::escrow::Address;
+use leasehold_planner::{escrow::Address, recipient::Recipient};
 
 /// Leasehold's operator: a market's or a provider's.
 #[derive(Parser, Debug, Clone)]
@@ -31,6 +34,8 @@ pub enum Command {
     CheckUninstall(CheckArgs),
     /// Applies the objects that an installation asks for, once their kinds are served.
     Apply(ApplyArgs),
+    /// Serves what a job left on its volume, encrypted, until it was fetched. A provider's operator runs it in a pod.
+    Results(ResultsArgs),
 }
 
 /// Flags of both roles.
@@ -92,6 +97,9 @@ pub struct ProviderArgs {
     /// Name of the market in reservations.
     #[arg(long, default_value = "default", value_name = "NAME")]
     pub market_name: String,
+    /// This operator's own image, by which pods serve what jobs left behind; a node must be able to pull it without a Secret.
+    #[arg(long, env = "LEASEHOLD_IMAGE", value_name = "IMAGE")]
+    pub image: String,
     /// Address that tenants reach node ports at; each node's own when absent.
     #[arg(long, value_name = "IP")]
     pub node_port_address: Option<IpAddr>,
@@ -127,4 +135,30 @@ pub struct ApplyArgs {
     /// File with a JSON list of objects of Leasehold's kinds.
     #[arg(long, value_name = "FILE")]
     pub file: PathBuf,
+}
+
+/// Flags of `results`.
+#[derive(clap::Args, Debug, Clone)]
+pub struct ResultsArgs {
+    /// Where the volume is mounted.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub volume: PathBuf,
+    /// Directory in the volume; all of it when absent.
+    #[arg(long, value_name = "PATH")]
+    pub directory: Option<PathBuf>,
+    /// Name of that directory in the archive.
+    #[arg(long, default_value = "results", value_name = "NAME")]
+    pub name: String,
+    /// Path it is served at: whoever doesn't know it finds nothing.
+    #[arg(long, value_name = "PATH")]
+    pub path: String,
+    /// Public key that the archive is encrypted to, `age1…` or `ssh-ed25519 …`. May be repeated.
+    #[arg(long = "recipient", required = true, value_name = "KEY")]
+    pub recipients: Vec<Recipient>,
+    /// Most bytes of files in the archive.
+    #[arg(long, value_name = "BYTES")]
+    pub bytes_max: u64,
+    /// Address to serve at.
+    #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
 }

@@ -16,6 +16,7 @@ use crate::{
     placement::Money,
     ports::AcceptanceMessage,
     request::Shape,
+    results::{self, Kept},
     supply::{PoolSupply, pick},
 };
 
@@ -89,6 +90,7 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
         mirror(reservation, &mut status);
         let mut follow = reservation.spec.clone();
         follow.release |= spec.release;
+        follow.allocation.drop_results |= spec.drop_results;
         // Upwards, and never beyond the longest term this pool sold it for.
         let asked = spec.not_after.min(follow.hosting.not_after_max);
         follow.allocation.not_after = follow.allocation.not_after.max(asked);
@@ -162,6 +164,7 @@ fn mirror(reservation: &GpuReservation, status: &mut GpuAllocationStatus) {
     status.phase = from.phase.max_reserved();
     status.job.clone_from(&from.job);
     status.endpoints.clone_from(&from.endpoints);
+    status.results.clone_from(&from.results);
     status.stopped_at.clone_from(&from.stopped_at);
     status.stop_reason.clone_from(&from.stop_reason);
     // Of this object, whose generations are not the reservation's.
@@ -274,6 +277,14 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
                 format!("the pool has volumes of at most {most} bytes"),
             ));
         }
+    }
+    let kept = Kept::of(&spec.workload, spec.storage.as_ref()).map_err(|e| ("BadResults", e.to_string()))?;
+    let longest = results::longest(&seen.pool.spec);
+    if kept.is_some_and(|kept| kept.seconds > longest) {
+        return Err((
+            "ResultsTooLong",
+            format!("the pool keeps results for at most {}", duration::text(longest)),
+        ));
     }
     if !seen.supply.selling {
         return wrong("NotSelling", "the pool is not for sale at this hour");

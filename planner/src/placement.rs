@@ -38,12 +38,13 @@ pub enum Dimension {
     RootNotAllowed,
     Duration,
     Pause,
+    KeepResults,
     Price,
     NodesFree,
 }
 
 /// Every dimension, in the order of [`Dimension`].
-pub const DIMENSIONS: [Dimension; 18] = [
+pub const DIMENSIONS: [Dimension; 19] = [
     Dimension::ProviderSilent,
     Dimension::Provider,
     Dimension::Region,
@@ -60,6 +61,7 @@ pub const DIMENSIONS: [Dimension; 18] = [
     Dimension::RootNotAllowed,
     Dimension::Duration,
     Dimension::Pause,
+    Dimension::KeepResults,
     Dimension::Price,
     Dimension::NodesFree,
 ];
@@ -85,6 +87,7 @@ impl Dimension {
             Self::RootNotAllowed => "RootNotAllowed",
             Self::Duration => "duration",
             Self::Pause => "pause",
+            Self::KeepResults => "keepResultsFor",
             Self::Price => "price",
             Self::NodesFree => "nodesFree",
         }
@@ -158,6 +161,8 @@ pub struct Candidate {
     pub max_term: u64,
     /// Longest pause, seconds.
     pub max_pause: u64,
+    /// Longest that results are kept, seconds.
+    pub max_keep_results: u64,
     /// Whether a session may be root.
     pub root_allowed: bool,
 }
@@ -188,6 +193,7 @@ impl Candidate {
             money: Money::from_wire(&row.payment)?,
             max_term: duration::seconds(&row.max_duration).ok()?,
             max_pause: duration::seconds(&row.max_pause).ok()?,
+            max_keep_results: duration::seconds(&row.max_keep_results_for).ok()?,
             root_allowed: row.root_allowed,
         })
     }
@@ -251,6 +257,10 @@ fn failures(request: &Request, money: Money, provider: &Provider, row: &Candidat
         (Dimension::RootNotAllowed, !request.root || row.root_allowed),
         (Dimension::Duration, request.term_seconds <= row.max_term),
         (Dimension::Pause, request.pause_seconds <= row.max_pause),
+        (
+            Dimension::KeepResults,
+            request.keep_results_seconds <= row.max_keep_results,
+        ),
         (Dimension::Price, row.price <= request.price_cap),
         (Dimension::NodesFree, row.nodes_free > 0),
     ];
@@ -305,6 +315,10 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
         Dimension::Pause => (
             duration::text(request.pause_seconds),
             duration::text(row.max_pause),
+        ),
+        Dimension::KeepResults => (
+            duration::text(request.keep_results_seconds),
+            duration::text(row.max_keep_results),
         ),
         Dimension::Price => (format!("at most {}", request.price_cap), row.price.to_string()),
         Dimension::NodesFree => ("1".into(), row.nodes_free.to_string()),
@@ -544,6 +558,7 @@ mod tests {
             root: false,
             price_cap: Price::parse("2").unwrap(),
             pause_seconds: 0,
+            keep_results_seconds: 0,
             top_up: None,
         }
     }
@@ -584,6 +599,7 @@ mod tests {
             money: MONEY,
             max_term: 86_400,
             max_pause: 0,
+            max_keep_results: 0,
             root_allowed: false,
         }
     }
@@ -637,6 +653,7 @@ mod tests {
         wish.classes = vec!["t4-16g".into()];
         wish.price_cap = Price::parse("0.5").unwrap();
         wish.compute_capability = Version(10, 0);
+        wish.keep_results_seconds = 1;
         let placed = place(&wish, MONEY, 6, &providers, &[row(0, "1.1", 1)]);
         let failed: Vec<_> = placed.quote.misses[0]
             .failed
@@ -651,11 +668,12 @@ mod tests {
                 "computeCapability",
                 "gpus",
                 "RootNotAllowed",
+                "keepResultsFor",
                 "price"
             ]
         );
         assert_eq!(placed.quote.misses[0].failed[2].wanted, "10.0");
-        assert_eq!(placed.quote.counts.len(), 6);
+        assert_eq!(placed.quote.counts.len(), 7);
         assert!(
             placed.problem.starts_with("none of 1 offered rows fits"),
             "{}",

@@ -8,6 +8,8 @@ use leasehold_crds::{
     quantity,
 };
 
+use crate::results::Kept;
+
 /// A version of two numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u16, pub u16);
@@ -110,6 +112,8 @@ pub struct Request {
     pub price_cap: Price,
     /// Seconds that storage is kept when the funds end; 0 when the lease closes then.
     pub pause_seconds: u64,
+    /// Seconds that what a job leaves behind is kept; 0 when nothing is.
+    pub keep_results_seconds: u64,
     /// When and how to top up.
     pub top_up: Option<TopUpRule>,
 }
@@ -143,7 +147,7 @@ pub struct SpecError {
     pub problem: String,
 }
 
-fn field(field: &'static str, problem: impl std::fmt::Display) -> SpecError {
+pub(crate) fn field(field: &'static str, problem: impl std::fmt::Display) -> SpecError {
     SpecError {
         field,
         problem: problem.to_string(),
@@ -203,6 +207,7 @@ impl Request {
                 OnFundsEnd::Close => 0,
                 OnFundsEnd::Pause => pause,
             },
+            keep_results_seconds: Kept::of(&spec.workload, spec.storage.as_ref())?.map_or(0, |k| k.seconds),
             top_up: payment
                 .top_up
                 .as_ref()

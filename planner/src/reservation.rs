@@ -10,7 +10,7 @@ use leasehold_crds::{
     lease::OnFundsEnd,
     money::TokenAmount,
     reservation::{GpuReservationStatus, LegAction, LegIntent},
-    workload::{Endpoint, JobResult},
+    workload::{Endpoint, JobResult, ResultsAt},
 };
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     lease::is_exhausted,
     observed::Observed,
     ports::{Head, PaymentError},
+    results,
     stop::{self, FreshReads, OFFSET_MAX_SECONDS, SILENT_SECONDS, Snapshot, StopReason, Verdict},
 };
 
@@ -68,6 +69,21 @@ pub struct Running {
     pub endpoints: Vec<Endpoint>,
     /// Why pods are not ready, for a person.
     pub trouble: String,
+    /// What serves the job's results.
+    pub results: ResultsSeen,
+}
+
+/// What is seen of the pods that serve a job's results after its end.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResultsSeen {
+    /// Where they answer, or will.
+    pub at: Vec<ResultsAt>,
+    /// Whether those of every node have been fetched.
+    pub fetched: bool,
+    /// Of how many nodes they are served, or were fetched.
+    pub ready: usize,
+    /// Why others don't, for a person.
+    pub trouble: String,
 }
 
 /// What was seen.
@@ -104,6 +120,8 @@ pub enum Workload {
     Run,
     /// No pods; namespace and volumes stay.
     Halt,
+    /// No pods but those that serve what the job left on its volumes.
+    KeepResults,
     /// Nothing left of it.
     Remove,
 }
@@ -177,6 +195,9 @@ const BLOCK_SECONDS: u64 = 15;
 /// An unpaid reservation on an unreadable chain is given up so long after its deadline.
 const UNKNOWN_PAYMENT_SECONDS: i64 = 600;
 
+/// Kept results are looked at so often, though nothing is heard of them.
+const KEPT_SECONDS: u64 = 60;
+
 /// Decides.
 #[must_use]
 pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
@@ -194,6 +215,10 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
             plan.status.gpu_uuids.clone_from(&running.gpu_uuids);
         }
         if running.job.is_some() {
+            // One that we stopped is no longer ending by itself: what becomes of it was decided with the stop.
+            if plan.status.job.is_none() && plan.status.stop_reason.is_none() {
+                plan.status.results_until = results::until(world.reservation, true, now);
+            }
             plan.status.job.clone_from(&running.job);
         }
         plan.status.endpoints.clone_from(&running.endpoints);
@@ -220,6 +245,14 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
                 stopping(world, Some(terms), now, &mut plan);
             } else if let Some(reason) = stop_reason(world, terms, before.as_ref(), now, &mut plan) {
                 plan.status.stop_reason = Some(reason);
+                // A job that is stopped half-way may have left something, too; one that never served has not.
+                let served = matches!(
+                    plan.status.phase,
+                    AllocationPhase::Active | AllocationPhase::Suspended
+                );
+                if served && plan.status.job.is_none() {
+                    plan.status.results_until = results::until(world.reservation, false, now);
+                }
                 plan.status.phase = AllocationPhase::Stopping;
                 plan.workload = Workload::Halt;
                 plan.wake = plan.wake.min(later(now, 1));
@@ -228,8 +261,14 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
             }
         }
     }
-    if let Some(due) = world.health.due {
+    if let (Some(due), None) = (world.health.due, &plan.status.stopped_at) {
         plan.wake = plan.wake.min(due.max(later(now, 1)));
+    }
+    if let Observed::Known(running) = &world.running {
+        let at = &running.results.at;
+        // The addresses are told as long as the reservation is there, whoever has deleted what is behind them.
+        let at = if at.is_empty() { &plan.status.results } else { at };
+        plan.status.results = results::told(at, plan.status.results_until);
     }
     conditions(world, now, &mut plan.status);
     plan
@@ -506,7 +545,8 @@ fn suspend(now: Timestamp, plan: &mut Plan) {
     plan.wake = plan.wake.min(later(now, 5));
 }
 
-/// To stop: pods go, then the namespace, then the leg if the market does not close it, then the reservation.
+/// To stop: pods go, then the namespace (later, where results are kept), then the leg if the market does not close it,
+/// then the reservation.
 fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut Plan) {
     plan.wake = plan.wake.min(later(now, 3));
     let Observed::Known(running) = &world.running else {
@@ -522,11 +562,21 @@ fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut
     plan.status.phase = AllocationPhase::Stopped;
     if plan.status.stopped_at.is_none() {
         plan.status.stopped_at = Some(now.to_string());
+        // Only from now on are they served: a market that was away, and asked late, takes nothing of their time.
+        if let Some(until) = &mut plan.status.results_until {
+            *until = results::until(world.reservation, true, now).map_or(*until, |u| u.max(*until));
+        }
     }
-    plan.workload = if running.namespace {
-        Workload::Remove
-    } else {
-        Workload::Keep
+    if running.results.fetched {
+        let until = &mut plan.status.results_until;
+        *until = until.map(|until| until.min(now.as_second()));
+    }
+    let until = plan.status.results_until;
+    let kept = running.namespace && results::are_kept(world.reservation, until, now);
+    plan.workload = match (running.namespace, kept) {
+        (true, true) => Workload::KeepResults,
+        (true, false) => Workload::Remove,
+        (false, _) => Workload::Keep,
     };
     let account = present(&world.account);
     let settled = match (&world.account, account, terms) {
@@ -541,6 +591,10 @@ fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut
         ),
         (Observed::Unknown(_), _, _) => plan.status.escrow.is_none(),
     };
+    if let (true, true, Some(until)) = (kept, settled, until) {
+        let left = u64::try_from(until - now.as_second()).unwrap_or_default();
+        plan.wake = later(now, left.clamp(1, KEPT_SECONDS));
+    }
     let gone = matches!(world.allocation_exists, Observed::Known(false));
     let told = stopped_since(plan, now) > 3600;
     plan.delete = settled
@@ -593,6 +647,7 @@ fn is_settled(world: &World<'_>, account: &Account) -> bool {
 }
 
 fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {
+    let kept = status.stopped_at.is_some() && results::are_kept(world.reservation, status.results_until, now);
     // A write that failed is told until nothing is left to be written.
     let settled = status.intent.is_none();
     let phase = status.phase;
@@ -631,6 +686,18 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
             fault.message.clone(),
         ),
         Observed::Unknown(why) => put("GpusHealthy", Truth::Unknown, "AgentSilent", why.clone()),
+    }
+    if let (Observed::Known(running), true) = (&world.running, kept) {
+        let (seen, nodes) = (&running.results, world.reservation.spec.allocation.nodes);
+        if i64::try_from(seen.ready).is_ok_and(|ready| ready >= nodes) {
+            put("ResultsServed", Truth::True, "Served", String::new());
+        } else {
+            let message = match seen.trouble.as_str() {
+                "" => format!("those of {} of {nodes} nodes are served", seen.ready),
+                trouble => trouble.to_owned(),
+            };
+            put("ResultsServed", Truth::False, "NotServed", message);
+        }
     }
     match &world.running {
         Observed::Known(running) => {
@@ -744,3 +811,6 @@ pub fn chain_failure(
         now,
     );
 }
+
+#[cfg(test)]
+mod tests;

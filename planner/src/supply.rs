@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{Timestamp, civil::Weekday, tz::TimeZone};
 use leasehold_crds::{
-    GpuPool,
+    GpuPool, duration,
     offer::{OfferRow, PaymentIdentity},
     pool::{Day, NotSold, SaleHours},
     quantity,
@@ -17,6 +17,7 @@ use leasehold_crds::{
 use crate::{
     health::claimed_twice,
     request::{Shape, Version},
+    results,
 };
 
 /// A node with GPUs, as its Node, its GpuNode and its pods tell.
@@ -261,6 +262,7 @@ pub fn pool_supply(
                     payment: payment.clone(),
                     max_duration: pool.spec.max_duration.clone(),
                     max_pause: pool.spec.max_pause.clone(),
+                    max_keep_results_for: duration::text(results::longest(&pool.spec)),
                     root_allowed,
                 },
             )

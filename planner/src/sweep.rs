@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use leasehold_crds::GpuLease;
 
 use crate::{
@@ -36,6 +37,15 @@ pub fn judge(terms: &Terms, read: &AccountRead) -> Verdict {
     } else {
         Verdict::Leave
     }
+}
+
+/// A namespace that no reservation names: what a job left in it is kept to its time all the same, whatever its account.
+#[must_use]
+pub fn unless_kept(verdict: Verdict, until: Option<&str>, now: Timestamp) -> Verdict {
+    let kept = until
+        .and_then(|t| t.parse::<Timestamp>().ok())
+        .is_some_and(|t| now < t);
+    if kept { Verdict::Leave } else { verdict }
 }
 
 fn is_left(terms: &Terms, account: &Account) -> bool {
@@ -211,5 +221,22 @@ mod tests {
         assert_eq!(suspects.left(), 1);
         assert!(suspects.agreed(BTreeMap::new()).is_empty());
         assert!(suspects.agreed(found(Verdict::Clear)).is_empty(), "not in a row");
+    }
+
+    #[test]
+    fn a_namespace_with_results_is_left_to_their_time_and_then_cleared() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let at = |seconds: i64| {
+            Timestamp::from_second(1_800_000_000 + seconds)
+                .unwrap()
+                .to_string()
+        };
+        for verdict in [Verdict::Over, Verdict::Clear] {
+            assert_eq!(unless_kept(verdict, Some(&at(1)), now), Verdict::Leave);
+            assert_eq!(unless_kept(verdict, Some(&at(0)), now), verdict);
+            assert_eq!(unless_kept(verdict, Some("for ever"), now), verdict);
+            assert_eq!(unless_kept(verdict, None, now), verdict);
+        }
+        assert_eq!(unless_kept(Verdict::Leave, None, now), Verdict::Leave);
     }
 }

@@ -358,9 +358,13 @@ impl Market {
                     .await
                     .map(|_| ())
             }
-            AllocationWrite::Release { namespace, name } => {
-                self.patch_spec(&api(&namespace), &name, json!({"release": true}))
-                    .await
+            AllocationWrite::Release {
+                namespace,
+                name,
+                drop_results,
+            } => {
+                let spec = json!({"release": true, "dropResults": drop_results});
+                self.patch_spec(&api(&namespace), &name, spec).await
             }
             AllocationWrite::Prolong {
                 namespace,

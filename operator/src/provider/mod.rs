@@ -6,6 +6,7 @@ mod observe;
 mod offer;
 mod ranges;
 mod reservation;
+mod results;
 mod sweep;
 
 use std::{

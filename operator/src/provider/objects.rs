@@ -36,7 +36,7 @@ use leasehold_crds::{
     workload::{Container as Wish, Port, Readiness, Workload},
 };
 
-use super::ranges::Forbidden;
+use super::{ranges::Forbidden, results};
 
 /// Name of the workload's container.
 pub(super) const CONTAINER: &str = "main";
@@ -48,9 +48,11 @@ pub(super) const NAME: &str = "lease";
 const ACCESS_ROLE: &str = "leasehold-tenant-access";
 /// Where `sshKeys` are put.
 const SSH_PATH: &str = "/etc/leasehold/ssh";
+/// Variable with a node's number at its provider.
+const INDEX: &str = "LEASEHOLD_INDEX";
 const GRACE_SECONDS: i64 = 30;
 /// Group of volumes.
-const FS_GROUP: i64 = 2000;
+pub(super) const FS_GROUP: i64 = 2000;
 
 /// Everything of a share, in the order it is applied.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -62,10 +64,10 @@ pub(super) struct Objects {
     pub(super) account: ServiceAccount,
     pub(super) access: Option<RoleBinding>,
     pub(super) ssh: Option<ConfigMap>,
-    pub(super) volume: Option<PersistentVolumeClaim>,
+    pub(super) volumes: Vec<PersistentVolumeClaim>,
     pub(super) services: Vec<Service>,
     pub(super) set: Option<StatefulSet>,
-    pub(super) job: Option<Job>,
+    pub(super) jobs: Vec<Job>,
 }
 
 /// Builds the objects of a reservation, whose pods reach nothing of `forbidden`.
@@ -90,6 +92,7 @@ pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Obje
         ..ObjectMeta::default()
     };
     let ports = ports(&spec.workload);
+    let results = results::kept(reservation);
     let is_session = spec.workload.session.is_some();
     let ssh_keys = spec
         .workload
@@ -97,18 +100,12 @@ pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Obje
         .as_ref()
         .map(|s| s.ssh_keys.clone())
         .filter(|k| !k.is_empty());
-    let single_volume = spec.storage.as_ref().filter(|_| spec.workload.job.is_some());
-    let template = PodTemplateSpec {
+    let template = |of_job: Option<OfJob>| PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels.clone()),
             ..ObjectMeta::default()
         }),
-        spec: Some(pod(
-            reservation,
-            is_session,
-            ssh_keys.is_some(),
-            single_volume.is_some(),
-        )),
+        spec: Some(pod(reservation, is_session, ssh_keys.is_some(), of_job)),
     };
     let selector = LabelSelector {
         match_labels: Some(labels.clone()),
@@ -139,23 +136,40 @@ pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Obje
             pod_management_policy: Some("Parallel".into()),
             service_name: Some(NAME.into()),
             selector: selector.clone(),
-            template: template.clone(),
+            template: template(None),
             volume_claim_templates: spec.storage.as_ref().map(|s| vec![claim("data", &s.size)]),
             ..StatefulSetSpec::default()
         }),
         ..StatefulSet::default()
     });
-    let job = spec.workload.job.is_some().then(|| Job {
-        metadata: meta(NAME),
+    let job = |name: String, completions: i32, of: OfJob| Job {
+        metadata: meta(&name),
         spec: Some(JobSpec {
-            completions: Some(nodes),
-            parallelism: Some(nodes),
+            completions: Some(completions),
+            parallelism: Some(completions),
             completion_mode: Some("Indexed".into()),
             backoff_limit: Some(0),
-            template: template.clone(),
+            template: template(Some(of)),
             ..JobSpec::default()
         }),
         ..Job::default()
+    };
+    let names = job_names(reservation);
+    let jobs = match &spec.storage {
+        None => names
+            .into_iter()
+            .map(|n| job(n, nodes, OfJob::AllNodes))
+            .collect(),
+        // A volume is one node's, and a Job has no claims of its pods' own: each node gets a Job.
+        Some(_) => (0..).zip(names).map(|(i, n)| job(n, 1, OfJob::Node(i))).collect(),
+    };
+    let on_volumes = spec.storage.as_ref().filter(|_| spec.workload.job.is_some());
+    let volumes = on_volumes.map_or_else(Vec::new, |s| {
+        let volume = |index| PersistentVolumeClaim {
+            metadata: meta(&claim_name(index)),
+            ..claim("data", &s.size)
+        };
+        (0..spec.nodes).map(volume).collect()
     });
     Objects {
         namespace: Namespace {
@@ -182,7 +196,11 @@ pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Obje
             },
             ..Namespace::default()
         },
-        quota: quota(meta(NAME), reservation, ports.len()),
+        quota: quota(
+            meta(NAME),
+            reservation,
+            ports.len() + usize::from(results.is_some()),
+        ),
         limits: LimitRange {
             metadata: meta(NAME),
             spec: Some(LimitRangeSpec {
@@ -198,7 +216,10 @@ pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Obje
                 }],
             }),
         },
-        policies: policies(&meta, &ports, forbidden),
+        policies: policies(&meta, &ports, forbidden)
+            .into_iter()
+            .chain(results::policy(reservation))
+            .collect(),
         account: ServiceAccount {
             metadata: meta(NAME),
             automount_service_account_token: Some(false),
@@ -228,13 +249,45 @@ pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Obje
             data: Some([("authorized_keys".to_owned(), keys.join("\n") + "\n")].into()),
             ..ConfigMap::default()
         }),
-        volume: single_volume.map(|s| PersistentVolumeClaim {
-            metadata: meta("data"),
-            ..claim("data", &s.size)
-        }),
-        services: services(&meta, reservation, &ports),
+        volumes,
+        services: services(&meta, reservation, &ports)
+            .into_iter()
+            .chain(results::services(reservation))
+            .collect(),
         set,
-        job,
+        jobs,
+    }
+}
+
+/// Which pods of a job a template is for.
+#[derive(Clone, Copy)]
+enum OfJob {
+    /// All of them, without volumes.
+    AllNodes,
+    /// That of one node, by its number here, with that node's volume.
+    Node(i64),
+}
+
+/// Names of the Jobs of a reservation, none for other workloads.
+pub(super) fn job_names(reservation: &GpuReservation) -> Vec<String> {
+    let spec = &reservation.spec.allocation;
+    let jobs = match (&spec.workload.job, &spec.storage) {
+        (None, _) => 0,
+        (Some(_), None) => 1,
+        (Some(_), Some(_)) => spec.nodes,
+    };
+    (0..jobs).map(|index| numbered(NAME, index)).collect()
+}
+
+/// Name of the volume of one node of a job.
+pub(super) fn claim_name(index: i64) -> String {
+    numbered("data", index)
+}
+
+fn numbered(name: &str, index: i64) -> String {
+    match index {
+        0 => name.to_owned(),
+        index => format!("{name}-{index}"),
     }
 }
 
@@ -338,7 +391,7 @@ fn policies(meta: &impl Fn(&str) -> ObjectMeta, ports: &[Port], forbidden: &Forb
         NetworkPolicy {
             metadata: meta("allow-internet"),
             spec: Some(NetworkPolicySpec {
-                pod_selector: Some(everything.clone()),
+                pod_selector: Some(results::selector("DoesNotExist")),
                 policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
                 ingress: Some(vec![NetworkPolicyIngressRule {
                     from: Some(vec![own.clone()]),
@@ -402,10 +455,7 @@ fn services(
         }),
         ..Service::default()
     };
-    let kind = match reservation.spec.hosting.exposure {
-        Exposure::NodePort => "NodePort",
-        Exposure::LoadBalancer => "LoadBalancer",
-    };
+    let kind = service_type(reservation);
     let exposed = (0..spec.nodes).filter(|_| !ports.is_empty()).map(|index| {
         let mut metadata = meta(&format!("{NAME}-{index}"));
         let mut selector = labels.clone().unwrap_or_default();
@@ -440,7 +490,19 @@ fn services(
     std::iter::once(headless).chain(exposed).collect()
 }
 
-fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume: bool) -> PodSpec {
+pub(super) const fn service_type(reservation: &GpuReservation) -> &'static str {
+    match reservation.spec.hosting.exposure {
+        Exposure::NodePort => "NodePort",
+        Exposure::LoadBalancer => "LoadBalancer",
+    }
+}
+
+/// Of the taint that device plugins' installers set on nodes with GPUs.
+pub(super) fn gpu_toleration() -> Toleration {
+    tolerated(GPU_RESOURCE, "NoSchedule")
+}
+
+fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, of_job: Option<OfJob>) -> PodSpec {
     let user_namespaces = reservation.spec.hosting.user_namespaces;
     let spec = &reservation.spec.allocation;
     let labels = reservation.labels();
@@ -473,9 +535,9 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume:
             ..Volume::default()
         });
     }
-    if single_volume {
+    if let Some(OfJob::Node(index)) = of_job {
         let source = PersistentVolumeClaimVolumeSource {
-            claim_name: "data".into(),
+            claim_name: claim_name(index),
             read_only: None,
         };
         volumes.push(Volume {
@@ -512,7 +574,7 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume:
             ..PodSecurityContext::default()
         }),
         tolerations: Some(vec![
-            tolerated(GPU_RESOURCE, "NoSchedule"),
+            gpu_toleration(),
             // A node that is lost is paused on the chain, and may come back with what runs on it: Kubernetes' own five
             // minutes would end a job that still runs, and begin it a second time.
             tolerated("node.kubernetes.io/unreachable", "NoExecute"),
@@ -530,7 +592,7 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, single_volume:
             }),
             ..Affinity::default()
         }),
-        containers: vec![container(reservation, is_session, ssh)],
+        containers: vec![container(reservation, is_session, ssh, of_job)],
         volumes: Some(volumes),
         ..PodSpec::default()
     }
@@ -546,7 +608,7 @@ fn tolerated(key: &str, effect: &str) -> Toleration {
 }
 
 /// Only on the nodes that are reserved. A term's field selector takes one name, terms are alternatives.
-fn on_nodes(nodes: &[String]) -> NodeAffinity {
+pub(super) fn on_nodes(nodes: &[String]) -> NodeAffinity {
     let terms = nodes
         .iter()
         .map(|node| NodeSelectorTerm {
@@ -566,7 +628,7 @@ fn on_nodes(nodes: &[String]) -> NodeAffinity {
     }
 }
 
-fn container(reservation: &GpuReservation, is_session: bool, ssh: bool) -> Container {
+fn container(reservation: &GpuReservation, is_session: bool, ssh: bool, of_job: Option<OfJob>) -> Container {
     let user_namespaces = reservation.spec.hosting.user_namespaces;
     let spec = &reservation.spec.allocation;
     let default = Wish::default();
@@ -589,10 +651,13 @@ fn container(reservation: &GpuReservation, is_session: bool, ssh: bool) -> Conta
         }),
         ..EnvVar::default()
     };
-    let index = if spec.workload.job.is_some() {
-        "batch.kubernetes.io/job-completion-index"
-    } else {
-        "apps.kubernetes.io/pod-index"
+    let index = match of_job {
+        None => field(INDEX, "metadata.labels['apps.kubernetes.io/pod-index']"),
+        Some(OfJob::AllNodes) => field(
+            INDEX,
+            "metadata.labels['batch.kubernetes.io/job-completion-index']",
+        ),
+        Some(OfJob::Node(index)) => plain(INDEX, index.to_string()),
     };
     let env = wish.env.iter().map(|e| plain(&e.name, e.value.clone())).chain([
         plain(
@@ -601,7 +666,7 @@ fn container(reservation: &GpuReservation, is_session: bool, ssh: bool) -> Conta
         ),
         plain("LEASEHOLD_NODES", spec.nodes.to_string()),
         plain("LEASEHOLD_FIRST_RANK", spec.first_rank.to_string()),
-        field("LEASEHOLD_INDEX", &format!("metadata.labels['{index}']")),
+        index,
     ]);
     let mut mounts: Vec<VolumeMount> = spec
         .storage

@@ -27,7 +27,7 @@ use leasehold_planner::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Provider, objects};
+use super::{Provider, objects, results};
 use crate::cache;
 
 /// An API server that takes longer to tell of a silent node does not answer.
@@ -57,7 +57,7 @@ pub(super) fn has_ended(pod: &Pod) -> bool {
     )
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(super) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     pod.metadata.deletion_timestamp.is_none()
         && conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
@@ -73,7 +73,7 @@ fn main_container(pod: &Pod) -> Option<&ContainerStatus> {
 }
 
 /// Why a pod is not ready, in the kubelet's and the scheduler's words.
-fn trouble(pod: &Pod) -> Option<String> {
+pub(super) fn trouble(pod: &Pod) -> Option<String> {
     let waiting = main_container(pod).and_then(|c| c.state.as_ref()?.waiting.as_ref());
     if let Some(waiting) = waiting
         && let Some(reason) = waiting
@@ -109,6 +109,7 @@ impl Provider {
             let pods = self.caches.pods.state_filter(|p| {
                 p.namespace().as_deref() == Some(&name)
                     && p.labels().contains_key(leasehold_crds::LABEL_LEASE)
+                    && !results::serves(p)
             });
             let namespace = cache::get(&self.caches.namespaces, &name, None).is_some();
             return Ok((pods, namespace, Reading::Cached));
@@ -120,12 +121,15 @@ impl Provider {
         // What makes pods is looked for first: once it is gone, no pod comes after the list.
         let sets = Api::<StatefulSet>::namespaced(self.client.clone(), &name);
         let jobs = Api::<Job>::namespaced(self.client.clone(), &name);
-        let (set, job) = tokio::try_join!(sets.get_opt(objects::NAME), jobs.get_opt(objects::NAME))?;
-        let workload = set.is_some() || job.is_some();
+        let names = objects::job_names(reservation);
+        let made = futures::future::try_join_all(names.iter().map(|name| jobs.get_opt(name)));
+        let (set, made) = tokio::try_join!(sets.get_opt(objects::NAME), made)?;
+        let workload = set.is_some() || made.iter().any(Option::is_some);
         let pods = Api::<Pod>::namespaced(self.client.clone(), &name);
         let mine = ListParams::default().labels(leasehold_crds::LABEL_LEASE);
         let pods = pods.list(&mine).await?.items;
-        let pods = pods.into_iter().map(std::sync::Arc::new).collect();
+        let pods = pods.into_iter().filter(|p| !results::serves(p));
+        let pods = pods.map(std::sync::Arc::new).collect();
         Ok((pods, true, Reading::Live { workload }))
     }
 
@@ -151,6 +155,7 @@ impl Provider {
             job: None,
             endpoints: self.endpoints(reservation, &pods, &services),
             trouble: pods.iter().find_map(|p| trouble(p)).unwrap_or_default(),
+            results: self.results_seen(reservation, &services),
         };
         let is_job = reservation.spec.allocation.workload.job.is_some();
         let known = reservation.status.as_ref().is_some_and(|s| s.job.is_some());
@@ -236,11 +241,7 @@ impl Provider {
             else {
                 continue;
             };
-            let balanced = service
-                .status
-                .as_ref()
-                .and_then(|s| s.load_balancer.as_ref()?.ingress.as_ref()?.first());
-            let balanced = balanced.and_then(|i| i.ip.clone().or_else(|| i.hostname.clone()));
+            let balanced = balanced(service);
             let pod = pods.iter().find(|p| {
                 p.labels()
                     .get("apps.kubernetes.io/pod-index")
@@ -250,11 +251,7 @@ impl Provider {
             let node = pod
                 .and_then(|p| p.spec.as_ref()?.node_name.clone())
                 .and_then(|n| cache::get(&self.caches.nodes, &n, None));
-            let address = self
-                .args
-                .node_port_address
-                .map(|a| a.to_string())
-                .or_else(|| node.and_then(|n| node_address(&n)));
+            let address = self.node_port_host(node.as_deref());
             for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
                 let (host, number) = match (&balanced, port.node_port) {
                     (Some(host), _) => (Some(host.clone()), Some(port.port)),
@@ -272,6 +269,12 @@ impl Provider {
         }
         endpoints.sort_by(|a, b| (a.node, &a.name).cmp(&(b.node, &b.name)));
         endpoints
+    }
+
+    /// Where tenants reach ports of a node.
+    pub(super) fn node_port_host(&self, node: Option<&Node>) -> Option<String> {
+        let everywhere = self.args.node_port_address.map(|a| a.to_string());
+        everywhere.or_else(|| node.and_then(node_address))
     }
 
     /// How the GPUs are that a reservation holds.
@@ -367,6 +370,13 @@ fn kubelet_word(node: Option<&Node>) -> KubeletWord {
             heard_at: None,
         },
     }
+}
+
+/// Address of the load balancer in front of a service.
+pub(super) fn balanced(service: &Service) -> Option<String> {
+    let status = service.status.as_ref()?;
+    let ingress = status.load_balancer.as_ref()?.ingress.as_ref()?.first()?;
+    ingress.ip.clone().or_else(|| ingress.hostname.clone())
 }
 
 fn node_address(node: &Node) -> Option<String> {

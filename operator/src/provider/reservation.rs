@@ -220,7 +220,8 @@ impl Provider {
         let worked = match plan.workload {
             Workload::Keep => Ok(()),
             Workload::Run => self.run_workload(world).await,
-            Workload::Halt => self.halt(&reservation.name_any()).await,
+            Workload::Halt => self.halt(reservation).await,
+            Workload::KeepResults => self.keep_results(reservation, plan.status.results_until).await,
             Workload::Remove => self.remove(&reservation.name_any()).await,
         };
         // An intent that is new is stored first; the pass after this one carries it out (M2).
@@ -298,27 +299,31 @@ impl Provider {
             .known()
             .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
             || reservation.status.as_ref().is_some_and(|s| s.job.is_some());
-        let before = self
-            .applied
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&name)
-            .copied();
-        let recent = |at: jiff::Timestamp| self.now().as_second() - at.as_second() < REAPPLY_SECONDS;
-        if before.is_some_and(|(was, at)| was == digest && (there || recent(at))) {
+        if self.is_applied(&name, digest, there) {
             return Ok(());
         }
         if !self.apply_all(reservation, objects).await? {
             return Ok(());
         }
-        self.applied
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name, (digest, self.now()));
+        self.note_applied(name, digest);
         Ok(())
     }
 
-    fn forbidden(&self) -> Forbidden {
+    /// Whether the same was applied, and nothing of it is missing or it is only a moment ago.
+    pub(super) fn is_applied(&self, name: &str, digest: u64, there: bool) -> bool {
+        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = |at: jiff::Timestamp| self.now().as_second() - at.as_second() < REAPPLY_SECONDS;
+        applied
+            .get(name)
+            .is_some_and(|(was, at)| *was == digest && (there || recent(*at)))
+    }
+
+    pub(super) fn note_applied(&self, name: String, digest: u64) {
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        applied.insert(name, (digest, self.now()));
+    }
+
+    pub(super) fn forbidden(&self) -> Forbidden {
         let nodes = self.caches.nodes.state();
         ranges::forbidden(nodes.iter().map(|n| &**n), &self.args.own_ranges)
     }
@@ -334,10 +339,10 @@ impl Provider {
             account,
             access,
             ssh,
-            volume,
+            volumes,
             services,
             set,
-            job,
+            jobs,
         } = all;
         // Isolation first: no pod exists before what confines it.
         objects::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
@@ -356,7 +361,7 @@ impl Provider {
         for ssh in ssh.iter() {
             self.put(name, ssh).await?;
         }
-        for volume in volume.iter() {
+        for volume in &volumes {
             self.put(name, volume).await?;
         }
         for service in &services {
@@ -369,14 +374,14 @@ impl Provider {
         for set in set.iter() {
             self.make(name, set).await?;
         }
-        for job in job.iter() {
+        for job in &jobs {
             self.make(name, job).await?;
         }
         Ok(true)
     }
 
     /// Whether it is now as it was read. If not, its change brings another pass.
-    async fn is_current(&self, read: &GpuReservation) -> Result<bool, Error> {
+    pub(super) async fn is_current(&self, read: &GpuReservation) -> Result<bool, Error> {
         let reservations = Api::<GpuReservation>::all(self.client.clone());
         let now = reservations
             .get_opt(&read.name_any())
@@ -386,7 +391,7 @@ impl Provider {
     }
 
     /// What runs is made once and never changed: an operator that would write its pods otherwise restarts none.
-    async fn make<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
+    pub(super) async fn make<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -407,7 +412,7 @@ impl Provider {
         }
     }
 
-    async fn put<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
+    pub(super) async fn put<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -425,7 +430,8 @@ impl Provider {
     }
 
     /// No pods; namespace and volumes stay.
-    async fn halt(&self, name: &str) -> Result<(), Error> {
+    async fn halt(&self, reservation: &GpuReservation) -> Result<(), Error> {
+        let name = &reservation.name_any();
         self.applied
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -435,10 +441,13 @@ impl Provider {
             ..DeleteParams::default()
         };
         let sets = Api::<StatefulSet>::namespaced(self.client.clone(), name);
-        objects::gone_is_fine(sets.delete("lease", &params).await)
+        objects::gone_is_fine(sets.delete(build::NAME, &params).await)
             .map_err(Error::kube("stop the workload"))?;
         let jobs = Api::<Job>::namespaced(self.client.clone(), name);
-        objects::gone_is_fine(jobs.delete("lease", &params).await).map_err(Error::kube("stop the job"))
+        for job in build::job_names(reservation) {
+            objects::gone_is_fine(jobs.delete(&job, &params).await).map_err(Error::kube("stop the job"))?;
+        }
+        Ok(())
     }
 
     /// Nothing left of it: the namespace goes with all it holds.
@@ -525,7 +534,7 @@ const fn phase_reason(phase: AllocationPhase) -> &'static str {
     }
 }
 
-fn digest(objects: &Objects) -> u64 {
+pub(super) fn digest(objects: &impl Serialize) -> u64 {
     let mut hasher = DefaultHasher::new();
     serde_json::to_string(objects)
         .unwrap_or_default()

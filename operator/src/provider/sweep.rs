@@ -9,11 +9,13 @@ use std::{
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
-use leasehold_crds::{ANNOTATION_ESCROW, GpuReservation, LABEL_PROVIDER, allocation::AllocationPhase};
+use leasehold_crds::{
+    ANNOTATION_ESCROW, ANNOTATION_RESULTS_UNTIL, GpuReservation, LABEL_PROVIDER, allocation::AllocationPhase,
+};
 use leasehold_planner::{
     escrow::Hash,
     ports::{BlockLevel, Payments as _},
-    sweep::{Suspects, Verdict, judge},
+    sweep::{Suspects, Verdict, judge, unless_kept},
 };
 use leasehold_telemetry::{
     Heartbeat,
@@ -69,6 +71,8 @@ impl Provider {
                 tracing::debug!(namespace = namespace.name_any(), %error, "it can't be told whether it is paid for");
                 Verdict::Leave
             });
+            let until = namespace.annotations().get(ANNOTATION_RESULTS_UNTIL);
+            let verdict = unless_kept(verdict, until.map(String::as_str), self.now());
             found.insert(namespace.name_any(), verdict);
         }
         for name in suspects.agreed(found).into_keys() {

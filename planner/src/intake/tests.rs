@@ -2,7 +2,8 @@ use leasehold_crds::{
     allocation::GpuAllocationSpec,
     escrow::{EscrowLeg, EscrowTerms},
     pool::{GpuPoolSpec, PoolStorage},
-    workload::{NodeShape, Session, Workload},
+    reservation::GpuReservationStatus,
+    workload::{Job, JobOutput, NodeShape, ResultsAt, Session, Storage, Workload},
 };
 
 use super::*;
@@ -41,6 +42,7 @@ fn pool() -> GpuPool {
             price_per_gpu_hour: "1.80".into(),
             max_duration: "1h".into(),
             max_pause: "0s".into(),
+            max_keep_results_for: "2h".into(),
             runtime_class_name: Some("nvidia".into()),
             storage: Some(PoolStorage {
                 class_name: Some("fast".into()),
@@ -236,4 +238,55 @@ fn a_session_is_only_where_its_tenant_can_be_root_in_a_user_namespace() {
         answer(Workload::default(), 1, &[false]),
         Ok(vec!["n0".to_owned()])
     );
+}
+
+fn with_output(keep: &str) -> GpuAllocation {
+    let mut allocation = allocation();
+    allocation.spec.storage = Some(Storage {
+        size: "1Gi".into(),
+        mount_path: "/data".into(),
+    });
+    allocation.spec.workload.job = Some(Job {
+        output: Some(JobOutput {
+            path: "/data/out".into(),
+            keep_results_for: keep.into(),
+            recipients: vec!["age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj".into()],
+        }),
+        ..Job::default()
+    });
+    allocation
+}
+
+#[test]
+fn results_are_kept_no_longer_than_the_pool_says() {
+    let reason = |allocation: &GpuAllocation| decided(allocation, None).status.declined.map(|d| d.reason);
+    assert_eq!(reason(&with_output("2h")), None);
+    assert_eq!(reason(&with_output("2h1s")).as_deref(), Some("ResultsTooLong"));
+    // What the market let through is checked again.
+    let mut outside = with_output("2h");
+    if let Some(output) = outside.spec.workload.job.as_mut().and_then(|j| j.output.as_mut()) {
+        output.path = "/etc".into();
+    }
+    assert_eq!(reason(&outside).as_deref(), Some("BadResults"));
+}
+
+#[test]
+fn where_results_are_is_told_and_that_they_are_dropped_is_heard() {
+    let mut reservation = reserved();
+    let at = ResultsAt {
+        node: 0,
+        url: "http://192.0.2.1:30000/uid".into(),
+        until: None,
+    };
+    reservation.status = Some(GpuReservationStatus {
+        results: vec![at.clone()],
+        ..GpuReservationStatus::default()
+    });
+    let mut allocation = allocation();
+    allocation.spec.release = true;
+    allocation.spec.drop_results = true;
+    let plan = decided(&allocation, Some(&reservation));
+    assert_eq!(plan.status.results, [at]);
+    let followed = plan.reserve.unwrap();
+    assert!(followed.release && followed.allocation.drop_results);
 }

@@ -4,12 +4,15 @@
 //! intent to open; open; wait for the first leg; fund when the term grew or the runway is short; store the intent to
 //! close; close; let go.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     PROVIDER_NAMESPACE_PREFIX,
     allocation::{AllocationPhase, GpuAllocationSpec, LeaseReference},
     lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Quote, Share},
     money::TokenAmount,
+    workload::ResultsAt,
 };
 
 use super::{
@@ -54,7 +57,12 @@ pub enum AllocationWrite {
         spec: Box<GpuAllocationSpec>,
     },
     /// Ask it to stop.
-    Release { namespace: String, name: String },
+    Release {
+        namespace: String,
+        name: String,
+        /// Whether what its job left behind goes too.
+        drop_results: bool,
+    },
     /// Let it serve longer.
     Prolong {
         namespace: String,
@@ -499,6 +507,7 @@ fn begin_round(
     };
     plan.status.round = round;
     plan.status.intent = None;
+    plan.status.results = Vec::new();
     plan.status.escrow = Some(LeaseEscrow {
         terms: terms.to_wire(network.money.chain_id, network.money.escrow),
         open_by: i64::try_from(open_by).unwrap_or(i64::MAX),
@@ -669,6 +678,7 @@ fn question(
             .open_by
             .saturating_add(i64::try_from(served).unwrap_or(i64::MAX / 2)),
         release: false,
+        drop_results: false,
     }
 }
 
@@ -875,7 +885,11 @@ fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, pl
         .filter(|a| !a.object.spec.release)
         .map(|a| {
             let (namespace, name) = keys(a);
-            AllocationWrite::Release { namespace, name }
+            AllocationWrite::Release {
+                namespace,
+                name,
+                drop_results: reason == CloseReason::Deleted,
+            }
         })
         .collect();
     let over = match checked.at_id {
@@ -933,12 +947,16 @@ fn take_over_reports(world: &World, checked: &Checked, status: &mut GpuLeaseStat
     if let Some(job) = &checked.job {
         status.job = Some(job.clone());
     }
-    let mut endpoints: Vec<_> = world
-        .allocations
-        .iter()
-        .filter_map(|a| a.object.status.as_ref())
-        .flat_map(|s| s.endpoints.clone())
-        .collect();
+    let reports = || {
+        let allocations = world.allocations.iter();
+        allocations.filter_map(|a| a.object.status.as_ref())
+    };
+    let mut endpoints: Vec<_> = reports().flat_map(|s| s.endpoints.clone()).collect();
+    // An allocation that is gone takes nothing along: its results outlive it.
+    let results = reports().flat_map(|s| s.results.iter().cloned());
+    let mut by_node: BTreeMap<i64, ResultsAt> = status.results.drain(..).map(|r| (r.node, r)).collect();
+    by_node.extend(results.map(|r| (r.node, r)));
+    status.results = by_node.into_values().take(64).collect();
     endpoints.truncate(256);
     endpoints.sort_by(|a, b| (a.node, &a.name).cmp(&(b.node, &b.name)));
     status.endpoints = endpoints;

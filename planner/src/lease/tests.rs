@@ -7,6 +7,7 @@ use leasehold_crds::{
     conditions::{find, is_true},
     lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share},
     money::{Rate, TokenAmount},
+    workload::ResultsAt,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -225,6 +226,54 @@ fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
 }
 
 /// What a person reads stands until it is no longer true, and does not flap meanwhile.
+#[test]
+fn where_results_are_outlives_the_allocation_that_told_it() {
+    let mut world = world(AccountRead::Present(account(60)), AllocationPhase::Active);
+    let at = |node, url: &str| ResultsAt {
+        node,
+        url: url.into(),
+        until: None,
+    };
+    let mut lease = GpuLease::clone(&world.lease);
+    if let Some(status) = &mut lease.status {
+        status.results = vec![at(0, "http://old"), at(1, "http://other")];
+    }
+    world.lease = Arc::new(lease);
+    let mut allocation = GpuAllocation::clone(&world.allocations[0].object);
+    if let Some(status) = &mut allocation.status {
+        status.results = vec![at(0, "http://new")];
+    }
+    world.allocations[0].object = Arc::new(allocation);
+    let told = |world: &World| decide(world, &check(world), now()).status.results;
+    let both = vec![at(0, "http://new"), at(1, "http://other")];
+    assert_eq!(told(&world), both, "each node's latest word");
+    let mut lease = GpuLease::clone(&world.lease);
+    if let Some(status) = &mut lease.status {
+        status.results.clone_from(&both);
+    }
+    world.lease = Arc::new(lease);
+    world.allocations.clear();
+    assert_eq!(told(&world), both);
+}
+
+#[test]
+fn only_a_tenant_who_deletes_a_lease_drops_its_results() {
+    let dropped = |world: &World| {
+        let plan = decide(world, &check(world), now());
+        plan.allocations.into_iter().find_map(|write| match write {
+            AllocationWrite::Release { drop_results, .. } => Some(drop_results),
+            _ => None,
+        })
+    };
+    let mut deleted = world(AccountRead::Present(account(60)), AllocationPhase::Active);
+    let mut lease = GpuLease::clone(&deleted.lease);
+    lease.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()));
+    deleted.lease = Arc::new(lease);
+    assert_eq!(dropped(&deleted), Some(true));
+    let given_up = world(AccountRead::Present(account(60)), AllocationPhase::Stopped);
+    assert_eq!(dropped(&given_up), Some(false));
+}
+
 #[test]
 fn a_failed_write_is_told_until_one_is_mined() {
     let short = PaymentError::ShortOfGas {

@@ -511,11 +511,17 @@ impl Sim {
                 self.note(|| format!("creates allocation {namespace}/{name}"));
                 self.market_write(|sim| sim.allocations.apply(&(namespace, name), &object).map(drop))
             }
-            AllocationWrite::Release { namespace, name } => {
+            AllocationWrite::Release {
+                namespace,
+                name,
+                drop_results,
+            } => {
                 self.note(|| format!("releases {namespace}/{name}"));
                 gone_is_fine(self.market_write(|sim| {
-                    sim.allocations
-                        .patch(&(namespace, name), |a| a.spec.release = true)
+                    sim.allocations.patch(&(namespace, name), |a| {
+                        a.spec.release = true;
+                        a.spec.drop_results |= drop_results;
+                    })
                 }))
             }
             AllocationWrite::Prolong {

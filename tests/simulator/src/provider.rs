@@ -490,7 +490,8 @@ impl Sim {
         let next = Some((Stage::Call, 1));
         let process = &mut self.sites[s].processes[p];
         match pass.plan.workload {
-            Workload::Keep => next,
+            // No tenant of the simulation asks for results.
+            Workload::Keep | Workload::KeepResults => next,
             Workload::Run => {
                 let recent = |at: i64| now - at < REAPPLY_SECONDS;
                 if process

@@ -20,7 +20,7 @@ use leasehold_planner::{
     observed::Observed,
     ports::Opened,
     request::{Shape, Version},
-    reservation::{Reading, Running, wants_live},
+    reservation::{Reading, ResultsSeen, Running, wants_live},
     supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
     sweep::{self, Verdict},
 };
@@ -189,6 +189,7 @@ impl Sim {
             job: None,
             endpoints: Vec::new(),
             trouble: String::new(),
+            results: ResultsSeen::default(),
         };
         let is_job = read.spec.allocation.workload.job.is_some();
         let known = read.status.as_ref().is_some_and(|s| s.job.is_some());

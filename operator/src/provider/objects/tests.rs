@@ -60,7 +60,7 @@ fn made(workload: Workload, hosting: Hosting) -> Objects {
 
 fn pod_of(objects: &Objects) -> PodSpec {
     let set = objects.set.as_ref().map(|s| s.spec.clone().unwrap().template);
-    let job = objects.job.as_ref().map(|j| j.spec.clone().unwrap().template);
+    let job = objects.jobs.first().map(|j| j.spec.clone().unwrap().template);
     set.or(job).unwrap().spec.unwrap()
 }
 

@@ -71,6 +71,14 @@ const RUNC: Install = Install {
     cgo: Some("seccomp"),
 };
 
+/// What a tenant opens results with: the reference implementation of the format.
+const AGE: Install = Install {
+    name: "age",
+    version: "v1.3.2",
+    packages: &["filippo.io/age/cmd/age", "filippo.io/age/cmd/age-keygen"],
+    cgo: None,
+};
+
 pub(super) struct Go {
     pub(super) kubernetes: PathBuf,
     pub(super) helm: PathBuf,
@@ -90,6 +98,12 @@ pub(super) async fn ensure(progress: &dyn Progress) -> Result<Go> {
         coredns: install(&COREDNS, progress).await?,
         kubernetes: kubernetes(progress).await?,
     })
+}
+
+/// The folder with `age` and `age-keygen`, for tests that want them.
+pub(super) async fn age(progress: &dyn Progress) -> Result<PathBuf> {
+    let program = install(&AGE, progress).await?;
+    Ok(program.parent().map(Path::to_owned).unwrap_or_default())
 }
 
 async fn install(what: &'static Install, progress: &dyn Progress) -> Result<PathBuf> {

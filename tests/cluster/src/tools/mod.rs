@@ -74,6 +74,14 @@ impl Tools {
         npm::ensure(progress).await
     }
 
+    /// The folder with `age` and `age-keygen`, which open what is encrypted to a tenant; no cluster needs them.
+    ///
+    /// # Errors
+    /// When Go fails.
+    pub async fn age(progress: &dyn Progress) -> Result<PathBuf> {
+        go::age(progress).await
+    }
+
     /// Directories that put `kubectl`, `helm`, `ctr` and the chain's programs on a shell's PATH.
     #[must_use]
     pub fn path_entries(&self) -> Vec<PathBuf> {

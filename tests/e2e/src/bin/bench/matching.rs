@@ -49,6 +49,7 @@ pub(crate) fn run(report: &Report) {
             money,
             max_term: 1 << 30,
             max_pause: 0,
+            max_keep_results: 0,
             root_allowed: true,
         })
         .collect();
@@ -72,6 +73,7 @@ pub(crate) fn run(report: &Report) {
         root: false,
         price_cap: Price(1_900_000_000_000_000_000),
         pause_seconds: 0,
+        keep_results_seconds: 0,
         top_up: None,
     };
     let took: Vec<f64> = (0..PASSES)

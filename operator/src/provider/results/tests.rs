@@ -1,0 +1,130 @@
+use leasehold_crds::{
+    allocation::GpuAllocationSpec,
+    reservation::{GpuReservationSpec, Hosting},
+    workload::{Job as JobWish, JobOutput, NodeShape, Storage, Workload},
+};
+
+use super::*;
+use crate::provider::ranges::Forbidden;
+
+fn reservation(user_namespaces: bool) -> GpuReservation {
+    let output = JobOutput {
+        path: "/data/out".into(),
+        keep_results_for: "1h".into(),
+        recipients: vec!["age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj".into()],
+    };
+    let allocation = GpuAllocationSpec {
+        nodes: 2,
+        first_rank: 3,
+        node: NodeShape {
+            cpu: "4".into(),
+            memory: "64Mi".into(),
+            ephemeral_storage: "10Gi".into(),
+            gpus: 3,
+        },
+        storage: Some(Storage {
+            size: "5Gi".into(),
+            mount_path: "/data".into(),
+        }),
+        workload: Workload {
+            job: Some(JobWish {
+                output: Some(output),
+                ..JobWish::default()
+            }),
+            ..Workload::default()
+        },
+        ..GpuAllocationSpec::default()
+    };
+    let mut reservation = GpuReservation::new(
+        "lease-x",
+        GpuReservationSpec {
+            allocation,
+            allocation_uid: "uid".into(),
+            hosting: Hosting {
+                user_namespaces,
+                ..Hosting::default()
+            },
+            nodes: vec!["a".into(), "b".into()],
+            ..GpuReservationSpec::default()
+        },
+    );
+    reservation.metadata.labels = Some([(LABEL_LEASE.to_owned(), "x".to_owned())].into());
+    reservation
+}
+
+fn pod(user_namespaces: bool) -> PodSpec {
+    let made = jobs(&reservation(user_namespaces), "operator:1");
+    made[1].spec.clone().unwrap().template.spec.unwrap()
+}
+
+#[test]
+fn each_node_s_volume_is_served_as_its_job_had_it() {
+    let built = build::build(&reservation(true), &Forbidden::default());
+    let claim = |job: &Job| {
+        let pod = job.spec.clone().unwrap().template.spec.unwrap();
+        let volumes = pod.volumes.unwrap();
+        volumes
+            .iter()
+            .find_map(|v| Some(v.persistent_volume_claim.clone()?.claim_name))
+    };
+    let of = |jobs: &[Job]| -> Vec<_> { jobs.iter().map(claim).collect() };
+    let volumes: Vec<_> = built.volumes.iter().map(|v| Some(v.name_any())).collect();
+    assert_eq!(volumes, [Some("data".into()), Some("data-1".into())]);
+    assert_eq!(of(&built.jobs), volumes);
+    assert_eq!(of(&jobs(&reservation(true), "operator:1")), volumes);
+    let names: Vec<_> = built.jobs.iter().map(kube::ResourceExt::name_any).collect();
+    assert_eq!(
+        names,
+        build::job_names(&reservation(true)),
+        "what is stopped is what was made"
+    );
+    let args = pod(true).containers[0].args.clone().unwrap();
+    assert!(args.contains(&"--directory=out".to_owned()), "{args:?}");
+}
+
+#[test]
+fn it_can_only_read_and_takes_nothing_that_is_sold() {
+    for root in [true, false] {
+        let pod = pod(root);
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        assert_eq!(
+            pod.host_users,
+            root.then_some(false),
+            "root only where that is nobody outside"
+        );
+        let context = pod.security_context.unwrap();
+        assert_eq!(context.run_as_user, Some(if root { 0 } else { UNPRIVILEGED }));
+        let container = &pod.containers[0];
+        assert_eq!(container.volume_mounts.as_ref().unwrap()[0].read_only, Some(true));
+        let security = container.security_context.clone().unwrap();
+        assert_eq!(security.allow_privilege_escalation, Some(false));
+        assert_eq!(security.read_only_root_filesystem, Some(true));
+        let resources = container.resources.clone().unwrap();
+        assert!(resources.requests.unwrap().values().all(|q| q.0 == "0"));
+        // The limit range allows no more than the tenant's node.
+        assert_eq!(resources.limits.unwrap()["memory"].0, (64u64 << 20).to_string());
+    }
+}
+
+#[test]
+fn it_is_reached_at_its_port_alone_and_reaches_nothing() {
+    let reservation = reservation(true);
+    let built = build::build(&reservation, &Forbidden::default());
+    let internet = built.policies.iter().find(|p| p.name_any() == "allow-internet");
+    let chosen = internet.unwrap().spec.clone().unwrap().pod_selector;
+    assert_eq!(chosen, Some(selector("DoesNotExist")));
+    let open = policy(&reservation).unwrap().spec.unwrap();
+    assert_eq!(open.pod_selector, Some(selector("Exists")));
+    assert_eq!(open.egress, None);
+    let services = services(&reservation);
+    assert_eq!(services.len(), 2);
+    for (index, service) in services.iter().enumerate() {
+        let rank = (3 + index).to_string();
+        assert_eq!(
+            service.spec.clone().unwrap().selector.unwrap()[LABEL_RESULTS],
+            rank
+        );
+    }
+    let quota = built.quota.spec.unwrap().hard.unwrap();
+    assert_eq!(quota["services.nodeports"].0, "2");
+}

@@ -1,0 +1,307 @@
+//! What a job left behind, told pass by pass: kept after its end, served, fetched or over, and then gone.
+
+use leasehold_crds::{
+    allocation::GpuAllocationSpec,
+    reservation::GpuReservationSpec,
+    workload::{Job, JobOutput, JobResult, ResultsAt, Storage},
+};
+
+use super::*;
+use crate::{
+    escrow::{Address, Hash, Leg, LegState},
+    ports::Head,
+};
+use leasehold_crds::money::Rate;
+
+const NOW: i64 = 1_800_000_000;
+const KEEP: i64 = 3600;
+
+struct Share {
+    reservation: GpuReservation,
+    running: Running,
+    account: Account,
+    now: i64,
+}
+
+fn terms() -> Terms {
+    Terms {
+        payer: Address([1; 20]),
+        market: Address([2; 20]),
+        token: Address([3; 20]),
+        closer: Address([4; 20]),
+        salt: Hash([5; 32]),
+        start_by: 1 << 32,
+        notice_seconds: 0,
+        pause_for: 0,
+        legs: vec![Leg {
+            payee: Address([6; 20]),
+            controller: Address([7; 20]),
+            rate: Rate(500_000_000_000_000),
+        }],
+    }
+}
+
+/// A job that serves.
+fn job() -> Share {
+    let output = JobOutput {
+        path: "/data/out".into(),
+        keep_results_for: format!("{KEEP}s"),
+        recipients: vec!["age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj".into()],
+    };
+    let mut allocation = GpuAllocationSpec {
+        nodes: 1,
+        not_after: 1 << 32,
+        deposit: "0".into(),
+        escrow: terms().to_wire(1, Address([9; 20])),
+        storage: Some(Storage {
+            size: "1Gi".into(),
+            mount_path: "/data".into(),
+        }),
+        ..GpuAllocationSpec::default()
+    };
+    allocation.workload.job = Some(Job {
+        output: Some(output),
+        ..Job::default()
+    });
+    let spec = GpuReservationSpec {
+        allocation,
+        ..GpuReservationSpec::default()
+    };
+    let mut reservation = GpuReservation::new("r", spec);
+    reservation.status = Some(GpuReservationStatus {
+        phase: AllocationPhase::Active,
+        ..GpuReservationStatus::default()
+    });
+    let at = ResultsAt {
+        node: 0,
+        url: "http://192.0.2.1:30000/uid".into(),
+        until: None,
+    };
+    Share {
+        reservation,
+        running: Running {
+            namespace: true,
+            pods_alive: 1,
+            pods_ready: 1,
+            results: ResultsSeen {
+                at: vec![at],
+                ..ResultsSeen::default()
+            },
+            ..Running::default()
+        },
+        account: Account {
+            closed: false,
+            deposited: TokenAmount(1 << 40),
+            balance_scaled: u128::MAX >> 1,
+            block_time: NOW.unsigned_abs(),
+            paid_until: 1 << 32,
+            exhausted_at: 0,
+            started_at: 1,
+            paid_seconds: 0,
+            running: 1,
+            ended: 0,
+            legs: vec![LegState::default()],
+        },
+        now: NOW,
+    }
+}
+
+impl Share {
+    fn pass(&mut self) -> Plan {
+        let read = Observed::Known(AccountRead::Present(self.account.clone()));
+        if wants_live(&self.reservation) {
+            self.running.reading = Reading::Live {
+                workload: self.running.pods_alive > 0,
+            };
+        }
+        let world = World {
+            reservation: &self.reservation,
+            account: read.clone(),
+            second: read,
+            settled: None,
+            head: Observed::Known(Head {
+                number: 1,
+                hash: Hash::default(),
+                time: self.account.block_time,
+            }),
+            running: Observed::Known(self.running.clone()),
+            allocation_exists: Observed::Known(false),
+            grace_seconds: 0,
+            health: Health {
+                fault: Observed::Known(None),
+                due: None,
+            },
+            withdraw: None,
+        };
+        let plan = decide(&world, Timestamp::from_second(self.now).unwrap());
+        self.reservation.status = Some(plan.status.clone());
+        match plan.workload {
+            Workload::Halt => (self.running.pods_alive, self.running.pods_ready) = (0, 0),
+            Workload::Remove => {
+                self.running.namespace = false;
+                self.running.results = ResultsSeen::default();
+            }
+            Workload::Keep | Workload::Run | Workload::KeepResults => {}
+        }
+        plan
+    }
+
+    fn status(&self) -> &GpuReservationStatus {
+        self.reservation.status.as_ref().unwrap()
+    }
+
+    /// The market has closed the account and asks to stop.
+    fn released(&mut self) {
+        self.account.closed = true;
+        self.account.running = 0;
+        self.reservation.spec.release = true;
+    }
+
+    fn ended(&mut self) {
+        self.running.pods_alive = 0;
+        self.running.pods_ready = 0;
+        self.running.job = Some(JobResult::default());
+    }
+
+    /// Passes until the share is stopped; gives back the plan of the pass after.
+    fn stopped(&mut self) -> Plan {
+        for _ in 0..4 {
+            self.pass();
+        }
+        assert!(self.status().stopped_at.is_some());
+        self.pass()
+    }
+}
+
+#[test]
+fn the_address_is_told_while_the_job_runs_and_the_end_with_its_end() {
+    let mut share = job();
+    share.pass();
+    assert_eq!(share.status().results.len(), 1);
+    assert_eq!(share.status().results[0].until, None);
+    share.ended();
+    share.pass();
+    let until = Timestamp::from_second(NOW + KEEP).unwrap().to_string();
+    assert_eq!(
+        share.status().results[0].until,
+        Some(until),
+        "before the market can close the lease"
+    );
+    assert_eq!(share.status().stop_reason, None);
+}
+
+#[test]
+fn results_outlive_the_share_until_their_time_is_over() {
+    let mut share = job();
+    share.ended();
+    share.pass();
+    share.released();
+    let plan = share.stopped();
+    assert_eq!((plan.workload, plan.delete), (Workload::KeepResults, false));
+    assert_eq!(
+        plan.status.phase,
+        AllocationPhase::Stopped,
+        "the market is told at once"
+    );
+    // A restart in between, and a job that was seen already, change nothing.
+    share.now = NOW + KEEP - 1;
+    let plan = share.pass();
+    assert_eq!(plan.workload, Workload::KeepResults);
+    assert_eq!(plan.wake.as_second(), NOW + KEEP, "it goes in its second");
+    share.now = NOW + KEEP;
+    assert_eq!(share.pass().workload, Workload::Remove);
+    assert!(share.pass().delete);
+}
+
+#[test]
+fn a_market_that_asks_late_takes_nothing_of_their_time() {
+    let mut share = job();
+    share.ended();
+    share.pass();
+    share.now += 2 * KEEP;
+    share.released();
+    assert_eq!(share.stopped().workload, Workload::KeepResults);
+    assert_eq!(share.status().results_until, Some(NOW + 3 * KEEP));
+}
+
+#[test]
+fn what_was_fetched_goes_at_once_and_does_not_come_back() {
+    let mut share = job();
+    share.ended();
+    share.pass();
+    share.released();
+    assert_eq!(share.stopped().workload, Workload::KeepResults);
+    share.running.results.fetched = true;
+    share.now += 10;
+    assert_eq!(share.pass().workload, Workload::Remove);
+    // The namespace takes its time to go, and its pods are gone before it.
+    share.running.namespace = true;
+    share.running.results.fetched = false;
+    assert_eq!(share.pass().workload, Workload::Remove);
+    assert!(share.pass().delete);
+}
+
+#[test]
+fn a_tenant_who_gives_up_a_running_job_leaves_nothing() {
+    let mut share = job();
+    share.pass();
+    share.reservation.spec.allocation.drop_results = true;
+    share.released();
+    share.pass();
+    // Its program is killed, which looks like a job that failed.
+    share.running.job = Some(JobResult {
+        exit_code: 137,
+        ..JobResult::default()
+    });
+    for _ in 0..3 {
+        share.pass();
+    }
+    assert_eq!(share.status().results_until, None);
+    assert!(!share.running.namespace);
+    // A job that had ended by itself before is kept all the same: its tenant came too late.
+    let mut share = job();
+    share.ended();
+    share.pass();
+    share.reservation.spec.allocation.drop_results = true;
+    share.released();
+    assert_eq!(share.stopped().workload, Workload::KeepResults);
+}
+
+#[test]
+fn what_a_job_had_when_the_money_ended_is_kept() {
+    let mut share = job();
+    share.pass();
+    share.account.exhausted_at = NOW.unsigned_abs();
+    share.account.running = 0;
+    share.account.balance_scaled = 0;
+    share.account.paid_until = NOW.unsigned_abs();
+    for _ in 0..2 {
+        share.pass();
+    }
+    assert_eq!(share.status().stop_reason.as_deref(), Some("FundsSpent"));
+    assert_eq!(share.status().results_until, Some(NOW + KEEP));
+    share.account.closed = true;
+    assert_eq!(share.stopped().workload, Workload::KeepResults);
+}
+
+#[test]
+fn nothing_is_kept_of_what_never_served_and_whoever_deletes_the_reservation_drops_it() {
+    let mut share = job();
+    if let Some(status) = &mut share.reservation.status {
+        status.phase = AllocationPhase::Provisioning;
+    }
+    share.released();
+    share.pass();
+    assert_eq!(share.status().results_until, None);
+
+    let mut share = job();
+    share.ended();
+    share.pass();
+    share.released();
+    assert_eq!(share.stopped().workload, Workload::KeepResults);
+    share.reservation.metadata.deletion_timestamp = Some(
+        k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::from_second(NOW).unwrap()),
+    );
+    assert_eq!(share.pass().workload, Workload::Remove);
+    assert!(share.pass().delete);
+}
