@@ -128,7 +128,18 @@ async fn an_installation_is_not_pulled_from_under_live_leases() {
 
     apply(&cluster, &reservation("lease-live", "rhine-west"));
     apply(&cluster, &reservation("lease-of-another-release", "oder"));
+    apply(&cluster, &reservation("lease-kept", "rhine-west"));
+    let kept = json!({"status": {
+        "stoppedAt": "2026-01-01T00:00:00Z",
+        "results": [{"node": 0, "url": "http://192.0.2.1:30000/u", "until": "2026-01-02T00:00:00Z"}],
+    }});
+    let patch = "patch gpureservation lease-kept --subresource=status --type=merge -p";
+    succeed(kubectl(&cluster, patch).arg(kept.to_string()));
     let (went, said) = run(&mut helm(&cluster, "uninstall leasehold --timeout 60s"));
+    assert!(
+        said.contains("GpuReservation lease-kept keeps a job's results until 2026-01-02T00:00:00Z"),
+        "{said}"
+    );
     assert!(!went && said.contains("GpuReservation lease-live"), "{said}");
     assert!(!said.contains("lease-of-another-release"), "{said}");
     succeed(&mut kubectl(
@@ -140,7 +151,10 @@ async fn an_installation_is_not_pulled_from_under_live_leases() {
     succeed(&mut helm(&cluster, "rollback leasehold 1"));
     succeed(&mut installed("upgrade leasehold"));
 
-    succeed(&mut kubectl(&cluster, "delete gpureservation lease-live"));
+    succeed(&mut kubectl(
+        &cluster,
+        "delete gpureservation lease-live lease-kept",
+    ));
     succeed(&mut helm(&cluster, "uninstall leasehold --timeout 60s"));
     let kinds = succeed(&mut kubectl(
         &cluster,

@@ -40,6 +40,14 @@ fn required() -> Vec<Row> {
         )
         .named("spec.workload"),
         with(
+            "results for longer",
+            job(),
+            "/spec/workload/job/output/keepResultsFor",
+            "25h",
+        )
+        .named("spec.workload"),
+        without("results no longer kept", job(), "/spec/workload/job/output").named("spec.workload"),
+        with(
             "another port",
             service(),
             "/spec/workload/service/ports/2",

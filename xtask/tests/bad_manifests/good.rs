@@ -33,6 +33,10 @@ pub(crate) fn job() -> Value {
     let container = json!({
         "image": "ghcr.io/acme/train:1", "command": ["/bin/sh", "-c"], "args": ["train\n\ttwo lines"],
         "env": [{"name": "EPOCHS", "value": "3"}, {"name": "SEED", "value": "7"}],
+        "output": {"path": "/root/.cache/out", "keepResultsFor": "24h", "recipients": [
+            "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj",
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsKLqeplhpW+uObz5dvMgjz1OxfM/XXUB+VHtZ6isGN alice@example.org",
+        ]},
     });
     lease(
         "train",
@@ -103,7 +107,7 @@ pub(crate) fn pool() -> Value {
         "h100",
         json!({
             "provider": "rhine-west", "nodeSelector": {"gpu.example.org/rack": "a", "quiet": ""}, "class": "h100-80g-sxm",
-            "pricePerGpuHour": "1.85", "network": "base", "maxDuration": "720h", "maxPause": "24h",
+            "pricePerGpuHour": "1.85", "network": "base", "maxDuration": "720h", "maxPause": "24h", "maxKeepResultsFor": "48h",
             "storage": {"className": "local-nvme", "maxSize": "1Ti"}, "runtimeClassName": "nvidia", "exposure": "LoadBalancer",
             "withdraw": {"every": "24h", "above": "10.00"},
             "hours": [{"days": ["Mon", "Tue"], "from": "18:00", "to": "24:00"}],

@@ -8,10 +8,18 @@ use crate::{
 };
 
 pub(crate) fn rows() -> Vec<Row> {
-    [shape(), choice(), workload(), container(), money(), around()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        shape(),
+        choice(),
+        workload(),
+        container(),
+        output(),
+        money(),
+        around(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Numbers, units and sizes.
@@ -227,6 +235,51 @@ fn workload() -> Vec<Row> {
             "ssh-ed25519 AAAA \u{1b}[2J",
         ),
         with("too many keys", session(), "/spec/workload/session/sshKeys", keys),
+    ]
+}
+
+/// What is kept of a job.
+fn output() -> Vec<Row> {
+    let path = |what, path: &str| with(what, job(), "/spec/workload/job/output/path", path);
+    let keep = |what, time: &str| with(what, job(), "/spec/workload/job/output/keepResultsFor", time);
+    let key = |what, key: &str| with(what, job(), "/spec/workload/job/output/recipients/0", key);
+    let list = "/spec/workload/job/output/recipients";
+    let ssh = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsKLqeplhpW+uObz5dvMgjz1OxfM/XXUB+VHtZ6isGN";
+    vec![
+        path("results outside the volume", "/root/out"),
+        path("results beside the volume", "/root/.cached"),
+        path("results out of the volume again", "/root/.cache/../.ssh"),
+        path("results at no absolute path", "out"),
+        path("results at a path with a space", "/root/.cache/my out"),
+        without("results at no path", job(), "/spec/workload/job/output/path"),
+        without("results without a volume", job(), "/spec/storage").named("spec.workload.job.output"),
+        keep("results for no time", "0s"),
+        keep("results for less than a moment", "9s"),
+        keep("results for ever", "721h"),
+        keep("results in days", "1d"),
+        without("results for nobody", job(), list),
+        with("results for an empty list", job(), list, json!([])),
+        with("results for too many", job(), list, vec![ssh; 9]),
+        key("results for a name", "alice"),
+        key(
+            "results for a private key",
+            "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX",
+        ),
+        key(
+            "results for a key that can't be encrypted to",
+            "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTY=",
+        ),
+        key(
+            "results for half a key",
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsKLqeplhpW",
+        ),
+        key("results for two keys in one", &format!("{ssh} a\n{ssh} b")),
+        with(
+            "results of a service",
+            service(),
+            "/spec/workload/service/output",
+            json!({"path": "/data"}),
+        ),
     ]
 }
 

@@ -37,6 +37,8 @@ fn pools() -> Vec<Row> {
         with("terms of nothing", pool(), "/spec/maxDuration", "0s"),
         with("terms in days", pool(), "/spec/maxDuration", "30d"),
         with("a pause of more than a year", pool(), "/spec/maxPause", "99999h"),
+        with("results for a year", pool(), "/spec/maxKeepResultsFor", "8760h"),
+        with("results in days", pool(), "/spec/maxKeepResultsFor", "1d"),
         with("volumes of nothing", pool(), "/spec/storage/maxSize", "0"),
         with(
             "volumes beyond 63 bits",

@@ -1,0 +1,308 @@
+//! What a job left on its volume: kept after the lease is closed and refunded and its GPU is sold again, fetched by its
+//! tenant as the example says, and gone then, or when its time is over, or never kept where the tenant gave up the job.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams},
+};
+use leasehold_crds::{
+    GpuLease, GpuOffer, GpuReservation,
+    lease::{CloseReason, Phase},
+    workload::ResultsAt,
+};
+use leasehold_e2e::{NAMESPACE, Stack, StackSpec, Tenant, on_stack, told, within};
+use leasehold_planner::ports::{Clock as _, SystemClock};
+use leasehold_testcluster::{Stderr, Tools};
+
+const EXAMPLE: &str = "examples/07-results.yaml";
+const LIMIT: Duration = Duration::from_secs(60);
+/// So long the short lease's results are kept.
+const SHORT: i64 = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_outlive_the_lease_and_then_go() -> anyhow::Result<()> {
+    on_stack(StackSpec::one_node("e2e-results"), story).await
+}
+
+async fn story(stack: &Stack) -> anyhow::Result<()> {
+    let tenant = Tenant::new(stack, "team-a")?;
+    let it = It {
+        stack,
+        tenant: &tenant,
+        age: Tools::age(&Stderr::default()).await?,
+        folder: stack.cluster.directory().to_owned(),
+        gpus: offered(stack).await?,
+    };
+    let [(mine, recipient), (strangers, _)] = [key(&it.folder, "mine")?, key(&it.folder, "strangers")?];
+    told("nobody keeps them so long", it.too_long(&recipient)).await?;
+    let url = told("kept, and refunded", it.kept(&recipient)).await?;
+    told("over", it.over(&recipient)).await?;
+    told("given up", it.given_up(&recipient)).await?;
+    told("still there after a restart", it.restarted(&url)).await?;
+    told("fetched", it.fetched(&url, &mine, &strangers)).await
+}
+
+struct It<'a> {
+    stack: &'a Stack,
+    tenant: &'a Tenant<'a>,
+    age: PathBuf,
+    folder: PathBuf,
+    /// GPUs that are offered while nothing runs.
+    gpus: i64,
+}
+
+impl It<'_> {
+    /// The example with another key.
+    fn lease(&self, name: &str, recipient: &str, keep: &str) -> anyhow::Result<GpuLease> {
+        let mut lease = self.tenant.example(EXAMPLE, Some(name))?;
+        let job = lease.spec.workload.job.as_mut().context("a job")?;
+        let output = job.output.as_mut().context("with an output")?;
+        output.recipients = vec![recipient.into()];
+        output.keep_results_for = keep.into();
+        Ok(lease)
+    }
+
+    /// A pool keeps a day unless it says otherwise; who wants more is told so before anything is paid.
+    async fn too_long(&self, recipient: &str) -> anyhow::Result<()> {
+        self.tenant.apply(&self.lease("long", recipient, "25h")?)?;
+        let waits = |l: &GpuLease| {
+            let quote = l.status.as_ref().and_then(|s| s.quote.as_ref());
+            let failed = quote.iter().flat_map(|q| &q.misses).flat_map(|m| &m.failed);
+            failed
+                .filter(|f| f.dimension == "keepResultsFor" && f.wanted == "25h" && f.found == "24h")
+                .count()
+                == 1
+        };
+        let lease = self
+            .tenant
+            .until("long", LIMIT, "a quote that says why", waits)
+            .await?;
+        ensure!(
+            lease.status.context("status")?.escrow.is_none(),
+            "nothing is paid"
+        );
+        self.tenant.delete("long").await?;
+        self.tenant.until_gone("long", LIMIT).await
+    }
+
+    /// Closed and refunded to the unit, the GPU for sale again, with the results still there.
+    async fn kept(&self, recipient: &str) -> anyhow::Result<String> {
+        let before = self.tenant.own_balance().await?;
+        self.tenant.apply(&self.lease("train", recipient, "24h")?)?;
+        let closed = self.tenant.until_phase("train", Phase::Closed, LIMIT).await?;
+        let (closed_at, now) = (Instant::now(), SystemClock.now());
+        let status = closed.status.clone().unwrap_or_default();
+        ensure!(
+            status.close_reason == Some(CloseReason::JobSucceeded),
+            "{status:?}"
+        );
+        let (terms, account) = self.tenant.account(&closed).await?;
+        let served = account.legs[0].served_seconds;
+        let earned = terms.legs[0].rate.earned_floor(served).context("in range")?;
+        ensure!(
+            self.tenant.own_balance().await?.0 == before.0 - earned.0,
+            "refunded to the unit"
+        );
+        let at = results(&closed)?;
+        let until: Timestamp = at.until.as_deref().context("until when")?.parse()?;
+        let left = until.as_second() - now.as_second();
+        ensure!(
+            (86_300..=86_400).contains(&left),
+            "kept a day from the end: {left} s"
+        );
+        within(
+            Duration::from_secs(30),
+            "the GPU to be for sale again",
+            || async {
+                let gpus = offered(self.stack).await?;
+                Ok(if gpus == self.gpus { Ok(()) } else { Err(gpus) })
+            },
+        )
+        .await?;
+        eprintln!(
+            "         for sale {:.1} s after the close",
+            closed_at.elapsed().as_secs_f64()
+        );
+        self.serves(&at.url).await?;
+        let namespace = namespace(&closed)?;
+        let claims = Api::<PersistentVolumeClaim>::namespaced(self.stack.client.clone(), &namespace);
+        ensure!(claims.get_opt("data").await?.is_some(), "the volume is kept");
+        Ok(at.url)
+    }
+
+    /// Kept for its time and not a moment less; then nothing is left. Both GPUs are leased meanwhile.
+    async fn over(&self, recipient: &str) -> anyhow::Result<()> {
+        let mut lease = self.lease("short", recipient, &format!("{SHORT}s"))?;
+        lease.spec.node.gpus = 2;
+        self.tenant.apply(&lease)?;
+        let closed = self.tenant.until_phase("short", Phase::Closed, LIMIT).await?;
+        let at = results(&closed)?;
+        let until: Timestamp = at.until.context("until when")?.parse()?;
+        self.serves(&at.url).await?;
+        self.until_nothing_is_left(&closed).await?;
+        let late = SystemClock.now().as_second() - until.as_second();
+        ensure!(late >= 0, "gone {late} s after its time");
+        eprintln!("         nothing left {late} s after its time");
+        Ok(())
+    }
+
+    /// Whoever deletes a lease whose job runs wants nothing of it.
+    async fn given_up(&self, recipient: &str) -> anyhow::Result<()> {
+        let mut lease = self.lease("given-up", recipient, "24h")?;
+        let job = lease.spec.workload.job.as_mut().context("a job")?;
+        job.container.args = vec!["mkdir -p /data/out && date > /data/out/half && sleep 600".into()];
+        self.tenant.apply(&lease)?;
+        let active = self.tenant.until_phase("given-up", Phase::Active, LIMIT).await?;
+        let at = results(&active)?;
+        ensure!(at.until.is_none(), "the address is known, the end is not: {at:?}");
+        self.tenant.delete("given-up").await?;
+        self.tenant.until_gone("given-up", LIMIT).await?;
+        self.until_nothing_is_left(&active).await
+    }
+
+    /// The provider's operator is killed, and its successor has swept: a day's results are not taken for an orphan.
+    async fn restarted(&self, url: &str) -> anyhow::Result<()> {
+        let pods = Api::<Pod>::namespaced(self.stack.client.clone(), NAMESPACE);
+        let operators = ListParams::default().labels("app.kubernetes.io/component=provider");
+        for pod in pods.list(&operators).await?.items {
+            pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0))
+                .await?;
+        }
+        let lease = self.tenant.leases().get("train").await?;
+        let reservations = Api::<GpuReservation>::all(self.stack.client.clone());
+        let namespaces = Api::<Namespace>::all(self.stack.client.clone());
+        let name = namespace(&lease)?;
+        // Two sweeps of half a minute, by whoever leads now.
+        let begun = Instant::now();
+        within(Duration::from_secs(90), "two sweeps", || async {
+            ensure!(
+                reservations.get_opt(&name).await?.is_some(),
+                "the reservation is there"
+            );
+            let deleted = namespaces.get(&name).await?.metadata.deletion_timestamp;
+            ensure!(deleted.is_none(), "the namespace is there");
+            let passed = begun.elapsed();
+            Ok(if passed > Duration::from_secs(75) {
+                Ok(())
+            } else {
+                Err(passed)
+            })
+        })
+        .await?;
+        self.serves(url).await
+    }
+
+    /// As the example's comments say, after strangers have tried.
+    async fn fetched(&self, url: &str, mine: &Path, strangers: &Path) -> anyhow::Result<()> {
+        let lease = self.tenant.leases().get("train").await?;
+        let root = url.rsplit_once('/').context("a path")?.0;
+        ensure!(
+            !curl(&[root])?.status.success(),
+            "who doesn't know the path finds nothing"
+        );
+        let wrong = curl(&["-X", "DELETE", &format!("{url}/{}", "0".repeat(64))])?;
+        ensure!(!wrong.status.success(), "a guess is no receipt: {wrong:?}");
+        let unpack = |key: &Path, into: &str| -> anyhow::Result<(PathBuf, Output)> {
+            let into = self.folder.join(into);
+            std::fs::create_dir(&into)?;
+            let pipe = r#"set -o pipefail; curl -fsS "$1" | "$2/age" -d -i "$3" | tar xf -"#;
+            let mut bash = Command::new("bash");
+            bash.args(["-c", pipe, "-", url]).arg(&self.age).arg(key);
+            let output = bash.current_dir(&into).output()?;
+            Ok((into, output))
+        };
+        let (_, refused) = unpack(strangers, "strangers-results")?;
+        ensure!(
+            !refused.status.success(),
+            "another's key opens nothing: {refused:?}"
+        );
+        let (into, opened) = unpack(mine, "my-results")?;
+        ensure!(opened.status.success(), "{opened:?}");
+        let gpus = std::fs::read_to_string(into.join("out/gpus.txt"))?;
+        ensure!(gpus.contains("H100"), "what the job wrote: {gpus}");
+        ensure!(!into.join("leasehold-left-out").exists(), "all of it");
+        let receipt = std::fs::read_to_string(into.join("leasehold-receipt"))?;
+        let told = curl(&["-X", "DELETE", &format!("{url}/{receipt}")])?;
+        ensure!(told.status.success(), "{told:?}");
+        self.until_nothing_is_left(&lease).await
+    }
+
+    async fn serves(&self, url: &str) -> anyhow::Result<()> {
+        let url = url.to_owned();
+        within(LIMIT, "the results to be served", || async {
+            let got = curl(&[&url])?;
+            let whole = got.status.success() && got.stdout.starts_with(b"age-encryption.org/v1\n");
+            Ok(if whole { Ok(()) } else { Err(got.stderr) })
+        })
+        .await
+    }
+
+    async fn until_nothing_is_left(&self, lease: &GpuLease) -> anyhow::Result<()> {
+        let name = namespace(lease)?;
+        let namespaces = Api::<Namespace>::all(self.stack.client.clone());
+        let reservations = Api::<GpuReservation>::all(self.stack.client.clone());
+        within(LIMIT, "nothing to be left", || async {
+            let left = (
+                namespaces.get_opt(&name).await?.map(|n| n.status),
+                reservations.get_opt(&name).await?.map(|r| r.status),
+            );
+            Ok(if left == (None, None) { Ok(()) } else { Err(left) })
+        })
+        .await
+    }
+}
+
+fn results(lease: &GpuLease) -> anyhow::Result<ResultsAt> {
+    let status = lease.status.as_ref().context("status")?;
+    ensure!(status.results.len() == 1, "{:?}", status.results);
+    Ok(status.results[0].clone())
+}
+
+/// At the provider's cluster; the reservation's name too.
+fn namespace(lease: &GpuLease) -> anyhow::Result<String> {
+    let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+    Ok(escrow.context("an account")?.shares[0].namespace.clone())
+}
+
+async fn offered(stack: &Stack) -> anyhow::Result<i64> {
+    let offers = Api::<GpuOffer>::all(stack.client.clone())
+        .list(&ListParams::default())
+        .await?;
+    let rows = offers.items.iter().flat_map(|o| &o.spec.rows);
+    Ok(rows.map(|r| r.nodes_free * r.gpus).sum())
+}
+
+fn curl(args: &[&str]) -> anyhow::Result<Output> {
+    let mut curl = Command::new("curl");
+    curl.args(["-fsS", "--max-time", "10"]).args(args);
+    curl.output().context("install curl")
+}
+
+/// A key of ssh: its private half's file, and its public half.
+fn key(folder: &Path, name: &str) -> anyhow::Result<(PathBuf, String)> {
+    let path = folder.join(name);
+    let mut keygen = Command::new("ssh-keygen");
+    keygen.args([
+        "-q",
+        "-t",
+        "ed25519",
+        "-N",
+        "",
+        "-C",
+        "somebody@example.org",
+        "-f",
+    ]);
+    let output = keygen.arg(&path).output().context("install openssh-client")?;
+    ensure!(output.status.success(), "{output:?}");
+    let public = std::fs::read_to_string(path.with_extension("pub"))?;
+    Ok((path, public.trim().to_owned()))
+}
