@@ -1,10 +1,12 @@
-//! Shared caches: one watch a kind, a store to read from, and a call for each object that was touched.
+//! Shared caches: one watch a kind, a store to read from, a call for each object that was touched, and controllers
+//! over what was touched.
 
 use std::{
+    collections::{HashSet, VecDeque},
     fmt::Debug,
     path::Path,
     pin::pin,
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use anyhow::Context as _;
@@ -13,13 +15,14 @@ use kube::{
     Api, Client, Config, Resource, ResourceExt as _,
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{
-        WatchStreamExt as _,
+        Controller, WatchStreamExt as _, controller,
         reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// A client from a kubeconfig, or from the pod's own ServiceAccount.
 pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
@@ -71,6 +74,7 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store::<K>();
+    let reader = store.clone();
     tokio::spawn(async move {
         let events = watcher(api, config)
             .default_backoff()
@@ -82,15 +86,18 @@ where
         let mut events = pin!(events);
         while let Some(event) = events.next().await {
             match event {
-                Ok(
-                    watcher::Event::Apply(object)
-                    | watcher::Event::Delete(object)
-                    | watcher::Event::InitApply(object),
-                ) => {
+                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
                     reach.set(None);
                     touched(&object);
                 }
-                Ok(watcher::Event::Init | watcher::Event::InitDone) => reach.set(None),
+                Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => reach.set(None),
+                // A list is in the store once it is whole: who looked before would see what was there before.
+                Ok(watcher::Event::InitDone) => {
+                    reach.set(None);
+                    for object in reader.state() {
+                        touched(&object);
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&()), %error, "the watch is interrupted");
                     reach.set(Some(format!("the API server can't be reached: {error}")));
@@ -104,20 +111,59 @@ where
 /// Keeps an object as it is.
 pub const fn whole<K>(_: &mut K) {}
 
-/// A bounded queue of objects to look at. What does not fit is looked at when its own deadline comes.
+/// Passes over leases, and over reservations, under way at once. Some of them wait for a block: were they few, all
+/// others would wait for it too. The chain is asked by them one after the other where it matters, by each key's queue.
+pub const PASSES_AT_ONCE: u16 = 256;
+
+/// A queue of objects to look at, and its sending end. An object waits in it once, however often it is asked for, so
+/// that nothing is lost and there are never more in it than there are objects.
 pub fn queue<K>() -> (Wake<K>, impl Stream<Item = ObjectRef<K>> + Send + 'static)
 where
     K: Resource<DynamicType = ()> + Send + Sync + 'static,
 {
-    let (sender, receiver) = mpsc::channel(4096);
-    let stream = futures::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|item| (item, receiver))
+    let waiting = Arc::new(Waiting {
+        objects: Mutex::new(Due {
+            order: VecDeque::new(),
+            set: HashSet::new(),
+        }),
+        some: Notify::new(),
     });
-    (Wake(sender), stream)
+    let stream = futures::stream::unfold(
+        (waiting.clone(), VecDeque::new()),
+        |(waiting, mut due)| async move {
+            loop {
+                if let Some(next) = due.pop_front() {
+                    return Some((next, (waiting, due)));
+                }
+                waiting.some.notified().await;
+                due = waiting.take();
+            }
+        },
+    );
+    (Wake(waiting), stream)
+}
+
+struct Waiting<K: Resource<DynamicType = ()>> {
+    objects: Mutex<Due<K>>,
+    some: Notify,
+}
+
+/// Objects in the order in which they were first asked for.
+struct Due<K: Resource<DynamicType = ()>> {
+    order: VecDeque<ObjectRef<K>>,
+    set: HashSet<ObjectRef<K>>,
+}
+
+impl<K: Resource<DynamicType = ()>> Waiting<K> {
+    fn take(&self) -> VecDeque<ObjectRef<K>> {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.set.clear();
+        std::mem::take(&mut objects.order)
+    }
 }
 
 /// The sending end of [`queue`].
-pub struct Wake<K: Resource<DynamicType = ()>>(mpsc::Sender<ObjectRef<K>>);
+pub struct Wake<K: Resource<DynamicType = ()>>(Arc<Waiting<K>>);
 
 impl<K: Resource<DynamicType = ()>> Clone for Wake<K> {
     fn clone(&self) -> Self {
@@ -130,10 +176,36 @@ impl<K: Resource<DynamicType = ()>> Wake<K> {
     pub fn up(&self, name: &str, namespace: Option<&str>) {
         let mut object = ObjectRef::new(name);
         object.namespace = namespace.map(str::to_owned);
-        if self.0.try_send(object).is_err() {
-            tracing::debug!(name, "the queue is full: the object waits for its own deadline");
+        let mut objects = self.0.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if objects.set.insert(object.clone()) {
+            objects.order.push_back(object);
         }
+        drop(objects);
+        self.0.some.notify_one();
     }
+
+    /// Asks for a look at an object that was touched.
+    pub fn touched(&self, object: &K) {
+        self.up(&object.name_any(), object.namespace().as_deref());
+    }
+}
+
+/// A controller of the objects of a store: it looks at what is woken, and keeps no second copy of them as it would with
+/// a watch of its own.
+pub fn controller<K>(
+    store: &Store<K>,
+    woken: impl Stream<Item = ObjectRef<K>> + Send + 'static,
+    passes_at_once: u16,
+    shutdown: &CancellationToken,
+) -> Controller<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let shutdown = shutdown.clone();
+    Controller::for_stream(futures::stream::pending(), store.clone())
+        .with_config(controller::Config::default().concurrency(passes_at_once))
+        .reconcile_on(woken)
+        .graceful_shutdown_on(async move { shutdown.cancelled().await })
 }
 
 /// Looks an object up by name and namespace.

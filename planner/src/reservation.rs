@@ -651,6 +651,7 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
     // A write that failed is told until nothing is left to be written.
     let settled = status.intent.is_none();
     let phase = status.phase;
+    let stopped = status.stop_reason.clone();
     let mut put = |kind, truth, reason: &str, message: String| {
         set(
             &mut status.conditions,
@@ -699,8 +700,10 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
             put("ResultsServed", Truth::False, "NotServed", message);
         }
     }
-    match &world.running {
-        Observed::Known(running) => {
+    match (&stopped, &world.running) {
+        // What is on its way out is not ready, whatever its pods say last.
+        (Some(reason), _) => put("Ready", Truth::False, "Stopped", reason.clone()),
+        (None, Observed::Known(running)) => {
             let share = &world.reservation.spec.allocation;
             let nodes = share.nodes;
             match Readiness::of(running, share) {
@@ -725,7 +728,7 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
                 }
             }
         }
-        Observed::Unknown(why) => put("Ready", Truth::Unknown, "Unknown", why.clone()),
+        (None, Observed::Unknown(why)) => put("Ready", Truth::Unknown, "Unknown", why.clone()),
     }
     if settled && find(&status.conditions, "Charged").is_some() {
         set(

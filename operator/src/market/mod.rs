@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease as Liveness;
 use kube::{
     Api, Client, ResourceExt as _,
-    runtime::{Controller, controller, reflector::Store, watcher},
+    runtime::{reflector::Store, watcher},
 };
 use leasehold_crds::{
     GpuAllocation, GpuLease, GpuOffer, GpuProvider, PaymentNetwork, conditions::find, lease::Phase,
@@ -35,6 +35,8 @@ use crate::{
     payments::{self, Rails},
     settings::MarketArgs,
 };
+
+pub(crate) use supply::heard_lately;
 
 /// Field manager of everything this role writes.
 pub(crate) const MANAGER: &str = "leasehold-market";
@@ -80,13 +82,13 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     let config = watcher::Config::default;
     let reach = Reach::default();
     let leases = {
-        // A lease that left the phase Matched makes room for another of its namespace; its own watch is the controller's.
+        let wake = wake_lease.clone();
         cache::watch(
             Api::<GpuLease>::all(client.clone()),
             config(),
             reach.clone(),
             cache::whole,
-            |_| {},
+            move |lease| wake.touched(lease),
         )
     };
     let allocations = {
@@ -98,7 +100,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
             cache::whole,
             move |a| {
                 wake.up(&a.spec.lease.name, Some(&a.spec.lease.namespace));
-                wake_allocation.up(&a.name_any(), a.namespace().as_deref());
+                wake_allocation.touched(a);
             },
         )
     };
@@ -189,7 +191,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         rails,
         closer,
         closer_address,
-        leases: leases.clone(),
+        leases,
         allocations,
         networks,
         supply,
@@ -218,23 +220,10 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         market.clone(),
         health.heartbeat("sweep", Duration::from_secs(300)),
     ));
-    let stop = shutdown.clone();
-    let lease_loop = Controller::new(Api::<GpuLease>::all(client.clone()), config())
-        .with_config(controller::Config::default().concurrency(32))
-        .reconcile_on(woken_leases)
-        .graceful_shutdown_on({
-            let stop = stop.clone();
-            async move { stop.cancelled().await }
-        })
+    let lease_loop = cache::controller(&market.leases, woken_leases, cache::PASSES_AT_ONCE, &shutdown)
         .run(lease::reconcile, lease::on_error, market.clone())
         .for_each(|result| async move { log_result("lease", result) });
-    let allocation_loop = Controller::new(Api::<GpuAllocation>::all(client.clone()), config())
-        .with_config(controller::Config::default().concurrency(8))
-        .reconcile_on(woken_allocations)
-        .graceful_shutdown_on({
-            let stop = stop.clone();
-            async move { stop.cancelled().await }
-        })
+    let allocation_loop = cache::controller(&market.allocations, woken_allocations, 8, &shutdown)
         .run(allocations::reconcile, allocations::on_error, market.clone())
         .for_each(|result| async move { log_result("allocation", result) });
     let lost = tokio::select! {

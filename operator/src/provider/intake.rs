@@ -5,11 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::{
-    Api, ResourceExt as _,
-    api::{ListParams, ObjectMeta},
-    runtime::controller::Action,
-};
+use kube::{Api, ResourceExt as _, api::ObjectMeta, runtime::controller::Action};
 use leasehold_crds::{
     ANNOTATION_ESCROW, FINALIZER_PROVIDER, GpuAllocation, GpuReservation, LABEL_LEASE, LABEL_PROVIDER,
     allocation::{Acceptance, GpuAllocationStatus},
@@ -30,33 +26,22 @@ pub(super) async fn reconcile(
     provider: Arc<Provider>,
 ) -> Result<Action, Error> {
     let begun = Instant::now();
-    let reservation = cache::get(&provider.caches.reservations, &allocation.name_any(), None);
-    // Room is given away one question at a time, by what is reserved now and not by a cache.
-    let _turn = if reservation.is_none() {
-        Some(provider.reserving.lock().await)
-    } else {
-        None
+    let name = allocation.name_any();
+    let cached = || cache::get(&provider.caches.reservations, &name, None);
+    let mut turn = match cached() {
+        Some(_) => None,
+        None => Some(provider.reserving.lock().await),
     };
-    let fresh = if reservation.is_none() {
-        provider.reservations_now().await?
-    } else {
-        Vec::new()
-    };
-    let reservation = reservation.or_else(|| {
-        fresh
-            .iter()
-            .find(|r| r.name_any() == allocation.name_any())
-            .cloned()
-    });
+    // It may have come while others had their turn.
+    let reservation = cached().or_else(|| turn.as_ref()?.made(&name));
     let now = provider.now();
     let pool = cache::get(&provider.caches.pools, &allocation.spec.pool, None).filter(|p| provider.owns(p));
-    let supplies = if reservation.is_none() {
-        provider.supplies(&fresh, now)
-    } else {
-        super::offer::Supplies::new()
+    let supplies = match &mut turn {
+        Some(turn) if reservation.is_none() => provider.supplies(&provider.reserved(turn).await?, now),
+        Some(_) | None => super::offer::Supplies::new(),
     };
     let none = leasehold_planner::supply::PoolSupply::default();
-    let world = World {
+    let mut world = World {
         allocation: &allocation,
         reservation: reservation.as_deref(),
         pool: pool.as_deref().map(|pool| PoolSeen {
@@ -66,12 +51,18 @@ pub(super) async fn reconcile(
         }),
         identity: &provider.identity,
     };
-    let plan = intake::decide(&world, now);
-    if let Some(spec) = plan.reserve {
-        provider
-            .reserve(&allocation, reservation.as_deref(), *spec)
-            .await?;
+    let mut plan = intake::decide(&world, now);
+    let made;
+    if let Some(spec) = plan.reserve.take() {
+        made = provider.reserve(&allocation, world.reservation, *spec).await?;
+        if let Some(turn) = &mut turn {
+            turn.note(made.clone());
+        }
+        // What is reserved is signed at once: a tenant waits.
+        world.reservation = Some(&made);
+        plan = intake::decide(&world, now);
     }
+    drop(turn);
     let status = match plan.accept {
         Some(message) => provider.sign(&allocation, plan.status, &message).await?,
         None => plan.status,
@@ -104,24 +95,12 @@ pub(super) fn on_error(object: Arc<GpuAllocation>, error: &Error, provider: Arc<
 }
 
 impl Provider {
-    async fn reservations_now(&self) -> Result<Vec<Arc<GpuReservation>>, Error> {
-        let list = Api::<GpuReservation>::all(self.client.clone())
-            .list(&ListParams::default())
-            .await;
-        Ok(list
-            .map_err(Error::kube("list the reservations"))?
-            .items
-            .into_iter()
-            .map(Arc::new)
-            .collect())
-    }
-
     async fn reserve(
         &self,
         allocation: &GpuAllocation,
         before: Option<&GpuReservation>,
         spec: GpuReservationSpec,
-    ) -> Result<(), Error> {
+    ) -> Result<GpuReservation, Error> {
         let name = allocation.name_any();
         let mut object = GpuReservation::new(&name, spec);
         let lease = allocation.labels().get(LABEL_LEASE).cloned().unwrap_or_default();
@@ -144,21 +123,8 @@ impl Provider {
         let made = objects::apply(&Api::all(self.client.clone()), &object, MANAGER).await?;
         if before.is_none() {
             tracing::info!(share = name, nodes = ?object.spec.nodes, "reserved");
-            self.events
-                .publish(
-                    &made,
-                    false,
-                    "Reserved",
-                    format!(
-                        "for {}/{} on {}",
-                        allocation.spec.lease.namespace,
-                        allocation.spec.lease.name,
-                        object.spec.nodes.join(", ")
-                    ),
-                )
-                .await;
         }
-        Ok(())
+        Ok(made)
     }
 
     async fn sign(

@@ -8,6 +8,7 @@ mod ranges;
 mod reservation;
 mod results;
 mod sweep;
+mod turn;
 
 use std::{
     collections::HashMap,
@@ -24,7 +25,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    runtime::{Controller, controller, reflector::Store, watcher},
+    runtime::{reflector::Store, watcher},
 };
 use leasehold_crds::{
     GpuAllocation, GpuNode, GpuPool, GpuReservation, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
@@ -68,7 +69,7 @@ pub(crate) struct Provider {
     events: Events,
     metrics: Operator,
     /// Room is given away one question at a time.
-    reserving: tokio::sync::Mutex<()>,
+    reserving: tokio::sync::Mutex<turn::Turn>,
     /// What was applied for a reservation, by its digest, so that nothing is written twice.
     applied: Mutex<HashMap<String, (u64, jiff::Timestamp)>>,
     changed: Arc<tokio::sync::Notify>,
@@ -226,6 +227,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         ),
         reservations: {
             let (n, wake, namespace) = (notify(), wake_allocation.clone(), namespace_at_market.clone());
+            let own_wake = wake_reservation.clone();
             cache::watch(
                 Api::all(client.clone()),
                 config(),
@@ -233,6 +235,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
                 cache::whole,
                 move |r: &GpuReservation| {
                     n();
+                    own_wake.touched(r);
                     if r.spec.allocation_namespace == namespace {
                         wake.up(&r.spec.allocation_name, Some(&namespace));
                     }
@@ -250,14 +253,17 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
             )
         },
         allocations: {
-            let wake = wake_reservation.clone();
+            let (wake, own_wake) = (wake_reservation.clone(), wake_allocation.clone());
             let api = Api::namespaced(market.clone(), &namespace_at_market);
             cache::watch(
                 api,
                 config(),
                 market_reach.clone(),
                 cache::whole,
-                move |a: &GpuAllocation| wake.up(&a.name_any(), None),
+                move |a: &GpuAllocation| {
+                    wake.up(&a.name_any(), None);
+                    own_wake.touched(a);
+                },
             )
         },
     };
@@ -334,25 +340,14 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         provider.clone(),
         health.heartbeat("sweep", Duration::from_secs(180)),
     ));
-    let stop = |token: &tokio_util::sync::CancellationToken| {
-        let token = token.clone();
-        async move { token.cancelled().await }
-    };
-    let intake_loop = Controller::new(
-        Api::<GpuAllocation>::namespaced(market, &namespace_at_market),
-        config(),
-    )
-    .with_config(controller::Config::default().concurrency(8))
-    .reconcile_on(woken_allocations)
-    .graceful_shutdown_on(stop(&shutdown))
-    .run(intake::reconcile, intake::on_error, provider.clone())
-    .for_each(|result| async move { log_result("allocation", result) });
-    let reservation_loop = Controller::new(Api::<GpuReservation>::all(client), config())
-        .with_config(controller::Config::default().concurrency(32))
-        .reconcile_on(woken_reservations)
-        .graceful_shutdown_on(stop(&shutdown))
-        .run(reservation::reconcile, reservation::on_error, provider.clone())
-        .for_each(|result| async move { log_result("reservation", result) });
+    let intake_loop = cache::controller(&provider.caches.allocations, woken_allocations, 8, &shutdown)
+        .run(intake::reconcile, intake::on_error, provider.clone())
+        .for_each(|result| async move { log_result("allocation", result) });
+    let reservations = &provider.caches.reservations;
+    let reservation_loop =
+        cache::controller(reservations, woken_reservations, cache::PASSES_AT_ONCE, &shutdown)
+            .run(reservation::reconcile, reservation::on_error, provider.clone())
+            .for_each(|result| async move { log_result("reservation", result) });
     let lost = tokio::select! {
         _ = futures::future::join(intake_loop, reservation_loop) => Ok(()),
         lost = leadership.lost() => lost,

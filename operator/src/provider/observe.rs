@@ -1,6 +1,6 @@
 //! What runs of a reservation, read off the caches: pods, readiness, GPUs held, ports, a job's end.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -343,7 +343,16 @@ impl Provider {
     }
 
     fn agent_lease(&self, node: &str) -> Option<std::sync::Arc<Liveness>> {
-        self.caches.agents.find(|l| l.name_any() == node)
+        self.caches
+            .agents
+            .find(|l| l.metadata.name.as_deref() == Some(node))
+    }
+
+    /// Nodes whose agents were heard of lately.
+    pub(super) fn agents_heard(&self, now: Timestamp) -> BTreeSet<String> {
+        let heard = |l: &Liveness| health::speaks(renewed_at(l), now);
+        let heard = self.caches.agents.state_filter(heard);
+        heard.iter().map(|l| l.name_any()).collect()
     }
 }
 

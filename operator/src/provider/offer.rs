@@ -140,6 +140,7 @@ impl Provider {
                 *sum = plus(sum, &requests(pod));
             }
         }
+        let heard = self.agents_heard(now);
         let mut nodes: Vec<_> = self.caches.nodes.state();
         nodes.sort_by_key(|n| n.name_any());
         nodes
@@ -157,7 +158,7 @@ impl Provider {
                         .unwrap_or_default(),
                     requested: requested.get(name.as_str()).copied().unwrap_or_default(),
                     gpus: cache::get(&self.caches.gpu_nodes, &name, None)
-                        .map(|g| seen(&g, self.agent_alive(&name, now))),
+                        .map(|g| seen(&g, heard.contains(&name))),
                     user_namespaces: user_namespaces(node),
                     name,
                 }
@@ -297,6 +298,13 @@ fn newly_out<'a>(before: Option<&GpuPoolStatus>, now: &'a [NotSold]) -> impl Ite
 
 /// Reservations that hold room which no pod requests yet.
 fn holds(reservations: &[Arc<GpuReservation>], pods: &[Arc<Pod>]) -> Vec<Hold> {
+    let mut there: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for pod in pods.iter().filter(|p| !observe::has_ended(p)) {
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+        if let (Some(namespace), Some(node)) = (pod.metadata.namespace.as_deref(), node) {
+            there.entry(namespace).or_default().insert(node);
+        }
+    }
     reservations
         .iter()
         .filter(|r| {
@@ -314,19 +322,9 @@ fn holds(reservations: &[Arc<GpuReservation>], pods: &[Arc<Pod>]) -> Vec<Hold> {
         })
         .filter_map(|r| {
             let name = r.name_any();
-            let mine = |p: &&Arc<Pod>| p.namespace().as_deref() == Some(&name) && !observe::has_ended(p);
-            let there: BTreeSet<String> = pods
-                .iter()
-                .filter(mine)
-                .filter_map(|p| p.spec.as_ref()?.node_name.clone())
-                .collect();
-            let nodes = r
-                .spec
-                .nodes
-                .iter()
-                .filter(|n| !there.contains(*n))
-                .cloned()
-                .collect();
+            let there = there.get(name.as_str());
+            let waits = |n: &&String| there.is_none_or(|there| !there.contains(n.as_str()));
+            let nodes = r.spec.nodes.iter().filter(waits).cloned().collect();
             Some(Hold {
                 shape: Shape::from_wire(&r.spec.allocation.node).ok()?,
                 nodes,

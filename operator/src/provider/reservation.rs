@@ -482,10 +482,10 @@ impl Provider {
                 if let Some(phases) = &self.metrics.shares {
                     phases.entered(status.phase);
                 }
-                let note = status
-                    .stop_reason
-                    .clone()
-                    .map_or_else(String::new, |r| format!("stopped: {r}"));
+                let note = match &status.stop_reason {
+                    Some(reason) => format!("stopped: {reason}"),
+                    None => told(reservation, status.phase),
+                };
                 self.events
                     .publish(&written, false, phase_reason(status.phase), note)
                     .await;
@@ -518,6 +518,18 @@ impl Provider {
             objects::gone_is_fine(deleted).map_err(Error::kube("delete the reservation"))?;
         }
         Ok(())
+    }
+}
+
+/// What an Event says of a phase; nothing where its name says all.
+fn told(reservation: &GpuReservation, phase: AllocationPhase) -> String {
+    let lease = &reservation.spec.allocation.lease;
+    match phase {
+        AllocationPhase::Reserved => {
+            let nodes = reservation.spec.nodes.join(", ");
+            format!("for {}/{} on {nodes}", lease.namespace, lease.name)
+        }
+        _ => String::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use leasehold_chain::machine::Action;
 use leasehold_crds::{
     GpuAllocation, GpuLease, GpuReservation,
     allocation::AllocationPhase,
-    conditions::find,
+    conditions::{find, is_true},
     lease::{CloseReason, GpuLeaseStatus, IntentAction, Phase},
     money::{RATE_SCALE, TokenAmount},
     reservation::LegAction,
@@ -505,6 +505,10 @@ impl Sim {
         let revived = stopped.is_some() && status.stop_reason.is_none();
         self.judge
             .require(!revived, || format!("the stop of share {name} is taken back"));
+        let both = status.stop_reason.is_some() && is_true(&status.conditions, "Ready");
+        self.judge.require(!both, || {
+            format!("share {name} is stopped and says that it is ready")
+        });
         if stopped.is_none()
             && let (Some(reason), Some(terms)) = (&status.stop_reason, &terms)
         {
