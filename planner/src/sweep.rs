@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use leasehold_crds::GpuLease;
+use leasehold_crds::{GpuLease, lease::Phase};
 
 use crate::{
     escrow::{Account, AccountRead, Address, Hash, Terms, salt},
@@ -68,7 +68,9 @@ impl Claims {
     #[must_use]
     pub fn of<'a>(market: Address, leases: impl IntoIterator<Item = &'a GpuLease>) -> Self {
         let mut claims = Self::default();
-        for lease in leases {
+        // A closed lease asks nothing more of its account: a person may have given it up.
+        let live = |l: &&GpuLease| l.status.as_ref().is_none_or(|s| s.phase != Phase::Closed);
+        for lease in leases.into_iter().filter(live) {
             if let Some(escrow) = lease.status.as_ref().and_then(|s| s.escrow.as_ref()) {
                 claims.ids.insert(escrow.terms.id.to_ascii_lowercase());
             } else if let (true, Some(uid)) = (seeks_prior(lease), &lease.metadata.uid) {
@@ -206,6 +208,8 @@ mod tests {
         let status = lease.status.as_mut().unwrap();
         status.escrow.as_mut().unwrap().terms.id = terms().id().to_string();
         assert!(Claims::of(market, [&lease]).has(&terms()));
+        lease.status.as_mut().unwrap().phase = Phase::Closed;
+        assert!(!Claims::of(market, [&lease]).has(&terms()), "it is over");
         assert!(!Claims::of(market, []).has(&terms()));
     }
 

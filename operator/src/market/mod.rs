@@ -36,7 +36,6 @@ use crate::{
     settings::MarketArgs,
 };
 
-pub(crate) use supply::heard_lately;
 
 /// Field manager of everything this role writes.
 pub(crate) const MANAGER: &str = "leasehold-market";

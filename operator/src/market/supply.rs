@@ -115,7 +115,7 @@ impl Supply {
 }
 
 /// Whether a coordination Lease was renewed lately.
-pub(crate) fn heard_lately(lease: &Liveness, now: Timestamp) -> bool {
+fn heard_lately(lease: &Liveness, now: Timestamp) -> bool {
     let renewed = lease.spec.as_ref().and_then(|s| s.renew_time.as_ref());
     renewed.is_some_and(|t| now.as_second() - t.0.as_second() <= SILENT_SECONDS)
 }

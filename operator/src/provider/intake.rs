@@ -28,17 +28,19 @@ pub(super) async fn reconcile(
     let begun = Instant::now();
     let name = allocation.name_any();
     let cached = || cache::get(&provider.caches.reservations, &name, None);
-    let mut turn = match cached() {
-        Some(_) => None,
-        None => Some(provider.reserving.lock().await),
+    let (turn, reservation) = match cached() {
+        Some(there) => (None, Some(there)),
+        None => {
+            let turn = provider.reserving.lock().await;
+            // It may have come while others had their turn.
+            (Some(turn), cached().or_else(|| provider.made.get(&name)))
+        }
     };
-    // It may have come while others had their turn.
-    let reservation = cached().or_else(|| turn.as_ref()?.made(&name));
     let now = provider.now();
     let pool = cache::get(&provider.caches.pools, &allocation.spec.pool, None).filter(|p| provider.owns(p));
-    let supplies = match &mut turn {
-        Some(turn) if reservation.is_none() => provider.supplies(&provider.reserved(turn).await?, now),
-        Some(_) | None => super::offer::Supplies::new(),
+    let supplies = match &reservation {
+        None => provider.supplies(&provider.reserved().await?, now),
+        Some(_) => super::offer::Supplies::new(),
     };
     let none = leasehold_planner::supply::PoolSupply::default();
     let mut world = World {
@@ -55,8 +57,8 @@ pub(super) async fn reconcile(
     let made;
     if let Some(spec) = plan.reserve.take() {
         made = provider.reserve(&allocation, world.reservation, *spec).await?;
-        if let Some(turn) = &mut turn {
-            turn.note(made.clone());
+        if turn.is_some() {
+            provider.made.note(made.clone());
         }
         // What is reserved is signed at once: a tenant waits.
         world.reservation = Some(&made);

@@ -69,7 +69,8 @@ pub(crate) struct Provider {
     events: Events,
     metrics: Operator,
     /// Room is given away one question at a time.
-    reserving: tokio::sync::Mutex<turn::Turn>,
+    reserving: tokio::sync::Mutex<()>,
+    made: Arc<turn::Made>,
     /// What was applied for a reservation, by its digest, so that nothing is written twice.
     applied: Mutex<HashMap<String, (u64, jiff::Timestamp)>>,
     changed: Arc<tokio::sync::Notify>,
@@ -128,6 +129,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
     let namespace_at_market = format!("{PROVIDER_NAMESPACE_PREFIX}{}", args.provider_name);
 
     let (wake_reservation, woken_reservations) = cache::queue::<GpuReservation>();
+    let made = Arc::new(turn::Made::default());
     let (wake_allocation, woken_allocations) = cache::queue::<GpuAllocation>();
     let changed = Arc::new(tokio::sync::Notify::new());
     let own = Reach::default();
@@ -227,7 +229,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         ),
         reservations: {
             let (n, wake, namespace) = (notify(), wake_allocation.clone(), namespace_at_market.clone());
-            let own_wake = wake_reservation.clone();
+            let (own_wake, made) = (wake_reservation.clone(), made.clone());
             cache::watch(
                 Api::all(client.clone()),
                 config(),
@@ -235,6 +237,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
                 cache::whole,
                 move |r: &GpuReservation| {
                     n();
+                    made.told(&r.name_any());
                     own_wake.touched(r);
                     if r.spec.allocation_namespace == namespace {
                         wake.up(&r.spec.allocation_name, Some(&namespace));
@@ -314,6 +317,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         caches,
         metrics: operator.clone(),
         reserving: tokio::sync::Mutex::default(),
+        made,
         applied: Mutex::default(),
         changed,
         answers: Mutex::default(),

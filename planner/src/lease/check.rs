@@ -147,7 +147,7 @@ pub(super) fn deleting(world: &World) -> bool {
 /// With less paid time left than this, a provider that stops is not taken for one that gave up.
 const LAST_SECONDS: u64 = 5;
 
-/// The reasons to end, in the order of their priority. The first that was stored stays.
+/// The reasons to end, in the order of their priority. The first that was stored stays, but for an account given up.
 fn end(
     world: &World,
     status: &GpuLeaseStatus,
@@ -157,14 +157,15 @@ fn end(
     exhausted: bool,
     job: Option<&JobResult>,
 ) -> Option<CloseReason> {
+    // Whoever gives the account up has most often tried to end the lease before.
+    if status.phase != Phase::Closed && abandoned(world, status) {
+        return Some(CloseReason::Abandoned);
+    }
     if status.close_reason.is_some() {
         return status.close_reason;
     }
     if status.phase == Phase::Closed {
         return Some(CloseReason::ClosedOnChain);
-    }
-    if abandoned(world, status) {
-        return Some(CloseReason::Abandoned);
     }
     if let Some(job) = job {
         return Some(if job.exit_code == 0 {

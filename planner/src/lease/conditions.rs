@@ -393,9 +393,7 @@ pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<(bool, 
             format!("deposited {} in all, was {}", new_money.deposited, old.deposited),
         ));
     }
-    if new.phase == Phase::Closed
-        && !is_true(&new.conditions, "ChainReachable")
-        && new.close_reason == Some(CloseReason::Abandoned)
+    if new.phase == Phase::Closed && was != Phase::Closed && new.close_reason == Some(CloseReason::Abandoned)
     {
         let id = new
             .escrow

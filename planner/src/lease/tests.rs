@@ -178,6 +178,54 @@ fn funds_that_come_after_their_end_were_too_late() {
     assert_eq!(check(&late).end, Some(CloseReason::FundsSpent));
 }
 
+/// What hangs on a chain that is gone has most often been deleted before.
+#[test]
+fn an_account_is_given_up_by_its_id_alone_also_by_who_tried_to_end_the_lease_before() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    world.account = Some(Observed::Unknown("the chain is gone".into()));
+    world.second_account = None;
+    let name = |world: &mut World, id: &str| {
+        let lease = Arc::make_mut(&mut world.lease);
+        let abandon = [(leasehold_crds::ANNOTATION_ABANDON.to_owned(), id.to_owned())];
+        lease.metadata.annotations = Some(abandon.into());
+    };
+    let id = world
+        .lease
+        .status
+        .as_ref()
+        .unwrap()
+        .escrow
+        .as_ref()
+        .unwrap()
+        .terms
+        .id
+        .clone();
+    for before in [None, Some(CloseReason::Deleted)] {
+        Arc::make_mut(&mut world.lease)
+            .status
+            .as_mut()
+            .unwrap()
+            .close_reason = before;
+        name(&mut world, "0x00");
+        assert_eq!(check(&world).end, before, "another's id gives up nothing");
+        name(&mut world, &id);
+        assert_eq!(check(&world).end, Some(CloseReason::Abandoned));
+        let plan = decide(&world, &check(&world), now());
+        assert_eq!(plan.status.phase, Phase::Closed);
+        assert!(
+            matches!(plan.allocations.as_slice(), [AllocationWrite::Release { .. }]),
+            "its providers are told to stop"
+        );
+    }
+    let closed = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    (closed.phase, closed.close_reason) = (Phase::Closed, Some(CloseReason::TermOver));
+    assert_eq!(
+        check(&world).end,
+        Some(CloseReason::TermOver),
+        "what is closed stays"
+    );
+}
+
 #[test]
 fn a_close_is_noted_before_it_is_sent() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Stopping);

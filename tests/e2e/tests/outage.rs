@@ -42,6 +42,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
         chain_hangs_too_long(&tenant),
     )
     .await?;
+    told("given up while the chain is gone", given_up(&tenant)).await?;
     told("the API server dies", api_server_dies(&tenant)).await
 }
 
@@ -329,6 +330,81 @@ async fn chain_hangs_too_long(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     );
     tenant.delete("outlasted").await?;
     tenant.until_gone("outlasted", LIMIT).await
+}
+
+/// The tenant deletes the lease while the chain is gone, and then lets go of its account too. The object goes and the
+/// pods stop; when the chain is there again, the refund comes all the same.
+async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
+    let stack = tenant.stack;
+    no_pods(stack).await?;
+    let before = tenant.own_balance().await?;
+    tenant.apply(&service(tenant, "given-up", "30m")?)?;
+    let lease = tenant.until_phase("given-up", Phase::Active, LIMIT).await?;
+    let (terms, _) = tenant.account(&lease).await?;
+    let anvil = stack.cluster.anvil().context("a chain")?;
+    anvil.suspend()?;
+    let hung = async {
+        tenant.delete("given-up").await?;
+        let ends = |l: &GpuLease| {
+            let reason = l.status.as_ref().and_then(|s| s.close_reason);
+            reason == Some(CloseReason::Deleted)
+        };
+        tenant
+            .until("given-up", LIMIT, "an end that waits for the chain", ends)
+            .await?;
+        no_pods(stack).await?;
+        let let_go = |id: String| json!({"metadata": {"annotations": {"leasehold.dev/abandon": id}}});
+        let annotate = |id: String| async move {
+            let patch = Patch::Merge(let_go(id));
+            tenant
+                .leases()
+                .patch("given-up", &PatchParams::default(), &patch)
+                .await
+        };
+        // Somebody else's id lets go of nothing.
+        annotate(format!("0x{}", "0".repeat(64))).await?;
+        let unknown = |l: &GpuLease| {
+            let status = l.status.as_ref();
+            let condition = status.and_then(|s| find(&s.conditions, "ChainReachable"));
+            condition.is_some_and(|c| c.status == "Unknown")
+        };
+        let lease = tenant
+            .until("given-up", LIMIT, "ChainReachable Unknown", unknown)
+            .await?;
+        ensure!(
+            lease.status.is_some_and(|s| s.phase != Phase::Closed),
+            "it waits for the chain"
+        );
+        annotate(terms.id().to_string()).await?;
+        tenant.until_gone("given-up", LIMIT).await?;
+        let events =
+            Api::<k8s_openapi::api::events::v1::Event>::namespaced(stack.client.clone(), &tenant.namespace);
+        within(LIMIT, "an Event that names the refund's call", || async {
+            let said = events.list(&ListParams::default()).await?.items;
+            let told = said.iter().any(|e| {
+                let note = e.note.as_deref().unwrap_or_default();
+                e.reason.as_deref() == Some("Abandoned") && note.contains(&terms.id().to_string())
+            });
+            Ok(if told { Ok(()) } else { Err(said.len()) })
+        })
+        .await
+    };
+    let result = hung.await;
+    anvil.resume()?;
+    result?;
+    // The leg's controller ends it, and then anybody may close: the sweep does.
+    within(Duration::from_secs(240), "the refund", || async {
+        let read = stack.rail.account(&terms, BlockLevel::Latest).await?;
+        let open = read.present().filter(|a| !a.closed).cloned();
+        Ok(open.map_or(Ok(()), Err))
+    })
+    .await?;
+    let earned = closed(stack, &terms, None).await?;
+    ensure!(
+        before.0 - tenant.own_balance().await?.0 == earned,
+        "all but what was served came back"
+    );
+    Ok(())
 }
 
 #[expect(
