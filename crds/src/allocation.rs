@@ -129,6 +129,11 @@ pub struct GpuAllocationStatus {
     /// Why the provider will not host it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declined: Option<Declined>,
+    /// Unix time in seconds at which the provider stops in any case: `spec.notAfter`, or earlier where its pool sells no
+    /// longer term.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub not_after: Option<i64>,
     /// How the job ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobResult>,

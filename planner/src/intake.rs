@@ -157,6 +157,7 @@ fn message(world: &World<'_>, reservation: &GpuReservation) -> Option<Acceptance
 
 /// What the reservation says is what the market is told.
 fn mirror(reservation: &GpuReservation, status: &mut GpuAllocationStatus) {
+    status.not_after = Some(reservation.spec.allocation.not_after);
     let Some(from) = &reservation.status else {
         status.phase = AllocationPhase::Reserved;
         return;

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
+    GpuAllocation,
     allocation::AllocationPhase,
     conditions::{Truth, condition, find, is_true, set},
     lease::{CloseReason, GpuLeaseStatus, IntentAction, Money, Phase},
@@ -156,7 +157,10 @@ pub(super) fn set_all(
                 (_, Some((reason, message))) => put("Funded", Truth::Unknown, reason, message.clone()),
                 // A top-up failed and is tried again: it is told until one is mined.
                 _ if topping_up && !funded => {}
-                _ => put("Funded", Truth::True, "Deposited", String::new()),
+                _ => match served_until(world, checked) {
+                    None => put("Funded", Truth::True, "Deposited", String::new()),
+                    Some(message) => put("Funded", Truth::True, "LongerThanSold", message),
+                },
             }
         }
         (Phase::Settling, _) => {}
@@ -308,6 +312,31 @@ pub fn chain_failure(
     );
 }
 
+/// Whether a provider stops before the paid end, because its pool sells no longer term: until when, for a person.
+fn served_until(world: &World, checked: &Checked) -> Option<String> {
+    let paid_until = i64::try_from(checked.account.as_ref()?.paid_until).ok()?;
+    let first = world
+        .allocations
+        .iter()
+        .filter_map(|a| Some((a.object.status.as_ref()?.not_after?, a)))
+        // What it has not answered yet may still be granted.
+        .filter(|(until, a)| {
+            *until < paid_until && *until < a.object.spec.not_after && is_answered(&a.object)
+        })
+        .min_by_key(|(until, _)| *until);
+    let (until, allocation) = first?;
+    let time = Timestamp::from_second(until).ok()?;
+    let pool = &allocation.object.spec.pool;
+    Some(format!(
+        "pool {pool} sells no longer: its provider stops at {time}, and what is paid beyond comes back"
+    ))
+}
+
+fn is_answered(allocation: &GpuAllocation) -> bool {
+    let answered = allocation.status.as_ref().map(|s| s.observed_generation);
+    answered == allocation.metadata.generation
+}
+
 /// What changed that a person would want to know: (warning?, reason, message) each.
 #[must_use]
 pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<(bool, &'static str, String)> {
@@ -361,6 +390,13 @@ pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<(bool, 
                 ),
             ),
         });
+    }
+    let longer = |s: &GpuLeaseStatus| {
+        let funded = find(&s.conditions, "Funded").filter(|c| c.reason == "LongerThanSold");
+        funded.map(|c| c.message.clone())
+    };
+    if let Some(message) = longer(new).filter(|_| old.and_then(longer).is_none()) {
+        events.push((true, "LongerThanSold", message));
     }
     for kind in [
         "Matched",

@@ -227,6 +227,41 @@ fn an_account_is_given_up_by_its_id_alone_also_by_who_tried_to_end_the_lease_bef
 }
 
 #[test]
+fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let stops_at = i64::try_from(NOW).unwrap() + 300;
+    let told = |world: &mut World, answered: i64, stops_at: i64| {
+        let allocation = Arc::make_mut(&mut world.allocations[0].object);
+        allocation.metadata.generation = Some(2);
+        let status = allocation.status.as_mut().unwrap();
+        (status.observed_generation, status.not_after) = (answered, Some(stops_at));
+        let plan = decide(world, &check(world), now());
+        let funded = find(&plan.status.conditions, "Funded").cloned().unwrap();
+        let before = world.lease.status.clone();
+        let events = events(before.as_ref(), &plan.status);
+        let warned = events
+            .iter()
+            .filter(|(_, reason, _)| *reason == "LongerThanSold")
+            .count();
+        Arc::make_mut(&mut world.lease).status = Some(plan.status);
+        (funded.status, funded.reason, warned)
+    };
+    let said = |reason: &str, warned| ("True".to_owned(), reason.to_owned(), warned);
+    assert_eq!(
+        told(&mut world, 1, stops_at),
+        said("Deposited", 0),
+        "it may still be granted"
+    );
+    assert_eq!(told(&mut world, 2, stops_at), said("LongerThanSold", 1));
+    assert_eq!(told(&mut world, 2, stops_at), said("LongerThanSold", 0), "once");
+    assert_eq!(
+        told(&mut world, 2, stops_at + 300),
+        said("Deposited", 0),
+        "all of it is served"
+    );
+}
+
+#[test]
 fn a_close_is_noted_before_it_is_sent() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Stopping);
     let first = decide(&world, &check(&world), now());
