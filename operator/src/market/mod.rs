@@ -36,7 +36,6 @@ use crate::{
     settings::MarketArgs,
 };
 
-
 /// Field manager of everything this role writes.
 pub(crate) const MANAGER: &str = "leasehold-market";
 

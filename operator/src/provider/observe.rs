@@ -333,11 +333,6 @@ impl Provider {
         answers.since()
     }
 
-    /// Whether a node's agent was heard of lately.
-    pub(super) fn agent_alive(&self, node: &str, now: Timestamp) -> bool {
-        health::speaks(self.agent_heard_at(node), now)
-    }
-
     fn agent_heard_at(&self, node: &str) -> Option<Timestamp> {
         renewed_at(&*self.agent_lease(node)?)
     }
