@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use leasehold_crds::{
     FINALIZER_MARKET, GpuAllocation, GpuLease,
     allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus},
-    conditions::{find, is_true},
+    conditions::{Truth, condition, find, is_true, set},
     lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share},
     money::{Rate, TokenAmount},
     workload::ResultsAt,
@@ -230,6 +230,9 @@ fn an_account_is_given_up_by_its_id_alone_also_by_who_tried_to_end_the_lease_bef
 fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
     let stops_at = i64::try_from(NOW).unwrap() + 300;
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    let deposited = condition("Funded", Truth::True, "Deposited", String::new(), 1);
+    set(&mut status.conditions, deposited, now());
     let told = |world: &mut World, answered: i64, stops_at: i64| {
         let allocation = Arc::make_mut(&mut world.allocations[0].object);
         allocation.metadata.generation = Some(2);
