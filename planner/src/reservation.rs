@@ -192,6 +192,10 @@ impl Plan {
 const END_AFTER_SECONDS: i64 = 45;
 /// Two readings of one pass are at most some blocks apart.
 const BLOCK_SECONDS: u64 = 15;
+/// Reason of `MarketReachable` when the market answers and shows no such allocation.
+const ALLOCATION_GONE: &str = "AllocationGone";
+/// An unpaid reservation that nobody asks for is given up so long after its allocation went.
+const TAKEN_BACK_SECONDS: i64 = 5;
 /// An unpaid reservation on an unreadable chain is given up so long after its deadline.
 const UNKNOWN_PAYMENT_SECONDS: i64 = 600;
 
@@ -391,6 +395,9 @@ fn stop_reason(
                 .known()
                 .is_some_and(|h| wire(h.time) > spec.allocation.open_by);
             let agreed = matches!(world.second, Observed::Known(AccountRead::Absent));
+            if agreed && is_asked_no_more(world, &plan.status, now) {
+                return Some("AllocationGone".into());
+            }
             return (past && agreed && now.as_second() > spec.deadline).then(|| "Unpaid".into());
         }
         Observed::Unknown(_) if before.is_none() => {
@@ -451,6 +458,15 @@ fn stop_reason(
             }
         },
     }
+}
+
+/// Whether the market took its question back some time ago. Unpaid room is not held for nobody; were it paid after all,
+/// it would be refunded whole, as nobody starts it.
+fn is_asked_no_more(world: &World<'_>, status: &GpuReservationStatus, now: Timestamp) -> bool {
+    let gone = find(&status.conditions, "MarketReachable").filter(|c| c.reason == ALLOCATION_GONE);
+    let since = gone.map(|c| c.last_transition_time.0.as_second());
+    world.allocation_exists == Observed::Known(false)
+        && since.is_some_and(|since| now.as_second() - since >= TAKEN_BACK_SECONDS)
 }
 
 /// Not to stop: hold, provision, start, serve, pause at a fault, halt when funds are out.
@@ -749,7 +765,7 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
         Observed::Known(false) => put(
             "MarketReachable",
             Truth::False,
-            "AllocationGone",
+            ALLOCATION_GONE,
             "the market shows no such allocation; paid work runs to its own deadline".into(),
         ),
         Observed::Unknown(why) => put("MarketReachable", Truth::Unknown, "Unreachable", why.clone()),

@@ -544,6 +544,11 @@ impl Sim {
                 self.chain.truth(terms) == AccountRead::Absent
                     && i64::try_from(self.chain.newest().head.time).unwrap_or(0) > spec.allocation.open_by
             }
+            "AllocationGone" => {
+                let asks = |a: &GpuAllocation| a.metadata.uid.as_ref() == Some(&spec.allocation_uid);
+                !self.allocations.all().any(|(_, a)| asks(a))
+                    && self.seen(terms, |read, _| *read == AccountRead::Absent)
+            }
             "AccountMismatch" => self.seen(terms, |read, _| *read == AccountRead::Mismatch),
             "PaymentUnknown" => latest > spec.deadline,
             "FundsSpent" => of_chain(&|a, _| exhausted(a, terms)),
