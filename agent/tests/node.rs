@@ -11,6 +11,7 @@ use std::{
 use k8s_openapi::{
     api::{coordination::v1::Lease, core::v1::Pod},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -188,6 +189,10 @@ async fn scene() -> Scene {
 impl Scene {
     /// The agent as the DaemonSet's pod on the node would run, with a short period.
     fn agent(&self) -> Running {
+        self.agent_every("1s", "500ms")
+    }
+
+    fn agent_every(&self, period: &str, holders_period: &str) -> Running {
         let node = self.cluster.node(NODE);
         let mut command = node.command(env!("CARGO_BIN_EXE_leasehold-agent")).unwrap();
         command
@@ -197,9 +202,9 @@ impl Scene {
                 "--namespace",
                 NAMESPACE,
                 "--period",
-                "1s",
+                period,
                 "--holders-period",
-                "500ms",
+                holders_period,
             ])
             .args(["--deadline", "2s", "--admin-address", "127.0.0.1:18080"])
             .args(["--nvml", &format!("{FILES_IN_NODE}/libnvidia-ml.so.1")])
@@ -242,14 +247,17 @@ impl Scene {
         .await
     }
 
+    async fn renewed(&self) -> Option<MicroTime> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
+        leases.get(NODE).await.ok()?.spec?.renew_time
+    }
+
     /// Waits until the agent has looked at everything so many times more: it renews its lease each time.
     async fn passes(&self, count: usize) {
-        let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let renewed = async || leases.get(NODE).await.ok()?.spec?.renew_time;
         for _ in 0..count {
-            let last = renewed().await;
+            let last = self.renewed().await;
             until("the lease is renewed", async || {
-                let now = renewed().await;
+                let now = self.renewed().await;
                 if now.is_some() && now > last {
                     Ok(())
                 } else {
@@ -498,6 +506,31 @@ async fn a_node_s_gpus_are_told_held_broken_and_healed() {
         .await
         .unwrap();
     until("the GpuNode is back", async || scene.status().await.map(drop)).await;
+
+    // Who holds its GPUs is known when a pod runs, though nobody is asked in turn: the start of a lease waits for it.
+    drop(agent);
+    let last = scene.renewed().await;
+    let agent = scene.agent_every("60m", "60m");
+    until("its one look", async || match scene.renewed().await {
+        now if now > last => Ok(()),
+        now => Err(format!("{now:?}")),
+    })
+    .await;
+    scene.run("prompt", 1, "exec sleep 3600").await;
+    scene.phase("prompt", "Running").await;
+    let running = Instant::now();
+    until("the new holder is told", async || {
+        let holders = scene.status().await?.holders;
+        let told = holders.iter().any(|h| h.pod == "prompt" && h.uuids.len() == 1);
+        if told { Ok(()) } else { Err(format!("{holders:?}")) }
+    })
+    .await;
+    eprintln!("holder: told {:?} after it was seen to run", running.elapsed());
+    assert!(
+        running.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        running.elapsed()
+    );
 
     drop(agent);
     let Scene { cluster, .. } = scene;
