@@ -65,6 +65,13 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
         let now = provider.now();
         let supplies = provider.supplies(&provider.caches.reservations.state(), now);
         let spec = provider.offer(&supplies);
+        // First the sign of life: an offer without one counts for nothing.
+        if now.as_second() - renewed.as_second() >= RENEW_SECONDS {
+            match provider.renew(now).await {
+                Ok(()) => renewed = now,
+                Err(error) => error.log("Lease", &provider.args.provider_name),
+            }
+        }
         let news = told.as_ref().is_none_or(|(before, _)| *before != spec);
         if news
             || told
@@ -83,12 +90,6 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
                     told = Some((spec, now));
                 }
                 Err(error) => error.log("GpuOffer", &provider.args.provider_name),
-            }
-        }
-        if now.as_second() - renewed.as_second() >= RENEW_SECONDS {
-            match provider.renew(now).await {
-                Ok(()) => renewed = now,
-                Err(error) => error.log("Lease", &provider.args.provider_name),
             }
         }
         provider.report_pools(&supplies, now).await;

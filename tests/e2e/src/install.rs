@@ -13,7 +13,9 @@ use k8s_openapi::api::{
     core::v1::Node,
 };
 use kube::{Api, Client, api::ListParams};
-use leasehold_crds::{GPU_RESOURCE, GpuOffer, GpuPool, PROVIDER_NAMESPACE_PREFIX};
+use leasehold_crds::{
+    GPU_RESOURCE, GpuOffer, GpuPool, GpuProvider, PROVIDER_NAMESPACE_PREFIX, conditions::is_true,
+};
 use leasehold_planner::ports::SigningKey;
 use leasehold_testcluster::{Cluster, FILES_IN_NODE, Progress};
 use nvidia_ml_sim::Fixture;
@@ -143,16 +145,17 @@ pub async fn all(
             &format!("{PROVIDER_NAMESPACE_PREFIX}{}", provider.name),
         );
         let pools = Api::<GpuPool>::all(client.clone());
+        let providers = Api::<GpuProvider>::all(client.clone());
         eventually(&format!("the offer of {}", provider.name), || async {
             let offer = api.get_opt(&provider.name).await?;
-            if offer
-                .as_ref()
-                .is_some_and(|o| o.spec.rows.iter().any(|r| r.nodes_free > 0))
-            {
+            let free = |o: &GpuOffer| o.spec.rows.iter().any(|r| r.nodes_free > 0);
+            let seen = providers.get_opt(&provider.name).await?.and_then(|p| p.status);
+            let counts = seen.as_ref().is_some_and(|s| is_true(&s.conditions, "Ready"));
+            if counts && offer.as_ref().is_some_and(free) {
                 return Ok(Ok(()));
             }
             let pool = pools.get_opt(&provider.name).await?.and_then(|p| p.status);
-            Ok(Err((offer.map(|o| o.spec), pool)))
+            Ok(Err((offer.map(|o| o.spec), pool, seen)))
         })
         .await?;
     }
