@@ -56,15 +56,24 @@ pub(super) async fn reconcile(
     let mut plan = intake::decide(&world, now);
     let made;
     if let Some(spec) = plan.reserve.take() {
-        made = provider.reserve(&allocation, world.reservation, *spec).await?;
         if turn.is_some() {
-            provider.made.note(made.clone());
+            // The next question counts it from here on, so that its turn need not wait for the API server.
+            provider.made.note(GpuReservation::new(&name, (*spec).clone()));
         }
+        drop(turn);
+        made = match provider.reserve(&allocation, world.reservation, *spec).await {
+            Ok(made) => made,
+            Err(error) => {
+                provider.made.told(&name);
+                return Err(error);
+            }
+        };
         // What is reserved is signed at once: a tenant waits.
         world.reservation = Some(&made);
         plan = intake::decide(&world, now);
+    } else {
+        drop(turn);
     }
-    drop(turn);
     let status = match plan.accept {
         Some(message) => provider.sign(&allocation, plan.status, &message).await?,
         None => plan.status,

@@ -344,7 +344,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         provider.clone(),
         health.heartbeat("sweep", Duration::from_secs(180)),
     ));
-    let intake_loop = cache::controller(&provider.caches.allocations, woken_allocations, 8, &shutdown)
+    let intake_loop = cache::controller(&provider.caches.allocations, woken_allocations, 64, &shutdown)
         .run(intake::reconcile, intake::on_error, provider.clone())
         .for_each(|result| async move { log_result("allocation", result) });
     let reservations = &provider.caches.reservations;
