@@ -395,7 +395,7 @@ fn stop_reason(
                 .known()
                 .is_some_and(|h| wire(h.time) > spec.allocation.open_by);
             let agreed = matches!(world.second, Observed::Known(AccountRead::Absent));
-            if agreed && is_asked_no_more(world, &plan.status, now) {
+            if agreed && before.is_none() && is_asked_no_more(world, &plan.status, now) {
                 return Some("AllocationGone".into());
             }
             return (past && agreed && now.as_second() > spec.deadline).then(|| "Unpaid".into());
@@ -460,8 +460,8 @@ fn stop_reason(
     }
 }
 
-/// Whether the market took its question back some time ago. Unpaid room is not held for nobody; were it paid after all,
-/// it would be refunded whole, as nobody starts it.
+/// Whether the market took its question back some time ago. Room that was never seen paid is not held for nobody; were it
+/// paid after all, it would be refunded whole, as nobody starts it.
 fn is_asked_no_more(world: &World<'_>, status: &GpuReservationStatus, now: Timestamp) -> bool {
     let gone = find(&status.conditions, "MarketReachable").filter(|c| c.reason == ALLOCATION_GONE);
     let since = gone.map(|c| c.last_transition_time.0.as_second());

@@ -23,20 +23,21 @@ struct Share {
     now: i64,
 }
 
-fn terms() -> Terms {
+/// Of one leg.
+pub(crate) fn terms(start_by: u64, rate: Rate) -> Terms {
     Terms {
         payer: Address([1; 20]),
         market: Address([2; 20]),
         token: Address([3; 20]),
         closer: Address([4; 20]),
         salt: Hash([5; 32]),
-        start_by: 1 << 32,
+        start_by,
         notice_seconds: 0,
         pause_for: 0,
         legs: vec![Leg {
             payee: Address([6; 20]),
             controller: Address([7; 20]),
-            rate: Rate(500_000_000_000_000),
+            rate,
         }],
     }
 }
@@ -52,7 +53,7 @@ fn job() -> Share {
         nodes: 1,
         not_after: 1 << 32,
         deposit: "0".into(),
-        escrow: terms().to_wire(1, Address([9; 20])),
+        escrow: terms(1 << 32, Rate(500_000_000_000_000)).to_wire(1, Address([9; 20])),
         storage: Some(Storage {
             size: "1Gi".into(),
             mount_path: "/data".into(),
@@ -304,4 +305,75 @@ fn nothing_is_kept_of_what_never_served_and_whoever_deletes_the_reservation_drop
     );
     assert_eq!(share.pass().workload, Workload::Remove);
     assert!(share.pass().delete);
+}
+
+/// A question that was answered and never paid.
+fn unpaid() -> GpuReservation {
+    let mut reservation = job().reservation;
+    reservation.spec.deadline = NOW + 90;
+    reservation.spec.allocation.open_by = NOW + 60;
+    reservation.status = Some(GpuReservationStatus {
+        phase: AllocationPhase::Reserved,
+        ..GpuReservationStatus::default()
+    });
+    reservation
+}
+
+/// One pass by a chain that shows no account; whether the market still shows the question.
+fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64) -> Option<String> {
+    let absent = Observed::Known(AccountRead::Absent);
+    let world = World {
+        reservation,
+        account: absent.clone(),
+        second: absent,
+        settled: None,
+        head: Observed::Known(Head {
+            number: 1,
+            hash: Hash::default(),
+            time: now.unsigned_abs(),
+        }),
+        running: Observed::Known(Running::default()),
+        allocation_exists: asked,
+        grace_seconds: 0,
+        health: Health {
+            fault: Observed::Known(None),
+            due: None,
+        },
+        withdraw: None,
+    };
+    let status = decide(&world, Timestamp::from_second(now).unwrap()).status;
+    let reason = status.stop_reason.clone();
+    reservation.status = Some(status);
+    reason
+}
+
+#[test]
+fn unpaid_room_is_given_back_some_seconds_after_its_question_was() {
+    let gone = || Observed::Known(false);
+    let mut share = unpaid();
+    assert_eq!(unpaid_pass(&mut share, Observed::Known(true), NOW), None);
+    assert_eq!(unpaid_pass(&mut share, gone(), NOW + 1), None, "one look is none");
+    assert_eq!(unpaid_pass(&mut share, gone(), NOW + 5), None);
+    let unknown = Observed::Unknown("the market is away".into());
+    assert_eq!(
+        unpaid_pass(&mut share, unknown, NOW + 7),
+        None,
+        "nor is a failed one"
+    );
+    assert_eq!(unpaid_pass(&mut share, gone(), NOW + 8), None, "it begins anew");
+    let reason = unpaid_pass(&mut share, gone(), NOW + 13);
+    assert_eq!(reason.as_deref(), Some("AllocationGone"));
+}
+
+#[test]
+fn what_was_seen_paid_does_not_end_with_its_question_when_the_chain_shows_nothing() {
+    let mut share = unpaid();
+    share.status.as_mut().unwrap().escrow = Some(EscrowSnapshot {
+        deposited: "1".into(),
+        ..EscrowSnapshot::default()
+    });
+    for second in 1..60 {
+        let reason = unpaid_pass(&mut share, Observed::Known(false), NOW + second);
+        assert_eq!(reason, None, "after {second} s");
+    }
 }

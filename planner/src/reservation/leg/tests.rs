@@ -30,21 +30,7 @@ struct Share {
 }
 
 fn terms() -> Terms {
-    Terms {
-        payer: Address([1; 20]),
-        market: Address([2; 20]),
-        token: Address([3; 20]),
-        closer: Address([4; 20]),
-        salt: Hash([5; 32]),
-        start_by: 900,
-        notice_seconds: 0,
-        pause_for: 0,
-        legs: vec![crate::escrow::Leg {
-            payee: Address([6; 20]),
-            controller: Address([7; 20]),
-            rate: RATE,
-        }],
-    }
+    crate::reservation::tests::terms(900, RATE)
 }
 
 fn serving() -> Share {
