@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::Context as _;
 use futures::{Stream, StreamExt as _};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease as Liveness;
 use kube::{
     Api, Client, Config, Resource, ResourceExt as _,
     config::{KubeConfigOptions, Kubeconfig},
@@ -216,4 +218,9 @@ where
     let mut object = ObjectRef::new(name);
     object.namespace = namespace.map(str::to_owned);
     store.get(&object)
+}
+
+/// When a Lease by which somebody says that they live was renewed last.
+pub fn renewed_at(lease: &Liveness) -> Option<Timestamp> {
+    Some(lease.spec.as_ref()?.renew_time.as_ref()?.0)
 }

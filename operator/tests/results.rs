@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_testcluster::{Stderr, Tools};
+use leasehold_testcluster::{Stderr, Tools, ssh_key};
 
 const PATH: &str = "3f1c0a52-0f5e-4b8e-9a56-6f1f6c1f6a11";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -113,22 +113,7 @@ impl Keys {
     }
 
     fn ssh(&self, name: &str) -> (PathBuf, String) {
-        let file = self.folder.path().join(name);
-        let mut keygen = Command::new("ssh-keygen");
-        run(keygen
-            .args([
-                "-q",
-                "-t",
-                "ed25519",
-                "-N",
-                "",
-                "-C",
-                "somebody@example.org",
-                "-f",
-            ])
-            .arg(&file));
-        let recipient = fs::read_to_string(file.with_extension("pub")).unwrap();
-        (file, recipient.trim().to_owned())
+        ssh_key(self.folder.path(), name).unwrap()
     }
 
     /// The archive, unpacked; or that it can't be opened.

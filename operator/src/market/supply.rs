@@ -9,7 +9,10 @@ use leasehold_crds::{
     GpuLease, GpuOffer, GpuProvider, PROVIDER_NAMESPACE_PREFIX,
     conditions::{Truth, condition, set},
 };
-use leasehold_planner::placement::{Candidate, Provider};
+use leasehold_planner::{
+    health::speaks,
+    placement::{Candidate, Provider},
+};
 use leasehold_telemetry::Heartbeat;
 
 use super::{MANAGER, Market, wake_pending};
@@ -18,8 +21,6 @@ use crate::{
     objects,
 };
 
-/// A provider that was not heard of for so long is silent.
-const SILENT_SECONDS: i64 = 60;
 /// Silence has no event of its own: the snapshot is made anew at least so often.
 const REFRESH: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -85,8 +86,8 @@ impl Supply {
                 continue;
             };
             let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{name}");
-            let alive =
-                cache::get(&self.liveness, &name, Some(&namespace)).is_some_and(|l| heard_lately(&l, now));
+            let liveness = cache::get(&self.liveness, &name, Some(&namespace));
+            let alive = speaks(liveness.and_then(|l| cache::renewed_at(&l)), now);
             let index = providers.len();
             providers.push(Provider {
                 name: name.clone(),
@@ -112,12 +113,6 @@ impl Supply {
         };
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = next;
     }
-}
-
-/// Whether a coordination Lease was renewed lately.
-fn heard_lately(lease: &Liveness, now: Timestamp) -> bool {
-    let renewed = lease.spec.as_ref().and_then(|s| s.renew_time.as_ref());
-    renewed.is_some_and(|t| now.as_second() - t.0.as_second() <= SILENT_SECONDS)
 }
 
 /// Keeps the snapshot fresh, wakes pending leases when it changed, tells providers how the market sees them.

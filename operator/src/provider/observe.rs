@@ -323,7 +323,7 @@ impl Provider {
         let answered = match answer {
             Ok(Ok((node, lease))) => {
                 word.kubelet = kubelet_word(node.as_ref());
-                word.heard_at = lease.as_ref().and_then(renewed_at).max(word.heard_at);
+                word.heard_at = lease.as_ref().and_then(cache::renewed_at).max(word.heard_at);
                 true
             }
             Ok(Err(_)) | Err(_) => false,
@@ -334,7 +334,7 @@ impl Provider {
     }
 
     fn agent_heard_at(&self, node: &str) -> Option<Timestamp> {
-        renewed_at(&*self.agent_lease(node)?)
+        self.agent_lease(node).and_then(|l| cache::renewed_at(&l))
     }
 
     fn agent_lease(&self, node: &str) -> Option<std::sync::Arc<Liveness>> {
@@ -345,14 +345,10 @@ impl Provider {
 
     /// Nodes whose agents were heard of lately.
     pub(super) fn agents_heard(&self, now: Timestamp) -> BTreeSet<String> {
-        let heard = |l: &Liveness| health::speaks(renewed_at(l), now);
+        let heard = |l: &Liveness| health::speaks(cache::renewed_at(l), now);
         let heard = self.caches.agents.state_filter(heard);
         heard.iter().map(|l| l.name_any()).collect()
     }
-}
-
-fn renewed_at(lease: &Liveness) -> Option<Timestamp> {
-    Some(lease.spec.as_ref()?.renew_time.as_ref()?.0)
 }
 
 /// The `Ready` condition; a Node without one has not begun to be ready.

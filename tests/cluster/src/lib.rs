@@ -32,6 +32,7 @@ mod process;
 mod progress;
 mod runtime;
 mod spec;
+mod ssh;
 mod start;
 mod state;
 pub mod tools;
@@ -46,6 +47,7 @@ pub use node::{FILES_IN_NODE, KUBELET_ROOT_IN_NODE, Node};
 pub use process::Process;
 pub use progress::{Progress, Quiet, Stderr};
 pub use spec::{Chain, ClusterSpec, KwokNode, NodeSpec};
+pub use ssh::ssh_key;
 pub use state::{State, sweep};
 pub use tools::Tools;
 

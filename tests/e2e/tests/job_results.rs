@@ -21,7 +21,7 @@ use leasehold_crds::{
 };
 use leasehold_e2e::{NAMESPACE, Stack, StackSpec, Tenant, on_stack, told, within};
 use leasehold_planner::ports::{Clock as _, SystemClock};
-use leasehold_testcluster::{Stderr, Tools};
+use leasehold_testcluster::{Stderr, Tools, ssh_key};
 
 const EXAMPLE: &str = "examples/07-results.yaml";
 const LIMIT: Duration = Duration::from_secs(60);
@@ -42,7 +42,8 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
         folder: stack.cluster.directory().to_owned(),
         gpus: offered(stack).await?,
     };
-    let [(mine, recipient), (strangers, _)] = [key(&it.folder, "mine")?, key(&it.folder, "strangers")?];
+    let [(mine, recipient), (strangers, _)] =
+        [ssh_key(&it.folder, "mine")?, ssh_key(&it.folder, "strangers")?];
     told("nobody keeps them so long", it.too_long(&recipient)).await?;
     let url = told("kept, and refunded", it.kept(&recipient)).await?;
     told("over", it.over(&recipient)).await?;
@@ -285,24 +286,4 @@ fn curl(args: &[&str]) -> anyhow::Result<Output> {
     let mut curl = Command::new("curl");
     curl.args(["-fsS", "--max-time", "10"]).args(args);
     curl.output().context("install curl")
-}
-
-/// A key of ssh: its private half's file, and its public half.
-fn key(folder: &Path, name: &str) -> anyhow::Result<(PathBuf, String)> {
-    let path = folder.join(name);
-    let mut keygen = Command::new("ssh-keygen");
-    keygen.args([
-        "-q",
-        "-t",
-        "ed25519",
-        "-N",
-        "",
-        "-C",
-        "somebody@example.org",
-        "-f",
-    ]);
-    let output = keygen.arg(&path).output().context("install openssh-client")?;
-    ensure!(output.status.success(), "{output:?}");
-    let public = std::fs::read_to_string(path.with_extension("pub"))?;
-    Ok((path, public.trim().to_owned()))
 }

@@ -3,11 +3,7 @@
 
 mod images;
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Output},
-    time::Duration,
-};
+use std::{path::Path, process::Output, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use leasehold_crds::{
@@ -17,6 +13,7 @@ use leasehold_crds::{
 };
 use leasehold_e2e::{Stack, StackSpec, Tenant, on_stack, within};
 use leasehold_planner::ports::{BlockLevel, Payments as _};
+use leasehold_testcluster::ssh_key;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -35,7 +32,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     let tenant = Tenant::new(stack, "team-a")?;
     let before = tenant.own_balance().await?;
     let keys = stack.cluster.directory();
-    let [mine, anothers] = [key(keys, "mine")?, key(keys, "anothers")?];
+    let [(mine, public), (anothers, _)] = [ssh_key(keys, "mine")?, ssh_key(keys, "anothers")?];
 
     let mut session = small(tenant.example("examples/02-box.yaml", None)?);
     let wish = session
@@ -45,7 +42,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
         .as_mut()
         .context("02 is a session")?;
     wish.container.image = images::BOX.into();
-    wish.ssh_keys = vec![std::fs::read_to_string(mine.with_extension("pub"))?.trim().into()];
+    wish.ssh_keys = vec![public];
     let mut service = small(tenant.example("examples/03-service.yaml", None)?);
     container(&mut service)?.image = images::SERVER.into();
     tenant.apply(&session)?;
@@ -99,25 +96,6 @@ async fn endpoint(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<Endpoint> {
     let found = |lease: &GpuLease| lease.status.as_ref().is_some_and(|s| !s.endpoints.is_empty());
     let lease = tenant.until(name, LIMIT, "an endpoint", found).await?;
     Ok(lease.status.context("status")?.endpoints[0].clone())
-}
-
-/// A key pair; the public half is beside it.
-fn key(folder: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let path = folder.join(name);
-    let mut keygen = Command::new("ssh-keygen");
-    keygen.args([
-        "-q",
-        "-t",
-        "ed25519",
-        "-N",
-        "",
-        "-C",
-        "somebody@example.org",
-        "-f",
-    ]);
-    let output = keygen.arg(&path).output().context("install openssh-client")?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(path)
 }
 
 async fn ssh(endpoint: &Endpoint, key: &Path, command: &str) -> anyhow::Result<Output> {
