@@ -4,14 +4,18 @@ use std::{fs, path::Path};
 
 use jiff::Timestamp;
 
-/// Now, in whole seconds: what the API server keeps of a time.
+/// Now.
 #[expect(
     clippy::disallowed_methods,
     reason = "the edge that passes the time to decisions"
 )]
 pub(crate) fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
+    Timestamp::now()
+}
+
+/// The whole second that a time is in: what the API server keeps of the times of conditions.
+pub(crate) fn second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 /// When the machine booted, by `/proc/stat`.
@@ -24,6 +28,12 @@ pub(crate) fn booted(proc: &Path) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_began_before_any_time_in_it() {
+        let time = Timestamp::from_microsecond(1_700_000_000_900_001).unwrap();
+        assert_eq!(second(time), Timestamp::from_second(1_700_000_000).unwrap());
+    }
 
     #[test]
     fn this_machine_booted_before_now() {

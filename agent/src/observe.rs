@@ -132,7 +132,7 @@ impl Agent {
 
     /// Brings the ledger up to date.
     fn judge(&mut self, outcome: &Outcome, xids: Vec<XidEvent>, pci: &Witness<Vec<PciGpu>>) -> Next {
-        let now = clock::now();
+        let now = clock::second(clock::now());
         let ledger = std::mem::take(&mut self.ledger);
         match outcome {
             Outcome::Read(reading) => {
@@ -172,7 +172,7 @@ impl Agent {
             generation: self.publisher.generation(),
         };
         let now = clock::now();
-        self.status = status::status(&self.status, &known, now);
+        self.status = status::status(&self.status, &known, clock::second(now));
         // Without what an earlier life knew, a fault might be overwritten with health.
         if self.refreshed.is_none() {
             return;

@@ -103,7 +103,7 @@ impl Publisher {
         Ok(Written::Now)
     }
 
-    /// Shows that the agent lives.
+    /// Shows that the agent lives, to the microsecond.
     pub(crate) async fn renew(&self, now: Timestamp) -> anyhow::Result<()> {
         let patch = json!({
             "apiVersion": "coordination.k8s.io/v1",
