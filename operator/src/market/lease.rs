@@ -46,8 +46,13 @@ pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Res
     let now = market.now();
     let checked: Checked = lease::check(&world);
     let plan = lease::decide(&world, &checked, now);
+    market.line.begin(&world.lease, &plan);
     let (status, outcome) = market.apply(&world, &hands, plan.clone()).await;
-    market.report(&world, &plan, status, &outcome).await?;
+    let reported = market.report(&world, &plan, status, &outcome).await;
+    if reported.is_err() {
+        market.line.take_back(&world.lease, &plan);
+    }
+    reported?;
     market.metrics.reconcile.observe(
         Controller::Lease,
         begun.elapsed(),
@@ -78,6 +83,10 @@ impl Market {
         let status = lease.status.clone().unwrap_or_default();
         let supply = self.supply.snapshot();
         let (network, rail) = self.network(&lease).await;
+        let why_no_rail = match &network {
+            Observed::Unknown(why) => why.clone(),
+            Observed::Known(_) => "there is no usable PaymentNetwork".into(),
+        };
         let (allocations, why_not_listed) = if lease::seeks_prior(&lease) {
             match self.allocations_now(&lease, rail.as_ref()).await {
                 Ok(allocations) => (allocations, None),
@@ -87,69 +96,67 @@ impl Market {
                 ),
             }
         } else {
-            (self.allocations_of(&lease, &status, rail.as_ref()), None)
+            (self.allocations_of(&lease, rail.as_ref()), None)
         };
-        let why_no_rail = match &network {
-            Observed::Unknown(why) => why.clone(),
-            Observed::Known(_) => "there is no usable PaymentNetwork".into(),
-        };
-        let closed = status.phase == Phase::Closed;
-        let (wallet, key) = if lease::needs_wallet(&lease) {
-            self.wallet(&lease).await
-        } else {
-            (Observed::Known(Wallet::NotAsked), None)
-        };
-        let terms = status
-            .escrow
-            .as_ref()
-            .and_then(|e| Terms::from_wire(&e.terms).ok());
-        let (mut head, mut purse, mut account, mut second_account) =
-            (Observed::Unknown(why_no_rail.clone()), None, None, None);
-        if let (Some(rail), false) = (&rail, closed) {
-            head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
-            if let (Observed::Known(Wallet::Ready(address)), None) = (&wallet, &status.escrow) {
-                purse = Some(Observed::from_result(
-                    self.rails.observed(ChainAction::Read, rail.purse(*address)).await,
-                ));
-            }
-            if let Some(terms) = &terms {
-                let read = self.read(rail, terms).await;
-                if lease::wants_second(&read) {
-                    second_account = Some(self.read(rail, terms).await);
-                }
-                account = Some(read);
-            }
-        } else if terms.is_some() && !closed {
-            account = Some(Observed::Unknown(why_no_rail));
-        }
-        let prior = match why_not_listed {
-            Some(why) => Observed::Unknown(why),
-            None => self.prior(&lease, &network, rail.as_ref()).await,
-        };
-        let namespace = lease.namespace();
-        let unfunded_in_namespace = if status.escrow.is_none() {
-            let others = |l: &GpuLease| {
-                l.namespace() == namespace && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
-            };
-            self.leases.state_filter(others).len()
-        } else {
-            0
-        };
-        let world = World {
+        let mut world = World {
+            unfunded_in_namespace: self.unfunded_beside(&lease),
+            unanswered: self.line.unanswered(&lease),
             lease,
             network,
             providers: supply.providers,
             candidates: supply.candidates,
             allocations,
-            wallet,
-            purse,
-            head,
-            account,
-            second_account,
-            prior,
-            unfunded_in_namespace,
+            wallet: Observed::Known(Wallet::NotAsked),
+            purse: None,
+            head: Observed::Unknown(why_no_rail.clone()),
+            account: None,
+            second_account: None,
+            prior: Observed::Known(None),
         };
+        let mut key = None;
+        if lease::needs_wallet(&world) {
+            (world.wallet, key) = self.wallet(&world.lease).await;
+        }
+        let terms = status
+            .escrow
+            .as_ref()
+            .and_then(|e| Terms::from_wire(&e.terms).ok());
+        let closed = status.phase == Phase::Closed;
+        if let (Some(rail), false) = (&rail, closed) {
+            world.head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
+            if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
+                let purse = self.rails.observed(ChainAction::Read, rail.purse(*address));
+                world.purse = Some(Observed::from_result(purse.await));
+            }
+            if let Some(terms) = &terms {
+                let read = self.read(rail, terms).await;
+                if lease::wants_second(&read) {
+                    world.second_account = Some(self.read(rail, terms).await);
+                }
+                world.account = Some(read);
+            }
+        } else if terms.is_some() && !closed {
+            world.account = Some(Observed::Unknown(why_no_rail));
+        }
+        world.prior = match why_not_listed {
+            Some(why) => Observed::Unknown(why),
+            None => self.prior(&world, rail.as_ref()).await,
+        };
+        // Others may have asked since.
+        world.unanswered = self.line.unanswered(&world.lease);
         (world, Hands { rail, key })
+    }
+
+    /// Other leases of the namespace that are matched and unfunded; counted when a round may begin.
+    fn unfunded_beside(&self, lease: &GpuLease) -> usize {
+        if lease.status.as_ref().is_some_and(|s| s.escrow.is_some()) {
+            return 0;
+        }
+        let others = |l: &GpuLease| {
+            l.metadata.namespace == lease.metadata.namespace
+                && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
+        };
+        self.leases.state_filter(others).len()
     }
 
     async fn read(&self, rail: &EvmEscrow, terms: &Terms) -> Observed<AccountRead> {
@@ -188,13 +195,9 @@ impl Market {
     }
 
     /// Allocations of the account in status, or, where status names none, every one with the lease's uid.
-    fn allocations_of(
-        &self,
-        lease: &GpuLease,
-        status: &GpuLeaseStatus,
-        rail: Option<&EvmEscrow>,
-    ) -> Vec<AllocationSeen> {
-        let found: Vec<Arc<GpuAllocation>> = match &status.escrow {
+    fn allocations_of(&self, lease: &GpuLease, rail: Option<&EvmEscrow>) -> Vec<AllocationSeen> {
+        let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+        let found: Vec<Arc<GpuAllocation>> = match escrow {
             Some(escrow) => {
                 let Ok(terms) = Terms::from_wire(&escrow.terms) else {
                     return Vec::new();
@@ -268,26 +271,18 @@ impl Market {
     }
 
     /// The account of an earlier life of this lease, sought once when status names none.
-    async fn prior(
-        &self,
-        lease: &GpuLease,
-        network: &Observed<Option<Network>>,
-        rail: Option<&EvmEscrow>,
-    ) -> Observed<Option<lease::Prior>> {
+    async fn prior(&self, world: &World, rail: Option<&EvmEscrow>) -> Observed<Option<lease::Prior>> {
+        let lease = &world.lease;
         if !lease::seeks_prior(lease) {
             return Observed::Known(None);
         }
-        match (network, rail) {
-            (Observed::Known(Some(network)), Some(rail)) => Observed::from_result(
-                self.index
-                    .prior(
-                        &lease.spec.payment.network,
-                        rail,
-                        network.market_id,
-                        &lease.uid().unwrap_or_default(),
-                    )
-                    .await,
-            ),
+        match (&world.network, rail) {
+            (Observed::Known(Some(network)), Some(rail)) => {
+                let uid = lease.uid().unwrap_or_default();
+                let name = &lease.spec.payment.network;
+                let prior = self.index.prior(name, rail, network.market_id, &uid);
+                Observed::from_result(prior.await)
+            }
             (Observed::Known(_), _) => Observed::Known(None),
             (Observed::Unknown(why), _) => Observed::Unknown(why.clone()),
         }

@@ -4,6 +4,7 @@ mod allocations;
 mod index;
 mod kind;
 mod lease;
+mod line;
 mod supply;
 mod sweep;
 
@@ -52,6 +53,7 @@ pub(crate) struct Market {
     allocations: Store<GpuAllocation>,
     networks: Store<PaymentNetwork>,
     supply: supply::Supply,
+    line: Arc<line::Line>,
     index: index::AccountIndex,
     events: Events,
     metrics: Operator,
@@ -89,8 +91,9 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
             move |lease| wake.touched(lease),
         )
     };
+    let line = Arc::new(line::Line::new(wake_lease.clone()));
     let allocations = {
-        let (wake, wake_allocation) = (wake_lease.clone(), wake_allocation.clone());
+        let (wake, wake_allocation, line) = (wake_lease.clone(), wake_allocation.clone(), line.clone());
         cache::watch(
             Api::<GpuAllocation>::all(client.clone()),
             config(),
@@ -99,6 +102,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
             move |a| {
                 wake.up(&a.spec.lease.name, Some(&a.spec.lease.namespace));
                 wake_allocation.touched(a);
+                line.touched(a);
             },
         )
     };
@@ -193,6 +197,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         allocations,
         networks,
         supply,
+        line,
         index: index::AccountIndex::default(),
         metrics: operator.clone(),
     });

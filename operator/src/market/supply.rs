@@ -121,6 +121,7 @@ pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Wake<GpuLea
         heartbeat.beat();
         let before = market.supply.snapshot();
         market.supply.refresh(market.now());
+        market.line.tick();
         let after = market.supply.snapshot();
         if before.candidates != after.candidates || before.providers != after.providers {
             wake_pending(&market.leases, &wake, |reason| reason == "NoOffer");

@@ -6,22 +6,45 @@ use leasehold_crds::{
     lease::{GpuLeaseStatus, IntentAction, Phase},
 };
 
-use crate::{escrow::AccountRead, observed::Observed};
+use super::{check::Checked, decide::busy, world::World};
+use crate::{escrow::AccountRead, observed::Observed, placement::place, request::Request};
 
 /// Reason of a lease whose chain can't be read.
 pub(super) const CHAIN_UNREACHABLE: &str = "ChainUnreachable";
 
-/// The payer's key is read only when a round is to begin or a stored intent needs it.
+/// The payer's key is read only when a round could begin or a stored intent needs it. Of the world, what takes no asking
+/// must be there already.
 #[must_use]
-pub fn needs_wallet(lease: &GpuLease) -> bool {
+pub fn needs_wallet(world: &World) -> bool {
+    let lease = &world.lease;
     let nothing = GpuLeaseStatus::default();
     let status = lease.status.as_ref().unwrap_or(&nothing);
     let ends = lease.metadata.deletion_timestamp.is_some() || status.close_reason.is_some();
-    let intends = status
-        .intent
-        .as_ref()
-        .is_some_and(|i| matches!(i.action, IntentAction::Open | IntentAction::Fund));
-    status.phase != Phase::Closed && !ends && (status.escrow.is_none() || intends)
+    let intends = || {
+        let intent = status.intent.as_ref();
+        intent.is_some_and(|i| matches!(i.action, IntentAction::Open | IntentAction::Fund))
+    };
+    status.phase != Phase::Closed
+        && !ends
+        && match status.escrow {
+            Some(_) => intends(),
+            None => could_begin(world),
+        }
+}
+
+/// Whether offers fit, of providers who can be asked now.
+fn could_begin(world: &World) -> bool {
+    let (Ok(request), Ok(network)) = (Request::from_spec(&world.lease.spec), Checked::network(world)) else {
+        return false;
+    };
+    let placed = place(
+        &request,
+        network.money,
+        network.decimals,
+        &world.providers,
+        &world.candidates,
+    );
+    !placed.choices.is_empty() && busy(world, &placed.choices).is_none()
 }
 
 /// What could lead to something destructive is read twice.

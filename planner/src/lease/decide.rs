@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     PROVIDER_NAMESPACE_PREFIX,
-    allocation::{AllocationPhase, GpuAllocationSpec, LeaseReference},
+    allocation::{AllocationPhase, GpuAllocation, GpuAllocationSpec, GpuAllocationStatus, LeaseReference},
     lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Quote, Share},
     money::TokenAmount,
     workload::ResultsAt,
@@ -17,7 +17,7 @@ use leasehold_crds::{
 
 use super::{
     BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, OPEN_WITHIN_SECONDS,
-    START_WITHIN_SECONDS, UNFUNDED_PER_NAMESPACE_MAX,
+    START_WITHIN_SECONDS, UNANSWERED_PER_PROVIDER_MAX, UNFUNDED_PER_NAMESPACE_MAX,
     asking::{CHAIN_UNREACHABLE, is_held},
     check::{AtId, Checked, deleting, may_be_under_way},
     conditions,
@@ -31,6 +31,11 @@ use crate::{
     ports::Head,
     request::Request,
 };
+
+/// Reason of a lease that waits until a provider has answered others.
+pub const QUEUED: &str = "Queued";
+/// It is woken when it is its turn; this is for the case that nobody does.
+const QUEUED_LOOK_SECONDS: u64 = 300;
 
 /// A write to the chain that a stored intent asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,11 +89,21 @@ pub struct Plan {
     pub call: Option<ChainCall>,
     /// The status to be reported.
     pub status: GpuLeaseStatus,
+    /// The provider whose answers to others are waited for; when there is one less of them, it is time to look again.
+    pub queued_at: Option<String>,
     /// When to look again at the latest.
     pub wake: Timestamp,
 }
 
 impl Plan {
+    /// The questions that begin with this plan: provider and name of the allocation.
+    pub fn questions(&self, before: &GpuLeaseStatus) -> impl Iterator<Item = (&str, &str)> {
+        let begins = (before.round, &before.escrow) != (self.status.round, &self.status.escrow);
+        let escrow = self.status.escrow.as_ref().filter(|_| begins);
+        let shares = escrow.into_iter().flat_map(|e| &e.shares);
+        shares.map(|share| (share.provider.as_str(), share.namespace.as_str()))
+    }
+
     /// Whether what begins is to be noted before anything is done: the status is written, and nothing else (M2).
     #[must_use]
     pub fn notes_first(&self, before: &GpuLeaseStatus) -> bool {
@@ -106,6 +121,7 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
         allocations: Vec::new(),
         call: None,
         status: world.lease.status.clone().unwrap_or_default(),
+        queued_at: None,
         wake: in_seconds(now, 60),
     };
     plan.status.observed_generation = world.lease.metadata.generation.unwrap_or_default();
@@ -400,6 +416,22 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
             ),
         );
     }
+    if let Some(provider) = busy(world, &placed.choices) {
+        plan.wake = in_seconds(now, QUEUED_LOOK_SECONDS);
+        plan.queued_at = Some(provider.to_owned());
+        return waiting(
+            Some(Fact::Unmatched),
+            QUEUED,
+            format!(
+                "{provider} has {UNANSWERED_PER_PROVIDER_MAX} questions of others to answer first; the oldest lease that waits is next"
+            ),
+        );
+    }
+    if world.wallet == Observed::Known(Wallet::NotAsked) {
+        // The provider was busy when this pass began to read, and is not any more.
+        plan.wake = now;
+        return fact(Fact::Unmatched);
+    }
     let payer = match payer(world, &placed.choices, request, network) {
         Ok(payer) => payer,
         Err((reason, message)) => {
@@ -467,6 +499,27 @@ fn payer(
         ));
     }
     Ok(address)
+}
+
+/// The first provider of these that has as many questions as it may have.
+pub(super) fn busy<'a>(world: &'a World, choices: &[Choice]) -> Option<&'a str> {
+    let name = |choice: &Choice| world.providers[choice.provider].name.as_str();
+    let full = |provider: &&str| {
+        let unanswered = world.unanswered.get(*provider).copied().unwrap_or_default();
+        unanswered >= UNANSWERED_PER_PROVIDER_MAX
+    };
+    choices.iter().map(name).find(full)
+}
+
+/// Whether nothing more is waited for from its provider before the lease goes on: it accepted or declined, or the question
+/// was taken back.
+#[must_use]
+pub fn is_answered(allocation: &GpuAllocation) -> bool {
+    let answer =
+        |s: &GpuAllocationStatus| s.acceptance.is_some() || s.declined.is_some() || s.stopped_at.is_some();
+    allocation.spec.release
+        || allocation.metadata.deletion_timestamp.is_some()
+        || allocation.status.as_ref().is_some_and(answer)
 }
 
 fn total_rate(choices: &[Choice]) -> Option<leasehold_crds::money::Rate> {

@@ -16,7 +16,7 @@ pub use asking::{needs_wallet, seeks_prior, wants_second};
 pub(crate) use check::is_exhausted;
 pub use check::{Checked, check};
 pub use conditions::{chain_failure, events};
-pub use decide::{AllocationWrite, ChainCall, Plan, allocation_name, decide};
+pub use decide::{AllocationWrite, ChainCall, Plan, QUEUED, allocation_name, decide, is_answered};
 pub use world::{AllocationSeen, Network, Prior, Wallet, World};
 
 /// Seconds a reservation waits for the money; also how long a signed `open` stays valid.
@@ -31,6 +31,9 @@ pub const START_WITHIN_SECONDS: u64 = 900;
 pub const NOT_AFTER_MARGIN_SECONDS: u64 = 300;
 /// At most so many leases of a namespace are matched and unfunded at a time.
 pub const UNFUNDED_PER_NAMESPACE_MAX: usize = 20;
+/// At most so many questions wait for a provider's answer at a time: it has a minute for each of them, and what it can't
+/// answer in that minute would be asked again, for ever.
+pub const UNANSWERED_PER_PROVIDER_MAX: usize = 64;
 /// A lease whose status was lost is sought on the chain in so many rounds.
 pub const ROUNDS_MAX: u64 = 64;
 /// Longest back-off between rounds.

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use leasehold_crds::{
@@ -144,6 +144,7 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
         second_account: read,
         prior: Observed::Known(None),
         unfunded_in_namespace: 0,
+        unanswered: BTreeMap::new(),
     }
 }
 
@@ -531,4 +532,79 @@ proptest! {
         let again = plan.notes_first(&world.lease.status.clone().unwrap());
         prop_assert!(plan.wake > now() || (again && plan.wake >= now()), "{:?}", plan.wake);
     }
+}
+
+/// A lease that nobody was asked for yet, a payer with money, and one provider whose offer fits.
+fn unasked() -> World {
+    let mut world = world(AccountRead::Absent, AllocationPhase::Requested);
+    Arc::make_mut(&mut world.lease).status = None;
+    world.allocations.clear();
+    (world.account, world.second_account) = (None, None);
+    let provider = crate::placement::Provider {
+        name: "p".into(),
+        region: "eu-west".into(),
+        payee: Address([1; 20]),
+        controller: Address([2; 20]),
+        alive: true,
+    };
+    let row = crate::placement::Candidate {
+        provider: 0,
+        pool: "pool".into(),
+        class: "a100-80g-pcie".into(),
+        nodes_free: 100,
+        room: crate::request::Shape {
+            gpus: 8,
+            millicores: 64_000,
+            memory: 512 << 30,
+            scratch: 1 << 40,
+        },
+        storage: 0,
+        gpu_memory: 80_000_000_000,
+        compute_capability: crate::request::Version(8, 0),
+        cuda: crate::request::Version(12, 8),
+        price: leasehold_crds::money::Price::parse("1.85").unwrap(),
+        money: network().money,
+        max_term: 86_400,
+        max_pause: 0,
+        max_keep_results: 0,
+        root_allowed: false,
+    };
+    world.providers = Arc::from([provider]);
+    world.candidates = Arc::from([row]);
+    world
+}
+
+#[test]
+fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile() {
+    let mut world = unasked();
+    assert!(needs_wallet(&world));
+    world.wallet = Observed::Known(Wallet::Ready(Address([3; 20])));
+    world.purse = Some(Observed::Known(crate::ports::Purse {
+        token: TokenAmount(10_000_000),
+        gas_wei: 1,
+    }));
+    let decided = |world: &World| decide(world, &check(world), now());
+    let plan = decided(&world);
+    assert_eq!(plan.status.phase, Phase::Matched);
+    let before = GpuLeaseStatus::default();
+    assert_eq!(plan.questions(&before).map(|(p, _)| p).collect::<Vec<_>>(), ["p"]);
+    assert_eq!(plan.questions(&plan.status).count(), 0, "the same is asked once");
+
+    world.unanswered = [("p".to_owned(), UNANSWERED_PER_PROVIDER_MAX)].into();
+    assert!(!needs_wallet(&world));
+    world.wallet = Observed::Known(Wallet::NotAsked);
+    let plan = decided(&world);
+    let matched = find(&plan.status.conditions, "Matched").unwrap();
+    assert_eq!(
+        (plan.status.phase, matched.reason.as_str()),
+        (Phase::Pending, QUEUED)
+    );
+    assert_eq!(plan.queued_at.as_deref(), Some("p"));
+    assert_eq!(plan.questions(&before).count(), 0);
+
+    // Others were answered while this pass read on: it reads again, and says nothing wrong of the wallet.
+    world.unanswered.clear();
+    let plan = decided(&world);
+    assert_eq!((plan.status.phase, plan.wake), (Phase::Pending, now()));
+    assert!(plan.queued_at.is_none() && find(&plan.status.conditions, "Funded").is_none());
 }

@@ -1,6 +1,6 @@
 //! What the market's operator saw on one pass.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use leasehold_crds::{GpuAllocation, GpuLease};
 
@@ -84,4 +84,6 @@ pub struct World {
     pub prior: Observed<Option<Prior>>,
     /// Other leases of the namespace that are matched and unfunded.
     pub unfunded_in_namespace: usize,
+    /// Questions that wait for an answer, by provider; none where it is not named.
+    pub unanswered: BTreeMap<String, usize>,
 }

@@ -295,26 +295,38 @@ impl Sim {
             symbol: "USDC".into(),
             decimals: 6,
         };
-        let allocations = self.allocations_of(m, read, &status);
-        let listed = !lease::seeks_prior(read) || self.weather.market_up;
-        let wallet = if !lease::needs_wallet(read) {
-            Observed::Known(Wallet::NotAsked)
-        } else if self.weather.market_up {
-            reader.cost_ms += 3;
-            Observed::Known(self.tenants.wallet(&read.namespace().unwrap_or_default()))
-        } else {
-            Observed::Unknown("the API server can't be reached".into())
+        let mut world = World {
+            lease: read.clone(),
+            network: Observed::Known(Some(network)),
+            providers: self.markets[m].providers.clone(),
+            candidates: self.markets[m].candidates.clone(),
+            allocations: self.allocations_of(m, read, &status),
+            wallet: Observed::Known(Wallet::NotAsked),
+            purse: None,
+            head: Observed::Unknown("there is no usable PaymentNetwork".into()),
+            account: None,
+            second_account: None,
+            prior: Observed::Known(None),
+            unfunded_in_namespace: self.unfunded_beside(m, read),
+            // Of so few leases no provider is ever busy.
+            unanswered: BTreeMap::new(),
         };
+        if lease::needs_wallet(&world) {
+            world.wallet = if self.weather.market_up {
+                reader.cost_ms += 3;
+                Observed::Known(self.tenants.wallet(&read.namespace().unwrap_or_default()))
+            } else {
+                Observed::Unknown("the API server can't be reached".into())
+            };
+        }
         let terms = status
             .escrow
             .as_ref()
             .and_then(|e| Terms::from_wire(&e.terms).ok());
-        let mut head = Observed::Unknown("there is no usable PaymentNetwork".into());
-        let (mut purse, mut account, mut second_account) = (None, None, None);
         if !closed {
-            head = self.read_head(reader, who);
-            if let (Observed::Known(Wallet::Ready(address)), None) = (&wallet, &status.escrow) {
-                purse = Some(match self.read_balance(reader, who, *address) {
+            world.head = self.read_head(reader, who);
+            if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
+                world.purse = Some(match self.read_balance(reader, who, *address) {
                     Observed::Known(token) => Observed::Known(Purse { token, gas_wei: 1 }),
                     Observed::Unknown(why) => Observed::Unknown(why),
                 });
@@ -322,44 +334,29 @@ impl Sim {
             if let Some(terms) = &terms {
                 let first = self.read_account(reader, who, terms, 0);
                 if lease::wants_second(&first) {
-                    second_account = Some(self.read_account(reader, who, terms, 0));
+                    world.second_account = Some(self.read_account(reader, who, terms, 0));
                 }
-                account = Some(first);
+                world.account = Some(first);
             }
         }
-        let prior = if listed {
+        world.prior = if !lease::seeks_prior(read) || self.weather.market_up {
             self.prior(m, read, reader)
         } else {
             Observed::Unknown("the allocations can't be listed".into())
         };
-        let namespace = read.namespace();
-        let unfunded_in_namespace = if status.escrow.is_none() {
-            let others = |l: &&Arc<GpuLease>| {
-                l.namespace() == namespace && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
-            };
-            self.markets[m]
-                .lease_store
-                .all()
-                .map(|(_, l)| l)
-                .filter(others)
-                .count()
-        } else {
-            0
-        };
-        World {
-            lease: read.clone(),
-            network: Observed::Known(Some(network)),
-            providers: self.markets[m].providers.clone(),
-            candidates: self.markets[m].candidates.clone(),
-            allocations,
-            wallet,
-            purse,
-            head,
-            account,
-            second_account,
-            prior,
-            unfunded_in_namespace,
+        world
+    }
+
+    fn unfunded_beside(&self, m: usize, read: &GpuLease) -> usize {
+        if read.status.as_ref().is_some_and(|s| s.escrow.is_some()) {
+            return 0;
         }
+        let others = |l: &&Arc<GpuLease>| {
+            l.metadata.namespace == read.metadata.namespace
+                && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
+        };
+        let all = self.markets[m].lease_store.all();
+        all.map(|(_, l)| l).filter(others).count()
     }
 
     fn allocations_of(&self, m: usize, read: &GpuLease, status: &GpuLeaseStatus) -> Vec<AllocationSeen> {
