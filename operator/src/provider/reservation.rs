@@ -36,7 +36,7 @@ use super::{
 use crate::{cache, error::Error, objects, payments};
 
 /// Objects that somebody deleted are made again after this long without pods.
-const REAPPLY_SECONDS: i64 = 10;
+const REAPPLY_SECONDS: i64 = 30;
 
 /// One pass.
 pub(super) async fn reconcile(
