@@ -449,7 +449,7 @@ pub struct QuotedOffer {
     /// GPU class.
     #[schemars(length(max = 63))]
     pub class: String,
-    /// Nodes free that fit.
+    /// Nodes free that fit, when it was quoted.
     #[schemars(schema_with = "schema::bounded::<0, 1000000>")]
     pub nodes_free: i64,
     /// Price of one GPU-hour in the network's token.

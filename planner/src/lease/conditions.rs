@@ -321,7 +321,7 @@ fn served_until(world: &World, checked: &Checked) -> Option<String> {
         .filter_map(|a| Some((a.object.status.as_ref()?.not_after?, a)))
         // What it has not answered yet may still be granted.
         .filter(|(until, a)| {
-            *until < paid_until && *until < a.object.spec.not_after && is_answered(&a.object)
+            *until < paid_until && *until < a.object.spec.not_after && is_up_to_date(&a.object)
         })
         .min_by_key(|(until, _)| *until);
     let (until, allocation) = first?;
@@ -332,7 +332,8 @@ fn served_until(world: &World, checked: &Checked) -> Option<String> {
     ))
 }
 
-fn is_answered(allocation: &GpuAllocation) -> bool {
+/// Whether its provider has seen the newest that was asked.
+fn is_up_to_date(allocation: &GpuAllocation) -> bool {
     let answered = allocation.status.as_ref().map(|s| s.observed_generation);
     answered == allocation.metadata.generation
 }

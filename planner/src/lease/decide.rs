@@ -401,10 +401,12 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
         plan.status.quote = Some(placed.quote);
         return waiting(Some(Fact::Unmatched), "NoOffer", placed.problem);
     }
-    plan.status.quote = Some(Quote {
-        misses: Vec::new(),
-        ..placed.quote
-    });
+    if !tells_the_same(plan.status.quote.as_ref(), &placed.quote) {
+        plan.status.quote = Some(Quote {
+            misses: Vec::new(),
+            ..placed.quote
+        });
+    }
     if world.unfunded_in_namespace >= UNFUNDED_PER_NAMESPACE_MAX {
         plan.wake = in_seconds(now, 5);
         return waiting(
@@ -449,6 +451,25 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
     begin_round(world, request, network, payer, head, &placed.choices, plan);
     plan.wake = now;
     fact(Fact::Asked)
+}
+
+/// Whether a quote of earlier names the same offers at the same prices. How many nodes are free changes with every lease of
+/// everybody's: were that written to each lease that waits, the API server would do nothing else.
+fn tells_the_same(before: Option<&Quote>, now: &Quote) -> bool {
+    let offers = |quote: &Quote| -> Vec<_> {
+        let offers = quote.offers.iter();
+        offers
+            .map(|o| {
+                (
+                    o.provider.clone(),
+                    o.pool.clone(),
+                    o.class.clone(),
+                    o.price_per_gpu_hour.clone(),
+                )
+            })
+            .collect()
+    };
+    before.is_some_and(|before| before.misses.is_empty() && offers(before) == offers(now))
 }
 
 /// The payer, if its key can be read and it has the deposit and gas.

@@ -600,6 +600,11 @@ fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile(
         (Phase::Pending, QUEUED)
     );
     assert_eq!(plan.queued_at.as_deref(), Some("p"));
+    // Others lease nodes meanwhile: that alone is nothing to write.
+    Arc::make_mut(&mut world.lease).status = Some(plan.status.clone());
+    Arc::make_mut(&mut world.candidates)[0].nodes_free -= 1;
+    assert_eq!(decided(&world).status, plan.status);
+    Arc::make_mut(&mut world.lease).status = None;
     assert_eq!(plan.questions(&before).count(), 0);
 
     // Others were answered while this pass read on: it reads again, and says nothing wrong of the wallet.
