@@ -9,6 +9,7 @@ use crate::schema;
 /// The terms of one escrow account (`Terms` in Escrow.sol) and where it lives.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct EscrowTerms {
     /// EIP-155 chain id.
     #[schemars(schema_with = "schema::bounded::<1, 9007199254740991>")]
@@ -66,6 +67,7 @@ pub struct EscrowLeg {
 /// What an operator last read of an account, with both clocks: the chain's and its own.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct EscrowSnapshot {
     /// Total deposited so far, base units.
     #[schemars(schema_with = "schema::amount")]

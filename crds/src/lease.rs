@@ -322,6 +322,7 @@ pub enum CloseReason {
 /// This round's account and who serves which leg of it.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct LeaseEscrow {
     /// Terms of the account.
     pub terms: EscrowTerms,
@@ -361,6 +362,7 @@ pub struct Share {
 /// A write to the chain that was decided and is not yet seen there.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct Intent {
     /// What is to happen.
     pub action: IntentAction,
@@ -387,6 +389,7 @@ pub enum IntentAction {
 /// The account in money, as last read. Whoever shows it computes what is spent now.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct Money {
     /// All legs together, for people: `22.2 USDC/h`.
     #[schemars(length(max = 80))]
@@ -418,6 +421,7 @@ pub struct Money {
 /// What could be had: the ten best offers, the ten nearest misses, and counts.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct Quote {
     /// Offer rows that were looked at.
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]

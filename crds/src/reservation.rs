@@ -52,6 +52,7 @@ pub struct GpuReservationSpec {
     pub allocation_uid: String,
     /// The allocation as it was accepted, so that it is served on without the market. `notAfter` follows the
     /// market upwards.
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub allocation: GpuAllocationSpec,
     /// Nodes that were held for it; a pod may land on others of the pool with equal room.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -72,6 +73,7 @@ pub struct GpuReservationSpec {
 /// nothing that is paid for.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct Hosting {
     /// RuntimeClass; the node's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -167,6 +169,7 @@ pub struct GpuReservationStatus {
 /// A write to the chain for this provider's leg.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct LegIntent {
     /// What is to happen.
     pub action: LegAction,

@@ -83,13 +83,15 @@ pub fn names<const MAX: i64>(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "maxItems": MAX, "x-kubernetes-list-type": "set", "items": name(generator)})
 }
 
-/// Standard conditions, keyed by type.
+/// Standard conditions, keyed by type. Each is written whole, by one manager: to keep the owner of each of its fields would
+/// make up a third of an object.
 #[must_use]
 pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
-    let items =
+    let mut items =
         <k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition as schemars::JsonSchema>::json_schema(
             generator,
         );
+    items.insert("x-kubernetes-map-type".into(), "atomic".into());
     json_schema!({"type": "array", "maxItems": 32, "items": items, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
 }
 

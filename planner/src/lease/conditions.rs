@@ -11,7 +11,7 @@ use leasehold_crds::{
 
 use super::{
     check::{AtId, Checked},
-    decide::{ChainCall, Note},
+    decide::{ChainCall, Note, QUEUED},
     world::{Network, World},
 };
 use crate::{
@@ -191,9 +191,13 @@ pub(super) fn set_all(
             reason_text(status.close_reason).to_owned(),
             String::new(),
         ),
-        _ => match not_ready {
-            Some(c) => (Truth::False, c.reason.clone(), c.message.clone()),
-            None => (Truth::False, "InProgress".to_owned(), String::new()),
+        // What a provider prepares is told once the account is seen to be open.
+        Phase::Pending | Phase::Matched => (Truth::False, "InProgress".to_owned(), String::new()),
+        _ => match (not_ready, find(&status.conditions, "Provisioned")) {
+            (Some(c), _) => (Truth::False, c.reason.clone(), c.message.clone()),
+            // Its pods are ready, its leg is about to start: not worth a word of its own.
+            (None, Some(c)) if c.status == "False" => (Truth::False, c.reason.clone(), c.message.clone()),
+            (None, _) => (Truth::False, "InProgress".to_owned(), String::new()),
         },
     };
     let mut put = |kind, truth, reason: &str, message: String| {
@@ -451,6 +455,7 @@ fn is_news(kind: &str, reason: &str, phase: Phase) -> bool {
     match kind {
         "Ready" => matches!(phase, Phase::Active | Phase::Suspended),
         "Funded" if reason == NOT_OPENED => false,
+        "Matched" if reason == QUEUED => false,
         _ => matches!(
             phase,
             Phase::Pending | Phase::Matched | Phase::Active | Phase::Suspended

@@ -4,13 +4,15 @@
 //! intent to open; open; wait for the first leg; fund when the term grew or the runway is short; store the intent to
 //! close; close; let go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     PROVIDER_NAMESPACE_PREFIX,
     allocation::{AllocationPhase, GpuAllocation, GpuAllocationSpec, GpuAllocationStatus, LeaseReference},
-    lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Quote, Share},
+    lease::{
+        CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Quote, QuotedOffer, Share,
+    },
     money::TokenAmount,
     workload::ResultsAt,
 };
@@ -453,21 +455,16 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
     fact(Fact::Asked)
 }
 
-/// Whether a quote of earlier names the same offers at the same prices. How many nodes are free changes with every lease of
-/// everybody's: were that written to each lease that waits, the API server would do nothing else.
+/// Whether a quote of earlier names the same pools at the same prices. How many of their nodes are free, and how many of these
+/// in part, changes with every lease of everybody's: were that written to each lease that waits, the API server would do
+/// nothing else.
 fn tells_the_same(before: Option<&Quote>, now: &Quote) -> bool {
-    let offers = |quote: &Quote| -> Vec<_> {
-        let offers = quote.offers.iter();
-        offers
-            .map(|o| {
-                (
-                    o.provider.clone(),
-                    o.pool.clone(),
-                    o.class.clone(),
-                    o.price_per_gpu_hour.clone(),
-                )
-            })
-            .collect()
+    let offers = |quote: &Quote| -> BTreeSet<[String; 4]> {
+        let row = |o: &QuotedOffer| {
+            let o = o.clone();
+            [o.provider, o.pool, o.class, o.price_per_gpu_hour]
+        };
+        quote.offers.iter().map(row).collect()
     };
     before.is_some_and(|before| before.misses.is_empty() && offers(before) == offers(now))
 }
