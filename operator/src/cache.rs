@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease as Liveness;
 use kube::{
     Api, Client, Config, Resource, ResourceExt as _,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{
         Controller, WatchStreamExt as _, controller,
@@ -25,6 +26,11 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tower::limit::ConcurrencyLimitLayer;
+
+/// Calls under way at once: each is a connection, which takes tens of kilobytes, and more of them make no API server
+/// faster. A watch counts until it begins.
+const CALLS_AT_ONCE: usize = 64;
 
 /// A client from a kubeconfig, or from the pod's own ServiceAccount.
 pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
@@ -40,7 +46,10 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
             .await
             .context("find the cluster: run in a pod, or name a --kubeconfig")?,
     };
-    Client::try_from(config).context("make a client of the cluster's API")
+    let builder = ClientBuilder::try_from(config).context("make a client of the cluster's API")?;
+    Ok(builder
+        .with_layer(&ConcurrencyLimitLayer::new(CALLS_AT_ONCE))
+        .build())
 }
 
 /// Whether a watch's API server answers; clones share it.

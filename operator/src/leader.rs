@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use kube::Client;
 use kube_lease_manager::LeaseManagerBuilder;
 use tokio_util::sync::CancellationToken;
 
-use crate::settings::CommonArgs;
+use crate::{cache, settings::CommonArgs};
 
 /// Seconds a leader's lease is valid without renewal; a standby takes over after that.
 const LEASE_SECONDS: u64 = 15;
@@ -22,7 +21,6 @@ pub struct Leadership {
 
 /// Waits until this replica leads, or for shutdown (`None`).
 pub async fn wait(
-    client: Client,
     name: &str,
     common: &CommonArgs,
     shutdown: &CancellationToken,
@@ -33,6 +31,8 @@ pub async fn wait(
             task: None,
         }));
     }
+    // A client of its own: however many passes wait for their calls, no renewal waits with them.
+    let client = cache::client(common.kubeconfig.as_deref()).await?;
     let manager = LeaseManagerBuilder::new(client, name)
         .with_namespace(&common.namespace)
         .with_identity(&common.identity)

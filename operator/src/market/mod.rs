@@ -177,8 +177,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         Duration::from_secs(common.mine_deadline),
         operator.chain.clone(),
     );
-    let Some(mut leadership) = leader::wait(client.clone(), "leasehold-market", common, &shutdown).await?
-    else {
+    let Some(mut leadership) = leader::wait("leasehold-market", common, &shutdown).await? else {
         admin.stop().await;
         return Ok(ExitCode::SUCCESS);
     };

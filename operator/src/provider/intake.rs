@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use kube::{Api, ResourceExt as _, api::ObjectMeta, runtime::controller::Action};
 use leasehold_crds::{
     ANNOTATION_ESCROW, FINALIZER_PROVIDER, GpuAllocation, GpuReservation, LABEL_LEASE, LABEL_PROVIDER,
@@ -12,12 +13,13 @@ use leasehold_crds::{
     reservation::GpuReservationSpec,
 };
 use leasehold_planner::{
-    intake::{self, PoolSeen, World},
+    intake::{self, Plan, PoolSeen, World},
     ports::{AcceptanceMessage, Payments as _},
+    supply::PoolSupply,
 };
 use leasehold_telemetry::metrics::Controller;
 
-use super::{MANAGER, Provider};
+use super::{MANAGER, Provider, offer::Supplies};
 use crate::{cache, error::Error, objects};
 
 /// One pass.
@@ -28,7 +30,7 @@ pub(super) async fn reconcile(
     let begun = Instant::now();
     let name = allocation.name_any();
     let cached = || cache::get(&provider.caches.reservations, &name, None);
-    let (turn, reservation) = match cached() {
+    let (mut turn, reservation) = match cached() {
         Some(there) => (None, Some(there)),
         None => {
             let turn = provider.reserving.lock().await;
@@ -37,40 +39,33 @@ pub(super) async fn reconcile(
         }
     };
     let now = provider.now();
-    let pool = cache::get(&provider.caches.pools, &allocation.spec.pool, None).filter(|p| provider.owns(p));
-    let supplies = match &reservation {
-        None => provider.supplies(&provider.reserved().await?, now),
-        Some(_) => super::offer::Supplies::new(),
+    let mut plan = match (&mut turn, &reservation) {
+        (Some(turn), None) => {
+            let (supplies, new) = turn.count(&provider).await?;
+            let plan = provider.decide(&allocation, None, supplies, now);
+            let refuses =
+                allocation.status.as_ref().and_then(|s| s.declined.as_ref()) != plan.status.declined.as_ref();
+            if refuses && !new {
+                // Of what was counted a moment ago some may be free again.
+                turn.forget();
+                provider.decide(&allocation, None, turn.count(&provider).await?.0, now)
+            } else {
+                plan
+            }
+        }
+        (_, reservation) => provider.decide(&allocation, reservation.as_deref(), &Supplies::new(), now),
     };
-    let none = leasehold_planner::supply::PoolSupply::default();
-    let mut world = World {
-        allocation: &allocation,
-        reservation: reservation.as_deref(),
-        pool: pool.as_deref().map(|pool| PoolSeen {
-            pool,
-            supply: supplies.get(&pool.name_any()).unwrap_or(&none),
-            money: provider.payment(pool),
-        }),
-        identity: &provider.identity,
-    };
-    let mut plan = intake::decide(&world, now);
-    let made;
     if let Some(spec) = plan.reserve.take() {
-        if turn.is_some() {
+        if let (Some(turn), None) = (&mut turn, &reservation) {
             // The next question counts it from here on, so that its turn need not wait for the API server.
             provider.made.note(GpuReservation::new(&name, (*spec).clone()));
+            turn.take(&spec);
         }
         drop(turn);
-        made = match provider.reserve(&allocation, world.reservation, *spec).await {
-            Ok(made) => made,
-            Err(error) => {
-                provider.made.told(&name);
-                return Err(error);
-            }
-        };
+        let made = provider.reserve(&allocation, reservation.as_deref(), *spec).await;
+        let made = made.inspect_err(|_| provider.made.told(&name))?;
         // What is reserved is signed at once: a tenant waits.
-        world.reservation = Some(&made);
-        plan = intake::decide(&world, now);
+        plan = provider.decide(&allocation, Some(&made), &Supplies::new(), now);
     } else {
         drop(turn);
     }
@@ -106,6 +101,29 @@ pub(super) fn on_error(object: Arc<GpuAllocation>, error: &Error, provider: Arc<
 }
 
 impl Provider {
+    /// The answer, by what each pool can sell.
+    fn decide(
+        &self,
+        allocation: &GpuAllocation,
+        reservation: Option<&GpuReservation>,
+        supplies: &Supplies,
+        now: Timestamp,
+    ) -> Plan {
+        let pool = cache::get(&self.caches.pools, &allocation.spec.pool, None).filter(|p| self.owns(p));
+        let none = PoolSupply::default();
+        let world = World {
+            allocation,
+            reservation,
+            pool: pool.as_deref().map(|pool| PoolSeen {
+                pool,
+                supply: supplies.get(&pool.name_any()).unwrap_or(&none),
+                money: self.payment(pool),
+            }),
+            identity: &self.identity,
+        };
+        intake::decide(&world, now)
+    }
+
     async fn reserve(
         &self,
         allocation: &GpuAllocation,

@@ -14,7 +14,7 @@ use std::{
     collections::HashMap,
     process::ExitCode,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -69,10 +69,12 @@ pub(crate) struct Provider {
     events: Events,
     metrics: Operator,
     /// Room is given away one question at a time.
-    reserving: tokio::sync::Mutex<()>,
+    reserving: tokio::sync::Mutex<turn::Room>,
     made: Arc<turn::Made>,
     /// What was applied for a reservation, by its digest, so that nothing is written twice.
-    applied: Mutex<HashMap<String, (u64, jiff::Timestamp)>>,
+    applied: Mutex<HashMap<String, (String, jiff::Timestamp)>>,
+    /// Where no pod of a lease may go, and when that was counted.
+    forbidden: Mutex<Option<(Instant, Arc<ranges::Forbidden>)>>,
     changed: Arc<tokio::sync::Notify>,
     /// Since when our own API server has answered whoever asked it about a silent node.
     answers: Mutex<Answers>,
@@ -298,7 +300,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         operator.chain.clone(),
     );
     let lease_name = format!("leasehold-provider-{}", args.provider_name);
-    let Some(mut leadership) = leader::wait(client.clone(), &lease_name, common, &shutdown).await? else {
+    let Some(mut leadership) = leader::wait(&lease_name, common, &shutdown).await? else {
         admin.stop().await;
         return Ok(ExitCode::SUCCESS);
     };
@@ -319,6 +321,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         reserving: tokio::sync::Mutex::default(),
         made,
         applied: Mutex::default(),
+        forbidden: Mutex::default(),
         changed,
         answers: Mutex::default(),
         args: args.clone(),

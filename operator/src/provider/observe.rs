@@ -107,7 +107,7 @@ impl Provider {
         let name = reservation.name_any();
         if !wants_live(reservation) {
             let pods = self.caches.pods.state_filter(|p| {
-                p.namespace().as_deref() == Some(&name)
+                p.metadata.namespace.as_deref() == Some(&name)
                     && p.labels().contains_key(leasehold_crds::LABEL_LEASE)
                     && !results::serves(p)
             });
@@ -144,7 +144,7 @@ impl Provider {
         let services = self
             .caches
             .services
-            .state_filter(|s| s.namespace().as_deref() == Some(&name));
+            .state_filter(|s| s.metadata.namespace.as_deref() == Some(&name));
         let mut running = Running {
             reading,
             namespace,

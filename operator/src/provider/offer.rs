@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -62,9 +62,11 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut told: Option<(GpuOfferSpec, Timestamp)> = None;
     loop {
         heartbeat.beat();
-        let now = provider.now();
+        let (now, begun) = (provider.now(), Instant::now());
         let supplies = provider.supplies(&provider.caches.reservations.state(), now);
         let spec = provider.offer(&supplies);
+        // Pods come and go in bursts: one offer for the burst, and most of the time for something else.
+        let pause = Duration::from_millis(200).max(10 * begun.elapsed());
         // First the sign of life: an offer without one counts for nothing.
         if now.as_second() - renewed.as_second() >= RENEW_SECONDS {
             match provider.renew(now).await {
@@ -94,8 +96,7 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
         }
         provider.report_pools(&supplies, now).await;
         let _ = tokio::time::timeout(REFRESH, provider.changed.notified()).await;
-        // Pods come and go in bursts: one offer for the burst.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -325,7 +326,10 @@ fn holds(reservations: &[Arc<GpuReservation>], pods: &[Arc<Pod>]) -> Vec<Hold> {
             let name = r.name_any();
             let there = there.get(name.as_str());
             let waits = |n: &&String| there.is_none_or(|there| !there.contains(n.as_str()));
-            let nodes = r.spec.nodes.iter().filter(waits).cloned().collect();
+            let nodes: Vec<_> = r.spec.nodes.iter().filter(waits).cloned().collect();
+            if nodes.is_empty() {
+                return None;
+            }
             Some(Hold {
                 shape: Shape::from_wire(&r.spec.allocation.node).ok()?,
                 nodes,

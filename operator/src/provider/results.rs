@@ -302,7 +302,7 @@ impl Provider {
         let pods = self
             .caches
             .pods
-            .state_filter(|p| serves(p) && p.namespace().as_deref() == Some(&name));
+            .state_filter(|p| serves(p) && p.metadata.namespace.as_deref() == Some(&name));
         let spec = &reservation.spec.allocation;
         let ranks = || spec.first_rank..spec.first_rank + spec.nodes;
         let of = |pod: &Pod, rank: i64| pod.labels().get(LABEL_RESULTS) == Some(&rank.to_string());
@@ -373,10 +373,10 @@ impl Provider {
         let there = self
             .caches
             .pods
-            .state_filter(|p| serves(p) && p.namespace().as_deref() == Some(&name))
+            .state_filter(|p| serves(p) && p.metadata.namespace.as_deref() == Some(&name))
             .len();
         let digest = reservation::digest(&(&jobs, &policy, until));
-        if self.is_applied(&name, digest, there >= jobs.len()) {
+        if self.is_applied(&name, &digest, there >= jobs.len()) {
             return Ok(());
         }
         let mut namespace = all.namespace;
@@ -397,7 +397,7 @@ impl Provider {
         for job in &jobs {
             self.make(&name, job).await?;
         }
-        self.note_applied(name, digest);
+        self.note_applied(name, digest, self.now());
         Ok(())
     }
 }

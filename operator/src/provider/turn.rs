@@ -1,5 +1,7 @@
 //! Room is given away one question at a time, by what is reserved: what the cache shows, and what was made here since.
 //!
+//! All of it is counted a few times a second, and what is given away in between taken off: in a burst, to count every pod
+//! for every question would take all the time there is. What was counted a moment ago refuses nobody: it is counted anew.
 //! Listing the reservations anew for every question would cost the API server the square of their number. A second
 //! replica that believes it leads is as far behind as its watch, a moment; the scheduler gives no GPU twice.
 
@@ -10,10 +12,14 @@ use std::{
 };
 
 use kube::{Api, ResourceExt as _};
-use leasehold_crds::GpuReservation;
+use leasehold_crds::{GpuReservation, reservation::GpuReservationSpec};
+use leasehold_planner::request::Shape;
 
-use super::Provider;
-use crate::error::Error;
+use super::{Provider, offer::Supplies};
+use crate::{cache, error::Error};
+
+/// What was counted is good for so long, or for ten times as long as it took to count.
+const GOOD_FOR: Duration = Duration::from_millis(200);
 
 /// What the watch tells nothing of for so long may have come and gone while it was interrupted: the API server is asked.
 const SHOWN_WITHIN: Duration = Duration::from_secs(60);
@@ -50,6 +56,47 @@ impl Made {
     }
 }
 
+/// The room there is, for who has the turn.
+#[derive(Default)]
+pub(super) struct Room(Option<Counted>);
+
+struct Counted {
+    supplies: Supplies,
+    until: Instant,
+}
+
+impl Room {
+    /// What every pool can sell, and whether that was counted just now.
+    pub(super) async fn count(&mut self, provider: &Provider) -> Result<(&Supplies, bool), Error> {
+        let begun = Instant::now();
+        let still = self.0.take().filter(|counted| counted.until > begun);
+        let new = still.is_none();
+        let counted = match still {
+            Some(counted) => counted,
+            None => Counted {
+                supplies: provider.supplies(&provider.reserved().await?, provider.now()),
+                until: begun + GOOD_FOR.max(10 * begun.elapsed()),
+            },
+        };
+        Ok((&self.0.insert(counted).supplies, new))
+    }
+
+    /// The next to have the turn counts anew.
+    pub(super) fn forget(&mut self) {
+        self.0 = None;
+    }
+
+    /// Takes off what is reserved now.
+    pub(super) fn take(&mut self, spec: &GpuReservationSpec) {
+        let counted = self.0.as_mut();
+        let pool = counted.and_then(|c| c.supplies.get_mut(&spec.allocation.pool));
+        match (pool, Shape::from_wire(&spec.allocation.node)) {
+            (Some(pool), Ok(shape)) => pool.take(&spec.nodes, &shape),
+            _ => self.forget(),
+        }
+    }
+}
+
 impl Provider {
     /// Every reservation there is. Who asks has the turn.
     pub(super) async fn reserved(&self) -> Result<Vec<Arc<GpuReservation>>, Error> {
@@ -67,17 +114,15 @@ impl Provider {
         // Made before shown: what passes from the one to the other in between is counted by both, never by neither.
         let made: Vec<_> = self.made.all().values().map(|(_, made)| made.clone()).collect();
         let mut all = self.caches.reservations.state();
-        let shown = |made: &Arc<GpuReservation>| all.iter().any(|r| r.metadata.name == made.metadata.name);
-        let rest: Vec<_> = made.into_iter().filter(|made| !shown(made)).collect();
-        all.extend(rest);
+        let shown =
+            |made: &Arc<GpuReservation>| cache::get(&self.caches.reservations, &made.name_any(), None);
+        all.extend(made.into_iter().filter(|made| shown(made).is_none()));
         Ok(all)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use leasehold_crds::reservation::GpuReservationSpec;
-
     use super::*;
 
     #[test]
