@@ -42,8 +42,8 @@ pub(crate) struct Flags {
     /// How often the GPUs are read.
     #[arg(long, default_value = "10s", value_parser = duration, value_name = "DURATION")]
     period: Duration,
-    /// How often the kubelet is asked who holds GPUs.
-    #[arg(long, default_value = "2s", value_parser = duration, value_name = "DURATION")]
+    /// How often the kubelet is asked who holds GPUs; beside that, whenever a pod comes or goes.
+    #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
     holders_period: Duration,
     /// How long a reading may take before the driver counts as hung.
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]

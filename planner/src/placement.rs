@@ -23,6 +23,7 @@ use crate::{
 #[repr(u8)]
 pub enum Dimension {
     ProviderSilent,
+    ProviderNotAnswering,
     Provider,
     Region,
     Payment,
@@ -44,8 +45,9 @@ pub enum Dimension {
 }
 
 /// Every dimension, in the order of [`Dimension`].
-pub const DIMENSIONS: [Dimension; 19] = [
+pub const DIMENSIONS: [Dimension; 20] = [
     Dimension::ProviderSilent,
+    Dimension::ProviderNotAnswering,
     Dimension::Provider,
     Dimension::Region,
     Dimension::Payment,
@@ -72,6 +74,7 @@ impl Dimension {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ProviderSilent => "providerSilent",
+            Self::ProviderNotAnswering => "providerNotAnswering",
             Self::Provider => "provider",
             Self::Region => "region",
             Self::Payment => "payment",
@@ -130,6 +133,8 @@ pub struct Provider {
     pub controller: Address,
     /// Whether it was heard of lately.
     pub alive: bool,
+    /// Whether it answers what it is asked; see [`crate::lease::Answering`].
+    pub answers: bool,
 }
 
 /// One row of an offer, parsed.
@@ -236,6 +241,7 @@ fn failures(request: &Request, money: Money, provider: &Provider, row: &Candidat
     let any = |list: &[String], value: &str| list.is_empty() || list.iter().any(|x| x == value);
     let checks = [
         (Dimension::ProviderSilent, provider.alive),
+        (Dimension::ProviderNotAnswering, provider.answers),
         (Dimension::Provider, any(&request.providers, &provider.name)),
         (Dimension::Region, any(&request.regions, &provider.region)),
         (Dimension::Payment, row.money == money),
@@ -274,6 +280,10 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
     let list = |l: &[String]| l.join(", ");
     let (wanted, found) = match d {
         Dimension::ProviderSilent => ("a provider heard of in the last minute".into(), "silent".into()),
+        Dimension::ProviderNotAnswering => (
+            "a provider that answers".into(),
+            "let its last questions lapse".into(),
+        ),
         Dimension::Provider => (list(&request.providers), provider.name.clone()),
         Dimension::Region => (list(&request.regions), provider.region.clone()),
         Dimension::Payment => (
@@ -576,6 +586,7 @@ mod tests {
             payee: Address([3; 20]),
             controller: Address([4; 20]),
             alive: true,
+            answers: true,
         }
     }
 
@@ -645,7 +656,7 @@ mod tests {
     #[test]
     fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
         let mut silent = provider("a");
-        silent.alive = false;
+        (silent.alive, silent.answers) = (false, false);
         let providers = [silent];
         let mut wish = request();
         wish.shape.gpus = 8;
@@ -664,6 +675,7 @@ mod tests {
             failed,
             [
                 "providerSilent",
+                "providerNotAnswering",
                 "class",
                 "computeCapability",
                 "gpus",
@@ -672,8 +684,8 @@ mod tests {
                 "price"
             ]
         );
-        assert_eq!(placed.quote.misses[0].failed[2].wanted, "10.0");
-        assert_eq!(placed.quote.counts.len(), 7);
+        assert_eq!(placed.quote.misses[0].failed[3].wanted, "10.0");
+        assert_eq!(placed.quote.counts.len(), 8);
         assert!(
             placed.problem.starts_with("none of 1 offered rows fits"),
             "{}",

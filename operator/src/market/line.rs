@@ -1,8 +1,8 @@
 //! Who is asked when. A provider has only so many questions to answer at a time; a lease that finds it busy waits in line
-//! and is woken, the oldest first, as places come free.
+//! and is woken, the oldest first, as places come free. Who lets questions lapse is passed over for a while.
 //!
-//! The line is this process's own: after a restart every lease gets a pass, and stands in line anew. What is said here
-//! decides nothing but the order; a place that is never given back comes free by itself.
+//! All of it is this process's own: after a restart every lease gets a pass, and stands in line anew. It decides nothing but
+//! whom to ask first; a place that is never given back comes free by itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,7 +13,7 @@ use std::{
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use leasehold_crds::{GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX};
-use leasehold_planner::lease::{OPEN_WITHIN_SECONDS, Plan, UNANSWERED_PER_PROVIDER_MAX, is_answered};
+use leasehold_planner::lease::{Answer, Answering, OPEN_WITHIN_SECONDS, Plan, UNANSWERED_PER_PROVIDER_MAX};
 
 use crate::cache::Wake;
 
@@ -32,6 +32,7 @@ struct Provider {
     taken: HashMap<Place, Instant>,
     /// The oldest first: when it was applied, and which it is.
     waiting: BTreeSet<(Timestamp, Name)>,
+    answering: Answering,
 }
 
 /// What a place is taken by.
@@ -118,8 +119,15 @@ impl Line {
         });
     }
 
+    /// Whether that provider is to be asked.
+    pub(super) fn is_asked(&self, provider: &str, now: Timestamp) -> bool {
+        let providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = providers.get(provider).map(|at| at.answering);
+        record.is_none_or(|answering| answering.is_asked(now))
+    }
+
     /// A question came, changed, or went.
-    pub(super) fn touched(&self, allocation: &GpuAllocation) {
+    pub(super) fn touched(&self, allocation: &GpuAllocation, now: Timestamp) {
         let namespace = allocation.namespace().unwrap_or_default();
         let Some(provider) = namespace.strip_prefix(PROVIDER_NAMESPACE_PREFIX) else {
             return;
@@ -127,10 +135,16 @@ impl Line {
         let place = Place::Question(allocation.name_any());
         self.change(|providers| {
             let at = providers.entry(provider.to_owned()).or_default();
-            if is_answered(allocation) {
-                at.taken.remove(&place);
-            } else {
-                at.taken.entry(place).or_insert_with(Instant::now);
+            match Answer::to(allocation) {
+                Answer::Awaited => {
+                    at.taken.entry(place).or_insert_with(Instant::now);
+                }
+                // Each is counted once: its place is given back once.
+                Answer::There if at.taken.remove(&place).is_some() => at.answering.answered(),
+                Answer::Lapsed if at.taken.remove(&place).is_some() => at.answering.let_lapse(now),
+                Answer::There | Answer::Lapsed | Answer::NotWanted => {
+                    at.taken.remove(&place);
+                }
             }
         });
     }
@@ -145,7 +159,10 @@ impl Line {
         change(&mut providers);
         let now = Instant::now();
         let called: Vec<_> = providers.values_mut().flat_map(|at| at.call(now)).collect();
-        providers.retain(|_, at| !at.taken.is_empty() || !at.waiting.is_empty());
+        providers.retain(|_, at| {
+            let forgotten = at.answering == Answering::default();
+            !at.taken.is_empty() || !at.waiting.is_empty() || !forgotten
+        });
         drop(providers);
         for (namespace, name) in called {
             self.wake.up(&name, Some(&namespace));

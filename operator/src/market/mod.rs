@@ -102,7 +102,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
             move |a| {
                 wake.up(&a.spec.lease.name, Some(&a.spec.lease.namespace));
                 wake_allocation.touched(a);
-                line.touched(a);
+                line.touched(a, SystemClock.now());
             },
         )
     };

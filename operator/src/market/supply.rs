@@ -11,11 +11,12 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     health::speaks,
+    lease::QUEUED,
     placement::{Candidate, Provider},
 };
 use leasehold_telemetry::Heartbeat;
 
-use super::{MANAGER, Market, wake_pending};
+use super::{MANAGER, Market, line::Line, wake_pending};
 use crate::{
     cache::{self, Wake},
     objects,
@@ -74,7 +75,7 @@ impl Supply {
             .clone()
     }
 
-    fn refresh(&self, now: Timestamp) {
+    fn refresh(&self, line: &Line, now: Timestamp) {
         let mut providers = Vec::new();
         let mut candidates = Vec::new();
         let mut objects = self.providers.state();
@@ -95,6 +96,7 @@ impl Supply {
                 payee,
                 controller,
                 alive,
+                answers: line.is_asked(&name, now),
             });
             if let Some(offer) = cache::get(&self.offers, &name, Some(&namespace)) {
                 candidates.extend(
@@ -120,11 +122,15 @@ pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Wake<GpuLea
     loop {
         heartbeat.beat();
         let before = market.supply.snapshot();
-        market.supply.refresh(market.now());
+        market.supply.refresh(&market.line, market.now());
         market.line.tick();
         let after = market.supply.snapshot();
-        if before.candidates != after.candidates || before.providers != after.providers {
-            wake_pending(&market.leases, &wake, |reason| reason == "NoOffer");
+        let others = before.providers != after.providers;
+        if before.candidates != after.candidates || others {
+            // Who stands in line for a provider looks further when that one isn't asked any more.
+            wake_pending(&market.leases, &wake, |reason| {
+                reason == "NoOffer" || others && reason == QUEUED
+            });
             report(&market, &after).await;
         }
         let _ = tokio::time::timeout(REFRESH, changed.0.notified()).await;
@@ -149,6 +155,14 @@ async fn report(market: &Market, snapshot: &Snapshot) {
                 Truth::False,
                 "Silent",
                 "not heard of for a minute: its offers are not considered",
+                generation,
+            )
+        } else if !provider.answers {
+            condition(
+                "Ready",
+                Truth::False,
+                "NotAnswering",
+                "its last questions lapsed unanswered: its offers are not considered for five minutes",
                 generation,
             )
         } else if rows == 0 {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     PROVIDER_NAMESPACE_PREFIX,
-    allocation::{AllocationPhase, GpuAllocation, GpuAllocationSpec, GpuAllocationStatus, LeaseReference},
+    allocation::{AllocationPhase, GpuAllocationSpec, LeaseReference},
     lease::{
         CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Quote, QuotedOffer, Share,
     },
@@ -527,17 +527,6 @@ pub(super) fn busy<'a>(world: &'a World, choices: &[Choice]) -> Option<&'a str> 
         unanswered >= UNANSWERED_PER_PROVIDER_MAX
     };
     choices.iter().map(name).find(full)
-}
-
-/// Whether nothing more is waited for from its provider before the lease goes on: it accepted or declined, or the question
-/// was taken back.
-#[must_use]
-pub fn is_answered(allocation: &GpuAllocation) -> bool {
-    let answer =
-        |s: &GpuAllocationStatus| s.acceptance.is_some() || s.declined.is_some() || s.stopped_at.is_some();
-    allocation.spec.release
-        || allocation.metadata.deletion_timestamp.is_some()
-        || allocation.status.as_ref().is_some_and(answer)
 }
 
 fn total_rate(choices: &[Choice]) -> Option<leasehold_crds::money::Rate> {

@@ -546,6 +546,7 @@ fn unasked() -> World {
         payee: Address([1; 20]),
         controller: Address([2; 20]),
         alive: true,
+        answers: true,
     };
     let row = crate::placement::Candidate {
         provider: 0,

@@ -222,6 +222,7 @@ impl Sim {
                 payee: offer.payee,
                 controller: offer.controller,
                 alive: now - offer.renewed_at <= SILENT_SECONDS,
+                answers: true,
             });
             candidates.extend(
                 offer

@@ -52,6 +52,10 @@ fn question(number: usize, answered: bool) -> GpuAllocation {
     question
 }
 
+fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
 fn open(line: &Line, number: usize) -> usize {
     let unanswered = line.unanswered(&lease(number));
     unanswered.get("p").copied().unwrap_or_default()
@@ -78,10 +82,10 @@ async fn who_waits_is_woken_in_turn_as_answers_come() {
         assert_eq!(open(&line, number), UNANSWERED_PER_PROVIDER_MAX);
         line.begin(&lease(number), &plan(number, true));
     }
-    line.touched(&question(7, false));
+    line.touched(&question(7, false), now());
     assert!(woken(&mut queue).is_empty(), "nothing is answered yet");
 
-    line.touched(&question(7, true));
+    line.touched(&question(7, true), now());
     assert_eq!(woken(&mut queue), ["lease-101"]);
     assert_eq!(
         open(&line, 101),
@@ -97,7 +101,7 @@ async fn who_waits_is_woken_in_turn_as_answers_come() {
     assert!(woken(&mut queue).is_empty());
 
     // The next one was called and does not ask: its place goes on to whoever waits.
-    line.touched(&question(8, true));
+    line.touched(&question(8, true), now());
     assert_eq!(woken(&mut queue), ["lease-102"]);
     line.begin(&lease(103), &plan(103, true));
     let mut gives_up = plan(102, true);
@@ -110,4 +114,29 @@ async fn who_waits_is_woken_in_turn_as_answers_come() {
     line.begin(&lease(104), &plan(104, true));
     line.take_back(&lease(103), &plan(103, false));
     assert_eq!(woken(&mut queue), ["lease-104"]);
+}
+
+#[tokio::test]
+async fn who_lets_questions_lapse_is_passed_over_until_it_answers() {
+    let (wake, _queue) = cache::queue::<GpuLease>();
+    let line = Line::new(wake);
+    let taken_back = |number| {
+        let mut question = question(number, false);
+        question.metadata.creation_timestamp = Some(Time(now() - jiff::SignedDuration::from_secs(50)));
+        question.metadata.deletion_timestamp = Some(Time(now()));
+        question.spec.open_by = now().as_second();
+        question
+    };
+    for number in 0..3 {
+        assert!(line.is_asked("p", now()));
+        line.begin(&lease(number), &plan(number, false));
+        // It is told of more than once while it goes.
+        line.touched(&taken_back(number), now());
+        line.touched(&taken_back(number), now());
+    }
+    assert!(!line.is_asked("p", now()));
+    assert!(line.is_asked("q", now()), "others are");
+    line.begin(&lease(4), &plan(4, false));
+    line.touched(&question(4, true), now());
+    assert!(line.is_asked("p", now()));
 }

@@ -19,10 +19,16 @@ use leasehold_crds::{
     money::TokenAmount,
 };
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, eventually, on_stack, told, within};
-use leasehold_planner::{escrow::salt, ports::Payments as _};
+use leasehold_planner::{
+    escrow::salt,
+    lease::{LAG_SECONDS, OPEN_WITHIN_SECONDS},
+    ports::Payments as _,
+};
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// A lease deleted after its intent to open was stored is let go once no `open` of it can be mined any more.
+const UNOPENED: Duration = Duration::from_secs(OPEN_WITHIN_SECONDS + LAG_SECONDS.unsigned_abs());
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_live_and_end_on_one_control_plane() -> anyhow::Result<()> {
@@ -449,7 +455,7 @@ async fn deleted_in_each_phase(stack: &Stack, tenant: &Tenant<'_>) -> anyhow::Re
             .map(|e| leasehold_planner::escrow::Terms::from_wire(&e.terms));
         tenant.delete(&name).await?;
         tenant
-            .until_gone(&name, LIMIT)
+            .until_gone(&name, UNOPENED + LIMIT)
             .await
             .with_context(|| format!("deleted at {phase:?}"))?;
         if let Some(Ok(terms)) = terms {

@@ -27,6 +27,7 @@ pub(crate) fn run(report: &Report) {
             payee: Address([3; 20]),
             controller: Address([4; 20]),
             alive: i % 17 != 0,
+            answers: i % 19 != 0,
         })
         .collect();
     let rows: Vec<Candidate> = (0..ROWS)
