@@ -297,21 +297,26 @@ impl Market {
             status: plan.status.clone(),
             notes_only: false,
         };
+        let before = world.lease.status.clone().unwrap_or_default();
+        let half_done = plan.half_done(&before);
         let mut finalizers = world.lease.finalizers().to_vec();
         if plan.finalizer == Some(true) && !finalizers.iter().any(|f| f == FINALIZER_MARKET) {
             finalizers.push(FINALIZER_MARKET.into());
             match objects::take_up(&api, world.lease.as_ref(), &finalizers, ANNOTATION_KNOWN).await {
                 Ok(object) => written.object = Arc::new(object),
-                Err(error) => return (written, Err(error)),
+                Err(error) => {
+                    written.status = half_done;
+                    return (written, Err(error));
+                }
             }
         }
-        let before = world.lease.status.clone().unwrap_or_default();
         if plan.notes_first(&before) {
             written.notes_only = true;
             return (written, Ok(()));
         }
         for write in plan.allocations {
             if let Err(error) = self.write_allocation(world, write).await {
+                written.status = half_done;
                 return (written, Err(error));
             }
         }

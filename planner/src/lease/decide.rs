@@ -98,6 +98,16 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// What is reported when not every write to an allocation was done: a lease is not closed before what it asked for was
+    /// taken back, as nobody would do it after that.
+    #[must_use]
+    pub fn half_done(&self, before: &GpuLeaseStatus) -> GpuLeaseStatus {
+        match self.status.phase {
+            Phase::Closed => before.clone(),
+            _ => self.status.clone(),
+        }
+    }
+
     /// The questions that begin with this plan: provider and name of the allocation.
     pub fn questions(&self, before: &GpuLeaseStatus) -> impl Iterator<Item = (&str, &str)> {
         let begins = (before.round, &before.escrow) != (self.status.round, &self.status.escrow);

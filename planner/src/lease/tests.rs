@@ -614,3 +614,22 @@ fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile(
     assert_eq!((plan.status.phase, plan.wake), (Phase::Pending, now()));
     assert!(plan.queued_at.is_none() && find(&plan.status.conditions, "Funded").is_none());
 }
+
+/// A question that could not be taken back would be nobody's once its lease is closed.
+#[test]
+fn a_lease_is_not_closed_before_its_questions_are_taken_back() {
+    let mut world = unasked();
+    let lease = Arc::make_mut(&mut world.lease);
+    let deleted = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    lease.metadata.deletion_timestamp = Some(deleted);
+    world.allocations = self::world(AccountRead::Absent, AllocationPhase::Reserved).allocations;
+    let asked = GpuLeaseStatus {
+        phase: Phase::Matched,
+        round: 1,
+        ..GpuLeaseStatus::default()
+    };
+    lease.status = Some(asked.clone());
+    let plan = decide(&world, &check(&world), now());
+    assert_eq!((plan.status.phase, plan.allocations.len()), (Phase::Closed, 1));
+    assert_eq!(plan.half_done(&asked), asked);
+}

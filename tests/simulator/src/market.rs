@@ -686,6 +686,8 @@ impl Sim {
 }
 
 fn failed(pass: &mut LeasePass, error: ApiError) -> (Stage, u64) {
+    let before = pass.read.status.clone().unwrap_or_default();
+    pass.status = pass.plan.half_done(&before);
     pass.error = Some(error);
     (Stage::Status, 1)
 }
