@@ -72,7 +72,7 @@ pub(crate) struct Provider {
     reserving: tokio::sync::Mutex<turn::Room>,
     made: Arc<turn::Made>,
     /// What was applied for a reservation, by its digest, so that nothing is written twice.
-    applied: Mutex<HashMap<String, (String, jiff::Timestamp)>>,
+    applied: Mutex<HashMap<String, (u64, jiff::Timestamp)>>,
     /// Where no pod of a lease may go, and when that was counted.
     forbidden: Mutex<Option<(Instant, Arc<ranges::Forbidden>)>>,
     changed: Arc<tokio::sync::Notify>,

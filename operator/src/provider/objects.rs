@@ -42,8 +42,6 @@ use super::{ranges::Forbidden, results};
 pub(super) const CONTAINER: &str = "main";
 /// Label with a node's rank in the lease.
 pub(super) const LABEL_RANK: &str = "leasehold.dev/rank";
-/// Label of a workload's pods: the digest of all objects that were applied before it was made.
-pub(super) const LABEL_APPLIED: &str = "leasehold.dev/applied";
 /// Name of the workload, its ServiceAccount, its policies.
 pub(super) const NAME: &str = "lease";
 /// ClusterRole with what `access.subjects` may do; the chart makes it.
@@ -70,23 +68,6 @@ pub(super) struct Objects {
     pub(super) services: Vec<Service>,
     pub(super) set: Option<StatefulSet>,
     pub(super) jobs: Vec<Job>,
-}
-
-impl Objects {
-    /// Lets the pods say what was applied before them: whoever comes after us need not apply it again.
-    pub(super) fn mark(&mut self, digest: &str) {
-        let set = self.set.iter_mut().filter_map(|s| s.spec.as_mut());
-        let jobs = self.jobs.iter_mut().filter_map(|j| j.spec.as_mut());
-        let templates = set.map(|s| &mut s.template).chain(jobs.map(|j| &mut j.template));
-        for template in templates {
-            let labels = template
-                .metadata
-                .get_or_insert_default()
-                .labels
-                .get_or_insert_default();
-            labels.insert(LABEL_APPLIED.into(), digest.into());
-        }
-    }
 }
 
 /// Builds the objects of a reservation, whose pods reach nothing of `forbidden`.

@@ -7,11 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::{
-    apps::v1::StatefulSet,
-    batch::v1::Job,
-    core::v1::{Namespace, Pod},
-};
+use k8s_openapi::api::{apps::v1::StatefulSet, batch::v1::Job, core::v1::Namespace};
 use kube::{
     Api, Resource, ResourceExt as _,
     api::{DeleteParams, PostParams, PropagationPolicy},
@@ -298,58 +294,36 @@ impl Provider {
     async fn run_workload(&self, world: &World<'_>) -> Result<(), Error> {
         let reservation = world.reservation;
         let name = reservation.name_any();
-        let mut objects = build::build(reservation, &self.forbidden());
+        let objects = build::build(reservation, &self.forbidden());
         let digest = digest(&objects);
-        objects.mark(&digest);
         let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
         let there = world
             .running
             .known()
             .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
             || reservation.status.as_ref().is_some_and(|s| s.job.is_some());
-        if self.is_applied(&name, &digest, there) {
-            return Ok(());
-        }
-        if there && !self.knows(&name) && self.pods_say(&name, &digest) >= nodes {
-            // Should its pods go, it is applied at once: nothing of it is under way.
-            self.note_applied(name, digest, jiff::Timestamp::UNIX_EPOCH);
+        if self.is_applied(&name, digest, there) {
             return Ok(());
         }
         if !self.apply_all(reservation, objects).await? {
             return Ok(());
         }
-        self.note_applied(name, digest, self.now());
+        self.note_applied(name, digest);
         Ok(())
     }
 
     /// Whether the same was applied, and nothing of it is missing or it is only a moment ago.
-    pub(super) fn is_applied(&self, name: &str, digest: &str, there: bool) -> bool {
+    pub(super) fn is_applied(&self, name: &str, digest: u64, there: bool) -> bool {
         let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = |at: jiff::Timestamp| self.now().as_second() - at.as_second() < REAPPLY_SECONDS;
         applied
             .get(name)
-            .is_some_and(|(was, at)| was == digest && (there || recent(*at)))
+            .is_some_and(|(was, at)| *was == digest && (there || recent(*at)))
     }
 
-    /// Whether this process has applied anything for it.
-    fn knows(&self, name: &str) -> bool {
-        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        applied.contains_key(name)
-    }
-
-    /// How many pods of the namespace were made after the same was applied, by whomever.
-    fn pods_say(&self, namespace: &str, digest: &str) -> usize {
-        let marked = |p: &Pod| {
-            p.metadata.namespace.as_deref() == Some(namespace)
-                && p.metadata.deletion_timestamp.is_none()
-                && p.labels().get(build::LABEL_APPLIED).is_some_and(|d| d == digest)
-        };
-        self.caches.pods.state_filter(marked).len()
-    }
-
-    pub(super) fn note_applied(&self, name: String, digest: String, at: jiff::Timestamp) {
+    pub(super) fn note_applied(&self, name: String, digest: u64) {
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        applied.insert(name, (digest, at));
+        applied.insert(name, (digest, self.now()));
     }
 
     /// Where a lease's pods may not go, by the cluster's nodes as they were a moment ago.
@@ -583,11 +557,10 @@ const fn phase_reason(phase: AllocationPhase) -> &'static str {
     }
 }
 
-/// Sixteen hexadecimal digits.
-pub(super) fn digest(objects: &impl Serialize) -> String {
+pub(super) fn digest(objects: &impl Serialize) -> u64 {
     let mut hasher = DefaultHasher::new();
     serde_json::to_string(objects)
         .unwrap_or_default()
         .hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+    hasher.finish()
 }

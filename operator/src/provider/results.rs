@@ -376,7 +376,7 @@ impl Provider {
             .state_filter(|p| serves(p) && p.metadata.namespace.as_deref() == Some(&name))
             .len();
         let digest = reservation::digest(&(&jobs, &policy, until));
-        if self.is_applied(&name, &digest, there >= jobs.len()) {
+        if self.is_applied(&name, digest, there >= jobs.len()) {
             return Ok(());
         }
         let mut namespace = all.namespace;
@@ -397,7 +397,7 @@ impl Provider {
         for job in &jobs {
             self.make(&name, job).await?;
         }
-        self.note_applied(name, digest, self.now());
+        self.note_applied(name, digest);
         Ok(())
     }
 }

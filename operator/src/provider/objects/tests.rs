@@ -168,17 +168,3 @@ fn the_quota_holds_no_more_than_was_leased() {
     assert_eq!(quota[&format!("requests.{GPU_RESOURCE}")].0, "6");
     assert_eq!(quota["secrets"].0, "0");
 }
-
-#[test]
-fn pods_tell_what_was_applied_before_them_and_are_selected_without_it() {
-    let mut objects = made(service(), Hosting::default());
-    objects.mark("0123456789abcdef");
-    let set = objects.set.unwrap().spec.unwrap();
-    let labels = set.template.metadata.unwrap().labels.unwrap();
-    assert_eq!(
-        labels.get(LABEL_APPLIED).map(String::as_str),
-        Some("0123456789abcdef")
-    );
-    let selected = set.selector.match_labels.unwrap();
-    assert!(!selected.contains_key(LABEL_APPLIED) && selected.iter().all(|(k, v)| labels.get(k) == Some(v)));
-}
