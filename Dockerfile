@@ -8,9 +8,11 @@ FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*
 WORKDIR /leasehold
 COPY . .
+# One after the other: together, each would carry what the other asks of the crates they share.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/leasehold/target \
-    cargo build --release --locked -p leasehold-operator -p leasehold-agent \
-    && mkdir /out && cp target/release/leasehold-operator target/release/leasehold-agent /out/
+    cargo build --locked --release -p leasehold-operator \
+    && cargo build --locked --profile small -p leasehold-agent \
+    && mkdir /out && cp target/release/leasehold-operator target/small/leasehold-agent /out/
 
 # The C library, libgcc and certificates, and nothing to run but the one program. The agent must stay dynamically
 # linked: it opens the driver's library when it runs.

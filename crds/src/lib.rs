@@ -49,6 +49,9 @@ pub const LABEL_LEASE_UID: &str = "leasehold.dev/lease-uid";
 pub const ANNOTATION_ESCROW: &str = "leasehold.dev/escrow-id";
 /// Annotation of a lease's namespace at its provider: until when what its job left behind is kept, RFC 3339.
 pub const ANNOTATION_RESULTS_UNTIL: &str = "leasehold.dev/results-until";
+/// Annotation of a lease's namespace at its provider: a digest of the objects that are applied for it, there when all of
+/// them are.
+pub const ANNOTATION_APPLIED: &str = "leasehold.dev/applied";
 /// Annotation with which the market's operator marks a lease that it has taken up, so that it seeks what an earlier
 /// life left when finalizer and status are gone.
 pub const ANNOTATION_KNOWN: &str = "leasehold.dev/known";

@@ -2,7 +2,7 @@
 //! over what was touched.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     fmt::Debug,
     path::Path,
     pin::pin,
@@ -84,6 +84,26 @@ pub fn watch<K>(
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
+    follow(api, config, reach, trim, move |object, _| touched(object))
+}
+
+/// Whether an object is there after what happened to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Now {
+    There,
+    Gone,
+}
+
+fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    reach: Reach,
+    trim: fn(&mut K),
+    seen: impl Fn(&K, Now) + Send + 'static,
+) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
     let (store, writer) = reflector::store::<K>();
     let reader = store.clone();
     tokio::spawn(async move {
@@ -97,16 +117,20 @@ where
         let mut events = pin!(events);
         while let Some(event) = events.next().await {
             match event {
-                Ok(watcher::Event::Apply(object) | watcher::Event::Delete(object)) => {
+                Ok(watcher::Event::Apply(object)) => {
                     reach.set(None);
-                    touched(&object);
+                    seen(&object, Now::There);
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    reach.set(None);
+                    seen(&object, Now::Gone);
                 }
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => reach.set(None),
                 // A list is in the store once it is whole: who looked before would see what was there before.
                 Ok(watcher::Event::InitDone) => {
                     reach.set(None);
                     for object in reader.state() {
-                        touched(&object);
+                        seen(&object, Now::There);
                     }
                 }
                 Err(error) => {
@@ -117,6 +141,74 @@ where
         }
     });
     store
+}
+
+/// A store whose objects are found by namespace, too. To look for one namespace's in a store takes as long as to look at
+/// all of them.
+pub struct ByNamespace<K: Resource<DynamicType = ()> + 'static> {
+    all: Store<K>,
+    names: Arc<Names>,
+}
+
+/// Names of the objects in each namespace. One that went while the watch was interrupted is still named.
+#[derive(Default)]
+struct Names(Mutex<HashMap<String, BTreeSet<String>>>);
+
+impl Names {
+    fn note<K: Resource<DynamicType = ()>>(&self, object: &K, now: Now) {
+        let Some(namespace) = object.namespace() else {
+            return;
+        };
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match now {
+            Now::There => {
+                names.entry(namespace).or_default().insert(object.name_any());
+            }
+            Now::Gone => {
+                if let Some(there) = names.get_mut(&namespace) {
+                    there.remove(&object.name_any());
+                    if there.is_empty() {
+                        names.remove(&namespace);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static>
+    ByNamespace<K>
+{
+    /// [`watch`] into such a store.
+    pub fn watch(
+        api: Api<K>,
+        config: watcher::Config,
+        reach: Reach,
+        trim: fn(&mut K),
+        touched: impl Fn(&K) + Send + 'static,
+    ) -> Self {
+        let names = Arc::new(Names::default());
+        let noted = names.clone();
+        let all = follow(api, config, reach, trim, move |object, now| {
+            noted.note(object, now);
+            touched(object);
+        });
+        Self { all, names }
+    }
+
+    /// Those of a namespace, by name.
+    pub fn of(&self, namespace: &str) -> Vec<Arc<K>> {
+        let names = self.names.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = names.get(namespace).into_iter().flatten();
+        names
+            .filter_map(|name| get(&self.all, name, Some(namespace)))
+            .collect()
+    }
+
+    /// All of them, wherever they are.
+    pub const fn all(&self) -> &Store<K> {
+        &self.all
+    }
 }
 
 /// Keeps an object as it is.

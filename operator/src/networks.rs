@@ -36,7 +36,7 @@ pub(crate) async fn run(look: Look, heartbeat: Heartbeat) {
             if network.status.as_ref() != Some(&status)
                 && let Err(error) = objects::apply_status(&api, network.as_ref(), look.manager, &status).await
             {
-                tracing::debug!(network = network.name_any(), %error, "the network's status was not written");
+                error.log("PaymentNetwork", &network.name_any());
             }
         }
         tokio::time::sleep(PERIOD).await;

@@ -53,6 +53,9 @@ pub const PRODUCT: &[&str] = &["operator", "agent"];
 /// The images that tests and the demo run beside them: a device plugin for simulated GPUs, and a job for them.
 pub const TESTS: &[&str] = &["gpu-plugin", "gpu-job"];
 
+/// The agent's package and binary.
+const AGENT: &str = "leasehold-agent";
+
 const RECIPES: &[Recipe] = &[
     Recipe {
         name: "operator",
@@ -67,7 +70,7 @@ const RECIPES: &[Recipe] = &[
     },
     Recipe {
         name: "agent",
-        binaries: &[("leasehold-agent", "leasehold-agent", "usr/bin/leasehold-agent")],
+        binaries: &[(AGENT, AGENT, "usr/bin/leasehold-agent")],
         // The kubelet's pod-resources socket is root's.
         user: "0:0",
         entrypoint: &["/usr/bin/leasehold-agent"],
@@ -178,7 +181,10 @@ fn compile(recipes: &[&Recipe], profile: Profile) -> Result<Vec<PathBuf>> {
         Profile::Dev => cargo(&packages, &[]),
         // Together, each would carry what the others ask of the crates they share: the agent an HTTP client.
         Profile::Release => {
-            let built = packages.iter().map(|package| cargo(&[package], &["--release"]));
+            let profile = |package: &str| if package == AGENT { "small" } else { "release" };
+            let built = packages
+                .iter()
+                .map(|package| cargo(&[package], &["--profile", profile(package)]));
             Ok(built.collect::<Result<Vec<_>>>()?.concat())
         }
     }

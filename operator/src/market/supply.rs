@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease as Liveness;
+use k8s_openapi::{api::coordination::v1::Lease as Liveness, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{Api, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     GpuLease, GpuOffer, GpuProvider, PROVIDER_NAMESPACE_PREFIX,
@@ -42,6 +42,19 @@ pub(super) struct Snapshot {
     pub(super) candidates: Arc<[Candidate]>,
 }
 
+/// What a new reading of all offers changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct News {
+    providers: bool,
+    candidates: bool,
+}
+
+impl News {
+    const fn any(self) -> bool {
+        self.providers || self.candidates
+    }
+}
+
 /// The offers, and their newest snapshot.
 pub(super) struct Supply {
     offers: Store<GpuOffer>,
@@ -75,7 +88,8 @@ impl Supply {
             .clone()
     }
 
-    fn refresh(&self, line: &Line, now: Timestamp) {
+    /// Reads all offers anew, and tells what that changed.
+    fn refresh(&self, line: &Line, now: Timestamp) -> News {
         let mut providers = Vec::new();
         let mut candidates = Vec::new();
         let mut objects = self.providers.state();
@@ -113,76 +127,74 @@ impl Supply {
             providers: providers.into(),
             candidates: candidates.into(),
         };
-        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = next;
+        let mut snapshot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
+        let news = News {
+            providers: snapshot.providers != next.providers,
+            candidates: snapshot.candidates != next.candidates,
+        };
+        *snapshot = next;
+        news
+    }
+
+    /// Tells each provider how the market sees it, where it was told otherwise before: also what could not be written
+    /// the last time.
+    async fn report(&self, api: &Api<GpuProvider>, now: Timestamp) {
+        let snapshot = self.snapshot();
+        let mut rows = vec![0; snapshot.providers.len()];
+        for candidate in snapshot.candidates.iter() {
+            rows[candidate.provider] += 1;
+        }
+        for (provider, rows) in snapshot.providers.iter().zip(rows) {
+            let Some(object) = cache::get(&self.providers, &provider.name, None) else {
+                continue;
+            };
+            let generation = object.metadata.generation.unwrap_or_default();
+            let mut status = object.status.clone().unwrap_or_default();
+            status.observed_generation = generation;
+            set(&mut status.conditions, ready(provider, rows, generation), now);
+            if object.status.as_ref() != Some(&status)
+                && let Err(error) = objects::apply_status(api, object.as_ref(), MANAGER, &status).await
+            {
+                error.log("GpuProvider", &provider.name);
+            }
+        }
     }
 }
 
 /// Keeps the snapshot fresh, wakes pending leases when it changed, tells providers how the market sees them.
 pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Wake<GpuLease>, heartbeat: Heartbeat) {
+    let api = Api::<GpuProvider>::all(market.client.clone());
     loop {
         heartbeat.beat();
-        let before = market.supply.snapshot();
-        market.supply.refresh(&market.line, market.now());
+        let news = market.supply.refresh(&market.line, market.now());
         market.line.tick();
-        let after = market.supply.snapshot();
-        let others = before.providers != after.providers;
-        if before.candidates != after.candidates || others {
+        if news.any() {
             // Who stands in line for a provider looks further when that one isn't asked any more.
             wake_pending(&market.leases, &wake, |reason| {
-                reason == "NoOffer" || others && reason == QUEUED
+                reason == "NoOffer" || news.providers && reason == QUEUED
             });
-            report(&market, &after).await;
         }
+        market.supply.report(&api, market.now()).await;
         let _ = tokio::time::timeout(REFRESH, changed.0.notified()).await;
     }
 }
 
-async fn report(market: &Market, snapshot: &Snapshot) {
-    let api = Api::<GpuProvider>::all(market.client.clone());
-    for provider in snapshot.providers.iter() {
-        let Some(object) = cache::get(&market.supply.providers, &provider.name, None) else {
-            continue;
-        };
-        let generation = object.metadata.generation.unwrap_or_default();
-        let rows = snapshot
-            .candidates
-            .iter()
-            .filter(|c| snapshot.providers[c.provider].name == provider.name)
-            .count();
-        let next = if !provider.alive {
-            condition(
-                "Ready",
-                Truth::False,
-                "Silent",
-                "not heard of for a minute: its offers are not considered",
-                generation,
-            )
-        } else if !provider.answers {
-            condition(
-                "Ready",
-                Truth::False,
-                "NotAnswering",
-                "its last questions lapsed unanswered: its offers are not considered for five minutes",
-                generation,
-            )
-        } else if rows == 0 {
-            condition(
-                "Ready",
-                Truth::False,
-                "NothingOffered",
-                "it is heard of, and offers nothing now",
-                generation,
-            )
-        } else {
-            condition("Ready", Truth::True, "Offering", String::new(), generation)
-        };
-        let mut status = object.status.clone().unwrap_or_default();
-        status.observed_generation = generation;
-        set(&mut status.conditions, next, market.now());
-        if object.status.as_ref() != Some(&status)
-            && let Err(error) = objects::apply_status(&api, object.as_ref(), MANAGER, &status).await
-        {
-            tracing::debug!(provider = provider.name, %error, "the provider's status was not written");
-        }
-    }
+/// How the market sees a provider that offers so many rows.
+fn ready(provider: &Provider, rows: usize, generation: i64) -> Condition {
+    let (truth, reason, message) = if !provider.alive {
+        let message = "not heard of for a minute: its offers are not considered";
+        (Truth::False, "Silent", message)
+    } else if !provider.answers {
+        let message = "its last questions lapsed unanswered: its offers are not considered for five minutes";
+        (Truth::False, "NotAnswering", message)
+    } else if rows == 0 {
+        let message = "it is heard of, and offers nothing now";
+        (Truth::False, "NothingOffered", message)
+    } else {
+        (Truth::True, "Offering", "")
+    };
+    condition("Ready", truth, reason, message, generation)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! The provider role: GPUs offered, shares reserved, paid work run and stopped by the one stop rule.
 
+mod applied;
 mod intake;
 mod objects;
 mod observe;
@@ -11,7 +12,6 @@ mod sweep;
 mod turn;
 
 use std::{
-    collections::HashMap,
     process::ExitCode,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -42,7 +42,7 @@ use leasehold_telemetry::{
 };
 
 use crate::{
-    cache::{self, Reach},
+    cache::{self, ByNamespace, Reach},
     leader,
     market::log_result,
     networks,
@@ -71,8 +71,7 @@ pub(crate) struct Provider {
     /// Room is given away one question at a time.
     reserving: tokio::sync::Mutex<turn::Room>,
     made: Arc<turn::Made>,
-    /// What was applied for a reservation, by its digest, so that nothing is written twice.
-    applied: Mutex<HashMap<String, (u64, jiff::Timestamp)>>,
+    applied: applied::Applied,
     /// Where no pod of a lease may go, and when that was counted.
     forbidden: Mutex<Option<(Instant, Arc<ranges::Forbidden>)>>,
     changed: Arc<tokio::sync::Notify>,
@@ -85,9 +84,9 @@ pub(crate) struct Caches {
     pools: Store<GpuPool>,
     gpu_nodes: Store<GpuNode>,
     nodes: Store<Node>,
-    pods: Store<Pod>,
+    pods: ByNamespace<Pod>,
     namespaces: Store<Namespace>,
-    services: Store<Service>,
+    services: ByNamespace<Service>,
     agents: Store<Liveness>,
     reservations: Store<GpuReservation>,
     networks: Store<PaymentNetwork>,
@@ -185,7 +184,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         },
         pods: {
             let (n, wake) = (notify(), wake_reservation.clone());
-            cache::watch(
+            ByNamespace::watch(
                 Api::all(client.clone()),
                 config(),
                 own.clone(),
@@ -212,7 +211,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         },
         services: {
             let wake = wake_reservation.clone();
-            cache::watch(
+            ByNamespace::watch(
                 Api::all(client.clone()),
                 labelled(LABEL_PROVIDER),
                 own.clone(),
@@ -277,9 +276,9 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
             caches.pools.wait_until_ready(),
             caches.gpu_nodes.wait_until_ready(),
             caches.nodes.wait_until_ready(),
-            caches.pods.wait_until_ready(),
+            caches.pods.all().wait_until_ready(),
             caches.namespaces.wait_until_ready(),
-            caches.services.wait_until_ready(),
+            caches.services.all().wait_until_ready(),
             caches.agents.wait_until_ready(),
             caches.reservations.wait_until_ready(),
             caches.networks.wait_until_ready(),
@@ -320,7 +319,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         metrics: operator.clone(),
         reserving: tokio::sync::Mutex::default(),
         made,
-        applied: Mutex::default(),
+        applied: applied::Applied::default(),
         forbidden: Mutex::default(),
         changed,
         answers: Mutex::default(),

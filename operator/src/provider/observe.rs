@@ -106,11 +106,8 @@ impl Provider {
     ) -> Result<(Vec<std::sync::Arc<Pod>>, bool, Reading), kube::Error> {
         let name = reservation.name_any();
         if !wants_live(reservation) {
-            let pods = self.caches.pods.state_filter(|p| {
-                p.metadata.namespace.as_deref() == Some(&name)
-                    && p.labels().contains_key(leasehold_crds::LABEL_LEASE)
-                    && !results::serves(p)
-            });
+            let mut pods = self.caches.pods.of(&name);
+            pods.retain(|p| p.labels().contains_key(leasehold_crds::LABEL_LEASE) && !results::serves(p));
             let namespace = cache::get(&self.caches.namespaces, &name, None).is_some();
             return Ok((pods, namespace, Reading::Cached));
         }
@@ -141,10 +138,7 @@ impl Provider {
             Err(error) => return Observed::Unknown(format!("what runs can't be read: {error}")),
         };
         let succeeded = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded");
-        let services = self
-            .caches
-            .services
-            .state_filter(|s| s.metadata.namespace.as_deref() == Some(&name));
+        let services = self.caches.services.of(&name);
         let mut running = Running {
             reading,
             namespace,

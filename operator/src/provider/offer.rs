@@ -103,7 +103,7 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
 impl Provider {
     /// What each pool can sell, by these reservations.
     pub(super) fn supplies(&self, reservations: &[Arc<GpuReservation>], now: Timestamp) -> Supplies {
-        let pods = self.caches.pods.state();
+        let pods = self.caches.pods.all().state();
         let nodes = self.nodes(&pods, now);
         let holds = holds(reservations, &pods);
         let mut pools = self.caches.pools.state();
@@ -279,9 +279,7 @@ impl Provider {
             }
             match objects::apply_status(&api, pool.as_ref(), MANAGER, &status).await {
                 Ok(_) => self.tell_not_sold(pool.status.as_ref(), &status.not_sold).await,
-                Err(error) => {
-                    tracing::debug!(pool = pool.name_any(), %error, "the pool's status was not written");
-                }
+                Err(error) => error.log("GpuPool", &pool.name_any()),
             }
         }
     }

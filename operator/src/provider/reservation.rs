@@ -1,8 +1,6 @@
 //! One pass over a reservation: gather, decide, apply, report. It needs neither the market nor its objects.
 
 use std::{
-    collections::hash_map::DefaultHasher,
-    hash::{Hash as _, Hasher as _},
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -16,8 +14,8 @@ use kube::{
 };
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
-    FINALIZER_PROVIDER, GpuReservation, PaymentNetwork, allocation::AllocationPhase, duration,
-    escrow::EscrowTerms, reservation::GpuReservationStatus,
+    ANNOTATION_APPLIED, FINALIZER_PROVIDER, GpuReservation, PaymentNetwork, allocation::AllocationPhase,
+    duration, escrow::EscrowTerms, reservation::GpuReservationStatus,
 };
 use leasehold_planner::{
     escrow::{AccountRead, Terms},
@@ -30,13 +28,12 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     MANAGER, Provider,
+    applied::Digest,
     objects::{self as build, Objects},
     ranges::{self, Forbidden},
 };
 use crate::{cache, error::Error, objects, payments};
 
-/// Objects that somebody deleted are made again after this long without pods.
-const REAPPLY_SECONDS: i64 = 30;
 /// A node that joins is one that pods can't reach at most so much later: to ask all nodes on each pass would take longer
 /// than the pass.
 const FORBIDDEN_FOR: Duration = Duration::from_secs(5);
@@ -295,35 +292,32 @@ impl Provider {
         let reservation = world.reservation;
         let name = reservation.name_any();
         let objects = build::build(reservation, &self.forbidden());
-        let digest = digest(&objects);
+        let digest = Digest::of(&objects);
         let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
         let there = world
             .running
             .known()
             .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
             || reservation.status.as_ref().is_some_and(|s| s.job.is_some());
-        if self.is_applied(&name, digest, there) {
+        let namespace = cache::get(&self.caches.namespaces, &name, None);
+        let mark = namespace
+            .as_ref()
+            .and_then(|n| n.annotations().get(ANNOTATION_APPLIED));
+        let mark = mark.map(String::as_str);
+        if self.applied.is(&name, digest, there, mark, self.now()) {
             return Ok(());
         }
+        self.applied.begin(&name);
+        let mut namespace = objects.namespace.clone();
         if !self.apply_all(reservation, objects).await? {
             return Ok(());
         }
-        self.note_applied(name, digest);
+        namespace
+            .annotations_mut()
+            .insert(ANNOTATION_APPLIED.to_owned(), digest.mark());
+        objects::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
+        self.applied.done(&name, digest, self.now());
         Ok(())
-    }
-
-    /// Whether the same was applied, and nothing of it is missing or it is only a moment ago.
-    pub(super) fn is_applied(&self, name: &str, digest: u64, there: bool) -> bool {
-        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        let recent = |at: jiff::Timestamp| self.now().as_second() - at.as_second() < REAPPLY_SECONDS;
-        applied
-            .get(name)
-            .is_some_and(|(was, at)| *was == digest && (there || recent(*at)))
-    }
-
-    pub(super) fn note_applied(&self, name: String, digest: u64) {
-        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        applied.insert(name, (digest, self.now()));
     }
 
     /// Where a lease's pods may not go, by the cluster's nodes as they were a moment ago.
@@ -443,10 +437,7 @@ impl Provider {
     /// No pods; namespace and volumes stay.
     async fn halt(&self, reservation: &GpuReservation) -> Result<(), Error> {
         let name = &reservation.name_any();
-        self.applied
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
+        self.applied.forget(name);
         let params = DeleteParams {
             propagation_policy: Some(PropagationPolicy::Background),
             ..DeleteParams::default()
@@ -463,10 +454,7 @@ impl Provider {
 
     /// Nothing left of it: the namespace goes with all it holds.
     async fn remove(&self, name: &str) -> Result<(), Error> {
-        self.applied
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
+        self.applied.forget(name);
         if cache::get(&self.caches.namespaces, name, None)
             .is_some_and(|n| n.metadata.deletion_timestamp.is_some())
         {
@@ -555,12 +543,4 @@ const fn phase_reason(phase: AllocationPhase) -> &'static str {
         AllocationPhase::Stopping => "Stopping",
         AllocationPhase::Stopped => "Stopped",
     }
-}
-
-pub(super) fn digest(objects: &impl Serialize) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    serde_json::to_string(objects)
-        .unwrap_or_default()
-        .hash(&mut hasher);
-    hasher.finish()
 }

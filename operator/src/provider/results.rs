@@ -29,8 +29,9 @@ use leasehold_planner::{reservation::ResultsSeen, results::Kept};
 
 use super::{
     MANAGER, Provider,
+    applied::Digest,
     objects::{self as build, FS_GROUP, NAME},
-    observe, reservation,
+    observe,
 };
 use crate::{cache, error::Error, objects};
 
@@ -299,10 +300,8 @@ impl Provider {
             return ResultsSeen::default();
         }
         let name = reservation.name_any();
-        let pods = self
-            .caches
-            .pods
-            .state_filter(|p| serves(p) && p.metadata.namespace.as_deref() == Some(&name));
+        let mut pods = self.caches.pods.of(&name);
+        pods.retain(|p| serves(p));
         let spec = &reservation.spec.allocation;
         let ranks = || spec.first_rank..spec.first_rank + spec.nodes;
         let of = |pod: &Pod, rank: i64| pod.labels().get(LABEL_RESULTS) == Some(&rank.to_string());
@@ -370,15 +369,15 @@ impl Provider {
         let all = build::build(reservation, &self.forbidden());
         let jobs = jobs(reservation, &self.args.image);
         let policy = policy(reservation);
-        let there = self
-            .caches
-            .pods
-            .state_filter(|p| serves(p) && p.metadata.namespace.as_deref() == Some(&name))
-            .len();
-        let digest = reservation::digest(&(&jobs, &policy, until));
-        if self.is_applied(&name, digest, there >= jobs.len()) {
+        let there = self.caches.pods.of(&name).iter().filter(|p| serves(p)).count();
+        let digest = Digest::of(&(&jobs, &policy, until));
+        if self
+            .applied
+            .is(&name, digest, there >= jobs.len(), None, self.now())
+        {
             return Ok(());
         }
+        self.applied.begin(&name);
         let mut namespace = all.namespace;
         let until = until.and_then(|s| jiff::Timestamp::from_second(s).ok());
         namespace
@@ -397,7 +396,7 @@ impl Provider {
         for job in &jobs {
             self.make(&name, job).await?;
         }
-        self.note_applied(name, digest);
+        self.applied.done(&name, digest, self.now());
         Ok(())
     }
 }

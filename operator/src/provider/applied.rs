@@ -1,0 +1,126 @@
+//! What was applied for each reservation, so that nothing is written twice: in this process's memory, and on the lease's
+//! namespace for the process that comes after it.
+//!
+//! The mark on the namespace is written when all else is, and goes when something else begins to be applied, for then
+//! the namespace is applied first, without one. Memory has the last word: a cached namespace may show an old mark.
+
+use std::{
+    collections::{HashMap, hash_map::DefaultHasher},
+    hash::{Hash as _, Hasher as _},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// Objects that somebody deleted are made again after this long without pods.
+const REAPPLY_SECONDS: i64 = 30;
+
+/// What stands for a reservation's objects: the same objects make the same digest in every process of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Digest(u64);
+
+impl Digest {
+    pub(super) fn of(objects: &impl Serialize) -> Self {
+        let mut hasher = DefaultHasher::new();
+        serde_json::to_string(objects)
+            .unwrap_or_default()
+            .hash(&mut hasher);
+        Self(hasher.finish())
+    }
+
+    /// As it is written on a namespace.
+    pub(super) fn mark(self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// What this process knows, by the reservation's name.
+#[derive(Debug, Default)]
+pub(super) struct Applied(Mutex<HashMap<String, State>>);
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Some of it may be written.
+    Begun,
+    Done(Digest, Timestamp),
+}
+
+impl Applied {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, State>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is applied, and its pods are `there` or it is only a moment ago. `mark` is the namespace's.
+    pub(super) fn is(
+        &self,
+        name: &str,
+        digest: Digest,
+        there: bool,
+        mark: Option<&str>,
+        now: Timestamp,
+    ) -> bool {
+        match self.all().get(name) {
+            Some(State::Begun) => false,
+            Some(State::Done(was, at)) => {
+                *was == digest && (there || now.as_second() - at.as_second() < REAPPLY_SECONDS)
+            }
+            None => there && mark == Some(digest.mark().as_str()),
+        }
+    }
+
+    /// It begins to be written.
+    pub(super) fn begin(&self, name: &str) {
+        self.all().insert(name.to_owned(), State::Begun);
+    }
+
+    /// All of it is written.
+    pub(super) fn done(&self, name: &str, digest: Digest, now: Timestamp) {
+        self.all().insert(name.to_owned(), State::Done(digest, now));
+    }
+
+    /// It is gone, or goes.
+    pub(super) fn forget(&self, name: &str) {
+        self.all().remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn what_is_done_is_not_done_again_while_its_pods_are_there() {
+        let (applied, one, other) = (Applied::default(), Digest::of(&"one"), Digest::of(&"other"));
+        assert!(!applied.is("a", one, true, None, at(0)));
+        applied.begin("a");
+        assert!(!applied.is("a", one, true, None, at(0)));
+        applied.done("a", one, at(0));
+        assert!(applied.is("a", one, true, None, at(1_000_000)));
+        assert!(!applied.is("a", other, true, None, at(0)));
+        // Pods take a moment to come; after that somebody deleted what makes them.
+        assert!(applied.is("a", one, false, None, at(29)));
+        assert!(!applied.is("a", one, false, None, at(30)));
+        applied.forget("a");
+        assert!(!applied.is("a", one, true, None, at(0)));
+    }
+
+    #[test]
+    fn a_process_trusts_the_mark_of_the_one_before_it_and_its_own_memory_more() {
+        let (applied, one, other) = (Applied::default(), Digest::of(&"one"), Digest::of(&"other"));
+        let mark = one.mark();
+        assert!(applied.is("a", one, true, Some(&mark), at(0)));
+        assert!(!applied.is("a", other, true, Some(&mark), at(0)));
+        // Without pods something may be missing.
+        assert!(!applied.is("a", one, false, Some(&mark), at(0)));
+        // Another reading began to be applied, and failed half way; the cache still shows the mark of before.
+        applied.begin("a");
+        assert!(!applied.is("a", one, true, Some(&mark), at(0)));
+        applied.done("a", other, at(0));
+        assert!(!applied.is("a", one, true, Some(&mark), at(0)));
+    }
+}
