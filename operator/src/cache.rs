@@ -32,6 +32,9 @@ use tower::limit::ConcurrencyLimitLayer;
 /// faster. A watch counts until it begins.
 const CALLS_AT_ONCE: usize = 64;
 
+/// The whole object once more, as `kubectl apply` keeps it; nobody here reads it.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
 /// A client from a kubeconfig, or from the pod's own ServiceAccount.
 pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     let config = match kubeconfig {
@@ -111,6 +114,7 @@ where
             .default_backoff()
             .modify(move |object| {
                 object.managed_fields_mut().clear();
+                object.annotations_mut().remove(LAST_APPLIED);
                 trim(object);
             })
             .reflect(writer);

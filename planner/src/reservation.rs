@@ -490,8 +490,9 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
         );
     }
     let Some(account) = present(&world.account) else {
-        // Unpaid yet, or the chain can't be read: what runs runs on, nothing new begins.
-        plan.wake = plan.wake.min(later(now, 2));
+        // Unpaid yet, which a new block tells sooner; or the chain can't be read: what runs runs on, nothing new begins.
+        let unpaid = plan.status.phase == AllocationPhase::Reserved;
+        plan.wake = plan.wake.min(later(now, if unpaid { 5 } else { 2 }));
         return;
     };
     let provisioned = !matches!(plan.status.phase, AllocationPhase::Reserved);
@@ -525,7 +526,7 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
                     "the payment is not yet in a block of the level this provider's PaymentNetwork asks for"
                         .into(),
                 );
-                plan.wake = plan.wake.min(later(now, 2));
+                plan.wake = plan.wake.min(later(now, 5));
                 return;
             }
         }

@@ -1,6 +1,7 @@
 //! The provider role: GPUs offered, shares reserved, paid work run and stopped by the one stop rule.
 
 mod applied;
+mod blocks;
 mod intake;
 mod objects;
 mod observe;
@@ -329,6 +330,11 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
     loops.spawn(offer::run(
         provider.clone(),
         health.heartbeat("offer", Duration::from_secs(120)),
+    ));
+    loops.spawn(blocks::run(
+        provider.clone(),
+        wake_reservation.clone(),
+        health.heartbeat("blocks", Duration::from_secs(120)),
     ));
     if args.market_kubeconfig.is_some() {
         loops.spawn(networks::run(

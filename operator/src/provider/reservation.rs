@@ -71,18 +71,10 @@ pub(super) async fn reconcile(
         error.log("GpuReservation", &reservation.name_any());
     }
     reported?;
-    let wake = objects::until(wake, provider.now()).min(fast(&plan));
+    let wake = objects::until(wake, provider.now());
     Ok(Action::requeue(
         outcome.err().map_or(wake, |e| wake.min(e.retry_after())),
     ))
-}
-
-/// What waits for a block is looked at within a second: a tenant waits with it.
-const fn fast(plan: &Plan) -> Duration {
-    match plan.status.phase {
-        AllocationPhase::Requested | AllocationPhase::Reserved => Duration::from_millis(500),
-        _ => Duration::from_secs(3600),
-    }
 }
 
 /// What a failed pass leads to.

@@ -476,7 +476,7 @@ impl Sim {
             }
             Ok(None) => {
                 let now = self.clock(self.sites[s].processes[p].offset_ms);
-                let wake = until_ms(pass.plan.wake, now).min(fast_ms(&pass.plan));
+                let wake = until_ms(pass.plan.wake, now).min(block_ms(&pass.plan));
                 let again = pass.error.map_or(wake, |e| wake.min(e.retry_ms()));
                 self.ended(who, &task, Some(again));
             }
@@ -656,8 +656,8 @@ impl Sim {
     }
 }
 
-/// What waits for a block is looked at within half a second (`fast` at the edge).
-const fn fast_ms(plan: &Plan) -> u64 {
+/// What waits for a block is looked at soon after each (`blocks` at the edge).
+const fn block_ms(plan: &Plan) -> u64 {
     match plan.status.phase {
         AllocationPhase::Requested | AllocationPhase::Reserved => 500,
         _ => 3_600_000,
