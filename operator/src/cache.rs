@@ -329,3 +329,45 @@ where
 pub fn renewed_at(lease: &Liveness) -> Option<Timestamp> {
     Some(lease.spec.as_ref()?.renew_time.as_ref()?.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+
+    fn pod(namespace: &str, name: &str) -> Pod {
+        let mut pod = Pod::default();
+        pod.metadata.namespace = Some(namespace.into());
+        pod.metadata.name = Some(name.into());
+        pod
+    }
+
+    #[test]
+    fn objects_are_found_by_namespace_while_they_are_there() {
+        let (all, mut writer) = reflector::store();
+        let names = Arc::new(Names::default());
+        let pods = ByNamespace { all, names };
+        let found = |namespace: &str| {
+            let found = pods.of(namespace);
+            found.iter().map(|p| p.name_any()).collect::<Vec<_>>()
+        };
+        for pod in [pod("a", "2"), pod("a", "1"), pod("b", "3")] {
+            writer.apply_watcher_event(&watcher::Event::Apply(pod.clone()));
+            pods.names.note(&pod, Now::There);
+        }
+        assert_eq!(found("a"), ["1", "2"]);
+        assert_eq!(found("b"), ["3"]);
+        assert!(found("c").is_empty());
+
+        writer.apply_watcher_event(&watcher::Event::Delete(pod("a", "1")));
+        pods.names.note(&pod("a", "1"), Now::Gone);
+        assert_eq!(found("a"), ["2"]);
+        // Gone while the watch was interrupted: nobody told of it.
+        writer.apply_watcher_event(&watcher::Event::Delete(pod("a", "2")));
+        assert!(found("a").is_empty());
+
+        pods.names.note(&pod("b", "3"), Now::Gone);
+        assert!(!pods.names.0.lock().unwrap().contains_key("b"));
+    }
+}
