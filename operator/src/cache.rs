@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn objects_are_found_by_namespace_while_they_are_there() {
-        let (all, mut writer) = reflector::store();
+        let (all, mut writer) = reflector::store::<Pod>();
         let names = Arc::new(Names::default());
         let pods = ByNamespace { all, names };
         let found = |namespace: &str| {

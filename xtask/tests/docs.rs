@@ -126,9 +126,11 @@ const OTHER_WORDS: &[&str] = &[
     "True",
     "False",
     "GpuOffer",
+    "GpuPool",
     "GpuProvider",
     "GpuReservation",
     "Lease",
+    "PaymentNetwork",
     "PreferNoSchedule",
 ];
 
