@@ -16,6 +16,8 @@ use super::Provider;
 use crate::cache::Wake;
 
 const PERIOD: Duration = Duration::from_millis(250);
+/// A chain that takes longer does not hold up who waits on another.
+const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Looks until the process ends.
 pub(super) async fn run(provider: Arc<Provider>, wake: Wake<GpuReservation>, heartbeat: Heartbeat) {
@@ -27,7 +29,8 @@ pub(super) async fn run(provider: Arc<Provider>, wake: Wake<GpuReservation>, hea
             let Ok(rail) = provider.rails.rail(&network).await else {
                 continue;
             };
-            let Ok(head) = provider.rails.observed(ChainAction::Read, rail.head()).await else {
+            let head = provider.rails.observed(ChainAction::Read, rail.head());
+            let Ok(Ok(head)) = tokio::time::timeout(DEADLINE, head).await else {
                 continue;
             };
             if newest.insert(name, head.hash) != Some(head.hash) {
