@@ -49,12 +49,6 @@ struct News {
     candidates: bool,
 }
 
-impl News {
-    const fn any(self) -> bool {
-        self.providers || self.candidates
-    }
-}
-
 /// The offers, and their newest snapshot.
 pub(super) struct Supply {
     offers: Store<GpuOffer>,
@@ -136,6 +130,16 @@ impl Supply {
         news
     }
 
+    /// One look: hands on what is new, and tells the providers, be anything new or not.
+    async fn turn(&self, line: &Line, api: &Api<GpuProvider>, hand_on: impl FnOnce(News), now: Timestamp) {
+        let news = self.refresh(line, now);
+        line.tick();
+        if news.providers || news.candidates {
+            hand_on(news);
+        }
+        self.report(api, now).await;
+    }
+
     /// Tells each provider how the market sees it, where it was told otherwise before: also what could not be written
     /// the last time.
     async fn report(&self, api: &Api<GpuProvider>, now: Timestamp) {
@@ -166,15 +170,13 @@ pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Wake<GpuLea
     let api = Api::<GpuProvider>::all(market.client.clone());
     loop {
         heartbeat.beat();
-        let news = market.supply.refresh(&market.line, market.now());
-        market.line.tick();
-        if news.any() {
+        let woken = |news: News| {
             // Who stands in line for a provider looks further when that one isn't asked any more.
             wake_pending(&market.leases, &wake, |reason| {
                 reason == "NoOffer" || news.providers && reason == QUEUED
             });
-        }
-        market.supply.report(&api, market.now()).await;
+        };
+        market.supply.turn(&market.line, &api, woken, market.now()).await;
         let _ = tokio::time::timeout(REFRESH, changed.0.notified()).await;
     }
 }

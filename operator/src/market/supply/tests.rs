@@ -80,7 +80,7 @@ fn now() -> Timestamp {
     Timestamp::from_second(NOW).unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_a_provider_could_not_be_told_is_told_again() {
     let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let api = Api::<GpuProvider>::all(Client::new(service, "default"));
@@ -94,9 +94,10 @@ async fn what_a_provider_could_not_be_told_is_told_again() {
         (StatusCode::OK, serde_json::to_value(provider()).unwrap()),
     ];
     for (look, (status, body)) in answers.into_iter().enumerate() {
-        assert_eq!(supply.refresh(&line, now()).any(), look == 0);
+        let mut handed_on = false;
         let serve = async {
-            let (request, reply) = server.next_request().await.expect("a request");
+            let request = tokio::time::timeout(REFRESH, server.next_request()).await;
+            let (request, reply) = request.expect("it is told").expect("a request");
             let body = Body::from(body.to_string().into_bytes());
             reply.send_response(Response::builder().status(status).body(body).unwrap());
             let (parts, sent) = request.into_parts();
@@ -107,6 +108,7 @@ async fn what_a_provider_could_not_be_told_is_told_again() {
             let sent: serde_json::Value = serde_json::from_slice(&sent).unwrap();
             assert_eq!(sent["status"]["conditions"][0]["reason"], "Offering", "{sent}");
         };
-        tokio::join!(supply.report(&api, now()), serve);
+        tokio::join!(supply.turn(&line, &api, |_| handed_on = true, now()), serve);
+        assert_eq!(handed_on, look == 0);
     }
 }
