@@ -42,6 +42,8 @@ struct Recipe {
     name: &'static str,
     /// Cargo package and binary, and the binary's path in the image.
     binaries: &'static [(&'static str, &'static str, &'static str)],
+    /// Cargo profile of what is for use.
+    release: &'static str,
     user: &'static str,
     entrypoint: &'static [&'static str],
     /// Whether it has a shell and the common commands.
@@ -53,9 +55,6 @@ pub const PRODUCT: &[&str] = &["operator", "agent"];
 /// The images that tests and the demo run beside them: a device plugin for simulated GPUs, and a job for them.
 pub const TESTS: &[&str] = &["gpu-plugin", "gpu-job"];
 
-/// The agent's package and binary.
-const AGENT: &str = "leasehold-agent";
-
 const RECIPES: &[Recipe] = &[
     Recipe {
         name: "operator",
@@ -64,13 +63,15 @@ const RECIPES: &[Recipe] = &[
             "leasehold-operator",
             "usr/bin/leasehold-operator",
         )],
+        release: "release",
         user: UNPRIVILEGED,
         entrypoint: &["/usr/bin/leasehold-operator"],
         busybox: false,
     },
     Recipe {
         name: "agent",
-        binaries: &[(AGENT, AGENT, "usr/bin/leasehold-agent")],
+        binaries: &[("leasehold-agent", "leasehold-agent", "usr/bin/leasehold-agent")],
+        release: "small",
         // The kubelet's pod-resources socket is root's.
         user: "0:0",
         entrypoint: &["/usr/bin/leasehold-agent"],
@@ -79,6 +80,7 @@ const RECIPES: &[Recipe] = &[
     Recipe {
         name: "gpu-plugin",
         binaries: &[("leasehold-gpu-plugin", "gpu-plugin", "usr/bin/gpu-plugin")],
+        release: "release",
         user: "0:0",
         entrypoint: &["/usr/bin/gpu-plugin"],
         busybox: false,
@@ -88,6 +90,7 @@ const RECIPES: &[Recipe] = &[
     Recipe {
         name: "gpu-job",
         binaries: &[("leasehold-nvml-sim", "nvml-sim", "usr/bin/nvml-sim")],
+        release: "release",
         user: UNPRIVILEGED,
         entrypoint: &[],
         busybox: true,
@@ -181,10 +184,11 @@ fn compile(recipes: &[&Recipe], profile: Profile) -> Result<Vec<PathBuf>> {
         Profile::Dev => cargo(&packages, &[]),
         // Together, each would carry what the others ask of the crates they share: the agent an HTTP client.
         Profile::Release => {
-            let profile = |package: &str| if package == AGENT { "small" } else { "release" };
-            let built = packages
-                .iter()
-                .map(|package| cargo(&[package], &["--profile", profile(package)]));
+            let built = recipes.iter().flat_map(|recipe| {
+                let flags = ["--profile", recipe.release];
+                let packages = recipe.binaries.iter().map(|(package, _, _)| *package);
+                packages.map(move |package| cargo(&[package], &flags))
+            });
             Ok(built.collect::<Result<Vec<_>>>()?.concat())
         }
     }
