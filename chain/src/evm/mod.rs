@@ -14,7 +14,7 @@ use alloy::{
 use leasehold_crds::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
-    ports::{PaymentError, Receipt, SigningKey},
+    ports::{Head, PaymentError, Receipt, SigningKey},
 };
 use tokio::sync::OnceCell;
 
@@ -22,16 +22,19 @@ mod abi;
 pub(crate) mod acceptance;
 mod events;
 mod flight;
+mod gathering;
 mod permit;
 mod port;
 mod queue;
+mod reads;
 mod refusal;
 mod rpc;
 mod send;
 pub(crate) mod wire;
 
 pub(crate) use abi::{Escrow, TestToken, from_evm, to_evm};
-use abi::{Token, account_read, from_b256, hides_its_start, to_b256};
+use abi::{Token, from_b256};
+use gathering::Gathering;
 pub(crate) use refusal::payment_error;
 use rpc::Rpc;
 use send::{Pull, Sender, WithPermit, Write};
@@ -74,6 +77,8 @@ struct Inner {
     token: EvmAddress,
     acceptances: Eip712Domain,
     permits: OnceCell<Option<B256>>,
+    heads: Gathering<(), Head>,
+    accounts: Gathering<Terms, AccountRead>,
     sender: Sender,
 }
 
@@ -105,6 +110,8 @@ impl EvmEscrow {
             token: to_evm(network.token),
             acceptances: acceptance::domain(network.chain_id, escrow),
             permits: OnceCell::new(),
+            heads: Gathering::default(),
+            accounts: Gathering::default(),
             sender: Sender::new(network.mine_deadline),
         }))
     }
@@ -208,47 +215,6 @@ impl EvmEscrow {
             }
         }
         sender.send(rpc, signer, write).await
-    }
-
-    async fn snapshots(&self, terms: &[Terms], at: BlockId) -> Result<Vec<AccountRead>, PaymentError> {
-        let call = Escrow::snapshotsCall {
-            terms: terms.iter().map(Into::into).collect(),
-        };
-        let rows = self.0.rpc.view_of(self.0.escrow, &call, at).await?;
-        if rows.len() != terms.len() {
-            return Err(PaymentError::Malformed(
-                "not one snapshot for each account".into(),
-            ));
-        }
-        self.reads(terms, &rows, at).await
-    }
-
-    /// Completes snapshots by what only the stored accounts tell.
-    async fn reads(
-        &self,
-        terms: &[Terms],
-        rows: &[Escrow::Snapshot],
-        at: BlockId,
-    ) -> Result<Vec<AccountRead>, PaymentError> {
-        let ids: Vec<B256> = terms
-            .iter()
-            .zip(rows)
-            .filter(|(_, row)| hides_its_start(row))
-            .map(|(terms, _)| to_b256(terms.id()))
-            .collect();
-        let mut stored = if ids.is_empty() {
-            Vec::new()
-        } else {
-            let raw = Escrow::rawCall { ids };
-            self.0.rpc.view_of(self.0.escrow, &raw, at).await?
-        }
-        .into_iter();
-        rows.iter()
-            .map(|row| {
-                let stored = hides_its_start(row).then(|| stored.next()).flatten();
-                account_read(row, stored.map(|account| account.clock.settledAt.to()))
-            })
-            .collect()
     }
 }
 

@@ -14,16 +14,13 @@ use super::{
     Calls, EvmEscrow, Inner,
     abi::{Escrow, Token, narrow, to_evm, to_u40},
     acceptance, address_of, events,
-    rpc::{block_id, no_contract},
+    reads::ACCOUNTS_PER_VIEW,
     signer,
 };
 
-/// Accounts per view: a call's gas is bounded.
-const ACCOUNTS_PER_VIEW: usize = 200;
-
 impl Payments for EvmEscrow {
     async fn head(&self) -> Result<Head, PaymentError> {
-        self.0.rpc.head().await
+        self.0.heads.ask((), self.clone().tell_head()).await
     }
 
     async fn purse(&self, owner: Address) -> Result<Purse, PaymentError> {
@@ -42,34 +39,18 @@ impl Payments for EvmEscrow {
     }
 
     async fn account(&self, terms: &Terms, level: BlockLevel) -> Result<AccountRead, PaymentError> {
-        let Inner { rpc, escrow, .. } = &*self.0;
-        rpc.right_chain().await?;
-        let call = Escrow::snapshotCall { terms: terms.into() };
-        match rpc.view(*escrow, &call, block_id(level)).await? {
-            Some(snapshot) => {
-                let rows = std::slice::from_ref(&snapshot);
-                let reads = self
-                    .reads(std::slice::from_ref(terms), rows, block_id(level))
-                    .await?;
-                reads
-                    .into_iter()
-                    .next()
-                    .ok_or_else(|| PaymentError::Malformed("no snapshot".into()))
+        match level {
+            BlockLevel::Latest => {
+                let put = self.clone().tell_accounts();
+                self.0.accounts.ask(terms.clone(), put).await
             }
-            // On a young chain the contract may be newer than the newest final block.
-            None if level != BlockLevel::Latest
-                && !rpc.ask(rpc.provider.get_code_at(*escrow)).await?.is_empty() =>
-            {
-                Ok(AccountRead::Absent)
-            }
-            None => Err(no_contract(*escrow, rpc.chain_id)),
+            BlockLevel::Safe | BlockLevel::Finalized => self.account_at(terms, level).await,
         }
     }
 
     async fn accounts(&self, terms: &[Terms]) -> Result<Vec<AccountRead>, PaymentError> {
-        self.0.rpc.right_chain().await?;
         if terms.len() <= ACCOUNTS_PER_VIEW {
-            return self.snapshots(terms, BlockId::latest()).await;
+            return self.accounts_now(terms).await;
         }
         let at = BlockId::number(self.head().await?.number);
         let mut reads = Vec::with_capacity(terms.len());
@@ -137,7 +118,7 @@ impl Payments for EvmEscrow {
         };
         let mut missing_before = None;
         loop {
-            let read = self.account(terms, BlockLevel::Latest).await?;
+            let read = self.account_at(terms, BlockLevel::Latest).await?;
             // The contract itself names what is wrong with an account that is none of ours, or closed.
             let deposited = match read.present() {
                 Some(account) if !account.closed => account.deposited,

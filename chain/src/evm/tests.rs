@@ -12,7 +12,7 @@ use leasehold_planner::{
     ports::{BlockLevel, Cursor, Payments},
 };
 
-use super::*;
+use super::{abi::to_u40, *};
 
 const CHAIN: u64 = 31_337;
 
@@ -202,6 +202,111 @@ async fn an_answer_that_is_no_snapshot_is_malformed() {
         escrow.account(&terms(), BlockLevel::Latest).await,
         Err(PaymentError::Malformed(_))
     ));
+}
+
+/// Terms of the payer's `n`th lease.
+fn terms_of(n: u8) -> Terms {
+    Terms {
+        salt: Hash([n; 32]),
+        ..terms()
+    }
+}
+
+fn row(exists: bool) -> Escrow::Snapshot {
+    Escrow::Snapshot {
+        exists,
+        matches: false,
+        closed: false,
+        blockTime: to_u40(1),
+        paidUntil: to_u40(0),
+        exhaustedAt: to_u40(0),
+        deposited: 0,
+        balanceScaled: U256::ZERO,
+        paidSeconds: to_u40(0),
+        running: 0,
+        ended: 0,
+        phase: 0,
+        legs: Vec::new(),
+    }
+}
+
+async fn three_ask_at_once(escrow: &EvmEscrow) -> [Result<AccountRead, PaymentError>; 3] {
+    let (one, two, three) = (terms_of(1), terms_of(2), terms_of(3));
+    tokio::join!(
+        escrow.account(&one, BlockLevel::Latest),
+        escrow.account(&two, BlockLevel::Latest),
+        escrow.account(&three, BlockLevel::Latest),
+    )
+    .into()
+}
+
+#[tokio::test]
+async fn who_asks_at_once_is_answered_by_one_call() {
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    let rows = vec![row(false), row(true), row(false)];
+    asserter.push_success(&Bytes::from(Escrow::snapshotsCall::abi_encode_returns(&rows)));
+    let [one, two, three] = three_ask_at_once(&escrow).await;
+    assert_eq!(
+        (one, two, three),
+        (
+            Ok(AccountRead::Absent),
+            Ok(AccountRead::Mismatch),
+            Ok(AccountRead::Absent)
+        )
+    );
+    // Who asks later is not told what was true then.
+    asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(true))));
+    let later = escrow.account(&terms_of(1), BlockLevel::Latest).await;
+    assert_eq!(later, Ok(AccountRead::Mismatch));
+    assert!(asserter.read_q().is_empty());
+}
+
+#[tokio::test]
+async fn terms_that_fail_the_call_keep_nobody_elses_account_from_being_read() {
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_failure(revert(Revert::from("no").abi_encode()));
+    for _ in 0..2 {
+        asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
+            false,
+        ))));
+    }
+    asserter.push_failure(revert(Revert::from("no").abi_encode()));
+    let reads = three_ask_at_once(&escrow).await;
+    let read = reads.iter().filter(|r| **r == Ok(AccountRead::Absent)).count();
+    let refused = reads
+        .iter()
+        .filter(|r| matches!(r, Err(PaymentError::Reverted { .. })));
+    assert_eq!((read, refused.count()), (2, 1));
+    assert!(asserter.read_q().is_empty());
+}
+
+#[tokio::test]
+async fn one_silence_is_enough_for_all_who_asked() {
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    // Nobody answers the one call; had each asked again, this would be answered.
+    asserter.push_failure_msg("too many requests");
+    asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
+        false,
+    ))));
+    let reads = three_ask_at_once(&escrow).await;
+    for read in reads {
+        assert!(matches!(read, Err(PaymentError::Unreachable(_))), "{read:?}");
+    }
+    assert_eq!(asserter.read_q().len(), 1);
+}
+
+#[tokio::test]
+async fn who_stops_waiting_takes_no_answer_from_others() {
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(1));
+    // The first one asks, and is gone before the question is put.
+    let first = tokio::time::timeout(Duration::ZERO, escrow.head()).await;
+    assert!(first.is_err());
+    assert_eq!(escrow.head().await.unwrap().number, 1);
 }
 
 #[tokio::test]
