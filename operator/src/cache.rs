@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease as Liveness;
 use kube::{
     Api, Client, Config, Resource, ResourceExt as _,
+    api::ObjectMeta,
     client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
     runtime::{
@@ -90,6 +91,20 @@ where
     follow(api, config, reach, trim, move |object, _| touched(object))
 }
 
+/// Drops what nobody here reads, and what held it: there are thousands of each kind.
+fn trim_meta(meta: &mut ObjectMeta) {
+    meta.managed_fields = None;
+    meta.owner_references = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+}
+
+/// Keeps nothing of an object's annotations.
+pub fn without_annotations<K: Resource>(object: &mut K) {
+    object.meta_mut().annotations = None;
+}
+
 /// Whether an object is there after what happened to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Now {
@@ -113,8 +128,7 @@ where
         let events = watcher(api, config)
             .default_backoff()
             .modify(move |object| {
-                object.managed_fields_mut().clear();
-                object.annotations_mut().remove(LAST_APPLIED);
+                trim_meta(object.meta_mut());
                 trim(object);
             })
             .reflect(writer);

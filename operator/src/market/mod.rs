@@ -98,7 +98,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
             Api::<GpuAllocation>::all(client.clone()),
             config(),
             reach.clone(),
-            cache::whole,
+            cache::without_annotations,
             move |a| {
                 wake.up(&a.spec.lease.name, Some(&a.spec.lease.namespace));
                 wake_allocation.touched(a);

@@ -6,6 +6,7 @@ mod intake;
 mod objects;
 mod observe;
 mod offer;
+mod pods;
 mod ranges;
 mod reservation;
 mod results;
@@ -22,7 +23,7 @@ use anyhow::Context as _;
 use futures::StreamExt as _;
 use k8s_openapi::api::{
     coordination::v1::Lease as Liveness,
-    core::v1::{Namespace, Node, Pod, Service},
+    core::v1::{Namespace, Node, Service},
 };
 use kube::{
     Api, Client, ResourceExt as _,
@@ -85,7 +86,7 @@ pub(crate) struct Caches {
     pools: Store<GpuPool>,
     gpu_nodes: Store<GpuNode>,
     nodes: Store<Node>,
-    pods: ByNamespace<Pod>,
+    pods: ByNamespace<pods::PodSeen>,
     namespaces: Store<Namespace>,
     services: ByNamespace<Service>,
     agents: Store<Liveness>,
@@ -189,8 +190,8 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
                 Api::all(client.clone()),
                 config(),
                 own.clone(),
-                observe::trim_pod,
-                move |pod: &Pod| {
+                cache::whole,
+                move |pod: &pods::PodSeen| {
                     n();
                     if let Some(namespace) = pod.namespace().filter(|ns| ns.starts_with("lease-")) {
                         wake.up(&namespace, None);
@@ -236,7 +237,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
                 Api::all(client.clone()),
                 config(),
                 own.clone(),
-                cache::whole,
+                cache::without_annotations,
                 move |r: &GpuReservation| {
                     n();
                     made.told(&r.name_any());
@@ -264,7 +265,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
                 api,
                 config(),
                 market_reach.clone(),
-                cache::whole,
+                cache::without_annotations,
                 move |a: &GpuAllocation| {
                     wake.up(&a.name_any(), None);
                     own_wake.touched(a);

@@ -1,6 +1,10 @@
 //! What runs of a reservation, read off the caches: pods, readiness, GPUs held, ports, a job's end.
 
-use std::{collections::BTreeSet, sync::PoisonError, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -8,7 +12,7 @@ use k8s_openapi::{
         apps::v1::StatefulSet,
         batch::v1::Job,
         coordination::v1::Lease as Liveness,
-        core::v1::{ContainerStatus, Namespace, Node, Pod, Service},
+        core::v1::{Namespace, Node, Pod, Service},
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -27,87 +31,22 @@ use leasehold_planner::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Provider, objects, results};
+use super::{Provider, objects, pods::PodSeen};
 use crate::cache;
 
 /// An API server that takes longer to tell of a silent node does not answer.
 const API_DEADLINE: Duration = Duration::from_secs(5);
-
-/// Most of a pod is nobody's concern here.
-pub(super) fn trim_pod(pod: &mut Pod) {
-    pod.annotations_mut().clear();
-    if let Some(spec) = &mut pod.spec {
-        spec.volumes = None;
-        spec.affinity = None;
-        spec.tolerations = None;
-        for container in &mut spec.containers {
-            container.env = None;
-            container.command = None;
-            container.args = None;
-            container.volume_mounts = None;
-        }
-    }
-}
-
-/// Whether it has ended and holds nothing any more.
-pub(super) fn has_ended(pod: &Pod) -> bool {
-    matches!(
-        pod.status.as_ref().and_then(|s| s.phase.as_deref()),
-        Some("Succeeded" | "Failed")
-    )
-}
-
-pub(super) fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
-    pod.metadata.deletion_timestamp.is_none()
-        && conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
-}
-
-fn main_container(pod: &Pod) -> Option<&ContainerStatus> {
-    pod.status
-        .as_ref()?
-        .container_statuses
-        .as_ref()?
-        .iter()
-        .find(|c| c.name == objects::CONTAINER)
-}
-
-/// Why a pod is not ready, in the kubelet's and the scheduler's words.
-pub(super) fn trouble(pod: &Pod) -> Option<String> {
-    let waiting = main_container(pod).and_then(|c| c.state.as_ref()?.waiting.as_ref());
-    if let Some(waiting) = waiting
-        && let Some(reason) = waiting
-            .reason
-            .as_deref()
-            .filter(|r| *r != "ContainerCreating" && *r != "PodInitializing")
-    {
-        return Some(format!(
-            "{}: {reason} {}",
-            pod.name_any(),
-            waiting.message.as_deref().unwrap_or_default()
-        ));
-    }
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let unscheduled = conditions
-        .iter()
-        .find(|c| c.type_ == "PodScheduled" && c.status == "False")?;
-    Some(format!(
-        "{}: {}",
-        pod.name_any(),
-        unscheduled.message.as_deref().unwrap_or("not scheduled")
-    ))
-}
 
 impl Provider {
     /// Pods of a reservation's namespace, whether that is there, and how they were read.
     async fn pods_of(
         &self,
         reservation: &GpuReservation,
-    ) -> Result<(Vec<std::sync::Arc<Pod>>, bool, Reading), kube::Error> {
+    ) -> Result<(Vec<Arc<PodSeen>>, bool, Reading), kube::Error> {
         let name = reservation.name_any();
         if !wants_live(reservation) {
             let mut pods = self.caches.pods.of(&name);
-            pods.retain(|p| p.labels().contains_key(leasehold_crds::LABEL_LEASE) && !results::serves(p));
+            pods.retain(|p| p.of_lease && p.serves.is_none());
             let namespace = cache::get(&self.caches.namespaces, &name, None).is_some();
             return Ok((pods, namespace, Reading::Cached));
         }
@@ -122,11 +61,11 @@ impl Provider {
         let made = futures::future::try_join_all(names.iter().map(|name| jobs.get_opt(name)));
         let (set, made) = tokio::try_join!(sets.get_opt(objects::NAME), made)?;
         let workload = set.is_some() || made.iter().any(Option::is_some);
-        let pods = Api::<Pod>::namespaced(self.client.clone(), &name);
+        let pods = Api::<PodSeen>::namespaced(self.client.clone(), &name);
         let mine = ListParams::default().labels(leasehold_crds::LABEL_LEASE);
         let pods = pods.list(&mine).await?.items;
-        let pods = pods.into_iter().filter(|p| !results::serves(p));
-        let pods = pods.map(std::sync::Arc::new).collect();
+        let pods = pods.into_iter().filter(|p| p.serves.is_none());
+        let pods = pods.map(Arc::new).collect();
         Ok((pods, true, Reading::Live { workload }))
     }
 
@@ -137,24 +76,23 @@ impl Provider {
             Ok(read) => read,
             Err(error) => return Observed::Unknown(format!("what runs can't be read: {error}")),
         };
-        let succeeded = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded");
         let services = self.caches.services.of(&name);
         let mut running = Running {
             reading,
             namespace,
-            pods_alive: pods.iter().filter(|p| !has_ended(p)).count(),
-            pods_ready: pods.iter().filter(|p| is_ready(p)).count(),
-            pods_succeeded: pods.iter().filter(|p| succeeded(p)).count(),
+            pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
+            pods_ready: pods.iter().filter(|p| p.ready).count(),
+            pods_succeeded: pods.iter().filter(|p| p.has_succeeded()).count(),
             gpu_uuids: self.bound_gpus(&name),
             job: None,
             endpoints: self.endpoints(reservation, &pods, &services),
-            trouble: pods.iter().find_map(|p| trouble(p)).unwrap_or_default(),
+            trouble: pods.iter().find_map(|p| p.trouble.clone()).unwrap_or_default(),
             results: self.results_seen(reservation, &services),
         };
         let is_job = reservation.spec.allocation.workload.job.is_some();
         let known = reservation.status.as_ref().is_some_and(|s| s.job.is_some());
         let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
-        let failed = pods.iter().any(|p| has_ended(p) && !succeeded(p));
+        let failed = pods.iter().any(|p| p.has_ended() && !p.has_succeeded());
         if is_job && !known && (failed || running.pods_succeeded >= nodes) {
             match self.job_result(&name, &pods).await {
                 Ok(result) => running.job = Some(result),
@@ -165,16 +103,10 @@ impl Provider {
     }
 
     /// Exit code and log tail of the pod that decides: the first that failed, else the first.
-    async fn job_result(
-        &self,
-        namespace: &str,
-        pods: &[std::sync::Arc<Pod>],
-    ) -> Result<JobResult, kube::Error> {
-        let mut ended: Vec<_> = pods.iter().filter(|p| has_ended(p)).collect();
+    async fn job_result(&self, namespace: &str, pods: &[Arc<PodSeen>]) -> Result<JobResult, kube::Error> {
+        let mut ended: Vec<_> = pods.iter().filter(|p| p.has_ended()).collect();
         ended.sort_by_key(|p| p.name_any());
-        let code = |p: &Pod| {
-            main_container(p).and_then(|c| Some(i64::from(c.state.as_ref()?.terminated.as_ref()?.exit_code)))
-        };
+        let code = |p: &PodSeen| p.exit.as_ref().map(|e| e.code);
         let Some(pod) = ended
             .iter()
             .find(|p| code(p) != Some(0))
@@ -195,13 +127,12 @@ impl Provider {
             Err(error) => return Err(error),
         };
         let log_tail = tail(&log, 4096);
-        let finished =
-            main_container(pod).and_then(|c| c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref());
+        let finished = pod.exit.as_ref().and_then(|e| e.finished_at.clone());
         Ok(JobResult {
             exit_code: code(pod).unwrap_or(-1).clamp(-1, 255),
             log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
             log_tail,
-            finished_at: finished.map_or_else(|| self.now().to_string(), |t| t.0.to_string()),
+            finished_at: finished.unwrap_or_else(|| self.now().to_string()),
         })
     }
 
@@ -223,8 +154,8 @@ impl Provider {
     fn endpoints(
         &self,
         reservation: &GpuReservation,
-        pods: &[std::sync::Arc<Pod>],
-        services: &[std::sync::Arc<Service>],
+        pods: &[Arc<PodSeen>],
+        services: &[Arc<Service>],
     ) -> Vec<Endpoint> {
         let mut endpoints = Vec::new();
         for service in services {
@@ -236,15 +167,11 @@ impl Provider {
                 continue;
             };
             let balanced = balanced(service);
-            let pod = pods.iter().find(|p| {
-                p.labels()
-                    .get("apps.kubernetes.io/pod-index")
-                    .and_then(|i| i.parse::<i64>().ok())
-                    .is_some_and(|i| i + reservation.spec.allocation.first_rank == rank)
-            });
+            let first = reservation.spec.allocation.first_rank;
+            let pod = pods.iter().find(|p| p.index.is_some_and(|i| i + first == rank));
             let node = pod
-                .and_then(|p| p.spec.as_ref()?.node_name.clone())
-                .and_then(|n| cache::get(&self.caches.nodes, &n, None));
+                .and_then(|p| p.node.as_deref())
+                .and_then(|n| cache::get(&self.caches.nodes, n, None));
             let address = self.node_port_host(node.as_deref());
             for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
                 let (host, number) = match (&balanced, port.node_port) {
@@ -331,7 +258,7 @@ impl Provider {
         self.agent_lease(node).and_then(|l| cache::renewed_at(&l))
     }
 
-    fn agent_lease(&self, node: &str) -> Option<std::sync::Arc<Liveness>> {
+    fn agent_lease(&self, node: &str) -> Option<Arc<Liveness>> {
         self.caches
             .agents
             .find(|l| l.metadata.name.as_deref() == Some(node))

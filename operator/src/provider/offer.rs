@@ -10,12 +10,12 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease as Liveness, LeaseSpec},
-        core::v1::{Node, Pod},
+        core::v1::Node,
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::MicroTime},
 };
 use kube::{
-    Api, ResourceExt as _,
+    Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
 };
 use leasehold_crds::{
@@ -35,7 +35,7 @@ use leasehold_planner::{
 use leasehold_telemetry::Heartbeat;
 use serde_json::json;
 
-use super::{MANAGER, Provider, observe};
+use super::{MANAGER, Provider, pods::PodSeen};
 use crate::{cache, objects, payments};
 
 /// Hours of sale and silent agents have no event: everything is looked at anew at least so often.
@@ -134,12 +134,12 @@ impl Provider {
         ))
     }
 
-    fn nodes(&self, pods: &[Arc<Pod>], now: Timestamp) -> Vec<NodeSeen> {
+    fn nodes(&self, pods: &[Arc<PodSeen>], now: Timestamp) -> Vec<NodeSeen> {
         let mut requested: BTreeMap<&str, Shape> = BTreeMap::new();
-        for pod in pods.iter().filter(|p| !observe::has_ended(p)) {
-            if let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) {
+        for pod in pods.iter().filter(|p| !p.has_ended()) {
+            if let Some(node) = pod.node.as_deref() {
                 let sum = requested.entry(node).or_default();
-                *sum = plus(sum, &requests(pod));
+                *sum = plus(sum, &pod.requests);
             }
         }
         let heard = self.agents_heard(now);
@@ -297,11 +297,10 @@ fn newly_out<'a>(before: Option<&GpuPoolStatus>, now: &'a [NotSold]) -> impl Ite
 }
 
 /// Reservations that hold room which no pod requests yet.
-fn holds(reservations: &[Arc<GpuReservation>], pods: &[Arc<Pod>]) -> Vec<Hold> {
+fn holds(reservations: &[Arc<GpuReservation>], pods: &[Arc<PodSeen>]) -> Vec<Hold> {
     let mut there: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for pod in pods.iter().filter(|p| !observe::has_ended(p)) {
-        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
-        if let (Some(namespace), Some(node)) = (pod.metadata.namespace.as_deref(), node) {
+    for pod in pods.iter().filter(|p| !p.has_ended()) {
+        if let (Some(namespace), Some(node)) = (pod.meta().namespace.as_deref(), pod.node.as_deref()) {
             there.entry(namespace).or_default().insert(node);
         }
     }
@@ -365,7 +364,7 @@ pub(super) fn user_namespaces(node: &Node) -> bool {
     })
 }
 
-fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
+pub(super) fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
     let of = |key: &str| resources.get(key).map_or("0", |q| q.0.as_str());
     Shape {
         gpus: quantity::bytes(of(GPU_RESOURCE)).unwrap_or(0),
@@ -375,52 +374,13 @@ fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
     }
 }
 
-fn plus(a: &Shape, b: &Shape) -> Shape {
+pub(super) fn plus(a: &Shape, b: &Shape) -> Shape {
     Shape {
         gpus: a.gpus + b.gpus,
         millicores: a.millicores + b.millicores,
         memory: a.memory + b.memory,
         scratch: a.scratch + b.scratch,
     }
-}
-
-/// What the scheduler counts for a pod: the larger of its containers together and its largest init container.
-fn requests(pod: &Pod) -> Shape {
-    let Some(spec) = &pod.spec else {
-        return Shape::default();
-    };
-    let of = |c: &k8s_openapi::api::core::v1::Container| {
-        c.resources
-            .as_ref()
-            .and_then(|r| r.requests.as_ref())
-            .map(shape)
-            .unwrap_or_default()
-    };
-    let main = spec
-        .containers
-        .iter()
-        .fold(Shape::default(), |sum, c| plus(&sum, &of(c)));
-    let overhead = spec.overhead.as_ref().map(shape).unwrap_or_default();
-    let init = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .map(of)
-        .fold(Shape::default(), |a, b| Shape {
-            gpus: a.gpus.max(b.gpus),
-            millicores: a.millicores.max(b.millicores),
-            memory: a.memory.max(b.memory),
-            scratch: a.scratch.max(b.scratch),
-        });
-    plus(
-        &overhead,
-        &Shape {
-            gpus: main.gpus.max(init.gpus),
-            millicores: main.millicores.max(init.millicores),
-            memory: main.memory.max(init.memory),
-            scratch: main.scratch.max(init.scratch),
-        },
-    )
 }
 
 fn seen(node: &GpuNode, alive: bool) -> GpusSeen {

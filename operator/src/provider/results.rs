@@ -9,7 +9,7 @@ use k8s_openapi::{
         batch::v1::{Job, JobSpec},
         core::v1::{
             Affinity, Capabilities, Container, ContainerPort, EnvVar, Namespace,
-            PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
             ResourceRequirements, SeccompProfile, SecurityContext, Service, ServicePort, ServiceSpec,
             TCPSocketAction, Volume, VolumeMount,
         },
@@ -284,11 +284,6 @@ fn container(reservation: &GpuReservation, kept: &Kept, image: &str, root: bool)
     }
 }
 
-/// Whether a pod serves results.
-pub(super) fn serves(pod: &Pod) -> bool {
-    pod.labels().contains_key(LABEL_RESULTS)
-}
-
 impl Provider {
     /// What is seen of a reservation's results.
     pub(super) fn results_seen(
@@ -301,13 +296,10 @@ impl Provider {
         }
         let name = reservation.name_any();
         let mut pods = self.caches.pods.of(&name);
-        pods.retain(|p| serves(p));
+        pods.retain(|p| p.serves.is_some());
         let spec = &reservation.spec.allocation;
         let ranks = || spec.first_rank..spec.first_rank + spec.nodes;
-        let of = |pod: &Pod, rank: i64| pod.labels().get(LABEL_RESULTS) == Some(&rank.to_string());
-        let phase = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.clone());
-        let succeeded = |p: &Pod| phase(p).as_deref() == Some("Succeeded");
-        let fetched = |rank| pods.iter().any(|p| of(p, rank) && succeeded(p));
+        let fetched = |rank| pods.iter().any(|p| p.serves == Some(rank) && p.has_succeeded());
         ResultsSeen {
             at: ranks()
                 .zip(&reservation.spec.nodes)
@@ -321,11 +313,8 @@ impl Provider {
                 })
                 .collect(),
             fetched: ranks().all(fetched),
-            ready: pods
-                .iter()
-                .filter(|p| observe::is_ready(p) || succeeded(p))
-                .count(),
-            trouble: pods.iter().find_map(|p| observe::trouble(p)).unwrap_or_default(),
+            ready: pods.iter().filter(|p| p.ready || p.has_succeeded()).count(),
+            trouble: pods.iter().find_map(|p| p.trouble.clone()).unwrap_or_default(),
         }
     }
 
@@ -369,7 +358,8 @@ impl Provider {
         let all = build::build(reservation, &self.forbidden());
         let jobs = jobs(reservation, &self.args.image);
         let policy = policy(reservation);
-        let there = self.caches.pods.of(&name).iter().filter(|p| serves(p)).count();
+        let pods = self.caches.pods.of(&name);
+        let there = pods.iter().filter(|p| p.serves.is_some()).count();
         let digest = Digest::of(&(&jobs, &policy, until));
         if self
             .applied

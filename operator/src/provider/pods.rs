@@ -1,0 +1,245 @@
+//! Of each pod what is asked of it here, some hundred bytes: a provider keeps all pods of its cluster in memory.
+
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
+use kube::{Resource, api::ObjectMeta};
+use leasehold_crds::LABEL_LEASE;
+use leasehold_planner::request::Shape;
+use serde::Deserialize;
+
+use super::{
+    objects,
+    offer::{plus, shape},
+    results::LABEL_RESULTS,
+};
+
+/// Label that a StatefulSet's controller gives its pods: their number in it, from 0.
+const LABEL_INDEX: &str = "apps.kubernetes.io/pod-index";
+
+/// A pod.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "Pod")]
+#[serde(from = "Pod")]
+pub(crate) struct PodSeen {
+    /// Name, namespace and version; nothing else.
+    metadata: ObjectMeta,
+    /// The node it was bound to.
+    pub(super) node: Option<String>,
+    /// What the scheduler counts for it.
+    pub(super) requests: Shape,
+    pub(super) life: Life,
+    /// Its containers are ready, and it is not being deleted.
+    pub(super) ready: bool,
+    /// Why it is not ready, in the kubelet's and the scheduler's words.
+    pub(super) trouble: Option<String>,
+    /// How its main container ended.
+    pub(super) exit: Option<Exit>,
+    /// Whether it is of a lease.
+    pub(super) of_lease: bool,
+    /// Its number in its StatefulSet.
+    pub(super) index: Option<i64>,
+    /// Node of the lease whose results it serves.
+    pub(super) serves: Option<i64>,
+}
+
+/// Where a pod is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Not ended yet: it holds what it requests.
+    Alive,
+    Succeeded,
+    Failed,
+}
+
+/// The end of a container.
+#[derive(Clone, Debug)]
+pub(super) struct Exit {
+    pub(super) code: i64,
+    /// RFC 3339.
+    pub(super) finished_at: Option<String>,
+}
+
+impl PodSeen {
+    /// Whether it has ended and holds nothing any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.life != Life::Alive
+    }
+
+    /// Whether all of it ended well.
+    pub(super) fn has_succeeded(&self) -> bool {
+        self.life == Life::Succeeded
+    }
+}
+
+impl From<Pod> for PodSeen {
+    fn from(pod: Pod) -> Self {
+        let number = |key: &str| pod.metadata.labels.as_ref()?.get(key)?.parse().ok();
+        let labels = pod.metadata.labels.as_ref();
+        Self {
+            node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
+            requests: requests(&pod),
+            life: match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
+                Some("Succeeded") => Life::Succeeded,
+                Some("Failed") => Life::Failed,
+                _ => Life::Alive,
+            },
+            ready: is_ready(&pod),
+            trouble: trouble(&pod),
+            exit: exit(&pod),
+            of_lease: labels.is_some_and(|l| l.contains_key(LABEL_LEASE)),
+            index: number(LABEL_INDEX),
+            serves: number(LABEL_RESULTS),
+            metadata: ObjectMeta {
+                name: pod.metadata.name,
+                namespace: pod.metadata.namespace,
+                resource_version: pod.metadata.resource_version,
+                ..ObjectMeta::default()
+            },
+        }
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+fn main_container(pod: &Pod) -> Option<&ContainerStatus> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses.iter().find(|c| c.name == objects::CONTAINER)
+}
+
+fn exit(pod: &Pod) -> Option<Exit> {
+    let ended = main_container(pod)?.state.as_ref()?.terminated.as_ref()?;
+    Some(Exit {
+        code: ended.exit_code.into(),
+        finished_at: ended.finished_at.as_ref().map(|t| t.0.to_string()),
+    })
+}
+
+fn trouble(pod: &Pod) -> Option<String> {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let waiting = main_container(pod).and_then(|c| c.state.as_ref()?.waiting.as_ref());
+    if let Some(waiting) = waiting
+        && let Some(reason) = waiting
+            .reason
+            .as_deref()
+            .filter(|r| *r != "ContainerCreating" && *r != "PodInitializing")
+    {
+        let message = waiting.message.as_deref().unwrap_or_default();
+        return Some(format!("{name}: {reason} {message}"));
+    }
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let unscheduled = conditions
+        .iter()
+        .find(|c| c.type_ == "PodScheduled" && c.status == "False")?;
+    let message = unscheduled.message.as_deref().unwrap_or("not scheduled");
+    Some(format!("{name}: {message}"))
+}
+
+/// The larger of its containers together and its largest init container.
+fn requests(pod: &Pod) -> Shape {
+    let Some(spec) = &pod.spec else {
+        return Shape::default();
+    };
+    let of = |c: &Container| {
+        let resources = c.resources.as_ref();
+        let requests = resources.and_then(|r| r.requests.as_ref());
+        requests.map(shape).unwrap_or_default()
+    };
+    let main = spec
+        .containers
+        .iter()
+        .fold(Shape::default(), |sum, c| plus(&sum, &of(c)));
+    let overhead = spec.overhead.as_ref().map(shape).unwrap_or_default();
+    let init = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(of)
+        .fold(Shape::default(), |a, b| largest(&a, &b));
+    plus(&overhead, &largest(&main, &init))
+}
+
+fn largest(a: &Shape, b: &Shape) -> Shape {
+    Shape {
+        gpus: a.gpus.max(b.gpus),
+        millicores: a.millicores.max(b.millicores),
+        memory: a.memory.max(b.memory),
+        scratch: a.scratch.max(b.scratch),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::ResourceExt as _;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_a_pod_is_kept_what_is_asked_of_it() {
+        let pod = |status: serde_json::Value| -> PodSeen {
+            serde_json::from_value(json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {
+                    "name": "workload-1", "namespace": "lease-x", "resourceVersion": "7",
+                    "labels": {LABEL_LEASE: "lease-x", LABEL_INDEX: "1"},
+                },
+                "spec": {
+                    "nodeName": "n",
+                    "overhead": {"memory": "1Mi"},
+                    "initContainers": [{"name": "i", "resources": {"requests": {"cpu": "3"}}}],
+                    "containers": [
+                        {"name": objects::CONTAINER, "resources": {"requests": {"cpu": "1", "nvidia.com/gpu": "2"}}},
+                        {"name": "b", "resources": {"requests": {"cpu": "500m", "memory": "2Mi"}}},
+                    ],
+                },
+                "status": status,
+            }))
+            .unwrap()
+        };
+        let waits = pod(json!({"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]}));
+        assert_eq!(
+            (waits.name_any().as_str(), waits.namespace().as_deref()),
+            ("workload-1", Some("lease-x"))
+        );
+        assert_eq!(waits.resource_version().as_deref(), Some("7"));
+        assert_eq!(waits.node.as_deref(), Some("n"));
+        assert_eq!(
+            waits.requests,
+            Shape {
+                gpus: 2,
+                millicores: 3_000,
+                memory: 3 << 20,
+                scratch: 0
+            }
+        );
+        assert!(waits.of_lease && waits.index == Some(1) && waits.serves.is_none());
+        assert!(!waits.has_ended() && !waits.ready);
+        let trouble = waits.trouble.unwrap();
+        assert_eq!(trouble, "workload-1: 0/1 nodes are available");
+
+        let state = |state: serde_json::Value| {
+            json!([{"name": objects::CONTAINER, "state": state, "ready": true,
+            "image": "i", "imageID": "", "restartCount": 0}])
+        };
+        let pulls = state(json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}}));
+        let pulls = pod(json!({"phase": "Pending", "containerStatuses": pulls}));
+        assert_eq!(
+            pulls.trouble.as_deref(),
+            Some("workload-1: ErrImagePull no such image")
+        );
+        let ready = pod(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}));
+        assert!(ready.ready && ready.trouble.is_none());
+        let ended = state(json!({"terminated": {"exitCode": 3, "finishedAt": "2026-01-01T00:00:00Z"}}));
+        let ended = pod(json!({"phase": "Failed", "containerStatuses": ended}));
+        assert!(ended.has_ended() && !ended.has_succeeded());
+        let exit = ended.exit.unwrap();
+        assert_eq!(
+            (exit.code, exit.finished_at.as_deref()),
+            (3, Some("2026-01-01T00:00:00Z"))
+        );
+    }
+}
