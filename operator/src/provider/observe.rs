@@ -83,7 +83,7 @@ impl Provider {
             pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
             pods_ready: pods.iter().filter(|p| p.ready).count(),
             pods_succeeded: pods.iter().filter(|p| p.has_succeeded()).count(),
-            gpu_uuids: self.bound_gpus(&name),
+            gpu_uuids: self.bound_gpus(reservation),
             job: None,
             endpoints: self.endpoints(reservation, &pods, &services),
             trouble: pods.iter().find_map(|p| p.trouble.clone()).unwrap_or_default(),
@@ -136,17 +136,17 @@ impl Provider {
         })
     }
 
-    /// GPUs that the kubelets say the namespace's pods hold.
-    fn bound_gpus(&self, namespace: &str) -> Vec<String> {
-        let nodes = self.caches.gpu_nodes.state();
-        let holders = nodes
-            .iter()
-            .filter_map(|n| n.status.as_ref())
-            .flat_map(|s| &s.holders);
-        let mut uuids: Vec<String> = holders
-            .filter(|h| h.namespace == namespace)
-            .flat_map(|h| h.uuids.clone())
-            .collect();
+    /// GPUs that the kubelets say the reservation's pods hold; those can run on its nodes alone.
+    fn bound_gpus(&self, reservation: &GpuReservation) -> Vec<String> {
+        let namespace = reservation.name_any();
+        let mut uuids = Vec::new();
+        for name in &reservation.spec.nodes {
+            let node = cache::get(&self.caches.gpu_nodes, name, None);
+            let holders = node.iter().filter_map(|n| n.status.as_ref());
+            let holders = holders.flat_map(|s| &s.holders);
+            let mine = holders.filter(|h| h.namespace == namespace);
+            uuids.extend(mine.flat_map(|h| h.uuids.clone()));
+        }
         uuids.sort();
         uuids
     }
@@ -258,10 +258,11 @@ impl Provider {
         self.agent_lease(node).and_then(|l| cache::renewed_at(&l))
     }
 
+    /// An agent's sign of life is in the agent's namespace, which is ours but where a release of its own installed it.
     fn agent_lease(&self, node: &str) -> Option<Arc<Liveness>> {
-        self.caches
-            .agents
-            .find(|l| l.metadata.name.as_deref() == Some(node))
+        let agents = &self.caches.agents;
+        cache::get(agents, node, Some(&self.args.common.namespace))
+            .or_else(|| agents.find(|l| l.metadata.name.as_deref() == Some(node)))
     }
 
     /// Nodes whose agents were heard of lately.

@@ -22,6 +22,7 @@ use leasehold_crds::{
     GPU_RESOURCE, GpuNode, GpuOffer, GpuPool, GpuProvider, GpuReservation, LABEL_PROVIDER,
     allocation::AllocationPhase,
     conditions::{Truth, condition, set},
+    node::GpuNodeStatus,
     offer::{GpuOfferSpec, PaymentIdentity},
     pool::{GpuPoolStatus, NotSold},
     quantity,
@@ -384,11 +385,12 @@ pub(super) fn plus(a: &Shape, b: &Shape) -> Shape {
 }
 
 fn seen(node: &GpuNode, alive: bool) -> GpusSeen {
-    let status = node.status.clone().unwrap_or_default();
+    let nothing = GpuNodeStatus::default();
+    let status = node.status.as_ref().unwrap_or(&nothing);
     let lowest = |f: fn(&leasehold_crds::node::GpuDevice) -> Version| {
         status.devices.iter().map(f).min().unwrap_or_default()
     };
-    let (healthy, (reason, message)) = match unfit(&status) {
+    let (healthy, (reason, message)) = match unfit(status) {
         None => (true, Default::default()),
         Some(why) => (false, why),
     };
@@ -410,7 +412,7 @@ fn seen(node: &GpuNode, alive: bool) -> GpusSeen {
         healthy,
         reason,
         message,
-        claims: claims(&status),
+        claims: claims(status),
         alive,
     }
 }

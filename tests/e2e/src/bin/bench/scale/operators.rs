@@ -15,6 +15,9 @@ const PROGRAM: &str = "leasehold-operator";
 /// Each role with the controller that has an object a lease.
 const ROLES: [(&str, &str); 2] = [("market", "lease"), ("provider", "reservation")];
 
+/// Successors that are not up to date by then never will be.
+const CONVERGED_WITHIN: Duration = Duration::from_secs(300);
+
 /// One process a role.
 pub(super) struct Operators(Vec<(&'static str, Watched)>);
 
@@ -48,7 +51,6 @@ impl Operators {
         stack: &Stack,
         tenants: &Tenants,
         leases: usize,
-        deadline: Instant,
     ) -> anyhow::Result<Duration> {
         for (_, process) in &self.0 {
             process.kill()?;
@@ -74,7 +76,7 @@ impl Operators {
                 return Ok(begun.elapsed());
             }
             ensure!(
-                Instant::now() < deadline && begun.elapsed() < Duration::from_secs(300),
+                begun.elapsed() < CONVERGED_WITHIN,
                 "not converged {:.0} s after the restart: {}",
                 begun.elapsed().as_secs_f64(),
                 waits.join(", ")

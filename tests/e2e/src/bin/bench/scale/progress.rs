@@ -121,7 +121,8 @@ impl Lives {
                     reached.active
                 ));
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // When each came so far was noted as it did.
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
