@@ -18,6 +18,7 @@ use kube::{
     api::ObjectMeta,
     client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
+    core::NamespaceResourceScope,
     runtime::{
         Controller, WatchStreamExt as _, controller,
         reflector::{self, ObjectRef, Store},
@@ -76,19 +77,91 @@ impl Reach {
     }
 }
 
-/// Watches a kind into a store until the process ends. `trim` drops what nobody reads, `touched` is called for each
-/// object that came, changed, or went.
-pub fn watch<K>(
-    api: Api<K>,
-    config: watcher::Config,
+/// Where watches come from: an API server, and whether it answers.
+pub struct Source {
+    client: Client,
     reach: Reach,
-    trim: fn(&mut K),
-    touched: impl Fn(&K) + Send + 'static,
-) -> Store<K>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    config: watcher::Config,
+}
+
+/// Kinds that can be watched here.
+pub trait Watched:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
-    follow(api, config, reach, trim, move |object, _| touched(object))
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+/// A watch fills its store until the process ends. `trim` drops what nobody reads, `touched` is called for each object
+/// that came, changed, or went.
+impl Source {
+    /// All objects of a kind.
+    pub fn new(client: &Client) -> Self {
+        Self {
+            client: client.clone(),
+            reach: Reach::default(),
+            config: watcher::Config::default(),
+        }
+    }
+
+    /// Of the same API server, objects that have such labels.
+    pub fn labelled(&self, selector: &str) -> Self {
+        Self {
+            client: self.client.clone(),
+            reach: self.reach.clone(),
+            config: self.config.clone().labels(selector),
+        }
+    }
+
+    /// Whether it answers.
+    pub fn reach(&self) -> Reach {
+        self.reach.clone()
+    }
+
+    /// Watches a kind wherever its objects are.
+    pub fn watch<K: Watched>(&self, trim: fn(&mut K), touched: impl Fn(&K) + Send + 'static) -> Store<K> {
+        let api = Api::all(self.client.clone());
+        self.follow(api, trim, move |object, _| touched(object))
+    }
+
+    /// Watches the objects of one namespace.
+    pub fn watch_in<K: Watched + Resource<Scope = NamespaceResourceScope>>(
+        &self,
+        namespace: &str,
+        trim: fn(&mut K),
+        touched: impl Fn(&K) + Send + 'static,
+    ) -> Store<K> {
+        let api = Api::namespaced(self.client.clone(), namespace);
+        self.follow(api, trim, move |object, _| touched(object))
+    }
+
+    /// Watches a kind whose objects are looked for by namespace.
+    pub fn watch_by_namespace<K: Watched>(
+        &self,
+        trim: fn(&mut K),
+        touched: impl Fn(&K) + Send + 'static,
+    ) -> ByNamespace<K> {
+        let names = Arc::new(Names::default());
+        let noted = names.clone();
+        let api = Api::all(self.client.clone());
+        let all = self.follow(api, trim, move |object, now| {
+            noted.note(object, now);
+            touched(object);
+        });
+        ByNamespace { all, names }
+    }
+
+    fn follow<K: Watched>(
+        &self,
+        api: Api<K>,
+        trim: fn(&mut K),
+        seen: impl Fn(&K, Now) + Send + 'static,
+    ) -> Store<K> {
+        follow(api, self.config.clone(), self.reach(), trim, seen)
+    }
 }
 
 /// Drops what nobody here reads, and what held it: there are thousands of each kind.
@@ -100,9 +173,15 @@ fn trim_meta(meta: &mut ObjectMeta) {
     }
 }
 
-/// Keeps nothing of an object's annotations.
+/// Drops annotations.
 pub fn without_annotations<K: Resource>(object: &mut K) {
     object.meta_mut().annotations = None;
+}
+
+/// Drops annotations and labels.
+pub fn without_marks<K: Resource>(object: &mut K) {
+    object.meta_mut().annotations = None;
+    object.meta_mut().labels = None;
 }
 
 /// Whether an object is there after what happened to it.
@@ -112,16 +191,13 @@ enum Now {
     Gone,
 }
 
-fn follow<K>(
+fn follow<K: Watched>(
     api: Api<K>,
     config: watcher::Config,
     reach: Reach,
     trim: fn(&mut K),
     seen: impl Fn(&K, Now) + Send + 'static,
-) -> Store<K>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-{
+) -> Store<K> {
     let (store, writer) = reflector::store::<K>();
     let reader = store.clone();
     tokio::spawn(async move {
@@ -130,6 +206,8 @@ where
             .modify(move |object| {
                 trim_meta(object.meta_mut());
                 trim(object);
+                // A vector that was read has room for more of its kind, a copied one has none to spare.
+                *object = object.clone();
             })
             .reflect(writer);
         let mut events = pin!(events);
@@ -194,26 +272,7 @@ impl Names {
     }
 }
 
-impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static>
-    ByNamespace<K>
-{
-    /// [`watch`] into such a store.
-    pub fn watch(
-        api: Api<K>,
-        config: watcher::Config,
-        reach: Reach,
-        trim: fn(&mut K),
-        touched: impl Fn(&K) + Send + 'static,
-    ) -> Self {
-        let names = Arc::new(Names::default());
-        let noted = names.clone();
-        let all = follow(api, config, reach, trim, move |object, now| {
-            noted.note(object, now);
-            touched(object);
-        });
-        Self { all, names }
-    }
-
+impl<K: Watched> ByNamespace<K> {
     /// Those of a namespace, by name.
     pub fn of(&self, namespace: &str) -> Vec<Arc<K>> {
         let names = self.names.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -313,15 +372,12 @@ impl<K: Resource<DynamicType = ()>> Wake<K> {
 
 /// A controller of the objects of a store: it looks at what is woken, and keeps no second copy of them as it would with
 /// a watch of its own.
-pub fn controller<K>(
+pub fn controller<K: Watched>(
     store: &Store<K>,
     woken: impl Stream<Item = ObjectRef<K>> + Send + 'static,
     passes_at_once: u16,
     shutdown: &CancellationToken,
-) -> Controller<K>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-{
+) -> Controller<K> {
     let shutdown = shutdown.clone();
     Controller::for_stream(futures::stream::pending(), store.clone())
         .with_config(controller::Config::default().concurrency(passes_at_once))

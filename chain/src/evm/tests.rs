@@ -3,7 +3,7 @@
 use alloy::{
     primitives::{Address as EvmAddress, B256, Bytes, U64, U256},
     rpc::{json_rpc::ErrorPayload, types::Block},
-    sol_types::{Revert, SolError},
+    sol_types::{Panic, PanicKind, Revert, SolError},
     transports::mock::Asserter,
 };
 use leasehold_crds::money::Rate;
@@ -266,20 +266,34 @@ async fn who_asks_at_once_is_answered_by_one_call() {
 async fn terms_that_fail_the_call_keep_nobody_elses_account_from_being_read() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
+    // All three, then the first alone; the other two, of whom the last is the one, and is asked once more.
     asserter.push_failure(revert(Revert::from("no").abi_encode()));
+    asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
+        false,
+    ))));
+    asserter.push_failure(revert(Revert::from("no").abi_encode()));
+    asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
+        false,
+    ))));
     for _ in 0..2 {
-        asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
-            false,
-        ))));
+        asserter.push_failure(revert(Revert::from("no").abi_encode()));
     }
-    asserter.push_failure(revert(Revert::from("no").abi_encode()));
-    let reads = three_ask_at_once(&escrow).await;
-    let read = reads.iter().filter(|r| **r == Ok(AccountRead::Absent)).count();
-    let refused = reads
-        .iter()
-        .filter(|r| matches!(r, Err(PaymentError::Reverted { .. })));
-    assert_eq!((read, refused.count()), (2, 1));
+    let [one, two, three] = three_ask_at_once(&escrow).await;
+    assert_eq!((one, two), (Ok(AccountRead::Absent), Ok(AccountRead::Absent)));
+    assert!(matches!(three, Err(PaymentError::Reverted { .. })), "{three:?}");
     assert!(asserter.read_q().is_empty());
+}
+
+#[tokio::test]
+async fn a_read_that_reverts_is_asked_once_more() {
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_failure(revert(Panic::from(PanicKind::UnderOverflow).abi_encode()));
+    asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
+        false,
+    ))));
+    let read = escrow.account(&terms_of(1), BlockLevel::Latest).await;
+    assert_eq!(read, Ok(AccountRead::Absent));
 }
 
 #[tokio::test]

@@ -70,6 +70,8 @@ impl Anvil {
         };
         let mut child = Command::new(&binary)
             .args(["--host", "127.0.0.1", "--port", "0", "--accounts", "1"])
+            // Else it leaves the states of old blocks in the user's home.
+            .args(["--max-persisted-states", "0"])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -13,10 +13,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease as Liveness;
-use kube::{
-    Api, Client, ResourceExt as _,
-    runtime::{reflector::Store, watcher},
-};
+use kube::{Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     GpuAllocation, GpuLease, GpuOffer, GpuProvider, PaymentNetwork, conditions::find, lease::Phase,
 };
@@ -30,7 +27,7 @@ use leasehold_telemetry::{
 };
 
 use crate::{
-    cache::{self, Reach},
+    cache::{self, Source},
     leader, networks,
     objects::Events,
     payments::{self, Rails},
@@ -79,79 +76,37 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     let client = cache::client(args.common.kubeconfig.as_deref()).await?;
     let (wake_lease, woken_leases) = cache::queue::<GpuLease>();
     let (wake_allocation, woken_allocations) = cache::queue::<GpuAllocation>();
-    let config = watcher::Config::default;
-    let reach = Reach::default();
+    let source = Source::new(&client);
     let leases = {
         let wake = wake_lease.clone();
-        cache::watch(
-            Api::<GpuLease>::all(client.clone()),
-            config(),
-            reach.clone(),
-            cache::whole,
-            move |lease| wake.touched(lease),
-        )
+        source.watch(cache::whole, move |lease: &GpuLease| wake.touched(lease))
     };
     let line = Arc::new(line::Line::new(wake_lease.clone()));
     let allocations = {
         let (wake, wake_allocation, line) = (wake_lease.clone(), wake_allocation.clone(), line.clone());
-        cache::watch(
-            Api::<GpuAllocation>::all(client.clone()),
-            config(),
-            reach.clone(),
-            cache::without_annotations,
-            move |a| {
-                wake.up(&a.spec.lease.name, Some(&a.spec.lease.namespace));
-                wake_allocation.touched(a);
-                line.touched(a, SystemClock.now());
-            },
-        )
+        source.watch(cache::without_marks, move |a: &GpuAllocation| {
+            wake.up(&a.spec.lease.name, Some(&a.spec.lease.namespace));
+            wake_allocation.touched(a);
+            line.touched(a, SystemClock.now());
+        })
     };
     let changed = supply::Changed::default();
-    let touch = |changed: &supply::Changed| {
-        let changed = changed.clone();
-        move || changed.notify()
-    };
     let offers = {
-        let notify = touch(&changed);
-        cache::watch(
-            Api::<GpuOffer>::all(client.clone()),
-            config(),
-            reach.clone(),
-            cache::whole,
-            move |_| notify(),
-        )
+        let changed = changed.clone();
+        source.watch(cache::whole, move |_: &GpuOffer| changed.notify())
     };
     let providers = {
-        let notify = touch(&changed);
-        cache::watch(
-            Api::<GpuProvider>::all(client.clone()),
-            config(),
-            reach.clone(),
-            cache::whole,
-            move |_| notify(),
-        )
+        let changed = changed.clone();
+        source.watch(cache::whole, move |_: &GpuProvider| changed.notify())
     };
-    let liveness = {
-        let labelled = config().labels(leasehold_crds::LABEL_PROVIDER);
-        cache::watch(
-            Api::<Liveness>::all(client.clone()),
-            labelled,
-            reach.clone(),
-            cache::whole,
-            |_| {},
-        )
-    };
+    let liveness = source
+        .labelled(leasehold_crds::LABEL_PROVIDER)
+        .watch(cache::whole, |_: &Liveness| {});
     let networks = {
         let (wake, leases) = (wake_lease.clone(), leases.clone());
-        cache::watch(
-            Api::<PaymentNetwork>::all(client.clone()),
-            config(),
-            reach.clone(),
-            cache::whole,
-            move |_| {
-                wake_pending(&leases, &wake, |_| true);
-            },
-        )
+        source.watch(cache::whole, move |_: &PaymentNetwork| {
+            wake_pending(&leases, &wake, |_| true);
+        })
     };
     let ready = async {
         tokio::try_join!(

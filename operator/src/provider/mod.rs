@@ -25,10 +25,7 @@ use k8s_openapi::api::{
     coordination::v1::Lease as Liveness,
     core::v1::{Namespace, Node, Service},
 };
-use kube::{
-    Api, Client, ResourceExt as _,
-    runtime::{reflector::Store, watcher},
-};
+use kube::{Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     GpuAllocation, GpuNode, GpuPool, GpuReservation, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
     PaymentNetwork,
@@ -43,8 +40,9 @@ use leasehold_telemetry::{
     metrics::{Operator, Role},
 };
 
+use self::pods::PodSeen;
 use crate::{
-    cache::{self, ByNamespace, Reach},
+    cache::{self, ByNamespace, Reach, Source},
     leader,
     market::log_result,
     networks,
@@ -86,7 +84,7 @@ pub(crate) struct Caches {
     pools: Store<GpuPool>,
     gpu_nodes: Store<GpuNode>,
     nodes: Store<Node>,
-    pods: ByNamespace<pods::PodSeen>,
+    pods: ByNamespace<PodSeen>,
     namespaces: Store<Namespace>,
     services: ByNamespace<Service>,
     agents: Store<Liveness>,
@@ -135,136 +133,72 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
     let made = Arc::new(turn::Made::default());
     let (wake_allocation, woken_allocations) = cache::queue::<GpuAllocation>();
     let changed = Arc::new(tokio::sync::Notify::new());
-    let own = Reach::default();
-    let market_reach = Reach::default();
-    let config = watcher::Config::default;
-    let labelled = |label: &str| watcher::Config::default().labels(label);
     let notify = || {
         let changed = changed.clone();
         move || changed.notify_one()
     };
+    let (own, at_market) = (Source::new(&client), Source::new(&market));
     let caches = Caches {
         pools: {
             let n = notify();
-            cache::watch(
-                Api::all(client.clone()),
-                config(),
-                own.clone(),
-                cache::whole,
-                move |_: &GpuPool| n(),
-            )
+            own.watch(cache::whole, move |_: &GpuPool| n())
         },
         gpu_nodes: {
             let (n, wake) = (notify(), wake_reservation.clone());
-            cache::watch(
-                Api::all(client.clone()),
-                config(),
-                own.clone(),
-                cache::whole,
-                move |node: &GpuNode| {
-                    n();
-                    for holder in node
-                        .status
-                        .iter()
-                        .flat_map(|s| &s.holders)
-                        .filter(|h| h.namespace.starts_with("lease-"))
-                    {
-                        wake.up(&holder.namespace, None);
-                    }
-                },
-            )
+            own.watch(cache::whole, move |node: &GpuNode| {
+                n();
+                let holders = node.status.iter().flat_map(|s| &s.holders);
+                for holder in holders.filter(|h| h.namespace.starts_with("lease-")) {
+                    wake.up(&holder.namespace, None);
+                }
+            })
         },
         nodes: {
             let n = notify();
-            cache::watch(
-                Api::all(client.clone()),
-                config(),
-                own.clone(),
-                offer::trim_node,
-                move |_: &Node| n(),
-            )
+            own.watch(offer::trim_node, move |_: &Node| n())
         },
         pods: {
             let (n, wake) = (notify(), wake_reservation.clone());
-            ByNamespace::watch(
-                Api::all(client.clone()),
-                config(),
-                own.clone(),
-                cache::whole,
-                move |pod: &pods::PodSeen| {
-                    n();
-                    if let Some(namespace) = pod.namespace().filter(|ns| ns.starts_with("lease-")) {
-                        wake.up(&namespace, None);
-                    }
-                },
-            )
+            own.watch_by_namespace(cache::whole, move |pod: &PodSeen| {
+                n();
+                if let Some(namespace) = pod.namespace().filter(|ns| ns.starts_with("lease-")) {
+                    wake.up(&namespace, None);
+                }
+            })
         },
         namespaces: {
             let wake = wake_reservation.clone();
-            cache::watch(
-                Api::all(client.clone()),
-                labelled(LABEL_PROVIDER),
-                own.clone(),
-                cache::whole,
-                move |ns: &Namespace| {
-                    wake.up(&ns.name_any(), None);
-                },
-            )
+            own.labelled(LABEL_PROVIDER)
+                .watch(cache::whole, move |ns: &Namespace| wake.up(&ns.name_any(), None))
         },
         services: {
             let wake = wake_reservation.clone();
-            ByNamespace::watch(
-                Api::all(client.clone()),
-                labelled(LABEL_PROVIDER),
-                own.clone(),
-                cache::whole,
-                move |service: &Service| {
+            own.labelled(LABEL_PROVIDER)
+                .watch_by_namespace(cache::whole, move |service: &Service| {
                     wake.up(&service.namespace().unwrap_or_default(), None);
-                },
-            )
+                })
         },
-        agents: cache::watch(
-            Api::all(client.clone()),
-            labelled(AGENT_LABEL),
-            own.clone(),
-            cache::whole,
-            |_: &Liveness| {},
-        ),
+        agents: own.labelled(AGENT_LABEL).watch(cache::whole, |_: &Liveness| {}),
         reservations: {
             let (n, wake, namespace) = (notify(), wake_allocation.clone(), namespace_at_market.clone());
             let (own_wake, made) = (wake_reservation.clone(), made.clone());
-            cache::watch(
-                Api::all(client.clone()),
-                config(),
-                own.clone(),
-                cache::without_annotations,
-                move |r: &GpuReservation| {
-                    n();
-                    made.told(&r.name_any());
-                    own_wake.touched(r);
-                    if r.spec.allocation_namespace == namespace {
-                        wake.up(&r.spec.allocation_name, Some(&namespace));
-                    }
-                },
-            )
+            own.watch(cache::without_annotations, move |r: &GpuReservation| {
+                n();
+                made.told(&r.name_any());
+                own_wake.touched(r);
+                if r.spec.allocation_namespace == namespace {
+                    wake.up(&r.spec.allocation_name, Some(&namespace));
+                }
+            })
         },
         networks: {
             let n = notify();
-            cache::watch(
-                Api::all(client.clone()),
-                config(),
-                own.clone(),
-                cache::whole,
-                move |_: &PaymentNetwork| n(),
-            )
+            own.watch(cache::whole, move |_: &PaymentNetwork| n())
         },
         allocations: {
             let (wake, own_wake) = (wake_reservation.clone(), wake_allocation.clone());
-            let api = Api::namespaced(market.clone(), &namespace_at_market);
-            cache::watch(
-                api,
-                config(),
-                market_reach.clone(),
+            at_market.watch_in(
+                &namespace_at_market,
                 cache::without_annotations,
                 move |a: &GpuAllocation| {
                     wake.up(&a.name_any(), None);
@@ -311,7 +245,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         events: Events::new(client.clone(), MANAGER, &common.identity),
         client: client.clone(),
         market: market.clone(),
-        market_reach,
+        market_reach: at_market.reach(),
         namespace_at_market: namespace_at_market.clone(),
         identity,
         key,

@@ -188,7 +188,7 @@ impl Chain {
         );
         registry.register_with_unit(
             "call_duration",
-            "Wall time of one call to the chain; of a write, until it was seen mined",
+            "Wall time of one call to the chain, which who reads at the same moment may share; of a write, until it was seen mined",
             Unit::Seconds,
             it.duration.clone(),
         );

@@ -129,6 +129,10 @@ async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::R
         active,
     );
 
+    for told in progress::left_behind(&stack.client).await? {
+        progress.step(&told);
+    }
+
     progress.step("killing both operators");
     let converged = operators.restart(stack, &tenants, active).await?;
     report.line("scale.restart_to_converged", converged.as_secs_f64(), "s", active);

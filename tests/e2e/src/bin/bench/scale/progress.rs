@@ -9,13 +9,17 @@ use std::{
 
 use futures::StreamExt as _;
 use kube::{
-    Api, ResourceExt as _,
+    Api, Client, ResourceExt as _,
+    api::ListParams,
     runtime::watcher::{self, Event},
 };
 use leasehold_crds::{GpuLease, GpuReservation, lease::Phase};
 use leasehold_e2e::Stack;
 
 use super::as_float;
+
+/// Leases that did not become Active are told one by one, up to so many.
+const LEFT_BEHIND_TOLD: usize = 8;
 
 #[derive(Clone, Copy, Default)]
 struct Life {
@@ -149,6 +153,26 @@ impl Lives {
             ),
         }
     }
+}
+
+/// What some of the leases say that are not Active.
+pub(super) async fn left_behind(client: &Client) -> anyhow::Result<Vec<String>> {
+    let leases = Api::<GpuLease>::all(client.clone());
+    let leases = leases.list(&ListParams::default()).await?;
+    let told = leases.iter().filter_map(|lease| {
+        let status = lease.status.clone().unwrap_or_default();
+        if status.phase == Phase::Active {
+            return None;
+        }
+        let namespace = lease.namespace().unwrap_or_default();
+        let mut told = format!("{namespace}/{} is {:?}", lease.name_any(), status.phase);
+        for condition in status.conditions.iter().filter(|c| c.status != "True") {
+            let (reason, message) = (&condition.reason, &condition.message);
+            told.push_str(&format!("; {} {reason} {message}", condition.type_));
+        }
+        Some(told)
+    });
+    Ok(told.take(LEFT_BEHIND_TOLD).collect())
 }
 
 fn note(table: &Table, namespace: &str, name: &str, change: impl FnOnce(&mut Life, Instant)) {
