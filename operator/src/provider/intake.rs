@@ -34,8 +34,9 @@ pub(super) async fn reconcile(
         Some(there) => (None, Some(there)),
         None => {
             let turn = provider.reserving.lock().await;
-            // It may have come while others had their turn.
-            (Some(turn), cached().or_else(|| provider.made.get(&name)))
+            // It may have come while others had their turn. Made before shown: never in neither.
+            let made = provider.made.get(&name);
+            (Some(turn), cached().or(made))
         }
     };
     let now = provider.now();

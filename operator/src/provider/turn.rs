@@ -16,7 +16,7 @@ use leasehold_crds::{GpuReservation, reservation::GpuReservationSpec};
 use leasehold_planner::request::Shape;
 
 use super::{Provider, offer::Supplies};
-use crate::{cache, error::Error};
+use crate::error::Error;
 
 /// What was counted is good for so long, or for ten times as long as it took to count.
 const GOOD_FOR: Duration = Duration::from_millis(200);
@@ -36,6 +36,13 @@ impl Made {
     /// One of them.
     pub(super) fn get(&self, name: &str) -> Option<Arc<GpuReservation>> {
         self.all().get(name).map(|(_, made)| made.clone())
+    }
+
+    /// All of them.
+    fn known(&self) -> BTreeMap<String, Arc<GpuReservation>> {
+        let all = self.all();
+        let known = all.iter().map(|(name, (_, made))| (name.clone(), made.clone()));
+        known.collect()
     }
 
     /// Notes one.
@@ -111,19 +118,46 @@ impl Provider {
                 None => self.made.told(&name),
             }
         }
-        // Made before shown: what passes from the one to the other in between is counted by both, never by neither.
-        let made: Vec<_> = self.made.all().values().map(|(_, made)| made.clone()).collect();
-        let mut all = self.caches.reservations.state();
-        let shown =
-            |made: &Arc<GpuReservation>| cache::get(&self.caches.reservations, &made.name_any(), None);
-        all.extend(made.into_iter().filter(|made| shown(made).is_none()));
-        Ok(all)
+        // Made before shown: what passes from the one to the other in between is in both, never in neither.
+        let made = self.made.known();
+        Ok(together(made, self.caches.reservations.state()))
     }
+}
+
+/// Each of them once, as it is shown where it is. Both are looked at once only: what is shown a moment after the cache
+/// was read would be missed, were it then left to the cache.
+fn together(
+    mut made: BTreeMap<String, Arc<GpuReservation>>,
+    mut shown: Vec<Arc<GpuReservation>>,
+) -> Vec<Arc<GpuReservation>> {
+    for reservation in &shown {
+        made.remove(&reservation.name_any());
+    }
+    shown.extend(made.into_values());
+    shown
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_made_counts_once_though_the_watch_tells_of_it_meanwhile() {
+        let made = Made::default();
+        let reservation = |name: &str| GpuReservation::new(name, GpuReservationSpec::default());
+        made.note(reservation("a"));
+        made.note(reservation("b"));
+        let known = made.known();
+        // Told after that: whoever counts has read what was shown before.
+        let shown_before = vec![Arc::new(reservation("b")), Arc::new(reservation("c"))];
+        made.told("a");
+        let mut names: Vec<_> = together(known, shown_before)
+            .iter()
+            .map(|r| r.name_any())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
 
     #[test]
     fn what_was_made_is_known_until_the_watch_tells_of_it() {
