@@ -81,18 +81,19 @@ pub fn gone_is_fine<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error
 
 /// Publishes Events about objects. An Event that can't be written is logged and lost.
 #[derive(Clone)]
-pub struct Events(Recorder);
+pub struct Events {
+    client: Client,
+    reporter: Reporter,
+}
 
 impl Events {
     /// Events of this controller and replica.
     pub fn new(client: Client, controller: &str, instance: &str) -> Self {
-        Self(Recorder::new(
-            client,
-            Reporter {
-                controller: controller.into(),
-                instance: Some(instance.into()),
-            },
-        ))
+        let reporter = Reporter {
+            controller: controller.into(),
+            instance: Some(instance.into()),
+        };
+        Self { client, reporter }
     }
 
     /// Publishes one.
@@ -111,7 +112,10 @@ impl Events {
             action: reason.into(),
             secondary: None,
         };
-        if let Err(error) = self.0.publish(&event, &object.object_ref(&())).await {
+        // One for each: a recorder keeps every Event for minutes, some kilobytes, and writes the first one's note again
+        // where a later one of the same object has the same reason.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        if let Err(error) = recorder.publish(&event, &object.object_ref(&())).await {
             tracing::warn!(reason, %error, "an Event was not written");
         }
     }
@@ -136,4 +140,35 @@ pub fn meta(name: &str, namespace: Option<&str>, labels: &[(&str, &str)]) -> Obj
 pub fn until(wake: Timestamp, now: Timestamp) -> std::time::Duration {
     let millis = wake.duration_since(now).as_millis().clamp(20, 3_600_000);
     std::time::Duration::from_millis(u64::try_from(millis).unwrap_or(20))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Request, Response, StatusCode};
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_event_of_an_object_has_its_own_note() {
+        let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let events = Events::new(Client::new(service, "default"), "leasehold-test", "a");
+        let mut pod = Pod::default();
+        pod.metadata.name = Some("p".into());
+        for note in ["node n1 is gone", "node n2 is gone"] {
+            let serve = async {
+                let (request, reply) = server.next_request().await.expect("a request");
+                let (parts, sent) = request.into_parts();
+                assert_eq!(parts.method, Method::POST);
+                let sent = sent.collect_bytes().await.unwrap();
+                let told: serde_json::Value = serde_json::from_slice(&sent).unwrap();
+                assert_eq!(told["note"], note);
+                let body = Body::from(sent.to_vec());
+                let answer = Response::builder().status(StatusCode::CREATED);
+                reply.send_response(answer.body(body).unwrap());
+            };
+            tokio::join!(events.publish(&pod, true, "NodeLost", note.into()), serve);
+        }
+    }
 }
