@@ -14,13 +14,13 @@ use crate::schema;
 pub struct Workload {
     /// A box to work in: it stays until the lease ends; its tenant is root inside a user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub session: Option<Session>,
+    pub session: Option<Box<Session>>,
     /// A server with exposed ports: it stays until the lease ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service: Option<Service>,
+    pub service: Option<Box<Service>>,
     /// A program that runs to its end; the lease closes when it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<Job>,
+    pub job: Option<Box<Job>>,
 }
 
 impl Workload {

@@ -1,8 +1,7 @@
-//! Shared caches: one watch a kind, a store to read from, a call for each object that was touched, and controllers
-//! over what was touched.
+//! Shared caches: one watch a kind, a store to read from, and a call for each object that was touched.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap},
     fmt::Debug,
     path::Path,
     pin::pin,
@@ -10,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use futures::{Stream, StreamExt as _};
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease as Liveness;
 use kube::{
@@ -20,14 +19,12 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     core::NamespaceResourceScope,
     runtime::{
-        Controller, WatchStreamExt as _, controller,
+        WatchStreamExt as _,
         reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use tower::limit::ConcurrencyLimitLayer;
 
 /// Calls under way at once: each is a connection, which takes tens of kilobytes, and more of them make no API server
@@ -290,100 +287,6 @@ impl<K: Watched> ByNamespace<K> {
 
 /// Keeps an object as it is.
 pub const fn whole<K>(_: &mut K) {}
-
-/// Passes over leases, and over reservations, under way at once. Some of them wait for a block: were they few, all
-/// others would wait for it too. The chain is asked by them one after the other where it matters, by each key's queue.
-pub const PASSES_AT_ONCE: u16 = 256;
-
-/// A queue of objects to look at, and its sending end. An object waits in it once, however often it is asked for, so
-/// that nothing is lost and there are never more in it than there are objects.
-pub fn queue<K>() -> (Wake<K>, impl Stream<Item = ObjectRef<K>> + Send + 'static)
-where
-    K: Resource<DynamicType = ()> + Send + Sync + 'static,
-{
-    let waiting = Arc::new(Waiting {
-        objects: Mutex::new(Due {
-            order: VecDeque::new(),
-            set: HashSet::new(),
-        }),
-        some: Notify::new(),
-    });
-    let stream = futures::stream::unfold(
-        (waiting.clone(), VecDeque::new()),
-        |(waiting, mut due)| async move {
-            loop {
-                if let Some(next) = due.pop_front() {
-                    return Some((next, (waiting, due)));
-                }
-                waiting.some.notified().await;
-                due = waiting.take();
-            }
-        },
-    );
-    (Wake(waiting), stream)
-}
-
-struct Waiting<K: Resource<DynamicType = ()>> {
-    objects: Mutex<Due<K>>,
-    some: Notify,
-}
-
-/// Objects in the order in which they were first asked for.
-struct Due<K: Resource<DynamicType = ()>> {
-    order: VecDeque<ObjectRef<K>>,
-    set: HashSet<ObjectRef<K>>,
-}
-
-impl<K: Resource<DynamicType = ()>> Waiting<K> {
-    fn take(&self) -> VecDeque<ObjectRef<K>> {
-        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        objects.set.clear();
-        std::mem::take(&mut objects.order)
-    }
-}
-
-/// The sending end of [`queue`].
-pub struct Wake<K: Resource<DynamicType = ()>>(Arc<Waiting<K>>);
-
-impl<K: Resource<DynamicType = ()>> Clone for Wake<K> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<K: Resource<DynamicType = ()>> Wake<K> {
-    /// Asks for a look at the object.
-    pub fn up(&self, name: &str, namespace: Option<&str>) {
-        let mut object = ObjectRef::new(name);
-        object.namespace = namespace.map(str::to_owned);
-        let mut objects = self.0.objects.lock().unwrap_or_else(PoisonError::into_inner);
-        if objects.set.insert(object.clone()) {
-            objects.order.push_back(object);
-        }
-        drop(objects);
-        self.0.some.notify_one();
-    }
-
-    /// Asks for a look at an object that was touched.
-    pub fn touched(&self, object: &K) {
-        self.up(&object.name_any(), object.namespace().as_deref());
-    }
-}
-
-/// A controller of the objects of a store: it looks at what is woken, and keeps no second copy of them as it would with
-/// a watch of its own.
-pub fn controller<K: Watched>(
-    store: &Store<K>,
-    woken: impl Stream<Item = ObjectRef<K>> + Send + 'static,
-    passes_at_once: u16,
-    shutdown: &CancellationToken,
-) -> Controller<K> {
-    let shutdown = shutdown.clone();
-    Controller::for_stream(futures::stream::pending(), store.clone())
-        .with_config(controller::Config::default().concurrency(passes_at_once))
-        .reconcile_on(woken)
-        .graceful_shutdown_on(async move { shutdown.cancelled().await })
-}
 
 /// Looks an object up by name and namespace.
 pub fn get<K>(store: &Store<K>, name: &str, namespace: Option<&str>) -> Option<Arc<K>>

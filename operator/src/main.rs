@@ -10,6 +10,7 @@ mod networks;
 mod objects;
 mod payments;
 mod provider;
+mod queue;
 mod results;
 mod settings;
 

@@ -110,10 +110,10 @@ mod tests {
             recipients: recipients.iter().map(|r| (*r).to_owned()).collect(),
         };
         let workload = Workload {
-            job: Some(Job {
+            job: Some(Box::new(Job {
                 output: Some(output),
                 ..Job::default()
-            }),
+            })),
             ..Workload::default()
         };
         let storage = mount.map(|m| Storage {

@@ -2,16 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::{Api, ResourceExt as _, api::DeleteParams, runtime::controller::Action};
+use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{FINALIZER_MARKET, GpuAllocation};
 use leasehold_planner::letting_go;
-use leasehold_telemetry::metrics::Controller;
 
 use super::Market;
-use crate::{cache, error::Error, objects};
+use crate::{
+    cache,
+    error::Error,
+    objects,
+    queue::{Again, Failed},
+};
 
 /// One pass over an allocation.
-pub(super) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market>) -> Result<Action, Error> {
+pub(super) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market>) -> Result<Again, Failed> {
     let now = market.now();
     let lease = cache::get(
         &market.leases,
@@ -19,11 +23,11 @@ pub(super) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market
         Some(&allocation.spec.lease.namespace),
     );
     if let letting_go::Plan::Keep { seconds } = letting_go::decide(&allocation, lease.as_deref(), now) {
-        return Ok(Action::requeue(Duration::from_secs(seconds)));
+        return Ok(Some(Duration::from_secs(seconds)));
     }
     let api = Api::namespaced(market.client.clone(), &allocation.namespace().unwrap_or_default());
     remove(&api, &allocation).await?;
-    Ok(Action::await_change())
+    Ok(None)
 }
 
 /// Takes off our finalizer and deletes.
@@ -42,14 +46,4 @@ pub(super) async fn remove(api: &Api<GpuAllocation>, allocation: &GpuAllocation)
             .map_err(Error::kube("delete an allocation"))?;
     }
     Ok(())
-}
-
-/// What a failed pass leads to.
-pub(super) fn on_error(object: Arc<GpuAllocation>, error: &Error, market: Arc<Market>) -> Action {
-    error.log("GpuAllocation", &object.name_any());
-    market
-        .metrics
-        .reconcile
-        .observe(Controller::Allocation, Duration::ZERO, Some(error.class()));
-    Action::requeue(error.retry_after())
 }

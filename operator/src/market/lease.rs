@@ -1,12 +1,11 @@
 //! One pass over a lease: gather, check, decide, apply, report.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, ResourceExt as _,
     api::{ListParams, ObjectMeta, Patch, PatchParams},
-    runtime::controller::Action,
 };
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
@@ -21,7 +20,7 @@ use leasehold_planner::{
     observed::Observed,
     ports::{AcceptanceMessage, BlockLevel, PaymentError, Payments as _, SigningKey},
 };
-use leasehold_telemetry::metrics::{ChainAction, Controller};
+use leasehold_telemetry::metrics::ChainAction;
 use serde_json::json;
 
 use super::{MANAGER, Market, allocations};
@@ -30,6 +29,7 @@ use crate::{
     error::Error,
     objects,
     payments::{entry, money, parse_key},
+    queue::{Again, Failed},
 };
 
 /// What was gathered beside the world: what only the edge may hold.
@@ -39,8 +39,7 @@ struct Hands {
 }
 
 /// One pass.
-pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Action, Error> {
-    let begun = Instant::now();
+pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Again, Failed> {
     let (object, look_again) = market.as_meant(object).await;
     let (world, hands) = market.gather(object).await;
     let now = market.now();
@@ -53,28 +52,9 @@ pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Res
         market.line.take_back(&world.lease, &plan);
     }
     reported?;
-    market.metrics.reconcile.observe(
-        Controller::Lease,
-        begun.elapsed(),
-        outcome.as_ref().err().map(Error::class),
-    );
-    if let Err(error) = &outcome {
-        error.log("GpuLease", &world.lease.name_any());
-    }
     let wake = objects::until(plan.wake, market.now()).min(look_again);
-    Ok(Action::requeue(
-        outcome.err().map_or(wake, |e| wake.min(e.retry_after())),
-    ))
-}
-
-/// What a failed pass leads to.
-pub(super) fn on_error(object: Arc<GpuLease>, error: &Error, market: Arc<Market>) -> Action {
-    error.log("GpuLease", &object.name_any());
-    market
-        .metrics
-        .reconcile
-        .observe(Controller::Lease, std::time::Duration::ZERO, Some(error.class()));
-    Action::requeue(error.retry_after())
+    outcome.map_err(|error| Failed::again(error, wake))?;
+    Ok(Some(wake))
 }
 
 impl Market {

@@ -15,7 +15,7 @@ use kube::ResourceExt as _;
 use leasehold_crds::{GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX};
 use leasehold_planner::lease::{Answer, Answering, OPEN_WITHIN_SECONDS, Plan, UNANSWERED_PER_PROVIDER_MAX};
 
-use crate::cache::Wake;
+use crate::queue::Queue;
 
 /// A place is taken for so long at most: the question it was taken for has lapsed by then.
 const TAKEN_FOR: Duration = Duration::from_secs(OPEN_WITHIN_SECONDS + 30);
@@ -23,7 +23,7 @@ const TAKEN_FOR: Duration = Duration::from_secs(OPEN_WITHIN_SECONDS + 30);
 /// The line of every provider.
 pub(super) struct Line {
     providers: Mutex<HashMap<String, Provider>>,
-    wake: Wake<GpuLease>,
+    wake: Queue<GpuLease>,
 }
 
 /// Places of a provider and who waits for one.
@@ -68,7 +68,7 @@ impl Provider {
 }
 
 impl Line {
-    pub(super) fn new(wake: Wake<GpuLease>) -> Self {
+    pub(super) fn new(wake: Queue<GpuLease>) -> Self {
         Self {
             providers: Mutex::default(),
             wake,

@@ -11,7 +11,6 @@ mod sweep;
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease as Liveness;
 use kube::{Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
@@ -23,7 +22,7 @@ use leasehold_planner::{
 };
 use leasehold_telemetry::{
     Health, Metrics,
-    metrics::{Operator, Role},
+    metrics::{Controller, Operator, Role},
 };
 
 use crate::{
@@ -31,6 +30,7 @@ use crate::{
     leader, networks,
     objects::Events,
     payments::{self, Rails},
+    queue::{PASSES_AT_ONCE, Queue},
     settings::MarketArgs,
 };
 
@@ -56,6 +56,13 @@ pub(crate) struct Market {
     metrics: Operator,
 }
 
+/// What an allocation says of what runs, its lease says too; and nobody here reads its labels and annotations.
+fn trim_allocation(allocation: &mut GpuAllocation) {
+    cache::without_marks(allocation);
+    let spec = &mut allocation.spec;
+    (spec.workload, spec.storage, spec.subjects) = Default::default();
+}
+
 /// Runs until a signal.
 pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) -> anyhow::Result<ExitCode> {
     let closer = payments::key_file(&args.closer_key_file)?;
@@ -74,8 +81,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     .await?;
 
     let client = cache::client(args.common.kubeconfig.as_deref()).await?;
-    let (wake_lease, woken_leases) = cache::queue::<GpuLease>();
-    let (wake_allocation, woken_allocations) = cache::queue::<GpuAllocation>();
+    let (wake_lease, wake_allocation) = (Queue::<GpuLease>::default(), Queue::<GpuAllocation>::default());
     let source = Source::new(&client);
     let leases = {
         let wake = wake_lease.clone();
@@ -84,7 +90,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     let line = Arc::new(line::Line::new(wake_lease.clone()));
     let allocations = {
         let (wake, wake_allocation, line) = (wake_lease.clone(), wake_allocation.clone(), line.clone());
-        source.watch(cache::without_marks, move |a: &GpuAllocation| {
+        source.watch(trim_allocation, move |a: &GpuAllocation| {
             wake.up(&a.spec.lease.name, Some(&a.spec.lease.namespace));
             wake_allocation.touched(a);
             line.touched(a, SystemClock.now());
@@ -177,12 +183,21 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         market.clone(),
         health.heartbeat("sweep", Duration::from_secs(300)),
     ));
-    let lease_loop = cache::controller(&market.leases, woken_leases, cache::PASSES_AT_ONCE, &shutdown)
-        .run(lease::reconcile, lease::on_error, market.clone())
-        .for_each(|result| async move { log_result("lease", result) });
-    let allocation_loop = cache::controller(&market.allocations, woken_allocations, 8, &shutdown)
-        .run(allocations::reconcile, allocations::on_error, market.clone())
-        .for_each(|result| async move { log_result("allocation", result) });
+    let passes = &operator.reconcile;
+    let lease_loop = wake_lease.run(
+        &market.leases,
+        PASSES_AT_ONCE,
+        (Controller::Lease, passes),
+        &shutdown,
+        |lease| lease::reconcile(lease, market.clone()),
+    );
+    let allocation_loop = wake_allocation.run(
+        &market.allocations,
+        8,
+        (Controller::Allocation, passes),
+        &shutdown,
+        |allocation| allocations::reconcile(allocation, market.clone()),
+    );
     let lost = tokio::select! {
         _ = futures::future::join(lease_loop, allocation_loop) => Ok(()),
         lost = leadership.lost() => lost,
@@ -196,20 +211,13 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
 }
 
 /// Wakes the leases that are not matched for such a reason. One that nobody has looked at yet is the controller's.
-fn wake_pending(leases: &Store<GpuLease>, wake: &cache::Wake<GpuLease>, concerns: impl Fn(&str) -> bool) {
+fn wake_pending(leases: &Store<GpuLease>, wake: &Queue<GpuLease>, concerns: impl Fn(&str) -> bool) {
     for lease in leases.state() {
         let pending = lease.status.as_ref().filter(|s| s.phase == Phase::Pending);
         let matched = pending.and_then(|s| find(&s.conditions, "Matched"));
         if matched.is_some_and(|c| concerns(&c.reason)) {
             wake.up(&lease.name_any(), lease.namespace().as_deref());
         }
-    }
-}
-
-pub(crate) fn log_result<T: std::fmt::Debug, E: std::error::Error>(controller: &str, result: Result<T, E>) {
-    if let Err(error) = result {
-        let source = error.source().map(ToString::to_string).unwrap_or_default();
-        tracing::debug!(controller, %error, source, "a pass did not finish");
     }
 }
 

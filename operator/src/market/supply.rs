@@ -17,10 +17,7 @@ use leasehold_planner::{
 use leasehold_telemetry::Heartbeat;
 
 use super::{MANAGER, Market, line::Line, wake_pending};
-use crate::{
-    cache::{self, Wake},
-    objects,
-};
+use crate::{cache, objects, queue::Queue};
 
 /// Silence has no event of its own: the snapshot is made anew at least so often.
 const REFRESH: std::time::Duration = std::time::Duration::from_secs(5);
@@ -166,7 +163,7 @@ impl Supply {
 }
 
 /// Keeps the snapshot fresh, wakes pending leases when it changed, tells providers how the market sees them.
-pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Wake<GpuLease>, heartbeat: Heartbeat) {
+pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Queue<GpuLease>, heartbeat: Heartbeat) {
     let api = Api::<GpuProvider>::all(market.client.clone());
     loop {
         heartbeat.beat();

@@ -5,35 +5,16 @@
 //! the namespace is applied first, without one. Memory has the last word: a cached namespace may show an old mark.
 
 use std::{
-    collections::{HashMap, hash_map::DefaultHasher},
-    hash::{Hash as _, Hasher as _},
+    collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::Timestamp;
-use serde::Serialize;
+
+use super::digest::Digest;
 
 /// Objects that somebody deleted are made again after this long without pods.
 const REAPPLY_SECONDS: i64 = 30;
-
-/// What stands for a reservation's objects: the same objects make the same digest in every process of a release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Digest(u64);
-
-impl Digest {
-    pub(super) fn of(objects: &impl Serialize) -> Self {
-        let mut hasher = DefaultHasher::new();
-        serde_json::to_string(objects)
-            .unwrap_or_default()
-            .hash(&mut hasher);
-        Self(hasher.finish())
-    }
-
-    /// As it is written on a namespace.
-    pub(super) fn mark(self) -> String {
-        format!("{:016x}", self.0)
-    }
-}
 
 /// What this process knows, by the reservation's name.
 #[derive(Debug, Default)]

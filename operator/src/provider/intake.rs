@@ -1,14 +1,11 @@
 //! One pass over an allocation: reserve and sign, decline with a reason, or report what became of it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use kube::{Api, ResourceExt as _, api::ObjectMeta, runtime::controller::Action};
+use kube::{Api, ResourceExt as _, api::ObjectMeta};
 use leasehold_crds::{
-    ANNOTATION_ESCROW, FINALIZER_PROVIDER, GpuAllocation, GpuReservation, LABEL_LEASE, LABEL_PROVIDER,
+    ANNOTATION_ESCROW, FINALIZER_PROVIDER, GpuAllocation, GpuReservation,
     allocation::{Acceptance, GpuAllocationStatus},
     reservation::GpuReservationSpec,
 };
@@ -17,20 +14,41 @@ use leasehold_planner::{
     ports::{AcceptanceMessage, Payments as _},
     supply::PoolSupply,
 };
-use leasehold_telemetry::metrics::Controller;
 
-use super::{MANAGER, Provider, offer::Supplies};
-use crate::{cache, error::Error, objects};
+use super::{
+    MANAGER, Provider, allocations::AllocationSeen, digest::Digest, objects::labels, offer::Supplies,
+};
+use crate::{
+    cache,
+    error::Error,
+    objects,
+    queue::{Again, Failed},
+};
+
+/// Its status is compared again so often, though nothing told of a change.
+const LOOK_AGAIN: Duration = Duration::from_secs(120);
 
 /// One pass.
-pub(super) async fn reconcile(
-    allocation: Arc<GpuAllocation>,
-    provider: Arc<Provider>,
-) -> Result<Action, Error> {
-    let begun = Instant::now();
-    let name = allocation.name_any();
+pub(super) async fn reconcile(seen: Arc<AllocationSeen>, provider: Arc<Provider>) -> Result<Again, Failed> {
+    let name = seen.name_any();
+    let api = Api::<GpuAllocation>::namespaced(provider.market.clone(), &provider.namespace_at_market);
     let cached = || cache::get(&provider.caches.reservations, &name, None);
-    let (mut turn, reservation) = match cached() {
+    let there = cached();
+    let (allocation, told) = match there.as_ref().filter(|r| seen.has(r)) {
+        Some(reservation) => (seen.reserved(reservation), seen.told()),
+        None => match api
+            .get_opt(&name)
+            .await
+            .map_err(Error::kube("read the allocation"))?
+        {
+            Some(now) => {
+                let told = now.status.as_ref().map(Digest::of);
+                (now, told)
+            }
+            None => return Ok(None),
+        },
+    };
+    let (mut turn, reservation) = match there {
         Some(there) => (None, Some(there)),
         None => {
             let turn = provider.reserving.lock().await;
@@ -74,9 +92,8 @@ pub(super) async fn reconcile(
         Some(message) => provider.sign(&allocation, plan.status, &message).await?,
         None => plan.status,
     };
-    if allocation.status.as_ref() != Some(&status) {
-        let api = Api::<GpuAllocation>::namespaced(provider.market.clone(), &provider.namespace_at_market);
-        match objects::apply_status(&api, allocation.as_ref(), MANAGER, &status).await {
+    if told != Some(Digest::of(&status)) {
+        match objects::apply_status(&api, &allocation, MANAGER, &status).await {
             // Taken back meanwhile: nobody is left to be told.
             Err(Error::Kube { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.code == 404) => {}
             other => {
@@ -84,21 +101,7 @@ pub(super) async fn reconcile(
             }
         }
     }
-    provider
-        .metrics
-        .reconcile
-        .observe(Controller::Allocation, begun.elapsed(), None);
-    Ok(Action::requeue(Duration::from_secs(120)))
-}
-
-/// What a failed pass leads to.
-pub(super) fn on_error(object: Arc<GpuAllocation>, error: &Error, provider: Arc<Provider>) -> Action {
-    error.log("GpuAllocation", &object.name_any());
-    provider
-        .metrics
-        .reconcile
-        .observe(Controller::Allocation, Duration::ZERO, Some(error.class()));
-    Action::requeue(error.retry_after())
+    Ok(Some(LOOK_AGAIN))
 }
 
 impl Provider {
@@ -133,8 +136,9 @@ impl Provider {
     ) -> Result<GpuReservation, Error> {
         let name = allocation.name_any();
         let mut object = GpuReservation::new(&name, spec);
-        let lease = allocation.labels().get(LABEL_LEASE).cloned().unwrap_or_default();
         object.metadata = ObjectMeta {
+            name: Some(name.clone()),
+            labels: Some(labels(&object.spec)),
             finalizers: Some(vec![FINALIZER_PROVIDER.into()]),
             annotations: Some(
                 [(
@@ -144,11 +148,7 @@ impl Provider {
                 .into(),
             ),
             resource_version: before.and_then(kube::ResourceExt::resource_version),
-            ..objects::meta(
-                &name,
-                None,
-                &[(LABEL_LEASE, &lease), (LABEL_PROVIDER, &self.args.provider_name)],
-            )
+            ..ObjectMeta::default()
         };
         let made = objects::apply(&Api::all(self.client.clone()), &object, MANAGER).await?;
         if before.is_none() {

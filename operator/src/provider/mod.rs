@@ -1,7 +1,9 @@
 //! The provider role: GPUs offered, shares reserved, paid work run and stopped by the one stop rule.
 
+mod allocations;
 mod applied;
 mod blocks;
+mod digest;
 mod intake;
 mod objects;
 mod observe;
@@ -20,15 +22,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use futures::StreamExt as _;
 use k8s_openapi::api::{
     coordination::v1::Lease as Liveness,
     core::v1::{Namespace, Node, Service},
 };
 use kube::{Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
-    GpuAllocation, GpuNode, GpuPool, GpuReservation, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
-    PaymentNetwork,
+    GpuNode, GpuPool, GpuReservation, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork,
 };
 use leasehold_planner::{
     health::Answers,
@@ -37,17 +37,16 @@ use leasehold_planner::{
 };
 use leasehold_telemetry::{
     Health, Metrics,
-    metrics::{Operator, Role},
+    metrics::{Controller, Operator, Role},
 };
 
-use self::pods::PodSeen;
+use self::{allocations::AllocationSeen, pods::PodSeen};
 use crate::{
     cache::{self, ByNamespace, Reach, Source},
-    leader,
-    market::log_result,
-    networks,
+    leader, networks,
     objects::Events,
     payments::{self, Rails},
+    queue::{PASSES_AT_ONCE, Queue},
     settings::ProviderArgs,
 };
 
@@ -90,11 +89,18 @@ pub(crate) struct Caches {
     agents: Store<Liveness>,
     reservations: Store<GpuReservation>,
     networks: Store<PaymentNetwork>,
-    allocations: Store<GpuAllocation>,
+    allocations: Store<AllocationSeen>,
 }
 
 /// Label that the agents' liveness leases carry.
 const AGENT_LABEL: &str = "app.kubernetes.io/managed-by=leasehold-agent";
+
+/// A namespace says what its annotations say, and that it is there or goes.
+fn trim_namespace(namespace: &mut Namespace) {
+    namespace.metadata.labels = None;
+    namespace.spec = None;
+    namespace.status = None;
+}
 
 /// Runs until a signal.
 #[expect(
@@ -129,15 +135,18 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
     };
     let namespace_at_market = format!("{PROVIDER_NAMESPACE_PREFIX}{}", args.provider_name);
 
-    let (wake_reservation, woken_reservations) = cache::queue::<GpuReservation>();
+    let (wake_reservation, wake_allocation) = (
+        Queue::<GpuReservation>::default(),
+        Queue::<AllocationSeen>::default(),
+    );
     let made = Arc::new(turn::Made::default());
-    let (wake_allocation, woken_allocations) = cache::queue::<GpuAllocation>();
     let changed = Arc::new(tokio::sync::Notify::new());
     let notify = || {
         let changed = changed.clone();
         move || changed.notify_one()
     };
     let (own, at_market) = (Source::new(&client), Source::new(&market));
+    let mine = own.labelled(&format!("{LABEL_PROVIDER}={}", args.provider_name));
     let caches = Caches {
         pools: {
             let n = notify();
@@ -168,21 +177,21 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         },
         namespaces: {
             let wake = wake_reservation.clone();
-            own.labelled(LABEL_PROVIDER)
-                .watch(cache::whole, move |ns: &Namespace| wake.up(&ns.name_any(), None))
+            mine.watch(trim_namespace, move |ns: &Namespace| {
+                wake.up(&ns.name_any(), None)
+            })
         },
         services: {
             let wake = wake_reservation.clone();
-            own.labelled(LABEL_PROVIDER)
-                .watch_by_namespace(cache::whole, move |service: &Service| {
-                    wake.up(&service.namespace().unwrap_or_default(), None);
-                })
+            mine.watch_by_namespace(cache::whole, move |service: &Service| {
+                wake.up(&service.namespace().unwrap_or_default(), None);
+            })
         },
         agents: own.labelled(AGENT_LABEL).watch(cache::whole, |_: &Liveness| {}),
         reservations: {
             let (n, wake, namespace) = (notify(), wake_allocation.clone(), namespace_at_market.clone());
             let (own_wake, made) = (wake_reservation.clone(), made.clone());
-            own.watch(cache::without_annotations, move |r: &GpuReservation| {
+            own.watch(cache::without_marks, move |r: &GpuReservation| {
                 n();
                 made.told(&r.name_any());
                 own_wake.touched(r);
@@ -197,14 +206,10 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         },
         allocations: {
             let (wake, own_wake) = (wake_reservation.clone(), wake_allocation.clone());
-            at_market.watch_in(
-                &namespace_at_market,
-                cache::without_annotations,
-                move |a: &GpuAllocation| {
-                    wake.up(&a.name_any(), None);
-                    own_wake.touched(a);
-                },
-            )
+            at_market.watch_in(&namespace_at_market, cache::whole, move |a: &AllocationSeen| {
+                wake.up(&a.name_any(), None);
+                own_wake.touched(a);
+            })
         },
     };
     let ready = async {
@@ -287,14 +292,21 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         provider.clone(),
         health.heartbeat("sweep", Duration::from_secs(180)),
     ));
-    let intake_loop = cache::controller(&provider.caches.allocations, woken_allocations, 64, &shutdown)
-        .run(intake::reconcile, intake::on_error, provider.clone())
-        .for_each(|result| async move { log_result("allocation", result) });
-    let reservations = &provider.caches.reservations;
-    let reservation_loop =
-        cache::controller(reservations, woken_reservations, cache::PASSES_AT_ONCE, &shutdown)
-            .run(reservation::reconcile, reservation::on_error, provider.clone())
-            .for_each(|result| async move { log_result("reservation", result) });
+    let passes = &operator.reconcile;
+    let intake_loop = wake_allocation.run(
+        &provider.caches.allocations,
+        64,
+        (Controller::Allocation, passes),
+        &shutdown,
+        |allocation| intake::reconcile(allocation, provider.clone()),
+    );
+    let reservation_loop = wake_reservation.run(
+        &provider.caches.reservations,
+        PASSES_AT_ONCE,
+        (Controller::Reservation, passes),
+        &shutdown,
+        |reservation| reservation::reconcile(reservation, provider.clone()),
+    );
     let lost = tokio::select! {
         _ = futures::future::join(intake_loop, reservation_loop) => Ok(()),
         lost = leadership.lost() => lost,

@@ -31,10 +31,12 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use leasehold_crds::{
-    ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, LABEL_LEASE, LABEL_PROVIDER,
+    ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, LABEL_LEASE, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
     pool::Exposure,
+    reservation::GpuReservationSpec,
     workload::{Container as Wish, Port, Readiness, Workload},
 };
+use leasehold_planner::escrow::lease_name;
 
 use super::{ranges::Forbidden, results};
 
@@ -70,21 +72,26 @@ pub(super) struct Objects {
     pub(super) jobs: Vec<Job>,
 }
 
+/// Labels of a reservation and of whatever is made for it: of which lease it is, and whose.
+pub(super) fn labels(spec: &GpuReservationSpec) -> BTreeMap<String, String> {
+    let provider = spec.allocation_namespace.strip_prefix(PROVIDER_NAMESPACE_PREFIX);
+    [
+        (LABEL_LEASE.to_owned(), lease_label(spec)),
+        (LABEL_PROVIDER.to_owned(), provider.unwrap_or_default().to_owned()),
+    ]
+    .into()
+}
+
+fn lease_label(spec: &GpuReservationSpec) -> String {
+    let id = spec.allocation.escrow.id.parse();
+    id.map(lease_name).unwrap_or_default()
+}
+
 /// Builds the objects of a reservation, whose pods reach nothing of `forbidden`.
 pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Objects {
     let name = reservation.name_any();
     let spec = &reservation.spec.allocation;
-    let lease = reservation.labels().get(LABEL_LEASE).cloned().unwrap_or_default();
-    let provider = reservation
-        .labels()
-        .get(LABEL_PROVIDER)
-        .cloned()
-        .unwrap_or_default();
-    let labels: BTreeMap<String, String> = [
-        (LABEL_LEASE.to_owned(), lease),
-        (LABEL_PROVIDER.to_owned(), provider),
-    ]
-    .into();
+    let labels = labels(&reservation.spec);
     let meta = |object: &str| ObjectMeta {
         name: Some(object.into()),
         namespace: Some(name.clone()),
@@ -505,15 +512,8 @@ pub(super) fn gpu_toleration() -> Toleration {
 fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, of_job: Option<OfJob>) -> PodSpec {
     let user_namespaces = reservation.spec.hosting.user_namespaces;
     let spec = &reservation.spec.allocation;
-    let labels = reservation.labels();
     let one_a_node = LabelSelector {
-        match_labels: Some(
-            [(
-                LABEL_LEASE.to_owned(),
-                labels.get(LABEL_LEASE).cloned().unwrap_or_default(),
-            )]
-            .into(),
-        ),
+        match_labels: Some([(LABEL_LEASE.to_owned(), lease_label(&reservation.spec))].into()),
         ..LabelSelector::default()
     };
     // Frameworks pass tensors between processes by shared memory; the runtime's 64 MiB are too few. It counts as memory.

@@ -48,9 +48,13 @@ const REPEAT_SECONDS: i64 = 30;
 
 /// Most of a Node is nobody's concern here.
 pub(super) fn trim_node(node: &mut Node) {
-    node.annotations_mut().clear();
+    cache::without_annotations(node);
     if let Some(status) = &mut node.status {
         status.images = None;
+        status.capacity = None;
+        status.node_info = None;
+        let conditions = status.conditions.iter_mut();
+        conditions.for_each(|all| all.retain(|c| c.type_ == "Ready"));
     }
 }
 
@@ -217,8 +221,7 @@ impl Provider {
             ))
     }
 
-    /// Each node's Event is its own GpuNode's, by the reason's name: of one object's Events with one reason only the
-    /// first note is kept.
+    /// Each node's Event is its own GpuNode's, by the reason's name.
     async fn tell_not_sold(&self, before: Option<&GpuPoolStatus>, not_sold: &[NotSold]) {
         for out in newly_out(before, not_sold) {
             if let Some(node) = cache::get(&self.caches.gpu_nodes, &out.node, None) {

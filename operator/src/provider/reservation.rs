@@ -10,7 +10,6 @@ use kube::{
     Api, Resource, ResourceExt as _,
     api::{DeleteParams, PostParams, PropagationPolicy},
     core::NamespaceResourceScope,
-    runtime::controller::Action,
 };
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
@@ -23,16 +22,21 @@ use leasehold_planner::{
     ports::{BlockLevel, PaymentError, Payments as _},
     reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
 };
-use leasehold_telemetry::metrics::{ChainAction, Controller};
+use leasehold_telemetry::metrics::ChainAction;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     MANAGER, Provider,
-    applied::Digest,
+    digest::Digest,
     objects::{self as build, Objects},
     ranges::{self, Forbidden},
 };
-use crate::{cache, error::Error, objects, payments};
+use crate::{
+    cache,
+    error::Error,
+    objects, payments,
+    queue::{Again, Failed},
+};
 
 /// A node that joins is one that pods can't reach at most so much later: to ask all nodes on each pass would take longer
 /// than the pass.
@@ -42,11 +46,10 @@ const FORBIDDEN_FOR: Duration = Duration::from_secs(5);
 pub(super) async fn reconcile(
     reservation: Arc<GpuReservation>,
     provider: Arc<Provider>,
-) -> Result<Action, Error> {
+) -> Result<Again, Failed> {
     if !provider.holds(&reservation) {
-        return Ok(Action::await_change());
+        return Ok(None);
     }
-    let begun = Instant::now();
     let (world, rail) = provider.gather(&reservation, provider.now()).await;
     // What was gathered may have taken a deadline's time: decided is by the clock as it is now.
     let now = provider.now();
@@ -62,29 +65,10 @@ pub(super) async fn reconcile(
     } else {
         provider.report(&reservation, status, &plan).await
     };
-    provider.metrics.reconcile.observe(
-        Controller::Reservation,
-        begun.elapsed(),
-        outcome.as_ref().err().map(Error::class),
-    );
-    if let Err(error) = &outcome {
-        error.log("GpuReservation", &reservation.name_any());
-    }
     reported?;
     let wake = objects::until(wake, provider.now());
-    Ok(Action::requeue(
-        outcome.err().map_or(wake, |e| wake.min(e.retry_after())),
-    ))
-}
-
-/// What a failed pass leads to.
-pub(super) fn on_error(object: Arc<GpuReservation>, error: &Error, provider: Arc<Provider>) -> Action {
-    error.log("GpuReservation", &object.name_any());
-    provider
-        .metrics
-        .reconcile
-        .observe(Controller::Reservation, Duration::ZERO, Some(error.class()));
-    Action::requeue(error.retry_after())
+    outcome.map_err(|error| Failed::again(error, wake))?;
+    Ok(Some(wake))
 }
 
 impl Provider {
@@ -150,34 +134,31 @@ impl Provider {
                 head = Observed::Unknown(why.clone());
             }
         }
-        let world =
-            World {
-                reservation,
-                account,
-                second,
-                settled,
-                head,
-                running: self.running(reservation).await,
-                allocation_exists: match self.market_reach.error() {
-                    Some(why) => Observed::Unknown(why),
-                    None => {
-                        let seen = cache::get(
-                            &self.caches.allocations,
-                            &reservation.spec.allocation_name,
-                            Some(&reservation.spec.allocation_namespace),
-                        );
-                        Observed::Known(seen.is_some_and(|a| {
-                            a.metadata.uid.as_deref() == Some(&reservation.spec.allocation_uid)
-                        }))
-                    }
-                },
-                grace_seconds: network
-                    .as_ref()
-                    .and_then(|n| duration::seconds(&n.spec.outage_grace).ok())
-                    .unwrap_or(0),
-                health: self.health(reservation, now).await,
-                withdraw: self.withdrawals(reservation, network.as_deref()),
-            };
+        let world = World {
+            reservation,
+            account,
+            second,
+            settled,
+            head,
+            running: self.running(reservation).await,
+            allocation_exists: match self.market_reach.error() {
+                Some(why) => Observed::Unknown(why),
+                None => {
+                    let seen = cache::get(
+                        &self.caches.allocations,
+                        &reservation.spec.allocation_name,
+                        Some(&reservation.spec.allocation_namespace),
+                    );
+                    Observed::Known(seen.is_some_and(|a| a.has(reservation)))
+                }
+            },
+            grace_seconds: network
+                .as_ref()
+                .and_then(|n| duration::seconds(&n.spec.outage_grace).ok())
+                .unwrap_or(0),
+            health: self.health(reservation, now).await,
+            withdraw: self.withdrawals(reservation, network.as_deref()),
+        };
         (world, rail.ok())
     }
 

@@ -22,15 +22,13 @@ use k8s_openapi::{
     },
 };
 use kube::{Api, ResourceExt as _};
-use leasehold_crds::{
-    ANNOTATION_RESULTS_UNTIL, GpuReservation, LABEL_LEASE, LABEL_PROVIDER, quantity, workload::ResultsAt,
-};
+use leasehold_crds::{ANNOTATION_RESULTS_UNTIL, GpuReservation, quantity, workload::ResultsAt};
 use leasehold_planner::{reservation::ResultsSeen, results::Kept};
 
 use super::{
     MANAGER, Provider,
-    applied::Digest,
-    objects::{self as build, FS_GROUP, NAME},
+    digest::Digest,
+    objects::{self as build, FS_GROUP, NAME, labels},
     observe,
 };
 use crate::{cache, error::Error, objects};
@@ -64,19 +62,13 @@ pub(super) fn selector(operator: &str) -> LabelSelector {
 }
 
 fn meta(reservation: &GpuReservation, index: i64) -> ObjectMeta {
-    let label = |key: &str| reservation.labels().get(key).cloned().unwrap_or_default();
     let rank = reservation.spec.allocation.first_rank + index;
+    let mut labels = labels(&reservation.spec);
+    labels.insert(LABEL_RESULTS.to_owned(), rank.to_string());
     ObjectMeta {
         name: Some(format!("results-{index}")),
         namespace: Some(reservation.name_any()),
-        labels: Some(
-            [
-                (LABEL_LEASE.to_owned(), label(LABEL_LEASE)),
-                (LABEL_PROVIDER.to_owned(), label(LABEL_PROVIDER)),
-                (LABEL_RESULTS.to_owned(), rank.to_string()),
-            ]
-            .into(),
-        ),
+        labels: Some(labels),
         ..ObjectMeta::default()
     }
 }

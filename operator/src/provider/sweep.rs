@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{
-    ANNOTATION_ESCROW, ANNOTATION_RESULTS_UNTIL, GpuReservation, LABEL_PROVIDER, allocation::AllocationPhase,
+    ANNOTATION_ESCROW, ANNOTATION_RESULTS_UNTIL, GpuReservation, allocation::AllocationPhase,
 };
 use leasehold_planner::{
     escrow::Hash,
@@ -58,8 +58,7 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
 impl Provider {
     async fn sweep(&self, suspects: &mut Suspects<String>) -> anyhow::Result<()> {
         let mut nobodys = self.caches.namespaces.state_filter(|n| {
-            n.labels().get(LABEL_PROVIDER) == Some(&self.args.provider_name)
-                && n.metadata.deletion_timestamp.is_none()
+            n.metadata.deletion_timestamp.is_none()
                 && n.annotations().contains_key(ANNOTATION_ESCROW)
                 && cache::get(&self.caches.reservations, &n.name_any(), None).is_none()
         });

@@ -224,7 +224,7 @@ fn a_session_is_only_where_its_tenant_can_be_root_in_a_user_namespace() {
         }
     };
     let session = || Workload {
-        session: Some(Session::default()),
+        session: Some(Box::new(Session::default())),
         ..Workload::default()
     };
     assert_eq!(answer(session(), 1, &[false, true]), Ok(vec!["n1".to_owned()]));
@@ -246,14 +246,14 @@ fn with_output(keep: &str) -> GpuAllocation {
         size: "1Gi".into(),
         mount_path: "/data".into(),
     });
-    allocation.spec.workload.job = Some(Job {
+    allocation.spec.workload.job = Some(Box::new(Job {
         output: Some(JobOutput {
             path: "/data/out".into(),
             keep_results_for: keep.into(),
             recipients: vec!["age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj".into()],
         }),
         ..Job::default()
-    });
+    }));
     allocation
 }
 

@@ -60,10 +60,10 @@ fn job() -> Share {
         }),
         ..GpuAllocationSpec::default()
     };
-    allocation.workload.job = Some(Job {
+    allocation.workload.job = Some(Box::new(Job {
         output: Some(output),
         ..Job::default()
-    });
+    }));
     let spec = GpuReservationSpec {
         allocation,
         ..GpuReservationSpec::default()

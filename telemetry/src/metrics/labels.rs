@@ -41,7 +41,7 @@ closed!(
         Network = "network",
         /// GpuPool and GpuNode into a GpuOffer, at the provider.
         Offer = "offer",
-        /// GpuAllocation into a GpuReservation, at the provider.
+        /// GpuAllocation into a GpuReservation, at the provider; at the market, when it is let go.
         Allocation = "allocation",
         /// GpuReservation into what runs, at the provider.
         Reservation = "reservation",
@@ -49,6 +49,14 @@ closed!(
         Sweep = "sweep",
     }
 );
+
+impl Controller {
+    /// Whether each of its objects has passes of its own, for which it stands in line.
+    #[must_use]
+    pub const fn has_line(self) -> bool {
+        matches!(self, Self::Lease | Self::Allocation | Self::Reservation)
+    }
+}
 
 closed!(
     /// What an error wants to be done about it.

@@ -27,6 +27,7 @@ impl Role {
         match self {
             Self::Market => &[
                 Controller::Lease,
+                Controller::Allocation,
                 Controller::Provider,
                 Controller::Network,
                 Controller::Sweep,
@@ -108,6 +109,7 @@ impl<P: EncodeLabelValue + Copy> EncodeLabelSet for ByPhase<P> {
 #[derive(Clone, Debug)]
 pub struct Reconcile {
     duration: Family<ByController, Histogram, fn() -> Histogram>,
+    waited: Family<ByController, Histogram, fn() -> Histogram>,
     failures: Family<ByClass, Counter>,
 }
 
@@ -118,10 +120,14 @@ impl Reconcile {
             duration: Family::new_with_constructor(|| {
                 Histogram::new([0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0])
             }),
+            waited: Family::new_with_constructor(|| Histogram::new([0.01, 0.1, 1.0, 5.0, 10.0, 30.0, 60.0])),
             failures: Family::default(),
         };
         for &controller in role.controllers() {
             drop(it.duration.get_or_create(&ByController { controller }));
+            if controller.has_line() {
+                drop(it.waited.get_or_create(&ByController { controller }));
+            }
             for &class in Class::ALL {
                 drop(it.failures.get_or_create(&ByClass { controller, class }));
             }
@@ -133,6 +139,13 @@ impl Reconcile {
             Unit::Seconds,
             it.duration.clone(),
         );
+        registry.register_with_unit(
+            "waited",
+            "How long an object stood in line for its pass; seconds of it mean that passes, and with them the API server \
+             or the chain, can't keep up",
+            Unit::Seconds,
+            it.waited.clone(),
+        );
         registry.register(
             "failures",
             "Passes that ended in an error, by what the error wants: user (an edit by a person), conflict \
@@ -140,6 +153,13 @@ impl Reconcile {
             it.failures.clone(),
         );
         it
+    }
+
+    /// An object's turn has come.
+    pub fn waited(&self, controller: Controller, waited: Duration) {
+        self.waited
+            .get_or_create(&ByController { controller })
+            .observe(waited.as_secs_f64());
     }
 
     /// One pass is over.

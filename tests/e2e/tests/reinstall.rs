@@ -119,10 +119,10 @@ fn lease(tenant: &Tenant<'_>) -> anyhow::Result<GpuLease> {
     container.image = "leasehold.test/busybox:1".into();
     container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
     container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
-    lease.spec.workload.session = Some(leasehold_crds::workload::Session {
+    lease.spec.workload.session = Some(Box::new(leasehold_crds::workload::Session {
         container,
         ..Default::default()
-    });
+    }));
     Ok(lease)
 }
 

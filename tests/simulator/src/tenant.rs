@@ -115,9 +115,9 @@ fn spec(random: &mut Random) -> GpuLeaseSpec {
             duration: format!("{term}s"),
         },
         workload: Workload {
-            session: (kind == 0).then(Session::default),
-            service: (kind == 1).then(Service::default),
-            job: (kind == 2).then(Job::default),
+            session: (kind == 0).then(Box::<Session>::default),
+            service: (kind == 1).then(Box::<Service>::default),
+            job: (kind == 2).then(Box::<Job>::default),
         },
         payment: Payment {
             network: "net".into(),

@@ -1,14 +1,10 @@
-use futures::{FutureExt as _, Stream, StreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use leasehold_crds::{
     allocation::{Acceptance, GpuAllocationSpec, GpuAllocationStatus},
     lease::{GpuLeaseSpec, GpuLeaseStatus, LeaseEscrow, Share},
 };
 
-use kube::runtime::reflector::ObjectRef;
-
 use super::*;
-use crate::cache;
 
 fn lease(number: usize) -> GpuLease {
     let mut lease = GpuLease::new(&format!("lease-{number:03}"), GpuLeaseSpec::default());
@@ -61,18 +57,12 @@ fn open(line: &Line, number: usize) -> usize {
     unanswered.get("p").copied().unwrap_or_default()
 }
 
-/// Names of those that were woken since the last call.
-fn woken(queue: &mut (impl Stream<Item = ObjectRef<GpuLease>> + Unpin)) -> Vec<String> {
-    std::iter::from_fn(|| queue.next().now_or_never().flatten())
-        .map(|o| o.name)
-        .collect()
-}
-
-#[tokio::test]
-async fn who_waits_is_woken_in_turn_as_answers_come() {
-    let (wake, queue) = cache::queue::<GpuLease>();
-    let mut queue = Box::pin(queue);
-    let line = Line::new(wake);
+#[test]
+fn who_waits_is_woken_in_turn_as_answers_come() {
+    let queue = Queue::<GpuLease>::default();
+    let line = Line::new(queue.clone());
+    // Those that were woken since the last call.
+    let woken = || queue.drain();
     for number in 0..UNANSWERED_PER_PROVIDER_MAX {
         assert_eq!(open(&line, number), number);
         line.begin(&lease(number), &plan(number, false));
@@ -83,10 +73,10 @@ async fn who_waits_is_woken_in_turn_as_answers_come() {
         line.begin(&lease(number), &plan(number, true));
     }
     line.touched(&question(7, false), now());
-    assert!(woken(&mut queue).is_empty(), "nothing is answered yet");
+    assert!(woken().is_empty(), "nothing is answered yet");
 
     line.touched(&question(7, true), now());
-    assert_eq!(woken(&mut queue), ["lease-101"]);
+    assert_eq!(woken(), ["team/lease-101"]);
     assert_eq!(
         open(&line, 101),
         UNANSWERED_PER_PROVIDER_MAX - 1,
@@ -98,28 +88,27 @@ async fn who_waits_is_woken_in_turn_as_answers_come() {
         "and for nobody else"
     );
     line.begin(&lease(101), &plan(101, false));
-    assert!(woken(&mut queue).is_empty());
+    assert!(woken().is_empty());
 
     // The next one was called and does not ask: its place goes on to whoever waits.
     line.touched(&question(8, true), now());
-    assert_eq!(woken(&mut queue), ["lease-102"]);
+    assert_eq!(woken(), ["team/lease-102"]);
     line.begin(&lease(103), &plan(103, true));
     let mut gives_up = plan(102, true);
     gives_up.queued_at = None;
     line.begin(&lease(102), &gives_up);
-    assert_eq!(woken(&mut queue), ["lease-103"]);
+    assert_eq!(woken(), ["team/lease-103"]);
 
     // What was to be asked could not be written.
     line.begin(&lease(103), &plan(103, false));
     line.begin(&lease(104), &plan(104, true));
     line.take_back(&lease(103), &plan(103, false));
-    assert_eq!(woken(&mut queue), ["lease-104"]);
+    assert_eq!(woken(), ["team/lease-104"]);
 }
 
-#[tokio::test]
-async fn who_lets_questions_lapse_is_passed_over_until_it_answers() {
-    let (wake, _queue) = cache::queue::<GpuLease>();
-    let line = Line::new(wake);
+#[test]
+fn who_lets_questions_lapse_is_passed_over_until_it_answers() {
+    let line = Line::new(Queue::default());
     let taken_back = |number| {
         let mut question = question(number, false);
         question.metadata.creation_timestamp = Some(Time(now() - jiff::SignedDuration::from_secs(50)));

@@ -84,7 +84,7 @@ fn now() -> Timestamp {
 async fn what_a_provider_could_not_be_told_is_told_again() {
     let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let api = Api::<GpuProvider>::all(Client::new(service, "default"));
-    let (supply, line) = (supply(), Line::new(cache::queue().0));
+    let (supply, line) = (supply(), Line::new(Queue::default()));
 
     // The provider's own entry changed meanwhile; nothing of its offer does from here on.
     let conflict =

@@ -28,14 +28,12 @@ fn reservation(workload: Workload, hosting: Hosting) -> GpuReservation {
         nodes: vec!["a".into(), "b".into()],
         ..GpuReservationSpec::default()
     };
-    let mut reservation = GpuReservation::new("lease-x", spec);
-    reservation.metadata.labels = Some([(LABEL_LEASE.to_owned(), "x".to_owned())].into());
-    reservation
+    GpuReservation::new("lease-x", spec)
 }
 
 fn session() -> Workload {
     Workload {
-        session: Some(Session::default()),
+        session: Some(Box::new(Session::default())),
         ..Workload::default()
     }
 }
@@ -46,10 +44,10 @@ fn service() -> Workload {
         port: 8080,
     };
     Workload {
-        service: Some(ServiceWish {
+        service: Some(Box::new(ServiceWish {
             ports: vec![port],
             ..ServiceWish::default()
-        }),
+        })),
         ..Workload::default()
     }
 }
@@ -86,7 +84,7 @@ fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
 #[test]
 fn no_workload_shares_the_node_s_namespaces_or_gets_a_token() {
     let job = Workload {
-        job: Some(JobWish::default()),
+        job: Some(Box::new(JobWish::default())),
         ..Workload::default()
     };
     for workload in [session(), service(), job] {
@@ -167,4 +165,28 @@ fn the_quota_holds_no_more_than_was_leased() {
     assert_eq!(quota["pods"].0, "2");
     assert_eq!(quota[&format!("requests.{GPU_RESOURCE}")].0, "6");
     assert_eq!(quota["secrets"].0, "0");
+}
+
+#[test]
+fn everything_is_labelled_with_its_lease_and_its_provider() {
+    let mut reservation = reservation(session(), Hosting::default());
+    let id = leasehold_planner::escrow::Hash([7; 32]);
+    reservation.spec.allocation.escrow.id = id.to_string();
+    reservation.spec.allocation_namespace = "provider-prairie".into();
+    let expected = labels(&reservation.spec);
+    assert_eq!(expected[LABEL_LEASE], lease_name(id));
+    assert_eq!(expected[LABEL_PROVIDER], "prairie");
+    let all = build(&reservation, &Forbidden::default());
+    let set = all.set.unwrap();
+    let spread = set.spec.unwrap().template.spec.unwrap().affinity.unwrap();
+    let spread = serde_json::to_string(&spread.pod_anti_affinity).unwrap();
+    assert!(spread.contains(&lease_name(id)), "{spread}");
+    for labelled in [all.namespace.metadata, all.quota.metadata, set.metadata] {
+        let labelled = labelled.labels.unwrap();
+        assert!(
+            expected
+                .iter()
+                .all(|(key, value)| labelled.get(key) == Some(value))
+        );
+    }
 }

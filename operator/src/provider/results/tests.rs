@@ -27,15 +27,15 @@ fn reservation(user_namespaces: bool) -> GpuReservation {
             mount_path: "/data".into(),
         }),
         workload: Workload {
-            job: Some(JobWish {
+            job: Some(Box::new(JobWish {
                 output: Some(output),
                 ..JobWish::default()
-            }),
+            })),
             ..Workload::default()
         },
         ..GpuAllocationSpec::default()
     };
-    let mut reservation = GpuReservation::new(
+    GpuReservation::new(
         "lease-x",
         GpuReservationSpec {
             allocation,
@@ -47,9 +47,7 @@ fn reservation(user_namespaces: bool) -> GpuReservation {
             nodes: vec!["a".into(), "b".into()],
             ..GpuReservationSpec::default()
         },
-    );
-    reservation.metadata.labels = Some([(LABEL_LEASE.to_owned(), "x".to_owned())].into());
-    reservation
+    )
 }
 
 fn pod(user_namespaces: bool) -> PodSpec {
