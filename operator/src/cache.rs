@@ -1,7 +1,7 @@
 //! Shared caches: one watch a kind, a store to read from, and a call for each object that was touched.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fmt::Debug,
     path::Path,
     pin::pin,
@@ -243,9 +243,9 @@ pub struct ByNamespace<K: Resource<DynamicType = ()> + 'static> {
     names: Arc<Names>,
 }
 
-/// Names of the objects in each namespace. One that went while the watch was interrupted is still named.
+/// Names of the objects in each namespace, sorted. One that went while the watch was interrupted is still named.
 #[derive(Default)]
-struct Names(Mutex<HashMap<String, BTreeSet<String>>>);
+struct Names(Mutex<HashMap<String, Vec<String>>>);
 
 impl Names {
     fn note<K: Resource<DynamicType = ()>>(&self, object: &K, now: Now) {
@@ -255,11 +255,14 @@ impl Names {
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match now {
             Now::There => {
-                names.entry(namespace).or_default().insert(object.name_any());
+                let there = names.entry(namespace).or_default();
+                if let Err(at) = there.binary_search(&object.name_any()) {
+                    there.insert(at, object.name_any());
+                }
             }
             Now::Gone => {
                 if let Some(there) = names.get_mut(&namespace) {
-                    there.remove(&object.name_any());
+                    there.retain(|name| *name != object.name_any());
                     if there.is_empty() {
                         names.remove(&namespace);
                     }

@@ -18,6 +18,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::Address,
+    lease::{trim_allocation, trim_lease},
     ports::{Clock, SigningKey, SystemClock},
 };
 use leasehold_telemetry::{
@@ -56,13 +57,6 @@ pub(crate) struct Market {
     metrics: Operator,
 }
 
-/// What an allocation says of what runs, its lease says too; and nobody here reads its labels and annotations.
-fn trim_allocation(allocation: &mut GpuAllocation) {
-    cache::without_marks(allocation);
-    let spec = &mut allocation.spec;
-    (spec.workload, spec.storage, spec.subjects) = Default::default();
-}
-
 /// Runs until a signal.
 pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) -> anyhow::Result<ExitCode> {
     let closer = payments::key_file(&args.closer_key_file)?;
@@ -85,7 +79,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     let source = Source::new(&client);
     let leases = {
         let wake = wake_lease.clone();
-        source.watch(cache::whole, move |lease: &GpuLease| wake.touched(lease))
+        source.watch(trim_lease, move |lease: &GpuLease| wake.touched(lease))
     };
     let line = Arc::new(line::Line::new(wake_lease.clone()));
     let allocations = {

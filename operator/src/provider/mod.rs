@@ -5,6 +5,7 @@ mod applied;
 mod blocks;
 mod digest;
 mod intake;
+mod namespaces;
 mod objects;
 mod observe;
 mod offer;
@@ -24,7 +25,7 @@ use std::{
 use anyhow::Context as _;
 use k8s_openapi::api::{
     coordination::v1::Lease as Liveness,
-    core::v1::{Namespace, Node, Service},
+    core::v1::{Node, Service},
 };
 use kube::{Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
@@ -40,7 +41,7 @@ use leasehold_telemetry::{
     metrics::{Controller, Operator, Role},
 };
 
-use self::{allocations::AllocationSeen, pods::PodSeen};
+use self::{allocations::AllocationSeen, namespaces::NamespaceSeen, pods::PodSeen};
 use crate::{
     cache::{self, ByNamespace, Reach, Source},
     leader, networks,
@@ -84,7 +85,7 @@ pub(crate) struct Caches {
     gpu_nodes: Store<GpuNode>,
     nodes: Store<Node>,
     pods: ByNamespace<PodSeen>,
-    namespaces: Store<Namespace>,
+    namespaces: Store<NamespaceSeen>,
     services: ByNamespace<Service>,
     agents: Store<Liveness>,
     reservations: Store<GpuReservation>,
@@ -94,13 +95,6 @@ pub(crate) struct Caches {
 
 /// Label that the agents' liveness leases carry.
 const AGENT_LABEL: &str = "app.kubernetes.io/managed-by=leasehold-agent";
-
-/// A namespace says what its annotations say, and that it is there or goes.
-fn trim_namespace(namespace: &mut Namespace) {
-    namespace.metadata.labels = None;
-    namespace.spec = None;
-    namespace.status = None;
-}
 
 /// Runs until a signal.
 #[expect(
@@ -177,7 +171,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         },
         namespaces: {
             let wake = wake_reservation.clone();
-            mine.watch(trim_namespace, move |ns: &Namespace| {
+            mine.watch(cache::whole, move |ns: &NamespaceSeen| {
                 wake.up(&ns.name_any(), None)
             })
         },

@@ -273,10 +273,7 @@ impl Provider {
             .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
             || reservation.status.as_ref().is_some_and(|s| s.job.is_some());
         let namespace = cache::get(&self.caches.namespaces, &name, None);
-        let mark = namespace
-            .as_ref()
-            .and_then(|n| n.annotations().get(ANNOTATION_APPLIED));
-        let mark = mark.map(String::as_str);
+        let mark = namespace.as_ref().and_then(|n| n.applied.as_deref());
         if self.applied.is(&name, digest, there, mark, self.now()) {
             return Ok(());
         }
@@ -428,9 +425,7 @@ impl Provider {
     /// Nothing left of it: the namespace goes with all it holds.
     async fn remove(&self, name: &str) -> Result<(), Error> {
         self.applied.forget(name);
-        if cache::get(&self.caches.namespaces, name, None)
-            .is_some_and(|n| n.metadata.deletion_timestamp.is_some())
-        {
+        if cache::get(&self.caches.namespaces, name, None).is_some_and(|n| n.goes()) {
             return Ok(());
         }
         let namespaces = Api::<Namespace>::all(self.client.clone());

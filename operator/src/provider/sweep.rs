@@ -9,9 +9,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
-use leasehold_crds::{
-    ANNOTATION_ESCROW, ANNOTATION_RESULTS_UNTIL, GpuReservation, allocation::AllocationPhase,
-};
+use leasehold_crds::{GpuReservation, allocation::AllocationPhase};
 use leasehold_planner::{
     escrow::Hash,
     ports::{BlockLevel, Payments as _},
@@ -22,7 +20,7 @@ use leasehold_telemetry::{
     metrics::{ChainAction, Class, Controller},
 };
 
-use super::Provider;
+use super::{Provider, namespaces::NamespaceSeen};
 use crate::{cache, objects};
 
 const PERIOD: Duration = Duration::from_secs(30);
@@ -58,8 +56,8 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
 impl Provider {
     async fn sweep(&self, suspects: &mut Suspects<String>) -> anyhow::Result<()> {
         let mut nobodys = self.caches.namespaces.state_filter(|n| {
-            n.metadata.deletion_timestamp.is_none()
-                && n.annotations().contains_key(ANNOTATION_ESCROW)
+            !n.goes()
+                && n.escrow.is_some()
                 && cache::get(&self.caches.reservations, &n.name_any(), None).is_none()
         });
         nobodys.sort_by_key(|n| n.name_any());
@@ -70,8 +68,7 @@ impl Provider {
                 tracing::debug!(namespace = namespace.name_any(), %error, "it can't be told whether it is paid for");
                 Verdict::Leave
             });
-            let until = namespace.annotations().get(ANNOTATION_RESULTS_UNTIL);
-            let verdict = unless_kept(verdict, until.map(String::as_str), self.now());
+            let verdict = unless_kept(verdict, namespace.results_until.as_deref(), self.now());
             found.insert(namespace.name_any(), verdict);
         }
         for name in suspects.agreed(found).into_keys() {
@@ -90,12 +87,8 @@ impl Provider {
     }
 
     /// By its account, on whichever of our networks that is; [`Verdict::Over`] when it is on none.
-    async fn judge(&self, namespace: &Namespace) -> Result<Verdict, String> {
-        let Some(id) = namespace
-            .annotations()
-            .get(ANNOTATION_ESCROW)
-            .and_then(|id| id.parse::<Hash>().ok())
-        else {
+    async fn judge(&self, namespace: &NamespaceSeen) -> Result<Verdict, String> {
+        let Some(id) = namespace.escrow.as_ref().and_then(|id| id.parse::<Hash>().ok()) else {
             return Ok(Verdict::Over);
         };
         for network in self.caches.networks.state() {

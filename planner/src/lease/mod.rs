@@ -8,6 +8,7 @@ mod asking;
 mod check;
 mod conditions;
 mod decide;
+mod trim;
 mod world;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub(crate) use check::is_exhausted;
 pub use check::{Checked, check};
 pub use conditions::{chain_failure, events};
 pub use decide::{AllocationWrite, ChainCall, Plan, QUEUED, allocation_name, decide};
+pub use trim::{trim_allocation, trim_lease};
 pub use world::{AllocationSeen, Network, Prior, Wallet, World};
 
 /// Seconds a reservation waits for the money; also how long a signed `open` stays valid.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 use leasehold_crds::GpuAllocation;
-use leasehold_planner::letting_go::{self, Plan};
+use leasehold_planner::{
+    lease::trim_allocation,
+    letting_go::{self, Plan},
+};
 
 use crate::{
     Sim,
@@ -25,9 +28,10 @@ impl Sim {
         let who = Who::Market(m);
         let task = Task::LettingGo(key.clone());
         let process = &self.markets[m];
-        let Some(read) = process.allocations.get(&key).cloned() else {
+        let Some(mut read) = process.allocations.get(&key).cloned() else {
             return;
         };
+        trim_allocation(Arc::make_mut(&mut read));
         let named = (read.spec.lease.namespace.clone(), read.spec.lease.name.clone());
         let lease = process.lease_store.get(&named).cloned();
         let now = self.clock(process.offset_ms);

@@ -248,9 +248,10 @@ impl Sim {
     }
 
     pub(crate) fn begin_lease(&mut self, m: usize, key: Key) {
-        let Some(read) = self.markets[m].leases.get(&key).cloned() else {
+        let Some(mut read) = self.markets[m].leases.get(&key).cloned() else {
             return;
         };
+        lease::trim_lease(Arc::make_mut(&mut read));
         let mut reader = Reader::default();
         let world = self.gather_lease(m, &read, &mut reader);
         let now = self.clock_after(self.markets[m].offset_ms, reader.cost_ms);
@@ -394,9 +395,12 @@ impl Sim {
         };
         found
             .into_iter()
-            .map(|object| AllocationSeen {
-                signed: is_signed(&object),
-                object,
+            .map(|mut object| {
+                lease::trim_allocation(Arc::make_mut(&mut object));
+                AllocationSeen {
+                    signed: is_signed(&object),
+                    object,
+                }
             })
             .collect()
     }

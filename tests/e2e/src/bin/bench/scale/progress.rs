@@ -155,7 +155,7 @@ impl Lives {
     }
 }
 
-/// What some of the leases say that are not Active.
+/// What some of the leases say that are not Active; who only stands in line has the last word.
 pub(super) async fn left_behind(client: &Client) -> anyhow::Result<Vec<String>> {
     let leases = Api::<GpuLease>::all(client.clone());
     let leases = leases.list(&ListParams::default()).await?;
@@ -170,9 +170,12 @@ pub(super) async fn left_behind(client: &Client) -> anyhow::Result<Vec<String>> 
             let (reason, message) = (&condition.reason, &condition.message);
             told.push_str(&format!("; {} {reason} {message}", condition.type_));
         }
-        Some(told)
+        Some((status.phase == Phase::Pending, told))
     });
-    Ok(told.take(LEFT_BEHIND_TOLD).collect())
+    let mut told: Vec<_> = told.collect();
+    told.sort_by_key(|(stands_in_line, _)| *stands_in_line);
+    told.truncate(LEFT_BEHIND_TOLD);
+    Ok(told.into_iter().map(|(_, told)| told).collect())
 }
 
 fn note(table: &Table, namespace: &str, name: &str, change: impl FnOnce(&mut Life, Instant)) {

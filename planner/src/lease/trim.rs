@@ -1,0 +1,58 @@
+//! What a market keeps in memory of leases and of allocations, thousands of each: all that its decisions read, and what it
+//! must give back when it writes.
+
+use leasehold_crds::{ANNOTATION_ABANDON, ANNOTATION_KNOWN, GpuAllocation, GpuLease};
+
+use super::asking::is_held;
+
+/// Drops a lease's labels, and all annotations but the two that are asked for. What it is known by needs no mark while our
+/// finalizer is on it.
+pub fn trim_lease(lease: &mut GpuLease) {
+    let held = is_held(lease);
+    lease.metadata.labels = None;
+    if let Some(annotations) = &mut lease.metadata.annotations {
+        annotations.retain(|key, _| key == ANNOTATION_ABANDON || key == ANNOTATION_KNOWN && !held);
+    }
+}
+
+/// Drops what an allocation says of what runs, as its lease says that too, its labels and annotations, and the conditions
+/// that hold.
+pub fn trim_allocation(allocation: &mut GpuAllocation) {
+    allocation.metadata.labels = None;
+    allocation.metadata.annotations = None;
+    let spec = &mut allocation.spec;
+    (spec.workload, spec.storage, spec.subjects) = Default::default();
+    if let Some(status) = &mut allocation.status {
+        status.conditions.retain(|c| c.status != "True");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_crds::{FINALIZER_MARKET, lease::GpuLeaseSpec};
+
+    use super::*;
+
+    #[test]
+    fn a_lease_keeps_what_it_is_known_by() {
+        let mut lease = GpuLease::new("box", GpuLeaseSpec::default());
+        let marks = [
+            ANNOTATION_KNOWN,
+            ANNOTATION_ABANDON,
+            "argocd.argoproj.io/tracking-id",
+        ];
+        let marks = marks.map(|key| (key.to_owned(), "true".to_owned()));
+        lease.metadata.annotations = Some(marks.into());
+        trim_lease(&mut lease);
+        let kept = |lease: &GpuLease| -> Vec<String> {
+            let annotations = lease.metadata.annotations.iter().flatten();
+            annotations.map(|(key, _)| key.clone()).collect()
+        };
+        let mut both = vec![ANNOTATION_KNOWN.to_owned(), ANNOTATION_ABANDON.to_owned()];
+        both.sort();
+        assert_eq!(kept(&lease), both);
+        lease.metadata.finalizers = Some(vec![FINALIZER_MARKET.into()]);
+        trim_lease(&mut lease);
+        assert_eq!(kept(&lease), [ANNOTATION_ABANDON]);
+    }
+}
