@@ -84,6 +84,7 @@ pub fn gone_is_fine<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error
 pub struct Events {
     client: Client,
     reporter: Reporter,
+    repeated: Recorder,
 }
 
 impl Events {
@@ -93,11 +94,33 @@ impl Events {
             controller: controller.into(),
             instance: Some(instance.into()),
         };
-        Self { client, reporter }
+        Self {
+            repeated: Recorder::new(client.clone(), reporter.clone()),
+            client,
+            reporter,
+        }
     }
 
-    /// Publishes one.
+    /// Publishes one about a change.
     pub async fn publish<K>(&self, object: &K, warning: bool, reason: &str, note: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        // One recorder for each: it keeps every Event for minutes, some kilobytes, and writes the first one's note again
+        // where a later one of the same object has the same reason.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        Self::record(&recorder, object, warning, reason, note).await;
+    }
+
+    /// Publishes what is said on every look for as long as it is so: one Event that counts.
+    pub async fn repeat<K>(&self, object: &K, warning: bool, reason: &str, note: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        Self::record(&self.repeated, object, warning, reason, note).await;
+    }
+
+    async fn record<K>(recorder: &Recorder, object: &K, warning: bool, reason: &str, note: String)
     where
         K: Resource<DynamicType = ()>,
     {
@@ -112,9 +135,6 @@ impl Events {
             action: reason.into(),
             secondary: None,
         };
-        // One for each: a recorder keeps every Event for minutes, some kilobytes, and writes the first one's note again
-        // where a later one of the same object has the same reason.
-        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         if let Err(error) = recorder.publish(&event, &object.object_ref(&())).await {
             tracing::warn!(reason, %error, "an Event was not written");
         }
@@ -170,5 +190,26 @@ mod tests {
             };
             tokio::join!(events.publish(&pod, true, "NodeLost", note.into()), serve);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_said_again_and_again_is_one_event() {
+        let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let events = Events::new(Client::new(service, "default"), "leasehold-test", "a");
+        let mut pod = Pod::default();
+        pod.metadata.name = Some("p".into());
+        let mut paths = Vec::new();
+        for method in [Method::POST, Method::PATCH, Method::PATCH] {
+            let serve = async {
+                let (request, reply) = server.next_request().await.expect("a request");
+                let (parts, sent) = request.into_parts();
+                assert_eq!(parts.method, method);
+                let sent = sent.collect_bytes().await.unwrap();
+                paths.push(parts.uri.path().to_owned());
+                reply.send_response(Response::new(Body::from(sent.to_vec())));
+            };
+            tokio::join!(events.repeat(&pod, true, "KindDeleted", "going".into()), serve);
+        }
+        assert_eq!(paths[1], paths[2], "one object");
     }
 }

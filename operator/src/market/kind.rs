@@ -32,9 +32,7 @@ impl Market {
             }
             Observed::Unknown(why) => why,
         };
-        self.events
-            .publish(lease.as_ref(), true, "KindDeleted", why)
-            .await;
+        self.events.repeat(lease.as_ref(), true, "KindDeleted", why).await;
         let mut meant = (*lease).clone();
         meant.metadata.deletion_timestamp = None;
         (Arc::new(meant), LOOK_AGAIN)
