@@ -51,9 +51,10 @@ pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Res
     if reported.is_err() {
         market.line.take_back(&world.lease, &plan);
     }
-    reported?;
     let wake = objects::until(plan.wake, market.now()).min(look_again);
-    outcome.map_err(|error| Failed::again(error, wake))?;
+    reported
+        .and(outcome)
+        .map_err(|error| Failed::again(error, wake))?;
     Ok(Some(wake))
 }
 

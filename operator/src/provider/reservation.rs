@@ -54,10 +54,11 @@ pub(super) async fn reconcile(
     // What was gathered may have taken a deadline's time: decided is by the clock as it is now.
     let now = provider.now();
     let plan = planner::decide(&world, now);
-    let wake = plan.wake;
+    let wake = || objects::until(plan.wake, provider.now());
     let noted = plan.notes_first(reservation.status.as_ref());
     if noted {
-        provider.report(&reservation, plan.status.clone(), &plan).await?;
+        let reported = provider.report(&reservation, plan.status.clone(), &plan).await;
+        reported.map_err(|error| Failed::again(error, wake()))?;
     }
     let (status, outcome) = provider.apply(&world, rail.as_ref(), &plan).await;
     let reported = if noted {
@@ -65,10 +66,10 @@ pub(super) async fn reconcile(
     } else {
         provider.report(&reservation, status, &plan).await
     };
-    reported?;
-    let wake = objects::until(wake, provider.now());
-    outcome.map_err(|error| Failed::again(error, wake))?;
-    Ok(Some(wake))
+    reported
+        .and(outcome)
+        .map_err(|error| Failed::again(error, wake()))?;
+    Ok(Some(wake()))
 }
 
 impl Provider {

@@ -42,7 +42,7 @@ pub enum Wallet {
 /// An allocation of the lease.
 #[derive(Clone, Debug)]
 pub struct AllocationSeen {
-    /// The object, as [`super::trim_allocation`] leaves it.
+    /// The object, or what [`super::trim_allocation`] leaves of it.
     pub object: Arc<GpuAllocation>,
     /// Whether its acceptance carries the signature of its leg's controller over what was asked.
     pub signed: bool,
@@ -60,7 +60,7 @@ pub struct Prior {
 /// Everything that was seen. Only the lease itself must be readable.
 #[derive(Clone, Debug)]
 pub struct World {
-    /// The lease, as [`super::trim_lease`] leaves it.
+    /// The lease, or what [`super::trim_lease`] leaves of it.
     pub lease: Arc<GpuLease>,
     /// Its PaymentNetwork; `Known(None)` when there is none of that name.
     pub network: Observed<Option<Network>>,
