@@ -1,21 +1,21 @@
-# The images of operator and agent, for those who build with a container engine:
+# Images of the operator and the agent, for builds with a container engine:
 #   docker build --target operator -t REGISTRY/operator:TAG .
 #   docker build --target agent    -t REGISTRY/agent:TAG .
-# `cargo xtask image` makes the same without one.
+# `cargo xtask image` builds the same images without a container engine.
 
 FROM rust:1.95-bookworm AS build
-# aws-lc, the TLS library, is built with cmake; protocol definitions are compiled by a crate.
+# aws-lc, the TLS library, is built with cmake. A crate compiles the protocol definitions.
 RUN apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*
 WORKDIR /leasehold
 COPY . .
-# One after the other: together, each would carry what the other asks of the crates they share.
+# Separate builds: in a combined build, cargo unifies the features of shared dependencies, and both binaries become larger.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/leasehold/target \
     cargo build --locked --release -p leasehold-operator \
     && cargo build --locked --profile small -p leasehold-agent \
     && mkdir /out && cp target/release/leasehold-operator target/small/leasehold-agent /out/
 
-# The C library, libgcc and certificates, and nothing to run but the one program. The agent must stay dynamically
-# linked: it opens the driver's library when it runs.
+# Contains the C library, libgcc and certificates, and no other programs. The agent must be linked dynamically, because it
+# loads the driver's library at run time.
 FROM gcr.io/distroless/cc-debian12 AS operator
 COPY --from=build /out/leasehold-operator /usr/bin/
 USER 65532:65532
@@ -23,6 +23,6 @@ ENTRYPOINT ["/usr/bin/leasehold-operator"]
 
 FROM gcr.io/distroless/cc-debian12 AS agent
 COPY --from=build /out/leasehold-agent /usr/bin/
-# The kubelet's pod-resources socket is root's; the chart drops all of root's powers.
+# Only root can open the pod-resources socket of the kubelet. The chart drops all capabilities.
 USER 0:0
 ENTRYPOINT ["/usr/bin/leasehold-agent"]

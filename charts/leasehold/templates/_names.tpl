@@ -10,7 +10,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels that never change, by which pods are selected: (list $ "market") */}}
+{{/* Immutable labels by which pods are selected: (list $ "market") */}}
 {{- define "leasehold.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: leasehold
@@ -28,13 +28,13 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 
-{{/* An image's reference: (list $ "operator") */}}
+{{/* The reference of an image: (list $ "operator") */}}
 {{- define "leasehold.image" -}}
 {{- $root := index . 0 -}}
 {{- printf "%s/%s:%s" $root.Values.image.registry (index . 1) $root.Values.image.tag -}}
 {{- end -}}
 
-{{/* Whether this release is both the market and a provider on it. */}}
+{{/* Whether this release is the market and also a provider of it. */}}
 {{- define "leasehold.oneCluster" -}}
 {{- if and .Values.market.enabled .Values.provider.enabled (not .Values.provider.market.kubeconfigSecretName) -}}true{{- end -}}
 {{- end -}}
@@ -48,7 +48,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- $names | uniq | toJson -}}
 {{- end -}}
 
-{{/* The market's providers with all that follows by default, as JSON: {providers: […]}. */}}
+{{/* The providers of the market with all defaults, as JSON: {providers: […]}. */}}
 {{- define "leasehold.providers" -}}
 {{- $providers := list -}}
 {{- if .Values.market.enabled -}}

@@ -1,4 +1,4 @@
-{{/* One operator's Deployment: (dict "root" $ "role" "market" "values" .Values.market "args" (list …) "volumes" (list …)).
+{{/* The Deployment of an operator: (dict "root" $ "role" "market" "values" .Values.market "args" (list …) "volumes" (list …)).
      A volume is {name, path, secret}. */}}
 {{- define "leasehold.operator" -}}
 {{- $root := .root -}}
@@ -33,7 +33,7 @@ spec:
       {{- end }}
       securityContext:
         {{- include "leasehold.restrictedPod" $root | nindent 8 }}
-      # Time to finish what runs and hand leadership over.
+      # Time to finish running reconciles and to release leadership.
       terminationGracePeriodSeconds: 30
       containers:
         - name: operator
@@ -82,7 +82,7 @@ spec:
         - name: {{ .name }}
           secret:
             secretName: {{ .secret }}
-            # Read by the operator's group only.
+            # Readable only for the group of the operator.
             defaultMode: 0440
         {{- end }}
       {{- end }}
@@ -116,7 +116,7 @@ spec:
   valueFrom: {fieldRef: {fieldPath: spec.serviceAccountName}}
 {{- end -}}
 
-{{/* Pod security standard `restricted`, and a group for the files of Secrets. */}}
+{{/* Pod security standard `restricted`, with a group for the files of Secrets. */}}
 {{- define "leasehold.restrictedPod" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -131,7 +131,7 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* A pod that runs the operator's program once: (dict "root" $ "account" "…" "args" (list …)
+{{/* A pod that runs the operator binary once: (dict "root" $ "account" "…" "args" (list …)
      "environment" (dict NAME value) "volumes" (list …)).
      A volume is {name, path, secret} or {name, path, configMap}. */}}
 {{- define "leasehold.once" -}}
@@ -158,7 +158,7 @@ containers:
       {{- range $variable, $value := .environment }}
       - {name: {{ $variable }}, value: {{ $value | quote }}}
       {{- end }}
-    # The last lines of its log, which say what is wrong, become the pod's message.
+    # The last lines of the log, which contain the error, become the termination message.
     terminationMessagePolicy: FallbackToLogsOnError
     resources:
       requests: {cpu: 10m, memory: 32Mi}
@@ -184,7 +184,7 @@ volumes:
 {{- end }}
 {{- end -}}
 
-{{/* What the checks look at: the accounts of this release's operators, and its provider. */}}
+{{/* Subjects of the checks: the accounts of the operators of this release, and its provider. */}}
 {{- define "leasehold.checked" -}}
 {{- $environment := dict -}}
 {{- if .Values.market.enabled -}}

@@ -1,4 +1,4 @@
-{{/* What an operator may do in its own namespace: lead, and read the RPC URLs it was given:
+{{/* Permissions of an operator in its own namespace: leader election, and reading the Secrets with RPC URLs:
      (list $ "market" "name-of-its-leader-lease") */}}
 {{- define "leasehold.ownNamespace" -}}
 {{- $root := index . 0 -}}
@@ -12,7 +12,7 @@ metadata:
   labels:
     {{- include "leasehold.labels" . | nindent 4 }}
 rules:
-  # Leader election. What is created can't be confined by name.
+  # Leader election. RBAC cannot restrict `create` by name.
   - apiGroups: [coordination.k8s.io]
     resources: [leases]
     verbs: [create]
@@ -21,7 +21,7 @@ rules:
     resourceNames: [{{ index . 2 }}]
     verbs: [get, patch, update]
   {{- if $secrets }}
-  # URLs of the chains' RPC endpoints.
+  # URLs of the RPC endpoints.
   - apiGroups: [""]
     resources: [secrets]
     resourceNames: {{ $secrets | toJson }}

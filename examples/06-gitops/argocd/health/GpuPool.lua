@@ -1,5 +1,5 @@
--- Argo CD's health of a GpuPool. Lua 5.1, base and table libraries.
-local health = { status = "Progressing", message = "the provider's operator has not looked at it yet" }
+-- Health of a GpuPool in Argo CD. Lua 5.1, base and table libraries.
+local health = { status = "Progressing", message = "the provider operator has not processed it yet" }
 local status = obj.status
 if status == nil or (status.observedGeneration or 0) < (obj.metadata.generation or 0) then
   return health
@@ -10,11 +10,11 @@ for _, condition in ipairs(status.conditions or {}) do
 end
 if selling == nil then return health end
 
--- Sold out, on purpose kept back, or another pool's: nothing is wrong with such a node.
+-- Reasons that are not a fault of the node: sold out, withheld on purpose, or part of another pool.
 local expected = { NoGpuFree = true, NotForSale = true, SoldByAnotherPool = true, NotSchedulable = true }
-local amiss = {}
+local faulty = {}
 for _, node in ipairs(status.notSold or {}) do
-  if not expected[node.reason] then table.insert(amiss, node.node .. ": " .. node.reason) end
+  if not expected[node.reason] then table.insert(faulty, node.node .. ": " .. node.reason) end
 end
 
 health.status = "Healthy"
@@ -26,9 +26,9 @@ elseif selling.reason == "NoPaymentNetwork" then
   health.status = "Degraded"
 elseif (status.nodes or 0) == 0 then
   health.status = "Degraded"
-  health.message = "no GPU node has the labels of nodeSelector"
-elseif #amiss > 0 then
+  health.message = "no GPU node matches nodeSelector"
+elseif #faulty > 0 then
   health.status = "Degraded"
-  health.message = table.concat(amiss, ", ")
+  health.message = table.concat(faulty, ", ")
 end
 return health

@@ -1,5 +1,5 @@
--- Argo CD's health of a GpuProvider, at the market. Lua 5.1, base and table libraries.
-local health = { status = "Progressing", message = "the market has not looked at it yet" }
+-- Health of a GpuProvider in Argo CD, in the market cluster. Lua 5.1, base and table libraries.
+local health = { status = "Progressing", message = "the market operator has not processed it yet" }
 local status = obj.status
 if status == nil or (status.observedGeneration or 0) < (obj.metadata.generation or 0) then
   return health

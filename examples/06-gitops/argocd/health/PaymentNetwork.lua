@@ -1,9 +1,10 @@
--- Argo CD's health of a PaymentNetwork. Lua 5.1, base and table libraries.
--- Only a market's operator writes its status: in a provider's own cluster it has none, and no marketId is set.
+-- Health of a PaymentNetwork in Argo CD. Lua 5.1, base and table libraries.
+-- The market operator writes its status, or the provider operator in a cluster without the market. In a provider cluster no
+-- marketId is set, and the object is healthy before the operator has processed it.
 if obj.spec.marketId == nil and obj.status == nil then
-  return { status = "Healthy", message = "no market's operator looks at it here" }
+  return { status = "Healthy", message = "no operator has processed it" }
 end
-local health = { status = "Progressing", message = "the market has not looked at it yet" }
+local health = { status = "Progressing", message = "the operator has not processed it yet" }
 local status = obj.status
 if status == nil or (status.observedGeneration or 0) < (obj.metadata.generation or 0) then
   return health
