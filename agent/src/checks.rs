@@ -2,7 +2,7 @@
 //!
 //! Each holds what NVML says against another witness. What a finding does to the GPU's health is in `health`.
 
-use leasehold_crds::node::DeviceHealth;
+use leasehold_crds::provider::node::DeviceHealth;
 
 use crate::{
     class::{Class, is_near},

@@ -5,7 +5,7 @@
 //! and needs the device plugin's word; after a fatal Xid it also needs a trace of its reset.
 
 use jiff::Timestamp;
-use leasehold_crds::node::DeviceHealth;
+use leasehold_crds::provider::node::DeviceHealth;
 
 use crate::{
     checks::{Finding, World, finding, is_vouched_for, is_withheld, strangers, withheld},

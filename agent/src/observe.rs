@@ -6,7 +6,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use leasehold_crds::node::GpuNodeStatus;
+use leasehold_crds::provider::node::GpuNodeStatus;
 use leasehold_telemetry::{Heartbeat, Latch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;

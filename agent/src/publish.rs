@@ -17,7 +17,7 @@ use kube::{
 };
 use leasehold_crds::{
     GpuNode,
-    node::{GpuNodeSpec, GpuNodeStatus},
+    provider::node::{GpuNodeSpec, GpuNodeStatus},
 };
 use serde_json::json;
 

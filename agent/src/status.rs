@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use leasehold_crds::{
-    conditions::{Truth, condition, set},
-    node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
+    provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
+    shared::conditions::{Truth, condition, set},
 };
 
 use crate::{

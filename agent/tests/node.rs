@@ -19,8 +19,8 @@ use kube::{
 };
 use leasehold_crds::{
     GpuNode,
-    conditions::find,
-    node::{DeviceHealth, GpuNodeStatus},
+    provider::node::{DeviceHealth, GpuNodeStatus},
+    shared::conditions::find,
 };
 use leasehold_testcluster::{Cluster, ClusterSpec, FILES_IN_NODE, Quiet, Unavailable, oci::Image};
 use nvidia_ml_sim::{Fault, Fixture};

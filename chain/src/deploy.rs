@@ -14,7 +14,7 @@ use alloy::{
     sol_types::SolCall,
     transports::TransportError,
 };
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::Address,
     ports::{PaymentError, SigningKey},

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use leasehold_crds::money::{RATE_SCALE, TokenAmount};
+use leasehold_crds::payment::money::{RATE_SCALE, TokenAmount};
 use leasehold_planner::escrow::{AccountRead, Address, Hash, Leg, Terms};
 
 mod record;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
     ports::{

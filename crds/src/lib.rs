@@ -1,38 +1,24 @@
-//! The API of Leasehold: one kind a file, and the vocabulary they share.
+//! The API of Leasehold: a module for each domain, with a file for each kind, and the types that the kinds share.
 //!
-//! Numbers that carry money or sizes travel as strings (`"0.85"`, `"128Gi"`, `"2h"`): the schema bounds
-//! their form, [`money`], [`quantity`] and [`duration`] read them. They are not parsed by serde, because one
-//! malformed object from a stranger must not make a whole watch unreadable.
+//! Amounts of money, sizes and durations are strings on the wire (`"0.85"`, `"128Gi"`, `"2h"`). The schema bounds
+//! their form; [`payment::money`], [`shared::quantity`] and [`shared::duration`] parse them. Serde does not parse
+//! them, because one malformed object would make a whole watch unreadable.
 
 #![allow(
     clippy::duplicated_attributes,
     reason = "kube's printcolumn repeats type_ by design"
 )]
 
-pub mod allocation;
-pub mod conditions;
-pub mod duration;
-pub mod escrow;
 pub mod lease;
-pub mod money;
-pub mod network;
-pub mod node;
-pub mod offer;
-pub mod pool;
+pub mod market;
+pub mod payment;
 pub mod provider;
-pub mod quantity;
-pub mod reservation;
-pub mod schema;
-pub mod workload;
+pub mod shared;
 
-pub use allocation::GpuAllocation;
 pub use lease::GpuLease;
-pub use network::PaymentNetwork;
-pub use node::GpuNode;
-pub use offer::GpuOffer;
-pub use pool::GpuPool;
-pub use provider::GpuProvider;
-pub use reservation::GpuReservation;
+pub use market::{allocation::GpuAllocation, offer::GpuOffer, provider::GpuProvider};
+pub use payment::network::PaymentNetwork;
+pub use provider::{node::GpuNode, pool::GpuPool, reservation::GpuReservation};
 
 /// API group of every kind.
 pub const GROUP: &str = "leasehold.dev";

@@ -12,7 +12,8 @@ use kube::{
     api::{ListParams, PostParams},
 };
 use leasehold_crds::{
-    GpuLease, GpuReservation, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, conditions::find, lease::Phase,
+    GpuLease, GpuReservation, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, lease::Phase,
+    shared::conditions::find,
 };
 
 use crate::{cache, settings::CheckArgs};

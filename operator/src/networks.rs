@@ -5,8 +5,8 @@ use std::time::Duration;
 use kube::{Api, Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     PaymentNetwork,
-    conditions::{Truth, condition, set},
-    network::PaymentNetworkStatus,
+    payment::network::PaymentNetworkStatus,
+    shared::conditions::{Truth, condition, set},
 };
 use leasehold_planner::ports::{Clock as _, Payments as _, SystemClock};
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};

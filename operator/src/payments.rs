@@ -12,7 +12,7 @@ use kube::{Api, Client, ResourceExt as _};
 use leasehold_chain::{EvmEscrow, Network as Connection};
 use leasehold_crds::{
     PaymentNetwork,
-    network::{Finality, PaymentNetworkSpec},
+    payment::network::{Finality, PaymentNetworkSpec},
 };
 use leasehold_planner::{
     placement::Money,

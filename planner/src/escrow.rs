@@ -4,7 +4,7 @@
 
 use std::{fmt, str::FromStr};
 
-use leasehold_crds::{
+use leasehold_crds::payment::{
     escrow::{EscrowLeg, EscrowTerms},
     money::{RATE_SCALE, Rate, TokenAmount},
 };

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    conditions::{find, is_true},
-    node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+    provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+    shared::conditions::{find, is_true},
 };
 
 use self::lost::Lost;

@@ -3,12 +3,11 @@
 use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation, GpuPool, GpuReservation,
-    allocation::{AllocationPhase, Declined, GpuAllocationStatus},
-    duration,
     lease::OnFundsEnd,
-    money::{Price, TokenAmount},
-    quantity,
-    reservation::{GpuReservationSpec, Hosting},
+    market::allocation::{AllocationPhase, Declined, GpuAllocationStatus},
+    payment::money::{Price, TokenAmount},
+    provider::reservation::{GpuReservationSpec, Hosting},
+    shared::{duration, quantity},
 };
 
 use crate::{

@@ -6,11 +6,10 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use leasehold_crds::{
-    duration,
     lease::{DimensionCount, FailedDimension, Miss, Quote, QuotedOffer, Spread},
-    money::{Price, Rate},
-    offer::OfferRow,
-    quantity,
+    market::offer::OfferRow,
+    payment::money::{Price, Rate},
+    shared::{duration, quantity},
 };
 
 use crate::{
@@ -111,7 +110,7 @@ pub struct Money {
 impl Money {
     /// Reads the wire's form; `None` when an address is none.
     #[must_use]
-    pub fn from_wire(wire: &leasehold_crds::offer::PaymentIdentity) -> Option<Self> {
+    pub fn from_wire(wire: &leasehold_crds::market::offer::PaymentIdentity) -> Option<Self> {
         Some(Self {
             chain_id: u64::try_from(wire.chain_id).ok()?,
             escrow: wire.escrow.parse().ok()?,

@@ -3,7 +3,7 @@
 use std::{fmt, future::Future};
 
 use jiff::Timestamp;
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 
 use crate::escrow::{AccountRead, Address, Hash, Terms};
 

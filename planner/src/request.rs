@@ -2,10 +2,9 @@
 //! field named.
 
 use leasehold_crds::{
-    duration,
     lease::{GpuLeaseSpec, OnFundsEnd, Spread},
-    money::{Price, TokenAmount},
-    quantity,
+    payment::money::{Price, TokenAmount},
+    shared::{duration, quantity},
 };
 
 use crate::results::Kept;
@@ -44,7 +43,7 @@ pub struct Shape {
 
 impl Shape {
     /// Reads the wire's form.
-    pub fn from_wire(node: &leasehold_crds::workload::NodeShape) -> Result<Self, SpecError> {
+    pub fn from_wire(node: &leasehold_crds::lease::workload::NodeShape) -> Result<Self, SpecError> {
         Ok(Self {
             gpus: positive("node.gpus", node.gpus)?,
             millicores: positive_u64(

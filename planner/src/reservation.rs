@@ -4,13 +4,14 @@
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     GpuReservation,
-    allocation::AllocationPhase,
-    conditions::{Truth, condition, find, set},
-    escrow::EscrowSnapshot,
-    lease::OnFundsEnd,
-    money::TokenAmount,
-    reservation::{GpuReservationStatus, LegAction, LegIntent},
-    workload::{Endpoint, JobResult, ResultsAt},
+    lease::{
+        OnFundsEnd,
+        workload::{Endpoint, JobResult, ResultsAt},
+    },
+    market::allocation::AllocationPhase,
+    payment::{escrow::EscrowSnapshot, money::TokenAmount},
+    provider::reservation::{GpuReservationStatus, LegAction, LegIntent},
+    shared::conditions::{Truth, condition, find, set},
 };
 
 use crate::{

@@ -3,9 +3,10 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    GpuReservation, duration,
-    pool::GpuPoolSpec,
-    workload::{ResultsAt, Storage, Workload},
+    GpuReservation,
+    lease::workload::{ResultsAt, Storage, Workload},
+    provider::pool::GpuPoolSpec,
+    shared::duration,
 };
 
 use crate::{
@@ -97,7 +98,7 @@ pub fn told(at: &[ResultsAt], until: Option<i64>) -> Vec<ResultsAt> {
 
 #[cfg(test)]
 mod tests {
-    use leasehold_crds::workload::{Job, JobOutput};
+    use leasehold_crds::lease::workload::{Job, JobOutput};
 
     use super::*;
 

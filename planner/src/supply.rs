@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::{Timestamp, civil::Weekday, tz::TimeZone};
 use leasehold_crds::{
-    GpuPool, duration,
-    offer::{OfferRow, PaymentIdentity},
-    pool::{Day, NotSold, SaleHours},
-    quantity,
+    GpuPool,
+    market::offer::{OfferRow, PaymentIdentity},
+    provider::pool::{Day, NotSold, SaleHours},
+    shared::{duration, quantity},
 };
 
 use crate::{
@@ -309,7 +309,7 @@ pub fn pick<'a>(free: &'a [FreeNode], shape: &Shape, count: usize) -> Option<Vec
 
 #[cfg(test)]
 mod tests {
-    use leasehold_crds::pool::GpuPoolSpec;
+    use leasehold_crds::provider::pool::GpuPoolSpec;
     use proptest::prelude::*;
 
     use super::*;

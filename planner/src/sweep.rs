@@ -114,9 +114,11 @@ impl<K: Ord + Clone> Suspects<K> {
 #[cfg(test)]
 mod tests {
     use leasehold_crds::{
-        escrow::EscrowTerms,
         lease::{GpuLeaseSpec, GpuLeaseStatus, LeaseEscrow},
-        money::{Rate, TokenAmount},
+        payment::{
+            escrow::EscrowTerms,
+            money::{Rate, TokenAmount},
+        },
     };
 
     use super::*;

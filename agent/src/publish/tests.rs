@@ -2,7 +2,7 @@
 
 use http::{Method, Request, Response, StatusCode};
 use kube::client::Body;
-use leasehold_crds::node::DeviceHealth;
+use leasehold_crds::provider::node::DeviceHealth;
 use serde_json::{Value, json};
 use tower_test::mock::Handle;
 
@@ -107,7 +107,7 @@ async fn a_status_is_written_on_change_only() {
         "no request is waiting for an answer"
     );
 
-    status.devices.push(leasehold_crds::node::GpuDevice {
+    status.devices.push(leasehold_crds::provider::node::GpuDevice {
         health: DeviceHealth::Lost,
         ..Default::default()
     });

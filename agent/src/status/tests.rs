@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use leasehold_crds::conditions::find;
+use leasehold_crds::shared::conditions::find;
 
 use super::*;
 use crate::{

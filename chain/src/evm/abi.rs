@@ -4,7 +4,7 @@ use alloy::{
     primitives::{Address as EvmAddress, B256, U256, aliases::U40},
     sol,
 };
-use leasehold_crds::money::{Rate, TokenAmount};
+use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::{Account, AccountRead, Address, Hash, Leg, LegState, Terms},
     ports::PaymentError,

@@ -7,7 +7,7 @@ use alloy::{
     rpc::types::{Filter, Log},
     sol_types::SolEvent,
 };
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{Address, Hash},
     ports::{Cursor, Head, Opened, PaymentError},

@@ -11,7 +11,7 @@ use alloy::{
     signers::local::PrivateKeySigner,
     sol_types::{Eip712Domain, SolCall},
 };
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
     ports::{Head, PaymentError, Receipt, SigningKey},

@@ -1,7 +1,7 @@
 //! [`EvmEscrow`] behind the port: each question and each action, in the contract's calls.
 
 use alloy::{eips::BlockId, providers::Provider, sol_types::SolCall};
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
     ports::{

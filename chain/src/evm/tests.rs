@@ -6,7 +6,7 @@ use alloy::{
     sol_types::{Panic, PanicKind, Revert, SolError},
     transports::mock::Asserter,
 };
-use leasehold_crds::money::Rate;
+use leasehold_crds::payment::money::Rate;
 use leasehold_planner::{
     escrow::Leg,
     ports::{BlockLevel, Cursor, Payments},

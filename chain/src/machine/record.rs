@@ -1,6 +1,6 @@
 //! One account: how its clock burns, and what its legs earn (EscrowClock.sol and EscrowViews.sol).
 
-use leasehold_crds::money::{RATE_SCALE, TokenAmount};
+use leasehold_crds::payment::money::{RATE_SCALE, TokenAmount};
 use leasehold_planner::escrow::{Account, Address, LegState, Terms};
 
 use super::{MAX_LEGS, Refusal};

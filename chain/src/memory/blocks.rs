@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{Address, Hash, keccak},
     ports::{Cursor, Head, Opened},

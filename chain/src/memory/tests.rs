@@ -1,6 +1,6 @@
 //! The chain in memory fails, forgets and reorganises as it is told to.
 
-use leasehold_crds::money::Rate;
+use leasehold_crds::payment::money::Rate;
 use leasehold_planner::escrow::Leg;
 
 use super::*;

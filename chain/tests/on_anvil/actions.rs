@@ -2,7 +2,7 @@
 
 use alloy::{primitives::Address as EvmAddress, providers::Provider};
 use leasehold_chain::{EvmEscrow, Network};
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Hash},
     ports::{AcceptanceMessage, BlockLevel, PaymentError, Payments},

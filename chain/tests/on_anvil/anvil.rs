@@ -17,7 +17,7 @@ use leasehold_chain::{
     EvmEscrow, Network,
     deploy::{self, ANVIL_KEY, Deployed},
 };
-use leasehold_crds::money::{Rate, TokenAmount};
+use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::{Address, Hash, Leg, Terms},
     ports::SigningKey,

@@ -1,6 +1,6 @@
 //! Finding accounts again: by id, by a cursor, across reorganisations, and at each level of finality.
 
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash},
     ports::{BlockLevel, Payments},

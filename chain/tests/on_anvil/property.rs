@@ -4,7 +4,7 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use leasehold_chain::{EvmEscrow, MemoryEscrow};
-use leasehold_crds::money::{Rate, TokenAmount};
+use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Leg, Terms},
     ports::{BlockLevel, Opened, PaymentError, Payments, SigningKey},

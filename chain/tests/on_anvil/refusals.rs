@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use leasehold_chain::{EvmEscrow, Network};
-use leasehold_crds::money::{Rate, TokenAmount};
+use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::Address,
     ports::{BlockLevel, PaymentError, Payments, Receipt},

@@ -1,7 +1,7 @@
 //! Many writes with one key, from one process and from two: each is mined once.
 
 use leasehold_chain::EvmEscrow;
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::Terms,
     ports::{BlockLevel, PaymentError, Payments, SigningKey},

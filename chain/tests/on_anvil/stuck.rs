@@ -11,7 +11,7 @@ use alloy::{
     signers::local::PrivateKeySigner,
 };
 use leasehold_chain::{EvmEscrow, Network};
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::ports::{BlockLevel, PaymentError, Payments, SigningKey};
 
 use crate::anvil::{Anvil, until};

@@ -12,7 +12,7 @@ use leasehold_crds::{
     ANNOTATION_ESCROW, ANNOTATION_KNOWN, FINALIZER_MARKET, GpuAllocation, GpuLease, LABEL_LEASE,
     LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX,
     lease::{GpuLeaseStatus, Phase},
-    money::Rate,
+    payment::money::Rate,
 };
 use leasehold_planner::{
     escrow::{AccountRead, Terms, lease_name},

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use k8s_openapi::api::coordination::v1::Lease as Liveness;
 use kube::{Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
-    GpuAllocation, GpuLease, GpuOffer, GpuProvider, PaymentNetwork, conditions::find, lease::Phase,
+    GpuAllocation, GpuLease, GpuOffer, GpuProvider, PaymentNetwork, lease::Phase, shared::conditions::find,
 };
 use leasehold_planner::{
     escrow::Address,

@@ -7,7 +7,7 @@ use k8s_openapi::{api::coordination::v1::Lease as Liveness, apimachinery::pkg::a
 use kube::{Api, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     GpuLease, GpuOffer, GpuProvider, PROVIDER_NAMESPACE_PREFIX,
-    conditions::{Truth, condition, set},
+    shared::conditions::{Truth, condition, set},
 };
 use leasehold_planner::{
     health::speaks,

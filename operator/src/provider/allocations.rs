@@ -4,7 +4,7 @@
 use kube::{Resource, api::ObjectMeta};
 use leasehold_crds::{
     GpuAllocation, GpuReservation,
-    allocation::{Acceptance, Declined, GpuAllocationSpec, GpuAllocationStatus},
+    market::allocation::{Acceptance, Declined, GpuAllocationSpec, GpuAllocationStatus},
 };
 use serde::Deserialize;
 
@@ -90,7 +90,7 @@ impl From<GpuAllocation> for AllocationSeen {
 
 #[cfg(test)]
 mod tests {
-    use leasehold_crds::reservation::GpuReservationSpec;
+    use leasehold_crds::provider::reservation::GpuReservationSpec;
 
     use super::*;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use kube::ResourceExt as _;
-use leasehold_crds::{GpuReservation, PaymentNetwork, allocation::AllocationPhase};
+use leasehold_crds::{GpuReservation, PaymentNetwork, market::allocation::AllocationPhase};
 use leasehold_planner::{escrow::Hash, ports::Payments as _};
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
 

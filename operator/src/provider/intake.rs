@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use kube::{Api, ResourceExt as _, api::ObjectMeta};
 use leasehold_crds::{
     ANNOTATION_ESCROW, FINALIZER_PROVIDER, GpuAllocation, GpuReservation,
-    allocation::{Acceptance, GpuAllocationStatus},
-    reservation::GpuReservationSpec,
+    market::allocation::{Acceptance, GpuAllocationStatus},
+    provider::reservation::GpuReservationSpec,
 };
 use leasehold_planner::{
     intake::{self, Plan, PoolSeen, World},

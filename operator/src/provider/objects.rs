@@ -32,9 +32,8 @@ use k8s_openapi::{
 use kube::ResourceExt as _;
 use leasehold_crds::{
     ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, LABEL_LEASE, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
-    pool::Exposure,
-    reservation::GpuReservationSpec,
-    workload::{Container as Wish, Port, Readiness, Workload},
+    lease::workload::{Container as Wish, Port, Readiness, Workload},
+    provider::{pool::Exposure, reservation::GpuReservationSpec},
 };
 use leasehold_planner::escrow::lease_name;
 

@@ -22,7 +22,7 @@ use kube::{
 };
 use leasehold_crds::{
     GpuReservation,
-    workload::{Endpoint, JobResult},
+    lease::workload::{Endpoint, JobResult},
 };
 use leasehold_planner::{
     health::{self, Health, KubeletWord, NodeWord},

@@ -20,12 +20,18 @@ use kube::{
 };
 use leasehold_crds::{
     GPU_RESOURCE, GpuNode, GpuOffer, GpuPool, GpuProvider, GpuReservation, LABEL_PROVIDER,
-    allocation::AllocationPhase,
-    conditions::{Truth, condition, set},
-    node::GpuNodeStatus,
-    offer::{GpuOfferSpec, PaymentIdentity},
-    pool::{GpuPoolStatus, NotSold},
-    quantity,
+    market::{
+        allocation::AllocationPhase,
+        offer::{GpuOfferSpec, PaymentIdentity},
+    },
+    provider::{
+        node::GpuNodeStatus,
+        pool::{GpuPoolStatus, NotSold},
+    },
+    shared::{
+        conditions::{Truth, condition, set},
+        quantity,
+    },
 };
 use leasehold_planner::{
     health::{claims, unfit},
@@ -390,7 +396,7 @@ pub(super) fn plus(a: &Shape, b: &Shape) -> Shape {
 fn seen(node: &GpuNode, alive: bool) -> GpusSeen {
     let nothing = GpuNodeStatus::default();
     let status = node.status.as_ref().unwrap_or(&nothing);
-    let lowest = |f: fn(&leasehold_crds::node::GpuDevice) -> Version| {
+    let lowest = |f: fn(&leasehold_crds::provider::node::GpuDevice) -> Version| {
         status.devices.iter().map(f).min().unwrap_or_default()
     };
     let (healthy, (reason, message)) = match unfit(status) {

@@ -13,8 +13,9 @@ use kube::{
 };
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
-    ANNOTATION_APPLIED, FINALIZER_PROVIDER, GpuReservation, PaymentNetwork, allocation::AllocationPhase,
-    duration, escrow::EscrowTerms, reservation::GpuReservationStatus,
+    ANNOTATION_APPLIED, FINALIZER_PROVIDER, GpuReservation, PaymentNetwork,
+    market::allocation::AllocationPhase, payment::escrow::EscrowTerms,
+    provider::reservation::GpuReservationStatus, shared::duration,
 };
 use leasehold_planner::{
     escrow::{AccountRead, Terms},

@@ -22,7 +22,9 @@ use k8s_openapi::{
     },
 };
 use kube::{Api, ResourceExt as _};
-use leasehold_crds::{ANNOTATION_RESULTS_UNTIL, GpuReservation, quantity, workload::ResultsAt};
+use leasehold_crds::{
+    ANNOTATION_RESULTS_UNTIL, GpuReservation, lease::workload::ResultsAt, shared::quantity,
+};
 use leasehold_planner::{reservation::ResultsSeen, results::Kept};
 
 use super::{

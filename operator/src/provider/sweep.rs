@@ -9,7 +9,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
-use leasehold_crds::{GpuReservation, allocation::AllocationPhase};
+use leasehold_crds::{GpuReservation, market::allocation::AllocationPhase};
 use leasehold_planner::{
     escrow::Hash,
     ports::{BlockLevel, Payments as _},

@@ -12,7 +12,7 @@ use std::{
 };
 
 use kube::{Api, ResourceExt as _};
-use leasehold_crds::{GpuReservation, reservation::GpuReservationSpec};
+use leasehold_crds::{GpuReservation, provider::reservation::GpuReservationSpec};
 use leasehold_planner::request::Shape;
 
 use super::{Provider, offer::Supplies};

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    conditions::{Truth, condition},
-    node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+    provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+    shared::conditions::{Truth, condition},
 };
 
 use super::*;

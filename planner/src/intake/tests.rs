@@ -1,9 +1,11 @@
 use leasehold_crds::{
-    allocation::GpuAllocationSpec,
-    escrow::{EscrowLeg, EscrowTerms},
-    pool::{GpuPoolSpec, PoolStorage},
-    reservation::GpuReservationStatus,
-    workload::{Job, JobOutput, NodeShape, ResultsAt, Session, Storage, Workload},
+    lease::workload::{Job, JobOutput, NodeShape, ResultsAt, Session, Storage, Workload},
+    market::allocation::GpuAllocationSpec,
+    payment::escrow::{EscrowLeg, EscrowTerms},
+    provider::{
+        pool::{GpuPoolSpec, PoolStorage},
+        reservation::GpuReservationStatus,
+    },
 };
 
 use super::*;

@@ -2,7 +2,7 @@
 //! every lease that it fits, a minute each.
 
 use jiff::{SignedDuration, Timestamp};
-use leasehold_crds::{GpuAllocation, allocation::GpuAllocationStatus};
+use leasehold_crds::{GpuAllocation, market::allocation::GpuAllocationStatus};
 
 use super::OPEN_MARGIN_SECONDS;
 
@@ -90,7 +90,7 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use leasehold_crds::allocation::{Declined, GpuAllocationSpec};
+    use leasehold_crds::market::allocation::{Declined, GpuAllocationSpec};
 
     use super::*;
 

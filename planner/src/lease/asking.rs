@@ -2,8 +2,8 @@
 
 use leasehold_crds::{
     ANNOTATION_KNOWN, FINALIZER_MARKET, GpuLease,
-    conditions::find,
     lease::{GpuLeaseStatus, IntentAction, Phase},
+    shared::conditions::find,
 };
 
 use super::{check::Checked, decide::busy, world::World};

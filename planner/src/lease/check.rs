@@ -2,9 +2,8 @@
 
 use leasehold_crds::{
     ANNOTATION_ABANDON,
-    allocation::AllocationPhase,
-    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase},
-    workload::JobResult,
+    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase, workload::JobResult},
+    market::allocation::AllocationPhase,
 };
 
 use super::{

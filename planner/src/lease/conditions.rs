@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation,
-    allocation::AllocationPhase,
-    conditions::{Truth, condition, find, is_true, set},
     lease::{CloseReason, GpuLeaseStatus, IntentAction, Money, Phase},
-    money::TokenAmount,
+    market::allocation::AllocationPhase,
+    payment::money::TokenAmount,
+    shared::conditions::{Truth, condition, find, is_true, set},
 };
 
 use super::{

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     PROVIDER_NAMESPACE_PREFIX,
-    allocation::{AllocationPhase, GpuAllocationSpec, LeaseReference},
     lease::{
         CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Quote, QuotedOffer, Share,
+        workload::ResultsAt,
     },
-    money::TokenAmount,
-    workload::ResultsAt,
+    market::allocation::{AllocationPhase, GpuAllocationSpec, LeaseReference},
+    payment::money::TokenAmount,
 };
 
 use super::{
@@ -514,7 +514,7 @@ fn payer(
             format!(
                 "{address} holds {} {symbol}, the deposit for {} is {} {symbol}: send it the difference",
                 purse.token.to_tokens(network.decimals),
-                leasehold_crds::duration::text(request.term_seconds),
+                leasehold_crds::shared::duration::text(request.term_seconds),
                 deposit.to_tokens(network.decimals),
                 symbol = network.symbol,
             ),
@@ -539,10 +539,12 @@ pub(super) fn busy<'a>(world: &'a World, choices: &[Choice]) -> Option<&'a str> 
     choices.iter().map(name).find(full)
 }
 
-fn total_rate(choices: &[Choice]) -> Option<leasehold_crds::money::Rate> {
+fn total_rate(choices: &[Choice]) -> Option<leasehold_crds::payment::money::Rate> {
     choices
         .iter()
-        .try_fold(leasehold_crds::money::Rate(0), |sum, c| sum.checked_add(c.rate))
+        .try_fold(leasehold_crds::payment::money::Rate(0), |sum, c| {
+            sum.checked_add(c.rate)
+        })
 }
 
 fn begin_round(
@@ -767,7 +769,7 @@ fn lapse(why: &str, now: Timestamp, plan: &mut Plan) -> Note {
 }
 
 fn backoff_until(status: &GpuLeaseStatus) -> Option<Timestamp> {
-    let matched = leasehold_crds::conditions::find(&status.conditions, "Matched")?;
+    let matched = leasehold_crds::shared::conditions::find(&status.conditions, "Matched")?;
     (matched.reason == "ReservationLapsed").then_some(())?;
     let seconds = 1u64 << status.round.clamp(0, 9).unsigned_abs();
     Some(in_seconds(

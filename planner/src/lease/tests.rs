@@ -3,11 +3,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use leasehold_crds::{
     FINALIZER_MARKET, GpuAllocation, GpuLease,
-    allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus},
-    conditions::{Truth, condition, find, is_true, set},
-    lease::{CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share},
-    money::{Rate, TokenAmount},
-    workload::ResultsAt,
+    lease::{
+        CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share, workload::ResultsAt,
+    },
+    market::allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus},
+    payment::money::{Rate, TokenAmount},
+    shared::conditions::{Truth, condition, find, is_true, set},
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -563,7 +564,7 @@ fn unasked() -> World {
         gpu_memory: 80_000_000_000,
         compute_capability: crate::request::Version(8, 0),
         cuda: crate::request::Version(12, 8),
-        price: leasehold_crds::money::Price::parse("1.85").unwrap(),
+        price: leasehold_crds::payment::money::Price::parse("1.85").unwrap(),
         money: network().money,
         max_term: 86_400,
         max_pause: 0,

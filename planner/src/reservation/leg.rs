@@ -7,11 +7,13 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    allocation::{AllocationPhase, GpuAllocationSpec},
-    duration,
-    money::{RATE_SCALE, Rate, TokenAmount},
-    pool,
-    reservation::{GpuReservationStatus, LegAction, LegIntent},
+    market::allocation::{AllocationPhase, GpuAllocationSpec},
+    payment::money::{RATE_SCALE, Rate, TokenAmount},
+    provider::{
+        pool,
+        reservation::{GpuReservationStatus, LegAction, LegIntent},
+    },
+    shared::duration,
 };
 
 use super::{LegCall, Plan, Running, World, later, present, wire};

@@ -1,9 +1,9 @@
 //! What a job left behind, told pass by pass: kept after its end, served, fetched or over, and then gone.
 
 use leasehold_crds::{
-    allocation::GpuAllocationSpec,
-    reservation::GpuReservationSpec,
-    workload::{Job, JobOutput, JobResult, ResultsAt, Storage},
+    lease::workload::{Job, JobOutput, JobResult, ResultsAt, Storage},
+    market::allocation::GpuAllocationSpec,
+    provider::reservation::GpuReservationSpec,
 };
 
 use super::*;
@@ -11,7 +11,7 @@ use crate::{
     escrow::{Address, Hash, Leg, LegState},
     ports::Head,
 };
-use leasehold_crds::money::Rate;
+use leasehold_crds::payment::money::Rate;
 
 const NOW: i64 = 1_800_000_000;
 const KEEP: i64 = 3600;

@@ -1,7 +1,7 @@
 //! The closed sets of label values.
 
-use leasehold_crds::allocation::AllocationPhase;
 use leasehold_crds::lease::Phase;
+use leasehold_crds::market::allocation::AllocationPhase;
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
 /// An enum with its label values, listed once.

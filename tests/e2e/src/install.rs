@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, api::ListParams};
 use leasehold_crds::{
-    GPU_RESOURCE, GpuOffer, GpuPool, GpuProvider, PROVIDER_NAMESPACE_PREFIX, conditions::is_true,
+    GPU_RESOURCE, GpuOffer, GpuPool, GpuProvider, PROVIDER_NAMESPACE_PREFIX, shared::conditions::is_true,
 };
 use leasehold_planner::ports::SigningKey;
 use leasehold_testcluster::{Cluster, FILES_IN_NODE, Progress};

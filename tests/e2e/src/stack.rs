@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, anyhow};
 use kube::Client;
 use leasehold_chain::{EvmEscrow, Network, address_of, deploy};
-use leasehold_crds::{GPU_RESOURCE, money::TokenAmount, workload::NodeShape};
+use leasehold_crds::{GPU_RESOURCE, lease::workload::NodeShape, payment::money::TokenAmount};
 use leasehold_planner::{escrow::Address, ports::SigningKey};
 use leasehold_testcluster::{ACCOUNTS, Chain, Cluster, ClusterSpec, KwokNode, NodeSpec, Progress};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_chain::deploy;
-use leasehold_crds::{GpuLease, lease::Phase, money::TokenAmount};
+use leasehold_crds::{GpuLease, lease::Phase, payment::money::TokenAmount};
 use leasehold_planner::{
     escrow::{Account, AccountRead, Address, Terms},
     ports::{BlockLevel, Payments as _, SigningKey},

@@ -16,8 +16,7 @@ use kube::{
 };
 use leasehold_crds::{
     GpuLease, GpuOffer, GpuReservation,
-    lease::{CloseReason, Phase},
-    workload::ResultsAt,
+    lease::{CloseReason, Phase, workload::ResultsAt},
 };
 use leasehold_e2e::{NAMESPACE, Stack, StackSpec, Tenant, on_stack, told, within};
 use leasehold_planner::ports::{Clock as _, SystemClock};

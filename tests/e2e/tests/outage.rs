@@ -11,8 +11,8 @@ use kube::{
 };
 use leasehold_crds::{
     GpuLease, GpuReservation, PaymentNetwork,
-    conditions::find,
     lease::{CloseReason, Phase},
+    shared::conditions::find,
 };
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, outage, told, within};
 use leasehold_planner::{
@@ -87,7 +87,7 @@ fn service(tenant: &Tenant<'_>, name: &str, term: &str) -> anyhow::Result<GpuLea
     container.image = "leasehold.test/busybox:1".into();
     container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
     container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
-    lease.spec.workload.session = Some(Box::new(leasehold_crds::workload::Session {
+    lease.spec.workload.session = Some(Box::new(leasehold_crds::lease::workload::Session {
         container,
         ..Default::default()
     }));

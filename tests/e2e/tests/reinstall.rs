@@ -13,8 +13,8 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use leasehold_crds::{
-    GROUP, GpuAllocation, GpuLease, GpuReservation, conditions::find, lease::Phase, money::TokenAmount,
-    reservation::GpuReservationStatus,
+    GROUP, GpuAllocation, GpuLease, GpuReservation, lease::Phase, payment::money::TokenAmount,
+    provider::reservation::GpuReservationStatus, shared::conditions::find,
 };
 use leasehold_e2e::{Split, Tenant, within};
 use leasehold_planner::{
@@ -119,7 +119,7 @@ fn lease(tenant: &Tenant<'_>) -> anyhow::Result<GpuLease> {
     container.image = "leasehold.test/busybox:1".into();
     container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
     container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
-    lease.spec.workload.session = Some(Box::new(leasehold_crds::workload::Session {
+    lease.spec.workload.session = Some(Box::new(leasehold_crds::lease::workload::Session {
         container,
         ..Default::default()
     }));

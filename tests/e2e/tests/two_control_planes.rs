@@ -10,8 +10,8 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use leasehold_crds::{
-    GpuAllocation, GpuLease, GpuReservation, PaymentNetwork, allocation::AllocationPhase, conditions::find,
-    lease::Phase,
+    GpuAllocation, GpuLease, GpuReservation, PaymentNetwork, lease::Phase,
+    market::allocation::AllocationPhase, shared::conditions::find,
 };
 use leasehold_e2e::{Split, Tenant, outage, within};
 use leasehold_planner::ports::{BlockLevel, Payments as _};
@@ -55,7 +55,7 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
     container.image = "leasehold.test/busybox:1".into();
     container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
     container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
-    lease.spec.workload.session = Some(Box::new(leasehold_crds::workload::Session {
+    lease.spec.workload.session = Some(Box::new(leasehold_crds::lease::workload::Session {
         container,
         ..Default::default()
     }));

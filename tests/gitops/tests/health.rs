@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use leasehold_crds::{
     GpuLease, GpuPool, GpuProvider, PaymentNetwork,
-    conditions::{Truth, condition, find},
     lease::{CloseReason, GpuLeaseStatus, Phase},
-    pool::NotSold,
+    provider::pool::NotSold,
+    shared::conditions::{Truth, condition, find},
 };
 use leasehold_gitops::{Expressions, Waits, argo, folder};
 use leasehold_simulator::Sim;

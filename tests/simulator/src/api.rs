@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use leasehold_crds::{
-    GpuAllocation, GpuLease, GpuReservation, allocation::GpuAllocationStatus, lease::GpuLeaseStatus,
-    reservation::GpuReservationStatus,
+    GpuAllocation, GpuLease, GpuReservation, lease::GpuLeaseStatus, market::allocation::GpuAllocationStatus,
+    provider::reservation::GpuReservationStatus,
 };
 
 /// Namespace and name; the namespace is empty for a kind of the cluster.

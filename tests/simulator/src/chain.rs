@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use leasehold_chain::machine::{Action, Machine, Refusal};
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms, keccak},
     ports::{Head, Opened},

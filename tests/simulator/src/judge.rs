@@ -7,11 +7,11 @@ use jiff::Timestamp;
 use leasehold_chain::machine::Action;
 use leasehold_crds::{
     GpuAllocation, GpuLease, GpuReservation,
-    allocation::AllocationPhase,
-    conditions::{find, is_true},
     lease::{CloseReason, GpuLeaseStatus, IntentAction, Phase},
-    money::{RATE_SCALE, TokenAmount},
-    reservation::LegAction,
+    market::allocation::AllocationPhase,
+    payment::money::{RATE_SCALE, TokenAmount},
+    provider::reservation::LegAction,
+    shared::conditions::{find, is_true},
 };
 use leasehold_planner::{
     escrow::{Account, AccountRead, Hash, Terms, lease_name},

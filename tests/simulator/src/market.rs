@@ -10,7 +10,7 @@ use leasehold_crds::{
     ANNOTATION_ESCROW, ANNOTATION_KNOWN, FINALIZER_MARKET, GpuAllocation, GpuLease,
     PROVIDER_NAMESPACE_PREFIX,
     lease::{GpuLeaseStatus, Phase},
-    offer::OfferRow,
+    market::offer::OfferRow,
 };
 use leasehold_planner::{
     escrow::{Address, Hash, Terms, salt},

@@ -6,9 +6,11 @@ use kube::ResourceExt as _;
 use leasehold_chain::machine::Action;
 use leasehold_crds::{
     FINALIZER_PROVIDER, GpuAllocation, GpuPool, GpuReservation,
-    allocation::AllocationPhase,
-    pool::{GpuPoolSpec, Withdraw},
-    reservation::GpuReservationStatus,
+    market::allocation::AllocationPhase,
+    provider::{
+        pool::{GpuPoolSpec, Withdraw},
+        reservation::GpuReservationStatus,
+    },
 };
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms, keccak},

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use leasehold_crds::{
-    GpuAllocation, GpuReservation, allocation::Acceptance, reservation::GpuReservationSpec,
+    GpuAllocation, GpuReservation, market::allocation::Acceptance, provider::reservation::GpuReservationSpec,
 };
 use leasehold_planner::intake::{self, PoolSeen, World};
 

@@ -9,10 +9,9 @@ use std::{
 use jiff::Timestamp;
 use leasehold_crds::{
     GpuReservation,
-    allocation::AllocationPhase,
-    node::{DeviceHealth, GpuDevice, GpuNodeStatus},
-    offer::PaymentIdentity,
-    workload::JobResult,
+    lease::workload::JobResult,
+    market::{allocation::AllocationPhase, offer::PaymentIdentity},
+    provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus},
 };
 use leasehold_planner::{
     escrow::lease_name,

@@ -1,7 +1,7 @@
 //! What one process sees of the chain: reads that fail, lag or lie, and writes whose reply is lost.
 
 use leasehold_chain::machine::{Action, Refusal};
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Terms, lease_name},
     observed::Observed,

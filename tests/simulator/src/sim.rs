@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use leasehold_crds::{GpuAllocation, GpuLease, money::TokenAmount};
+use leasehold_crds::{GpuAllocation, GpuLease, payment::money::TokenAmount};
 use leasehold_planner::{
     escrow::{Address, keccak},
     placement::Money,

@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use leasehold_chain::machine::Action;
 use leasehold_crds::{
     GpuLease,
-    lease::{GpuLeaseSpec, OnFundsEnd, Payment, Placement, Spread, Term, TopUp, Wallet as WalletReference},
-    money::TokenAmount,
-    workload::{Job, NodeShape, Service, Session, Workload},
+    lease::{
+        GpuLeaseSpec, OnFundsEnd, Payment, Placement, Spread, Term, TopUp, Wallet as WalletReference,
+        workload::{Job, NodeShape, Service, Session, Workload},
+    },
+    payment::money::TokenAmount,
 };
 use leasehold_planner::{
     escrow::{Address, Terms},
@@ -218,7 +220,7 @@ impl Sim {
     fn extend(&mut self, key: &Key) {
         let more = self.random.between(3, 20) * 10;
         let changed = self.leases.patch(key, |lease| {
-            let now = leasehold_crds::duration::seconds(&lease.spec.term.duration).unwrap_or(0);
+            let now = leasehold_crds::shared::duration::seconds(&lease.spec.term.duration).unwrap_or(0);
             lease.spec.term.duration = format!("{}s", now + more);
         });
         if changed.is_ok() {

@@ -1,7 +1,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use leasehold_crds::{
-    allocation::{Acceptance, GpuAllocationSpec, GpuAllocationStatus},
     lease::{GpuLeaseSpec, GpuLeaseStatus, LeaseEscrow, Share},
+    market::allocation::{Acceptance, GpuAllocationSpec, GpuAllocationStatus},
 };
 
 use super::*;

@@ -5,7 +5,7 @@ use kube::{
     client::Body,
     runtime::{reflector, watcher},
 };
-use leasehold_crds::{
+use leasehold_crds::market::{
     offer::{GpuOfferSpec, OfferRow, PaymentIdentity},
     provider::GpuProviderSpec,
 };

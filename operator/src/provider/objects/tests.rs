@@ -1,7 +1,7 @@
 use leasehold_crds::{
-    allocation::GpuAllocationSpec,
-    reservation::{GpuReservationSpec, Hosting},
-    workload::{Job as JobWish, NodeShape, Service as ServiceWish, Session, Storage},
+    lease::workload::{Job as JobWish, NodeShape, Service as ServiceWish, Session, Storage},
+    market::allocation::GpuAllocationSpec,
+    provider::reservation::{GpuReservationSpec, Hosting},
 };
 
 use super::*;

@@ -1,7 +1,7 @@
 use leasehold_crds::{
-    allocation::GpuAllocationSpec,
-    reservation::{GpuReservationSpec, Hosting},
-    workload::{Job as JobWish, JobOutput, NodeShape, Storage, Workload},
+    lease::workload::{Job as JobWish, JobOutput, NodeShape, Storage, Workload},
+    market::allocation::GpuAllocationSpec,
+    provider::reservation::{GpuReservationSpec, Hosting},
 };
 
 use super::*;

@@ -1,8 +1,10 @@
 //! Faults of a share that serves, told pass by pass on a chain that does what it is asked.
 
 use leasehold_crds::{
-    GpuReservation, allocation::GpuAllocationSpec, escrow::EscrowTerms, money::TokenAmount,
-    reservation::GpuReservationSpec,
+    GpuReservation,
+    market::allocation::GpuAllocationSpec,
+    payment::{escrow::EscrowTerms, money::TokenAmount},
+    provider::reservation::GpuReservationSpec,
 };
 use proptest::prelude::*;
 
@@ -287,7 +289,7 @@ fn nothing_starts_before_the_kubelets_say_which_gpus_it_has() {
     share.reservation.status.as_mut().unwrap().phase = AllocationPhase::Provisioning;
     let ready = |share: &Share| {
         let conditions = &share.status().conditions;
-        let ready = leasehold_crds::conditions::find(conditions, "Ready").unwrap();
+        let ready = leasehold_crds::shared::conditions::find(conditions, "Ready").unwrap();
         (ready.status.clone(), ready.reason.clone(), ready.message.clone())
     };
     for bound in 0..2 {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, ensure};
 use clap::{Parser, ValueEnum};
 use leasehold_chain::deploy;
-use leasehold_crds::money::TokenAmount;
+use leasehold_crds::payment::money::TokenAmount;
 use leasehold_e2e::{
     Lean, Role, Stack, StackSpec, Table, Teller, address, payee,
     story::{self, Balances, Purses, Stage},

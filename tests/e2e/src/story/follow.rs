@@ -12,8 +12,9 @@ use kube::runtime::{
     watcher::{self, Event},
 };
 use leasehold_crds::{
-    GpuLease, conditions,
+    GpuLease,
     lease::{GpuLeaseStatus, Phase},
+    shared::conditions,
 };
 
 use crate::{Tenant, tell::Teller};

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
 use leasehold_crds::{
-    conditions,
     lease::{CloseReason, GpuLeaseStatus, Phase},
+    shared::conditions,
 };
 use leasehold_planner::{
     escrow::Terms,
@@ -49,9 +49,9 @@ pub struct Gpux {
     /// See `tenant_transactions`.
     pub tenant_gas: u64,
     /// The deposit after the extension, and what five hours of all legs cost.
-    pub deposited: leasehold_crds::money::TokenAmount,
+    pub deposited: leasehold_crds::payment::money::TokenAmount,
     /// See `deposited`.
-    pub five_hours: leasehold_crds::money::TokenAmount,
+    pub five_hours: leasehold_crds::payment::money::TokenAmount,
 }
 
 fn all_serve(status: &GpuLeaseStatus) -> bool {

@@ -3,7 +3,7 @@
 
 use anyhow::{bail, ensure};
 use leasehold_chain::EvmEscrow;
-use leasehold_crds::money::{Rate, TokenAmount};
+use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::{Address, Terms},
     ports::Payments as _,

@@ -8,8 +8,10 @@ use std::{path::Path, process::Output, time::Duration};
 use anyhow::{Context as _, ensure};
 use leasehold_crds::{
     GpuLease,
-    lease::Phase,
-    workload::{Container, Endpoint},
+    lease::{
+        Phase,
+        workload::{Container, Endpoint},
+    },
 };
 use leasehold_e2e::{Stack, StackSpec, Tenant, on_stack, within};
 use leasehold_planner::ports::{BlockLevel, Payments as _};

@@ -16,11 +16,10 @@ use kube::{
 };
 use leasehold_crds::{
     GpuLease, GpuNode, GpuOffer, GpuPool, GpuReservation, PROVIDER_NAMESPACE_PREFIX,
-    conditions::{find, is_true},
-    lease::Phase,
-    money::TokenAmount,
-    node::DeviceHealth,
-    workload::NodeShape,
+    lease::{Phase, workload::NodeShape},
+    payment::money::TokenAmount,
+    provider::node::DeviceHealth,
+    shared::conditions::{find, is_true},
 };
 use leasehold_e2e::{GpuNodes, ProviderSpec, Stack, StackSpec, Tenant, eventually, on_stack, told, within};
 use leasehold_planner::{

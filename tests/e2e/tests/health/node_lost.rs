@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::{coordination::v1::Lease as Liveness, core::v1::Event};
 use kube::{Api, ResourceExt as _, api::ListParams};
-use leasehold_crds::{GpuReservation, conditions::find, lease::Phase};
+use leasehold_crds::{GpuReservation, lease::Phase, shared::conditions::find};
 use leasehold_e2e::{NAMESPACE, Stack, Tenant, outage, within};
 
 use super::{LIMIT, MORTAL, MORTAL_NODE, Served, bound, is_offered, lease, not_sold, offered, running};

@@ -14,9 +14,9 @@ use kube::{
 };
 use leasehold_crds::{
     GpuAllocation, GpuLease, GpuOffer, GpuReservation,
-    conditions::find,
     lease::{CloseReason, OnFundsEnd, Phase},
-    money::TokenAmount,
+    payment::money::TokenAmount,
+    shared::conditions::find,
 };
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, eventually, on_stack, told, within};
 use leasehold_planner::{

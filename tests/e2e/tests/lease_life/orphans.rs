@@ -11,7 +11,7 @@ use kube::{
 use leasehold_crds::{
     GpuReservation,
     lease::{CloseReason, Phase},
-    money::TokenAmount,
+    payment::money::TokenAmount,
 };
 use leasehold_e2e::{Tenant, within};
 use leasehold_planner::{

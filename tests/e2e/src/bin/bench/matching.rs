@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use leasehold_crds::{lease::Spread, money::Price};
+use leasehold_crds::{lease::Spread, payment::money::Price};
 use leasehold_planner::{
     escrow::Address,
     placement::{Candidate, Money, Provider, place},

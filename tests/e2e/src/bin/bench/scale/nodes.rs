@@ -24,9 +24,9 @@ use kube::{
 };
 use leasehold_crds::{
     GpuNode, GpuOffer, LABEL_LEASE, PROVIDER_NAMESPACE_PREFIX,
-    conditions::{Truth, condition},
-    node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
-    workload::NodeShape,
+    lease::workload::NodeShape,
+    provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
+    shared::conditions::{Truth, condition},
 };
 use leasehold_e2e::{NAMESPACE, Stack, kwok_node, within};
 use leasehold_planner::ports::{Clock as _, SystemClock};

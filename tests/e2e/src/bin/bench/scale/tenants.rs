@@ -10,7 +10,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, api::PostParams};
 use leasehold_chain::{address_of, deploy};
-use leasehold_crds::{GpuLease, money::TokenAmount};
+use leasehold_crds::{GpuLease, payment::money::TokenAmount};
 use leasehold_e2e::{DECIMALS, Role as Purse, Stack, key, opted_in};
 use leasehold_planner::ports::SigningKey;
 use serde_json::json;

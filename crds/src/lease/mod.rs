@@ -1,4 +1,4 @@
-//! GpuLease: the tenant's wish.
+//! GpuLease: GPUs that a tenant rents for a term at a price, and the workload that runs on them.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -6,10 +6,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    escrow::EscrowTerms,
-    schema,
-    workload::{Access, Endpoint, JobResult, NodeShape, ResultsAt, Storage, Workload},
+    lease::workload::{Access, Endpoint, JobResult, NodeShape, ResultsAt, Storage, Workload},
+    payment::escrow::EscrowTerms,
+    shared::schema,
 };
+
+pub mod workload;
 
 /// GPUs for a time at a price: placed on providers that fit, paid by the second from an escrow, refunded at the end.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]

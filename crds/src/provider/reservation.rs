@@ -6,11 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    allocation::{AllocationPhase, GpuAllocationSpec},
-    escrow::EscrowSnapshot,
-    pool::Exposure,
-    schema,
-    workload::{Endpoint, JobResult, ResultsAt},
+    lease::workload::{Endpoint, JobResult, ResultsAt},
+    market::allocation::{AllocationPhase, GpuAllocationSpec},
+    payment::escrow::EscrowSnapshot,
+    provider::pool::Exposure,
+    shared::schema,
 };
 
 /// The provider's durable truth of one allocation.

@@ -6,10 +6,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    escrow::EscrowTerms,
-    lease::OnFundsEnd,
-    schema,
-    workload::{Endpoint, JobResult, NodeShape, ResultsAt, Storage, Subject, Workload},
+    lease::{
+        OnFundsEnd,
+        workload::{Endpoint, JobResult, NodeShape, ResultsAt, Storage, Subject, Workload},
+    },
+    payment::escrow::EscrowTerms,
+    shared::schema,
 };
 
 /// The share of a lease that one provider is asked to host.
