@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use ipnet::IpNet;
-use leasehold_planner::{escrow::Address, recipient::Recipient};
+use leasehold_planner::{escrow::Address, provider::workload::recipient::Recipient};
 
 /// Leasehold's operator: a market's or a provider's.
 #[derive(Parser, Debug, Clone)]

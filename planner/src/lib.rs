@@ -1,20 +1,13 @@
 //! Decisions, pure and synchronous: a world goes in, a plan comes out, time is an argument.
 //!
-//! The plan is so exact that the edge that carries it out has no choice left.
+//! The plan is so exact that the edge that carries it out has no choice left. There is a module for each role, and in it
+//! one for each kind that the role reconciles; the operator has the same tree.
 
 pub mod escrow;
-pub mod health;
-pub mod intake;
-pub mod lease;
-pub mod letting_go;
+pub mod market;
 pub mod observed;
-pub mod phase;
+pub mod orphans;
 pub mod placement;
 pub mod ports;
-pub mod recipient;
+pub mod provider;
 pub mod request;
-pub mod reservation;
-pub mod results;
-pub mod stop;
-pub mod supply;
-pub mod sweep;

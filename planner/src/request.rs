@@ -7,7 +7,7 @@ use leasehold_crds::{
     shared::{duration, quantity},
 };
 
-use crate::results::Kept;
+use crate::provider::workload::results::Kept;
 
 /// A version of two numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

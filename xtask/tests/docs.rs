@@ -107,13 +107,13 @@ fn every_link_leads_somewhere() {
 
 /// Where reasons are set.
 const SOURCES: &[&str] = &[
-    "planner/src/health.rs",
-    "planner/src/supply.rs",
-    "planner/src/intake.rs",
-    "planner/src/reservation.rs",
-    "planner/src/lease/check.rs",
-    "planner/src/lease/conditions.rs",
-    "planner/src/lease/decide.rs",
+    "planner/src/provider/health/mod.rs",
+    "planner/src/provider/offer/supply.rs",
+    "planner/src/provider/allocation/accept.rs",
+    "planner/src/provider/reservation/mod.rs",
+    "planner/src/market/lease/check.rs",
+    "planner/src/market/lease/conditions.rs",
+    "planner/src/market/lease/decide.rs",
     "operator/src/market/kind.rs",
     "operator/src/networks.rs",
     "operator/src/market/supply.rs",

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{FINALIZER_MARKET, GpuAllocation};
-use leasehold_planner::letting_go;
+use leasehold_planner::market::allocation::release;
 
 use super::Market;
 use crate::{
@@ -22,7 +22,7 @@ pub(super) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market
         &allocation.spec.lease.name,
         Some(&allocation.spec.lease.namespace),
     );
-    if let letting_go::Plan::Keep { seconds } = letting_go::decide(&allocation, lease.as_deref(), now) {
+    if let release::Plan::Keep { seconds } = release::decide(&allocation, lease.as_deref(), now) {
         return Ok(Some(Duration::from_secs(seconds)));
     }
     let api = Api::namespaced(market.client.clone(), &allocation.namespace().unwrap_or_default());

@@ -6,9 +6,9 @@ use std::{collections::HashMap, sync::Arc};
 use leasehold_chain::EvmEscrow;
 use leasehold_planner::{
     escrow::{Address, Hash, Terms, salt},
-    lease::{Prior, ROUNDS_MAX},
+    market::lease::{Prior, ROUNDS_MAX},
+    orphans::Claims,
     ports::{Cursor, PaymentError, Payments as _},
-    sweep::Claims,
 };
 use tokio::sync::Mutex;
 

@@ -16,7 +16,9 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{AccountRead, Terms, lease_name},
-    lease::{self, AllocationSeen, AllocationWrite, ChainCall, Checked, Network, Plan, Wallet, World},
+    market::lease::{
+        self, AllocationSeen, AllocationWrite, ChainCall, Checked, Network, Plan, Wallet, World,
+    },
     observed::Observed,
     ports::{AcceptanceMessage, BlockLevel, PaymentError, Payments as _, SigningKey},
 };

@@ -13,7 +13,10 @@ use std::{
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use leasehold_crds::{GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX};
-use leasehold_planner::lease::{Answer, Answering, OPEN_WITHIN_SECONDS, Plan, UNANSWERED_PER_PROVIDER_MAX};
+use leasehold_planner::market::{
+    lease::{OPEN_WITHIN_SECONDS, Plan, UNANSWERED_PER_PROVIDER_MAX},
+    providers::responsiveness::{Answer, Answering},
+};
 
 use crate::queue::Queue;
 

@@ -18,7 +18,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::Address,
-    lease::{trim_allocation, trim_lease},
+    market::lease::{trim_allocation, trim_lease},
     ports::{Clock, SigningKey, SystemClock},
 };
 use leasehold_telemetry::{

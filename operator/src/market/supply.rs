@@ -10,9 +10,9 @@ use leasehold_crds::{
     shared::conditions::{Truth, condition, set},
 };
 use leasehold_planner::{
-    health::speaks,
-    lease::QUEUED,
+    market::lease::QUEUED,
     placement::{Candidate, Provider},
+    provider::health::speaks,
 };
 use leasehold_telemetry::Heartbeat;
 

@@ -13,8 +13,8 @@ use leasehold_chain::EvmEscrow;
 use leasehold_crds::{GpuLease, PaymentNetwork};
 use leasehold_planner::{
     escrow::{Address, Hash, Terms},
+    orphans::{Claims, Suspects, Verdict, judge},
     ports::Payments as _,
-    sweep::{Claims, Suspects, Verdict, judge},
 };
 use leasehold_telemetry::{
     Heartbeat,

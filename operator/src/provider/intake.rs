@@ -10,9 +10,11 @@ use leasehold_crds::{
     provider::reservation::GpuReservationSpec,
 };
 use leasehold_planner::{
-    intake::{self, Plan, PoolSeen, World},
     ports::{AcceptanceMessage, Payments as _},
-    supply::PoolSupply,
+    provider::{
+        allocation::accept::{self, Plan, PoolSeen, World},
+        offer::supply::PoolSupply,
+    },
 };
 
 use super::{
@@ -125,7 +127,7 @@ impl Provider {
             }),
             identity: &self.identity,
         };
-        intake::decide(&world, now)
+        accept::decide(&world, now)
     }
 
     async fn reserve(

@@ -32,9 +32,8 @@ use leasehold_crds::{
     GpuNode, GpuPool, GpuReservation, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork,
 };
 use leasehold_planner::{
-    health::Answers,
-    intake::Identity,
     ports::{Clock, SigningKey, SystemClock},
+    provider::{allocation::accept::Identity, health::Answers},
 };
 use leasehold_telemetry::{
     Health, Metrics,

@@ -25,9 +25,11 @@ use leasehold_crds::{
     lease::workload::{Endpoint, JobResult},
 };
 use leasehold_planner::{
-    health::{self, Health, KubeletWord, NodeWord},
     observed::Observed,
-    reservation::{Reading, Running, wants_live},
+    provider::{
+        health::{self, Health, KubeletWord, NodeWord},
+        reservation::{Reading, Running, wants_live},
+    },
 };
 use sha2::{Digest as _, Sha256};
 

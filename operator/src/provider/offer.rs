@@ -34,10 +34,12 @@ use leasehold_crds::{
     },
 };
 use leasehold_planner::{
-    health::{claims, unfit},
     placement::Money,
+    provider::{
+        health::{claims, unfit},
+        offer::supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
+    },
     request::{Shape, Version},
-    supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
 };
 use leasehold_telemetry::Heartbeat;
 use serde_json::json;

@@ -21,7 +21,7 @@ use leasehold_planner::{
     escrow::{AccountRead, Terms},
     observed::Observed,
     ports::{BlockLevel, PaymentError, Payments as _},
-    reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
+    provider::reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
 };
 use leasehold_telemetry::metrics::ChainAction;
 use serde::{Serialize, de::DeserializeOwned};

@@ -25,7 +25,7 @@ use kube::{Api, ResourceExt as _};
 use leasehold_crds::{
     ANNOTATION_RESULTS_UNTIL, GpuReservation, lease::workload::ResultsAt, shared::quantity,
 };
-use leasehold_planner::{reservation::ResultsSeen, results::Kept};
+use leasehold_planner::provider::{reservation::ResultsSeen, workload::results::Kept};
 
 use super::{
     MANAGER, Provider,

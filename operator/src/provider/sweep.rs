@@ -12,8 +12,8 @@ use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{GpuReservation, market::allocation::AllocationPhase};
 use leasehold_planner::{
     escrow::Hash,
+    orphans::{Suspects, Verdict, judge, unless_kept},
     ports::{BlockLevel, Payments as _},
-    sweep::{Suspects, Verdict, judge, unless_kept},
 };
 use leasehold_telemetry::{
     Heartbeat,

@@ -12,7 +12,7 @@ use aws_lc_rs::{
 };
 use curve25519_dalek::montgomery::MontgomeryPoint;
 use data_encoding::BASE64_NOPAD as BASE64;
-use leasehold_planner::recipient::Recipient;
+use leasehold_planner::provider::workload::recipient::Recipient;
 use sha2::{Digest as _, Sha256};
 
 /// Bytes that are sealed together.

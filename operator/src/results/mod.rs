@@ -15,7 +15,7 @@ use hyper::{
     Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use leasehold_planner::recipient::Recipient;
+use leasehold_planner::provider::workload::recipient::Recipient;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Handle,

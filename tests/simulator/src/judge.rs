@@ -15,8 +15,8 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Account, AccountRead, Hash, Terms, lease_name},
-    lease,
-    reservation::{self, Workload},
+    market::lease,
+    provider::reservation::{self, Workload},
 };
 
 use crate::{

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 use leasehold_crds::GpuAllocation;
-use leasehold_planner::{
+use leasehold_planner::market::{
+    allocation::release::{self, Plan},
     lease::trim_allocation,
-    letting_go::{self, Plan},
 };
 
 use crate::{
@@ -35,7 +35,7 @@ impl Sim {
         let named = (read.spec.lease.namespace.clone(), read.spec.lease.name.clone());
         let lease = process.lease_store.get(&named).cloned();
         let now = self.clock(process.offset_ms);
-        match letting_go::decide(&read, lease.as_deref(), now) {
+        match release::decide(&read, lease.as_deref(), now) {
             Plan::Keep { seconds } => self.ended(who, &task, Some(seconds * 1000)),
             Plan::Remove => {
                 self.note(|| format!("{} may go", key.1));

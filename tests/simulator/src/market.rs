@@ -14,7 +14,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Address, Hash, Terms, salt},
-    lease::{
+    market::lease::{
         self, AllocationSeen, AllocationWrite, ChainCall, Network, Plan, Prior, ROUNDS_MAX, Wallet, World,
     },
     observed::Observed,

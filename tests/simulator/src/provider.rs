@@ -14,12 +14,14 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms, keccak},
-    health::Answers,
-    intake::Identity,
     observed::Observed,
+    orphans::Suspects,
     ports::{AcceptanceMessage, Head, PaymentError},
-    reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
-    sweep::Suspects,
+    provider::{
+        allocation::accept::Identity,
+        health::Answers,
+        reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
+    },
 };
 
 use crate::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use leasehold_crds::{
     GpuAllocation, GpuReservation, market::allocation::Acceptance, provider::reservation::GpuReservationSpec,
 };
-use leasehold_planner::intake::{self, PoolSeen, World};
+use leasehold_planner::provider::allocation::accept::{self, PoolSeen, World};
 
 use crate::{
     Sim,
@@ -19,7 +19,7 @@ pub(crate) struct IntakePass {
     key: Key,
     read: Arc<GpuAllocation>,
     before: Option<Arc<GpuReservation>>,
-    plan: intake::Plan,
+    plan: accept::Plan,
     holds_turn: bool,
     reserved: bool,
 }
@@ -59,7 +59,7 @@ impl Sim {
         let supply = if before.is_none() {
             self.supply_of(s, p, &fresh, now)
         } else {
-            leasehold_planner::supply::PoolSupply::default()
+            leasehold_planner::provider::offer::supply::PoolSupply::default()
         };
         let site = &self.sites[s];
         let pool = (site.pool.metadata.name.as_ref() == Some(&read.spec.pool)).then_some(PoolSeen {
@@ -67,7 +67,7 @@ impl Sim {
             supply: &supply,
             money: Some((self.money, 6)),
         });
-        let plan = intake::decide(
+        let plan = accept::decide(
             &World {
                 allocation: &read,
                 reservation: before.as_deref(),

@@ -15,13 +15,15 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::lease_name,
-    health::{self, Health, KubeletWord, NodeWord},
     observed::Observed,
+    orphans::{self, Verdict},
     ports::Opened,
+    provider::{
+        health::{self, Health, KubeletWord, NodeWord},
+        offer::supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
+        reservation::{Reading, ResultsSeen, Running, wants_live},
+    },
     request::{Shape, Version},
-    reservation::{Reading, ResultsSeen, Running, wants_live},
-    supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
-    sweep::{self, Verdict},
 };
 
 use crate::{
@@ -464,7 +466,7 @@ impl Sim {
         };
         let read = self.read_account(&mut reader, who, &terms, 0);
         read.known()
-            .map_or(Verdict::Leave, |read| sweep::judge(&terms, read))
+            .map_or(Verdict::Leave, |read| orphans::judge(&terms, read))
     }
 
     /// Reservations of a provider, as they are.

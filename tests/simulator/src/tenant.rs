@@ -14,7 +14,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Address, Terms},
-    lease::Wallet,
+    market::lease::Wallet,
 };
 
 use crate::{

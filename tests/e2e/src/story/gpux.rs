@@ -189,7 +189,7 @@ fn short_uuid(uuid: &str) -> String {
 /// No leg was started in a block before its pod was ready.
 fn not_before_ready(outcome: &Outcome, ready: &[(String, u64)]) -> anyhow::Result<()> {
     for (leg, state) in outcome.terms.legs.iter().enumerate() {
-        let namespace = leasehold_planner::lease::allocation_name(&outcome.terms, leg);
+        let namespace = leasehold_planner::market::lease::allocation_name(&outcome.terms, leg);
         let (_, ready) = ready
             .iter()
             .find(|(of, _)| *of == namespace)

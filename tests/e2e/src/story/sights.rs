@@ -319,7 +319,7 @@ pub(super) fn shares(terms: &Terms, lease: &GpuLease) -> Vec<(String, String)> {
     let shares = escrow.map(|e| e.shares.as_slice()).unwrap_or_default();
     let name = |(leg, share): (usize, &leasehold_crds::lease::Share)| {
         (
-            leasehold_planner::lease::allocation_name(terms, leg),
+            leasehold_planner::market::lease::allocation_name(terms, leg),
             share.provider.clone(),
         )
     };

@@ -21,7 +21,7 @@ use leasehold_crds::{
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, eventually, on_stack, told, within};
 use leasehold_planner::{
     escrow::salt,
-    lease::{LAG_SECONDS, OPEN_WITHIN_SECONDS},
+    market::lease::{LAG_SECONDS, OPEN_WITHIN_SECONDS},
     ports::Payments as _,
 };
 use serde_json::json;

@@ -13,7 +13,7 @@ use leasehold_crds::{GpuLease, lease::Phase};
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, within};
 use leasehold_planner::{
     escrow::{AccountRead, Terms},
-    lease::allocation_name,
+    market::lease::allocation_name,
     ports::{BlockLevel, Payments as _},
 };
 use leasehold_testcluster::Stderr;

@@ -9,7 +9,7 @@ use leasehold_crds::{GpuLease, lease::Phase};
 
 use crate::{
     escrow::{Account, AccountRead, Address, Hash, Terms, salt},
-    lease::{ROUNDS_MAX, seeks_prior},
+    market::lease::{ROUNDS_MAX, seeks_prior},
 };
 
 /// What is to be done with something that nobody names.

@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{GpuAllocation, market::allocation::GpuAllocationStatus};
 
-use super::OPEN_MARGIN_SECONDS;
+use crate::market::lease::OPEN_MARGIN_SECONDS;
 
 /// After so many questions in a row that lapsed a provider is passed over.
 const LAPSES_MAX: u32 = 3;

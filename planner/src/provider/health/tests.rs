@@ -8,8 +8,8 @@ use leasehold_crds::{
 
 use super::*;
 use crate::{
+    provider::offer::supply::GpusSeen,
     request::{Shape, Version},
-    supply::GpusSeen,
 };
 
 fn device(uuid: &str, health: DeviceHealth) -> GpuDevice {

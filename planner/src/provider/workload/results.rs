@@ -10,7 +10,7 @@ use leasehold_crds::{
 };
 
 use crate::{
-    recipient::Recipient,
+    provider::workload::recipient::Recipient,
     request::{SpecError, field},
 };
 

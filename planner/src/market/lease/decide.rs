@@ -20,15 +20,15 @@ use leasehold_crds::{
 use super::{
     BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, OPEN_WITHIN_SECONDS,
     START_WITHIN_SECONDS, UNANSWERED_PER_PROVIDER_MAX, UNFUNDED_PER_NAMESPACE_MAX,
-    asking::{CHAIN_UNREACHABLE, is_held},
     check::{AtId, Checked, deleting, may_be_under_way},
     conditions,
+    reads::{CHAIN_UNREACHABLE, is_held},
     world::{AllocationSeen, Network, Prior, Wallet, World},
 };
 use crate::{
     escrow::{Account, Leg, Terms, lease_name, salt},
+    market::lease::phase::{Fact, after},
     observed::Observed,
-    phase::{Fact, after},
     placement::{Choice, place},
     ports::Head,
     request::Request,

@@ -16,18 +16,18 @@ use leasehold_crds::{
 
 use crate::{
     escrow::{Account, AccountRead, Terms},
-    health::Health,
-    lease::is_exhausted,
+    market::lease::is_exhausted,
     observed::Observed,
     ports::{Head, PaymentError},
-    results,
-    stop::{self, FreshReads, OFFSET_MAX_SECONDS, SILENT_SECONDS, Snapshot, StopReason, Verdict},
+    provider::{health::Health, workload::results},
 };
 
 mod leg;
+pub mod stop;
 
 use leg::Readiness;
 pub use leg::Withdrawals;
+use stop::{FreshReads, OFFSET_MAX_SECONDS, SILENT_SECONDS, Snapshot, StopReason, Verdict};
 
 /// How what runs was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use leasehold_crds::{ANNOTATION_ABANDON, ANNOTATION_KNOWN, GpuAllocation, GpuLease};
 
-use super::asking::is_held;
+use super::reads::is_held;
 
 /// Drops a lease's labels, and all annotations but the two that are asked for. What it is known by needs no mark while our
 /// finalizer is on it.

@@ -3,23 +3,22 @@
 //! [`World`] is what was seen, [`check`] what follows from it, [`decide`] what is to be done, [`conditions`] what a
 //! person is told. A write to the chain happens only for an intent that an earlier pass stored (M2).
 
-mod answering;
-mod asking;
 mod check;
 mod conditions;
 mod decide;
+pub mod phase;
+mod reads;
 mod trim;
 mod world;
 
 #[cfg(test)]
 mod tests;
 
-pub use answering::{Answer, Answering};
-pub use asking::{needs_wallet, seeks_prior, wants_second};
 pub(crate) use check::is_exhausted;
 pub use check::{Checked, check};
 pub use conditions::{chain_failure, events};
 pub use decide::{AllocationWrite, ChainCall, Plan, QUEUED, allocation_name, decide};
+pub use reads::{needs_wallet, seeks_prior, wants_second};
 pub use trim::{trim_allocation, trim_lease};
 pub use world::{AllocationSeen, Network, Prior, Wallet, World};
 

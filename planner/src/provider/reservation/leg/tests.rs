@@ -11,9 +11,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     escrow::{AccountRead, Address, Hash},
-    health::{Fault, FaultKind, Health},
     ports::Head,
-    reservation::{Reading, Running, decide, wants_second},
+    provider::{
+        health::{Fault, FaultKind, Health},
+        reservation::{Reading, Running, decide, wants_second},
+    },
 };
 
 const RATE: Rate = Rate(500 * RATE_SCALE);
@@ -32,7 +34,7 @@ struct Share {
 }
 
 fn terms() -> Terms {
-    crate::reservation::tests::terms(900, RATE)
+    crate::provider::reservation::tests::terms(900, RATE)
 }
 
 fn serving() -> Share {

@@ -14,9 +14,11 @@ use crate::{
     escrow::{Address, Terms},
     placement::Money,
     ports::AcceptanceMessage,
+    provider::{
+        offer::supply::{PoolSupply, pick},
+        workload::results::{self, Kept},
+    },
     request::Shape,
-    results::{self, Kept},
-    supply::{PoolSupply, pick},
 };
 
 /// Who this provider is, and by what it is paid.

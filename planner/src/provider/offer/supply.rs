@@ -15,9 +15,8 @@ use leasehold_crds::{
 };
 
 use crate::{
-    health::claimed_twice,
+    provider::{health::claimed_twice, workload::results},
     request::{Shape, Version},
-    results,
 };
 
 /// A node with GPUs, as its Node, its GpuNode and its pods tell.

@@ -11,7 +11,7 @@ use leasehold_crds::{
 use super::*;
 use crate::{
     escrow::{Hash, account_id},
-    supply::FreeNode,
+    provider::offer::supply::FreeNode,
 };
 
 const NOW: i64 = 1_800_000_000;

@@ -9,12 +9,12 @@ use leasehold_crds::{
     shared::conditions::{find, is_true},
 };
 
-use self::lost::Lost;
-use crate::{observed::Observed, supply::NodeSeen};
+use self::node_lost::Lost;
+use crate::{observed::Observed, provider::offer::supply::NodeSeen};
 
-mod lost;
+mod node_lost;
 
-pub use self::lost::{Answers, KubeletWord, SILENT_SECONDS, speaks};
+pub use self::node_lost::{Answers, KubeletWord, SILENT_SECONDS, speaks};
 
 /// A node that a share is on, by those who speak of it.
 #[derive(Clone, Debug)]

@@ -1,0 +1,3 @@
+//! A market's decisions about the allocations it has made.
+
+pub mod release;

@@ -1,0 +1,5 @@
+//! Decisions of a market's operator.
+
+pub mod allocation;
+pub mod lease;
+pub mod providers;

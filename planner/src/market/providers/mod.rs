@@ -1,0 +1,3 @@
+//! A market's decisions about its providers.
+
+pub mod responsiveness;

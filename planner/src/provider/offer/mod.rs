@@ -1,0 +1,3 @@
+//! A provider's decisions about what it offers.
+
+pub mod supply;
