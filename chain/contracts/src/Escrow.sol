@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The money of a lease: a payer's deposit that burns by the second into up to 16 legs. It has no owner,
-// no upgrade and no callback; what a later version does differently is a later contract.
+// Holds the deposit of a lease and distributes it by the second over up to 16 legs. It has no owner, no upgrade
+// mechanism and no callbacks. A new version is a new contract.
 pragma solidity ^0.8.28;
 
 import {IERC3009} from "@openzeppelin/contracts/interfaces/draft-IERC3009.sol";
@@ -15,11 +15,12 @@ import {Account, Authorization, Clock, Leg, LegState, Permit, Phase, Terms} from
 import {IEscrow} from "./IEscrow.sol";
 import {OpenDigest} from "./OpenDigest.sol";
 
-/// @title Leasehold's escrow.
-/// @notice While an account's clock runs, it burns the rates of all its legs that have not ended. What a leg
-/// serves is its payee's; what it does not serve is set aside for the payer, who gets it back at the close. So a
-/// pause moves nobody's end, and no payee can shorten another's runway. Once the balance covers no further second,
-/// all legs stop in the same one, and each must be started again after a top-up: the gap is never charged.
+/// @title The Leasehold escrow.
+/// @notice While the clock of an account runs, it burns the rates of all legs that have not ended. The seconds that
+/// a leg serves belong to its payee. The seconds that it does not serve are set aside for the payer and refunded at
+/// the close. Therefore a pause changes the end of no leg, and no payee can shorten the paid time of another. When
+/// the balance covers no further second, all legs stop in the same second. After a top-up each must be started
+/// again; the time in between is never charged.
 contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
 
@@ -78,8 +79,8 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IEscrow
-    /// @dev The authorization alone would not do: the token is an argument too, and one that checks nothing would
-    /// let a stranger take the payer's id.
+    /// @dev The authorization is not sufficient: the token is an argument, and a token that does not verify
+    /// authorizations would let a third party use the payer's id.
     function openWithAuthorization(
         Terms calldata terms,
         uint128 deposit,
@@ -244,7 +245,7 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
         return _hashTypedDataV4(OpenDigest.structHash(terms, deposit, validUntil));
     }
 
-    // ---------------------------------------------------------------- opening and funding, inside
+    // ---------------------------------------------------------------- opening and funding, internal
 
     function _create(Terms calldata terms, uint128 deposit, uint40 validUntil) private returns (bytes32 id) {
         if (block.timestamp > validUntil) revert Expired(validUntil);
@@ -302,7 +303,7 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
         if (received != amount) revert TransferMismatch(amount, received);
     }
 
-    // ---------------------------------------------------------------- leaving, inside
+    // ---------------------------------------------------------------- leaving, internal
 
     function _withdraw(Terms calldata terms, uint16 legs) private returns (uint256 amount) {
         (bytes32 id, Account storage account, Clock memory clock) = _load(terms);
@@ -321,7 +322,7 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
         }
     }
 
-    /// @dev Counts what the leg is owed as withdrawn; the caller sends it.
+    /// @dev Marks the amount that the leg is owed as withdrawn. The caller must send it.
     function _takeOwed(bytes32 id, Clock memory clock, Terms calldata terms, uint256 leg)
         private
         returns (uint128 owed)

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// How an account burns: its storage, its clock, and what its legs have earned. All arithmetic of time and money
-// is here; who may do what is in Escrow.sol.
+// Storage of accounts, their clock, and the earnings of their legs. Contains all arithmetic of time and money.
+// Permissions are in Escrow.sol.
 pragma solidity ^0.8.28;
 
 import {Account, Clock, LegState, Phase, Terms} from "./EscrowTypes.sol";
 import {IEscrow} from "./IEscrow.sol";
 
-/// @title The clock of an account, and the money that its seconds are.
-/// @dev Only seconds are counted; money is rate times seconds, in 10^-12 base units, and is rounded once: down,
-/// when a payee's total is paid out. Hence deposited * SCALE == balance + sum(rate * burned seconds) at any time,
-/// and refund + sum(floor(earned)) == deposited at the close.
+/// @title The clock of an account and the value of its seconds.
+/// @dev Only seconds are counted. Money is rate times seconds, in 10^-12 base units, and is rounded once: down, when
+/// a payee is paid. Hence deposited * SCALE == balance + sum(rate * burned seconds) at any time, and
+/// refund + sum(floor(earned)) == deposited at the close.
 abstract contract EscrowClock is IEscrow {
     /// @inheritdoc IEscrow
     uint256 public constant MAX_LEGS = 16;
@@ -48,7 +48,7 @@ abstract contract EscrowClock is IEscrow {
         if (clock.phase == Phase.Closed) revert AccountClosed(id);
     }
 
-    /// @dev What one second burns, in 10^-12 base units. More than 0 unless all legs have ended.
+    /// @dev The amount that one second burns, in 10^-12 base units. Greater than 0 unless all legs have ended.
     function _burn(Terms calldata terms, uint16 ended) internal pure returns (uint256 perSecond) {
         for (uint256 i = 0; i < terms.legs.length; ++i) {
             if (ended & (1 << i) == 0) perSecond += terms.legs[i].rate;
@@ -70,7 +70,7 @@ abstract contract EscrowClock is IEscrow {
         }
     }
 
-    /// @dev The index of the lowest bit set; there must be one.
+    /// @dev The index of the lowest set bit. At least one bit must be set.
     function _lowest(uint16 bitmap) internal pure returns (uint256 index) {
         while (bitmap & 1 == 0) {
             bitmap >>= 1;
@@ -80,13 +80,13 @@ abstract contract EscrowClock is IEscrow {
 
     // ---------------------------------------------------------------- the clock
 
-    /// @dev Counts the clock up to this block, in memory; the caller stores it.
+    /// @dev Advances the clock to this block in memory. The caller must store it.
     function _settle(bytes32 id, Clock memory clock, Terms calldata terms) internal {
         if (_advance(clock, terms)) emit Exhausted(id, clock.settledAt);
     }
 
-    /// @dev All legs run or stop together: the balance covers whole seconds of their sum. Returns whether it covered
-    /// too few. `running` stays as it was then, so that the last runs can be counted.
+    /// @dev The balance covers whole seconds of the sum of all rates, so all legs stop together. Returns whether the
+    /// balance covered less than the elapsed time. `running` is not changed, so that the last runs can be counted.
     function _advance(Clock memory clock, Terms calldata terms) internal view returns (bool exhausted) {
         if (clock.phase != Phase.Running) return false;
         uint256 perSecond = _burn(terms, clock.ended);
@@ -106,7 +106,7 @@ abstract contract EscrowClock is IEscrow {
         clock.paidSeconds += uint40(elapsed);
     }
 
-    /// @dev Each leg must be started again after an exhaustion: its workload may be gone.
+    /// @dev Each leg must be started again after an exhaustion, because its workload may no longer exist.
     function _startClock(bytes32 id, Clock memory clock, Terms calldata terms) internal {
         if (clock.phase == Phase.Unstarted && block.timestamp > terms.startBy) revert StartByPassed(terms.startBy);
         _endRuns(id, clock, clock.running);
@@ -119,7 +119,7 @@ abstract contract EscrowClock is IEscrow {
         if (clock.balance < perSecond) revert NotCovered(clock.balance, perSecond);
     }
 
-    /// @dev Adds the runs of these legs, which must be running, to what they have served.
+    /// @dev Adds the current runs of these legs to their served seconds. The legs must be running.
     function _endRuns(bytes32 id, Clock memory clock, uint16 legs) internal {
         clock.running &= ~legs;
         for (uint16 rest = legs; rest != 0; rest &= rest - 1) {
@@ -128,7 +128,7 @@ abstract contract EscrowClock is IEscrow {
         }
     }
 
-    /// @dev Running legs are paid beyond now, but never beyond the end that they had anyway.
+    /// @dev Pays running legs for the notice period, but not beyond the end that they had before.
     function _giveNotice(Clock memory clock, Terms calldata terms) internal pure {
         if (clock.phase != Phase.Running || clock.running == 0) return;
         uint256 perSecond = _burn(terms, clock.ended);
@@ -136,7 +136,7 @@ abstract contract EscrowClock is IEscrow {
         _count(clock, covered < terms.noticeSeconds ? covered : terms.noticeSeconds, perSecond);
     }
 
-    /// @dev Whether anybody may close.
+    /// @dev Whether anyone can close the account.
     function _isOver(Clock memory clock, Terms calldata terms) internal view returns (bool) {
         if (clock.phase == Phase.Unstarted) return block.timestamp > terms.startBy;
         if (clock.phase == Phase.Exhausted) return block.timestamp > uint256(clock.settledAt) + terms.pauseFor;
@@ -150,7 +150,7 @@ abstract contract EscrowClock is IEscrow {
         return state.servedSeconds + run;
     }
 
-    /// @dev Rounded down, in base units: the one place where money is rounded.
+    /// @dev Rounded down, in base units. This is the only place where money is rounded.
     function _earned(LegState memory state, Clock memory clock, Terms calldata terms, uint256 leg)
         internal
         pure
@@ -165,7 +165,7 @@ abstract contract EscrowClock is IEscrow {
         }
     }
 
-    /// @dev What is left and what was burned is what came in: exact, because nothing was rounded yet.
+    /// @dev The sum of the remaining and the burned amount. It is exact, because nothing has been rounded.
     function _deposited(bytes32 id, Clock memory clock, Terms calldata terms) internal view returns (uint128) {
         uint256 scaled = clock.balance;
         for (uint256 i = 0; i < terms.legs.length; ++i) {

@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// The words of the escrow: what a client signs and reads, and what is stored.
+// Types of the escrow: what a client signs and reads, and what is stored.
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
-/// @notice One share of an account: a provider's, or a fee's.
-/// @param payee the cold address that the leg's money goes to, and the only one
-/// @param controller the hot key that starts, pauses, credits and ends the leg
-/// @param rate what a served second earns, in 10^-12 base units of the token
+/// @notice One leg of an account.
+/// @param payee cold address that receives the money of the leg, and the only one
+/// @param controller hot key that starts, pauses, credits and ends the leg
+/// @param rate earnings of a served second, in 10^-12 base units of the token
 struct Leg {
     address payee;
     address controller;
     uint128 rate;
 }
 
-/// @notice What an account is. Stored as a hash only; every call brings the terms along.
-/// @param payer whose money it is, and where every refund goes
-/// @param market the market that the account was opened in; an index for readers, without any right
-/// @param token the ERC-20 that is paid; tokens that take a fee on transfer or rebase don't fit
-/// @param closer may close at any time, without notice; the refund goes to the payer all the same
-/// @param salt tells the accounts of one payer apart
-/// @param startBy unix seconds; no first start after it, and anybody may close then
-/// @param noticeSeconds paid to running legs when the payer closes, as far as the balance covers them
-/// @param pauseFor seconds after exhaustion before anybody may close
-/// @param legs 1 to 16 of them; bit i of every bitmap is legs[i]
+/// @notice The terms of an account. Only their hash is stored, and every call passes them.
+/// @param payer owner of the deposit, who receives every refund
+/// @param market the market in which the account was opened; an index for readers, without permissions
+/// @param token ERC-20 token of the payment; tokens that charge a fee on transfer or rebase are not supported
+/// @param closer can close the account at any time without notice; the refund is sent to the payer
+/// @param salt distinguishes the accounts of one payer
+/// @param startBy Unix seconds; after it, an account without a start cannot start, and anyone can close it
+/// @param noticeSeconds seconds for which running legs are paid when the payer closes, as far as the balance covers
+/// them
+/// @param pauseFor seconds after exhaustion until anyone can close the account
+/// @param legs 1 to 16 legs; bit i of every bitmap refers to legs[i]
 struct Terms {
     address payer;
     address market;
@@ -36,9 +37,9 @@ struct Terms {
     Leg[] legs;
 }
 
-/// @notice An ERC-2612 permit for the escrow as spender. One that fails is ignored: somebody may have
-/// submitted it already, and the allowance alone decides.
-/// @param value base units, at least what the call pulls; more leaves an allowance for later top-ups
+/// @notice An ERC-2612 permit with the escrow as spender. A permit that fails is ignored, because it may have been
+/// submitted before; the allowance decides.
+/// @param value base units, at least the amount of the call; a larger value leaves an allowance for later top-ups
 struct Permit {
     uint256 value;
     uint256 deadline;
@@ -56,7 +57,7 @@ struct Authorization {
     bytes32 s;
 }
 
-/// @notice Where an account stands. Only Unstarted, Running and Exhausted lead on, and only Running burns.
+/// @notice Phase of an account. Ended leads only to Closed, and Closed is final. Only Running burns.
 enum Phase {
     Unstarted,
     Running,
@@ -65,13 +66,13 @@ enum Phase {
     Closed
 }
 
-/// @notice The account's clock, as stored (one slot): true at `settledAt`, not now.
-/// @param balance what is not burned yet, in 10^-12 base units; once closed, what went back with the refund
-/// @param settledAt unix seconds up to which the clock was counted; if Exhausted, the second at which it stopped
+/// @notice The clock of an account, as stored (one slot). It is valid at `settledAt`, not now.
+/// @param balance amount that is not burned, in 10^-12 base units; once closed, the part that was refunded
+/// @param settledAt Unix seconds up to which the clock was counted; if Exhausted, the second at which it stopped
 /// @param paidSeconds seconds that the clock has burned since the first start
-/// @param running bitmap; while the clock stands, the legs that ran in its last second
-/// @param ended bitmap of the legs that stopped for good and burn no more
-/// @param phase Exhausted is only written by the next call; a snapshot knows at once
+/// @param running bitmap of running legs; while the clock is stopped, the legs that ran in its last second
+/// @param ended bitmap of the legs that ended permanently and no longer burn
+/// @param phase Exhausted is stored by the next call; a snapshot shows it immediately
 struct Clock {
     uint128 balance;
     uint40 settledAt;
@@ -81,16 +82,16 @@ struct Clock {
     Phase phase;
 }
 
-/// @notice An account as stored (two slots). What was deposited follows from what is left and what was burned.
+/// @notice An account as stored (two slots). The deposit is the sum of the remaining and the burned amount.
 struct Account {
     bytes32 termsHash;
     Clock clock;
 }
 
 /// @notice A leg as stored (one slot, written when the leg is first touched).
-/// @param servedSeconds served and kept, without the run that goes on
-/// @param runningSince the account's paidSeconds at the start of that run
-/// @param endedAt the account's paidSeconds when the leg ended
+/// @param servedSeconds served and not credited, without the current run
+/// @param runningSince paidSeconds of the account at the start of the current run
+/// @param endedAt paidSeconds of the account when the leg ended
 /// @param withdrawn base units sent to the payee
 struct LegState {
     uint40 servedSeconds;
@@ -99,9 +100,9 @@ struct LegState {
     uint128 withdrawn;
 }
 
-/// @notice A leg as it stands at the block of the read.
-/// @param servedSeconds served and kept, with the run that goes on
-/// @param endedAt the account's paidSeconds when the leg ended; 0 if it has not
+/// @notice A leg as of the block of the read.
+/// @param servedSeconds served and not credited, including the current run
+/// @param endedAt paidSeconds of the account when the leg ended; 0 if it has not ended
 /// @param withdrawn base units sent to the payee
 /// @param owed base units that can be withdrawn
 struct LegView {
@@ -111,19 +112,20 @@ struct LegView {
     uint128 owed;
 }
 
-/// @notice An account as it stands at the block of the read.
-/// @param exists an account has this payer and salt
-/// @param matches and it has these terms; otherwise everything below but closed and phase is empty
-/// @param closed nothing but withdrawing is left to do
-/// @param phase of this block: Exhausted as soon as it is
-/// @param deposited base units put in since the opening
-/// @param balanceScaled not burned, in 10^-12 base units; 0 once closed
-/// @param blockTime unix seconds of the block of the read
-/// @param paidUntil unix seconds at which all legs stop; exhaustedAt when exhausted; 0 if the clock stands otherwise
-/// @param exhaustedAt unix seconds; 0 if not exhausted
+/// @notice An account as of the block of the read.
+/// @param exists whether an account has this payer and salt
+/// @param matches whether it has these terms; otherwise all fields below except closed and phase are empty
+/// @param closed whether it is closed; payees can still withdraw
+/// @param phase phase as of this block, including an exhaustion that is not stored yet
+/// @param deposited base units deposited since the opening
+/// @param balanceScaled amount that is not burned, in 10^-12 base units; 0 once closed
+/// @param blockTime Unix seconds of the block of the read
+/// @param paidUntil Unix seconds at which all legs stop; exhaustedAt when exhausted; otherwise 0 while the clock is
+/// stopped
+/// @param exhaustedAt Unix seconds; 0 if not exhausted
 /// @param paidSeconds seconds that the clock has burned
-/// @param running bitmap of the legs that serve in this second
-/// @param ended bitmap of the legs that stopped for good
+/// @param running bitmap of the legs that serve as of this block
+/// @param ended bitmap of the legs that ended permanently
 /// @param legs in the order of the terms
 struct Snapshot {
     bool exists;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a client reads: accounts as of this block, settled in memory, so that nobody needs a transaction to know.
+// Views of accounts as of this block. Elapsed seconds are settled in memory, so that no transaction is necessary.
 pragma solidity ^0.8.28;
 
 import {EscrowClock} from "./EscrowClock.sol";
 import {Account, Clock, LegState, LegView, Phase, Snapshot, Terms} from "./EscrowTypes.sol";
 import {IEscrow} from "./IEscrow.sol";
 
-/// @title The escrow's views.
+/// @title Views of the escrow.
 abstract contract EscrowViews is EscrowClock {
     /// @inheritdoc IEscrow
     function snapshot(Terms calldata terms) external view returns (Snapshot memory) {

@@ -1,100 +1,100 @@
 // SPDX-License-Identifier: Apache-2.0
-// The whole of the escrow that a caller sees: actions, views, events and errors. The rules behind them are in
-// Escrow.sol (who may), EscrowClock.sol (time and money) and EscrowViews.sol.
+// The complete interface of the escrow: actions, views, events and errors. They are implemented in Escrow.sol
+// (permissions), EscrowClock.sol (time and money) and EscrowViews.sol.
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {Account, Authorization, Permit, Snapshot, Terms} from "./EscrowTypes.sol";
 
-/// @title Leasehold's escrow, as its callers see it.
+/// @title Interface of the Leasehold escrow.
 interface IEscrow {
-    /// @notice The whole terms are here, so that a client that lost everything finds them again.
+    /// @notice An account was opened. Contains the complete terms, so that a client can recover them.
     event Opened(bytes32 indexed id, address indexed payer, address indexed market, Terms terms, uint128 deposit);
-    /// @notice `amount` base units came from `from`; `deposited` is the new total.
+    /// @notice `amount` base units were received from `from`. `deposited` is the new total.
     event Funded(bytes32 indexed id, address indexed from, uint128 amount, uint128 deposited);
-    /// @notice The legs of the bitmap began to serve; the account's paidSeconds then.
+    /// @notice The legs of the bitmap started to serve. `paidSeconds` of the account at that time.
     event Started(bytes32 indexed id, uint16 legs, uint40 paidSeconds);
-    /// @notice The legs of the bitmap stopped serving; the account's paidSeconds then.
+    /// @notice The legs of the bitmap stopped serving. `paidSeconds` of the account at that time.
     event Paused(bytes32 indexed id, uint16 legs, uint40 paidSeconds);
-    /// @notice The leg's controller gave served seconds back to the payer.
+    /// @notice The controller of the leg returned served seconds to the payer.
     event Credited(bytes32 indexed id, uint8 leg, uint40 creditedSeconds);
-    /// @notice The legs of the bitmap stopped for good; the account's paidSeconds then.
+    /// @notice The legs of the bitmap ended permanently. `paidSeconds` of the account at that time.
     event LegEnded(bytes32 indexed id, uint16 legs, uint40 paidSeconds);
-    /// @notice The balance covered no further second at `exhaustedAt`; every leg stopped there. Emitted by the next call.
+    /// @notice The balance covered no further second at `exhaustedAt`, and all legs stopped. Emitted by the next call.
     event Exhausted(bytes32 indexed id, uint40 exhaustedAt);
-    /// @notice `amount` base units of a leg went to its payee.
+    /// @notice `amount` base units of a leg were sent to its payee.
     event Withdrawn(bytes32 indexed id, uint8 leg, address indexed payee, uint128 amount);
-    /// @notice A payout asked for at the close failed; the payee can still withdraw it.
+    /// @notice A payout that was requested at the close failed. The payee can still withdraw it.
     event PayoutFailed(bytes32 indexed id, uint8 leg, address indexed payee, uint128 amount);
-    /// @notice `by` closed the account; `refund` base units are the payer's.
+    /// @notice `by` closed the account. `refund` base units belong to the payer.
     event Closed(bytes32 indexed id, address indexed by, uint128 refund);
-    /// @notice The refund could not be sent and waits for withdrawCredit.
+    /// @notice The refund could not be sent. The payer can call withdrawCredit.
     event RefundCredited(bytes32 indexed id, address indexed payer, IERC20 indexed token, uint128 amount);
-    /// @notice A waiting refund was sent.
+    /// @notice A credited refund was sent.
     event CreditWithdrawn(address indexed payer, IERC20 indexed token, uint256 amount);
 
-    /// @notice The id is taken: an account of this payer and salt was opened before.
+    /// @notice An account with this payer and salt was opened before.
     error AccountExists(bytes32 id);
-    /// @notice No account of this payer and salt was opened.
+    /// @notice No account with this payer and salt was opened.
     error AccountUnknown(bytes32 id);
-    /// @notice The account has other terms than these.
+    /// @notice The account has different terms.
     error TermsDiffer(bytes32 id);
-    /// @notice The account was closed.
+    /// @notice The account is closed.
     error AccountClosed(bytes32 id);
-    /// @notice The block is later than the caller's validUntil.
+    /// @notice The time of the block is after validUntil.
     error Expired(uint40 validUntil);
-    /// @notice startBy lies in the past; for start: it has passed and the account never started.
+    /// @notice startBy has passed. In start: it has passed, and the account never started.
     error StartByPassed(uint40 startBy);
-    /// @notice An account has 1 to 16 legs.
+    /// @notice An account must have 1 to 16 legs.
     error LegCount(uint256 count);
-    /// @notice Payer, market, token, closer, payee and controller must be set.
+    /// @notice Payer, market, token, closer, payee and controller must not be zero.
     error ZeroAddress();
-    /// @notice A leg must earn something, or the account could never be exhausted.
+    /// @notice The rate of a leg must not be zero, because the account could otherwise never be exhausted.
     error ZeroRate(uint256 leg);
-    /// @notice More than the account can count (2^128 / 10^12 base units).
+    /// @notice The deposit exceeds the range of an account (2^128 / 10^12 base units).
     error DepositTooLarge(uint256 deposit);
-    /// @notice The token moved another amount than asked for: it takes a fee, and doesn't fit.
+    /// @notice The token transferred a different amount. Tokens that charge a fee are not supported.
     error TransferMismatch(uint256 expected, uint256 received);
-    /// @notice Not signed by the payer over exactly these arguments.
+    /// @notice The signature is not one of the payer over these arguments.
     error BadSignature();
-    /// @notice Only the payer may.
+    /// @notice The caller is not the payer.
     error NotPayer();
-    /// @notice Only the leg's controller may.
+    /// @notice The caller is not the controller of the leg.
     error NotController(uint256 leg);
-    /// @notice Only the leg's payee or controller may.
+    /// @notice The caller is neither the payee nor the controller of the leg.
     error NotPayeeOrController(uint256 leg);
-    /// @notice The caller may not close, or not yet.
+    /// @notice The caller cannot close the account, or cannot close it yet.
     error MayNotClose();
-    /// @notice The bitmap is empty or names a leg that the terms don't have.
+    /// @notice The bitmap is empty or contains a leg that is not in the terms.
     error NoSuchLeg(uint16 legs);
-    /// @notice The leg was ended for good.
+    /// @notice The leg has ended permanently.
     error LegIsEnded(uint256 leg);
-    /// @notice The balance does not cover one second; top up first (both in 10^-12 base units).
+    /// @notice The balance does not cover one second. Top up first. Both values are in 10^-12 base units.
     error NotCovered(uint256 balance, uint256 perSecond);
-    /// @notice Only as many seconds can be given back as were served and not withdrawn.
+    /// @notice Only seconds that were served and not withdrawn can be credited.
     error CreditTooLarge(uint256 creditedSeconds, uint256 atMost);
-    /// @notice Each terms needs its bitmap.
+    /// @notice The number of terms and the number of bitmaps differ.
     error LengthMismatch();
-    /// @notice No refund waits for the caller.
+    /// @notice The caller has no credited refund.
     error NoCredit();
 
-    /// @notice Opens an account with the caller's own money, by allowance.
-    /// @param deposit base units; 0 is allowed, and can be topped up later
-    /// @param validUntil unix seconds; a transaction that is mined later does nothing
+    /// @notice Opens an account with the caller's own tokens, using the caller's allowance.
+    /// @param deposit base units; can be 0 and topped up later
+    /// @param validUntil Unix seconds; a transaction that is mined later reverts
     function open(Terms calldata terms, uint128 deposit, uint40 validUntil) external returns (bytes32 id);
 
-    /// @notice open() with the allowance in the same transaction.
+    /// @notice open() that sets the allowance in the same transaction.
     function openWithPermit(Terms calldata terms, uint128 deposit, uint40 validUntil, Permit calldata permit)
         external
         returns (bytes32 id);
 
-    /// @notice Opens an account for a payer who signed these arguments (openDigest), by the payer's allowance.
-    /// @param signature of the payer: 65 bytes, or what the payer's ERC-1271 contract accepts
+    /// @notice Opens an account for a payer who signed these arguments (openDigest), using the payer's allowance.
+    /// @param signature signature of the payer: 65 bytes, or any bytes that the payer's ERC-1271 contract accepts
     function openWithSignature(Terms calldata terms, uint128 deposit, uint40 validUntil, bytes calldata signature)
         external
         returns (bytes32 id);
 
-    /// @notice openWithSignature() with the payer's allowance in the same transaction.
+    /// @notice openWithSignature() that sets the payer's allowance in the same transaction.
     function openWithSignatureAndPermit(
         Terms calldata terms,
         uint128 deposit,
@@ -103,8 +103,8 @@ interface IEscrow {
         Permit calldata permit
     ) external returns (bytes32 id);
 
-    /// @notice Opens an account for a payer who signed these arguments, and an ERC-3009 authorization of the
-    /// deposit to this contract whose nonce is the digest of these arguments: no allowance is needed or left.
+    /// @notice Opens an account for a payer who signed these arguments and an ERC-3009 authorization of the deposit
+    /// to this contract. The nonce of the authorization is the digest of these arguments. No allowance is used.
     function openWithAuthorization(
         Terms calldata terms,
         uint128 deposit,
@@ -113,77 +113,80 @@ interface IEscrow {
         Authorization calldata authorization
     ) external returns (bytes32 id);
 
-    /// @notice Fills the account up to a total of `totalDeposited` base units from the caller's allowance. Anybody
-    /// may; a repeat, a race or a smaller total moves nothing.
-    /// @return amount base units moved
+    /// @notice Raises the deposit of the account to a total of `totalDeposited` base units, using the caller's
+    /// allowance. Anyone can call it. A repeated call, a race or a smaller total transfers nothing.
+    /// @return amount transferred base units
     function fundTo(Terms calldata terms, uint128 totalDeposited) external returns (uint128 amount);
 
-    /// @notice fundTo() with the caller's allowance in the same transaction.
+    /// @notice fundTo() that sets the caller's allowance in the same transaction.
     function fundToWithPermit(Terms calldata terms, uint128 totalDeposited, Permit calldata permit)
         external
         returns (uint128 amount);
 
-    /// @notice Starts the caller's legs; those that run already just go on. The first start of an account, and the
-    /// first after an exhaustion, starts its clock.
-    /// @param legs bitmap; every leg must have the caller as its controller
+    /// @notice Starts legs of the caller. Legs that already run continue to run. The first start of an account, and
+    /// the first after an exhaustion, starts its clock.
+    /// @param legs bitmap; the caller must be the controller of every leg
     function start(Terms calldata terms, uint16 legs) external;
 
-    /// @notice Stops the caller's legs until they are started again. The account's clock goes on, even if none is
-    /// left: what isn't served is the payer's.
-    /// @param legs bitmap; every leg must have the caller as its controller
+    /// @notice Stops legs of the caller until they are started again. The clock of the account continues even if no
+    /// leg runs. Seconds that are not served belong to the payer.
+    /// @param legs bitmap; the caller must be the controller of every leg
     function pause(Terms calldata terms, uint16 legs) external;
 
-    /// @notice Gives served seconds of the caller's leg back to the payer, such as those between a fault and its
-    /// pause. What was withdrawn already can't be given back.
+    /// @notice Returns served seconds of a leg of the caller to the payer, such as those between a fault and its
+    /// pause. Seconds that have been withdrawn cannot be credited.
     function credit(Terms calldata terms, uint8 leg, uint40 creditedSeconds) external;
 
-    /// @notice Stops the caller's legs for good. They burn no more, so the others' end can only move later.
-    /// @param legs bitmap; every leg must have the caller as its controller
+    /// @notice Ends legs of the caller permanently. They no longer burn, so the end of the other legs can only move
+    /// to a later time.
+    /// @param legs bitmap; the caller must be the controller of every leg
     function endLeg(Terms calldata terms, uint16 legs) external;
 
-    /// @notice Sends what the legs have earned to their payees. Each leg's payee or controller may ask for it, also
-    /// after the close.
+    /// @notice Sends the earnings of the legs to their payees. The payee or the controller of each leg can call it,
+    /// also after the close.
     /// @param legs bitmap
-    /// @return amount base units sent
+    /// @return amount sent base units
     function withdraw(Terms calldata terms, uint16 legs) external returns (uint256 amount);
 
     /// @notice withdraw() for many accounts.
     function settleMany(Terms[] calldata terms, uint16[] calldata legs) external returns (uint256 amount);
 
-    /// @notice Ends the account and sends the payer everything that no leg has earned. By the payer (running legs
-    /// then get noticeSeconds more, as far as the balance covers them); by the closer; by anybody once startBy has
-    /// passed without a start, pauseFor has passed since exhaustion, or every leg has ended.
+    /// @notice Closes the account and refunds everything that no leg has earned to the payer. Can be called by the
+    /// payer (running legs are then paid for noticeSeconds more, as far as the balance covers them), by the closer,
+    /// and by anyone after startBy has passed without a start, after pauseFor has passed since exhaustion, or when
+    /// every leg has ended.
     /// @param payouts bitmap of legs whose earnings are sent to their payees in the same call
-    /// @return refund base units that are the payer's
+    /// @return refund base units that belong to the payer
     function close(Terms calldata terms, uint16 payouts) external returns (uint128 refund);
 
-    /// @notice Sends the caller a refund that could not be sent at the close.
+    /// @notice Sends a refund that could not be sent at the close to the caller.
     function withdrawCredit(IERC20 token) external returns (uint256 amount);
 
-    /// @notice What a payer signs (EIP-712) so that somebody else can open the account; also the ERC-3009 nonce.
+    /// @notice The EIP-712 digest that a payer signs so that another caller can open the account. It is also the
+    /// ERC-3009 nonce.
     function openDigest(Terms calldata terms, uint128 deposit, uint40 validUntil) external view returns (bytes32);
 
-    /// @notice The most base units that can be put into one account.
+    /// @notice The maximum deposit of one account in base units.
     function MAX_DEPOSIT() external view returns (uint256);
 
     /// @notice Refunds that could not be sent at the close, in base units.
     function credits(address payer, IERC20 token) external view returns (uint256 amount);
 
-    /// @notice The id of a payer's account. It binds the payer: nobody else can take it.
+    /// @notice The id of an account. It depends on the payer, so nobody else can occupy it.
     function idOf(address payer, bytes32 salt) external pure returns (bytes32);
 
-    /// @notice The most legs that an account can have.
+    /// @notice The maximum number of legs of an account.
     function MAX_LEGS() external view returns (uint256);
 
-    /// @notice Rates and balances count 10^-12 base units.
+    /// @notice Rates and balances are in units of 10^-12 base units.
     function SCALE() external view returns (uint256);
 
-    /// @notice The account as of this block, settled, whether or not anybody has called since.
+    /// @notice The account as of this block. Includes elapsed seconds that no transaction has settled yet.
     function snapshot(Terms calldata terms) external view returns (Snapshot memory);
 
-    /// @notice snapshot() of many accounts. One that doesn't exist, or has other terms, says so in its own row.
+    /// @notice snapshot() for many accounts. The row of an account shows if it does not exist or has different terms.
     function snapshots(Terms[] calldata terms) external view returns (Snapshot[] memory rows);
 
-    /// @notice Accounts as stored, for who doesn't know their terms. termsHash is 0 where there is none.
+    /// @notice Accounts as stored, for callers that do not know their terms. termsHash is 0 if there is no account.
     function raw(bytes32[] calldata ids) external view returns (Account[] memory rows);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a payer signs to let somebody else open an account: the EIP-712 encoding of all arguments,
-// written out so that a wallet can show each of them.
+// The EIP-712 encoding of all arguments of an opening. A payer signs it so that another caller can open an account,
+// and a wallet can display each argument.
 pragma solidity ^0.8.28;
 
 import {Leg, Terms} from "./EscrowTypes.sol";
