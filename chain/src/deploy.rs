@@ -20,7 +20,7 @@ use leasehold_planner::{
     ports::{PaymentError, SigningKey},
 };
 
-use crate::evm::{Escrow, TestToken, from_evm, payment_error, signer, to_evm, wire::Wire};
+use crate::evm::{Escrow, TestToken, from_evm, payment_error, signer, to_evm, transport::Wire};
 
 /// The first account of every anvil, which has its money on that chain alone: everybody knows this key.
 pub const ANVIL_KEY: SigningKey = SigningKey([

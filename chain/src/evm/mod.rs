@@ -18,27 +18,15 @@ use leasehold_planner::{
 };
 use tokio::sync::OnceCell;
 
-mod abi;
-pub(crate) mod acceptance;
-mod events;
-mod flight;
-mod gathering;
-mod permit;
-mod port;
-mod queue;
-mod reads;
-mod refusal;
+mod escrow;
 mod rpc;
-mod send;
-pub(crate) mod wire;
+mod tx;
 
-pub(crate) use abi::{Escrow, TestToken, from_evm, to_evm};
-use abi::{Token, from_b256};
-use gathering::Gathering;
-pub(crate) use refusal::payment_error;
-use rpc::Rpc;
-use send::{Pull, Sender, WithPermit, Write};
-use wire::Wire;
+use escrow::{Token, from_b256};
+pub(crate) use escrow::{Escrow, TestToken, acceptance, from_evm, to_evm};
+pub(crate) use rpc::{payment_error, transport};
+use rpc::{Rpc, read_batcher::Gathering, transport::Wire};
+use tx::{Pull, Sender, WithPermit, Write, permit};
 
 /// Which escrow on which chain, and how long to wait for it.
 #[derive(Clone)]

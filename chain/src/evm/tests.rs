@@ -12,7 +12,7 @@ use leasehold_planner::{
     ports::{BlockLevel, Cursor, Payments},
 };
 
-use super::{abi::to_u40, *};
+use super::{escrow::to_u40, *};
 
 const CHAIN: u64 = 31_337;
 

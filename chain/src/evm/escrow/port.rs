@@ -11,12 +11,11 @@ use leasehold_planner::{
 };
 
 use super::{
-    Calls, EvmEscrow, Inner,
     abi::{Escrow, Token, narrow, to_evm, to_u40},
-    acceptance, address_of, events,
+    acceptance, events,
     reads::ACCOUNTS_PER_VIEW,
-    signer,
 };
+use crate::evm::{Calls, EvmEscrow, Inner, address_of, signer};
 
 impl Payments for EvmEscrow {
     async fn head(&self) -> Result<Head, PaymentError> {

@@ -6,11 +6,10 @@ use leasehold_planner::{
     ports::{BlockLevel, PaymentError},
 };
 
-use super::{
+use super::abi::{Escrow, account_read, hides_its_start, to_b256};
+use crate::evm::{
     EvmEscrow, Inner,
-    abi::{Escrow, account_read, hides_its_start, to_b256},
-    gathering::Asker,
-    rpc::{block_id, no_contract},
+    rpc::{block_id, no_contract, read_batcher::Asker},
 };
 
 /// Accounts per view: a call's gas is bounded.

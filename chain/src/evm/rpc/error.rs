@@ -8,10 +8,8 @@ use alloy::{
 };
 use leasehold_planner::{escrow::Address, ports::PaymentError};
 
-use super::{
-    abi::{Escrow, Token},
-    wire::WireError,
-};
+use super::transport::WireError;
+use crate::evm::escrow::{Escrow, Token};
 
 const METHOD_NOT_FOUND: i64 = -32601;
 

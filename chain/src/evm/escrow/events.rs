@@ -13,10 +13,8 @@ use leasehold_planner::{
     ports::{Cursor, Head, Opened, PaymentError},
 };
 
-use super::{
-    abi::{Escrow, to_b256, to_evm},
-    rpc::Rpc,
-};
+use super::abi::{Escrow, to_b256, to_evm};
+use crate::evm::rpc::{Rpc, no_contract};
 
 /// Blocks per query: what public endpoints allow.
 const WINDOW_BLOCKS: u64 = 2_000;
@@ -149,7 +147,7 @@ async fn cursor_at(rpc: &Rpc, head: Head, number: u64) -> Result<Cursor, Payment
 async fn first_block(rpc: &Rpc, escrow: EvmAddress, head: Head) -> Result<u64, PaymentError> {
     let code = rpc.provider.get_code_at(escrow);
     if rpc.ask(code).await?.is_empty() {
-        return Err(super::rpc::no_contract(escrow, rpc.chain_id));
+        return Err(no_contract(escrow, rpc.chain_id));
     }
     let (mut without, mut with) = (0, head.number);
     while without < with {

@@ -21,12 +21,16 @@ use leasehold_planner::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    abi::{Escrow, Token, from_evm, narrow},
-    flight::{Landing, broadcast, estimate_fees, sign},
+    pending_tx::{Landing, broadcast, estimate_fees, sign},
     permit,
     queue::{Flight, Queue, Queues, Underway},
-    refusal::{Rejection, rejection, was_not_sent},
-    rpc::Rpc,
+};
+use crate::evm::{
+    escrow::{Escrow, Token, from_evm, narrow},
+    rpc::{
+        Rpc,
+        error::{Rejection, rejection, was_not_sent},
+    },
 };
 
 /// Nonces tried for one wish: each further one means that another sender took the one before.

@@ -20,10 +20,13 @@ use leasehold_planner::{
     ports::{BlockLevel, Head, PaymentError},
 };
 
-use super::{
-    abi::{from_b256, to_evm},
-    refusal::payment_error,
-};
+use super::escrow::{from_b256, to_evm};
+
+pub(crate) mod read_batcher;
+pub(crate) mod error;
+pub(crate) mod transport;
+
+pub(crate) use error::payment_error;
 
 pub(crate) struct Rpc {
     pub(crate) provider: RootProvider<Ethereum>,

@@ -8,8 +8,8 @@ use alloy::{
 };
 use leasehold_planner::ports::PaymentError;
 
-use super::{
-    abi::{Escrow, Token, eip2612},
+use crate::evm::{
+    escrow::{Escrow, Token, eip2612},
     rpc::Rpc,
 };
 

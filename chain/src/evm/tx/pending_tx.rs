@@ -15,11 +15,15 @@ use leasehold_planner::{escrow::Hash, ports::PaymentError};
 use tokio::time::Instant;
 
 use super::{
-    abi::from_b256,
     queue::{Fees, Flight, Queue},
-    refusal::{Rejection, rejection},
-    rpc::Rpc,
     send::Sender,
+};
+use crate::evm::{
+    escrow::from_b256,
+    rpc::{
+        Rpc,
+        error::{Rejection, rejection},
+    },
 };
 
 /// Forms of one transaction, each bidding more than the one before.

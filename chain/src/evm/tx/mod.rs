@@ -1,0 +1,8 @@
+//! Transactions of a signer: permits, nonces, sending, and what happens until they are mined.
+
+mod pending_tx;
+pub(crate) mod permit;
+mod queue;
+mod send;
+
+pub(crate) use send::{Pull, Sender, WithPermit, Write};
