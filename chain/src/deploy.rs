@@ -20,7 +20,7 @@ use leasehold_planner::{
     ports::{PaymentError, SigningKey},
 };
 
-use crate::evm::{Escrow, TestToken, from_evm, payment_error, signer, to_evm, transport::Wire};
+use crate::evm::{Escrow, TestToken, from_evm, payment_error, signer, to_evm, transport::HttpTransport};
 
 /// The first account of every anvil, which has its money on that chain alone: everybody knows this key.
 pub const ANVIL_KEY: SigningKey = SigningKey([
@@ -44,26 +44,26 @@ pub struct Deployed {
 
 /// Deploys the escrow and the test token, and waits until both are mined.
 pub async fn deploy(rpc_url: &str, deployer: &SigningKey) -> Result<Deployed, PaymentError> {
-    let purse = Purse::of(rpc_url, deployer)?;
-    let chain_id = purse
+    let wallet = Wallet::of(rpc_url, deployer)?;
+    let chain_id = wallet
         .provider
         .get_chain_id()
         .await
-        .map_err(|e| purse.meaning(&e))?;
-    let escrow = purse.send(creation(&Escrow::BYTECODE)).await?;
-    let token = purse.send(creation(&TestToken::BYTECODE)).await?;
+        .map_err(|e| wallet.classify(&e))?;
+    let escrow = wallet.send(creation(&Escrow::BYTECODE)).await?;
+    let token = wallet.send(creation(&TestToken::BYTECODE)).await?;
     Ok(Deployed {
         chain_id,
-        escrow: contract_of(&purse.mined(escrow).await?)?,
-        token: contract_of(&purse.mined(token).await?)?,
+        escrow: contract_of(&wallet.mined(escrow).await?)?,
+        token: contract_of(&wallet.mined(token).await?)?,
     })
 }
 
 /// Deploys the escrow alone: a real network has its own token.
 pub async fn deploy_escrow(rpc_url: &str, deployer: &SigningKey) -> Result<Address, PaymentError> {
-    let purse = Purse::of(rpc_url, deployer)?;
-    let escrow = purse.send(creation(&Escrow::BYTECODE)).await?;
-    contract_of(&purse.mined(escrow).await?)
+    let wallet = Wallet::of(rpc_url, deployer)?;
+    let escrow = wallet.send(creation(&Escrow::BYTECODE)).await?;
+    contract_of(&wallet.mined(escrow).await?)
 }
 
 /// Makes test tokens for all of `to`, in one block where the chain allows it.
@@ -73,7 +73,7 @@ pub async fn mint(
     token: Address,
     to: &[(Address, TokenAmount)],
 ) -> Result<(), PaymentError> {
-    let purse = Purse::of(rpc_url, key)?;
+    let wallet = Wallet::of(rpc_url, key)?;
     let calls = to.iter().map(|(owner, amount)| {
         let call = TestToken::mintCall {
             to: to_evm(*owner),
@@ -83,7 +83,7 @@ pub async fn mint(
             .with_to(to_evm(token))
             .with_input(call.abi_encode())
     });
-    purse.send_all(calls).await
+    wallet.send_all(calls).await
 }
 
 /// Sends the chain's own currency, for gas, to all of `to`.
@@ -93,28 +93,28 @@ pub async fn send_gas(
     to: &[Address],
     wei: u128,
 ) -> Result<(), PaymentError> {
-    let purse = Purse::of(rpc_url, key)?;
+    let wallet = Wallet::of(rpc_url, key)?;
     let transfers = to.iter().map(|owner| {
         TransactionRequest::default()
             .with_to(to_evm(*owner))
             .with_value(U256::from(wei))
     });
-    purse.send_all(transfers).await
+    wallet.send_all(transfers).await
 }
 
 /// A key with an endpoint.
-struct Purse {
+struct Wallet {
     provider: DynProvider,
     signer: PrivateKeySigner,
     secrets: Vec<String>,
 }
 
-impl Purse {
+impl Wallet {
     fn of(rpc_url: &str, key: &SigningKey) -> Result<Self, PaymentError> {
-        let wire = Wire::new(rpc_url, CALL_DEADLINE)?;
-        let secrets = wire.secrets();
+        let transport = HttpTransport::new(rpc_url, CALL_DEADLINE)?;
+        let secrets = transport.secrets();
         let signer = signer(key)?;
-        let client = RpcClient::new(wire, true).with_poll_interval(Duration::from_millis(50));
+        let client = RpcClient::new(transport, true).with_poll_interval(Duration::from_millis(50));
         let provider = ProviderBuilder::new()
             .with_simple_nonce_management()
             .wallet(EthereumWallet::from(signer.clone()))
@@ -127,7 +127,7 @@ impl Purse {
         })
     }
 
-    fn meaning(&self, error: &TransportError) -> PaymentError {
+    fn classify(&self, error: &TransportError) -> PaymentError {
         payment_error(error, Some(from_evm(self.signer.address())), &self.secrets)
     }
 
@@ -135,7 +135,7 @@ impl Purse {
         self.provider
             .send_transaction(request)
             .await
-            .map_err(|e| self.meaning(&e))
+            .map_err(|e| self.classify(&e))
     }
 
     async fn send_all(&self, requests: impl Iterator<Item = TransactionRequest>) -> Result<(), PaymentError> {

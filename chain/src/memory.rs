@@ -13,7 +13,7 @@ use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
     ports::{
-        AcceptanceMessage, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Purse, Receipt,
+        AcceptanceMessage, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Balances, Receipt,
         SigningKey,
     },
 };
@@ -238,8 +238,8 @@ impl Payments for MemoryEscrow {
         self.read(BlockLevel::Latest, |_, block| block.head).await
     }
 
-    async fn purse(&self, owner: Address) -> Result<Purse, PaymentError> {
-        self.read(BlockLevel::Latest, |state, block| Purse {
+    async fn balances(&self, owner: Address) -> Result<Balances, PaymentError> {
+        self.read(BlockLevel::Latest, |state, block| Balances {
             token: block.machine.balance(state.token, owner),
             gas_wei: state.gas_of(owner),
         })

@@ -132,8 +132,8 @@ const fn outcome<T>(result: &Result<T, PaymentError>) -> ChainOutcome {
         Err(PaymentError::Unreachable(_) | PaymentError::Malformed(_)) => ChainOutcome::Unreachable,
         Err(PaymentError::WrongChain { .. }) => ChainOutcome::WrongChain,
         Err(PaymentError::Reverted { .. }) => ChainOutcome::Reverted,
-        Err(PaymentError::ShortOfGas { .. }) => ChainOutcome::ShortOfGas,
-        Err(PaymentError::ShortOfTokens { .. }) => ChainOutcome::ShortOfTokens,
+        Err(PaymentError::InsufficientGas { .. }) => ChainOutcome::InsufficientGas,
+        Err(PaymentError::InsufficientTokens { .. }) => ChainOutcome::InsufficientTokens,
         Err(PaymentError::Pending { .. }) => ChainOutcome::Unresolved,
     }
 }

@@ -25,7 +25,7 @@ mod tx;
 use escrow::{Token, from_b256};
 pub(crate) use escrow::{Escrow, TestToken, acceptance, from_evm, to_evm};
 pub(crate) use rpc::{payment_error, transport};
-use rpc::{Rpc, read_batcher::Gathering, transport::Wire};
+use rpc::{Rpc, read_batcher::ReadBatcher, transport::HttpTransport};
 use tx::{Pull, Sender, WithPermit, Write, permit};
 
 /// Which escrow on which chain, and how long to wait for it.
@@ -65,8 +65,8 @@ struct Inner {
     token: EvmAddress,
     acceptances: Eip712Domain,
     permits: OnceCell<Option<B256>>,
-    heads: Gathering<(), Head>,
-    accounts: Gathering<Terms, AccountRead>,
+    heads: ReadBatcher<(), Head>,
+    accounts: ReadBatcher<Terms, AccountRead>,
     sender: Sender,
 }
 
@@ -82,10 +82,10 @@ impl fmt::Debug for EvmEscrow {
 impl EvmEscrow {
     /// Connects with the first call; fails only for a URL that is none.
     pub fn connect(network: &Network) -> Result<Self, PaymentError> {
-        let wire = Wire::new(&network.rpc_url, network.call_deadline)?;
-        let secrets = wire.secrets();
-        let poll = Duration::from_millis(if wire.is_local() { 100 } else { 500 });
-        let client = RpcClient::new(wire, true);
+        let transport = HttpTransport::new(&network.rpc_url, network.call_deadline)?;
+        let secrets = transport.secrets();
+        let poll = Duration::from_millis(if transport.is_local() { 100 } else { 500 });
+        let client = RpcClient::new(transport, true);
         Ok(Self::over(client, network, poll, secrets))
     }
 
@@ -98,8 +98,8 @@ impl EvmEscrow {
             token: to_evm(network.token),
             acceptances: acceptance::domain(network.chain_id, escrow),
             permits: OnceCell::new(),
-            heads: Gathering::default(),
-            accounts: Gathering::default(),
+            heads: ReadBatcher::default(),
+            accounts: ReadBatcher::default(),
             sender: Sender::new(network.mine_deadline),
         }))
     }
@@ -135,7 +135,7 @@ impl EvmEscrow {
         calls: Calls,
     ) -> Result<Receipt, PaymentError> {
         let inner = &self.0;
-        inner.rpc.right_chain().await?;
+        inner.rpc.verify_chain_id().await?;
         let signer = signer(key)?;
         let domain = *inner
             .permits
@@ -173,7 +173,7 @@ impl EvmEscrow {
             rpc, token, sender, ..
         } = &*self.0;
         let queue = sender.queue(from_evm(signer.address()));
-        let _allowance = queue.allowance.lock().await;
+        let _allowance = queue.allowance_lock.lock().await;
         let allowance = Token::allowanceCall {
             owner: signer.address(),
             spender: write.to,

@@ -181,7 +181,7 @@ async fn too_little_gas_money_is_seen_before_and_at_sending() {
     drop(queue);
     asserter.push_success(&U256::from(1));
     asserter.push_success(&U64::from(50_000));
-    let short = PaymentError::ShortOfGas {
+    let short = PaymentError::InsufficientGas {
         address: terms().payer,
     };
     assert_eq!(escrow.start(&key(), &terms(), 1).await, Err(short.clone()));

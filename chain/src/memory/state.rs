@@ -68,7 +68,7 @@ impl State {
             .apply(caller, &action, newest.head.time)
             .map_err(|refusal| self.refused(caller, &action, refusal))?;
         if self.gas_of(caller) < GAS_WEI_PER_CALL {
-            return Err(PaymentError::ShortOfGas { address: caller });
+            return Err(PaymentError::InsufficientGas { address: caller });
         }
         self.transactions += 1;
         let transaction = keccak(&[b"transaction", &self.transactions.to_be_bytes()]);
@@ -113,7 +113,7 @@ impl State {
                 Err(refusal) => PaymentError::Reverted {
                     error: refusal.to_string(),
                 },
-                Ok(_) => PaymentError::ShortOfTokens {
+                Ok(_) => PaymentError::InsufficientTokens {
                     address: caller,
                     need,
                     have,

@@ -92,7 +92,7 @@ async fn a_reorganisation_takes_back_money_and_events() {
     assert!(escrow.rewind(before));
     assert_eq!(deposited(&escrow, &terms).await, None);
     assert_eq!(
-        escrow.purse(terms.payer).await.unwrap().token,
+        escrow.balances(terms.payer).await.unwrap().token,
         TokenAmount(10_000)
     );
     assert_eq!(escrow.find(terms.id()).await, Ok(None));
@@ -131,7 +131,7 @@ async fn an_empty_purse_is_told_apart() {
     let (escrow, terms) = stage();
     assert_eq!(
         escrow.open(&key(1), &terms, TokenAmount(10_001), LATER).await,
-        Err(PaymentError::ShortOfTokens {
+        Err(PaymentError::InsufficientTokens {
             address: terms.payer,
             need: TokenAmount(10_001),
             have: TokenAmount(10_000)
@@ -140,10 +140,10 @@ async fn an_empty_purse_is_told_apart() {
     escrow.set_gas(terms.payer, 1);
     assert_eq!(
         escrow.open(&key(1), &terms, TokenAmount(1), LATER).await,
-        Err(PaymentError::ShortOfGas { address: terms.payer })
+        Err(PaymentError::InsufficientGas { address: terms.payer })
     );
     assert_eq!(
-        escrow.purse(terms.payer).await.unwrap().token,
+        escrow.balances(terms.payer).await.unwrap().token,
         TokenAmount(10_000)
     );
 }

@@ -37,7 +37,7 @@ async fn a_lease_from_deposit_to_refund() {
         (0, 0, 0)
     );
     assert_eq!(
-        escrow.purse(terms.payer).await.unwrap().token,
+        escrow.balances(terms.payer).await.unwrap().token,
         TokenAmount(800_000)
     );
 
@@ -63,7 +63,7 @@ async fn a_lease_from_deposit_to_refund() {
         Ok(None)
     );
     assert_eq!(
-        escrow.purse(terms.payer).await.unwrap().token,
+        escrow.balances(terms.payer).await.unwrap().token,
         TokenAmount(600_000)
     );
 
@@ -74,7 +74,7 @@ async fn a_lease_from_deposit_to_refund() {
     anvil.set_next_time(t0 + 60).await;
     escrow.settle_many(&one, &[(terms.clone(), 0b01)]).await.unwrap();
     assert_eq!(
-        escrow.purse(terms.legs[0].payee).await.unwrap().token,
+        escrow.balances(terms.legs[0].payee).await.unwrap().token,
         TokenAmount(25_000)
     );
     anvil.set_next_time(t0 + 70).await;
@@ -84,19 +84,19 @@ async fn a_lease_from_deposit_to_refund() {
 
     // Leg 0 served 30 s and gave 5 back, leg 1 served 50 s.
     assert_eq!(
-        escrow.purse(terms.legs[0].payee).await.unwrap().token,
+        escrow.balances(terms.legs[0].payee).await.unwrap().token,
         TokenAmount(25_000)
     );
     assert_eq!(
-        escrow.purse(terms.legs[1].payee).await.unwrap().token,
+        escrow.balances(terms.legs[1].payee).await.unwrap().token,
         TokenAmount(50_000)
     );
     assert_eq!(
-        escrow.purse(terms.payer).await.unwrap().token,
+        escrow.balances(terms.payer).await.unwrap().token,
         TokenAmount(925_000)
     );
     assert_eq!(
-        escrow.purse(anvil.deployed.escrow).await.unwrap().token,
+        escrow.balances(anvil.deployed.escrow).await.unwrap().token,
         TokenAmount(0)
     );
     let account = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
@@ -126,9 +126,9 @@ async fn gas_suffices_when_a_block_costs_more_than_its_simulation() {
     anvil.set_next_time(started + 100).await;
     escrow.close(&one, &terms, 0xffff).await.unwrap();
     for leg in &terms.legs {
-        assert_eq!(escrow.purse(leg.payee).await.unwrap().token, TokenAmount(5_000));
+        assert_eq!(escrow.balances(leg.payee).await.unwrap().token, TokenAmount(5_000));
     }
-    assert_eq!(escrow.purse(terms.payer).await.unwrap().token, TokenAmount(0));
+    assert_eq!(escrow.balances(terms.payer).await.unwrap().token, TokenAmount(0));
     assert_eq!(anvil.nonce(address(&one)).await, 2, "it took more than one try");
 }
 
@@ -163,7 +163,7 @@ async fn a_token_without_permits_is_approved_first() {
         .await
         .unwrap()
         .expect("moved");
-    assert_eq!(escrow.purse(terms.payer).await.unwrap().token, TokenAmount(3_000));
+    assert_eq!(escrow.balances(terms.payer).await.unwrap().token, TokenAmount(3_000));
     assert_eq!(
         anvil.nonce(terms.payer).await,
         6,

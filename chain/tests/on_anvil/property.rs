@@ -22,7 +22,7 @@ const CASES: u32 = 24;
 const KEYS: usize = 5;
 const COLD: [u8; 3] = [0xa1, 0xa2, 0xa3];
 const ACCOUNTS: usize = 2;
-const PURSE: u128 = 1_000_000;
+const TOKENS_EACH: u128 = 1_000_000;
 
 #[derive(Clone, Debug)]
 struct Script {
@@ -128,7 +128,7 @@ fn draft() -> impl Strategy<Value = Draft> {
 
 fn what() -> impl Strategy<Value = What> {
     let legs = || prop_oneof![4 => Just(0xffffu16), 4 => 1u16..16, 1 => 0u16..64];
-    let amount = || prop_oneof![6 => 0u128..400_000, 1 => 0u128..2 * PURSE, 1 => Just(u128::MAX)];
+    let amount = || prop_oneof![6 => 0u128..400_000, 1 => 0u128..2 * TOKENS_EACH, 1 => Just(u128::MAX)];
     prop_oneof![
         2 => (amount(), 0u64..200).prop_map(|(deposit, valid_for)| What::Open { deposit, valid_for }),
         1 => (0u8..4).prop_map(What::OpenWrongly),
@@ -269,7 +269,7 @@ impl Stage<'_> {
                 let memory = act(&self.memory, key, &self.terms, *account, what, self.clock).await;
                 let outcome = match &chain {
                     Ok(moved) => format!("mined {moved}"),
-                    Err(PaymentError::ShortOfTokens { .. }) => "short of tokens".to_owned(),
+                    Err(PaymentError::InsufficientTokens { .. }) => "insufficient tokens".to_owned(),
                     Err(error) => error.to_string().split('(').next().unwrap_or_default().to_owned(),
                 };
                 *self.outcomes.borrow_mut().entry(outcome).or_default() += 1;
@@ -353,11 +353,11 @@ impl Stage<'_> {
         prop_assert_eq!(chain, memory, "accounts");
         let cold = COLD.map(|byte| Address([byte; 20]));
         for owner in keys().iter().map(address).chain(cold) {
-            let chain = self.chain.purse(owner).await.unwrap().token;
-            let memory = self.memory.purse(owner).await.unwrap().token;
+            let chain = self.chain.balances(owner).await.unwrap().token;
+            let memory = self.memory.balances(owner).await.unwrap().token;
             prop_assert_eq!(chain, memory, "tokens of {}", owner);
         }
-        let held = self.chain.purse(self.anvil.deployed.escrow).await.unwrap().token;
+        let held = self.chain.balances(self.anvil.deployed.escrow).await.unwrap().token;
         prop_assert_eq!(held, self.memory.held(), "tokens of the escrow");
         Ok(())
     }
@@ -478,7 +478,7 @@ async fn play(
     let token = anvil.deployed.token;
     let memory = MemoryEscrow::new(anvil.deployed.chain_id, anvil.deployed.escrow, token, start - 100);
     for key in keys() {
-        memory.mint(address(&key), TokenAmount(PURSE));
+        memory.mint(address(&key), TokenAmount(TOKENS_EACH));
     }
     memory.set_time(start);
     let mut stage = Stage {
@@ -512,7 +512,7 @@ fn the_machine_is_the_contract() {
     runtime.block_on(async {
         for key in keys() {
             anvil.set_gas(address(&key), 10u128.pow(20)).await;
-            anvil.mint(address(&key), PURSE).await;
+            anvil.mint(address(&key), TOKENS_EACH).await;
         }
     });
     let mut config = ProptestConfig {

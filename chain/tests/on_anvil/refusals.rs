@@ -63,7 +63,7 @@ async fn the_contracts_errors_have_their_names_and_cost_nothing() {
     escrow.open(&payer, &terms, deposit, LATER).await.unwrap();
     let before = (
         escrow.head().await.unwrap().number,
-        escrow.purse(terms.payer).await.unwrap(),
+        escrow.balances(terms.payer).await.unwrap(),
     );
     assert_eq!(
         refused(escrow.open(&payer, &terms, deposit, LATER).await),
@@ -97,7 +97,7 @@ async fn the_contracts_errors_have_their_names_and_cost_nothing() {
     );
     let after = (
         escrow.head().await.unwrap().number,
-        escrow.purse(terms.payer).await.unwrap(),
+        escrow.balances(terms.payer).await.unwrap(),
     );
     assert_eq!(before, after, "a refusal was mined or paid for");
 
@@ -122,7 +122,7 @@ async fn an_empty_purse_is_seen_before_anything_is_sent() {
     anvil.mint(terms.payer, 999).await;
     assert_eq!(
         escrow.open(&payer, &terms, TokenAmount(1_000), LATER).await,
-        Err(PaymentError::ShortOfTokens {
+        Err(PaymentError::InsufficientTokens {
             address: terms.payer,
             need: TokenAmount(1_000),
             have: TokenAmount(999)
@@ -139,24 +139,24 @@ async fn an_empty_purse_is_seen_before_anything_is_sent() {
     );
     assert_eq!(
         escrow.fund_to(&payer, &terms, TokenAmount(1_000)).await,
-        Err(PaymentError::ShortOfTokens {
+        Err(PaymentError::InsufficientTokens {
             address: terms.payer,
             need: TokenAmount(100),
             have: TokenAmount(99)
         })
     );
 
-    let gas_before = escrow.purse(terms.payer).await.unwrap().gas_wei;
+    let gas_before = escrow.balances(terms.payer).await.unwrap().gas_wei;
     for wei in [0, 1_000] {
         anvil.set_gas(address(&one), wei).await;
         assert_eq!(
             escrow.end_leg(&one, &terms, 1).await,
-            Err(PaymentError::ShortOfGas {
+            Err(PaymentError::InsufficientGas {
                 address: address(&one)
             })
         );
     }
-    assert_eq!(escrow.purse(terms.payer).await.unwrap().gas_wei, gas_before);
+    assert_eq!(escrow.balances(terms.payer).await.unwrap().gas_wei, gas_before);
 }
 
 #[tokio::test]
@@ -193,7 +193,7 @@ async fn a_hanging_endpoint_ends_at_the_deadline_and_is_asked_again_after_it() {
         .open(&payer, &terms, TokenAmount(1_000), LATER)
         .await
         .unwrap();
-    assert_eq!(escrow.purse(terms.payer).await.unwrap().token, TokenAmount(0));
+    assert_eq!(escrow.balances(terms.payer).await.unwrap().token, TokenAmount(0));
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
         found: anvil.deployed.chain_id,
     };
     assert_eq!(elsewhere.head().await, Err(wrong.clone()));
-    assert_eq!(elsewhere.purse(terms.payer).await, Err(wrong.clone()));
+    assert_eq!(elsewhere.balances(terms.payer).await, Err(wrong.clone()));
     assert_eq!(
         elsewhere.account(&terms, BlockLevel::Latest).await,
         Err(wrong.clone())

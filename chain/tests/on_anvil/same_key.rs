@@ -37,7 +37,7 @@ async fn two_operators_open_once_and_fund_exactly() {
         .await;
     for salt in 1..=8 {
         let terms = anvil.terms(&payer, &[&one], &one, salt);
-        let before = a.purse(terms.payer).await.unwrap().token.0;
+        let before = a.balances(terms.payer).await.unwrap().token.0;
         let (first, second) = tokio::join!(
             a.open(&payer, &terms, TokenAmount(1_000), LATER),
             b.open(&payer, &terms, TokenAmount(1_000), LATER + u64::from(salt % 2)),
@@ -58,7 +58,7 @@ async fn two_operators_open_once_and_fund_exactly() {
         first.unwrap();
         second.unwrap();
         assert_eq!(deposited(&a, &terms).await, 5_000);
-        assert_eq!(a.purse(terms.payer).await.unwrap().token.0, before - 5_000);
+        assert_eq!(a.balances(terms.payer).await.unwrap().token.0, before - 5_000);
     }
 }
 
@@ -87,7 +87,7 @@ async fn two_operators_meet_in_the_pool() {
     );
     assert_eq!(first.and(second).unwrap_err(), exists());
     assert_eq!(opened(&a, &terms).await, 1);
-    assert_eq!(a.purse(terms.payer).await.unwrap().token.0, 999_000);
+    assert_eq!(a.balances(terms.payer).await.unwrap().token.0, 999_000);
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn one_payers_accounts_open_in_one_block() {
     let more = anvil.terms(&payer, &[&one], &one, 7);
     assert_eq!(
         escrow.open(&payer, &more, TokenAmount(1), LATER).await,
-        Err(PaymentError::ShortOfTokens {
+        Err(PaymentError::InsufficientTokens {
             address: more.payer,
             need: TokenAmount(1),
             have: TokenAmount(0)
@@ -166,5 +166,5 @@ async fn two_operators_spend_permits_of_one_payer() {
     for terms in &terms {
         assert_eq!(deposited(&a, terms).await, 1_000);
     }
-    assert_eq!(a.purse(terms[0].payer).await.unwrap().token.0, 996_000);
+    assert_eq!(a.balances(terms[0].payer).await.unwrap().token.0, 996_000);
 }

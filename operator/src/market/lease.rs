@@ -90,7 +90,7 @@ impl Market {
             candidates: supply.candidates,
             allocations,
             wallet: Observed::Known(Wallet::NotAsked),
-            purse: None,
+            balances: None,
             head: Observed::Unknown(why_no_rail.clone()),
             account: None,
             second_account: None,
@@ -108,8 +108,8 @@ impl Market {
         if let (Some(rail), false) = (&rail, closed) {
             world.head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
             if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
-                let purse = self.rails.observed(ChainAction::Read, rail.purse(*address));
-                world.purse = Some(Observed::from_result(purse.await));
+                let balances = self.rails.observed(ChainAction::Read, rail.balances(*address));
+                world.balances = Some(Observed::from_result(balances.await));
             }
             if let Some(terms) = &terms {
                 let read = self.read(rail, terms).await;

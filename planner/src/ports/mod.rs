@@ -61,7 +61,7 @@ pub struct Head {
 
 /// What an address holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Purse {
+pub struct Balances {
     /// Base units of the network's token.
     pub token: TokenAmount,
     /// Wei of the chain's own currency, for gas.
@@ -123,13 +123,13 @@ pub enum PaymentError {
     },
     /// The signer can't pay for gas; nothing was sent.
     #[error("{address} holds too little of the chain's own currency to pay for gas: send it some")]
-    ShortOfGas {
+    InsufficientGas {
         /// The signer.
         address: Address,
     },
     /// The signer lacks tokens; nothing was sent.
     #[error("{address} holds {have} base units of the token, {need} are needed")]
-    ShortOfTokens {
+    InsufficientTokens {
         /// The signer.
         address: Address,
         /// What it would take.
@@ -155,7 +155,7 @@ pub trait Payments: Send + Sync {
     /// The newest block; refuses an endpoint of another chain.
     fn head(&self) -> impl Future<Output = Result<Head, PaymentError>> + Send;
     /// What `owner` holds.
-    fn purse(&self, owner: Address) -> impl Future<Output = Result<Purse, PaymentError>> + Send;
+    fn balances(&self, owner: Address) -> impl Future<Output = Result<Balances, PaymentError>> + Send;
     /// The account of `terms` at a block of that level.
     fn account(
         &self,

@@ -101,9 +101,9 @@ closed!(
         /// The contract refused.
         Reverted = "reverted",
         /// The signer can't pay for gas.
-        ShortOfGas = "short_of_gas",
+        InsufficientGas = "insufficient_gas",
         /// The payer has too few tokens, or allowed too few.
-        ShortOfTokens = "short_of_tokens",
+        InsufficientTokens = "insufficient_tokens",
         /// Another chain answered.
         WrongChain = "wrong_chain",
         /// Sent, and not seen mined in time: the intent stays.

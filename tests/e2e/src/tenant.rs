@@ -163,7 +163,7 @@ impl<'a> Tenant<'a> {
 
     /// Base units of the token at an address.
     pub async fn balance(&self, of: Address) -> anyhow::Result<TokenAmount> {
-        Ok(self.stack.rail.purse(of).await?.token)
+        Ok(self.stack.rail.balances(of).await?.token)
     }
 
     /// Base units of the token at the tenant's address.

@@ -19,7 +19,7 @@ use leasehold_planner::{
     },
     observed::Observed,
     placement::{Candidate, Provider},
-    ports::{PaymentError, Purse},
+    ports::{PaymentError, Balances},
 };
 
 use crate::{
@@ -304,7 +304,7 @@ impl Sim {
             candidates: self.markets[m].candidates.clone(),
             allocations: self.allocations_of(m, read, &status),
             wallet: Observed::Known(Wallet::NotAsked),
-            purse: None,
+            balances: None,
             head: Observed::Unknown("there is no usable PaymentNetwork".into()),
             account: None,
             second_account: None,
@@ -328,8 +328,8 @@ impl Sim {
         if !closed {
             world.head = self.read_head(reader, who);
             if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
-                world.purse = Some(match self.read_balance(reader, who, *address) {
-                    Observed::Known(token) => Observed::Known(Purse { token, gas_wei: 1 }),
+                world.balances = Some(match self.read_balance(reader, who, *address) {
+                    Observed::Known(token) => Observed::Known(Balances { token, gas_wei: 1 }),
                     Observed::Unknown(why) => Observed::Unknown(why),
                 });
             }

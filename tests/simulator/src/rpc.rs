@@ -158,7 +158,7 @@ impl Sim {
                 Err(PaymentError::Unreachable("the connection broke".into()))
             }
             Ok(id) => Ok(id),
-            Err(Refusal::InsufficientBalance { have, need }) => Err(PaymentError::ShortOfTokens {
+            Err(Refusal::InsufficientBalance { have, need }) => Err(PaymentError::InsufficientTokens {
                 address: caller,
                 need: amount.unwrap_or(TokenAmount(need)),
                 have: TokenAmount(have),

@@ -45,7 +45,7 @@ pub(crate) async fn find(rpc: &Rpc, escrow: EvmAddress, id: Hash) -> Result<Opti
     let logs = match whole {
         Ok(logs) => logs,
         Err(error) if error.is_error_resp() => walk_back(rpc, &filter, head).await?,
-        Err(error) => return Err(rpc.meaning(&error, None)),
+        Err(error) => return Err(rpc.classify(&error, None)),
     };
     let found = logs.first().map(account).transpose()?;
     match found {
@@ -64,7 +64,7 @@ async fn walk_back(rpc: &Rpc, filter: &Filter, head: Head) -> Result<Vec<Log>, P
     for _ in 0..WINDOWS_BACK {
         let from = (to + 1).saturating_sub(WINDOW_BLOCKS);
         let logs = rpc
-            .ask(rpc.provider.get_logs(&filter.clone().select(from..=to)))
+            .request(rpc.provider.get_logs(&filter.clone().select(from..=to)))
             .await?;
         if !logs.is_empty() || from == 0 {
             return Ok(logs);
@@ -99,7 +99,7 @@ pub(crate) async fn opened_since(
         // The block's hash before its events: if it is replaced in between, the next call sees that.
         stands = cursor_at(rpc, head, (from + WINDOW_BLOCKS - 1).min(head.number)).await?;
         let window = filter.clone().select(from..=stands.number);
-        let logs = rpc.ask(rpc.provider.get_logs(&window)).await?;
+        let logs = rpc.request(rpc.provider.get_logs(&window)).await?;
         for log in &logs {
             accounts.push(account(log)?);
         }
@@ -146,7 +146,7 @@ async fn cursor_at(rpc: &Rpc, head: Head, number: u64) -> Result<Cursor, Payment
 /// The block in which the contract appeared; 0 where the endpoint has no history to tell.
 async fn first_block(rpc: &Rpc, escrow: EvmAddress, head: Head) -> Result<u64, PaymentError> {
     let code = rpc.provider.get_code_at(escrow);
-    if rpc.ask(code).await?.is_empty() {
+    if rpc.request(code).await?.is_empty() {
         return Err(no_contract(escrow, rpc.chain_id));
     }
     let (mut without, mut with) = (0, head.number);
@@ -156,7 +156,7 @@ async fn first_block(rpc: &Rpc, escrow: EvmAddress, head: Head) -> Result<u64, P
             Ok(code) if code.is_empty() => without = middle + 1,
             Ok(_) => with = middle,
             Err(error) if error.is_error_resp() => return Ok(0),
-            Err(error) => return Err(rpc.meaning(&error, None)),
+            Err(error) => return Err(rpc.classify(&error, None)),
         }
     }
     Ok(with)

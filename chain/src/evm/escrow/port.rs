@@ -1,11 +1,11 @@
-//! [`EvmEscrow`] behind the port: each question and each action, in the contract's calls.
+//! [`EvmEscrow`] as the payment port: each read and each write as a call of the contract.
 
 use alloy::{eips::BlockId, providers::Provider, sol_types::SolCall};
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
     ports::{
-        AcceptanceMessage, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Purse, Receipt,
+        AcceptanceMessage, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Balances, Receipt,
         SigningKey,
     },
 };
@@ -19,19 +19,19 @@ use crate::evm::{Calls, EvmEscrow, Inner, address_of, signer};
 
 impl Payments for EvmEscrow {
     async fn head(&self) -> Result<Head, PaymentError> {
-        self.0.heads.ask((), self.clone().tell_head()).await
+        self.0.heads.read((), self.clone().read_head_batch()).await
     }
 
-    async fn purse(&self, owner: Address) -> Result<Purse, PaymentError> {
+    async fn balances(&self, owner: Address) -> Result<Balances, PaymentError> {
         let Inner { rpc, token, .. } = &*self.0;
-        rpc.right_chain().await?;
+        rpc.verify_chain_id().await?;
         let owner = to_evm(owner);
         let balance = Token::balanceOfCall { owner };
         let (token, gas) = tokio::try_join!(
             rpc.view_of(*token, &balance, BlockId::latest()),
-            rpc.ask(rpc.provider.get_balance(owner)),
+            rpc.request(rpc.provider.get_balance(owner)),
         )?;
-        Ok(Purse {
+        Ok(Balances {
             token: TokenAmount(narrow(token)?),
             gas_wei: narrow(gas)?,
         })
@@ -40,8 +40,8 @@ impl Payments for EvmEscrow {
     async fn account(&self, terms: &Terms, level: BlockLevel) -> Result<AccountRead, PaymentError> {
         match level {
             BlockLevel::Latest => {
-                let put = self.clone().tell_accounts();
-                self.0.accounts.ask(terms.clone(), put).await
+                let batch = self.clone().read_account_batch();
+                self.0.accounts.read(terms.clone(), batch).await
             }
             BlockLevel::Safe | BlockLevel::Finalized => self.account_at(terms, level).await,
         }
@@ -145,8 +145,8 @@ impl Payments for EvmEscrow {
                 }),
             };
             match self.pay(key, "fundTo", terms.id(), missing, calls).await {
-                // Another may have filled it since, with the very tokens that are gone now.
-                Err(PaymentError::ShortOfTokens { .. }) if missing_before != Some(missing) => {
+                // Another operator with this key may have funded the account meanwhile, with the same tokens.
+                Err(PaymentError::InsufficientTokens { .. }) if missing_before != Some(missing) => {
                     missing_before = Some(missing);
                 }
                 done => return done.map(Some),

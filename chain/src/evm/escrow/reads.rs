@@ -1,4 +1,4 @@
-//! What accounts and the chain are like, for all who ask at once.
+//! Reads of accounts and of the newest block, batched over concurrent callers.
 
 use alloy::{eips::BlockId, primitives::B256, providers::Provider as _};
 use leasehold_planner::{
@@ -9,64 +9,64 @@ use leasehold_planner::{
 use super::abi::{Escrow, account_read, hides_its_start, to_b256};
 use crate::evm::{
     EvmEscrow, Inner,
-    rpc::{block_id, no_contract, read_batcher::Asker},
+    rpc::{block_id, no_contract, read_batcher::PendingRead},
 };
 
-/// Accounts per view: a call's gas is bounded.
+/// Accounts read by one call, as the gas of a call is limited.
 pub(super) const ACCOUNTS_PER_VIEW: usize = 100;
 
 impl EvmEscrow {
-    /// Answers all who want to know the newest block.
-    pub(super) async fn tell_head(self) {
-        let askers = self.0.heads.take();
+    /// Completes all pending reads of the newest block.
+    pub(super) async fn read_head_batch(self) {
+        let pending = self.0.heads.take();
         let head = self.0.rpc.head().await;
-        for asker in askers {
-            asker.tell(head.clone());
+        for read in pending {
+            read.complete(head.clone());
         }
     }
 
-    /// Answers all who want to know an account at the newest block, so many by each call.
-    pub(super) async fn tell_accounts(self) {
-        let mut askers = self.0.accounts.take();
-        while !askers.is_empty() {
-            let rest = askers.split_off(askers.len().min(ACCOUNTS_PER_VIEW));
-            tokio::spawn(self.clone().tell_some_accounts(askers));
-            askers = rest;
+    /// Completes all pending reads of accounts at the newest block, [`ACCOUNTS_PER_VIEW`] per call.
+    pub(super) async fn read_account_batch(self) {
+        let mut pending = self.0.accounts.take();
+        while !pending.is_empty() {
+            let rest = pending.split_off(pending.len().min(ACCOUNTS_PER_VIEW));
+            tokio::spawn(self.clone().read_accounts(pending));
+            pending = rest;
         }
     }
 
-    async fn tell_some_accounts(self, mut askers: Vec<Asker<Terms, AccountRead>>) {
-        let terms: Vec<Terms> = askers.iter().map(|asker| asker.question.clone()).collect();
-        let reads = match terms.as_slice() {
-            [one] => self.account_now(one).await.map(|read| vec![read]),
+    async fn read_accounts(self, mut pending: Vec<PendingRead<Terms, AccountRead>>) {
+        let terms: Vec<Terms> = pending.iter().map(|read| read.key.clone()).collect();
+        let answers = match terms.as_slice() {
+            [one] => self.account_now(one).await.map(|account| vec![account]),
             many => self.accounts_now(many).await,
         };
-        match reads {
-            Ok(reads) => {
-                for (asker, read) in askers.into_iter().zip(reads) {
-                    asker.tell(Ok(read));
+        match answers {
+            Ok(accounts) => {
+                for (read, account) in pending.into_iter().zip(accounts) {
+                    read.complete(Ok(account));
                 }
             }
-            Err(error) if askers.len() == 1 || is_silence(&error) => {
-                for asker in askers {
-                    asker.tell(Err(error.clone()));
+            Err(error) if pending.len() == 1 || is_outage(&error) => {
+                for read in pending {
+                    read.complete(Err(error.clone()));
                 }
             }
-            // Strangers write terms: nobody's may keep others' from being read.
+            // Terms come from untrusted tenants: terms that make a call fail must not block reads of other accounts.
             Err(error) => {
-                tracing::debug!(accounts = terms.len(), %error, "accounts can't be read together: each half is tried");
-                let rest = askers.split_off(terms.len() / 2);
+                tracing::debug!(accounts = terms.len(), %error, "batch of accounts failed: reading each half by itself");
+                let rest = pending.split_off(terms.len() / 2);
                 let (one, other) = (self.clone(), self);
                 tokio::join!(
-                    Box::pin(one.tell_some_accounts(askers)),
-                    Box::pin(other.tell_some_accounts(rest)),
+                    Box::pin(one.read_accounts(pending)),
+                    Box::pin(other.read_accounts(rest)),
                 );
             }
         }
     }
 
-    /// A view refuses nothing. While anvil adds a block, one in some thousand calls panics all the same, as if its time
-    /// were older than its state; asked once more, it answers.
+    /// A view never reverts by itself. On anvil, about one call in a thousand that coincides with a new block fails
+    /// with a panic, as if its time were older than its state; a second call succeeds.
     async fn account_now(&self, terms: &Terms) -> Result<AccountRead, PaymentError> {
         match self.account_at(terms, BlockLevel::Latest).await {
             Err(PaymentError::Reverted { .. }) => self.account_at(terms, BlockLevel::Latest).await,
@@ -80,7 +80,7 @@ impl EvmEscrow {
         level: BlockLevel,
     ) -> Result<AccountRead, PaymentError> {
         let Inner { rpc, escrow, .. } = &*self.0;
-        rpc.right_chain().await?;
+        rpc.verify_chain_id().await?;
         let call = Escrow::snapshotCall { terms: terms.into() };
         match rpc.view(*escrow, &call, block_id(level)).await? {
             Some(snapshot) => {
@@ -93,9 +93,9 @@ impl EvmEscrow {
                     .next()
                     .ok_or_else(|| PaymentError::Malformed("no snapshot".into()))
             }
-            // On a young chain the contract may be newer than the newest final block.
+            // On a new chain the contract may be younger than the newest finalized block.
             None if level != BlockLevel::Latest
-                && !rpc.ask(rpc.provider.get_code_at(*escrow)).await?.is_empty() =>
+                && !rpc.request(rpc.provider.get_code_at(*escrow)).await?.is_empty() =>
             {
                 Ok(AccountRead::Absent)
             }
@@ -105,7 +105,7 @@ impl EvmEscrow {
 
     /// At most [`ACCOUNTS_PER_VIEW`] accounts at the newest block.
     pub(super) async fn accounts_now(&self, terms: &[Terms]) -> Result<Vec<AccountRead>, PaymentError> {
-        self.0.rpc.right_chain().await?;
+        self.0.rpc.verify_chain_id().await?;
         self.snapshots(terms, BlockId::latest()).await
     }
 
@@ -120,13 +120,13 @@ impl EvmEscrow {
         let rows = self.0.rpc.view_of(self.0.escrow, &call, at).await?;
         if rows.len() != terms.len() {
             return Err(PaymentError::Malformed(
-                "not one snapshot for each account".into(),
+                "the number of snapshots differs from the number of accounts".into(),
             ));
         }
         self.reads(terms, &rows, at).await
     }
 
-    /// Completes snapshots by what only the stored accounts tell.
+    /// Converts snapshots, and reads from the stored accounts what a snapshot leaves out.
     async fn reads(
         &self,
         terms: &[Terms],
@@ -155,8 +155,8 @@ impl EvmEscrow {
     }
 }
 
-/// Whether nobody answered, so that to ask again for each would only take as long again.
-const fn is_silence(error: &PaymentError) -> bool {
+/// Whether the endpoint did not answer, so that one read per account would fail in the same way.
+const fn is_outage(error: &PaymentError) -> bool {
     matches!(
         error,
         PaymentError::Unreachable(_) | PaymentError::WrongChain { .. }

@@ -8,7 +8,7 @@ use alloy::{
 };
 use leasehold_planner::{escrow::Address, ports::PaymentError};
 
-use super::transport::WireError;
+use super::transport::HttpError;
 use crate::evm::escrow::{Escrow, Token};
 
 const METHOD_NOT_FOUND: i64 = -32601;
@@ -26,7 +26,7 @@ pub(crate) fn payment_error(
             }
             let says = redact(&payload.message, secrets);
             match sender {
-                Some(address) if is_short_of_gas(payload) => PaymentError::ShortOfGas { address },
+                Some(address) if is_insufficient_gas(payload) => PaymentError::InsufficientGas { address },
                 _ if payload.code == METHOD_NOT_FOUND => PaymentError::Malformed(format!(
                     "the RPC endpoint lacks a method of the Ethereum API: {says}"
                 )),
@@ -48,12 +48,12 @@ pub(crate) fn was_not_sent(error: &TransportError) -> bool {
         return false;
     };
     matches!(
-        cause.downcast_ref::<WireError>(),
-        Some(WireError::NotConnected(_))
+        cause.downcast_ref::<HttpError>(),
+        Some(HttpError::NotConnected(_))
     )
 }
 
-fn is_short_of_gas(payload: &ErrorPayload) -> bool {
+fn is_insufficient_gas(payload: &ErrorPayload) -> bool {
     payload
         .message
         .to_ascii_lowercase()

@@ -55,16 +55,16 @@ impl Rpc {
     }
 
     /// The answer to a request that no signer pays for.
-    pub(crate) async fn ask<T>(
+    pub(crate) async fn request<T>(
         &self,
         request: impl IntoFuture<Output = TransportResult<T>>,
     ) -> Result<T, PaymentError> {
         let answer = request.into_future().await;
-        answer.map_err(|error| self.meaning(&error, None))
+        answer.map_err(|error| self.classify(&error, None))
     }
 
     /// What an error means; after an outage the endpoint may be another one.
-    pub(crate) fn meaning(
+    pub(crate) fn classify(
         &self,
         error: &alloy::transports::TransportError,
         sender: Option<Address>,
@@ -76,11 +76,11 @@ impl Rpc {
     }
 
     /// Refuses an endpoint of another chain. Costs a request only at the start and after an outage.
-    pub(crate) async fn right_chain(&self) -> Result<(), PaymentError> {
+    pub(crate) async fn verify_chain_id(&self) -> Result<(), PaymentError> {
         if self.verified.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let found = self.ask(self.provider.get_chain_id()).await?;
+        let found = self.request(self.provider.get_chain_id()).await?;
         if found != self.chain_id {
             return Err(PaymentError::WrongChain {
                 expected: self.chain_id,
@@ -93,13 +93,13 @@ impl Rpc {
 
     /// The block of that number, if the chain has it.
     pub(crate) async fn block(&self, at: BlockNumberOrTag) -> Result<Option<Head>, PaymentError> {
-        let block = self.ask(self.provider.get_block_by_number(at)).await?;
+        let block = self.request(self.provider.get_block_by_number(at)).await?;
         Ok(block.as_ref().map(head_of))
     }
 
     /// The newest block.
     pub(crate) async fn head(&self) -> Result<Head, PaymentError> {
-        self.right_chain().await?;
+        self.verify_chain_id().await?;
         self.block(BlockNumberOrTag::Latest)
             .await?
             .ok_or_else(|| PaymentError::Malformed("the chain has no newest block".into()))
@@ -115,7 +115,7 @@ impl Rpc {
         let request = TransactionRequest::default()
             .with_to(to)
             .with_input(call.abi_encode());
-        let answer: Bytes = self.ask(self.provider.call(request).block(at)).await?;
+        let answer: Bytes = self.request(self.provider.call(request).block(at)).await?;
         if answer.is_empty() {
             return Ok(None);
         }
@@ -151,7 +151,7 @@ impl Rpc {
             .with_to(to)
             .with_input(input);
         let answer = self.provider.estimate_gas(request).block(BlockId::latest()).await;
-        answer.map_err(|error| self.meaning(&error, Some(from)))
+        answer.map_err(|error| self.classify(&error, Some(from)))
     }
 }
 

@@ -1,5 +1,5 @@
-//! One question to the endpoint for all who ask at once: an operator that looks at thousands of accounts every half
-//! minute would keep a node busy with nothing else.
+//! Batches concurrent reads of one kind into one request, so that an operator which reads thousands of accounts every
+//! half minute does not overload its RPC endpoint.
 
 use std::{
     future::Future,
@@ -10,56 +10,59 @@ use std::{
 use leasehold_planner::ports::PaymentError;
 use tokio::{sync::oneshot, time::sleep};
 
-/// How long the first who asks waits for others. Little beside a call, much beside the time between two of thousands.
+/// How long the first read of a batch waits for others: short compared with a call, and much longer than the time
+/// between two reads when there are thousands.
 const WINDOW: Duration = Duration::from_millis(5);
 
 type Answer<A> = Result<A, PaymentError>;
 
-/// Who asks, and waits for the answer.
-pub(crate) struct Asker<Q, A> {
-    pub(crate) question: Q,
+/// A read that waits for its batch.
+pub(crate) struct PendingRead<K, A> {
+    /// What is to be read.
+    pub(crate) key: K,
     answer: oneshot::Sender<Answer<A>>,
 }
 
-impl<Q, A> Asker<Q, A> {
-    /// Tells it; it may have gone meanwhile.
-    pub(crate) fn tell(self, answer: Answer<A>) {
+impl<K, A> PendingRead<K, A> {
+    /// Completes the read. The caller may have been dropped meanwhile.
+    pub(crate) fn complete(self, answer: Answer<A>) {
         let _ = self.answer.send(answer);
     }
 }
 
-/// Those who ask, until the question is put for all of them: after each of them asked, so that no answer is older than
-/// its question.
-pub(crate) struct Gathering<Q, A>(Mutex<Vec<Asker<Q, A>>>);
+/// Reads that wait for the next batch. A batch is sent after each of its reads was requested, so that no answer is
+/// older than its request.
+pub(crate) struct ReadBatcher<K, A>(Mutex<Vec<PendingRead<K, A>>>);
 
-impl<Q, A> Default for Gathering<Q, A> {
+impl<K, A> Default for ReadBatcher<K, A> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<Q, A> Gathering<Q, A> {
-    /// The answer to `question`. `put` has to [`take`](Self::take) all who ask and tell each; it runs for the first of
-    /// them, to its end, even when nobody waits any more.
-    pub(crate) async fn ask(&self, question: Q, put: impl Future<Output = ()> + Send + 'static) -> Answer<A> {
-        let (answer, told) = oneshot::channel();
+impl<K, A> ReadBatcher<K, A> {
+    /// Reads `key` with the next batch. `batch` has to [`take`](Self::take) all pending reads and complete each. It is
+    /// run for the first read of a batch, and runs to its end even if all callers were dropped.
+    pub(crate) async fn read(&self, key: K, batch: impl Future<Output = ()> + Send + 'static) -> Answer<A> {
+        let (answer, completed) = oneshot::channel();
         let first = {
-            let mut askers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            askers.push(Asker { question, answer });
-            askers.len() == 1
+            let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.push(PendingRead { key, answer });
+            pending.len() == 1
         };
         if first {
             tokio::spawn(async move {
                 sleep(WINDOW).await;
-                put.await;
+                batch.await;
             });
         }
-        told.await
-            .unwrap_or_else(|_| Err(PaymentError::Unreachable("the question was dropped".into())))
+        completed
+            .await
+            .unwrap_or_else(|_| Err(PaymentError::Unreachable("the read was dropped before it was sent".into())))
     }
 
-    /// All who ask by now; the next who asks is a first one again.
-    pub(crate) fn take(&self) -> Vec<Asker<Q, A>> {
+    /// Takes all pending reads. The next read starts a new batch.
+    pub(crate) fn take(&self) -> Vec<PendingRead<K, A>> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

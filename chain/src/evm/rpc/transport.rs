@@ -23,7 +23,7 @@ const ANSWER_BYTES_MAX: usize = 32 << 20;
 
 /// Why no answer came. Its text names neither host nor URL.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WireError {
+pub(crate) enum HttpError {
     /// Nothing was sent: a transaction can't be under way.
     #[error("no connection to the RPC endpoint: {0}")]
     NotConnected(String),
@@ -47,21 +47,21 @@ const fn hint(status: u16) -> &'static str {
 }
 
 #[derive(Clone)]
-pub(crate) struct Wire {
+pub(crate) struct HttpTransport {
     client: reqwest::Client,
     url: Arc<Url>,
     deadline: Duration,
 }
 
-impl fmt::Debug for Wire {
+impl fmt::Debug for HttpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wire")
+        f.debug_struct("HttpTransport")
             .field("deadline", &self.deadline)
             .finish_non_exhaustive()
     }
 }
 
-impl Wire {
+impl HttpTransport {
     /// Connects with the first request.
     pub(crate) fn new(url: &str, deadline: Duration) -> Result<Self, PaymentError> {
         let url = Url::parse(url)
@@ -108,12 +108,12 @@ impl Wire {
                 .body(body)
                 .send()
                 .await
-                .map_err(wire_error)?;
+                .map_err(http_error)?;
             let status = response.status();
             let mut answer = Vec::new();
-            while let Some(chunk) = response.chunk().await.map_err(wire_error)? {
+            while let Some(chunk) = response.chunk().await.map_err(http_error)? {
                 if answer.len() + chunk.len() > ANSWER_BYTES_MAX {
-                    return Err(WireError::TooLong);
+                    return Err(HttpError::TooLong);
                 }
                 answer.extend_from_slice(&chunk);
             }
@@ -121,20 +121,20 @@ impl Wire {
         };
         let (status, answer) = tokio::time::timeout(self.deadline, exchange)
             .await
-            .unwrap_or(Err(WireError::Late(self.deadline)))
+            .unwrap_or(Err(HttpError::Late(self.deadline)))
             .map_err(TransportErrorKind::custom)?;
         // Some endpoints put a proper JSON-RPC error under a failing status.
         match serde_json::from_slice(&answer) {
             Ok(packet) => Ok(packet),
             Err(_) if !status.is_success() => {
-                Err(TransportErrorKind::custom(WireError::Status(status.as_u16())))
+                Err(TransportErrorKind::custom(HttpError::Status(status.as_u16())))
             }
             Err(error) => Err(TransportError::deser_err(error, "")),
         }
     }
 }
 
-impl Service<RequestPacket> for Wire {
+impl Service<RequestPacket> for HttpTransport {
     type Response = ResponsePacket;
     type Error = TransportError;
     type Future = TransportFut<'static>;
@@ -148,13 +148,13 @@ impl Service<RequestPacket> for Wire {
     }
 }
 
-fn wire_error(error: reqwest::Error) -> WireError {
+fn http_error(error: reqwest::Error) -> HttpError {
     let error = error.without_url();
     let reason = innermost(&error);
     if error.is_connect() {
-        WireError::NotConnected(reason)
+        HttpError::NotConnected(reason)
     } else {
-        WireError::Broken(reason)
+        HttpError::Broken(reason)
     }
 }
 

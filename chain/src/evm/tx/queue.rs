@@ -41,12 +41,12 @@ impl Fees {
 
 /// One transaction, in all the forms that were sent of it; at most one of them is ever mined.
 #[derive(Clone, Debug)]
-pub(crate) struct Flight {
+pub(crate) struct PendingTx {
     pub(crate) nonce: u64,
     pub(crate) action: &'static str,
     pub(crate) account: Hash,
     /// What the caller wanted: two sends of the same wish are one transaction.
-    pub(crate) wish: B256,
+    pub(crate) request_hash: B256,
     pub(crate) to: EvmAddress,
     pub(crate) input: Bytes,
     pub(crate) gas_limit: u64,
@@ -56,21 +56,21 @@ pub(crate) struct Flight {
     pub(crate) permit: Option<U256>,
     pub(crate) fees: Fees,
     /// Hash and bytes of each form, the newest last.
-    pub(crate) forms: Vec<(B256, Bytes)>,
+    pub(crate) attempts: Vec<(B256, Bytes)>,
     pub(crate) sent_at: Instant,
     /// Newest block when it was last sent.
     pub(crate) sent_after: u64,
 }
 
-impl Flight {
+impl PendingTx {
     pub(crate) fn newest_hash(&self) -> B256 {
-        self.forms.last().map_or(B256::ZERO, |(hash, _)| *hash)
+        self.attempts.last().map_or(B256::ZERO, |(hash, _)| *hash)
     }
 }
 
 /// Sums over what is under way.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Underway {
+pub(crate) struct PendingTotals {
     pub(crate) permits: u64,
     pub(crate) pulls: u128,
 }
@@ -79,54 +79,54 @@ pub(crate) struct Underway {
 #[derive(Default)]
 pub(crate) struct Queue {
     /// Held from the choice of a nonce until the transaction is sent.
-    pub(crate) turn: tokio::sync::Mutex<()>,
+    pub(crate) send_lock: tokio::sync::Mutex<()>,
     /// Held over approve and pull, for a token without permits: the allowance is one number.
-    pub(crate) allowance: tokio::sync::Mutex<()>,
-    flights: Mutex<BTreeMap<u64, Flight>>,
+    pub(crate) allowance_lock: tokio::sync::Mutex<()>,
+    pending: Mutex<BTreeMap<u64, PendingTx>>,
 }
 
 impl Queue {
-    fn flights(&self) -> MutexGuard<'_, BTreeMap<u64, Flight>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, BTreeMap<u64, PendingTx>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn insert(&self, flight: Flight) {
-        self.flights().insert(flight.nonce, flight);
+    pub(crate) fn insert(&self, tx: PendingTx) {
+        self.pending().insert(tx.nonce, tx);
     }
 
-    pub(crate) fn get(&self, nonce: u64) -> Option<Flight> {
-        self.flights().get(&nonce).cloned()
+    pub(crate) fn get(&self, nonce: u64) -> Option<PendingTx> {
+        self.pending().get(&nonce).cloned()
     }
 
-    pub(crate) fn with_wish(&self, wish: B256) -> Option<Flight> {
-        self.flights().values().find(|f| f.wish == wish).cloned()
+    pub(crate) fn with_request_hash(&self, request_hash: B256) -> Option<PendingTx> {
+        self.pending().values().find(|f| f.request_hash == request_hash).cloned()
     }
 
     pub(crate) fn remove(&self, nonce: u64) {
-        self.flights().remove(&nonce);
+        self.pending().remove(&nonce);
     }
 
     /// Forgets what the chain has: `mined` is the signer's number of mined transactions.
     pub(crate) fn forget_below(&self, mined: u64) {
-        let mut flights = self.flights();
-        *flights = flights.split_off(&mined);
+        let mut pending = self.pending();
+        *pending = pending.split_off(&mined);
     }
 
-    pub(crate) fn underway(&self) -> Underway {
-        let flights = self.flights();
-        flights
+    pub(crate) fn pending_totals(&self) -> PendingTotals {
+        let pending = self.pending();
+        pending
             .values()
-            .fold(Underway::default(), |sum, flight| Underway {
-                permits: sum.permits + u64::from(flight.permit.is_some()),
-                pulls: sum.pulls.saturating_add(flight.pulls),
+            .fold(PendingTotals::default(), |sum, tx| PendingTotals {
+                permits: sum.permits + u64::from(tx.permit.is_some()),
+                pulls: sum.pulls.saturating_add(tx.pulls),
             })
     }
 
     /// The first nonce from there on that nothing under way has: the chain may know less than we sent, and what it
     /// has lost leaves a gap.
     pub(crate) fn free_nonce(&self, from: u64) -> u64 {
-        let flights = self.flights();
-        let taken = flights
+        let pending = self.pending();
+        let taken = pending
             .range(from..)
             .zip(from..)
             .take_while(|((nonce, _), next)| *nonce == next);
@@ -134,7 +134,7 @@ impl Queue {
     }
 
     fn is_idle(&self) -> bool {
-        self.flights().is_empty()
+        self.pending().is_empty()
     }
 }
 

@@ -21,9 +21,9 @@ use leasehold_planner::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    pending_tx::{Landing, broadcast, estimate_fees, sign},
+    pending_tx::{TxOutcome, broadcast, estimate_fees, sign},
     permit,
-    queue::{Flight, Queue, Queues, Underway},
+    queue::{PendingTx, Queue, Queues, PendingTotals},
 };
 use crate::evm::{
     escrow::{Escrow, Token, from_evm, narrow},
@@ -34,7 +34,7 @@ use crate::evm::{
 };
 
 /// Nonces tried for one wish: each further one means that another sender took the one before.
-const ROUNDS_MAX: usize = 8;
+const NONCES_MAX: usize = 8;
 /// What a permit, a transfer and first writes of slots can take beyond a simulation without them.
 const PULL_GAS: u64 = 250_000;
 /// What a later block can take beyond a simulation: a leg that has earned something by then is paid to a payee who
@@ -101,27 +101,27 @@ impl Sender {
         write: &Write,
     ) -> Result<TransactionReceipt, PaymentError> {
         let queue = self.queue(from_evm(signer.address()));
-        for _ in 0..ROUNDS_MAX {
-            let flight = {
-                let _turn = timeout(self.mine_deadline, queue.turn.lock())
+        for _ in 0..NONCES_MAX {
+            let tx = {
+                let _guard = timeout(self.mine_deadline, queue.send_lock.lock())
                     .await
                     .map_err(|_| PaymentError::Unreachable("this key's queue does not move".into()))?;
-                match self.launch(rpc, &queue, signer, write).await? {
-                    Some(flight) => flight,
+                match self.submit(rpc, &queue, signer, write).await? {
+                    Some(tx) => tx,
                     None => continue,
                 }
             };
-            match self.watch(rpc, &queue, signer, &flight).await? {
-                Landing::Mined(receipt) if receipt.status() => return Ok(*receipt),
-                Landing::Mined(receipt) => {
-                    let refusal = self.why_reverted(rpc, signer, write, &flight, &receipt).await?;
+            match self.wait_mined(rpc, &queue, signer, &tx).await? {
+                TxOutcome::Mined(receipt) if receipt.status() => return Ok(*receipt),
+                TxOutcome::Mined(receipt) => {
+                    let refusal = self.revert_reason(rpc, signer, write, &tx, &receipt).await?;
                     tracing::info!(account = %write.account, action = write.action, tx = %receipt.transaction_hash, reason = refusal.as_deref().unwrap_or("to be tried again"), "reverted");
                     if let Some(error) = refusal {
                         return Err(PaymentError::Reverted { error });
                     }
                 }
-                Landing::Displaced => {
-                    tracing::info!(account = %write.account, action = write.action, nonce = flight.nonce, "another transaction of this key took the nonce");
+                TxOutcome::Displaced => {
+                    tracing::info!(account = %write.account, action = write.action, nonce = tx.nonce, "another transaction of this key took the nonce");
                 }
             }
         }
@@ -131,93 +131,93 @@ impl Sender {
     }
 
     /// Simulates, signs and sends; or joins what is under way for the same wish. `None`: ask the chain once more.
-    async fn launch(
+    async fn submit(
         &self,
         rpc: &Rpc,
         queue: &Queue,
         signer: &PrivateKeySigner,
         write: &Write,
-    ) -> Result<Option<Flight>, PaymentError> {
+    ) -> Result<Option<PendingTx>, PaymentError> {
         let me = signer.address();
         let head = rpc.head().await?;
         let at = BlockId::number(head.number);
-        let (mined, pending, fees, purse) = tokio::try_join!(
-            rpc.ask(rpc.provider.get_transaction_count(me).block_id(at)),
-            rpc.ask(rpc.provider.get_transaction_count(me).pending()),
+        let (mined, pending, fees, balance) = tokio::try_join!(
+            rpc.request(rpc.provider.get_transaction_count(me).block_id(at)),
+            rpc.request(rpc.provider.get_transaction_count(me).pending()),
             estimate_fees(rpc),
-            rpc.ask(rpc.provider.get_balance(me)),
+            rpc.request(rpc.provider.get_balance(me)),
         )?;
         queue.forget_below(mined);
-        let wish = keccak256([write.to.as_slice(), &write.input].concat());
-        if let Some(flight) = queue.with_wish(wish) {
-            return Ok(Some(flight));
+        let request_hash = keccak256([write.to.as_slice(), &write.input].concat());
+        if let Some(tx) = queue.with_request_hash(request_hash) {
+            return Ok(Some(tx));
         }
-        self.unstick(rpc, queue, signer, mined).await;
+        self.resend_stuck(rpc, queue, signer, mined).await;
 
-        let underway = queue.underway();
-        let Some(prepared) = self.prepare(rpc, signer, write, head, underway).await? else {
+        let totals = queue.pending_totals();
+        let Some(prepared) = self.prepare(rpc, signer, write, head, totals).await? else {
             return Ok(None);
         };
         let gas_limit =
             prepared.gas + prepared.gas / 4 + LATER_GAS + LATER_GAS_PER_LEG * u64::from(write.legs);
-        if purse < U256::from(gas_limit) * U256::from(fees.max) {
-            return Err(PaymentError::ShortOfGas {
+        if balance < U256::from(gas_limit) * U256::from(fees.max) {
+            return Err(PaymentError::InsufficientGas {
                 address: from_evm(me),
             });
         }
-        let mut flight = Flight {
+        let mut tx = PendingTx {
             nonce: queue.free_nonce(pending),
             action: write.action,
             account: write.account,
-            wish,
+            request_hash,
             to: write.to,
             input: prepared.input,
             gas_limit,
             pulls: write.pull.as_ref().map_or(0, |p| p.amount.0),
             permit: prepared.permit,
             fees,
-            forms: Vec::new(),
+            attempts: Vec::new(),
             sent_at: Instant::now(),
             sent_after: head.number,
         };
-        sign(rpc, signer, &mut flight)?;
-        queue.insert(flight.clone());
-        self.first_broadcast(rpc, queue, signer, flight).await
+        sign(rpc, signer, &mut tx)?;
+        queue.insert(tx.clone());
+        self.broadcast_first(rpc, queue, signer, tx).await
     }
 
-    async fn first_broadcast(
+    async fn broadcast_first(
         &self,
         rpc: &Rpc,
         queue: &Queue,
         signer: &PrivateKeySigner,
-        flight: Flight,
-    ) -> Result<Option<Flight>, PaymentError> {
-        let Err(error) = broadcast(rpc, &flight).await else {
-            tracing::info!(account = %flight.account, action = flight.action, tx = %flight.newest_hash(), nonce = flight.nonce, "sent");
-            return Ok(Some(flight));
+        tx: PendingTx,
+    ) -> Result<Option<PendingTx>, PaymentError> {
+        let Err(error) = broadcast(rpc, &tx).await else {
+            tracing::info!(account = %tx.account, action = tx.action, tx = %tx.newest_hash(), nonce = tx.nonce, "sent");
+            return Ok(Some(tx));
         };
         match rejection(&error) {
-            Some(Rejection::AlreadyKnown) => return Ok(Some(flight)),
+            Some(Rejection::AlreadyKnown) => return Ok(Some(tx)),
             // Another operator may have sent these very bytes.
             Some(Rejection::NonceUsed) => {
-                let receipt = rpc.provider.get_transaction_receipt(flight.newest_hash());
-                if rpc.ask(receipt).await?.is_some() {
-                    return Ok(Some(flight));
+                let receipt = rpc.provider.get_transaction_receipt(tx.newest_hash());
+                if rpc.request(receipt).await?.is_some() {
+                    return Ok(Some(tx));
                 }
             }
             Some(Rejection::Underpriced) => {}
             // It may have arrived: from here on only the chain can tell.
             None if error.is_transport_error() && !was_not_sent(&error) => {
-                tracing::warn!(account = %flight.account, action = flight.action, tx = %flight.newest_hash(), "sent, and no answer came");
-                return Ok(Some(flight));
+                tracing::warn!(account = %tx.account, action = tx.action, tx = %tx.newest_hash(), "sent, and no answer came");
+                return Ok(Some(tx));
             }
             None => {
-                queue.remove(flight.nonce);
-                return Err(rpc.meaning(&error, Some(from_evm(signer.address()))));
+                queue.remove(tx.nonce);
+                return Err(rpc.classify(&error, Some(from_evm(signer.address()))));
             }
         }
-        queue.remove(flight.nonce);
-        tracing::debug!(account = %flight.account, action = flight.action, nonce = flight.nonce, "the nonce is taken: asking the chain");
+        queue.remove(tx.nonce);
+        tracing::debug!(account = %tx.account, action = tx.action, nonce = tx.nonce, "the nonce is taken: asking the chain");
         tokio::time::sleep(rpc.poll).await;
         Ok(None)
     }
@@ -229,7 +229,7 @@ impl Sender {
         signer: &PrivateKeySigner,
         write: &Write,
         head: Head,
-        underway: Underway,
+        totals: PendingTotals,
     ) -> Result<Option<Prepared>, PaymentError> {
         let me = from_evm(signer.address());
         let plain = |gas| Prepared {
@@ -252,18 +252,18 @@ impl Sender {
             rpc.view_of(pull.token, &balance, at),
             rpc.view_of(pull.token, &allowance, at),
         )?;
-        let have = narrow(balance)?.saturating_sub(underway.pulls);
+        let have = narrow(balance)?.saturating_sub(totals.pulls);
         if have < pull.amount.0 {
             // The contract's own refusal goes first: who opens twice has often paid with all he had.
             rpc.estimate(me, write.to, pull.dry.clone()).await?;
-            return Err(PaymentError::ShortOfTokens {
+            return Err(PaymentError::InsufficientTokens {
                 address: me,
                 need: pull.amount,
                 have: TokenAmount(have),
             });
         }
-        let needed = U256::from(underway.pulls.saturating_add(pull.amount.0));
-        let allowed = underway.permits == 0 && allowance >= needed;
+        let needed = U256::from(totals.pulls.saturating_add(pull.amount.0));
+        let allowed = totals.permits == 0 && allowance >= needed;
         let Some((domain, with_permit)) = pull.permit.as_ref().filter(|_| !allowed) else {
             let gas = rpc.estimate(me, write.to, write.input.clone()).await?;
             return Ok(Some(plain(gas)));
@@ -271,7 +271,7 @@ impl Sender {
 
         let nonces = Token::noncesCall { owner };
         let used = rpc.view_of(pull.token, &nonces, at).await?;
-        let nonce = used + U256::from(underway.permits);
+        let nonce = used + U256::from(totals.permits);
         // Whole hours, so that two operators sign the same bytes.
         let deadline = (head.time / 3600 + 2) * 3600;
         let permit = permit::sign(
@@ -283,7 +283,7 @@ impl Sender {
             deadline,
         )?;
         let input = with_permit(permit);
-        let gas = if underway.permits == 0 {
+        let gas = if totals.permits == 0 {
             let estimate = rpc.estimate(me, write.to, input.clone()).await;
             if matches!(estimate, Err(PaymentError::Reverted { .. }))
                 && rpc.view_of(pull.token, &nonces, BlockId::latest()).await? != nonce
@@ -304,20 +304,20 @@ impl Sender {
 
     /// The contract's reason. `None` when another try may do: its gas ran out, which the next simulation sees coming,
     /// or its permit was used up by another transaction.
-    async fn why_reverted(
+    async fn revert_reason(
         &self,
         rpc: &Rpc,
         signer: &PrivateKeySigner,
         write: &Write,
-        flight: &Flight,
+        tx: &PendingTx,
         receipt: &TransactionReceipt,
     ) -> Result<Option<String>, PaymentError> {
         // A call keeps 1/64 of its gas for itself when one that it made runs out.
-        if receipt.gas_used >= flight.gas_limit - flight.gas_limit / 32 {
+        if receipt.gas_used >= tx.gas_limit - tx.gas_limit / 32 {
             return Ok(None);
         }
         let owner = signer.address();
-        if let (Some(permit), Some(pull)) = (flight.permit, &write.pull)
+        if let (Some(permit), Some(pull)) = (tx.permit, &write.pull)
             && rpc
                 .view_of(pull.token, &Token::noncesCall { owner }, BlockId::latest())
                 .await?
@@ -326,7 +326,7 @@ impl Sender {
             return Ok(None);
         }
         match rpc
-            .estimate(from_evm(owner), flight.to, flight.input.clone())
+            .estimate(from_evm(owner), tx.to, tx.input.clone())
             .await
         {
             Err(PaymentError::Reverted { error }) => Ok(Some(error)),

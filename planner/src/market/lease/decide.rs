@@ -495,8 +495,8 @@ fn payer(
         Observed::Known(Wallet::Malformed(message)) => return Err(("WalletMalformed", message.clone())),
         Observed::Unknown(why) => return Err(("WalletUnknown", why.clone())),
     };
-    let purse = match &world.purse {
-        Some(Observed::Known(purse)) => purse,
+    let balances = match &world.balances {
+        Some(Observed::Known(balances)) => balances,
         Some(Observed::Unknown(why)) => return Err((CHAIN_UNREACHABLE, why.clone())),
         None => return Err((CHAIN_UNREACHABLE, "the payer's balance was not read yet".into())),
     };
@@ -508,19 +508,19 @@ fn payer(
                 "the price of this lease is too large to be paid".to_owned(),
             )
         })?;
-    if purse.token < deposit {
+    if balances.token < deposit {
         return Err((
             "InsufficientFunds",
             format!(
                 "{address} holds {} {symbol}, the deposit for {} is {} {symbol}: send it the difference",
-                purse.token.to_tokens(network.decimals),
+                balances.token.to_tokens(network.decimals),
                 leasehold_crds::shared::duration::text(request.term_seconds),
                 deposit.to_tokens(network.decimals),
                 symbol = network.symbol,
             ),
         ));
     }
-    if purse.gas_wei == 0 {
+    if balances.gas_wei == 0 {
         return Err((
             "InsufficientGas",
             format!("{address} holds nothing of the chain's own currency to pay for gas: send it some"),

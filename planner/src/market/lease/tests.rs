@@ -135,7 +135,7 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
             signed: true,
         }],
         wallet: Observed::Known(Wallet::NotAsked),
-        purse: None,
+        balances: None,
         head: Observed::Known(Head {
             number: 1,
             hash: Hash::default(),
@@ -364,7 +364,7 @@ fn only_a_tenant_who_deletes_a_lease_drops_its_results() {
 
 #[test]
 fn a_failed_write_is_told_until_one_is_mined() {
-    let short = PaymentError::ShortOfGas {
+    let short = PaymentError::InsufficientGas {
         address: Address([3; 20]),
     };
     let funding = ChainCall::Fund {
@@ -581,7 +581,7 @@ fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile(
     let mut world = unasked();
     assert!(needs_wallet(&world));
     world.wallet = Observed::Known(Wallet::Ready(Address([3; 20])));
-    world.purse = Some(Observed::Known(crate::ports::Purse {
+    world.balances = Some(Observed::Known(crate::ports::Balances {
         token: TokenAmount(10_000_000),
         gas_wei: 1,
     }));

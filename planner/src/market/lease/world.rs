@@ -8,7 +8,7 @@ use crate::{
     escrow::{AccountRead, Address, Terms},
     observed::Observed,
     placement::{Candidate, Money, Provider},
-    ports::{Head, Purse},
+    ports::{Head, Balances},
 };
 
 /// A PaymentNetwork in numbers.
@@ -73,7 +73,7 @@ pub struct World {
     /// The payer's key.
     pub wallet: Observed<Wallet>,
     /// What the payer holds; asked when a round is to begin.
-    pub purse: Option<Observed<Purse>>,
+    pub balances: Option<Observed<Balances>>,
     /// The newest block.
     pub head: Observed<Head>,
     /// The account in status, at the newest block.

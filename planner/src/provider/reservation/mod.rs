@@ -817,8 +817,8 @@ pub fn chain_failure(
         }
         PaymentError::Pending { .. } => (Truth::Unknown, "Pending"),
         PaymentError::Reverted { .. } => (Truth::False, "Refused"),
-        PaymentError::ShortOfGas { .. } => (Truth::False, "InsufficientGas"),
-        PaymentError::ShortOfTokens { .. } => (Truth::False, "InsufficientFunds"),
+        PaymentError::InsufficientGas { .. } => (Truth::False, "InsufficientGas"),
+        PaymentError::InsufficientTokens { .. } => (Truth::False, "InsufficientFunds"),
     };
     set(
         &mut status.conditions,

@@ -44,7 +44,7 @@ impl Purses {
     pub async fn read(&self, rail: &EvmEscrow) -> anyhow::Result<Balances> {
         let mut balances = Vec::new();
         for (_, address) in &self.rows {
-            balances.push(rail.purse(*address).await?.token);
+            balances.push(rail.balances(*address).await?.token);
         }
         Ok(balances)
     }

@@ -537,7 +537,7 @@ async fn nothing_left(stack: &Stack) -> anyhow::Result<()> {
         Ok(if left.is_empty() { Ok(()) } else { Err(left) })
     })
     .await?;
-    let held = stack.rail.purse(stack.money.escrow).await?.token;
+    let held = stack.rail.balances(stack.money.escrow).await?.token;
     ensure!(held.0 == 0, "the escrow still holds {held}");
     Ok(())
 }
