@@ -1,4 +1,5 @@
-//! Puts the contracts and the test token on a chain, and money into purses: for tests, demos and a first network.
+//! Deploys the contracts and the test token, mints tokens and transfers native tokens: for tests, demos and the first
+//! deployment on a network.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use leasehold_planner::{
 
 use crate::evm::{Escrow, TestToken, from_evm, payment_error, signer, to_evm, transport::HttpTransport};
 
-/// The first account of every anvil, which has its money on that chain alone: everybody knows this key.
+/// The first account of every anvil. The key is public; its funds exist on anvil chains only.
 pub const ANVIL_KEY: SigningKey = SigningKey([
     0xac, 0x09, 0x74, 0xbe, 0xc3, 0x9a, 0x17, 0xe3, 0x6b, 0xa4, 0xa6, 0xb4, 0xd2, 0x38, 0xff, 0x94, 0x4b,
     0xac, 0xb4, 0x78, 0xcb, 0xed, 0x5e, 0xfc, 0xae, 0x78, 0x4d, 0x7b, 0xf4, 0xf2, 0xff, 0x80,
@@ -31,18 +32,18 @@ pub const ANVIL_KEY: SigningKey = SigningKey([
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 const MINE_DEADLINE: Duration = Duration::from_secs(120);
 
-/// A network that is ready to be used.
+/// The contracts of a new network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deployed {
     /// EIP-155 chain id of the endpoint.
     pub chain_id: u64,
-    /// The escrow.
+    /// Address of the escrow contract.
     pub escrow: Address,
-    /// A token with 6 decimals that anybody can mint.
+    /// Address of a token with 6 decimals that anybody can mint.
     pub token: Address,
 }
 
-/// Deploys the escrow and the test token, and waits until both are mined.
+/// Deploys the escrow and the test token, and waits until both transactions are mined.
 pub async fn deploy(rpc_url: &str, deployer: &SigningKey) -> Result<Deployed, PaymentError> {
     let wallet = Wallet::of(rpc_url, deployer)?;
     let chain_id = wallet
@@ -59,14 +60,14 @@ pub async fn deploy(rpc_url: &str, deployer: &SigningKey) -> Result<Deployed, Pa
     })
 }
 
-/// Deploys the escrow alone: a real network has its own token.
+/// Deploys the escrow alone, for a network that has its own token.
 pub async fn deploy_escrow(rpc_url: &str, deployer: &SigningKey) -> Result<Address, PaymentError> {
     let wallet = Wallet::of(rpc_url, deployer)?;
     let escrow = wallet.send(creation(&Escrow::BYTECODE)).await?;
     contract_of(&wallet.mined(escrow).await?)
 }
 
-/// Makes test tokens for all of `to`, in one block where the chain allows it.
+/// Mints test tokens for every entry of `to`, in one block if the chain allows it.
 pub async fn mint(
     rpc_url: &str,
     key: &SigningKey,
@@ -86,7 +87,7 @@ pub async fn mint(
     wallet.send_all(calls).await
 }
 
-/// Sends the chain's own currency, for gas, to all of `to`.
+/// Transfers `wei` of the native token, for gas, to every address of `to`.
 pub async fn send_gas(
     rpc_url: &str,
     key: &SigningKey,
@@ -102,7 +103,7 @@ pub async fn send_gas(
     wallet.send_all(transfers).await
 }
 
-/// A key with an endpoint.
+/// A key and the endpoint that it sends transactions to.
 struct Wallet {
     provider: DynProvider,
     signer: PrivateKeySigner,
@@ -155,7 +156,7 @@ impl Wallet {
             .with_timeout(Some(MINE_DEADLINE))
             .get_receipt()
             .await
-            .map_err(|e| PaymentError::Unreachable(format!("transaction {hash} was not seen mined: {e}")))?;
+            .map_err(|e| PaymentError::Unreachable(format!("transaction {hash} was not mined in time: {e}")))?;
         if receipt.status() {
             Ok(receipt)
         } else {
@@ -178,5 +179,5 @@ fn contract_of(receipt: &TransactionReceipt) -> Result<Address, PaymentError> {
     receipt
         .contract_address
         .map(from_evm)
-        .ok_or_else(|| PaymentError::Malformed("a deployment's receipt names no contract".into()))
+        .ok_or_else(|| PaymentError::Malformed("the receipt of the deployment names no contract".into()))
 }

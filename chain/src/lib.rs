@@ -1,4 +1,4 @@
-//! The edge to the money: the payment port on an EVM chain, and the same in memory for tests and simulations.
+//! The payment port on an EVM chain, and an implementation in memory for tests and simulations.
 
 pub mod deploy;
 pub mod evm;

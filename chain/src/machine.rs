@@ -1,5 +1,5 @@
-//! What Escrow.sol does, as a pure state machine: no chain, no IO, time passed in. A property test holds it against
-//! the contract on a real EVM, so that simulations may take it for the contract.
+//! Escrow.sol as a pure state machine, without chain and IO; time is passed in. A property test compares it with the
+//! contract on a real EVM, so that simulations can use it in place of the contract.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -10,9 +10,9 @@ mod record;
 
 use record::{Clock, Phase, Record, StoredLeg, U40_MAX, check_bitmap, check_terms, each};
 
-/// Legs of an account at most.
+/// Maximum number of legs of an account.
 pub const MAX_LEGS: usize = 16;
-/// Base units that fit into an account.
+/// Maximum deposit of an account, in base units.
 pub const MAX_DEPOSIT: u128 = u128::MAX / RATE_SCALE;
 
 /// A call of the contract.
@@ -78,9 +78,9 @@ pub enum Action {
     },
 }
 
-/// Why the contract refuses a call; nothing changed. Its text is the one that the EVM client gives the same refusal.
+/// Why the contract rejects a call. Nothing has changed. The text equals the one that the EVM client returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "the errors of IEscrow.sol, under their names")]
+#[expect(missing_docs, reason = "these are the errors of IEscrow.sol")]
 pub enum Refusal {
     #[error("AccountExists")]
     AccountExists,
@@ -118,12 +118,12 @@ pub enum Refusal {
     NotCovered { balance: u128, per_second: u128 },
     #[error("CreditTooLarge(creditedSeconds {seconds}, atMost {at_most})")]
     CreditTooLarge { seconds: u64, at_most: u64 },
-    /// The token's refusal, not the escrow's.
+    /// An error of the token, not of the escrow.
     #[error("ERC20InsufficientBalance(balance {have}, needed {need})")]
     InsufficientBalance { have: u128, need: u128 },
 }
 
-/// All accounts of an escrow, and the tokens around it.
+/// All accounts of an escrow, and the token balances around it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     accounts: BTreeMap<Hash, Record>,
@@ -132,19 +132,19 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes tokens.
+    /// Mints tokens.
     pub fn mint(&mut self, token: Address, to: Address, amount: TokenAmount) {
         let balance = self.balances.entry((token, to)).or_default();
         *balance = balance.saturating_add(amount.0);
     }
 
-    /// What `owner` holds of the token, outside the escrow.
+    /// Balance of `owner`, outside the escrow.
     #[must_use]
     pub fn balance(&self, token: Address, owner: Address) -> TokenAmount {
         TokenAmount(self.balances.get(&(token, owner)).copied().unwrap_or_default())
     }
 
-    /// What the escrow holds of the token.
+    /// Balance of the escrow.
     #[must_use]
     pub fn held(&self, token: Address) -> TokenAmount {
         TokenAmount(self.held.get(&token).copied().unwrap_or_default())
@@ -160,7 +160,7 @@ impl Machine {
         }
     }
 
-    /// Makes a call in a block of that time. Returns the base units that moved into or out of the escrow.
+    /// Executes a call in a block of that time. Returns the base units that moved into or out of the escrow.
     pub fn apply(&mut self, caller: Address, action: &Action, now: u64) -> Result<TokenAmount, Refusal> {
         match action {
             Action::Open {
@@ -398,13 +398,13 @@ impl Machine {
         let held = self.held.entry(token).or_default();
         *held = held
             .checked_sub(amount)
-            .expect("an escrow never owes more than it holds");
+            .expect("the escrow holds at least what it owes");
         *self.balances.entry((token, to)).or_default() += amount;
     }
 }
 
 impl Action {
-    /// The contract's name of the call.
+    /// Name of the contract's function.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {

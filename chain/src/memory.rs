@@ -1,5 +1,5 @@
-//! The payment port in memory: the [machine](crate::machine) behind it, blocks whose time the caller sets,
-//! reorganisations, and outages on demand. For unit tests and seeded simulations; money in it is nobody's.
+//! The payment port in memory, backed by the [machine](crate::machine). The caller sets block times, reorganisations
+//! and outages. For unit tests and seeded simulations; the tokens have no value.
 
 use std::{
     collections::HashMap,
@@ -33,19 +33,19 @@ use state::{Faults, State};
 /// How the endpoint fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Each call fails at once.
+    /// Each call fails immediately.
     Unreachable,
-    /// Each call takes its whole deadline and fails.
+    /// Each call fails at its deadline.
     Hang,
-    /// A write takes effect, and its caller learns nothing. Reads work.
+    /// A write takes effect, but its caller gets an error. Reads succeed.
     LoseReply,
-    /// A write is sent and not mined; [`MemoryEscrow::mine_pending`] mines it. Reads work.
+    /// A write is sent and not mined; [`MemoryEscrow::mine_pending`] mines it. Reads succeed.
     Pend,
-    /// Reads answer as of this many blocks ago; writes work.
+    /// Reads return the state of this many blocks ago. Writes succeed.
     StaleBy(u32),
 }
 
-/// The escrow of one chain, in memory. Clones share it.
+/// The escrow of one chain, in memory. Clones share their state.
 #[derive(Clone)]
 pub struct MemoryEscrow(Arc<Mutex<State>>);
 
@@ -57,7 +57,7 @@ impl fmt::Debug for MemoryEscrow {
 }
 
 impl MemoryEscrow {
-    /// A chain whose first block has that time.
+    /// Creates a chain whose first block has that time.
     #[must_use]
     pub fn new(chain_id: u64, escrow: Address, token: Address, time: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
@@ -80,19 +80,19 @@ impl MemoryEscrow {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Mines an empty block of that time, or of the second after the newest block's if that is later.
+    /// Mines an empty block with that time, or one second after the newest block if that is later.
     pub fn set_time(&self, time: u64) {
         let mut state = self.state();
         state.clock = time;
         state.mine(|_, _| {});
     }
 
-    /// The time that the next block gets, unless the newest block's is as late.
+    /// Sets the time of the next block, which is at least one second after the newest block.
     pub fn set_next_block_time(&self, time: u64) {
         self.state().clock = time;
     }
 
-    /// Mines an empty block `seconds` after the newest.
+    /// Mines an empty block `seconds` after the newest one.
     pub fn advance(&self, seconds: u64) {
         let time = self.time() + seconds;
         self.set_time(time);
@@ -104,39 +104,39 @@ impl MemoryEscrow {
         self.state().blocks.newest().head.time
     }
 
-    /// How many blocks `Safe` and `Finalized` lag behind the newest.
+    /// Sets by how many blocks `Safe` and `Finalized` are behind the newest block.
     pub fn set_lags(&self, safe: u64, finalized: u64) {
         self.state().lags = (safe, finalized);
     }
 
-    /// Makes tokens, in a block of its own.
+    /// Mints tokens, in a block of its own.
     pub fn mint(&self, to: Address, amount: TokenAmount) {
         let mut state = self.state();
         let token = state.token;
         state.mine(|block, _| block.machine.mint(token, to, amount));
     }
 
-    /// Sets what an address holds for gas; without it, it holds 1 of the chain's currency.
+    /// Sets the native token balance of an address, in wei. The default is 1 native token.
     pub fn set_gas(&self, owner: Address, wei: u128) {
         self.state().gas.insert(owner, wei);
     }
 
-    /// From now on calls fail like that; `None` ends it.
+    /// Makes all further calls fail in that way; `None` ends it.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.state().faults.standing = fault;
     }
 
-    /// The next calls fail like that, one by one; `None` lets a call through.
+    /// Makes the next calls fail in that way, one entry per call; `None` lets a call succeed.
     pub fn script_faults(&self, faults: impl IntoIterator<Item = Option<Fault>>) {
         self.state().faults.next.extend(faults);
     }
 
-    /// How long a hanging call hangs.
+    /// Sets the time that a hanging call takes.
     pub fn set_call_deadline(&self, deadline: Duration) {
         self.state().call_deadline = deadline;
     }
 
-    /// Mines what was sent under [`Fault::Pend`], in one block.
+    /// Mines the transactions sent under [`Fault::Pend`], in one block.
     pub fn mine_pending(&self) {
         let mut state = self.state();
         let pending = std::mem::take(&mut state.pending);
@@ -147,42 +147,42 @@ impl MemoryEscrow {
         });
     }
 
-    /// Drops what was sent under [`Fault::Pend`].
+    /// Drops the transactions sent under [`Fault::Pend`].
     pub fn drop_pending(&self) {
         self.state().pending.clear();
     }
 
-    /// Where the chain stands now, to come back to.
+    /// Marks the newest block, for [`Self::rewind`].
     #[must_use]
     pub fn mark(&self) -> Mark {
         self.state().blocks.mark()
     }
 
-    /// Reorganises: all blocks since the mark are gone, and those to come have other hashes. Returns whether the
-    /// mark is still remembered.
+    /// Reorganises: removes all blocks after the mark; later blocks get different hashes. Returns whether the marked
+    /// block is still stored.
     pub fn rewind(&self, mark: Mark) -> bool {
         self.state().blocks.rewind(mark)
     }
 
-    /// Reorganises the newest `depth` blocks away. Returns whether there were as many.
+    /// Reorganises: removes the newest `depth` blocks. Returns whether there were as many.
     pub fn reorganise(&self, depth: u64) -> bool {
         self.state().blocks.drop_newest(depth)
     }
 
-    /// What the escrow holds.
+    /// Token balance of the escrow.
     #[must_use]
     pub fn held(&self) -> TokenAmount {
         let state = self.state();
         state.blocks.newest().machine.held(state.token)
     }
 
-    /// The contract's state in the newest block.
+    /// State of the contract in the newest block.
     #[must_use]
     pub fn machine(&self) -> Machine {
         self.state().blocks.newest().machine.clone()
     }
 
-    /// Lets the next fault happen. `true` when the reply of a write is to be lost.
+    /// Applies the next scripted fault. Returns the fault if the call itself continues.
     async fn reach(&self) -> Result<Option<Fault>, PaymentError> {
         let (fault, deadline) = {
             let mut state = self.state();
@@ -201,7 +201,7 @@ impl MemoryEscrow {
         }
     }
 
-    /// A read of the block of that level.
+    /// Reads from the block of that level.
     async fn read<T>(
         &self,
         level: BlockLevel,
@@ -227,7 +227,7 @@ impl MemoryEscrow {
         let mut state = self.state();
         let receipt = state.send(caller, action, fault == Some(Fault::Pend));
         if fault == Some(Fault::LoseReply) {
-            return Err(PaymentError::Unreachable("the connection broke".into()));
+            return Err(PaymentError::Unreachable("the connection failed".into()));
         }
         receipt
     }

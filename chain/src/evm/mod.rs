@@ -1,4 +1,4 @@
-//! The escrow on an EVM chain: [`EvmEscrow`] is the payment port over JSON-RPC.
+//! The escrow on an EVM chain: [`EvmEscrow`] implements the payment port over JSON-RPC.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -28,20 +28,20 @@ pub(crate) use rpc::{payment_error, transport};
 use rpc::{Rpc, read_batcher::ReadBatcher, transport::HttpTransport};
 use tx::{Pull, Sender, WithPermit, Write, permit};
 
-/// Which escrow on which chain, and how long to wait for it.
+/// An escrow contract on a chain, and the deadlines for calls to it.
 #[derive(Clone)]
 pub struct Network {
-    /// JSON-RPC endpoint. It often holds a key, and is never printed.
+    /// JSON-RPC endpoint. It often contains an API key, so it is never printed.
     pub rpc_url: String,
     /// EIP-155 chain id that the endpoint must serve.
     pub chain_id: u64,
     /// The escrow contract.
     pub escrow: Address,
-    /// The token that accounts are paid in.
+    /// The token in which accounts are paid.
     pub token: Address,
-    /// Until when an answer must be there.
+    /// Time limit of one call.
     pub call_deadline: Duration,
-    /// Until when a transaction must be mined, its replacements included.
+    /// Time limit for a transaction to be mined, replacements included.
     pub mine_deadline: Duration,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Debug for EvmEscrow {
 }
 
 impl EvmEscrow {
-    /// Connects with the first call; fails only for a URL that is none.
+    /// Creates a client, which connects with its first call. Fails only if the URL is invalid.
     pub fn connect(network: &Network) -> Result<Self, PaymentError> {
         let transport = HttpTransport::new(&network.rpc_url, network.call_deadline)?;
         let secrets = transport.secrets();
@@ -104,7 +104,7 @@ impl EvmEscrow {
         }))
     }
 
-    /// A call of the escrow that takes no tokens.
+    /// Calls a function of the escrow that transfers no tokens from the signer.
     async fn act(
         &self,
         key: &SigningKey,
@@ -125,7 +125,7 @@ impl EvmEscrow {
         receipt_of(&receipt)
     }
 
-    /// A call of the escrow that takes `amount` tokens from the signer.
+    /// Calls a function of the escrow that transfers `amount` tokens from the signer.
     async fn pay(
         &self,
         key: &SigningKey,
@@ -162,7 +162,7 @@ impl EvmEscrow {
         receipt_of(&receipt)
     }
 
-    /// For a token without permits: the allowance first, in a transaction of its own.
+    /// Pays with a token that has no permits: approves the amount first, in a transaction of its own.
     async fn approve_and_pay(
         &self,
         signer: &PrivateKeySigner,
@@ -184,7 +184,7 @@ impl EvmEscrow {
                 rpc.estimate(from_evm(signer.address()), write.to, pull.dry.clone())
                     .await?;
             }
-            // Some tokens change an allowance to and from zero only.
+            // Some tokens allow a change of the allowance only from zero and to zero.
             let steps = [(!allowed.is_zero()).then_some(0), Some(amount.0)];
             for value in steps.into_iter().flatten() {
                 let call = Token::approveCall {
@@ -206,21 +206,21 @@ impl EvmEscrow {
     }
 }
 
-/// One paying call in its three shapes.
+/// One paying call, encoded in three ways.
 struct Calls {
     plain: Bytes,
     dry: Bytes,
     with_permit: WithPermit,
 }
 
-/// Address of a key; fails when it is no secp256k1 key.
+/// Returns the address of a key. Fails if the key is not a secp256k1 key.
 pub fn address_of(key: &SigningKey) -> Result<Address, PaymentError> {
     Ok(from_evm(signer(key)?.address()))
 }
 
 pub(crate) fn signer(key: &SigningKey) -> Result<PrivateKeySigner, PaymentError> {
     PrivateKeySigner::from_slice(&key.0)
-        .map_err(|_| PaymentError::Malformed("the private key is no secp256k1 key: check its Secret".into()))
+        .map_err(|_| PaymentError::Malformed("the private key is not a secp256k1 key: check its Secret".into()))
 }
 
 fn receipt_of(receipt: &TransactionReceipt) -> Result<Receipt, PaymentError> {
@@ -229,7 +229,7 @@ fn receipt_of(receipt: &TransactionReceipt) -> Result<Receipt, PaymentError> {
         gas_used: receipt.gas_used,
         block_number: receipt
             .block_number
-            .ok_or_else(|| PaymentError::Malformed("a receipt without a block".into()))?,
+            .ok_or_else(|| PaymentError::Malformed("the endpoint returned a receipt without a block number".into()))?,
     })
 }
 

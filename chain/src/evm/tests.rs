@@ -1,4 +1,4 @@
-//! What the client makes of an endpoint's answers, with the answers written down: no chain.
+//! The client against scripted answers of an endpoint, without a chain.
 
 use alloy::{
     primitives::{Address as EvmAddress, B256, Bytes, U64, U256},
@@ -74,7 +74,7 @@ fn revert(data: impl Into<Bytes>) -> ErrorPayload {
     }
 }
 
-/// The answers that lead to the simulation of a call without tokens.
+/// The answers up to the simulation of a call that transfers no tokens.
 fn up_to_simulation(asserter: &Asserter) {
     asserter.push_success(&U64::from(CHAIN));
     asserter.push_success(&block(9));
@@ -96,9 +96,9 @@ async fn the_chain_is_verified_once_and_again_after_an_outage() {
     assert_eq!(
         escrow.head().await.unwrap().number,
         2,
-        "asked for the chain id again"
+        "verified the chain id again"
     );
-    // No answer is an outage; who answers after it may be another.
+    // An unanswered request is an outage. The endpoint that answers afterwards may be another one.
     assert!(matches!(escrow.head().await, Err(PaymentError::Unreachable(_))));
     asserter.push_success(&U64::from(1));
     let wrong = PaymentError::WrongChain {
@@ -255,7 +255,7 @@ async fn who_asks_at_once_is_answered_by_one_call() {
             Ok(AccountRead::Absent)
         )
     );
-    // Who asks later is not told what was true then.
+    // A later read does not get the earlier answer.
     asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(true))));
     let later = escrow.account(&terms_of(1), BlockLevel::Latest).await;
     assert_eq!(later, Ok(AccountRead::Mismatch));
@@ -266,7 +266,8 @@ async fn who_asks_at_once_is_answered_by_one_call() {
 async fn terms_that_fail_the_call_keep_nobody_elses_account_from_being_read() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
-    // All three, then the first alone; the other two, of whom the last is the one, and is asked once more.
+    // First all three in one call, then the first alone, then the other two. The last one fails alone and is read
+    // once more.
     asserter.push_failure(revert(Revert::from("no").abi_encode()));
     asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
         false,
@@ -300,7 +301,7 @@ async fn a_read_that_reverts_is_asked_once_more() {
 async fn one_silence_is_enough_for_all_who_asked() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
-    // Nobody answers the one call; had each asked again, this would be answered.
+    // The batched call gets no answer. If each read were sent again, this answer would be used.
     asserter.push_failure_msg("too many requests");
     asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
         false,
@@ -317,7 +318,7 @@ async fn who_stops_waiting_takes_no_answer_from_others() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
     asserter.push_success(&block(1));
-    // The first one asks, and is gone before the question is put.
+    // The first caller is dropped before its read is sent.
     let first = tokio::time::timeout(Duration::ZERO, escrow.head()).await;
     assert!(first.is_err());
     assert_eq!(escrow.head().await.unwrap().number, 1);

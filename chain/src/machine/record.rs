@@ -1,4 +1,4 @@
-//! One account: how its clock burns, and what its legs earn (EscrowClock.sol and EscrowViews.sol).
+//! One account: how its balance decreases, and what its legs earn (EscrowClock.sol and EscrowViews.sol).
 
 use leasehold_crds::payment::money::{RATE_SCALE, TokenAmount};
 use leasehold_planner::escrow::{Account, Address, LegState, Terms};
@@ -47,7 +47,7 @@ impl Record {
         self.terms.burn_rate(self.clock.ended).0
     }
 
-    /// Counts the clock up to `now`: the balance covers whole seconds of all legs.
+    /// Advances the clock to `now`. The balance covers whole seconds of all legs.
     pub(super) fn advance(&mut self, now: u64) {
         if self.clock.phase != Phase::Running {
             return;
@@ -92,7 +92,7 @@ impl Record {
         Ok(())
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "the shape of all three")]
+    #[expect(clippy::unnecessary_wraps, reason = "same signature as start and end")]
     pub(super) fn pause(&mut self, legs: u16, _: u64) -> Result<(), Refusal> {
         if self.clock.phase == Phase::Running {
             self.end_runs(legs & self.clock.running);
@@ -100,7 +100,7 @@ impl Record {
         Ok(())
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "the shape of all three")]
+    #[expect(clippy::unnecessary_wraps, reason = "same signature as start and pause")]
     pub(super) fn end(&mut self, legs: u16, _: u64) -> Result<(), Refusal> {
         let changed = legs & !self.clock.ended;
         self.end_runs(changed & self.clock.running);
@@ -150,7 +150,7 @@ impl Record {
         state.served_seconds + run
     }
 
-    /// Base units, rounded down.
+    /// Earned base units, rounded down.
     pub(super) fn earned(&self, leg: usize) -> u128 {
         self.terms.legs[leg].rate.0 * u128::from(self.served(leg)) / RATE_SCALE
     }
@@ -170,7 +170,7 @@ impl Record {
         (self.clock.balance + burned) / RATE_SCALE
     }
 
-    /// The snapshot of a block of that time.
+    /// The snapshot in a block of that time.
     pub(super) fn view(&self, now: u64) -> Account {
         let mut record = self.clone();
         record.advance(now);

@@ -1,4 +1,4 @@
-//! The chain under the machine: a bounded number of blocks, each with the whole state after it.
+//! The chain below the machine: a limited number of blocks, each with the complete state after it.
 
 use std::collections::VecDeque;
 
@@ -10,24 +10,24 @@ use leasehold_planner::{
 
 use crate::machine::{Action, Machine, Refusal};
 
-/// Blocks remembered: no reorganisation goes further back.
+/// Number of blocks stored; no reorganisation goes further back.
 const BLOCKS_MAX: usize = 512;
 
-/// A block, to come back to.
+/// A marked block, for a later rewind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(Hash);
 
 #[derive(Clone)]
 pub(super) struct Block {
     pub(super) head: Head,
-    /// State after it.
+    /// State after this block.
     pub(super) machine: Machine,
-    /// Opened in it.
+    /// Accounts opened in this block.
     opened: Vec<Opened>,
 }
 
 impl Block {
-    /// Makes a call in this block.
+    /// Executes a call in this block.
     pub(super) fn run(&mut self, caller: Address, action: &Action) -> Result<(), Refusal> {
         let moved = self.machine.apply(caller, action, self.head.time)?;
         if let Action::Open { terms, .. } = action {
@@ -41,11 +41,11 @@ impl Block {
     }
 }
 
-/// The newest blocks, and what was opened in those that are forgotten.
+/// The newest blocks, and the accounts opened in older ones.
 pub(super) struct Blocks {
     blocks: VecDeque<Block>,
     opened_before: Vec<Opened>,
-    /// Grows with each reorganisation, so that the same number gets another hash.
+    /// Incremented with each reorganisation, so that a replaced block gets a different hash.
     fork: u64,
 }
 
@@ -71,13 +71,13 @@ impl Blocks {
         self.back(0)
     }
 
-    /// The block that many before the newest, or the oldest that is remembered.
+    /// The block that many before the newest one, or the oldest stored block.
     pub(super) fn back(&self, blocks: u64) -> &Block {
         let back = usize::try_from(blocks).unwrap_or(usize::MAX);
         &self.blocks[self.blocks.len().saturating_sub(1).saturating_sub(back)]
     }
 
-    /// An empty block behind the newest, at that time or a second after the newest.
+    /// An empty block after the newest one, with that time or one second after it.
     pub(super) fn next(&self, time: u64) -> Block {
         let newest = self.newest();
         let number = newest.head.number + 1;
@@ -105,7 +105,7 @@ impl Blocks {
         Mark(self.newest().head.hash)
     }
 
-    /// Drops the newest `depth` blocks.
+    /// Removes the newest `depth` blocks.
     pub(super) fn drop_newest(&mut self, depth: u64) -> bool {
         match usize::try_from(depth) {
             Ok(depth) if depth < self.blocks.len() => self.rewind(Mark(self.back(depth as u64).head.hash)),
@@ -113,7 +113,7 @@ impl Blocks {
         }
     }
 
-    /// Drops all blocks after the mark.
+    /// Removes all blocks after the mark.
     pub(super) fn rewind(&mut self, mark: Mark) -> bool {
         let Some(keep) = self.blocks.iter().position(|block| block.head.hash == mark.0) else {
             return false;
@@ -123,7 +123,7 @@ impl Blocks {
         true
     }
 
-    /// All that was opened, up to that block.
+    /// All accounts opened up to that block.
     pub(super) fn opened_until(&self, number: u64) -> impl Iterator<Item = &Opened> {
         let recent = self.blocks.iter().flat_map(|block| &block.opened);
         self.opened_before
@@ -132,7 +132,7 @@ impl Blocks {
             .filter(move |opened| opened.block_number <= number)
     }
 
-    /// The block after which a reader goes on; `None`, from the start, when its block was replaced.
+    /// The block after which a reader continues; `None` (from the start) if the block was replaced.
     pub(super) fn resume(&self, cursor: Cursor) -> Option<u64> {
         let mut blocks = self.blocks.iter();
         blocks

@@ -1,4 +1,4 @@
-//! The endpoint of the chain in memory, and what it does with a call: it simulates it, looks at the purse, and mines it.
+//! The endpoint of the chain in memory: it simulates a call, checks the caller's balances, and mines the call.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::machine::{Action, Refusal};
 
-/// Gas that every call takes, at 1 gwei.
+/// Gas used by every call, at 1 gwei.
 const GAS_PER_CALL: u64 = 100_000;
 const GAS_WEI_PER_CALL: u128 = GAS_PER_CALL as u128 * 1_000_000_000;
 
@@ -26,9 +26,9 @@ pub(super) struct State {
     pub(super) escrow: Address,
     pub(super) token: Address,
     pub(super) blocks: Blocks,
-    /// What the next block's time will be, at least.
+    /// Minimum time of the next block.
     pub(super) clock: u64,
-    /// Blocks that `Safe` and `Finalized` lag behind.
+    /// Blocks by which `Safe` and `Finalized` are behind.
     pub(super) lags: (u64, u64),
     pub(super) gas: HashMap<Address, u128>,
     pub(super) faults: Faults,
@@ -38,11 +38,11 @@ pub(super) struct State {
     pub(super) addresses: HashMap<[u8; 32], Address>,
 }
 
-/// What fails: always, or the next calls one by one.
+/// Active faults: a permanent one, and one per call.
 #[derive(Default)]
 pub(super) struct Faults {
     pub(super) standing: Option<Fault>,
-    /// Each entry is one call's; `None` lets it through.
+    /// One entry per call; `None` lets the call succeed.
     pub(super) next: VecDeque<Option<Fault>>,
 }
 
@@ -54,7 +54,7 @@ impl State {
         self.blocks.push(block);
     }
 
-    /// Simulates at the newest block, as a client does, and then mines a block with the call in it.
+    /// Simulates at the newest block, as a client does, and then mines a block with the call.
     pub(super) fn send(
         &mut self,
         caller: Address,
@@ -90,7 +90,7 @@ impl State {
         })
     }
 
-    /// What a client makes of a refusal: it looks at the purse before it sends.
+    /// The client's error for a refusal. The client checks the caller's balances before it sends.
     fn refused(&self, caller: Address, action: &Action, refusal: Refusal) -> PaymentError {
         let amount = match action {
             Action::Open { deposit, .. } => Some(*deposit),

@@ -1,4 +1,4 @@
-//! The chain in memory fails, forgets and reorganises as it is told to.
+//! Faults, forgotten blocks and reorganisations of the chain in memory.
 
 use leasehold_crds::payment::money::Rate;
 use leasehold_planner::escrow::Leg;

@@ -1,4 +1,4 @@
-//! The contracts' words in Rust, made from their ABI, and the port's words in the contracts'.
+//! Rust types generated from the contracts' ABI, and conversions between them and the types of the payment port.
 
 use alloy::{
     primitives::{Address as EvmAddress, B256, U256, aliases::U40},
@@ -10,7 +10,7 @@ use leasehold_planner::{
     ports::PaymentError,
 };
 
-/// What the contract generator emits, apart so that its lints are its own.
+/// Generated code, in a module of its own so that its lint exceptions apply to nothing else.
 #[allow(
     missing_docs,
     clippy::all,
@@ -23,7 +23,7 @@ mod generated {
     super::sol!(Escrow, "contracts/abi/Escrow.json");
     super::sol!(TestToken, "contracts/abi/TestToken.json");
 
-    // Of any ERC-20, with the parts of EIP-2612 that some have.
+    // Any ERC-20 token, with the optional functions of EIP-2612.
     super::sol! {
         interface Token {
             function name() external view returns (string);
@@ -50,7 +50,8 @@ mod generated {
         }
     }
 
-    /// Apart, since the escrow has a `Permit` too: the type's name is part of what is signed.
+    /// In a module of its own because the escrow has a `Permit` too, and the name of the type is part of the signed
+    /// data.
     pub(crate) mod eip2612 {
         alloy::sol! {
             struct Permit {
@@ -81,7 +82,7 @@ pub(crate) const fn from_b256(hash: B256) -> Hash {
     Hash(hash.0)
 }
 
-/// Seconds in the contract's 40 bits; later times are all the same to it.
+/// Seconds in the contract's 40 bits. Later times are saturated.
 pub(crate) fn to_u40(seconds: u64) -> U40 {
     U40::saturating_from(seconds)
 }
@@ -136,7 +137,7 @@ impl From<&Escrow::Terms> for Terms {
     }
 }
 
-/// `Phase` of the contract: an ABI knows enums as numbers only.
+/// Values of the contract's `Phase`: an ABI encodes enums as numbers.
 mod phase {
     pub(super) const RUNNING: u8 = 1;
     pub(super) const EXHAUSTED: u8 = 2;
@@ -144,12 +145,12 @@ mod phase {
     pub(super) const CLOSED: u8 = 4;
 }
 
-/// Whether the first start of a snapshot's account can't be told from the snapshot alone.
+/// Whether the snapshot alone does not show when the account was first started.
 pub(crate) const fn hides_its_start(s: &Escrow::Snapshot) -> bool {
     s.matches && matches!(s.phase, phase::ENDED | phase::CLOSED)
 }
 
-/// What a snapshot says. `settled_at` is the stored time of an account that [hides its start](hides_its_start).
+/// Converts a snapshot. `settled_at` is the stored time of an account that [hides its start](hides_its_start).
 pub(crate) fn account_read(
     s: &Escrow::Snapshot,
     settled_at: Option<u64>,
@@ -190,7 +191,7 @@ pub(crate) fn account_read(
     }))
 }
 
-/// A number of the chain in 128 bits.
+/// Narrows a number of the chain to 128 bits.
 pub(crate) fn narrow(number: U256) -> Result<u128, PaymentError> {
     number
         .try_into()

@@ -1,4 +1,5 @@
-//! A provider's acceptance: an EIP-712 signature that says under which account, at which rate and until when it serves.
+//! A provider's acceptance: an EIP-712 signature over the account, the rate and the time until which the provider
+//! serves.
 
 use alloy::{
     primitives::{Address as EvmAddress, B256, Signature},
@@ -12,7 +13,7 @@ use leasehold_planner::{
 
 use super::abi::{Acceptance, from_evm, to_b256};
 
-/// An acceptance holds for one escrow contract on one chain.
+/// An acceptance is valid for one escrow contract on one chain.
 pub(crate) fn domain(chain_id: u64, escrow: EvmAddress) -> Eip712Domain {
     eip712_domain! {
         name: "Leasehold Acceptance",
@@ -44,7 +45,7 @@ pub(crate) fn sign(
         .map_err(|e| PaymentError::Malformed(format!("signing an acceptance: {e}")))
 }
 
-/// Who signed. As contracts do, it refuses the second form (high s) that every signature has.
+/// Recovers the signer. Like contracts do, it rejects the malleable second form (high s) of a signature.
 pub(crate) fn signer(
     domain: &Eip712Domain,
     message: &AcceptanceMessage,

@@ -1,4 +1,4 @@
-//! Finding accounts by their `Opened` events: one by its id, or all of a market from a cursor on.
+//! Finds accounts by their `Opened` events: one account by its id, or all accounts of a market after a cursor.
 
 use alloy::{
     eips::{BlockId, BlockNumberOrTag},
@@ -16,18 +16,19 @@ use leasehold_planner::{
 use super::abi::{Escrow, to_b256, to_evm};
 use crate::evm::rpc::{Rpc, no_contract};
 
-/// Blocks per query: what public endpoints allow.
+/// Blocks per query. Public endpoints allow no more.
 const WINDOW_BLOCKS: u64 = 2_000;
-/// Windows per call of `opened_since`: a reader that is far behind calls again.
+/// Windows per call of `opened_since`. A reader that is further behind calls again.
 const WINDOWS_PER_CALL: u64 = 16;
-/// Accounts after which `opened_since` takes no further window.
+/// Number of accounts after which `opened_since` reads no further window.
 const ACCOUNTS_PER_CALL: usize = 1_000;
-/// Windows that `find` goes back where an endpoint refuses to search the whole chain at once.
+/// Windows that `find` searches backwards where an endpoint refuses to search the whole chain in one query.
 const WINDOWS_BACK: u64 = 500;
-/// How far a reader goes back when the block of its cursor is gone, or to the newest final block if that is earlier.
+/// How far a reader goes back when the block of its cursor was reorganised, unless the newest finalized block is
+/// earlier.
 const REWIND_BLOCKS: u64 = 64;
 
-/// The account with that id.
+/// Finds the account with that id.
 pub(crate) async fn find(rpc: &Rpc, escrow: EvmAddress, id: Hash) -> Result<Option<Opened>, PaymentError> {
     let head = rpc.head().await?;
     let raw = Escrow::rawCall {
@@ -51,10 +52,10 @@ pub(crate) async fn find(rpc: &Rpc, escrow: EvmAddress, id: Hash) -> Result<Opti
     match found {
         Some(account) if account.terms.id() == id => Ok(Some(account)),
         Some(_) => Err(PaymentError::Malformed(format!(
-            "the event of account {id} has other terms"
+            "the Opened event of account {id} contains different terms"
         ))),
         None => Err(PaymentError::Malformed(format!(
-            "account {id} exists, and the RPC endpoint does not know its event: use one that keeps the history"
+            "account {id} exists, but the RPC endpoint does not return its Opened event: use an endpoint that keeps all logs"
         ))),
     }
 }
@@ -74,7 +75,7 @@ async fn walk_back(rpc: &Rpc, filter: &Filter, head: Head) -> Result<Vec<Log>, P
     Ok(Vec::new())
 }
 
-/// Accounts of a market behind the cursor, and the next cursor.
+/// Returns the accounts of a market after the cursor, and the next cursor.
 pub(crate) async fn opened_since(
     rpc: &Rpc,
     escrow: EvmAddress,
@@ -96,7 +97,8 @@ pub(crate) async fn opened_since(
         if from > head.number {
             break;
         }
-        // The block's hash before its events: if it is replaced in between, the next call sees that.
+        // Read the hash of the block before its events: if the block is replaced in between, the next call detects
+        // it.
         stands = cursor_at(rpc, head, (from + WINDOW_BLOCKS - 1).min(head.number)).await?;
         let window = filter.clone().select(from..=stands.number);
         let logs = rpc.request(rpc.provider.get_logs(&window)).await?;
@@ -111,7 +113,8 @@ pub(crate) async fn opened_since(
     Ok((accounts, stands))
 }
 
-/// Where to read on. A cursor whose block is gone, or lies beyond the chain's end, is one of a chain that was replaced.
+/// Returns the block to continue from. If the cursor's block is gone or is beyond the head, the chain was
+/// reorganised.
 async fn resume(rpc: &Rpc, cursor: Cursor, head: Head) -> Result<u64, PaymentError> {
     let now = rpc.block(BlockNumberOrTag::Number(cursor.number)).await?;
     if now.is_some_and(|block| block.hash == cursor.hash) {
@@ -124,7 +127,7 @@ async fn resume(rpc: &Rpc, cursor: Cursor, head: Head) -> Result<u64, PaymentErr
     tracing::info!(
         block = cursor.number,
         from,
-        "the chain was reorganised: reading events again"
+        "chain reorganised: reading events again"
     );
     Ok(from)
 }
@@ -136,14 +139,14 @@ async fn cursor_at(rpc: &Rpc, head: Head, number: u64) -> Result<Cursor, Payment
         rpc.block(BlockNumberOrTag::Number(number)).await?
     };
     let block =
-        block.ok_or_else(|| PaymentError::Unreachable(format!("block {number} is gone: reorganised")))?;
+        block.ok_or_else(|| PaymentError::Unreachable(format!("block {number} is gone: the chain was reorganised")))?;
     Ok(Cursor {
         number,
         hash: block.hash,
     })
 }
 
-/// The block in which the contract appeared; 0 where the endpoint has no history to tell.
+/// Returns the block in which the contract was deployed, or 0 if the endpoint keeps no old state.
 async fn first_block(rpc: &Rpc, escrow: EvmAddress, head: Head) -> Result<u64, PaymentError> {
     let code = rpc.provider.get_code_at(escrow);
     if rpc.request(code).await?.is_empty() {
@@ -170,12 +173,12 @@ fn opened(escrow: EvmAddress) -> Filter {
 
 fn account(log: &Log) -> Result<Opened, PaymentError> {
     let event = Escrow::Opened::decode_log_data(log.data())
-        .map_err(|e| PaymentError::Malformed(format!("an Opened event: {e}")))?;
+        .map_err(|e| PaymentError::Malformed(format!("cannot decode an Opened event: {e}")))?;
     Ok(Opened {
         terms: (&event.terms).into(),
         deposit: TokenAmount(event.deposit),
         block_number: log
             .block_number
-            .ok_or_else(|| PaymentError::Malformed("an event without a block".into()))?,
+            .ok_or_else(|| PaymentError::Malformed("the endpoint returned an event without a block number".into()))?,
     })
 }

@@ -118,7 +118,8 @@ impl Payments for EvmEscrow {
         let mut missing_before = None;
         loop {
             let read = self.account_at(terms, BlockLevel::Latest).await?;
-            // The contract itself names what is wrong with an account that is none of ours, or closed.
+            // For an account that does not match the terms or is closed, the contract itself returns the precise
+            // error.
             let deposited = match read.present() {
                 Some(account) if !account.closed => account.deposited,
                 Some(_) | None => TokenAmount(0),

@@ -1,4 +1,4 @@
-//! What an endpoint's error means: an outage, a refusal of the contract, or a purse that is too empty.
+//! Classifies errors of an RPC endpoint: an outage, a revert by the contract, or insufficient funds.
 
 use alloy::{
     primitives::Bytes,
@@ -13,7 +13,7 @@ use crate::evm::escrow::{Escrow, Token};
 
 const METHOD_NOT_FOUND: i64 = -32601;
 
-/// What an error of the endpoint means for a call by `sender`. `secrets` are cut out of what the endpoint says.
+/// Classifies an error of a call by `sender`. `secrets` are removed from the endpoint's message.
 pub(crate) fn payment_error(
     error: &TransportError,
     sender: Option<Address>,
@@ -28,21 +28,21 @@ pub(crate) fn payment_error(
             match sender {
                 Some(address) if is_insufficient_gas(payload) => PaymentError::InsufficientGas { address },
                 _ if payload.code == METHOD_NOT_FOUND => PaymentError::Malformed(format!(
-                    "the RPC endpoint lacks a method of the Ethereum API: {says}"
+                    "the RPC endpoint does not support a required method of the Ethereum API: {says}"
                 )),
                 _ => PaymentError::Unreachable(format!("the RPC endpoint answered: {says}")),
             }
         }
         RpcError::Transport(kind) => PaymentError::Unreachable(redact(&kind.to_string(), secrets)),
-        RpcError::NullResp => PaymentError::Malformed("null where an answer was due".into()),
-        RpcError::DeserError { err, .. } => PaymentError::Malformed(format!("no JSON-RPC answer: {err}")),
+        RpcError::NullResp => PaymentError::Malformed("the RPC endpoint answered null".into()),
+        RpcError::DeserError { err, .. } => PaymentError::Malformed(format!("the answer is not JSON-RPC: {err}")),
         RpcError::SerError(_) | RpcError::UnsupportedFeature(_) | RpcError::LocalUsageError(_) => {
             PaymentError::Malformed(redact(&error.to_string(), secrets))
         }
     }
 }
 
-/// Whether the request certainly never left this machine.
+/// Whether it is certain that the request was not sent.
 pub(crate) fn was_not_sent(error: &TransportError) -> bool {
     let RpcError::Transport(TransportErrorKind::Custom(cause)) = error else {
         return false;
@@ -60,18 +60,18 @@ fn is_insufficient_gas(payload: &ErrorPayload) -> bool {
         .contains("insufficient funds")
 }
 
-/// What an endpoint says of a transaction that it does not take.
+/// Why an endpoint did not accept a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
-    /// It has this very transaction.
+    /// It already has this transaction.
     AlreadyKnown,
     /// A transaction with this nonce was mined.
     NonceUsed,
-    /// A transaction with this nonce waits, and ours does not pay enough to take its place.
+    /// Another transaction with this nonce is pending, and this one does not pay enough to replace it.
     Underpriced,
 }
 
-/// Each node has its own words for these.
+/// Nodes use different texts for the same reason.
 pub(crate) fn rejection(error: &TransportError) -> Option<Rejection> {
     let message = error.as_error_resp()?.message.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|w| message.contains(w));
@@ -98,7 +98,7 @@ pub(crate) fn rejection(error: &TransportError) -> Option<Rejection> {
     }
 }
 
-/// The contract's error, if this is a revert.
+/// The contract's error, if the call was reverted.
 fn refusal(payload: &ErrorPayload) -> Option<String> {
     if let Some(data) = payload.as_revert_data() {
         return Some(decode(&data));
@@ -107,7 +107,7 @@ fn refusal(payload: &ErrorPayload) -> Option<String> {
     (message.contains("revert") && !message.contains("nonce")).then(|| "no reason given".to_owned())
 }
 
-/// Names a revert: the escrow's errors, the token's, and Solidity's own.
+/// Decodes a revert: an error of the escrow, of the token, or of Solidity itself.
 pub(crate) fn decode(data: &Bytes) -> String {
     if let Ok(error) = Escrow::EscrowErrors::abi_decode(data) {
         return escrow_error(&error);
@@ -127,7 +127,7 @@ pub(crate) fn decode(data: &Bytes) -> String {
     }
 }
 
-/// Name and arguments. An account's id is left out: who called knows it.
+/// Name and arguments of the error. The account's id is left out, as the caller knows it.
 fn escrow_error(error: &Escrow::EscrowErrors) -> String {
     use Escrow::EscrowErrors as E;
     match error {
@@ -183,7 +183,7 @@ fn token_error(error: &Token::TokenErrors) -> String {
     }
 }
 
-/// The text, shortened, without any of the secrets.
+/// Shortens the text and removes all secrets from it.
 fn redact(text: &str, secrets: &[String]) -> String {
     const CHARS_MAX: usize = 300;
     let mut clean = text.to_owned();

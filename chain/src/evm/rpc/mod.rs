@@ -1,4 +1,4 @@
-//! Asking the endpoint: it must serve the right chain, and each of its errors gets a meaning here.
+//! Requests to an RPC endpoint. It verifies that the endpoint serves the expected chain, and classifies its errors.
 
 use std::{
     future::IntoFuture,
@@ -31,10 +31,10 @@ pub(crate) use error::payment_error;
 pub(crate) struct Rpc {
     pub(crate) provider: RootProvider<Ethereum>,
     pub(crate) chain_id: u64,
-    /// How often to ask for a receipt.
+    /// How often to poll for a receipt.
     pub(crate) poll: Duration,
     secrets: Vec<String>,
-    /// Whether the endpoint was seen to serve `chain_id`, and has answered ever since.
+    /// Whether the endpoint was seen to serve `chain_id` and has answered every request since.
     verified: AtomicBool,
 }
 
@@ -54,7 +54,7 @@ impl Rpc {
         }
     }
 
-    /// The answer to a request that no signer pays for.
+    /// Sends a request for which no signer pays.
     pub(crate) async fn request<T>(
         &self,
         request: impl IntoFuture<Output = TransportResult<T>>,
@@ -63,7 +63,7 @@ impl Rpc {
         answer.map_err(|error| self.classify(&error, None))
     }
 
-    /// What an error means; after an outage the endpoint may be another one.
+    /// Classifies an error. After an outage the chain id is verified again, as the endpoint may be another one.
     pub(crate) fn classify(
         &self,
         error: &alloy::transports::TransportError,
@@ -75,7 +75,7 @@ impl Rpc {
         payment_error(error, sender, &self.secrets)
     }
 
-    /// Refuses an endpoint of another chain. Costs a request only at the start and after an outage.
+    /// Refuses an endpoint of another chain. It sends a request only at the start and after an outage.
     pub(crate) async fn verify_chain_id(&self) -> Result<(), PaymentError> {
         if self.verified.load(Ordering::Relaxed) {
             return Ok(());
@@ -91,21 +91,21 @@ impl Rpc {
         Ok(())
     }
 
-    /// The block of that number, if the chain has it.
+    /// Returns the block with that number, if the chain has it.
     pub(crate) async fn block(&self, at: BlockNumberOrTag) -> Result<Option<Head>, PaymentError> {
         let block = self.request(self.provider.get_block_by_number(at)).await?;
         Ok(block.as_ref().map(head_of))
     }
 
-    /// The newest block.
+    /// Returns the newest block.
     pub(crate) async fn head(&self) -> Result<Head, PaymentError> {
         self.verify_chain_id().await?;
         self.block(BlockNumberOrTag::Latest)
             .await?
-            .ok_or_else(|| PaymentError::Malformed("the chain has no newest block".into()))
+            .ok_or_else(|| PaymentError::Malformed("the endpoint returned no newest block".into()))
     }
 
-    /// What a view answers at that block; `None` when no contract is there.
+    /// Calls a view at that block. Returns `None` if there is no contract at the address.
     pub(crate) async fn view<C: SolCall>(
         &self,
         to: EvmAddress,
@@ -127,7 +127,7 @@ impl Rpc {
         })
     }
 
-    /// What a view of a contract that must be there answers.
+    /// Calls a view of a contract that must exist.
     pub(crate) async fn view_of<C: SolCall>(
         &self,
         to: EvmAddress,
@@ -139,7 +139,7 @@ impl Rpc {
             .ok_or_else(|| no_contract(to, self.chain_id))
     }
 
-    /// A call as `from` would make it, and the gas it would take; a revert is an error.
+    /// Simulates a call by `from` and returns the gas that it would use. A revert is an error.
     pub(crate) async fn estimate(
         &self,
         from: Address,

@@ -1,5 +1,6 @@
-//! The wire to the RPC endpoint: HTTP with a deadline on every request, a limit on every answer, and never the URL
-//! in an error or a span. (alloy's own HTTP transport puts the URL, which holds the API key, into its spans.)
+//! HTTP transport to the RPC endpoint, with a deadline for every request and a size limit for every answer. The URL
+//! appears in no error and no span. (alloy's own HTTP transport puts the URL, which contains the API key, into its
+//! spans.)
 
 use std::{
     fmt,
@@ -18,18 +19,18 @@ use alloy::{
 use leasehold_planner::ports::PaymentError;
 use tower::Service;
 
-/// An answer longer than this is no answer.
+/// Longer answers are refused.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 
-/// Why no answer came. Its text names neither host nor URL.
+/// Why there is no answer. The text contains neither host nor URL.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HttpError {
-    /// Nothing was sent: a transaction can't be under way.
+    /// Nothing was sent, so no transaction can be pending.
     #[error("no connection to the RPC endpoint: {0}")]
     NotConnected(String),
     #[error("no answer from the RPC endpoint within {0:?}")]
     Late(Duration),
-    #[error("the connection to the RPC endpoint broke: {0}")]
+    #[error("the connection to the RPC endpoint failed: {0}")]
     Broken(String),
     #[error("the RPC endpoint answered HTTP {0}{hint}", hint = hint(*.0))]
     Status(u16),
@@ -39,9 +40,9 @@ pub(crate) enum HttpError {
 
 const fn hint(status: u16) -> &'static str {
     match status {
-        401 | 403 => ": its key is wrong or has no access",
-        404 => ": no JSON-RPC is served under this URL",
-        429 => ": too many requests for its plan",
+        401 | 403 => ": the API key is wrong or has no access",
+        404 => ": there is no JSON-RPC endpoint at this URL",
+        429 => ": too many requests for the plan of this API key",
         _ => "",
     }
 }
@@ -62,18 +63,18 @@ impl fmt::Debug for HttpTransport {
 }
 
 impl HttpTransport {
-    /// Connects with the first request.
+    /// Creates a transport, which connects with its first request.
     pub(crate) fn new(url: &str, deadline: Duration) -> Result<Self, PaymentError> {
         let url = Url::parse(url)
             .ok()
             .filter(|u| matches!(u.scheme(), "http" | "https"))
-            .ok_or_else(|| PaymentError::Malformed("the RPC URL is no http:// or https:// URL".into()))?;
+            .ok_or_else(|| PaymentError::Malformed("the RPC URL is not an http:// or https:// URL".into()))?;
         let client = reqwest::Client::builder()
             .connect_timeout(deadline)
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|e| {
-                PaymentError::Malformed(format!("the HTTP client: {}", innermost(&e.without_url())))
+                PaymentError::Malformed(format!("cannot create the HTTP client: {}", innermost(&e.without_url())))
             })?;
         Ok(Self {
             client,
@@ -82,7 +83,7 @@ impl HttpTransport {
         })
     }
 
-    /// Whether polling it is cheap.
+    /// Whether the endpoint is on this machine, where frequent polling is cheap.
     pub(crate) fn is_local(&self) -> bool {
         matches!(self.url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"))
     }
@@ -123,7 +124,7 @@ impl HttpTransport {
             .await
             .unwrap_or(Err(HttpError::Late(self.deadline)))
             .map_err(TransportErrorKind::custom)?;
-        // Some endpoints put a proper JSON-RPC error under a failing status.
+        // Some endpoints send a valid JSON-RPC error with an HTTP error status.
         match serde_json::from_slice(&answer) {
             Ok(packet) => Ok(packet),
             Err(_) if !status.is_success() => {
@@ -158,7 +159,7 @@ fn http_error(error: reqwest::Error) -> HttpError {
     }
 }
 
-/// The last cause: "Connection refused" rather than "error sending request".
+/// Returns the innermost cause: "Connection refused" rather than "error sending request".
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {

@@ -1,4 +1,4 @@
-//! Transactions of a signer: permits, nonces, sending, and what happens until they are mined.
+//! Transactions of a signer: permits, nonces, sending, and waiting until a transaction is mined.
 
 mod pending_tx;
 pub(crate) mod permit;

@@ -1,5 +1,5 @@
-//! What happens to a transaction after it was sent: it is mined, displaced, or stuck. What is stuck bids more; what
-//! blocks a key and is none of ours gets nothing in its place.
+//! Follows a transaction after it was sent until it is mined or displaced. A stuck transaction is replaced by one
+//! with higher fees. An unknown transaction that blocks the key's nonce is replaced by an empty one.
 
 use alloy::{
     consensus::{SignableTransaction, TxEip1559},
@@ -26,20 +26,21 @@ use crate::evm::{
     },
 };
 
-/// Forms of one transaction, each bidding more than the one before.
+/// Attempts per transaction, each with higher fees than the one before.
 const ATTEMPTS_MAX: usize = 6;
-/// Sightings of a nonce that was used, without a receipt of ours, until it counts as another's.
+/// Consecutive reads that must show the nonce as used, without a receipt of ours, before it counts as displaced.
 const NONCE_USED_READS: u32 = 3;
 
-/// How a flight ended.
+/// How a transaction ended.
 pub(super) enum TxOutcome {
     Mined(Box<TransactionReceipt>),
-    /// Another transaction has its nonce: nothing of ours was mined.
+    /// Another transaction used the nonce; none of our attempts was mined.
     Displaced,
 }
 
 impl Sender {
-    /// Waits until a form of the flight is mined or its nonce went to another; bids more when it is stuck.
+    /// Waits until an attempt is mined or another transaction used the nonce. Raises the fees when the transaction is
+    /// stuck.
     pub(super) async fn wait_mined(
         &self,
         rpc: &Rpc,
@@ -82,12 +83,12 @@ impl Sender {
             tokio::time::sleep(rpc.poll).await;
         }
         let transaction = from_b256(attempts.last().map_or(B256::ZERO, |(hash, _)| *hash));
-        tracing::warn!(account = %tx.account, action = tx.action, tx = %transaction, "not mined in time");
+        tracing::warn!(account = %tx.account, action = tx.action, tx = %transaction, "transaction not mined in time; it may still be mined, and is looked up again before anything else is sent");
         Err(PaymentError::Pending { transaction })
     }
 
-    /// Sends our transaction with the nonce that the chain waits for once more, when it has waited for long; with a
-    /// higher bid, if blocks went by without it.
+    /// Sends our transaction with that nonce again if it has been pending for long, with higher fees if blocks were
+    /// mined without it.
     pub(super) async fn resend_stuck(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
         let Some(mut tx) = queue
             .get(nonce)
@@ -109,17 +110,17 @@ impl Sender {
         queue.insert(tx.clone());
         match broadcast(rpc, &tx).await {
             Ok(()) => {
-                tracing::info!(account = %tx.account, action = tx.action, tx = %tx.newest_hash(), nonce, max_fee = tx.fees.max, "sent again");
+                tracing::info!(account = %tx.account, action = tx.action, tx = %tx.newest_hash(), nonce, max_fee = tx.fees.max, "transaction sent again");
             }
             Err(error) => {
                 let reason = rpc.classify(&error, None);
-                tracing::debug!(account = %tx.account, action = tx.action, nonce, %reason, "not taken again");
+                tracing::debug!(account = %tx.account, action = tx.action, nonce, %reason, "endpoint did not accept the transaction again");
             }
         }
     }
 
-    /// Fills a nonce that the chain waits for and that is none of ours: a transaction that bids too little, of a
-    /// process before this one, or one that is lost. Whoever sent it finds out by asking the chain.
+    /// Fills a nonce that the chain waits for and that none of our pending transactions has: that transaction pays
+    /// too little, was sent by an earlier process, or is lost. Its sender learns the outcome from the chain.
     pub(super) async fn fill_nonce_gap(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
         if queue.get(nonce).is_some() {
             return;
@@ -142,8 +143,9 @@ impl Sender {
             sent_at: Instant::now(),
             sent_after: head.number,
         };
-        tracing::warn!(signer = %signer.address(), nonce, "an unknown transaction blocks this key: sending nothing in its place");
-        // What it bids is unknown too. The ceiling is on a bid, of which a block takes only what it costs.
+        tracing::warn!(signer = %signer.address(), nonce, "an unknown transaction blocks this key: replacing it with an empty transaction");
+        // The fees of the unknown transaction are unknown too. The maximum fee is an upper limit; only the actual
+        // price is paid.
         for _ in 0..ATTEMPTS_MAX {
             tx.attempts.clear();
             if sign(rpc, signer, &mut tx).is_err() {
@@ -170,7 +172,7 @@ impl Sender {
     }
 }
 
-/// Signs the flight as it now is and adds that to its forms.
+/// Signs the transaction with its current fees and adds the result to its attempts.
 pub(super) fn sign(rpc: &Rpc, signer: &PrivateKeySigner, tx: &mut PendingTx) -> Result<(), PaymentError> {
     let mut transaction = TxEip1559 {
         chain_id: rpc.chain_id,
@@ -184,7 +186,7 @@ pub(super) fn sign(rpc: &Rpc, signer: &PrivateKeySigner, tx: &mut PendingTx) -> 
     };
     let signature = signer
         .sign_transaction_sync(&mut transaction)
-        .map_err(|e| PaymentError::Malformed(format!("signing a transaction: {e}")))?;
+        .map_err(|e| PaymentError::Malformed(format!("cannot sign the transaction: {e}")))?;
     let signed = transaction.into_signed(signature);
     tx.attempts.push((*signed.hash(), signed.encoded_2718().into()));
     Ok(())

@@ -1,4 +1,5 @@
-//! EIP-2612: the allowance for the escrow as a signature, so that paying takes one transaction instead of two.
+//! EIP-2612 permits: an allowance for the escrow as a signature, so that a payment takes one transaction instead of
+//! two.
 
 use alloy::{
     eips::BlockId,
@@ -13,8 +14,8 @@ use crate::evm::{
     rpc::Rpc,
 };
 
-/// The domain under which the token takes permits; `None` when it takes none, or under a domain that we can't
-/// derive ourselves: an endpoint's word alone is nothing to sign.
+/// Returns the EIP-712 domain of the token's permits. Returns `None` if the token has no permits, or if the domain
+/// cannot be derived here: a domain that only the endpoint reports must not be signed for.
 pub(crate) async fn domain_separator(rpc: &Rpc, token: EvmAddress) -> Result<Option<B256>, PaymentError> {
     let Some(separator) = optional(rpc, token, &Token::DOMAIN_SEPARATORCall {}).await? else {
         return Ok(None);
@@ -40,12 +41,12 @@ pub(crate) async fn domain_separator(rpc: &Rpc, token: EvmAddress) -> Result<Opt
         domain.separator() == separator
     });
     if !derived {
-        tracing::info!(%token, "the token's permit domain is not derivable: paying with approve instead");
+        tracing::info!(%token, "cannot derive the token's permit domain: using approve instead of permits");
     }
     Ok(derived.then_some(separator))
 }
 
-/// What a view answers; `None` when the contract doesn't have it.
+/// Calls a view. Returns `None` if the contract does not have it.
 async fn optional<C: SolCall>(
     rpc: &Rpc,
     token: EvmAddress,
@@ -58,7 +59,7 @@ async fn optional<C: SolCall>(
     }
 }
 
-/// A permit for the escrow to take `value` from the signer.
+/// Signs a permit that allows the escrow to transfer `value` from the signer.
 pub(crate) fn sign(
     signer: &PrivateKeySigner,
     domain_separator: B256,
@@ -80,7 +81,7 @@ pub(crate) fn sign(
     preimage[34..].copy_from_slice(message.eip712_hash_struct().as_slice());
     let signature = signer
         .sign_hash_sync(&keccak256(preimage))
-        .map_err(|e| PaymentError::Malformed(format!("signing a permit: {e}")))?;
+        .map_err(|e| PaymentError::Malformed(format!("cannot sign the permit: {e}")))?;
     Ok(Escrow::Permit {
         value,
         deadline: message.deadline,

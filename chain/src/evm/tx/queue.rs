@@ -1,6 +1,6 @@
-//! What is under way for each signer: its transactions that were sent and are not known to be mined.
+//! The pending transactions of each signer: sent, and not known to be mined.
 //!
-//! It is a memory of this process only. A second operator may use the same key: what counts is what the chain says.
+//! They are known to this process only. A second operator may use the same key, so decisions follow the chain.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,10 +11,10 @@ use alloy::primitives::{Address as EvmAddress, B256, Bytes, U256};
 use leasehold_planner::escrow::{Address, Hash};
 use tokio::time::Instant;
 
-/// Signers kept at most, beyond those with something under way.
+/// Maximum number of signers kept, not counting those with pending transactions.
 const SIGNERS_MAX: usize = 1024;
 
-/// What a transaction bids for its place in a block, in wei per gas.
+/// Fees that a transaction offers, in wei per gas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fees {
     pub(crate) max: u128,
@@ -22,7 +22,7 @@ pub(crate) struct Fees {
 }
 
 impl Fees {
-    /// A quarter more: nodes ask for 10 to 12.5 % of a replacement.
+    /// Raises both fees by a quarter. Nodes require 10 to 12.5 % more for a replacement.
     pub(crate) fn raised(self) -> Self {
         let raise = |wei: u128| wei.saturating_add(wei / 4).saturating_add(1);
         Self {
@@ -39,23 +39,23 @@ impl Fees {
     }
 }
 
-/// One transaction, in all the forms that were sent of it; at most one of them is ever mined.
+/// One transaction with all attempts to send it. At most one attempt is ever mined.
 #[derive(Clone, Debug)]
 pub(crate) struct PendingTx {
     pub(crate) nonce: u64,
     pub(crate) action: &'static str,
     pub(crate) account: Hash,
-    /// What the caller wanted: two sends of the same wish are one transaction.
+    /// Identifies the caller's request: two requests with the same hash share one transaction.
     pub(crate) request_hash: B256,
     pub(crate) to: EvmAddress,
     pub(crate) input: Bytes,
     pub(crate) gas_limit: u64,
-    /// Base units of the token that it takes from the signer.
+    /// Base units of the token that it transfers from the signer.
     pub(crate) pulls: u128,
-    /// Nonce of the permit that it carries.
+    /// Nonce of the permit in its input.
     pub(crate) permit: Option<U256>,
     pub(crate) fees: Fees,
-    /// Hash and bytes of each form, the newest last.
+    /// Hash and signed bytes of each attempt, the newest last.
     pub(crate) attempts: Vec<(B256, Bytes)>,
     pub(crate) sent_at: Instant,
     /// Newest block when it was last sent.
@@ -68,19 +68,19 @@ impl PendingTx {
     }
 }
 
-/// Sums over what is under way.
+/// Sums over the pending transactions of a signer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PendingTotals {
     pub(crate) permits: u64,
     pub(crate) pulls: u128,
 }
 
-/// One signer.
+/// The queue of one signer.
 #[derive(Default)]
 pub(crate) struct Queue {
     /// Held from the choice of a nonce until the transaction is sent.
     pub(crate) send_lock: tokio::sync::Mutex<()>,
-    /// Held over approve and pull, for a token without permits: the allowance is one number.
+    /// Held during approve and payment for a token without permits, as a signer has one allowance for the escrow.
     pub(crate) allowance_lock: tokio::sync::Mutex<()>,
     pending: Mutex<BTreeMap<u64, PendingTx>>,
 }
@@ -106,7 +106,7 @@ impl Queue {
         self.pending().remove(&nonce);
     }
 
-    /// Forgets what the chain has: `mined` is the signer's number of mined transactions.
+    /// Forgets transactions with nonces below `mined`, the signer's number of mined transactions.
     pub(crate) fn forget_below(&self, mined: u64) {
         let mut pending = self.pending();
         *pending = pending.split_off(&mined);
@@ -122,8 +122,8 @@ impl Queue {
             })
     }
 
-    /// The first nonce from there on that nothing under way has: the chain may know less than we sent, and what it
-    /// has lost leaves a gap.
+    /// Returns the first nonce from `from` on that no pending transaction has. The endpoint may not yet know
+    /// everything that was sent, and a lost transaction leaves a gap.
     pub(crate) fn free_nonce(&self, from: u64) -> u64 {
         let pending = self.pending();
         let taken = pending
@@ -138,7 +138,7 @@ impl Queue {
     }
 }
 
-/// All signers of this process.
+/// The queues of all signers of this process.
 #[derive(Default)]
 pub(crate) struct Queues(Mutex<HashMap<Address, Arc<Queue>>>);
 

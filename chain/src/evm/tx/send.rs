@@ -1,8 +1,9 @@
-//! Sending: from a wish to a receipt. It simulates, so that a refusal costs nothing; takes a nonce; waits; bids more
-//! for what is stuck; and asks the chain whenever a nonce turns out to be somebody else's.
+//! Sends a call and returns its receipt. A call is simulated first, so that a revert costs no gas. Then it gets a
+//! nonce, is sent, and is waited for, with higher fees if it is stuck. If another transaction used the nonce, the
+//! chain is read again.
 //!
-//! Of one call at most one transaction is ever mined: all forms of it share a nonce, and it moves to another nonce
-//! only when the chain shows that the first went to another transaction.
+//! At most one transaction per call is ever mined: all attempts share a nonce, and a call gets another nonce only
+//! when the chain shows that another transaction used the first one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,47 +34,47 @@ use crate::evm::{
     },
 };
 
-/// Nonces tried for one wish: each further one means that another sender took the one before.
+/// Nonces tried for one call. Each further one means that another sender used the one before.
 const NONCES_MAX: usize = 8;
-/// What a permit, a transfer and first writes of slots can take beyond a simulation without them.
+/// Gas that a permit, a transfer and first writes of storage slots can use beyond a simulation without them.
 const PULL_GAS: u64 = 250_000;
-/// What a later block can take beyond a simulation: a leg that has earned something by then is paid to a payee who
-/// held none, an account that is spent by then is written so.
+/// Gas that a call can use in a later block beyond its simulation: a leg that has earned something meanwhile is paid
+/// to a payee without tokens, or an account that is exhausted meanwhile is stored as such.
 const LATER_GAS: u64 = 60_000;
 const LATER_GAS_PER_LEG: u64 = 60_000;
-/// What a caller wants to have mined.
+/// A call that is to be mined.
 pub(crate) struct Write {
     pub(crate) action: &'static str,
     pub(crate) account: Hash,
     pub(crate) to: EvmAddress,
-    /// The call, without a permit.
+    /// The encoded call, without a permit.
     pub(crate) input: Bytes,
-    /// Legs that it touches.
+    /// Number of legs that it touches.
     pub(crate) legs: u32,
     pub(crate) pull: Option<Pull>,
 }
 
-/// Tokens that a call takes from its sender.
+/// Tokens that a call transfers from its sender.
 pub(crate) struct Pull {
     pub(crate) token: EvmAddress,
     pub(crate) amount: TokenAmount,
-    /// The same call, moving nothing: what can be simulated when the allowance isn't there yet.
+    /// The same call with amount 0, which can be simulated before the allowance exists.
     pub(crate) dry: Bytes,
-    /// The same call with a permit, and the token's permit domain, if it has one.
+    /// The token's permit domain and the same call with a permit, if the token has permits.
     pub(crate) permit: Option<(B256, WithPermit)>,
 }
 
-/// Makes the call that brings a permit along.
+/// Encodes the call with a permit.
 pub(crate) type WithPermit = Box<dyn Fn(Escrow::Permit) -> Bytes + Send + Sync>;
 
-/// How a call is to be sent.
+/// The call as it is sent.
 struct Prepared {
     input: Bytes,
     gas: u64,
     permit: Option<U256>,
 }
 
-/// Sends for all signers.
+/// Sends the transactions of all signers.
 pub(crate) struct Sender {
     queues: Queues,
     pub(super) mine_deadline: Duration,
@@ -93,7 +94,7 @@ impl Sender {
         self.queues.of(signer)
     }
 
-    /// Has it mined, or says why not.
+    /// Sends the call and waits until it is mined.
     pub(crate) async fn send(
         &self,
         rpc: &Rpc,
@@ -105,7 +106,7 @@ impl Sender {
             let tx = {
                 let _guard = timeout(self.mine_deadline, queue.send_lock.lock())
                     .await
-                    .map_err(|_| PaymentError::Unreachable("this key's queue does not move".into()))?;
+                    .map_err(|_| PaymentError::Unreachable("earlier transactions of this key are still being sent".into()))?;
                 match self.submit(rpc, &queue, signer, write).await? {
                     Some(tx) => tx,
                     None => continue,
@@ -115,22 +116,22 @@ impl Sender {
                 TxOutcome::Mined(receipt) if receipt.status() => return Ok(*receipt),
                 TxOutcome::Mined(receipt) => {
                     let refusal = self.revert_reason(rpc, signer, write, &tx, &receipt).await?;
-                    tracing::info!(account = %write.account, action = write.action, tx = %receipt.transaction_hash, reason = refusal.as_deref().unwrap_or("to be tried again"), "reverted");
+                    tracing::info!(account = %write.account, action = write.action, tx = %receipt.transaction_hash, reason = refusal.as_deref().unwrap_or("retried"), "transaction reverted");
                     if let Some(error) = refusal {
                         return Err(PaymentError::Reverted { error });
                     }
                 }
                 TxOutcome::Displaced => {
-                    tracing::info!(account = %write.account, action = write.action, nonce = tx.nonce, "another transaction of this key took the nonce");
+                    tracing::info!(account = %write.account, action = write.action, nonce = tx.nonce, "another transaction of this key used the nonce");
                 }
             }
         }
         Err(PaymentError::Unreachable(
-            "another sender keeps using this key's nonces; nothing was mined: try again".into(),
+            "another sender keeps using this key's nonces; nothing was mined; use the key in one place only".into(),
         ))
     }
 
-    /// Simulates, signs and sends; or joins what is under way for the same wish. `None`: ask the chain once more.
+    /// Simulates, signs and sends the call, or joins a pending transaction for the same request. `None`: start over.
     async fn submit(
         &self,
         rpc: &Rpc,
@@ -198,7 +199,7 @@ impl Sender {
         };
         match rejection(&error) {
             Some(Rejection::AlreadyKnown) => return Ok(Some(tx)),
-            // Another operator may have sent these very bytes.
+            // Another operator may have sent the same bytes.
             Some(Rejection::NonceUsed) => {
                 let receipt = rpc.provider.get_transaction_receipt(tx.newest_hash());
                 if rpc.request(receipt).await?.is_some() {
@@ -206,9 +207,9 @@ impl Sender {
                 }
             }
             Some(Rejection::Underpriced) => {}
-            // It may have arrived: from here on only the chain can tell.
+            // The endpoint may have received it. From here on only the chain shows whether it did.
             None if error.is_transport_error() && !was_not_sent(&error) => {
-                tracing::warn!(account = %tx.account, action = tx.action, tx = %tx.newest_hash(), "sent, and no answer came");
+                tracing::warn!(account = %tx.account, action = tx.action, tx = %tx.newest_hash(), "transaction sent, but the endpoint did not answer");
                 return Ok(Some(tx));
             }
             None => {
@@ -217,12 +218,12 @@ impl Sender {
             }
         }
         queue.remove(tx.nonce);
-        tracing::debug!(account = %tx.account, action = tx.action, nonce = tx.nonce, "the nonce is taken: asking the chain");
+        tracing::debug!(account = %tx.account, action = tx.action, nonce = tx.nonce, "another transaction has the nonce: reading the chain again");
         tokio::time::sleep(rpc.poll).await;
         Ok(None)
     }
 
-    /// The call to send and the gas it takes. `None` when a permit of this signer was used meanwhile.
+    /// Returns the call to send and its gas. `None` if a permit of this signer was used meanwhile.
     async fn prepare(
         &self,
         rpc: &Rpc,
@@ -254,7 +255,8 @@ impl Sender {
         )?;
         let have = narrow(balance)?.saturating_sub(totals.pulls);
         if have < pull.amount.0 {
-            // The contract's own refusal goes first: who opens twice has often paid with all he had.
+            // Report a revert by the contract first: a payer who opens twice has often spent all tokens on the first
+            // account.
             rpc.estimate(me, write.to, pull.dry.clone()).await?;
             return Err(PaymentError::InsufficientTokens {
                 address: me,
@@ -272,7 +274,7 @@ impl Sender {
         let nonces = Token::noncesCall { owner };
         let used = rpc.view_of(pull.token, &nonces, at).await?;
         let nonce = used + U256::from(totals.permits);
-        // Whole hours, so that two operators sign the same bytes.
+        // Full hours, so that two operators sign the same bytes.
         let deadline = (head.time / 3600 + 2) * 3600;
         let permit = permit::sign(
             signer,
@@ -292,7 +294,7 @@ impl Sender {
             }
             estimate?
         } else {
-            // This permit holds only once those before it are mined, which no simulation shows.
+            // This permit becomes valid only when the pending ones are mined, which no simulation covers.
             rpc.estimate(me, write.to, pull.dry.clone()).await? + PULL_GAS
         };
         Ok(Some(Prepared {
@@ -302,8 +304,8 @@ impl Sender {
         }))
     }
 
-    /// The contract's reason. `None` when another try may do: its gas ran out, which the next simulation sees coming,
-    /// or its permit was used up by another transaction.
+    /// Returns the contract's reason. `None` if a retry may succeed: the gas ran out, which the next simulation
+    /// accounts for, or another transaction used the permit.
     async fn revert_reason(
         &self,
         rpc: &Rpc,
@@ -312,7 +314,7 @@ impl Sender {
         tx: &PendingTx,
         receipt: &TransactionReceipt,
     ) -> Result<Option<String>, PaymentError> {
-        // A call keeps 1/64 of its gas for itself when one that it made runs out.
+        // When a nested call runs out of gas, its caller keeps 1/64 of the gas.
         if receipt.gas_used >= tx.gas_limit - tx.gas_limit / 32 {
             return Ok(None);
         }
@@ -332,7 +334,7 @@ impl Sender {
             Err(PaymentError::Reverted { error }) => Ok(Some(error)),
             Err(error) => Err(error),
             Ok(_) => Ok(Some(
-                "reverted when it was mined, for a reason that is gone".into(),
+                "reverted when it was mined; a simulation no longer reproduces the reason".into(),
             )),
         }
     }
