@@ -1,4 +1,4 @@
-//! Each action through JSON-RPC on a real EVM, and what it moves.
+//! Each action through JSON-RPC on a real EVM, and the tokens that it moves.
 
 use alloy::{primitives::Address as EvmAddress, providers::Provider};
 use leasehold_chain::{EvmEscrow, Network};
@@ -30,7 +30,7 @@ async fn a_lease_from_deposit_to_refund() {
         .unwrap();
     let t0 = escrow.head().await.unwrap().time;
     let account = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
-    let account = account.present().expect("it is open").clone();
+    let account = account.present().expect("the account is open").clone();
     assert_eq!(account.deposited, TokenAmount(200_000));
     assert_eq!(
         (account.started_at, account.paid_until, account.running),
@@ -41,13 +41,13 @@ async fn a_lease_from_deposit_to_refund() {
         TokenAmount(800_000)
     );
 
-    // 2,000 a second: the first start at t0 + 10 begins it, for 100 seconds.
+    // The balance decreases by 2,000 per second: the first start at t0 + 10 begins 100 paid seconds.
     anvil.set_next_time(t0 + 10).await;
     escrow.start(&one, &terms, 0b01).await.unwrap();
     anvil.set_next_time(t0 + 20).await;
     escrow.start(&two, &terms, 0b10).await.unwrap();
     let account = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
-    let account = account.present().expect("it is open").clone();
+    let account = account.present().expect("the account is open").clone();
     assert_eq!((account.started_at, account.paid_until), (t0 + 10, t0 + 110));
     assert_eq!((account.running, account.block_time), (0b11, t0 + 20));
     assert_eq!(account.legs[0].owed, TokenAmount(10_000));
@@ -82,7 +82,7 @@ async fn a_lease_from_deposit_to_refund() {
     anvil.set_next_time(t0 + 80).await;
     let closed = escrow.close(&closer, &terms, 0b11).await.unwrap();
 
-    // Leg 0 served 30 s and gave 5 back, leg 1 served 50 s.
+    // Leg 0 served 30 s and credited 5 s, leg 1 served 50 s.
     assert_eq!(
         escrow.balances(terms.legs[0].payee).await.unwrap().token,
         TokenAmount(25_000)
@@ -100,7 +100,7 @@ async fn a_lease_from_deposit_to_refund() {
         TokenAmount(0)
     );
     let account = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
-    let account = account.present().expect("it is kept").clone();
+    let account = account.present().expect("the account is kept").clone();
     assert!(account.closed);
     assert_eq!((account.started_at, account.paid_seconds), (t0 + 10, 70));
     println!(
@@ -122,17 +122,18 @@ async fn gas_suffices_when_a_block_costs_more_than_its_simulation() {
         .unwrap();
     escrow.start(&one, &terms, 0xffff).await.unwrap();
     let started = escrow.head().await.unwrap().time;
-    // Simulated in the second of the start, where nobody has earned; mined when all have, and the money is spent.
+    // The close is simulated in the second of the start, when no leg has earned anything. It is mined when all legs
+    // have earned and the account is exhausted.
     anvil.set_next_time(started + 100).await;
     escrow.close(&one, &terms, 0xffff).await.unwrap();
     for leg in &terms.legs {
         assert_eq!(escrow.balances(leg.payee).await.unwrap().token, TokenAmount(5_000));
     }
     assert_eq!(escrow.balances(terms.payer).await.unwrap().token, TokenAmount(0));
-    assert_eq!(anvil.nonce(address(&one)).await, 2, "it took more than one try");
+    assert_eq!(anvil.nonce(address(&one)).await, 2, "more than one transaction was sent");
 }
 
-/// The test token's code with the name of its permit domain changed: a token without permits.
+/// Changes the selector of DOMAIN_SEPARATOR in the test token's code, which makes it a token without permits.
 async fn take_permits_away(anvil: &Anvil) {
     let token = EvmAddress::new(anvil.deployed.token.0);
     let code = anvil.rpc.get_code_at(token).await.unwrap().to_string();
@@ -167,10 +168,10 @@ async fn a_token_without_permits_is_approved_first() {
     assert_eq!(
         anvil.nonce(terms.payer).await,
         6,
-        "an approval for each of three payments"
+        "one approval for each of three payments"
     );
 
-    // A payment that is refused anyway approves nothing.
+    // A payment that the contract rejects approves nothing.
     let again = escrow.open(&payer, &terms, TokenAmount(1_000), LATER).await;
     assert!(matches!(again, Err(PaymentError::Reverted { error }) if error == "AccountExists"));
     assert_eq!(anvil.nonce(terms.payer).await, 6);

@@ -1,4 +1,4 @@
-//! A chain of its own for each test: an anvil process on a free loopback port, with the contracts on it.
+//! One chain per test: an anvil process on a free loopback port, with the contracts deployed.
 
 use std::{
     io::{BufRead, BufReader},
@@ -25,7 +25,7 @@ use leasehold_planner::{
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
-/// The anvil binary, or none.
+/// Path of the anvil binary, if there is one.
 fn binary() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("LEASEHOLD_ANVIL") {
         return Some(named.into());
@@ -40,7 +40,7 @@ fn binary() -> Option<PathBuf> {
     candidates.into_iter().find(|path| path.is_file())
 }
 
-/// A running anvil. It ends with the value.
+/// A running anvil process. It is killed when the value is dropped.
 pub struct Anvil {
     child: Child,
     pub url: String,
@@ -56,7 +56,7 @@ impl Drop for Anvil {
 }
 
 impl Anvil {
-    /// A chain with the contracts; `None`, said loudly, where no anvil is installed.
+    /// Starts a chain with the contracts. Returns `None`, with a message, if anvil is not installed.
     pub async fn start() -> Option<Self> {
         Self::start_with(&[]).await
     }
@@ -70,7 +70,7 @@ impl Anvil {
         };
         let mut child = Command::new(&binary)
             .args(["--host", "127.0.0.1", "--port", "0", "--accounts", "1"])
-            // Else it leaves the states of old blocks in the user's home.
+            // Otherwise anvil stores the states of old blocks in the user's home directory.
             .args(["--max-persisted-states", "0"])
             .args(arguments)
             .stdin(Stdio::null())
@@ -80,7 +80,7 @@ impl Anvil {
             .unwrap_or_else(|e| panic!("{}: {e}", binary.display()));
         let (found, address) = mpsc::channel();
         let stdout = child.stdout.take().expect("stdout is piped");
-        // It reads on to the end, or anvil would block on a full pipe.
+        // Read stdout to the end; otherwise anvil would block on a full pipe.
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 if let Some(address) = line.strip_prefix("Listening on ") {
@@ -90,7 +90,7 @@ impl Anvil {
         });
         let address = address
             .recv_timeout(START_DEADLINE)
-            .expect("anvil listens in time");
+            .expect("anvil listens before the deadline");
         let url = format!("http://{address}");
         let rpc = RootProvider::new(RpcClient::new_http(
             url.parse().expect("anvil prints its address"),
@@ -106,9 +106,9 @@ impl Anvil {
         })
     }
 
-    /// A client with deadlines that suit a chain which mines at once.
+    /// A client with deadlines for a chain that mines immediately.
     pub fn client(&self) -> EvmEscrow {
-        EvmEscrow::connect(&self.network()).expect("the URL is one")
+        EvmEscrow::connect(&self.network()).expect("the URL is valid")
     }
 
     pub fn network(&self) -> Network {
@@ -129,13 +129,13 @@ impl Anvil {
             .expect("minted");
     }
 
-    /// Sets what an address holds for gas.
+    /// Sets the native token balance of an address, in wei.
     pub async fn set_gas(&self, owner: Address, wei: u128) {
         self.request::<_, ()>("anvil_setBalance", (EvmAddress::new(owner.0), U256::from(wei)))
             .await;
     }
 
-    /// Keys with gas money.
+    /// Keys with native tokens for gas.
     pub async fn keys<const N: usize>(&self, first: u8) -> [SigningKey; N] {
         let keys = std::array::from_fn(|i| key(first + u8::try_from(i).expect("few keys")));
         for key in &keys {
@@ -168,11 +168,11 @@ impl Anvil {
             .unwrap_or_else(|e| panic!("{method}: {e}"))
     }
 
-    /// Stops the process: from here on every call hangs.
+    /// Stops the process, so that every call hangs.
     pub async fn stop(&self) {
         self.signal("STOP");
         let tasks = format!("/proc/{}/task", self.child.id());
-        until("every thread stands", async || {
+        until("every thread is stopped", async || {
             std::fs::read_dir(&tasks)
                 .expect("it lives")
                 .flatten()
@@ -184,7 +184,7 @@ impl Anvil {
         .await;
     }
 
-    /// Lets the process go on.
+    /// Continues the process.
     pub fn resume(&self) {
         self.signal("CONT");
     }
@@ -198,7 +198,7 @@ impl Anvil {
         assert!(status.success(), "kill -{signal}");
     }
 
-    /// Hashes of the transactions that wait.
+    /// Hashes of the pending transactions.
     pub async fn pool_hashes(&self) -> Vec<B256> {
         let content: serde_json::Value = self.request("txpool_content", ()).await;
         let waiting = ["pending", "queued"]
@@ -213,12 +213,12 @@ impl Anvil {
             .collect()
     }
 
-    /// How many transactions wait.
+    /// Number of pending transactions.
     pub async fn pool(&self) -> usize {
         self.pool_hashes().await.len()
     }
 
-    /// How many of the address's transactions were mined.
+    /// Number of mined transactions of the address.
     pub async fn nonce(&self, owner: Address) -> u64 {
         let count = self.rpc.get_transaction_count(EvmAddress::new(owner.0));
         count.await.expect("a nonce")
@@ -228,7 +228,7 @@ impl Anvil {
         self.rpc.get_block_number().await.expect("a number")
     }
 
-    /// Terms of `payer` with one leg per controller, at 1000 base units a second each.
+    /// Terms of `payer` with one leg per controller, each at 1000 base units per second.
     pub fn terms(
         &self,
         payer: &SigningKey,
@@ -266,7 +266,7 @@ pub fn address(key: &SigningKey) -> Address {
     leasehold_chain::evm::address_of(key).expect("a key")
 }
 
-/// Waits for it, at most 10 seconds.
+/// Polls until the condition holds, for at most 10 seconds.
 pub async fn until(what: &str, holds: impl AsyncFn() -> bool) {
     let waiting = async {
         while !holds().await {
@@ -275,5 +275,5 @@ pub async fn until(what: &str, holds: impl AsyncFn() -> bool) {
     };
     tokio::time::timeout(Duration::from_secs(10), waiting)
         .await
-        .unwrap_or_else(|_| panic!("not in time: {what}"));
+        .unwrap_or_else(|_| panic!("condition not met within 10 seconds: {what}"));
 }

@@ -1,4 +1,4 @@
-//! Finding accounts again: by id, by a cursor, across reorganisations, and at each level of finality.
+//! Finds accounts by id and by cursor, across reorganisations, and at each block level.
 
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
@@ -22,7 +22,7 @@ async fn an_account_is_found_by_its_id_with_its_whole_terms() {
         .open(&payer, &terms, TokenAmount(700), LATER)
         .await
         .unwrap();
-    let found = escrow.find(terms.id()).await.unwrap().expect("it is there");
+    let found = escrow.find(terms.id()).await.unwrap().expect("the account is found");
     assert_eq!(found.terms, terms);
     assert_eq!(
         (found.deposit, found.block_number),
@@ -88,7 +88,7 @@ async fn a_reorganisation_is_read_again() {
     let (seen, cursor) = salts(None).await;
     assert_eq!(seen, [terms[0].salt, terms[1].salt]);
 
-    // The chain is shorter now, and the second account never was.
+    // The chain is shorter now, and the second account no longer exists.
     let reverted: bool = anvil.request("evm_revert", (snapshot,)).await;
     assert!(reverted);
     assert_eq!(
@@ -99,7 +99,7 @@ async fn a_reorganisation_is_read_again() {
     let (seen, cursor) = salts(Some(cursor)).await;
     assert_eq!(seen, [terms[0].salt, terms[2].salt]);
 
-    // The newest two blocks are replaced by empty ones of the same numbers.
+    // The newest two blocks are replaced by empty blocks with the same numbers.
     anvil
         .request::<_, serde_json::Value>("anvil_reorg", (2u64, serde_json::json!([])))
         .await;

@@ -1,4 +1,5 @@
-//! The client against a real EVM. Each test has an anvil of its own; without an anvil each says that it was skipped.
+//! The client against a real EVM. Each test starts its own anvil; where anvil is not installed, it reports that it
+//! was skipped.
 #![expect(clippy::unwrap_used, reason = "tests: a panic is the report")]
 
 mod actions;

@@ -1,4 +1,4 @@
-//! Each way in which a call fails, told apart; and that a refusal costs nothing.
+//! Each way in which a call can fail has its own error, and a rejected call costs nothing.
 
 use std::time::Duration;
 
@@ -132,7 +132,7 @@ async fn an_empty_purse_is_seen_before_anything_is_sent() {
         .open(&payer, &terms, TokenAmount(900), LATER)
         .await
         .unwrap();
-    // Who opens again has spent his tokens on the first: that is not what is wrong.
+    // A payer who opens again has spent the tokens on the first account; the error reports the existing account.
     assert_eq!(
         refused(escrow.open(&payer, &terms, TokenAmount(900), LATER).await),
         "AccountExists"

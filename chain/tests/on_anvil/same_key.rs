@@ -43,7 +43,7 @@ async fn two_operators_open_once_and_fund_exactly() {
             b.open(&payer, &terms, TokenAmount(1_000), LATER + u64::from(salt % 2)),
         );
         match (&first, &second) {
-            // The same bytes are the same transaction.
+            // Identical bytes are the same transaction.
             (Ok(one), Ok(other)) => assert_eq!(one.transaction, other.transaction),
             (Ok(_), Err(error)) | (Err(error), Ok(_)) => assert_eq!(*error, exists()),
             neither => panic!("{neither:?}"),
@@ -106,7 +106,7 @@ async fn one_payers_accounts_open_in_one_block() {
     });
     let opens: Vec<_> = opens.collect();
     until("all wait", async || anvil.pool().await == 6).await;
-    // What waits is spoken for.
+    // Tokens of pending transactions count as spent.
     let more = anvil.terms(&payer, &[&one], &one, 7);
     assert_eq!(
         escrow.open(&payer, &more, TokenAmount(1), LATER).await,
@@ -150,7 +150,7 @@ async fn two_operators_spend_permits_of_one_payer() {
         done.notify_one();
         all
     };
-    // Each knows the permits of its own process only: some are stale when they are mined, and are signed anew.
+    // Each process knows only its own permits: some are stale when they are mined, and are signed again.
     let mining = async {
         loop {
             tokio::select! {

@@ -1,4 +1,5 @@
-//! Transactions that no block takes: they bid more, wait for their caller to come back, and free a blocked key.
+//! Transactions that are not mined: fees are raised, a later call joins a pending transaction, and a blocked key is
+//! freed.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use crate::anvil::{Anvil, until};
 const LATER: u64 = 1 << 39;
 const GWEI: u128 = 1_000_000_000;
 
-/// Blocks of so little gas that a transaction stays where it is.
+/// Sets a block gas limit that is too low for the transaction.
 async fn set_block_gas(anvil: &Anvil, gas: u64) {
     let set: bool = anvil.request("evm_setBlockGasLimit", (U256::from(gas),)).await;
     assert!(set);
@@ -33,7 +34,8 @@ fn patient(anvil: &Anvil) -> EvmEscrow {
     .unwrap()
 }
 
-/// Opens, lets `hinder` keep the transaction out of a block, and returns whether its first form was mined in the end.
+/// Opens an account, lets `hinder` keep the transaction out of a block, and returns whether its first attempt was
+/// mined.
 async fn open_hindered(anvil: &Anvil, hinder: impl AsyncFnOnce(), release: impl AsyncFnOnce()) -> bool {
     let escrow = patient(anvil);
     let [payer, one] = anvil.keys(1).await;
@@ -47,7 +49,7 @@ async fn open_hindered(anvil: &Anvil, hinder: impl AsyncFnOnce(), release: impl 
         hinder().await;
         anvil.mine().await;
         release().await;
-        until("another form waits", async || {
+        until("another attempt is pending", async || {
             let now = anvil.pool_hashes().await;
             now.len() == 1 && now != first
         })
@@ -73,7 +75,7 @@ async fn a_transaction_that_no_block_takes_bids_more() {
 #[tokio::test]
 async fn a_transaction_that_the_node_dropped_comes_back_with_a_higher_bid() {
     let Some(anvil) = Anvil::start().await else { return };
-    // anvil drops what bids less than the base fee.
+    // anvil drops transactions that offer less than the base fee.
     let raise = async || {
         anvil
             .request::<_, ()>("anvil_setNextBlockBaseFeePerGas", (U256::from(50 * GWEI),))
@@ -97,7 +99,7 @@ async fn what_is_pending_is_joined_by_the_next_try() {
     let Err(PaymentError::Pending { transaction }) =
         escrow.open(&payer, &terms, TokenAmount(1_000), LATER).await
     else {
-        panic!("nothing mined it")
+        panic!("the transaction was mined")
     };
     let mining = async {
         tokio::task::yield_now().await;
@@ -106,7 +108,7 @@ async fn what_is_pending_is_joined_by_the_next_try() {
     let (receipt, ()) = tokio::join!(escrow.open(&payer, &terms, TokenAmount(1_000), LATER), mining);
     match receipt {
         Ok(receipt) => assert_eq!(receipt.transaction, transaction),
-        // It was mined before the second try asked.
+        // It was mined before the second call started.
         Err(error) => assert_eq!(
             error,
             PaymentError::Reverted {
@@ -118,7 +120,7 @@ async fn what_is_pending_is_joined_by_the_next_try() {
     assert_eq!(anvil.nonce(terms.payer).await, 1, "sent twice");
 }
 
-/// Sends as another program with the same key would.
+/// Sends a transaction as another program with the same key would.
 async fn send_unfitting(anvil: &Anvil, key: &SigningKey, nonce: u64) {
     let signer = PrivateKeySigner::from_slice(&key.0).unwrap();
     let mut transaction = TxEip1559 {
@@ -152,7 +154,7 @@ async fn an_unknown_transaction_in_the_way_is_replaced_by_nothing() {
     send_unfitting(&anvil, &one, nonce).await;
     set_block_gas(&anvil, 1_000_000).await;
     anvil.mine().await;
-    assert_eq!(anvil.pool().await, 1, "it blocks the key");
+    assert_eq!(anvil.pool().await, 1, "the transaction blocks the key");
     let done = tokio::sync::Notify::new();
     let close = async {
         let receipt = escrow.close(&one, &terms, 0).await;
