@@ -4,25 +4,14 @@
 //! `facts` is what a reading says; `nvml`, `sysfs`, `pod_resources` and `processes` are the witnesses; `checks` and
 //! `health` judge, `status` words the judgement, `publish` writes it; `observe` is the loop over all of them.
 
-mod arrivals;
-mod checks;
-mod class;
 mod clock;
-mod facts;
+mod gpu_class;
 mod health;
-mod intruders;
 mod metrics;
-mod nvml;
 mod observe;
-mod pci_ids;
-mod pod_resources;
-mod processes;
 mod publish;
 mod settings;
-mod status;
-mod sysfs;
-mod watchdog;
-mod xid;
+mod sources;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -12,22 +12,22 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    arrivals::Arrivals,
-    checks::World,
+    sources::kubelet::pod_events::Arrivals,
+    health::checks::World,
     clock,
-    facts::{Reading, Witness, XidEvent},
+    sources::facts::{Reading, Witness, XidEvent},
     health::{Ledger, Next},
-    intruders::{Intruders, intruders},
+    health::foreign_processes::{Intruders, intruders},
     metrics::AgentMetrics,
-    nvml,
-    pod_resources::{Allocation, Kubelet},
-    processes,
+    sources::nvml,
+    sources::kubelet::{Allocation, Kubelet},
+    sources::processes,
     publish::{Publisher, Written},
     settings::Settings,
-    status::{self, Known},
-    sysfs::{self, PciGpu},
-    watchdog::{Outcome, Session, Watchdog},
-    xid::{Severity, severity},
+    publish::status::{self, Known},
+    sources::pci::{self, PciGpu},
+    sources::nvml::watchdog::{Outcome, Session, Watchdog},
+    sources::nvml::xid::{Severity, severity},
 };
 
 /// When a suspicion is looked at again.
@@ -119,7 +119,7 @@ impl Agent {
         let xids = self.watchdog.take_events();
         log_xids(&xids);
         self.metrics.read(&outcome, &xids);
-        let pci = Witness::from(sysfs::gpus(&self.settings.sysfs));
+        let pci = Witness::from(pci::gpus(&self.settings.sysfs));
         self.allocation = self.kubelet.read().await;
         let next = self.judge(&outcome, xids, &pci);
         self.tell(&outcome, &pci).await;

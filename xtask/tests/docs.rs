@@ -119,7 +119,7 @@ const SOURCES: &[&str] = &[
     "operator/src/market/supply.rs",
     "operator/src/provider/offer.rs",
     "operator/src/provider/reservation.rs",
-    "agent/src/status.rs",
+    "agent/src/publish/status/mod.rs",
 ];
 /// Words in these files that are no reasons, condition types or Events of ours.
 const OTHER_WORDS: &[&str] = &[

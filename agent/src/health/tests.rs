@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
-    facts::{Memory, Reading, Witness, XidEvent},
-    pod_resources::Allocation,
-    sysfs::PciGpu,
+    sources::facts::{Memory, Reading, Witness, XidEvent},
+    sources::kubelet::Allocation,
+    sources::pci::PciGpu,
 };
 
 const RULES: Rules = Rules { recovery_readings: 3 };

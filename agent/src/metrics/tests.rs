@@ -1,7 +1,7 @@
 //! What a Prometheus gets.
 
 use super::*;
-use crate::facts::{FastFacts, Memory};
+use crate::sources::facts::{FastFacts, Memory};
 
 fn gpu() -> GpuFacts {
     GpuFacts {

@@ -1,9 +1,9 @@
 //! Processes that compute on a GPU which is not their pod's. Pure.
 
 use crate::{
-    facts::{GpuFacts, Witness},
-    pod_resources::{Allocation, Holder},
-    processes::Owner,
+    sources::facts::{GpuFacts, Witness},
+    sources::kubelet::{Allocation, Holder},
+    sources::processes::Owner,
 };
 
 /// Readings in a row that confirm an intruder: a process outlives its pod for a moment, and is in the kubelet's
@@ -102,7 +102,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{facts::GpuProcess, processes::PodName};
+    use crate::sources::{facts::GpuProcess, processes::PodName};
 
     fn gpu(pids: &[u32]) -> GpuFacts {
         GpuFacts {

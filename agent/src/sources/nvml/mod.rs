@@ -17,7 +17,10 @@ use nvml_wrapper::{
     event::EventSet,
 };
 
-use crate::facts::{
+pub(crate) mod watchdog;
+pub(crate) mod xid;
+
+use crate::sources::facts::{
     FastFacts, GpuFacts, GpuProcess, Memory, Probe, ProbeError, Reading, SliceFacts, Slot, XidEvent,
 };
 

@@ -6,10 +6,10 @@ use leasehold_crds::shared::conditions::find;
 
 use super::*;
 use crate::{
-    checks::World,
-    facts::{Reading, Slot},
+    health::checks::World,
+    sources::facts::{Reading, Slot},
     health::Rules,
-    pod_resources::Holder,
+    sources::kubelet::Holder,
 };
 
 fn time(second: i64) -> Timestamp {

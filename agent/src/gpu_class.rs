@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::pci_ids;
+use crate::sources::pci::ids;
 
 /// How a card is built, where one model comes in several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Class {
     pub(crate) fn of(name: &str, total_bytes: u64, device: u16) -> Self {
         let words = Words::of(name);
         let model = words.model();
-        let product = pci_ids::product(device).filter(|product| product.model == model);
+        let product = ids::product(device).filter(|product| product.model == model);
         Self {
             memory_gib: words
                 .memory_gib(total_bytes)

@@ -7,9 +7,12 @@
 use jiff::Timestamp;
 use leasehold_crds::provider::node::DeviceHealth;
 
+pub(crate) mod checks;
+pub(crate) mod foreign_processes;
+
 use crate::{
-    checks::{Finding, World, finding, is_vouched_for, is_withheld, strangers, withheld},
-    facts::{GpuFacts, Slot, bus_key},
+    health::checks::{Finding, World, finding, is_vouched_for, is_withheld, strangers, withheld},
+    sources::facts::{GpuFacts, Slot, bus_key},
 };
 
 /// Readings in a row that confirm a fault.

@@ -9,7 +9,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::facts::Witness;
+use crate::sources::facts::Witness;
+
+pub(crate) mod pod_events;
 
 /// The API of k8s.io/kubelet, generated; the server's side serves the tests.
 pub(crate) mod api {

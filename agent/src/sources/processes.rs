@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
-use crate::facts::Witness;
+use crate::sources::facts::Witness;
 
 /// Whose a process is.
 #[derive(Clone, Debug, PartialEq, Eq)]

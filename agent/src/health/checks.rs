@@ -5,12 +5,12 @@
 use leasehold_crds::provider::node::DeviceHealth;
 
 use crate::{
-    class::{Class, is_near},
-    facts::{GpuFacts, Reading, Witness, XidEvent, bus_key, plugin_ids},
-    pci_ids,
-    pod_resources::Allocation,
-    sysfs::PciGpu,
-    xid::{Severity, severity},
+    gpu_class::{Class, is_near},
+    sources::facts::{GpuFacts, Reading, Witness, XidEvent, bus_key, plugin_ids},
+    sources::pci::ids,
+    sources::kubelet::Allocation,
+    sources::pci::PciGpu,
+    sources::nvml::xid::{Severity, severity},
 };
 
 /// Everything that was seen of the node at one moment.
@@ -171,7 +171,7 @@ fn another_card_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
 
 /// The device id on the bus against the name and the memory that NVML tells.
 fn another_card_by_name(world: &World, gpu: &GpuFacts) -> Option<Finding> {
-    let product = pci_ids::product(world.card(gpu)?.device)?;
+    let product = ids::product(world.card(gpu)?.device)?;
     let class = Class::of(&gpu.name, gpu.memory.total, gpu.pci_device);
     let same = class.model == product.model && is_near(product.memory_gib, gpu.memory.total);
     (!same).then(|| {

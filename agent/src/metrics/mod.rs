@@ -18,8 +18,8 @@ use prometheus_client::{
 };
 
 use crate::{
-    facts::{GpuFacts, Reading, Slot, XidEvent},
-    watchdog::Outcome,
+    sources::facts::{GpuFacts, Reading, Slot, XidEvent},
+    sources::nvml::watchdog::Outcome,
 };
 
 const MIB: u64 = 1 << 20;

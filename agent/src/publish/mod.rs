@@ -21,6 +21,8 @@ use leasehold_crds::{
 };
 use serde_json::json;
 
+pub(crate) mod status;
+
 /// Owner of the fields that the agent writes.
 pub(crate) const MANAGER: &str = "leasehold-agent";
 /// A call that takes longer is a call that failed.

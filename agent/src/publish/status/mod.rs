@@ -12,11 +12,11 @@ use leasehold_crds::{
 };
 
 use crate::{
-    class::Class,
-    facts::{GpuFacts, Memory, ProbeError, Witness},
+    gpu_class::Class,
+    sources::facts::{GpuFacts, Memory, ProbeError, Witness},
     health::{Ledger, Record, is_fault},
-    pod_resources::Allocation,
-    watchdog::Outcome,
+    sources::kubelet::Allocation,
+    sources::nvml::watchdog::Outcome,
 };
 
 /// Condition: whether the node's GPUs are fit to be sold.
@@ -139,7 +139,7 @@ fn class(devices: &[GpuDevice]) -> String {
 }
 
 fn holders(allocation: &Allocation) -> Vec<GpuHolder> {
-    let holder = |holder: &crate::pod_resources::Holder| GpuHolder {
+    let holder = |holder: &crate::sources::kubelet::Holder| GpuHolder {
         namespace: holder.namespace.clone(),
         pod: holder.pod.clone(),
         uuids: holder

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nvidia_ml_sim::Fixture;
 
 use super::*;
-use crate::class::Class;
+use crate::gpu_class::Class;
 
 struct Node {
     _dir: tempfile::TempDir,

@@ -3,12 +3,12 @@
 //! From the PCI ID database (pci-ids.ucw.cz), the cards that are rented out. A card that is not here is not
 //! suspicious, it is merely not checked: ids of new cards appear before this table learns them.
 
-use crate::class::Form;
+use crate::gpu_class::Form;
 
 /// What an id stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Product {
-    /// As [`crate::class::Class::model`] writes it.
+    /// As [`crate::gpu_class::Class::model`] writes it.
     pub(crate) model: &'static str,
     pub(crate) form: Option<Form>,
     /// Nominal memory.

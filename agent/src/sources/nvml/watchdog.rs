@@ -18,7 +18,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::facts::{Probe, ProbeError, Reading, XidEvent};
+use crate::sources::facts::{Probe, ProbeError, Reading, XidEvent};
 
 /// Opens a probe, lends it, and closes it again.
 pub(crate) type WithProbe =

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(crate) mod ids;
+
 /// One card on the bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PciGpu {
