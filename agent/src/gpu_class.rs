@@ -9,13 +9,13 @@ use crate::sources::pci::ids;
 
 /// How a card is built, where one model comes in several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum FormFactor {
     Sxm,
     Pcie,
     Nvl,
 }
 
-impl Form {
+impl FormFactor {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Sxm => "sxm",
@@ -32,13 +32,13 @@ pub(crate) struct Class {
     pub(crate) model: String,
     /// What the box says, in GiB.
     pub(crate) memory_gib: u64,
-    pub(crate) form: Option<Form>,
+    pub(crate) form_factor: Option<FormFactor>,
 }
 
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}g", self.model, self.memory_gib)?;
-        match self.form {
+        match self.form_factor {
             Some(form) => write!(f, "-{}", form.as_str()),
             None => Ok(()),
         }
@@ -55,7 +55,7 @@ impl Class {
             memory_gib: words
                 .memory_gib(total_bytes)
                 .unwrap_or_else(|| nominal_gib(total_bytes)),
-            form: words.form().or_else(|| product.and_then(|product| product.form)),
+            form_factor: words.form_factor().or_else(|| product.and_then(|product| product.form_factor)),
             model,
         }
     }
@@ -67,7 +67,7 @@ impl Class {
 }
 
 /// Words that name the maker or the marketing line, not the card.
-const NOISE: &[&str] = &[
+const IGNORED_WORDS: &[&str] = &[
     "nvidia",
     "geforce",
     "tesla",
@@ -93,17 +93,17 @@ impl Words {
 
     fn model(&self) -> String {
         let own = self.0.iter().filter(|word| {
-            !NOISE.contains(&word.as_str())
+            !IGNORED_WORDS.contains(&word.as_str())
                 && stated_gib(word).is_none()
                 && !word.starts_with("hbm")
-                && form_of(word).is_none()
+                && form_factor_of(word).is_none()
         });
         let model: String = own.flat_map(|word| word.chars()).take(MODEL_CHARS_MAX).collect();
         if model.is_empty() { "gpu".to_owned() } else { model }
     }
 
-    fn form(&self) -> Option<Form> {
-        self.0.iter().find_map(|word| form_of(word))
+    fn form_factor(&self) -> Option<FormFactor> {
+        self.0.iter().find_map(|word| form_factor_of(word))
     }
 
     /// The size in the name, if it is that of this card's memory: the 480GB of a GH200 are its processor's.
@@ -117,25 +117,25 @@ fn stated_gib(word: &str) -> Option<u64> {
     word.strip_suffix("gb")?.parse().ok()
 }
 
-fn form_of(word: &str) -> Option<Form> {
+fn form_factor_of(word: &str) -> Option<FormFactor> {
     match word {
-        "pcie" => Some(Form::Pcie),
-        "nvl" => Some(Form::Nvl),
+        "pcie" => Some(FormFactor::Pcie),
+        "nvl" => Some(FormFactor::Nvl),
         _ => word
             .strip_prefix("sxm")
             .filter(|rest| rest.chars().all(|c| c.is_ascii_digit()))
-            .map(|_| Form::Sxm),
+            .map(|_| FormFactor::Sxm),
     }
 }
 
 /// Sizes that cards are sold with.
-const SOLD_GIB: &[u64] = &[
+const NOMINAL_GIB: &[u64] = &[
     2, 3, 4, 5, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 72, 80, 94, 96, 128, 141, 180, 192, 288,
 ];
 
 /// The smallest size sold that a driver would report as this total, else the total itself in whole GiB.
 fn nominal_gib(total_bytes: u64) -> u64 {
-    let sold = SOLD_GIB.iter().copied().find(|gib| is_near(*gib, total_bytes));
+    let sold = NOMINAL_GIB.iter().copied().find(|gib| is_near(*gib, total_bytes));
     sold.unwrap_or_else(|| (total_bytes + (1 << 29)) >> 30).max(1)
 }
 
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn the_form_factor_of_a_device_id_is_not_given_to_a_card_that_lies_about_its_name() {
         assert_eq!(
-            Class::of("NVIDIA GeForce RTX 4090", 81559 * MIB, 0x2330).form,
+            Class::of("NVIDIA GeForce RTX 4090", 81559 * MIB, 0x2330).form_factor,
             None
         );
     }

@@ -12,12 +12,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    sources::kubelet::pod_events::Arrivals,
+    sources::kubelet::pod_events::PodEvents,
     health::checks::World,
     clock,
-    sources::facts::{Reading, Witness, XidEvent},
-    health::{Ledger, Next},
-    health::foreign_processes::{Intruders, intruders},
+    sources::facts::{Reading, Source, XidEvent},
+    health::{HealthHistory, NextReading},
+    health::foreign_processes::{ForeignProcesses, find_foreign_processes},
     metrics::AgentMetrics,
     sources::nvml,
     sources::kubelet::{Allocation, Kubelet},
@@ -43,14 +43,14 @@ pub(crate) struct Agent {
     publisher: Publisher,
     metrics: AgentMetrics,
     ready: Latch,
-    ledger: Ledger,
-    intruders: Intruders,
+    history: HealthHistory,
+    foreign_processes: ForeignProcesses,
     status: GpuNodeStatus,
     /// What the kubelet said last.
-    allocation: Witness<Allocation>,
+    allocation: Source<Allocation>,
     refreshed: Option<Instant>,
     /// The last trouble that was logged, so that one trouble is one line.
-    trouble: Option<String>,
+    last_error: Option<String>,
 }
 
 impl Agent {
@@ -65,12 +65,12 @@ impl Agent {
             publisher,
             metrics,
             ready,
-            ledger: Ledger::default(),
-            intruders: Intruders::default(),
+            history: HealthHistory::default(),
+            foreign_processes: ForeignProcesses::default(),
             status: GpuNodeStatus::default(),
-            allocation: Witness::Absent,
+            allocation: Source::Absent,
             refreshed: None,
-            trouble: None,
+            last_error: None,
             settings,
         }
     }
@@ -79,38 +79,38 @@ impl Agent {
     pub(crate) async fn run(mut self, heartbeat: Heartbeat, stop: CancellationToken) {
         let mut holders = tokio::time::interval(self.settings.holders_period);
         holders.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let arrivals = Arrivals::among(&self.settings.pod_logs);
+        let pod_events = PodEvents::watch(&self.settings.pod_logs);
         let mut due = Instant::now();
         loop {
-            let ask_kubelet = async {
+            let read_kubelet = async {
                 tokio::select! {
                     _ = holders.tick() => {}
-                    () = arrivals.next() => {}
+                    () = pod_events.next() => {}
                 }
             };
             let next = tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep_until(due) => self.pass().await,
-                () = self.watchdog.heard() => self.pass().await,
-                () = ask_kubelet => match self.kubelet.read().await {
+                () = tokio::time::sleep_until(due) => self.observe().await,
+                () = self.watchdog.heard() => self.observe().await,
+                () = read_kubelet => match self.kubelet.read().await {
                     said if said == self.allocation => continue,
-                    said => { self.allocation = said; self.pass().await }
+                    said => { self.allocation = said; self.observe().await }
                 },
             };
             heartbeat.beat();
             due = Instant::now()
                 + match next {
-                    Next::Soon => SOON.min(self.settings.period),
-                    Next::InTurn => self.settings.period,
+                    NextReading::Soon => SOON.min(self.settings.period),
+                    NextReading::AtPeriod => self.settings.period,
                 };
         }
         heartbeat.finish();
     }
 
     /// Look, judge, tell.
-    async fn pass(&mut self) -> Next {
+    async fn observe(&mut self) -> NextReading {
         self.refresh().await;
-        let session = if self.ledger.wants_renewal() {
+        let session = if self.history.needs_new_session() {
             Session::Renew
         } else {
             Session::Keep
@@ -119,21 +119,21 @@ impl Agent {
         let xids = self.watchdog.take_events();
         log_xids(&xids);
         self.metrics.read(&outcome, &xids);
-        let pci = Witness::from(pci::gpus(&self.settings.sysfs));
+        let pci = Source::from(pci::gpus(&self.settings.sysfs));
         self.allocation = self.kubelet.read().await;
-        let next = self.judge(&outcome, xids, &pci);
-        self.tell(&outcome, &pci).await;
-        if self.intruders.is_suspicion() {
-            Next::Soon
+        let next = self.update_history(&outcome, xids, &pci);
+        self.publish(&outcome, &pci).await;
+        if self.foreign_processes.is_unconfirmed() {
+            NextReading::Soon
         } else {
             next
         }
     }
 
     /// Brings the ledger up to date.
-    fn judge(&mut self, outcome: &Outcome, xids: Vec<XidEvent>, pci: &Witness<Vec<PciGpu>>) -> Next {
+    fn update_history(&mut self, outcome: &Outcome, xids: Vec<XidEvent>, pci: &Source<Vec<PciGpu>>) -> NextReading {
         let now = clock::second(clock::now());
-        let ledger = std::mem::take(&mut self.ledger);
+        let history = std::mem::take(&mut self.history);
         match outcome {
             Outcome::Read(reading) => {
                 let world = World {
@@ -142,33 +142,33 @@ impl Agent {
                     pci: pci.clone(),
                     kubelet: self.allocation.clone(),
                 };
-                let (ledger, next) = ledger.after(&world, self.settings.rules, now);
-                self.ledger = ledger;
+                let (history, next) = history.after(&world, self.settings.rules, now);
+                self.history = history;
                 next
             }
             Outcome::Failed(error) => {
-                self.ledger = ledger.unread(&error.to_string(), now);
-                Next::InTurn
+                self.history = history.nvml_unavailable(&error.to_string(), now);
+                NextReading::AtPeriod
             }
             Outcome::Hung => {
-                self.ledger = ledger.unread("a call of the driver doesn't come back", now);
-                Next::InTurn
+                self.history = history.nvml_unavailable("a call of the driver doesn't come back", now);
+                NextReading::AtPeriod
             }
         }
     }
 
     /// Writes what changed.
-    async fn tell(&mut self, outcome: &Outcome, pci: &Witness<Vec<PciGpu>>) {
+    async fn publish(&mut self, outcome: &Outcome, pci: &Source<Vec<PciGpu>>) {
         let found = match outcome {
-            Outcome::Read(reading) => self.intruders_in(reading),
-            Outcome::Failed(_) | Outcome::Hung => Witness::Absent,
+            Outcome::Read(reading) => self.foreign_processes_in(reading),
+            Outcome::Failed(_) | Outcome::Hung => Source::Absent,
         };
         let known = Known {
             outcome,
-            ledger: &self.ledger,
+            history: &self.history,
             pci: &pci.clone().map(|_| ()),
             kubelet: &self.allocation,
-            intruders: &found,
+            foreign_processes: &found,
             generation: self.publisher.generation(),
         };
         let now = clock::now();
@@ -185,14 +185,14 @@ impl Agent {
         self.report(written.map(|_| ()).and(renewed));
     }
 
-    fn intruders_in(&mut self, reading: &Reading) -> Witness<Vec<String>> {
+    fn foreign_processes_in(&mut self, reading: &Reading) -> Source<Vec<String>> {
         let pods = processes::pods(&self.settings.pod_logs);
         let proc: &Path = &self.settings.proc;
         let owner = |pid| pods.clone().map(|pods| processes::owner(proc, &pods, pid));
-        match intruders(reading.gpus(), &self.allocation, owner) {
-            Witness::Says(seen) => {
-                self.intruders = std::mem::take(&mut self.intruders).after(seen);
-                Witness::Says(self.intruders.confirmed().to_vec())
+        match find_foreign_processes(reading.gpus(), &self.allocation, owner) {
+            Source::Reported(seen) => {
+                self.foreign_processes = std::mem::take(&mut self.foreign_processes).after(seen);
+                Source::Reported(self.foreign_processes.confirmed().to_vec())
             }
             other => other,
         }
@@ -209,7 +209,7 @@ impl Agent {
                 self.refreshed = Some(Instant::now());
                 if first {
                     let booted = clock::booted(&self.settings.proc);
-                    self.ledger = Ledger::restored(status::records(&had), booted);
+                    self.history = HealthHistory::restored(status::records(&had), booted);
                     self.status = had;
                 }
             }
@@ -222,19 +222,19 @@ impl Agent {
         match told {
             Ok(()) => {
                 self.ready.set();
-                if self.trouble.take().is_some() {
+                if self.last_error.take().is_some() {
                     tracing::info!("the API server takes the agent's writes again");
                 }
             }
             Err(error) => {
                 let text = format!("{error:#}");
                 self.ready.clear(text.clone());
-                if self.trouble.as_ref() != Some(&text) {
+                if self.last_error.as_ref() != Some(&text) {
                     tracing::warn!(
                         error = text,
                         "what the agent knows can't be written; it goes on and tries again"
                     );
-                    self.trouble = Some(text);
+                    self.last_error = Some(text);
                 }
             }
         }
@@ -245,7 +245,7 @@ fn log_xids(xids: &[XidEvent]) {
     for XidEvent { uuid, xid } in xids {
         match severity(*xid) {
             Severity::Fatal(meaning) => tracing::error!(gpu = uuid, xid, meaning, "fatal Xid"),
-            Severity::Passing => tracing::info!(gpu = uuid, xid, "Xid that the GPU survives"),
+            Severity::NonFatal => tracing::info!(gpu = uuid, xid, "Xid that the GPU survives"),
         }
     }
 }

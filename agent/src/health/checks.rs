@@ -6,7 +6,7 @@ use leasehold_crds::provider::node::DeviceHealth;
 
 use crate::{
     gpu_class::{Class, is_near},
-    sources::facts::{GpuFacts, Reading, Witness, XidEvent, bus_key, plugin_ids},
+    sources::facts::{GpuFacts, Reading, Source, XidEvent, bus_key, plugin_ids},
     sources::pci::ids,
     sources::kubelet::Allocation,
     sources::pci::PciGpu,
@@ -19,8 +19,8 @@ pub(crate) struct World {
     pub(crate) reading: Reading,
     /// Since the observation before.
     pub(crate) xids: Vec<XidEvent>,
-    pub(crate) pci: Witness<Vec<PciGpu>>,
-    pub(crate) kubelet: Witness<Allocation>,
+    pub(crate) pci: Source<Vec<PciGpu>>,
+    pub(crate) kubelet: Source<Allocation>,
 }
 
 /// One thing that is wrong.
@@ -49,14 +49,14 @@ pub(crate) fn finding(world: &World, gpu: &GpuFacts) -> Option<Finding> {
 }
 
 /// What the witnesses say of GPUs that NVML doesn't show: a disagreement that belongs to no device.
-pub(crate) fn strangers(world: &World) -> Vec<String> {
+pub(crate) fn unmatched_devices(world: &World) -> Vec<String> {
     let read: Vec<&GpuFacts> = world.reading.gpus().collect();
     let broken = world.reading.slots.len() - read.len();
     let mut strange = Vec::new();
-    if let Some(pci) = world.pci.says() {
+    if let Some(pci) = world.pci.reported() {
         let unseen: Vec<&str> = pci
             .iter()
-            .filter(|card| !card.elsewhere && !read.iter().any(|gpu| bus_key(&gpu.bus) == bus_key(&card.bus)))
+            .filter(|card| !card.other_driver && !read.iter().any(|gpu| bus_key(&gpu.bus) == bus_key(&card.bus)))
             .map(|card| card.bus.as_str())
             .collect();
         // A GPU that NVML counts but can't read is one of those.
@@ -64,7 +64,7 @@ pub(crate) fn strangers(world: &World) -> Vec<String> {
             strange.push(format!("on the PCI bus but not in NVML: {}", unseen.join(", ")));
         }
     }
-    if let Some(kubelet) = world.kubelet.says() {
+    if let Some(kubelet) = world.kubelet.reported() {
         let unknown: Vec<&str> = kubelet
             .allocatable
             .iter()
@@ -85,7 +85,7 @@ impl World {
     /// The card of the PCI witness where NVML puts this GPU.
     pub(crate) fn card(&self, gpu: &GpuFacts) -> Option<&PciGpu> {
         self.pci
-            .says()?
+            .reported()?
             .iter()
             .find(|card| bus_key(&card.bus) == bus_key(&gpu.bus))
     }
@@ -104,7 +104,7 @@ fn fatal_xid(world: &World, gpu: &GpuFacts) -> Option<Finding> {
             Severity::Fatal(meaning) => {
                 found(DeviceHealth::FatalXid, format!("Xid {}: {meaning}", event.xid))
             }
-            Severity::Passing => None,
+            Severity::NonFatal => None,
         })
 }
 
@@ -147,7 +147,7 @@ fn duplicate_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
 }
 
 fn not_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
-    if world.pci.says().is_none() || world.card(gpu).is_some() {
+    if world.pci.reported().is_none() || world.card(gpu).is_some() {
         return None;
     }
     found(
@@ -202,15 +202,15 @@ pub(crate) fn withheld(world: &World, gpu: &GpuFacts) -> Option<Finding> {
 pub(crate) fn is_withheld(world: &World, gpu: &GpuFacts) -> bool {
     world
         .kubelet
-        .says()
+        .reported()
         .is_some_and(|kubelet| !plugin_ids(gpu).iter().any(|id| kubelet.allocatable.contains(*id)))
 }
 
 /// Whether the device plugin vouches for a GPU, as far as this node has one.
-pub(crate) fn is_vouched_for(world: &World, gpu: &GpuFacts) -> bool {
+pub(crate) fn is_advertised(world: &World, gpu: &GpuFacts) -> bool {
     match &world.kubelet {
-        Witness::Says(_) => !is_withheld(world, gpu),
-        Witness::Silent(_) => false,
-        Witness::Absent => true,
+        Source::Reported(_) => !is_withheld(world, gpu),
+        Source::Unavailable(_) => false,
+        Source::Absent => true,
     }
 }

@@ -1,7 +1,7 @@
 //! Processes that compute on a GPU which is not their pod's. Pure.
 
 use crate::{
-    sources::facts::{GpuFacts, Witness},
+    sources::facts::{GpuFacts, Source},
     sources::kubelet::{Allocation, Holder},
     sources::processes::Owner,
 };
@@ -12,13 +12,13 @@ const CONFIRMATIONS: u32 = 2;
 
 /// What is known of processes where they don't belong.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Intruders {
+pub(crate) struct ForeignProcesses {
     /// For a person: `process 42 of team-a/train-0 on GPU-…`.
     seen: Vec<String>,
     readings: u32,
 }
 
-impl Intruders {
+impl ForeignProcesses {
     #[must_use]
     pub(crate) fn after(self, seen: Vec<String>) -> Self {
         Self {
@@ -39,42 +39,42 @@ impl Intruders {
         }
     }
 
-    pub(crate) fn is_suspicion(&self) -> bool {
+    pub(crate) fn is_unconfirmed(&self) -> bool {
         self.readings > 0 && self.readings < CONFIRMATIONS
     }
 }
 
 /// The processes that don't belong where they are. Unknown when somebody who would know is silent.
-pub(crate) fn intruders<'a>(
+pub(crate) fn foreign_processes<'a>(
     gpus: impl Iterator<Item = &'a GpuFacts>,
-    kubelet: &Witness<Allocation>,
-    owner: impl Fn(u32) -> Witness<Owner>,
-) -> Witness<Vec<String>> {
+    kubelet: &Source<Allocation>,
+    owner: impl Fn(u32) -> Source<Owner>,
+) -> Source<Vec<String>> {
     let mut found = Vec::new();
     for gpu in gpus {
         let Some(processes) = &gpu.processes else { continue };
         for process in processes {
             let allocation = match kubelet {
-                Witness::Says(allocation) => allocation,
-                Witness::Silent(why) => return Witness::Silent(why.clone()),
-                Witness::Absent => return Witness::Silent("no kubelet says who holds which GPU".to_owned()),
+                Source::Reported(allocation) => allocation,
+                Source::Unavailable(why) => return Source::Unavailable(why.clone()),
+                Source::Absent => return Source::Unavailable("no kubelet says who holds which GPU".to_owned()),
             };
             let owner = match owner(process.pid) {
-                Witness::Says(owner) => owner,
-                Witness::Silent(why) => return Witness::Silent(why),
-                Witness::Absent => return Witness::Absent,
+                Source::Reported(owner) => owner,
+                Source::Unavailable(why) => return Source::Unavailable(why),
+                Source::Absent => return Source::Absent,
             };
             let holders: Vec<&Holder> = allocation
                 .holders
                 .iter()
                 .filter(|holder| holds(holder, gpu))
                 .collect();
-            if let Some(whose) = intrusion(&owner, &holders) {
+            if let Some(whose) = foreign_owner(&owner, &holders) {
                 found.push(format!("process {} of {whose} on {}", process.pid, gpu.uuid));
             }
         }
     }
-    Witness::Says(found)
+    Source::Reported(found)
 }
 
 fn holds(holder: &Holder, gpu: &GpuFacts) -> bool {
@@ -82,12 +82,12 @@ fn holds(holder: &Holder, gpu: &GpuFacts) -> bool {
 }
 
 /// Whose the process is, if it doesn't belong to a holder.
-fn intrusion(owner: &Owner, holders: &[&Holder]) -> Option<String> {
+fn foreign_owner(owner: &Owner, holders: &[&Holder]) -> Option<String> {
     match owner {
         Owner::Gone => None,
         Owner::Host => Some("the host".to_owned()),
         // Of a pod without a name nothing can be said but that nobody may be there when nobody holds the GPU.
-        Owner::SomePod(uid) => holders.is_empty().then(|| format!("the pod with uid {uid}")),
+        Owner::UnknownPod(uid) => holders.is_empty().then(|| format!("the pod with uid {uid}")),
         Owner::Pod(pod) => {
             let own = holders
                 .iter()
@@ -112,7 +112,7 @@ mod tests {
         }
     }
 
-    fn kubelet(holders: &[(&str, &str)]) -> Witness<Allocation> {
+    fn kubelet(holders: &[(&str, &str)]) -> Source<Allocation> {
         let holders = holders
             .iter()
             .map(|(pod, id)| Holder {
@@ -121,7 +121,7 @@ mod tests {
                 ids: BTreeSet::from([(*id).to_owned()]),
             })
             .collect();
-        Witness::Says(Allocation {
+        Source::Reported(Allocation {
             holders,
             ..Allocation::default()
         })
@@ -129,8 +129,8 @@ mod tests {
 
     fn found(pids: &[u32], holders: &[(&str, &str)], owner: &Owner) -> Vec<String> {
         let gpus = [gpu(pids)];
-        match intruders(gpus.iter(), &kubelet(holders), |_| Witness::Says(owner.clone())) {
-            Witness::Says(found) => found,
+        match find_foreign_processes(gpus.iter(), &kubelet(holders), |_| Source::Reported(owner.clone())) {
+            Source::Reported(found) => found,
             other => panic!("{other:?}"),
         }
     }
@@ -154,8 +154,8 @@ mod tests {
             ["process 7 of the host on GPU-a"]
         );
         assert!(found(&[7], &held, &Owner::Gone).is_empty());
-        assert!(found(&[7], &held, &Owner::SomePod("u".to_owned())).is_empty());
-        assert_eq!(found(&[7], &[], &Owner::SomePod("u".to_owned())).len(), 1);
+        assert!(found(&[7], &held, &Owner::UnknownPod("u".to_owned())).is_empty());
+        assert_eq!(found(&[7], &[], &Owner::UnknownPod("u".to_owned())).len(), 1);
         assert_eq!(
             found(&[7], &[("train-0", "GPU-b")], &pod("train-0")).len(),
             1,
@@ -165,8 +165,8 @@ mod tests {
 
     #[test]
     fn one_reading_is_no_proof_and_silence_is_no_answer() {
-        let once = Intruders::default().after(vec!["x".to_owned()]);
-        assert!(once.is_suspicion() && once.confirmed().is_empty());
+        let once = ForeignProcesses::default().after(vec!["x".to_owned()]);
+        assert!(once.is_unconfirmed() && once.confirmed().is_empty());
         let twice = once.clone().after(vec!["x".to_owned()]);
         assert_eq!(twice.confirmed(), ["x"]);
         assert!(
@@ -177,15 +177,15 @@ mod tests {
         );
 
         let gpus = [gpu(&[7])];
-        let silent = Witness::Silent("away".to_owned());
+        let silent = Source::Unavailable("away".to_owned());
         assert!(matches!(
-            intruders(gpus.iter(), &silent, |_| Witness::Says(Owner::Host)),
-            Witness::Silent(_)
+            find_foreign_processes(gpus.iter(), &silent, |_| Source::Reported(Owner::Host)),
+            Source::Unavailable(_)
         ));
         let idle = [gpu(&[])];
         assert_eq!(
-            intruders(idle.iter(), &silent, |_| Witness::Says(Owner::Host)),
-            Witness::Says(Vec::new())
+            find_foreign_processes(idle.iter(), &silent, |_| Source::Reported(Owner::Host)),
+            Source::Reported(Vec::new())
         );
     }
 }

@@ -11,7 +11,7 @@ pub(crate) mod checks;
 pub(crate) mod foreign_processes;
 
 use crate::{
-    health::checks::{Finding, World, finding, is_vouched_for, is_withheld, strangers, withheld},
+    health::checks::{Finding, World, finding, is_advertised, is_withheld, unmatched_devices, withheld},
     sources::facts::{GpuFacts, Slot, bus_key},
 };
 
@@ -20,11 +20,11 @@ const CONFIRMATIONS: u32 = 2;
 
 /// What is known of the node's GPUs.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Ledger {
+pub(crate) struct HealthHistory {
     pub(crate) gpus: Vec<Record>,
     /// Disagreements that belong to no device, and how many readings in a row showed any.
-    pub(crate) strangers: Vec<String>,
-    strange_readings: u32,
+    pub(crate) unmatched_devices: Vec<String>,
+    unmatched_readings: u32,
 }
 
 /// One GPU.
@@ -35,9 +35,9 @@ pub(crate) struct Record {
     pub(crate) health: DeviceHealth,
     pub(crate) message: String,
     pub(crate) since: Timestamp,
-    suspicion: Option<Suspicion>,
+    unconfirmed: Option<Unconfirmed>,
     /// The last reading that showed it fit to be sold.
-    well: Option<Timestamp>,
+    last_healthy: Option<Timestamp>,
     /// Readings in a row without a finding.
     clean_readings: u32,
     reset: Reset,
@@ -45,7 +45,7 @@ pub(crate) struct Record {
 
 /// A fault that was seen, but not often enough.
 #[derive(Clone, Debug, PartialEq)]
-struct Suspicion {
+struct Unconfirmed {
     finding: Finding,
     readings: u32,
 }
@@ -68,13 +68,13 @@ pub(crate) struct Rules {
 
 /// When the hardware should be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
+pub(crate) enum NextReading {
     /// A suspicion wants its confirmation.
     Soon,
-    InTurn,
+    AtPeriod,
 }
 
-impl Ledger {
+impl HealthHistory {
     /// What was known before the agent's restart. A machine that booted since has reset its GPUs.
     pub(crate) fn restored(records: Vec<Record>, booted: Option<Timestamp>) -> Self {
         let gpus = records
@@ -100,68 +100,68 @@ impl Ledger {
     }
 
     /// What is known after an observation.
-    pub(crate) fn after(self, world: &World, rules: Rules, now: Timestamp) -> (Self, Next) {
+    pub(crate) fn after(self, world: &World, rules: Rules, now: Timestamp) -> (Self, NextReading) {
         let mut unmatched = self.gpus;
         let mut gpus = Vec::new();
         for gpu in world.reading.gpus() {
             let before = take_match(&mut unmatched, world, gpu);
-            gpus.push(Record::seen(before, world, gpu, rules, now));
+            gpus.push(Record::read(before, world, gpu, rules, now));
         }
         for before in unmatched {
-            if let Some(missing) = before.missed(world, now) {
+            if let Some(missing) = before.not_read(world, now) {
                 gpus.push(missing);
             }
         }
         gpus.sort_by_key(|record| record.gpu.index);
-        let mut strange = strangers(world);
+        let mut strange = unmatched_devices(world);
         strange.extend(unknown_slots(world, &gpus));
-        let ledger = Self {
+        let history = Self {
             gpus,
-            strange_readings: if strange.is_empty() {
+            unmatched_readings: if strange.is_empty() {
                 0
             } else {
-                self.strange_readings.saturating_add(1)
+                self.unmatched_readings.saturating_add(1)
             },
-            strangers: strange,
+            unmatched_devices: strange,
         };
-        let next = if ledger.has_suspicion() {
-            Next::Soon
+        let next = if history.has_unconfirmed() {
+            NextReading::Soon
         } else {
-            Next::InTurn
+            NextReading::AtPeriod
         };
-        (ledger, next)
+        (history, next)
     }
 
     /// What is known while NVML doesn't answer: a healthy GPU is unknown, a fault stays a fault.
     #[must_use]
-    pub(crate) fn unread(mut self, why: &str, now: Timestamp) -> Self {
+    pub(crate) fn nvml_unavailable(mut self, why: &str, now: Timestamp) -> Self {
         for record in &mut self.gpus {
-            record.suspicion = None;
+            record.unconfirmed = None;
             record.clean_readings = 0;
             if matches!(record.health, DeviceHealth::Healthy | DeviceHealth::Unknown) {
-                record.turn(DeviceHealth::Unknown, why.to_owned(), now);
+                record.set_health(DeviceHealth::Unknown, why.to_owned(), now);
             }
         }
         self
     }
 
     /// Disagreements that were seen often enough to be said.
-    pub(crate) fn confirmed_strangers(&self) -> &[String] {
-        if self.strange_readings >= CONFIRMATIONS {
-            &self.strangers
+    pub(crate) fn confirmed_unmatched(&self) -> &[String] {
+        if self.unmatched_readings >= CONFIRMATIONS {
+            &self.unmatched_devices
         } else {
             &[]
         }
     }
 
     /// Whether NVML should be opened anew: a reset GPU is seen only by those who opened it afterwards.
-    pub(crate) fn wants_renewal(&self) -> bool {
-        self.gpus.iter().any(|record| record.health == DeviceHealth::Lost) || !self.strangers.is_empty()
+    pub(crate) fn needs_new_session(&self) -> bool {
+        self.gpus.iter().any(|record| record.health == DeviceHealth::Lost) || !self.unmatched_devices.is_empty()
     }
 
-    fn has_suspicion(&self) -> bool {
-        let unsure = self.strange_readings > 0 && self.strange_readings < CONFIRMATIONS;
-        unsure || self.gpus.iter().any(|record| record.suspicion.is_some())
+    fn has_unconfirmed(&self) -> bool {
+        let unsure = self.unmatched_readings > 0 && self.unmatched_readings < CONFIRMATIONS;
+        unsure || self.gpus.iter().any(|record| record.unconfirmed.is_some())
     }
 }
 
@@ -203,15 +203,15 @@ impl Record {
             health,
             message,
             since,
-            suspicion: None,
-            well: None,
+            unconfirmed: None,
+            last_healthy: None,
             clean_readings: 0,
             reset: Reset::Unseen,
         }
     }
 
     /// The GPU was read.
-    fn seen(before: Option<Self>, world: &World, gpu: &GpuFacts, rules: Rules, now: Timestamp) -> Self {
+    fn read(before: Option<Self>, world: &World, gpu: &GpuFacts, rules: Rules, now: Timestamp) -> Self {
         let fresh = || {
             Self::remembered(
                 gpu.clone(),
@@ -228,15 +228,15 @@ impl Record {
         let never_in_sale = record.health == DeviceHealth::Unknown;
         let found = finding(world, gpu).or_else(|| if never_in_sale { None } else { withheld(world, gpu) });
         match found {
-            Some(found) => record.suspect(found, now),
-            None => record.clear(world, rules, now),
+            Some(found) => record.add_finding(found, now),
+            None => record.no_finding(world, rules, now),
         }
         record
     }
 
     /// The GPU was not read: NVML says that it is lost, can't read it, or doesn't count it any more. `None` when
     /// another GPU sits in its place: then this one was taken out.
-    fn missed(mut self, world: &World, now: Timestamp) -> Option<Self> {
+    fn not_read(mut self, world: &World, now: Timestamp) -> Option<Self> {
         let key = bus_key(&self.gpu.bus);
         if world
             .reading
@@ -248,7 +248,7 @@ impl Record {
         let index = usize::try_from(self.gpu.index).ok()?;
         let on_bus = world
             .pci
-            .says()
+            .reported()
             .map(|pci| pci.iter().any(|card| bus_key(&card.bus) == key));
         let message = match (world.reading.slots.get(index), on_bus) {
             (Some(Slot::Lost), _) => "NVML: the GPU is lost".to_owned(),
@@ -260,7 +260,7 @@ impl Record {
         if self.reset == Reset::Seen && on_bus == Some(false) && self.health == DeviceHealth::Lost {
             return None;
         }
-        self.suspect(
+        self.add_finding(
             Finding {
                 health: DeviceHealth::Lost,
                 message,
@@ -275,26 +275,26 @@ impl Record {
     }
 
     /// Something is wrong: at once where it is an event or where the GPU is not in sale anyway, else when confirmed.
-    fn suspect(&mut self, found: Finding, now: Timestamp) {
+    fn add_finding(&mut self, found: Finding, now: Timestamp) {
         self.clean_readings = 0;
         if self.health == DeviceHealth::FatalXid && found.health == DeviceHealth::WitnessesDisagree {
             // The device plugin heard the Xid too: the graver reason stays.
             return;
         }
-        let readings = match &self.suspicion {
+        let readings = match &self.unconfirmed {
             Some(before) if before.finding.health == found.health => before.readings + 1,
             Some(_) | None => 1,
         };
         let in_sale = self.health == DeviceHealth::Healthy;
         let event = found.health == DeviceHealth::FatalXid;
         if event || !in_sale || readings >= CONFIRMATIONS {
-            self.suspicion = None;
+            self.unconfirmed = None;
             if found.health == DeviceHealth::FatalXid {
                 self.reset = Reset::Unseen;
             }
-            self.turn(found.health, found.message, now);
+            self.set_health(found.health, found.message, now);
         } else {
-            self.suspicion = Some(Suspicion {
+            self.unconfirmed = Some(Unconfirmed {
                 finding: found,
                 readings,
             });
@@ -302,23 +302,23 @@ impl Record {
     }
 
     /// Nothing is wrong in this reading.
-    fn clear(&mut self, world: &World, rules: Rules, now: Timestamp) {
-        self.suspicion = None;
+    fn no_finding(&mut self, world: &World, rules: Rules, now: Timestamp) {
+        self.unconfirmed = None;
         match self.health {
             DeviceHealth::Healthy => (),
             // Never in sale, or not known for a while: there is nothing to recover from.
             DeviceHealth::Unknown => {
-                if is_vouched_for(world, &self.gpu) {
-                    self.turn(DeviceHealth::Healthy, String::new(), now);
+                if is_advertised(world, &self.gpu) {
+                    self.set_health(DeviceHealth::Healthy, String::new(), now);
                 } else if is_withheld(world, &self.gpu) {
-                    self.turn(
+                    self.set_health(
                         DeviceHealth::Unknown,
                         "the device plugin doesn't offer it".to_owned(),
                         now,
                     );
                 } else {
                     let message = "the device plugin can't be asked whether it offers it".to_owned();
-                    self.turn(DeviceHealth::Unknown, message, now);
+                    self.set_health(DeviceHealth::Unknown, message, now);
                 }
             }
             DeviceHealth::FatalXid if self.reset != Reset::Seen => (),
@@ -329,19 +329,19 @@ impl Record {
             | DeviceHealth::WitnessesDisagree => {
                 self.clean_readings = 1;
                 let message = format!("back after: {}; watched before it is sold again", self.message);
-                self.turn(DeviceHealth::Recovering, message, now);
+                self.set_health(DeviceHealth::Recovering, message, now);
             }
             DeviceHealth::Recovering => {
-                if is_vouched_for(world, &self.gpu) {
+                if is_advertised(world, &self.gpu) {
                     self.clean_readings += 1;
                 }
                 if self.clean_readings >= rules.recovery_readings {
-                    self.turn(DeviceHealth::Healthy, String::new(), now);
+                    self.set_health(DeviceHealth::Healthy, String::new(), now);
                 }
             }
         }
         if self.health == DeviceHealth::Healthy {
-            self.well = Some(now);
+            self.last_healthy = Some(now);
         }
     }
 
@@ -357,15 +357,15 @@ impl Record {
             _ if restarted => Reset::Seen,
             Reset::Unseen if is_withheld(world, gpu) => Reset::Withheld,
             Reset::Unseen => Reset::Unseen,
-            Reset::Withheld if is_vouched_for(world, gpu) => Reset::Seen,
+            Reset::Withheld if is_advertised(world, gpu) => Reset::Seen,
             Reset::Withheld => Reset::Withheld,
         }
     }
 
     /// The time moves with the health, not with the message. A fault is as old as the last reading that showed the GPU
     /// well: nobody can say that it served since. Being watched is the end of the same fault.
-    fn turn(&mut self, health: DeviceHealth, message: String, now: Timestamp) {
-        let well = self.well.take_if(|_| is_fault(health));
+    fn set_health(&mut self, health: DeviceHealth, message: String, now: Timestamp) {
+        let well = self.last_healthy.take_if(|_| is_fault(health));
         if self.health != health && !(health == DeviceHealth::Recovering && is_fault(self.health)) {
             self.since = well.unwrap_or(now);
         }

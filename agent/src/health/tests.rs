@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::{
-    sources::facts::{Memory, Reading, Witness, XidEvent},
+    sources::facts::{Memory, Reading, Source, XidEvent},
     sources::kubelet::Allocation,
     sources::pci::PciGpu,
 };
@@ -14,9 +14,9 @@ const RULES: Rules = Rules { recovery_readings: 3 };
 /// A node whose witnesses a test bends.
 struct Node {
     world: World,
-    ledger: Ledger,
+    history: HealthHistory,
     second: i64,
-    next: Next,
+    next: NextReading,
 }
 
 fn gpu(index: u32) -> GpuFacts {
@@ -40,7 +40,7 @@ fn node(count: u32) -> Node {
         bus: format!("0000:{:02x}:00.0", 0x10 + index),
         device: 0x2330,
         numa_node: Some(0),
-        elsewhere: false,
+        other_driver: false,
     };
     let world = World {
         reading: Reading {
@@ -48,17 +48,17 @@ fn node(count: u32) -> Node {
             ..Reading::default()
         },
         xids: Vec::new(),
-        pci: Witness::Says((0..count).map(card).collect()),
-        kubelet: Witness::Says(Allocation {
+        pci: Source::Reported((0..count).map(card).collect()),
+        kubelet: Source::Reported(Allocation {
             allocatable: (0..count).map(|index| format!("GPU-{index}")).collect(),
             ..Allocation::default()
         }),
     };
     let mut node = Node {
         world,
-        ledger: Ledger::default(),
+        history: HealthHistory::default(),
         second: 0,
-        next: Next::InTurn,
+        next: NextReading::AtPeriod,
     };
     node.observe();
     node
@@ -69,13 +69,13 @@ impl Node {
     fn observe(&mut self) {
         self.second += 1;
         let now = Timestamp::from_second(self.second).unwrap();
-        let (ledger, next) = std::mem::take(&mut self.ledger).after(&self.world, RULES, now);
-        (self.ledger, self.next) = (ledger, next);
+        let (history, next) = std::mem::take(&mut self.history).after(&self.world, RULES, now);
+        (self.history, self.next) = (history, next);
         self.world.xids.clear();
     }
 
     fn health(&self) -> Vec<DeviceHealth> {
-        self.ledger.gpus.iter().map(|record| record.health).collect()
+        self.history.gpus.iter().map(|record| record.health).collect()
     }
 
     fn first(&self) -> DeviceHealth {
@@ -90,7 +90,7 @@ impl Node {
     }
 
     fn allocatable(&mut self) -> &mut BTreeSet<String> {
-        let Witness::Says(kubelet) = &mut self.world.kubelet else {
+        let Source::Reported(kubelet) = &mut self.world.kubelet else {
             panic!("the kubelet is silent")
         };
         &mut kubelet.allocatable
@@ -111,7 +111,7 @@ impl Node {
                 return count;
             }
         }
-        panic!("still {:?}: {}", self.first(), self.ledger.gpus[0].message);
+        panic!("still {:?}: {}", self.first(), self.history.gpus[0].message);
     }
 }
 
@@ -123,7 +123,7 @@ fn a_gpu_that_all_witnesses_vouch_for_is_healthy_at_once() {
 #[test]
 fn a_gpu_is_not_sold_before_the_device_plugin_offers_it() {
     let mut node = node(1);
-    node.ledger = Ledger::default();
+    node.history = HealthHistory::default();
     node.allocatable().clear();
     node.observe();
     node.observe();
@@ -141,11 +141,11 @@ fn one_reading_takes_no_gpu_out_of_sale_and_the_second_does() {
     let mut node = node(2);
     node.world.reading.slots[0] = Slot::Lost;
     node.observe();
-    assert_eq!((node.first(), node.next), (DeviceHealth::Healthy, Next::Soon));
+    assert_eq!((node.first(), node.next), (DeviceHealth::Healthy, NextReading::Soon));
     node.observe();
     assert_eq!(node.health(), [DeviceHealth::Lost, DeviceHealth::Healthy]);
-    assert_eq!(node.ledger.gpus[0].message, "NVML: the GPU is lost");
-    assert!(node.ledger.wants_renewal());
+    assert_eq!(node.history.gpus[0].message, "NVML: the GPU is lost");
+    assert!(node.history.needs_new_session());
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_fault_seen_once_and_gone_was_none() {
     node.observe();
     node.world.reading.slots[0] = Slot::Read(Box::new(gpu(0)));
     node.observe();
-    assert_eq!((node.first(), node.next), (DeviceHealth::Healthy, Next::InTurn));
+    assert_eq!((node.first(), node.next), (DeviceHealth::Healthy, NextReading::AtPeriod));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn an_unplugged_gpu_is_lost_and_the_others_keep_their_health() {
     node.world.reading.slots.remove(0);
     node.change(0, |gpu| gpu.index = 0);
     node.change(1, |gpu| gpu.index = 1);
-    let Witness::Says(pci) = &mut node.world.pci else {
+    let Source::Reported(pci) = &mut node.world.pci else {
         panic!()
     };
     pci.remove(0);
@@ -193,7 +193,7 @@ fn an_unplugged_gpu_is_lost_and_the_others_keep_their_health() {
     node.observe();
     node.observe();
     let lost: Vec<&str> = node
-        .ledger
+        .history
         .gpus
         .iter()
         .filter(|record| record.health == DeviceHealth::Lost)
@@ -298,15 +298,15 @@ fn a_card_that_lies_about_its_name_is_found_by_its_device_id() {
     node.observe();
     assert_eq!(node.first(), DeviceHealth::WitnessesDisagree);
     assert!(
-        node.ledger.gpus[0]
+        node.history.gpus[0]
             .message
             .contains("by its PCI device id it is a h100"),
         "{:?}",
-        node.ledger
+        node.history
     );
     // NVML's own device id lies too: the bus still knows.
     let mut node = self::node(1);
-    let Witness::Says(pci) = &mut node.world.pci else {
+    let Source::Reported(pci) = &mut node.world.pci else {
         panic!()
     };
     pci[0].device = 0x1eb8;
@@ -318,15 +318,15 @@ fn a_card_that_lies_about_its_name_is_found_by_its_device_id() {
 #[test]
 fn a_silent_witness_neither_breaks_a_gpu_nor_vouches_for_one() {
     let mut node = node(1);
-    node.world.pci = Witness::Silent("no /sys".to_owned());
-    node.world.kubelet = Witness::Silent("away".to_owned());
+    node.world.pci = Source::Unavailable("no /sys".to_owned());
+    node.world.kubelet = Source::Unavailable("away".to_owned());
     node.observe();
     node.observe();
     assert_eq!(node.first(), DeviceHealth::Healthy, "unknown is no fault");
-    node.ledger = Ledger::default();
+    node.history = HealthHistory::default();
     node.observe();
     assert_eq!(node.first(), DeviceHealth::Unknown, "and no health either");
-    node.world.kubelet = Witness::Absent;
+    node.world.kubelet = Source::Absent;
     assert_eq!(
         node.observations_to_health(),
         1,
@@ -341,7 +341,7 @@ fn a_hanging_driver_makes_health_unknown_and_faults_stay_faults() {
     node.observe();
     node.observe();
     let now = Timestamp::from_second(99).unwrap();
-    node.ledger = std::mem::take(&mut node.ledger).unread("hung", now);
+    node.history = std::mem::take(&mut node.history).nvml_unavailable("hung", now);
     assert_eq!(node.health(), [DeviceHealth::Lost, DeviceHealth::Unknown]);
     node.observe();
     assert_eq!(node.health(), [DeviceHealth::Lost, DeviceHealth::Healthy]);
@@ -351,28 +351,28 @@ fn a_hanging_driver_makes_health_unknown_and_faults_stay_faults() {
 fn a_card_that_only_the_bus_sees_is_a_disagreement_of_the_node() {
     let mut node = node(2);
     node.world.reading.slots.pop();
-    node.ledger = Ledger::default();
+    node.history = HealthHistory::default();
     node.observe();
-    assert!(node.ledger.confirmed_strangers().is_empty());
-    assert_eq!(node.next, Next::Soon);
+    assert!(node.history.confirmed_unmatched().is_empty());
+    assert_eq!(node.next, NextReading::Soon);
     node.observe();
-    let strangers = node.ledger.confirmed_strangers().join("; ");
+    let unmatched_devices = node.history.confirmed_unmatched().join("; ");
     assert!(
-        strangers.contains("on the PCI bus but not in NVML: 0000:11:00.0"),
-        "{strangers}"
+        unmatched_devices.contains("on the PCI bus but not in NVML: 0000:11:00.0"),
+        "{unmatched_devices}"
     );
     assert!(
-        strangers.contains("advertised by the device plugin but not in NVML: GPU-1"),
-        "{strangers}"
+        unmatched_devices.contains("advertised by the device plugin but not in NVML: GPU-1"),
+        "{unmatched_devices}"
     );
-    let Witness::Says(pci) = &mut node.world.pci else {
+    let Source::Reported(pci) = &mut node.world.pci else {
         panic!()
     };
-    pci[1].elsewhere = true;
+    pci[1].other_driver = true;
     node.allocatable().remove("GPU-1");
     node.observe();
     assert!(
-        node.ledger.confirmed_strangers().is_empty(),
+        node.history.confirmed_unmatched().is_empty(),
         "a card for a virtual machine is nobody's business"
     );
 }
@@ -380,13 +380,13 @@ fn a_card_that_only_the_bus_sees_is_a_disagreement_of_the_node() {
 #[test]
 fn a_gpu_that_was_never_read_is_said_to_be_there() {
     let mut node = node(1);
-    node.ledger = Ledger::default();
+    node.history = HealthHistory::default();
     node.world.reading.slots[0] = Slot::Lost;
     node.observe();
     node.observe();
-    assert!(node.ledger.gpus.is_empty());
+    assert!(node.history.gpus.is_empty());
     assert_eq!(
-        node.ledger.confirmed_strangers(),
+        node.history.confirmed_unmatched(),
         ["NVML can't read GPU 0, and it was never read before"]
     );
 }
@@ -396,17 +396,17 @@ fn a_restart_forgets_no_fault_and_a_reboot_is_a_reset() {
     let mut node = node(1);
     node.xid(79);
     node.observe();
-    let fault = node.ledger.gpus.clone();
+    let fault = node.history.gpus.clone();
     let (before, after) = (
         Timestamp::from_second(1).unwrap(),
         Timestamp::from_second(1000).unwrap(),
     );
-    node.ledger = Ledger::restored(fault.clone(), Some(before));
+    node.history = HealthHistory::restored(fault.clone(), Some(before));
     for _ in 0..10 {
         node.observe();
     }
     assert_eq!(node.first(), DeviceHealth::FatalXid);
-    node.ledger = Ledger::restored(fault, Some(after));
+    node.history = HealthHistory::restored(fault, Some(after));
     node.observations_to_health();
 }
 
@@ -414,7 +414,7 @@ fn a_restart_forgets_no_fault_and_a_reboot_is_a_reset() {
 fn a_card_taken_out_while_the_machine_was_off_is_forgotten() {
     let mut node = node(2);
     node.world.reading.slots.pop();
-    let Witness::Says(pci) = &mut node.world.pci else {
+    let Source::Reported(pci) = &mut node.world.pci else {
         panic!()
     };
     pci.pop();
@@ -423,7 +423,7 @@ fn a_card_taken_out_while_the_machine_was_off_is_forgotten() {
     node.observe();
     assert_eq!(node.health(), [DeviceHealth::Healthy, DeviceHealth::Lost]);
     let booted = Timestamp::from_second(1000).unwrap();
-    node.ledger = Ledger::restored(node.ledger.gpus.clone(), Some(booted));
+    node.history = HealthHistory::restored(node.history.gpus.clone(), Some(booted));
     node.observe();
     assert_eq!(node.health(), [DeviceHealth::Healthy]);
 }
@@ -431,11 +431,11 @@ fn a_card_taken_out_while_the_machine_was_off_is_forgotten() {
 #[test]
 fn a_time_moves_with_the_health_alone() {
     let mut node = node(1);
-    let since = node.ledger.gpus[0].since;
+    let since = node.history.gpus[0].since;
     for _ in 0..5 {
         node.observe();
     }
-    assert_eq!(node.ledger.gpus[0].since, since);
+    assert_eq!(node.history.gpus[0].since, since);
 }
 
 #[test]
@@ -448,23 +448,23 @@ fn a_fault_is_as_old_as_the_last_reading_that_showed_the_gpu_well() {
     assert_eq!(node.first(), DeviceHealth::Healthy, "one reading is none");
     node.observe();
     assert_eq!(node.first(), DeviceHealth::EccUncorrectable);
-    assert_eq!(node.ledger.gpus[0].since, well);
+    assert_eq!(node.history.gpus[0].since, well);
     node.change(0, |gpu| gpu.ecc_uncorrected = Some(0));
     node.observe();
     assert_eq!(node.first(), DeviceHealth::Recovering);
     assert_eq!(
-        node.ledger.gpus[0].since, well,
+        node.history.gpus[0].since, well,
         "being watched is the end of the same fault"
     );
     node.observations_to_health();
     let healthy = Timestamp::from_second(node.second).unwrap();
-    assert_eq!(node.ledger.gpus[0].since, healthy);
+    assert_eq!(node.history.gpus[0].since, healthy);
 
     // A driver that hangs in between takes nothing from it.
-    node.ledger = std::mem::take(&mut node.ledger).unread("hangs", Timestamp::from_second(500).unwrap());
+    node.history = std::mem::take(&mut node.history).nvml_unavailable("hangs", Timestamp::from_second(500).unwrap());
     node.second = 600;
     node.xid(79);
     node.observe();
     assert_eq!(node.first(), DeviceHealth::FatalXid);
-    assert_eq!(node.ledger.gpus[0].since, healthy);
+    assert_eq!(node.history.gpus[0].since, healthy);
 }

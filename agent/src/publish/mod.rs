@@ -24,7 +24,7 @@ use serde_json::json;
 pub(crate) mod status;
 
 /// Owner of the fields that the agent writes.
-pub(crate) const MANAGER: &str = "leasehold-agent";
+pub(crate) const FIELD_MANAGER: &str = "leasehold-agent";
 /// A call that takes longer is a call that failed.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -68,7 +68,7 @@ impl Publisher {
     /// Reads what the server has, and makes the GpuNode if there is none. What it returns is the status that a
     /// previous life of the agent left.
     pub(crate) async fn refresh(&mut self) -> anyhow::Result<GpuNodeStatus> {
-        let read = within(self.gpu_nodes.get_opt(&self.node))
+        let read = with_deadline(self.gpu_nodes.get_opt(&self.node))
             .await
             .context("read the GpuNode")?;
         let gpu_node = match read {
@@ -91,10 +91,10 @@ impl Publisher {
             "metadata": {"name": self.node},
             "status": wanted,
         });
-        let params = PatchParams::apply(MANAGER).force();
+        let params = PatchParams::apply(FIELD_MANAGER).force();
         // Until the answer is there, nobody knows what the server has.
         self.applied = None;
-        let answer = within(
+        let answer = with_deadline(
             self.gpu_nodes
                 .patch_status(&self.node, &params, &Patch::Apply(&patch)),
         )
@@ -110,15 +110,15 @@ impl Publisher {
         let patch = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": self.node, "labels": {"app.kubernetes.io/managed-by": MANAGER}},
+            "metadata": {"name": self.node, "labels": {"app.kubernetes.io/managed-by": FIELD_MANAGER}},
             "spec": {
                 "holderIdentity": self.node,
                 "leaseDurationSeconds": self.lease_seconds,
                 "renewTime": MicroTime(now),
             },
         });
-        let params = PatchParams::apply(MANAGER).force();
-        within(self.leases.patch(&self.node, &params, &Patch::Apply(&patch)))
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        with_deadline(self.leases.patch(&self.node, &params, &Patch::Apply(&patch)))
             .await
             .context("renew the agent's Lease")?;
         Ok(())
@@ -126,7 +126,7 @@ impl Publisher {
 
     /// A GpuNode that goes when its Node goes, and is for sale as far as the agent is concerned.
     async fn create(&self) -> anyhow::Result<GpuNode> {
-        let node = within(self.nodes.get(&self.node))
+        let node = with_deadline(self.nodes.get(&self.node))
             .await
             .context("read the Node that is to own the GpuNode")?;
         let gpu_node = GpuNode {
@@ -148,16 +148,16 @@ impl Publisher {
             status: None,
         };
         let params = PostParams {
-            field_manager: Some(MANAGER.to_owned()),
+            field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PostParams::default()
         };
-        within(self.gpu_nodes.create(&params, &gpu_node))
+        with_deadline(self.gpu_nodes.create(&params, &gpu_node))
             .await
             .context("make the GpuNode")
     }
 }
 
-async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+async fn with_deadline<T>(call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
     match tokio::time::timeout(DEADLINE, call).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(anyhow!("no answer from the API server within {DEADLINE:?}")),

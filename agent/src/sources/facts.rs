@@ -128,36 +128,36 @@ pub(crate) enum ProbeError {
 
 /// Another source than NVML.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Witness<T> {
-    Says(T),
+pub(crate) enum Source<T> {
+    Reported(T),
     /// It should be there and could not be asked; the text says why.
-    Silent(String),
+    Unavailable(String),
     /// This node has no such witness.
     Absent,
 }
 
-impl<T> Witness<T> {
-    pub(crate) fn says(&self) -> Option<&T> {
+impl<T> Source<T> {
+    pub(crate) fn reported(&self) -> Option<&T> {
         match self {
-            Self::Says(said) => Some(said),
-            Self::Silent(_) | Self::Absent => None,
+            Self::Reported(said) => Some(said),
+            Self::Unavailable(_) | Self::Absent => None,
         }
     }
 
-    pub(crate) fn map<U>(self, with: impl FnOnce(T) -> U) -> Witness<U> {
+    pub(crate) fn map<U>(self, with: impl FnOnce(T) -> U) -> Source<U> {
         match self {
-            Self::Says(said) => Witness::Says(with(said)),
-            Self::Silent(why) => Witness::Silent(why),
-            Self::Absent => Witness::Absent,
+            Self::Reported(said) => Source::Reported(with(said)),
+            Self::Unavailable(why) => Source::Unavailable(why),
+            Self::Absent => Source::Absent,
         }
     }
 }
 
-impl<T, E: fmt::Display> From<Result<T, E>> for Witness<T> {
+impl<T, E: fmt::Display> From<Result<T, E>> for Source<T> {
     fn from(result: Result<T, E>) -> Self {
         match result {
-            Ok(said) => Self::Says(said),
-            Err(error) => Self::Silent(format!("{error:#}")),
+            Ok(said) => Self::Reported(said),
+            Err(error) => Self::Unavailable(format!("{error:#}")),
         }
     }
 }

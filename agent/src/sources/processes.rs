@@ -6,14 +6,14 @@
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
-use crate::sources::facts::Witness;
+use crate::sources::facts::Source;
 
 /// Whose a process is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     Pod(PodName),
     /// In a pod that the kubelet's logs don't name.
-    SomePod(String),
+    UnknownPod(String),
     /// In no pod.
     Host,
     /// Not there, any more or from here.
@@ -30,7 +30,7 @@ pub(crate) struct PodName {
 pub(crate) type Pods = BTreeMap<String, PodName>;
 
 /// The pods that the kubelet keeps logs of.
-pub(crate) fn pods(logs: &Path) -> Witness<Pods> {
+pub(crate) fn pods(logs: &Path) -> Source<Pods> {
     let read = || -> io::Result<Pods> {
         let mut pods = Pods::new();
         for entry in fs::read_dir(logs)? {
@@ -40,7 +40,7 @@ pub(crate) fn pods(logs: &Path) -> Witness<Pods> {
         }
         Ok(pods)
     };
-    Witness::from(read().map_err(|error| {
+    Source::from(read().map_err(|error| {
         format!(
             "{} can't be read ({error}); mount the kubelet's pod logs, or name them with --pod-logs",
             logs.display()
@@ -69,7 +69,7 @@ pub(crate) fn owner(proc: &Path, pods: &Pods, pid: u32) -> Owner {
         None => Owner::Host,
         Some(uid) => match pods.get(&uid) {
             Some(pod) => Owner::Pod(pod.clone()),
-            None => Owner::SomePod(uid),
+            None => Owner::UnknownPod(uid),
         },
     }
 }
@@ -129,7 +129,7 @@ mod tests {
             fs::create_dir_all(proc.join(pid.to_string())).unwrap();
             fs::write(proc.join(pid.to_string()).join("cgroup"), groups).unwrap();
         }
-        let Witness::Says(pods) = pods(&logs) else {
+        let Source::Reported(pods) = pods(&logs) else {
             panic!("the directory is there")
         };
         let train = PodName {
@@ -138,7 +138,7 @@ mod tests {
         };
         assert_eq!(owner(&proc, &pods, 1), Owner::Host);
         assert_eq!(owner(&proc, &pods, 2), Owner::Pod(train));
-        assert!(matches!(owner(&proc, &pods, 3), Owner::SomePod(_)));
+        assert!(matches!(owner(&proc, &pods, 3), Owner::UnknownPod(_)));
         assert_eq!(owner(&proc, &pods, 4), Owner::Gone);
     }
 }

@@ -13,8 +13,8 @@ use leasehold_crds::{
 
 use crate::{
     gpu_class::Class,
-    sources::facts::{GpuFacts, Memory, ProbeError, Witness},
-    health::{Ledger, Record, is_fault},
+    sources::facts::{GpuFacts, Memory, ProbeError, Source},
+    health::{HealthHistory, Record, is_fault},
     sources::kubelet::Allocation,
     sources::nvml::watchdog::Outcome,
 };
@@ -36,25 +36,25 @@ const MESSAGE_MAX: usize = 256;
 /// Everything that a status is made of.
 pub(crate) struct Known<'a> {
     pub(crate) outcome: &'a Outcome,
-    pub(crate) ledger: &'a Ledger,
-    pub(crate) pci: &'a Witness<()>,
-    pub(crate) kubelet: &'a Witness<Allocation>,
+    pub(crate) history: &'a HealthHistory,
+    pub(crate) pci: &'a Source<()>,
+    pub(crate) kubelet: &'a Source<Allocation>,
     /// Confirmed ones.
-    pub(crate) intruders: &'a Witness<Vec<String>>,
+    pub(crate) foreign_processes: &'a Source<Vec<String>>,
     pub(crate) generation: i64,
 }
 
 /// The status after the one before; `now` is the time of conditions that turn.
 pub(crate) fn status(before: &GpuNodeStatus, known: &Known<'_>, now: Timestamp) -> GpuNodeStatus {
-    let devices: Vec<GpuDevice> = known.ledger.gpus.iter().take(DEVICES_MAX).map(device).collect();
+    let devices: Vec<GpuDevice> = known.history.gpus.iter().take(DEVICES_MAX).map(device).collect();
     let mut next = GpuNodeStatus {
         class: class(&devices),
         devices,
         conditions: before.conditions.clone(),
         holders: match known.kubelet {
-            Witness::Says(allocation) => holders(allocation),
-            Witness::Silent(_) => before.holders.clone(),
-            Witness::Absent => Vec::new(),
+            Source::Reported(allocation) => holders(allocation),
+            Source::Unavailable(_) => before.holders.clone(),
+            Source::Absent => Vec::new(),
         },
         ..before.clone()
     };
@@ -160,7 +160,7 @@ fn healthy(known: &Known<'_>) -> Condition {
             let message = "a call of the driver doesn't come back; nothing is known of the GPUs. See `dmesg`; a driver that stays so needs a reboot";
             say(Truth::Unknown, "NvmlHung", message.to_owned())
         }
-        Outcome::Failed(error @ ProbeError::NoLibrary(_)) if known.ledger.gpus.is_empty() => {
+        Outcome::Failed(error @ ProbeError::NoLibrary(_)) if known.history.gpus.is_empty() => {
             say(Truth::False, "NoLibrary", error.to_string())
         }
         Outcome::Failed(error @ ProbeError::NoLibrary(_)) => {
@@ -170,7 +170,7 @@ fn healthy(known: &Known<'_>) -> Condition {
             say(Truth::Unknown, "NvmlFailed", error.to_string())
         }
         Outcome::Read(_) => {
-            let (truth, reason, message) = of_devices(&known.ledger.gpus);
+            let (truth, reason, message) = of_devices(&known.history.gpus);
             say(truth, reason, message)
         }
     }
@@ -222,7 +222,7 @@ fn witnesses_agree(known: &Known<'_>) -> Condition {
         condition(WITNESSES_AGREE, truth, reason, message, known.generation)
     };
     let disagreeing: Vec<&Record> = known
-        .ledger
+        .history
         .gpus
         .iter()
         .filter(|record| {
@@ -232,25 +232,25 @@ fn witnesses_agree(known: &Known<'_>) -> Condition {
             )
         })
         .collect();
-    let strangers = known.ledger.confirmed_strangers();
+    let unmatched_devices = known.history.confirmed_unmatched();
     if let Some(first) = disagreeing.first() {
         return say(Truth::False, reason(first.health), list(&disagreeing));
     }
-    if !strangers.is_empty() {
-        return say(Truth::False, "NotInNvml", strangers.join("; "));
+    if !unmatched_devices.is_empty() {
+        return say(Truth::False, "NotInNvml", unmatched_devices.join("; "));
     }
     if let (Outcome::Hung | Outcome::Failed(_), _) = (known.outcome, ()) {
         return say(Truth::Unknown, "NvmlSilent", "NVML doesn't answer".to_owned());
     }
-    if let Witness::Silent(why) = known.pci {
+    if let Source::Unavailable(why) = known.pci {
         return say(Truth::Unknown, "PciSilent", why.clone());
     }
-    if let Witness::Silent(why) = known.kubelet {
+    if let Source::Unavailable(why) = known.kubelet {
         return say(Truth::Unknown, "KubeletSilent", why.clone());
     }
     let witnesses = match known.kubelet {
-        Witness::Absent => "NVML and the PCI bus agree; this node has no kubelet to ask",
-        Witness::Says(_) | Witness::Silent(_) => "NVML, the PCI bus and the device plugin agree",
+        Source::Absent => "NVML and the PCI bus agree; this node has no kubelet to ask",
+        Source::Reported(_) | Source::Unavailable(_) => "NVML, the PCI bus and the device plugin agree",
     };
     say(Truth::True, "Agree", witnesses.to_owned())
 }
@@ -262,15 +262,15 @@ fn no_foreign_processes(known: &Known<'_>) -> Condition {
     if !matches!(known.outcome, Outcome::Read(_)) {
         return say(Truth::Unknown, "NvmlSilent", "NVML doesn't answer".to_owned());
     }
-    match known.intruders {
-        Witness::Says(found) if found.is_empty() => say(
+    match known.foreign_processes {
+        Source::Reported(found) if found.is_empty() => say(
             Truth::True,
             "OnlyHolders",
             "only holders compute on the GPUs".to_owned(),
         ),
-        Witness::Says(found) => say(Truth::False, "ForeignProcess", found.join("; ")),
-        Witness::Silent(why) => say(Truth::Unknown, "OwnersUnknown", why.clone()),
-        Witness::Absent => say(
+        Source::Reported(found) => say(Truth::False, "ForeignProcess", found.join("; ")),
+        Source::Unavailable(why) => say(Truth::Unknown, "OwnersUnknown", why.clone()),
+        Source::Absent => say(
             Truth::Unknown,
             "OwnersUnknown",
             "nobody says whose the processes are".to_owned(),

@@ -41,45 +41,45 @@ fn reading(gpus: Vec<GpuFacts>) -> Outcome {
     })
 }
 
-struct Scene {
+struct Fixture {
     outcome: Outcome,
-    ledger: Ledger,
-    kubelet: Witness<Allocation>,
-    intruders: Witness<Vec<String>>,
+    history: HealthHistory,
+    kubelet: Source<Allocation>,
+    foreign_processes: Source<Vec<String>>,
 }
 
 /// A node without a kubelet after as many readings as confirm everything.
-fn scene(outcome: Outcome) -> Scene {
-    let mut ledger = Ledger::default();
+fn scene(outcome: Outcome) -> Fixture {
+    let mut history = HealthHistory::default();
     if let Outcome::Read(reading) = &outcome {
         for second in 0..3 {
             let world = World {
                 reading: reading.clone(),
                 xids: Vec::new(),
-                pci: Witness::Absent,
-                kubelet: Witness::Absent,
+                pci: Source::Absent,
+                kubelet: Source::Absent,
             };
-            ledger = ledger
+            history = history
                 .after(&world, Rules { recovery_readings: 3 }, time(second))
                 .0;
         }
     }
-    Scene {
+    Fixture {
         outcome,
-        ledger,
-        kubelet: Witness::Absent,
-        intruders: Witness::Says(Vec::new()),
+        history,
+        kubelet: Source::Absent,
+        foreign_processes: Source::Reported(Vec::new()),
     }
 }
 
-impl Scene {
+impl Fixture {
     fn status(&self, before: &GpuNodeStatus, second: i64) -> GpuNodeStatus {
         let known = Known {
             outcome: &self.outcome,
-            ledger: &self.ledger,
-            pci: &Witness::Says(()),
+            history: &self.history,
+            pci: &Source::Reported(()),
             kubelet: &self.kubelet,
-            intruders: &self.intruders,
+            foreign_processes: &self.foreign_processes,
             generation: 1,
         };
         status(before, &known, time(second))
@@ -183,9 +183,9 @@ fn each_way_of_not_knowing_has_its_reason() {
     assert_eq!(scene(failed).says(HEALTHY), pair("Unknown", "NvmlFailed"));
     assert_eq!(scene(reading(vec![])).says(HEALTHY), pair("False", "NoGpus"));
     let mut silent = scene(reading(vec![gpu(0)]));
-    silent.kubelet = Witness::Silent("away".to_owned());
+    silent.kubelet = Source::Unavailable("away".to_owned());
     assert_eq!(silent.says(WITNESSES_AGREE), pair("Unknown", "KubeletSilent"));
-    silent.intruders = Witness::Silent("away".to_owned());
+    silent.foreign_processes = Source::Unavailable("away".to_owned());
     assert_eq!(
         silent.says(NO_FOREIGN_PROCESSES),
         pair("Unknown", "OwnersUnknown")
@@ -199,7 +199,7 @@ fn faults_and_intruders_name_the_gpu() {
         ..gpu(1)
     };
     let mut scene = scene(reading(vec![gpu(0), broken]));
-    scene.intruders = Witness::Says(vec!["process 7 of the host on GPU-0".to_owned()]);
+    scene.foreign_processes = Source::Reported(vec!["process 7 of the host on GPU-0".to_owned()]);
     assert_eq!(scene.says(HEALTHY), pair("False", "EccUncorrectable"));
     assert_eq!(scene.says(NO_FOREIGN_PROCESSES), pair("False", "ForeignProcess"));
     let status = scene.status(&GpuNodeStatus::default(), 9);
@@ -219,19 +219,19 @@ fn holders_are_listed_and_kept_while_the_kubelet_is_silent() {
         pod: "train-0".to_owned(),
         ids: BTreeSet::from(["GPU-0".to_owned()]),
     };
-    scene.kubelet = Witness::Says(Allocation {
+    scene.kubelet = Source::Reported(Allocation {
         holders: vec![holder],
         ..Allocation::default()
     });
     let status = scene.status(&GpuNodeStatus::default(), 9);
     assert_eq!(status.holders[0].pod, "train-0");
-    scene.kubelet = Witness::Silent("away".to_owned());
+    scene.kubelet = Source::Unavailable("away".to_owned());
     assert_eq!(
         scene.status(&status, 10).holders,
         status.holders,
         "unknown is not free"
     );
-    scene.kubelet = Witness::Says(Allocation::default());
+    scene.kubelet = Source::Reported(Allocation::default());
     assert!(scene.status(&status, 11).holders.is_empty());
 }
 
@@ -249,15 +249,15 @@ fn a_restart_reads_back_what_was_written() {
         ..gpu(0)
     }]))
     .status(&GpuNodeStatus::default(), 9);
-    let restored = Ledger::restored(records(&status), None);
+    let restored = HealthHistory::restored(records(&status), None);
     let record = &restored.gpus[0];
     assert_eq!(
         (record.health, record.gpu.uuid.as_str()),
         (DeviceHealth::EccUncorrectable, "GPU-0")
     );
     assert_eq!(record.since, time(0));
-    let again = Scene {
-        ledger: restored,
+    let again = Fixture {
+        history: restored,
         ..scene(Outcome::Hung)
     }
     .status(&status, 20);

@@ -9,7 +9,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::sources::facts::Witness;
+use crate::sources::facts::Source;
 
 pub(crate) mod pod_events;
 
@@ -66,11 +66,11 @@ impl Kubelet {
         }
     }
 
-    pub(crate) async fn read(&self) -> Witness<Allocation> {
+    pub(crate) async fn read(&self) -> Source<Allocation> {
         let Some(client) = &self.client else {
-            return Witness::Absent;
+            return Source::Absent;
         };
-        Witness::from(ask(client.clone()).await)
+        Source::from(ask(client.clone()).await)
     }
 }
 
@@ -209,7 +209,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("kubelet.sock");
         let kubelet = Kubelet::at(Some(socket.clone()));
-        let Witness::Silent(why) = kubelet.read().await else {
+        let Source::Unavailable(why) = kubelet.read().await else {
             panic!("nobody listens yet")
         };
         assert!(why.contains("--pod-resources"), "{why}");
@@ -250,7 +250,7 @@ pub(crate) mod tests {
             let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
             loop {
                 match kubelet.read().await {
-                    Witness::Says(said) => {
+                    Source::Reported(said) => {
                         assert_eq!(said, expected);
                         break;
                     }
@@ -265,6 +265,6 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_node_without_a_kubelet_has_no_such_witness() {
-        assert_eq!(Kubelet::at(None).read().await, Witness::Absent);
+        assert_eq!(Kubelet::at(None).read().await, Source::Absent);
     }
 }

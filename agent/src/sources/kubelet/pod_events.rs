@@ -11,11 +11,11 @@ use tokio::net::unix::pipe;
 const CHUNK: usize = 4096;
 
 /// Tells that a pod came or went.
-pub(crate) struct Arrivals(Option<pipe::Receiver>);
+pub(crate) struct PodEvents(Option<pipe::Receiver>);
 
-impl Arrivals {
+impl PodEvents {
     /// In the kubelet's directory of pod logs. Where there is none, nobody tells: the kubelet is asked in turn, later.
-    pub(crate) fn among(logs: &Path) -> Self {
+    pub(crate) fn watch(logs: &Path) -> Self {
         let watched = || -> anyhow::Result<pipe::Receiver> {
             let queue = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
             let came_or_went =
@@ -70,9 +70,9 @@ mod tests {
     #[tokio::test]
     async fn a_pod_that_comes_or_goes_is_news_once() {
         let logs = tempfile::tempdir().unwrap();
-        let arrivals = Arrivals::among(logs.path());
+        let pod_events = PodEvents::watch(logs.path());
         let soon = async |what: &str| {
-            let told = tokio::time::timeout(Duration::from_secs(5), arrivals.next()).await;
+            let told = tokio::time::timeout(Duration::from_secs(5), pod_events.next()).await;
             told.unwrap_or_else(|_| panic!("nobody told that {what}"));
         };
         let pods = ["a", "b"].map(|name| logs.path().join(format!("lease-1_{name}_uid")));
@@ -80,7 +80,7 @@ mod tests {
             std::fs::create_dir(pod).unwrap();
         }
         soon("two came").await;
-        let more = tokio::time::timeout(Duration::from_millis(50), arrivals.next()).await;
+        let more = tokio::time::timeout(Duration::from_millis(50), pod_events.next()).await;
         assert!(more.is_err(), "told twice");
         std::fs::write(pods[0].join("0.log"), "a line").unwrap();
         std::fs::remove_dir(&pods[1]).unwrap();
@@ -90,8 +90,8 @@ mod tests {
     #[tokio::test]
     async fn without_the_directory_nobody_tells() {
         let logs = tempfile::tempdir().unwrap();
-        let arrivals = Arrivals::among(&logs.path().join("none"));
-        let told = tokio::time::timeout(Duration::from_millis(50), arrivals.next()).await;
+        let pod_events = PodEvents::watch(&logs.path().join("none"));
+        let told = tokio::time::timeout(Duration::from_millis(50), pod_events.next()).await;
         assert!(told.is_err());
     }
 }

@@ -204,12 +204,12 @@ fn broken(error: &NvmlError) -> Slot {
 fn read_gpu(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
     let pci = device.pci_info()?;
     let memory = device.memory_info()?;
-    let capability = may(device.cuda_compute_capability())?;
-    let ecc = may(device.is_ecc_enabled())?.map(|mode| mode.currently_enabled);
-    let mig = may(device.mig_mode())?.map(|mode| mode.current == 1);
+    let capability = optional(device.cuda_compute_capability())?;
+    let ecc = optional(device.is_ecc_enabled())?.map(|mode| mode.currently_enabled);
+    let mig = optional(device.mig_mode())?.map(|mode| mode.current == 1);
     Ok(GpuFacts {
         index,
-        minor: may(device.minor_number())?,
+        minor: optional(device.minor_number())?,
         uuid: device.uuid()?,
         name: device.name()?,
         memory: Memory {
@@ -234,11 +234,11 @@ fn read_gpu(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
         },
         ecc_enabled: ecc,
         ecc_uncorrected: match ecc {
-            Some(true) => may(device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile))?,
+            Some(true) => optional(device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile))?,
             Some(false) | None => None,
         },
         fast: fast(device)?,
-        processes: may(device.running_compute_processes())?.map(|list| {
+        processes: optional(device.running_compute_processes())?.map(|list| {
             list.into_iter()
                 .map(|process| GpuProcess { pid: process.pid })
                 .collect()
@@ -247,25 +247,25 @@ fn read_gpu(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
 }
 
 fn fast(device: &Device<'_>) -> Result<FastFacts, NvmlError> {
-    let utilization = may(device.utilization_rates())?;
+    let utilization = optional(device.utilization_rates())?;
     Ok(FastFacts {
         gpu_percent: utilization.as_ref().map(|rates| rates.gpu),
         memory_percent: utilization.map(|rates| rates.memory),
-        power_milliwatts: may(device.power_usage())?,
-        power_limit_milliwatts: may(device.enforced_power_limit())?,
-        energy_millijoules: may(device.total_energy_consumption())?,
-        temperature_celsius: may(device.temperature(TemperatureSensor::Gpu))?,
-        sm_clock_mhz: may(device.clock_info(Clock::SM))?,
-        memory_clock_mhz: may(device.clock_info(Clock::Memory))?,
-        throttle_reasons: may(device.current_throttle_reasons())?.map(|reasons| reasons.bits()),
-        pcie_generation: may(device.current_pcie_link_gen())?,
-        pcie_width: may(device.current_pcie_link_width())?,
+        power_milliwatts: optional(device.power_usage())?,
+        power_limit_milliwatts: optional(device.enforced_power_limit())?,
+        energy_millijoules: optional(device.total_energy_consumption())?,
+        temperature_celsius: optional(device.temperature(TemperatureSensor::Gpu))?,
+        sm_clock_mhz: optional(device.clock_info(Clock::SM))?,
+        memory_clock_mhz: optional(device.clock_info(Clock::Memory))?,
+        throttle_reasons: optional(device.current_throttle_reasons())?.map(|reasons| reasons.bits()),
+        pcie_generation: optional(device.current_pcie_link_gen())?,
+        pcie_width: optional(device.current_pcie_link_width())?,
     })
 }
 
 fn slices(device: &Device<'_>) -> Result<Vec<SliceFacts>, NvmlError> {
     let mut found = Vec::new();
-    for index in 0..may(device.mig_device_count())?.unwrap_or(0) {
+    for index in 0..optional(device.mig_device_count())?.unwrap_or(0) {
         // A place without a slice is NotFound.
         let slice = match device.mig_device_by_index(index) {
             Ok(slice) => slice,
@@ -298,7 +298,7 @@ fn peers(of: &Device<'_>, handles: &[&Device<'_>], uuids: &[String]) -> Vec<Stri
 }
 
 /// An answer that a card may lack. Only a lost GPU is worth failing the whole card for.
-fn may<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
+fn optional<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(NvmlError::GpuLost) => Err(NvmlError::GpuLost),

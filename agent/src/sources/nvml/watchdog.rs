@@ -27,9 +27,9 @@ pub(crate) type WithProbe =
 /// Threads at most, hung ones included.
 const THREADS_MAX: usize = 3;
 /// How long a hung thread is waited for before another one tries.
-const PATIENCE: Duration = Duration::from_secs(60);
+const HUNG_THREAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the thread takes events while it is asked nothing.
-const EVENTS_EVERY: Duration = Duration::from_secs(1);
+const EVENTS_PERIOD: Duration = Duration::from_secs(1);
 /// Events kept until they are taken.
 const EVENTS_MAX: usize = 64;
 
@@ -147,7 +147,7 @@ impl Watchdog {
                     }
                     Err(oneshot::error::TryRecvError::Closed) => self.start().ok_or(Busy),
                     Err(oneshot::error::TryRecvError::Empty) => {
-                        let given_up = since.elapsed() > PATIENCE;
+                        let given_up = since.elapsed() > HUNG_THREAD_TIMEOUT;
                         match given_up.then(|| self.start()).flatten() {
                             Some(other) => Ok(other),
                             None => {
@@ -215,9 +215,9 @@ fn work(with_probe: &WithProbe, requests: &mpsc::Receiver<Request>, shared: &Sha
                         return;
                     }
                 }
-                match requests.recv_timeout(EVENTS_EVERY) {
+                match requests.recv_timeout(EVENTS_PERIOD) {
                     Ok(request) if request.session == Session::Renew => {
-                        shared.tell(probe.events());
+                        shared.push_events(probe.events());
                         next = Some(request);
                         return;
                     }
@@ -225,7 +225,7 @@ fn work(with_probe: &WithProbe, requests: &mpsc::Receiver<Request>, shared: &Sha
                     Err(mpsc::RecvTimeoutError::Timeout) => (),
                     Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 }
-                shared.tell(probe.events());
+                shared.push_events(probe.events());
             }
         });
         if let (Err(error), Some(answer)) = (opened, first) {
@@ -238,7 +238,7 @@ fn work(with_probe: &WithProbe, requests: &mpsc::Receiver<Request>, shared: &Sha
 }
 
 impl Shared {
-    fn tell(&self, new: Vec<XidEvent>) {
+    fn push_events(&self, new: Vec<XidEvent>) {
         if new.is_empty() {
             return;
         }
@@ -260,13 +260,13 @@ mod tests {
 
     /// A probe that hangs as long as it is told to.
     #[derive(Clone, Default)]
-    struct Stubborn {
+    struct HangingProbe {
         hangs: Arc<AtomicBool>,
         opened: Arc<AtomicUsize>,
         events: Arc<Mutex<Vec<XidEvent>>>,
     }
 
-    impl Probe for Stubborn {
+    impl Probe for HangingProbe {
         fn read(&mut self) -> Result<Reading, ProbeError> {
             while self.hangs.load(Ordering::Acquire) {
                 std::thread::park_timeout(Duration::from_millis(5));
@@ -281,12 +281,12 @@ mod tests {
         }
     }
 
-    fn watchdog(stubborn: &Stubborn) -> Watchdog {
-        let stubborn = stubborn.clone();
+    fn watchdog(probe: &HangingProbe) -> Watchdog {
+        let probe = probe.clone();
         Watchdog::new(
             Arc::new(move |lend| {
-                stubborn.opened.fetch_add(1, Ordering::AcqRel);
-                lend(&mut stubborn.clone());
+                probe.opened.fetch_add(1, Ordering::AcqRel);
+                lend(&mut probe.clone());
                 Ok(())
             }),
             Duration::from_millis(200),
@@ -299,10 +299,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_hanging_call_is_reported_in_time_and_forgiven_when_it_comes_back() {
-        let stubborn = Stubborn::default();
-        let mut watchdog = watchdog(&stubborn);
+        let probe = HangingProbe::default();
+        let mut watchdog = watchdog(&probe);
         assert!(is_read(&watchdog.read(Session::Keep).await));
-        stubborn.hangs.store(true, Ordering::Release);
+        probe.hangs.store(true, Ordering::Release);
         let asked = Instant::now();
         assert_eq!(watchdog.read(Session::Keep).await, Outcome::Hung);
         assert!(asked.elapsed() < Duration::from_secs(2));
@@ -313,20 +313,20 @@ mod tests {
             "nothing more is asked of a thread that hangs"
         );
         assert!(again.elapsed() < Duration::from_millis(100));
-        stubborn.hangs.store(false, Ordering::Release);
+        probe.hangs.store(false, Ordering::Release);
         let deadline = Instant::now() + Duration::from_secs(5);
         while !is_read(&watchdog.read(Session::Keep).await) {
             assert!(Instant::now() < deadline);
             tokio::task::yield_now().await;
         }
-        assert_eq!(stubborn.opened.load(Ordering::Acquire), 1, "by the same thread");
+        assert_eq!(probe.opened.load(Ordering::Acquire), 1, "by the same thread");
     }
 
     #[tokio::test]
     async fn a_driver_that_swallows_threads_gets_no_more_than_a_few() {
-        let stubborn = Stubborn::default();
-        stubborn.hangs.store(true, Ordering::Release);
-        let mut watchdog = watchdog(&stubborn);
+        let probe = HangingProbe::default();
+        probe.hangs.store(true, Ordering::Release);
+        let mut watchdog = watchdog(&probe);
         for _ in 0..10 {
             assert_eq!(watchdog.read(Session::Keep).await, Outcome::Hung);
             // As if it had been waited for long enough.
@@ -334,13 +334,13 @@ mod tests {
                 overdue: Some((_, since)),
                 ..
             }) = &mut watchdog.worker
-                && let Some(long_ago) = since.checked_sub(2 * PATIENCE)
+                && let Some(long_ago) = since.checked_sub(2 * HUNG_THREAD_TIMEOUT)
             {
                 *since = long_ago;
             }
         }
         assert_eq!(watchdog.shared.threads.load(Ordering::Acquire), THREADS_MAX);
-        stubborn.hangs.store(false, Ordering::Release);
+        probe.hangs.store(false, Ordering::Release);
         let deadline = Instant::now() + Duration::from_secs(5);
         while watchdog.shared.threads.load(Ordering::Acquire) > 1
             || !is_read(&watchdog.read(Session::Keep).await)
@@ -355,24 +355,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_renewed_session_opens_the_library_again() {
-        let stubborn = Stubborn::default();
-        let mut watchdog = watchdog(&stubborn);
+        let probe = HangingProbe::default();
+        let mut watchdog = watchdog(&probe);
         for session in [Session::Keep, Session::Keep, Session::Renew, Session::Keep] {
             assert!(is_read(&watchdog.read(session).await));
         }
-        assert_eq!(stubborn.opened.load(Ordering::Acquire), 2);
+        assert_eq!(probe.opened.load(Ordering::Acquire), 2);
     }
 
     #[tokio::test]
     async fn events_are_heard_while_nothing_is_asked() {
-        let stubborn = Stubborn::default();
-        let mut watchdog = watchdog(&stubborn);
+        let probe = HangingProbe::default();
+        let mut watchdog = watchdog(&probe);
         assert!(is_read(&watchdog.read(Session::Keep).await));
         let event = XidEvent {
             uuid: "GPU-a".to_owned(),
             xid: 79,
         };
-        stubborn.events.lock().unwrap().push(event.clone());
+        probe.events.lock().unwrap().push(event.clone());
         tokio::time::timeout(Duration::from_secs(5), watchdog.heard())
             .await
             .expect("heard in time");

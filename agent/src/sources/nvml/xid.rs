@@ -10,7 +10,7 @@ pub(crate) enum Severity {
     /// The GPU serves again after a reset at the earliest.
     Fatal(&'static str),
     /// A program was stopped or something was recorded; the GPU serves on.
-    Passing,
+    NonFatal,
 }
 
 /// The severity of an Xid. An unknown one passes: NVIDIA adds codes for notices more often than for faults, and a
@@ -33,7 +33,7 @@ pub(crate) const fn severity(xid: u64) -> Severity {
         143 => Severity::Fatal("the GPU could not be initialised"),
         // 13 graphics engine exception, 31 page fault, 43 stopped, 45 cleaned up, 68 video processor: the program.
         // 63 a row will be replaced, 92 many corrected errors, 94 contained: recorded, the program alone was hit.
-        _ => Severity::Passing,
+        _ => Severity::NonFatal,
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn a_program_s_error_is_no_broken_gpu() {
         for xid in [13, 31, 43, 45, 63, 68, 92, 94, 109, 999] {
-            assert_eq!(severity(xid), Severity::Passing, "{xid}");
+            assert_eq!(severity(xid), Severity::NonFatal, "{xid}");
         }
         for xid in [48, 62, 64, 74, 79, 95, 119, 120, 122, 125, 140] {
             assert!(matches!(severity(xid), Severity::Fatal(_)), "{xid}");

@@ -3,14 +3,14 @@
 //! From the PCI ID database (pci-ids.ucw.cz), the cards that are rented out. A card that is not here is not
 //! suspicious, it is merely not checked: ids of new cards appear before this table learns them.
 
-use crate::gpu_class::Form;
+use crate::gpu_class::FormFactor;
 
 /// What an id stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Product {
     /// As [`crate::gpu_class::Class::model`] writes it.
     pub(crate) model: &'static str,
-    pub(crate) form: Option<Form>,
+    pub(crate) form_factor: Option<FormFactor>,
     /// Nominal memory.
     pub(crate) memory_gib: u64,
 }
@@ -18,20 +18,20 @@ pub(crate) struct Product {
 /// The product of a device id of NVIDIA's.
 pub(crate) fn product(device: u16) -> Option<Product> {
     let found = PRODUCTS.binary_search_by_key(&device, |entry| entry.0).ok()?;
-    let (_, model, form, memory_gib) = *PRODUCTS.get(found)?;
+    let (_, model, form_factor, memory_gib) = *PRODUCTS.get(found)?;
     Some(Product {
         model,
-        form,
+        form_factor,
         memory_gib,
     })
 }
 
-const SXM: Option<Form> = Some(Form::Sxm);
-const PCIE: Option<Form> = Some(Form::Pcie);
-const NVL: Option<Form> = Some(Form::Nvl);
+const SXM: Option<FormFactor> = Some(FormFactor::Sxm);
+const PCIE: Option<FormFactor> = Some(FormFactor::Pcie);
+const NVL: Option<FormFactor> = Some(FormFactor::Nvl);
 
 /// Sorted by id.
-const PRODUCTS: &[(u16, &str, Option<Form>, u64)] = &[
+const PRODUCTS: &[(u16, &str, Option<FormFactor>, u64)] = &[
     (0x15f8, "p100", PCIE, 16),
     (0x15f9, "p100", SXM, 16),
     (0x1b06, "gtx1080ti", None, 11),

@@ -16,7 +16,7 @@ pub(crate) struct PciGpu {
     /// None on a machine without NUMA.
     pub(crate) numa_node: Option<i64>,
     /// Whether the card is bound to another driver than NVIDIA's, as for passing it to a virtual machine.
-    pub(crate) elsewhere: bool,
+    pub(crate) other_driver: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ fn gpu(dir: &Path) -> Option<PciGpu> {
         numa_node: attribute("numa_node")
             .and_then(|node| node.parse().ok())
             .filter(|node| *node >= 0),
-        elsewhere: driver.is_some_and(|driver| driver.file_name().is_some_and(|name| name != "nvidia")),
+        other_driver: driver.is_some_and(|driver| driver.file_name().is_some_and(|name| name != "nvidia")),
     })
 }
 
@@ -101,10 +101,10 @@ mod tests {
                 bus: "0000:18:00.0".to_owned(),
                 device: 0x2330,
                 numa_node: Some(0),
-                elsewhere: false
+                other_driver: false
             }
         );
-        assert!(found[1].elsewhere);
+        assert!(found[1].other_driver);
         assert_eq!(found[4].numa_node, Some(1));
     }
 
