@@ -1,4 +1,4 @@
-//! Generates the kubelet's pod-resources API; protox compiles the definition, so no `protoc` is needed.
+//! Generates the kubelet's pod-resources API. protox compiles the definition, so no `protoc` is needed.
 
 use anyhow::Context;
 

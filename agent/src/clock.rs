@@ -1,24 +1,24 @@
-//! The one place of the agent that reads the wall clock; every decision gets the time as an argument.
+//! The only place where the agent reads the wall clock. Decisions get the time as an argument.
 
 use std::{fs, path::Path};
 
 use jiff::Timestamp;
 
-/// Now.
+/// The current time.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the edge that passes the time to decisions"
+    reason = "decisions get the time as an argument from here"
 )]
 pub(crate) fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The whole second that a time is in: what the API server keeps of the times of conditions.
+/// Rounds a time down to whole seconds, the precision of condition times in the API server.
 pub(crate) fn second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
-/// When the machine booted, by `/proc/stat`.
+/// When the machine booted, according to `/proc/stat`.
 pub(crate) fn booted(proc: &Path) -> Option<Timestamp> {
     let stat = fs::read_to_string(proc.join("stat")).ok()?;
     let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?;

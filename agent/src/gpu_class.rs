@@ -1,13 +1,13 @@
-//! The class of a GPU: the name that offers and leases meet by, `h100-80g-sxm`.
+//! The class of a GPU, such as `h100-80g-sxm`: the name by which leases select offers.
 //!
-//! `<model>-<memory>g[-<form factor>]`, from the product name, the memory and, where the name is silent about the
-//! form factor, the PCI device id. Every card has one, those of tomorrow too.
+//! The format is `<model>-<memory>g[-<form factor>]`. It is derived from the product name, the memory and, where the
+//! name contains no form factor, the PCI device id. Every card has a class, unknown models included.
 
 use std::fmt;
 
 use crate::sources::pci::ids;
 
-/// How a card is built, where one model comes in several.
+/// Form factor, for models that exist in several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FormFactor {
     Sxm,
@@ -25,12 +25,12 @@ impl FormFactor {
     }
 }
 
-/// A class; its text is the slug.
+/// A class. `Display` writes its slug.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Class {
     /// Lower-case letters and digits: `h100`, `rtx4090`.
     pub(crate) model: String,
-    /// What the box says, in GiB.
+    /// Nominal memory, in GiB.
     pub(crate) memory_gib: u64,
     pub(crate) form_factor: Option<FormFactor>,
 }
@@ -46,7 +46,7 @@ impl fmt::Display for Class {
 }
 
 impl Class {
-    /// The class of a card by what NVML says of it; `device` is its PCI device id.
+    /// The class of a card, from what NVML reports; `device` is its PCI device id.
     pub(crate) fn of(name: &str, total_bytes: u64, device: u16) -> Self {
         let words = Words::of(name);
         let model = words.model();
@@ -60,13 +60,13 @@ impl Class {
         }
     }
 
-    /// What the box says, in bytes.
+    /// Nominal memory, in bytes.
     pub(crate) const fn nominal_bytes(&self) -> u64 {
         self.memory_gib << 30
     }
 }
 
-/// Words that name the maker or the marketing line, not the card.
+/// Words that name the vendor or the product line, not the model.
 const IGNORED_WORDS: &[&str] = &[
     "nvidia",
     "geforce",
@@ -77,7 +77,7 @@ const IGNORED_WORDS: &[&str] = &[
     "gpu",
     "graphics",
 ];
-/// So that a slug fits a label even with memory and form factor.
+/// Limits the model so that the slug fits a label value together with memory and form factor.
 const MODEL_CHARS_MAX: usize = 40;
 
 /// The lower-case words of a product name.
@@ -106,7 +106,7 @@ impl Words {
         self.0.iter().find_map(|word| form_factor_of(word))
     }
 
-    /// The size in the name, if it is that of this card's memory: the 480GB of a GH200 are its processor's.
+    /// The size in the name, if it is the size of the GPU's memory: the 480GB of a GH200 is CPU memory.
     fn memory_gib(&self, total_bytes: u64) -> Option<u64> {
         let stated = self.0.iter().find_map(|word| stated_gib(word))?;
         is_near(stated, total_bytes).then_some(stated)
@@ -128,19 +128,19 @@ fn form_factor_of(word: &str) -> Option<FormFactor> {
     }
 }
 
-/// Sizes that cards are sold with.
+/// Memory sizes of products.
 const NOMINAL_GIB: &[u64] = &[
     2, 3, 4, 5, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 72, 80, 94, 96, 128, 141, 180, 192, 288,
 ];
 
-/// The smallest size sold that a driver would report as this total, else the total itself in whole GiB.
+/// The smallest product size that matches the reported total, or else the total rounded to GiB.
 fn nominal_gib(total_bytes: u64) -> u64 {
     let sold = NOMINAL_GIB.iter().copied().find(|gib| is_near(*gib, total_bytes));
     sold.unwrap_or_else(|| (total_bytes + (1 << 29)) >> 30).max(1)
 }
 
-/// Whether a card of this nominal size may report this total: ECC and firmware take up to an eighth, nothing adds
-/// more than a hundredth.
+/// Whether a card of this nominal size can report this total: ECC and firmware reserve up to an eighth, and no card
+/// reports over 1 % more.
 pub(crate) fn is_near(nominal_gib: u64, total_bytes: u64) -> bool {
     let nominal_mib = nominal_gib << 10;
     let total_mib = total_bytes >> 20;
@@ -153,7 +153,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// Names and totals that drivers report.
+    /// Names and totals as drivers report them.
     const CARDS: &[(&str, u64, u16, &str)] = &[
         ("NVIDIA H100 80GB HBM3", 81559, 0x2330, "h100-80g-sxm"),
         ("NVIDIA H100 PCIe", 81559, 0x2331, "h100-80g-pcie"),

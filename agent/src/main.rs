@@ -1,8 +1,8 @@
-//! `leasehold-agent`: one on each GPU node. It says what NVML, the PCI bus and the kubelet say of the node's GPUs:
-//! slow facts and health in the node's GpuNode, fast facts as Prometheus metrics, its own life in a Lease.
+//! `leasehold-agent` runs on each GPU node and reports what NVML, the PCI bus and the kubelet show about its GPUs:
+//! slowly changing facts and health in the node's GpuNode, fast changing facts as Prometheus metrics. It renews a
+//! Lease while it runs.
 //!
-//! `facts` is what a reading says; `nvml`, `sysfs`, `pod_resources` and `processes` are the witnesses; `checks` and
-//! `health` judge, `status` words the judgement, `publish` writes it; `observe` is the loop over all of them.
+//! `sources` reads, `health` decides, `publish` writes, and `observe` is the loop over them.
 
 mod clock;
 mod gpu_class;
@@ -25,9 +25,9 @@ use leasehold_telemetry::{Health, Metrics, admin, shutdown};
 
 use crate::{metrics::AgentMetrics, observe::Agent, publish::Publisher, settings::Settings};
 
-/// A Lease that was not renewed for so many periods is no sign of life.
+/// After this many periods without renewal, the agent's Lease counts as expired.
 const LEASE_PERIODS: u32 = 4;
-/// For one API call; a pass makes at most four.
+/// Time limit of one API call. An observation makes at most four.
 const CALL: Duration = Duration::from_secs(10);
 
 fn main() -> anyhow::Result<()> {
@@ -35,8 +35,8 @@ fn main() -> anyhow::Result<()> {
     let _telemetry = leasehold_telemetry::start(&settings.telemetry)?;
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
-        .map_err(|_| anyhow!("the TLS provider was set before"))?;
-    // One thread: the agent waits nearly always, and each thread more is memory on every node.
+        .map_err(|_| anyhow!("the TLS provider is already set"))?;
+    // One thread: the agent is idle most of the time, and each further thread uses memory on every node.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -62,7 +62,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     .await?;
     let lease = (settings.period * LEASE_PERIODS).max(Duration::from_secs(5));
     let publisher = Publisher::new(&client, &settings.node, &settings.namespace, lease);
-    tracing::info!(node = settings.node, nvml = %settings.nvml.display(), "watches the GPUs of this node");
+    tracing::info!(node = settings.node, nvml = %settings.nvml.display(), "watching the GPUs of this node");
     Agent::new(settings, publisher, own, ready)
         .run(heartbeat, stop)
         .await;
@@ -79,14 +79,14 @@ async fn client(settings: &Settings) -> anyhow::Result<Client> {
                 .await
                 .with_context(|| format!("use --kubeconfig {}", path.display()))?
         }
-        None => Config::incluster().context("this is no pod of a cluster: name a --kubeconfig")?,
+        None => Config::incluster().context("not running in a pod: set --kubeconfig")?,
     };
     config.connect_timeout = Some(CALL);
     config.read_timeout = Some(CALL);
-    Client::try_from(config).context("make the API client")
+    Client::try_from(config).context("create the API client")
 }
 
-/// JSON is YAML too, and to read it as what it is spares a megabyte of YAML parser in the process's memory.
+/// JSON is valid YAML, but parsing it as JSON saves a megabyte of memory for the YAML parser.
 fn kubeconfig(path: &Path) -> anyhow::Result<Kubeconfig> {
     let text = std::fs::read_to_string(path)?;
     match serde_json::from_str(&text) {

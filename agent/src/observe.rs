@@ -1,8 +1,8 @@
-//! The agent's loop: look at every witness, judge, tell.
+//! The agent's loop: read every source, update the health history, publish.
 //!
-//! The kubelet is asked more often than the driver, because a GPU is to be sold again seconds after its pod has
-//! ended, and at once when a pod has come, because a lease waits for the word of who holds its GPUs. Whenever it says
-//! something new, or an Xid is heard, the driver is read too.
+//! The kubelet is read more often than the driver, because a GPU is to be offered again seconds after its pod ended.
+//! It is also read immediately when a pod starts, because the start of a lease waits for the holders in the status.
+//! When the kubelet's answer changes, or an Xid arrives, the driver is read too.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -30,9 +30,9 @@ use crate::{
     sources::nvml::xid::{Severity, severity},
 };
 
-/// When a suspicion is looked at again.
+/// When to read again to confirm a fault.
 const SOON: Duration = Duration::from_secs(1);
-/// How often the server is asked whether it still has what was written.
+/// How often to check whether the API server still has what was written.
 const REFRESH: Duration = Duration::from_secs(30);
 
 /// The agent of one node.
@@ -46,10 +46,10 @@ pub(crate) struct Agent {
     history: HealthHistory,
     foreign_processes: ForeignProcesses,
     status: GpuNodeStatus,
-    /// What the kubelet said last.
+    /// The kubelet's last answer.
     allocation: Source<Allocation>,
     refreshed: Option<Instant>,
-    /// The last trouble that was logged, so that one trouble is one line.
+    /// The last error that was logged, so that a repeated error is logged once.
     last_error: Option<String>,
 }
 
@@ -75,7 +75,7 @@ impl Agent {
         }
     }
 
-    /// Runs until it is told to stop.
+    /// Runs until `stop` is cancelled.
     pub(crate) async fn run(mut self, heartbeat: Heartbeat, stop: CancellationToken) {
         let mut holders = tokio::time::interval(self.settings.holders_period);
         holders.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -107,7 +107,7 @@ impl Agent {
         heartbeat.finish();
     }
 
-    /// Look, judge, tell.
+    /// Reads every source, updates the history and publishes.
     async fn observe(&mut self) -> NextReading {
         self.refresh().await;
         let session = if self.history.needs_new_session() {
@@ -130,7 +130,7 @@ impl Agent {
         }
     }
 
-    /// Brings the ledger up to date.
+    /// Updates the health history.
     fn update_history(&mut self, outcome: &Outcome, xids: Vec<XidEvent>, pci: &Source<Vec<PciGpu>>) -> NextReading {
         let now = clock::second(clock::now());
         let history = std::mem::take(&mut self.history);
@@ -151,7 +151,7 @@ impl Agent {
                 NextReading::AtPeriod
             }
             Outcome::Hung => {
-                self.history = history.nvml_unavailable("a call of the driver doesn't come back", now);
+                self.history = history.nvml_unavailable("a call to the driver does not return", now);
                 NextReading::AtPeriod
             }
         }
@@ -173,7 +173,7 @@ impl Agent {
         };
         let now = clock::now();
         self.status = status::status(&self.status, &known, clock::second(now));
-        // Without what an earlier life knew, a fault might be overwritten with health.
+        // Before the stored status was read, a fault in it could be overwritten.
         if self.refreshed.is_none() {
             return;
         }
@@ -198,7 +198,7 @@ impl Agent {
         }
     }
 
-    /// Reads what the server has: at the start what an earlier life knew, later whether somebody removed it.
+    /// Reads the stored status: at the start to restore the history, later to detect that it was removed.
     async fn refresh(&mut self) {
         if self.refreshed.is_some_and(|at| at.elapsed() < REFRESH) {
             return;
@@ -217,13 +217,13 @@ impl Agent {
         }
     }
 
-    /// Says a trouble once, and that it is over.
+    /// Logs an error once, and when it is over.
     fn report(&mut self, told: anyhow::Result<()>) {
         match told {
             Ok(()) => {
                 self.ready.set();
                 if self.last_error.take().is_some() {
-                    tracing::info!("the API server takes the agent's writes again");
+                    tracing::info!("writing to the API server succeeds again");
                 }
             }
             Err(error) => {
@@ -232,7 +232,7 @@ impl Agent {
                 if self.last_error.as_ref() != Some(&text) {
                     tracing::warn!(
                         error = text,
-                        "what the agent knows can't be written; it goes on and tries again"
+                        "cannot write to the API server; retrying with the next observation"
                     );
                     self.last_error = Some(text);
                 }
@@ -245,7 +245,7 @@ fn log_xids(xids: &[XidEvent]) {
     for XidEvent { uuid, xid } in xids {
         match severity(*xid) {
             Severity::Fatal(meaning) => tracing::error!(gpu = uuid, xid, meaning, "fatal Xid"),
-            Severity::NonFatal => tracing::info!(gpu = uuid, xid, "Xid that the GPU survives"),
+            Severity::NonFatal => tracing::info!(gpu = uuid, xid, "non-fatal Xid"),
         }
     }
 }

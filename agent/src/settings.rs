@@ -1,4 +1,4 @@
-//! The flags, checked once before anything is opened.
+//! The command line flags, validated before anything is opened.
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
@@ -7,17 +7,17 @@ use clap::Parser;
 
 use crate::health::Rules;
 
-/// Says what GPUs a node has, how they are, and who holds them.
+/// Reports which GPUs a node has, their health, and which pods hold them.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "leasehold-agent", version)]
 pub(crate) struct Flags {
-    /// The Node this agent runs on, and the name of its GpuNode.
+    /// Name of the Node that this agent runs on, and of its GpuNode.
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
-    /// Namespace of the Lease object by which the agent shows that it lives.
+    /// Namespace of the Lease that the agent renews while it runs.
     #[arg(long, env = "POD_NAMESPACE", default_value = "leasehold-system")]
     namespace: String,
-    /// The driver's library.
+    /// The driver's NVML library.
     #[arg(long, default_value = "libnvidia-ml.so.1", value_name = "PATH")]
     nvml: PathBuf,
     /// The host's /sys.
@@ -26,36 +26,36 @@ pub(crate) struct Flags {
     /// The host's /proc.
     #[arg(long, default_value = "/proc", value_name = "DIR")]
     proc: PathBuf,
-    /// The kubelet's pod-resources socket; empty where the node has no kubelet.
+    /// The kubelet's pod-resources socket. Set it to an empty value if the node has no kubelet.
     #[arg(
         long,
         default_value = "/var/lib/kubelet/pod-resources/kubelet.sock",
         value_name = "SOCKET"
     )]
     pod_resources: OsString,
-    /// The kubelet's directory of pod logs: its entries' names tell whose process it is, and new ones that a pod has come.
+    /// The kubelet's directory of pod logs. Its entries show which pod a process belongs to, and when a pod starts.
     #[arg(long, default_value = "/var/log/pods", value_name = "DIR")]
     pod_logs: PathBuf,
-    /// A kubeconfig; inside a cluster the pod's own token is used.
+    /// A kubeconfig file. Inside a cluster, the pod's own token is used by default.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// How often the GPUs are read.
     #[arg(long, default_value = "10s", value_parser = duration, value_name = "DURATION")]
     period: Duration,
-    /// How often the kubelet is asked who holds GPUs; beside that, whenever a pod comes or goes.
+    /// How often the kubelet is asked which pods hold GPUs. It is also asked whenever a pod starts or ends.
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
     holders_period: Duration,
-    /// How long a reading may take before the driver counts as hung.
+    /// How long a reading may take before the driver is reported as hung.
     #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
     deadline: Duration,
-    /// Readings without a fault that a GPU needs after one, before it is sold again.
+    /// Consecutive readings without a fault that a GPU needs after a fault before it is offered again.
     #[arg(long, default_value_t = 3, value_name = "COUNT")]
     recovery_readings: u32,
     #[command(flatten)]
     pub(crate) telemetry: leasehold_telemetry::Args,
 }
 
-/// Checked flags.
+/// Validated flags.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) node: String,
@@ -79,7 +79,7 @@ impl TryFrom<Flags> for Settings {
     fn try_from(args: Flags) -> anyhow::Result<Self> {
         ensure!(
             !args.node_name.is_empty(),
-            "--node-name is empty: set it, or NODE_NAME, to the Node's name"
+            "--node-name is empty: set it or NODE_NAME to the Node's name"
         );
         ensure!(
             args.period >= Duration::from_millis(100),
@@ -121,12 +121,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits
         .parse()
-        .map_err(|_| format!("{text:?} is no duration: write 10s, 500ms or 2m"))?;
+        .map_err(|_| format!("{text:?} is not a duration: use 10s, 500ms or 2m"))?;
     match &text[digits.len()..] {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        _ => Err(format!("{text:?} has no unit: write 10s, 500ms or 2m")),
+        _ => Err(format!("{text:?} has no unit: use 10s, 500ms or 2m")),
     }
 }
 

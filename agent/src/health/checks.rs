@@ -1,6 +1,6 @@
-//! What is wrong with a GPU in one observation: plain checks, the gravest first. Pure.
+//! Checks of one GPU in one observation, the most severe first. Pure.
 //!
-//! Each holds what NVML says against another witness. What a finding does to the GPU's health is in `health`.
+//! Each check compares NVML with another source. `health` decides how a finding changes the GPU's health.
 
 use leasehold_crds::provider::node::DeviceHealth;
 
@@ -13,17 +13,17 @@ use crate::{
     sources::nvml::xid::{Severity, severity},
 };
 
-/// Everything that was seen of the node at one moment.
+/// Everything that was observed about the node at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) reading: Reading,
-    /// Since the observation before.
+    /// Xids since the previous observation.
     pub(crate) xids: Vec<XidEvent>,
     pub(crate) pci: Source<Vec<PciGpu>>,
     pub(crate) kubelet: Source<Allocation>,
 }
 
-/// One thing that is wrong.
+/// One fault found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) health: DeviceHealth,
@@ -43,12 +43,12 @@ const CHECKS: &[Check] = &[
     another_card_by_name,
 ];
 
-/// What is wrong with a GPU that NVML could read.
+/// Returns the first fault of a GPU that NVML could read.
 pub(crate) fn finding(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     CHECKS.iter().find_map(|check| check(world, gpu))
 }
 
-/// What the witnesses say of GPUs that NVML doesn't show: a disagreement that belongs to no device.
+/// GPUs that other sources report and NVML does not. They belong to no device in the status.
 pub(crate) fn unmatched_devices(world: &World) -> Vec<String> {
     let read: Vec<&GpuFacts> = world.reading.gpus().collect();
     let broken = world.reading.slots.len() - read.len();
@@ -59,7 +59,7 @@ pub(crate) fn unmatched_devices(world: &World) -> Vec<String> {
             .filter(|card| !card.other_driver && !read.iter().any(|gpu| bus_key(&gpu.bus) == bus_key(&card.bus)))
             .map(|card| card.bus.as_str())
             .collect();
-        // A GPU that NVML counts but can't read is one of those.
+        // A GPU that NVML counts but cannot read accounts for one of them.
         if unseen.len() > broken {
             strange.push(format!("on the PCI bus but not in NVML: {}", unseen.join(", ")));
         }
@@ -82,7 +82,7 @@ pub(crate) fn unmatched_devices(world: &World) -> Vec<String> {
 }
 
 impl World {
-    /// The card of the PCI witness where NVML puts this GPU.
+    /// The card on the PCI bus at the address that NVML reports for this GPU.
     pub(crate) fn card(&self, gpu: &GpuFacts) -> Option<&PciGpu> {
         self.pci
             .reported()?
@@ -141,7 +141,7 @@ fn duplicate_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     (others > 0).then(|| {
         found(
             DeviceHealth::Duplicate,
-            format!("{others} other GPUs say that they sit at {} too", gpu.bus),
+            format!("{others} other GPUs report the same bus address {}", gpu.bus),
         )
     })?
 }
@@ -152,7 +152,7 @@ fn not_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     }
     found(
         DeviceHealth::WitnessesDisagree,
-        format!("the PCI bus has no card at {}, where NVML puts it", gpu.bus),
+        format!("there is no card on the PCI bus at {}, the address that NVML reports", gpu.bus),
     )
 }
 
@@ -162,14 +162,14 @@ fn another_card_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
         found(
             DeviceHealth::WitnessesDisagree,
             format!(
-                "NVML says PCI device {:04x}, the bus says {:04x}",
+                "NVML reports PCI device id {:04x}, the PCI bus reports {:04x}",
                 gpu.pci_device, card.device
             ),
         )
     })?
 }
 
-/// The device id on the bus against the name and the memory that NVML tells.
+/// Compares the device id on the bus with the name and the memory that NVML reports.
 fn another_card_by_name(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     let product = ids::product(world.card(gpu)?.device)?;
     let class = Class::of(&gpu.name, gpu.memory.total, gpu.pci_device);
@@ -178,7 +178,7 @@ fn another_card_by_name(world: &World, gpu: &GpuFacts) -> Option<Finding> {
         found(
             DeviceHealth::WitnessesDisagree,
             format!(
-                "calls itself {:?} with {} GiB; by its PCI device id it is a {} with {} GiB",
+                "name is {:?} with {} GiB, but the PCI device id belongs to a {} with {} GiB",
                 gpu.name,
                 gpu.memory.total >> 30,
                 product.model,
@@ -188,12 +188,12 @@ fn another_card_by_name(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     })?
 }
 
-/// Not among the checks: of a GPU that was never in sale it only means that the device plugin is not up yet.
+/// Not among the checks: for a GPU that was never offered, it only means that the device plugin has not started yet.
 pub(crate) fn withheld(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     is_withheld(world, gpu).then(|| {
         found(
             DeviceHealth::WitnessesDisagree,
-            "the device plugin withholds it".to_owned(),
+            "the device plugin does not advertise it".to_owned(),
         )
     })?
 }
@@ -206,7 +206,7 @@ pub(crate) fn is_withheld(world: &World, gpu: &GpuFacts) -> bool {
         .is_some_and(|kubelet| !plugin_ids(gpu).iter().any(|id| kubelet.allocatable.contains(*id)))
 }
 
-/// Whether the device plugin vouches for a GPU, as far as this node has one.
+/// Whether the device plugin advertises a GPU. On a node without a kubelet this is always true.
 pub(crate) fn is_advertised(world: &World, gpu: &GpuFacts) -> bool {
     match &world.kubelet {
         Source::Reported(_) => !is_withheld(world, gpu),

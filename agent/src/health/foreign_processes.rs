@@ -1,4 +1,4 @@
-//! Processes that compute on a GPU which is not their pod's. Pure.
+//! Processes that compute on a GPU which their pod does not hold. Pure.
 
 use crate::{
     sources::facts::{GpuFacts, Source},
@@ -6,14 +6,14 @@ use crate::{
     sources::processes::Owner,
 };
 
-/// Readings in a row that confirm an intruder: a process outlives its pod for a moment, and is in the kubelet's
-/// books a moment late.
+/// Consecutive readings that confirm a foreign process. A process can outlive its pod briefly, and the kubelet can
+/// list a new pod slightly late.
 const CONFIRMATIONS: u32 = 2;
 
-/// What is known of processes where they don't belong.
+/// Foreign processes seen so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ForeignProcesses {
-    /// For a person: `process 42 of team-a/train-0 on GPU-…`.
+    /// Descriptions such as `process 42 of the pod team-a/train-0 on GPU-…`.
     seen: Vec<String>,
     readings: u32,
 }
@@ -44,8 +44,8 @@ impl ForeignProcesses {
     }
 }
 
-/// The processes that don't belong where they are. Unknown when somebody who would know is silent.
-pub(crate) fn foreign_processes<'a>(
+/// Finds foreign processes. Returns `Unavailable` if a source that is needed to decide is unavailable.
+pub(crate) fn find_foreign_processes<'a>(
     gpus: impl Iterator<Item = &'a GpuFacts>,
     kubelet: &Source<Allocation>,
     owner: impl Fn(u32) -> Source<Owner>,
@@ -57,7 +57,7 @@ pub(crate) fn foreign_processes<'a>(
             let allocation = match kubelet {
                 Source::Reported(allocation) => allocation,
                 Source::Unavailable(why) => return Source::Unavailable(why.clone()),
-                Source::Absent => return Source::Unavailable("no kubelet says who holds which GPU".to_owned()),
+                Source::Absent => return Source::Unavailable("there is no kubelet that reports which pod holds which GPU".to_owned()),
             };
             let owner = match owner(process.pid) {
                 Source::Reported(owner) => owner,
@@ -81,12 +81,13 @@ fn holds(holder: &Holder, gpu: &GpuFacts) -> bool {
     holder.ids.contains(&gpu.uuid) || gpu.slices.iter().any(|slice| holder.ids.contains(&slice.uuid))
 }
 
-/// Whose the process is, if it doesn't belong to a holder.
+/// Describes the owner of the process, unless the process belongs to a holder.
 fn foreign_owner(owner: &Owner, holders: &[&Holder]) -> Option<String> {
     match owner {
         Owner::Gone => None,
         Owner::Host => Some("the host".to_owned()),
-        // Of a pod without a name nothing can be said but that nobody may be there when nobody holds the GPU.
+        // The name of this pod is unknown, so it can be one of the holders. It is foreign only if the GPU has no
+        // holder.
         Owner::UnknownPod(uid) => holders.is_empty().then(|| format!("the pod with uid {uid}")),
         Owner::Pod(pod) => {
             let own = holders
@@ -159,7 +160,7 @@ mod tests {
         assert_eq!(
             found(&[7], &[("train-0", "GPU-b")], &pod("train-0")).len(),
             1,
-            "of another GPU"
+            "holder of another GPU"
         );
     }
 

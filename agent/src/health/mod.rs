@@ -1,8 +1,8 @@
-//! The health of each GPU over time: what was known, and what is seen now, give what is known next. Pure.
+//! The health of each GPU over time: computes the next state from the previous one and an observation. Pure.
 //!
-//! No single reading takes a GPU out of sale, unless it is itself an event (an Xid): a fault is confirmed by a second
-//! reading, which is asked for soon. And none brings it back: a GPU that had a fault is watched for some readings
-//! and needs the device plugin's word; after a fatal Xid it also needs a trace of its reset.
+//! A single reading does not make a GPU unhealthy, unless it is an event (an Xid): a fault is confirmed by a second
+//! reading, which is requested soon. A single reading does not restore a GPU either: after a fault, a GPU must pass
+//! several readings and be advertised by the device plugin. After a fatal Xid it must also have been reset.
 
 use jiff::Timestamp;
 use leasehold_crds::provider::node::DeviceHealth;
@@ -15,35 +15,35 @@ use crate::{
     sources::facts::{GpuFacts, Slot, bus_key},
 };
 
-/// Readings in a row that confirm a fault.
+/// Consecutive readings that confirm a fault.
 const CONFIRMATIONS: u32 = 2;
 
-/// What is known of the node's GPUs.
+/// Health of all GPUs of the node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct HealthHistory {
     pub(crate) gpus: Vec<Record>,
-    /// Disagreements that belong to no device, and how many readings in a row showed any.
+    /// GPUs that only other sources report, and the number of consecutive readings that showed any.
     pub(crate) unmatched_devices: Vec<String>,
     unmatched_readings: u32,
 }
 
-/// One GPU.
+/// Health of one GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Record {
-    /// As last read.
+    /// Facts of the last reading.
     pub(crate) gpu: GpuFacts,
     pub(crate) health: DeviceHealth,
     pub(crate) message: String,
     pub(crate) since: Timestamp,
     unconfirmed: Option<Unconfirmed>,
-    /// The last reading that showed it fit to be sold.
+    /// Time of the last reading in which the GPU was healthy.
     last_healthy: Option<Timestamp>,
-    /// Readings in a row without a finding.
+    /// Consecutive readings without a finding.
     clean_readings: u32,
     reset: Reset,
 }
 
-/// A fault that was seen, but not often enough.
+/// A fault that is not confirmed yet.
 #[derive(Clone, Debug, PartialEq)]
 struct Unconfirmed {
     finding: Finding,
@@ -54,28 +54,28 @@ struct Unconfirmed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reset {
     Unseen,
-    /// The device plugin has taken it out of use; when it offers it again, somebody has seen to it.
+    /// The device plugin stopped advertising the GPU. When it advertises it again, the GPU was repaired or reset.
     Withheld,
     Seen,
 }
 
-/// Rules that a person may set.
+/// Configurable rules.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    /// Readings in a row without a finding that a GPU needs after a fault.
+    /// Consecutive readings without a finding that a GPU needs after a fault.
     pub(crate) recovery_readings: u32,
 }
 
-/// When the hardware should be read again.
+/// When to read the hardware again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NextReading {
-    /// A suspicion wants its confirmation.
+    /// Soon, to confirm a fault.
     Soon,
     AtPeriod,
 }
 
 impl HealthHistory {
-    /// What was known before the agent's restart. A machine that booted since has reset its GPUs.
+    /// Restores the state from before the agent's restart. If the machine was booted since, its GPUs were reset.
     pub(crate) fn restored(records: Vec<Record>, booted: Option<Timestamp>) -> Self {
         let gpus = records
             .into_iter()
@@ -99,7 +99,7 @@ impl HealthHistory {
         }
     }
 
-    /// What is known after an observation.
+    /// Computes the state after an observation.
     pub(crate) fn after(self, world: &World, rules: Rules, now: Timestamp) -> (Self, NextReading) {
         let mut unmatched = self.gpus;
         let mut gpus = Vec::new();
@@ -132,7 +132,7 @@ impl HealthHistory {
         (history, next)
     }
 
-    /// What is known while NVML doesn't answer: a healthy GPU is unknown, a fault stays a fault.
+    /// The state while NVML is unavailable: a healthy GPU becomes unknown, a fault stays a fault.
     #[must_use]
     pub(crate) fn nvml_unavailable(mut self, why: &str, now: Timestamp) -> Self {
         for record in &mut self.gpus {
@@ -145,7 +145,7 @@ impl HealthHistory {
         self
     }
 
-    /// Disagreements that were seen often enough to be said.
+    /// GPUs that only other sources report, once confirmed.
     pub(crate) fn confirmed_unmatched(&self) -> &[String] {
         if self.unmatched_readings >= CONFIRMATIONS {
             &self.unmatched_devices
@@ -154,7 +154,7 @@ impl HealthHistory {
         }
     }
 
-    /// Whether NVML should be opened anew: a reset GPU is seen only by those who opened it afterwards.
+    /// Whether NVML must be reopened: a GPU that was reset is visible only to sessions opened afterwards.
     pub(crate) fn needs_new_session(&self) -> bool {
         self.gpus.iter().any(|record| record.health == DeviceHealth::Lost) || !self.unmatched_devices.is_empty()
     }
@@ -165,7 +165,7 @@ impl HealthHistory {
     }
 }
 
-/// Places of NVML's count that can't be read, and of which nobody knows which GPU sat there.
+/// Slots of NVML that cannot be read and whose GPU is not known from an earlier reading.
 fn unknown_slots(world: &World, gpus: &[Record]) -> Vec<String> {
     let known = |index: u32| gpus.iter().any(|record| record.gpu.index == index);
     (0..)
@@ -175,7 +175,7 @@ fn unknown_slots(world: &World, gpus: &[Record]) -> Vec<String> {
         .collect()
 }
 
-/// Takes the record of a GPU out of those not matched yet: by UUID and bus, else by UUID alone where it is unique.
+/// Removes and returns the record of a GPU: matched by UUID and bus, or by UUID alone where it is unique.
 fn take_match(unmatched: &mut Vec<Record>, world: &World, gpu: &GpuFacts) -> Option<Record> {
     let same_bus = |record: &Record| bus_key(&record.gpu.bus) == bus_key(&gpu.bus);
     let exact = unmatched
@@ -196,7 +196,7 @@ fn take_match(unmatched: &mut Vec<Record>, world: &World, gpu: &GpuFacts) -> Opt
 }
 
 impl Record {
-    /// A record from an earlier life of the agent.
+    /// A record restored from the status.
     pub(crate) fn remembered(gpu: GpuFacts, health: DeviceHealth, message: String, since: Timestamp) -> Self {
         Self {
             gpu,
@@ -210,13 +210,13 @@ impl Record {
         }
     }
 
-    /// The GPU was read.
+    /// Updates the record of a GPU that was read.
     fn read(before: Option<Self>, world: &World, gpu: &GpuFacts, rules: Rules, now: Timestamp) -> Self {
         let fresh = || {
             Self::remembered(
                 gpu.clone(),
                 DeviceHealth::Unknown,
-                "not read often enough yet".to_owned(),
+                "not confirmed yet".to_owned(),
                 now,
             )
         };
@@ -234,8 +234,8 @@ impl Record {
         record
     }
 
-    /// The GPU was not read: NVML says that it is lost, can't read it, or doesn't count it any more. `None` when
-    /// another GPU sits in its place: then this one was taken out.
+    /// Updates the record of a GPU that was not read: NVML reports it as lost, cannot read it, or no longer counts
+    /// it. Returns `None` if another GPU is in its slot, as then this one was removed.
     fn not_read(mut self, world: &World, now: Timestamp) -> Option<Self> {
         let key = bus_key(&self.gpu.bus);
         if world
@@ -252,11 +252,11 @@ impl Record {
             .map(|pci| pci.iter().any(|card| bus_key(&card.bus) == key));
         let message = match (world.reading.slots.get(index), on_bus) {
             (Some(Slot::Lost), _) => "NVML: the GPU is lost".to_owned(),
-            (Some(Slot::Failed(why)), _) => format!("NVML can't read it: {why}"),
-            (_, Some(false)) => "gone from NVML and from the PCI bus".to_owned(),
-            (_, Some(true) | None) => "gone from NVML".to_owned(),
+            (Some(Slot::Failed(why)), _) => format!("NVML cannot read it: {why}"),
+            (_, Some(false)) => "missing in NVML and on the PCI bus".to_owned(),
+            (_, Some(true) | None) => "missing in NVML".to_owned(),
         };
-        // A machine that booted without it has none to mourn.
+        // After a reboot, a card that is not on the bus was removed while the machine was off.
         if self.reset == Reset::Seen && on_bus == Some(false) && self.health == DeviceHealth::Lost {
             return None;
         }
@@ -268,17 +268,17 @@ impl Record {
             now,
         );
         if self.health == DeviceHealth::Lost {
-            // To be seen again at all, it must have been reset.
+            // If it is ever read again, it was reset.
             self.reset = Reset::Withheld;
         }
         Some(self)
     }
 
-    /// Something is wrong: at once where it is an event or where the GPU is not in sale anyway, else when confirmed.
+    /// Applies a finding: immediately if it is an event or the GPU is not healthy anyway, otherwise once confirmed.
     fn add_finding(&mut self, found: Finding, now: Timestamp) {
         self.clean_readings = 0;
         if self.health == DeviceHealth::FatalXid && found.health == DeviceHealth::WitnessesDisagree {
-            // The device plugin heard the Xid too: the graver reason stays.
+            // The device plugin reacts to the Xid too. Keep the more severe reason.
             return;
         }
         let readings = match &self.unconfirmed {
@@ -301,23 +301,23 @@ impl Record {
         }
     }
 
-    /// Nothing is wrong in this reading.
+    /// Applies a reading without a finding.
     fn no_finding(&mut self, world: &World, rules: Rules, now: Timestamp) {
         self.unconfirmed = None;
         match self.health {
             DeviceHealth::Healthy => (),
-            // Never in sale, or not known for a while: there is nothing to recover from.
+            // The GPU was never offered, or its state was unknown for a while: there is no fault to recover from.
             DeviceHealth::Unknown => {
                 if is_advertised(world, &self.gpu) {
                     self.set_health(DeviceHealth::Healthy, String::new(), now);
                 } else if is_withheld(world, &self.gpu) {
                     self.set_health(
                         DeviceHealth::Unknown,
-                        "the device plugin doesn't offer it".to_owned(),
+                        "the device plugin does not advertise it".to_owned(),
                         now,
                     );
                 } else {
-                    let message = "the device plugin can't be asked whether it offers it".to_owned();
+                    let message = "the device plugin's list is unavailable".to_owned();
                     self.set_health(DeviceHealth::Unknown, message, now);
                 }
             }
@@ -328,7 +328,7 @@ impl Record {
             | DeviceHealth::Duplicate
             | DeviceHealth::WitnessesDisagree => {
                 self.clean_readings = 1;
-                let message = format!("back after: {}; watched before it is sold again", self.message);
+                let message = format!("recovering from: {}; it is offered again after several readings without a fault", self.message);
                 self.set_health(DeviceHealth::Recovering, message, now);
             }
             DeviceHealth::Recovering => {
@@ -345,8 +345,8 @@ impl Record {
         }
     }
 
-    /// Traces of a reset: counters that started anew, or a device plugin that took the GPU out of use and offers it
-    /// again.
+    /// Detects a reset: counters that restarted, or a device plugin that stopped advertising the GPU and advertises
+    /// it again.
     fn reset_after(&self, world: &World, gpu: &GpuFacts) -> Reset {
         let fell =
             |before: Option<u64>, now: Option<u64>| matches!((before, now), (Some(b), Some(n)) if n < b);
@@ -362,8 +362,8 @@ impl Record {
         }
     }
 
-    /// The time moves with the health, not with the message. A fault is as old as the last reading that showed the GPU
-    /// well: nobody can say that it served since. Being watched is the end of the same fault.
+    /// `since` changes with the health, not with the message. A fault begins at the last reading in which the GPU was
+    /// healthy, as it is unknown whether it worked after that. Recovering belongs to the same fault.
     fn set_health(&mut self, health: DeviceHealth, message: String, now: Timestamp) {
         let well = self.last_healthy.take_if(|_| is_fault(health));
         if self.health != health && !(health == DeviceHealth::Recovering && is_fault(self.health)) {
@@ -374,7 +374,7 @@ impl Record {
     }
 }
 
-/// Whether it is known not to be fit to be sold.
+/// Whether the GPU is known to be faulty.
 pub(crate) const fn is_fault(health: DeviceHealth) -> bool {
     match health {
         DeviceHealth::Healthy | DeviceHealth::Unknown => false,

@@ -1,4 +1,4 @@
-//! What becomes of a GPU's health, told as sequences of observations.
+//! A GPU's health over sequences of observations.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::{
 
 const RULES: Rules = Rules { recovery_readings: 3 };
 
-/// A node whose witnesses a test bends.
+/// A node whose sources a test can change.
 struct Node {
     world: World,
     history: HealthHistory,
@@ -65,7 +65,7 @@ fn node(count: u32) -> Node {
 }
 
 impl Node {
-    /// One observation, a second later. Events are heard once.
+    /// One observation, a second after the last. Events are delivered once.
     fn observe(&mut self) {
         self.second += 1;
         let now = Timestamp::from_second(self.second).unwrap();
@@ -91,7 +91,7 @@ impl Node {
 
     fn allocatable(&mut self) -> &mut BTreeSet<String> {
         let Source::Reported(kubelet) = &mut self.world.kubelet else {
-            panic!("the kubelet is silent")
+            panic!("the kubelet is unavailable")
         };
         &mut kubelet.allocatable
     }
@@ -103,7 +103,7 @@ impl Node {
         });
     }
 
-    /// Observes until the first GPU is healthy; how many observations that took.
+    /// Observes until the first GPU is healthy, and returns the number of observations.
     fn observations_to_health(&mut self) -> u32 {
         for count in 1..20 {
             self.observe();
@@ -172,7 +172,7 @@ fn a_lost_gpu_comes_back_after_some_clean_readings_and_the_plugin_s_word() {
         assert_ne!(
             node.first(),
             DeviceHealth::Healthy,
-            "the device plugin still withholds it"
+            "the device plugin does not advertise it yet"
         );
     }
     node.allocatable().insert("GPU-0".to_owned());
@@ -221,12 +221,12 @@ fn a_fatal_xid_counts_at_once_and_until_the_gpu_was_reset() {
     assert_eq!(
         node.first(),
         DeviceHealth::FatalXid,
-        "clean readings alone are no reset"
+        "readings without a fault are no reset"
     );
-    // The device plugin takes it out of use, somebody resets it, the plugin offers it again.
+    // The device plugin stops advertising it, it is reset, and the plugin advertises it again.
     node.allocatable().clear();
     node.observe();
-    assert_eq!(node.first(), DeviceHealth::FatalXid, "the graver reason stays");
+    assert_eq!(node.first(), DeviceHealth::FatalXid, "the more severe reason stays");
     node.allocatable().insert("GPU-0".to_owned());
     assert_eq!(node.observations_to_health(), 3);
 }
@@ -300,11 +300,11 @@ fn a_card_that_lies_about_its_name_is_found_by_its_device_id() {
     assert!(
         node.history.gpus[0]
             .message
-            .contains("by its PCI device id it is a h100"),
+            .contains("the PCI device id belongs to a h100"),
         "{:?}",
         node.history
     );
-    // NVML's own device id lies too: the bus still knows.
+    // If the device id that NVML reports is wrong too, the PCI bus still shows the real one.
     let mut node = self::node(1);
     let Source::Reported(pci) = &mut node.world.pci else {
         panic!()
@@ -322,15 +322,15 @@ fn a_silent_witness_neither_breaks_a_gpu_nor_vouches_for_one() {
     node.world.kubelet = Source::Unavailable("away".to_owned());
     node.observe();
     node.observe();
-    assert_eq!(node.first(), DeviceHealth::Healthy, "unknown is no fault");
+    assert_eq!(node.first(), DeviceHealth::Healthy, "an unavailable source is no fault");
     node.history = HealthHistory::default();
     node.observe();
-    assert_eq!(node.first(), DeviceHealth::Unknown, "and no health either");
+    assert_eq!(node.first(), DeviceHealth::Unknown, "an unavailable source does not confirm health");
     node.world.kubelet = Source::Absent;
     assert_eq!(
         node.observations_to_health(),
         1,
-        "a node without a kubelet has two witnesses"
+        "a node without a kubelet has two sources"
     );
 }
 
@@ -373,7 +373,7 @@ fn a_card_that_only_the_bus_sees_is_a_disagreement_of_the_node() {
     node.observe();
     assert!(
         node.history.confirmed_unmatched().is_empty(),
-        "a card for a virtual machine is nobody's business"
+        "a card bound to another driver is ignored"
     );
 }
 
@@ -445,7 +445,7 @@ fn a_fault_is_as_old_as_the_last_reading_that_showed_the_gpu_well() {
     let well = Timestamp::from_second(node.second).unwrap();
     node.change(0, |gpu| gpu.ecc_uncorrected = Some(1));
     node.observe();
-    assert_eq!(node.first(), DeviceHealth::Healthy, "one reading is none");
+    assert_eq!(node.first(), DeviceHealth::Healthy, "one reading does not confirm a fault");
     node.observe();
     assert_eq!(node.first(), DeviceHealth::EccUncorrectable);
     assert_eq!(node.history.gpus[0].since, well);
@@ -454,13 +454,13 @@ fn a_fault_is_as_old_as_the_last_reading_that_showed_the_gpu_well() {
     assert_eq!(node.first(), DeviceHealth::Recovering);
     assert_eq!(
         node.history.gpus[0].since, well,
-        "being watched is the end of the same fault"
+        "recovering belongs to the same fault"
     );
     node.observations_to_health();
     let healthy = Timestamp::from_second(node.second).unwrap();
     assert_eq!(node.history.gpus[0].since, healthy);
 
-    // A driver that hangs in between takes nothing from it.
+    // A driver that hangs meanwhile does not change that time.
     node.history = std::mem::take(&mut node.history).nvml_unavailable("hangs", Timestamp::from_second(500).unwrap());
     node.second = 600;
     node.xid(79);

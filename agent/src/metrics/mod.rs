@@ -1,7 +1,7 @@
-//! Fast facts as Prometheus metrics, under the names and labels of NVIDIA's dcgm-exporter, so that dashboards made
-//! for it work; and what the agent counts of itself.
+//! Prometheus metrics: fast changing facts, under the names and labels of NVIDIA's dcgm-exporter so that its
+//! dashboards work, and metrics about the agent itself.
 //!
-//! A GPU's series live as long as the GPU is read: they are made from the last reading when somebody asks.
+//! The series of a GPU exist while the GPU can be read: each scrape builds them from the last reading.
 
 use std::{
     fmt,
@@ -24,7 +24,7 @@ use crate::{
 
 const MIB: u64 = 1 << 20;
 
-/// What the agent tells Prometheus. Clones share it.
+/// The agent's metrics. Clones share their values.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentMetrics {
     last: Arc<Mutex<Last>>,
@@ -64,12 +64,12 @@ impl AgentMetrics {
         let own = metrics.own().sub_registry_with_prefix("agent");
         own.register(
             "readings",
-            "Readings of the GPUs through NVML, by what came of them",
+            "Readings of the GPUs through NVML, by outcome",
             it.readings.clone(),
         );
         own.register(
             "status_writes",
-            "Writes of the GpuNode's status, which happen on change only",
+            "Writes of the GpuNode's status; it is written on change only",
             it.writes.clone(),
         );
         metrics.foreign().register_collector(Box::new(Dcgm {
@@ -79,7 +79,7 @@ impl AgentMetrics {
         it
     }
 
-    /// What came of a reading.
+    /// Records a reading.
     pub(crate) fn read(&self, outcome: &Outcome, xids: &[XidEvent]) {
         let label = match outcome {
             Outcome::Read(_) => ReadingOutcome::Read,
@@ -88,7 +88,7 @@ impl AgentMetrics {
         };
         self.readings.get_or_create(&ByOutcome { outcome: label }).inc();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // Old figures of a GPU that doesn't answer would look like life.
+        // Stale values of a GPU that cannot be read would look current.
         last.reading = match outcome {
             Outcome::Read(reading) => reading.clone(),
             Outcome::Failed(_) | Outcome::Hung => Reading::default(),
@@ -113,7 +113,7 @@ impl AgentMetrics {
     }
 }
 
-/// The labels of dcgm-exporter: name and value.
+/// The labels of dcgm-exporter: names and values.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Labels([(&'static str, String); 6]);
 
@@ -131,7 +131,7 @@ struct Dcgm {
     node: String,
 }
 
-/// One metric: its name, its meaning, and its value of a GPU, absent where the GPU has none.
+/// One metric: name, help, and value for a GPU, `None` if the GPU does not have it.
 type Row = (&'static str, &'static str, fn(&GpuFacts) -> Option<f64>);
 
 const ROWS: &[Row] = &[
@@ -185,17 +185,17 @@ const ROWS: &[Row] = &[
     ),
     (
         "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
-        "Why clocks are held down (NVML's bits)",
+        "Reasons for throttled clocks (NVML bit mask)",
         |gpu| gpu.fast.throttle_reasons.map(float),
     ),
     (
         "DCGM_FI_DEV_PCIE_LINK_GEN",
-        "PCIe generation of the link now",
+        "Current PCIe generation of the link",
         |gpu| gpu.fast.pcie_generation.map(f64::from),
     ),
     (
         "DCGM_FI_DEV_PCIE_LINK_WIDTH",
-        "PCIe lanes of the link now",
+        "Current PCIe lanes of the link",
         |gpu| gpu.fast.pcie_width.map(f64::from),
     ),
 ];
@@ -220,7 +220,7 @@ impl Collector for Dcgm {
         family(
             &mut encoder,
             "DCGM_FI_DEV_XID_ERRORS",
-            "The last Xid since the agent's start, 0 for none",
+            "Last Xid since the agent's start; 0 if there was none",
             xids,
         )
     }
@@ -239,7 +239,8 @@ impl Dcgm {
     }
 }
 
-/// All are gauges, the energy too: OpenMetrics would add `_total` to a counter's name, which dcgm-exporter doesn't.
+/// All metrics are gauges, the energy too: OpenMetrics would append `_total` to a counter's name, unlike
+/// dcgm-exporter.
 fn family<'a>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -253,10 +254,10 @@ fn family<'a>(
     Ok(())
 }
 
-/// Exact to 53 bits: 285 years of a 1000 W card's energy in millijoules.
+/// Exact up to 53 bits, which is the energy of a 1000 W card over 285 years in millijoules.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "a metric is a float, and these are below 2^53"
+    reason = "a metric is a float, and these values are below 2^53"
 )]
 fn float(number: u64) -> f64 {
     number as f64

@@ -1,4 +1,4 @@
-//! What a Prometheus gets.
+//! The metrics that Prometheus scrapes.
 
 use super::*;
 use crate::sources::facts::{FastFacts, Memory};
@@ -56,7 +56,7 @@ fn names_and_labels_are_those_of_dcgm_exporter() {
     }
     assert!(
         !text.contains("DCGM_FI_DEV_GPU_TEMP{"),
-        "a value that the card lacks has no sample"
+        "a value that the card does not report has no sample"
     );
 }
 

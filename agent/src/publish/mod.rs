@@ -1,7 +1,7 @@
-//! The agent's writes: the GpuNode's status, on change only, and the Lease by which it shows that it lives.
+//! The agent's writes: the status of the GpuNode, when it changed, and the renewal of the agent's Lease.
 //!
-//! Both by server-side apply under the agent's own name, so that a restart or a second agent changes nothing that
-//! is already so, and the admin's fields stay the admin's.
+//! Both use server-side apply with the agent's own field manager, so that a restart or a second agent changes nothing
+//! that is up to date, and fields set by administrators are kept.
 
 use std::time::Duration;
 
@@ -23,19 +23,19 @@ use serde_json::json;
 
 pub(crate) mod status;
 
-/// Owner of the fields that the agent writes.
+/// Field manager of the agent's writes.
 pub(crate) const FIELD_MANAGER: &str = "leasehold-agent";
-/// A call that takes longer is a call that failed.
+/// Time limit of one call.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Writes what the agent knows.
+/// Writes the GpuNode and the Lease.
 pub(crate) struct Publisher {
     node: String,
     gpu_nodes: Api<GpuNode>,
     nodes: Api<Node>,
     leases: Api<Lease>,
     lease_seconds: i32,
-    /// What the server has, as far as is known.
+    /// The status in the API server, as far as is known.
     applied: Option<GpuNodeStatus>,
     generation: i64,
 }
@@ -65,8 +65,8 @@ impl Publisher {
         self.generation
     }
 
-    /// Reads what the server has, and makes the GpuNode if there is none. What it returns is the status that a
-    /// previous life of the agent left.
+    /// Reads the stored status, and creates the GpuNode if it is missing. Returns the status that an earlier run of
+    /// the agent wrote.
     pub(crate) async fn refresh(&mut self) -> anyhow::Result<GpuNodeStatus> {
         let read = with_deadline(self.gpu_nodes.get_opt(&self.node))
             .await
@@ -80,7 +80,7 @@ impl Publisher {
         Ok(gpu_node.status.unwrap_or_default())
     }
 
-    /// Writes the status if the server has another.
+    /// Writes the status if it differs from the stored one.
     pub(crate) async fn status(&mut self, wanted: &GpuNodeStatus) -> anyhow::Result<Written> {
         if self.applied.as_ref() == Some(wanted) {
             return Ok(Written::NotNeeded);
@@ -92,7 +92,7 @@ impl Publisher {
             "status": wanted,
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        // Until the answer is there, nobody knows what the server has.
+        // Until the call succeeds, the stored status is unknown.
         self.applied = None;
         let answer = with_deadline(
             self.gpu_nodes
@@ -105,7 +105,7 @@ impl Publisher {
         Ok(Written::Now)
     }
 
-    /// Shows that the agent lives, to the microsecond.
+    /// Renews the Lease, with microsecond precision.
     pub(crate) async fn renew(&self, now: Timestamp) -> anyhow::Result<()> {
         let patch = json!({
             "apiVersion": "coordination.k8s.io/v1",
@@ -124,11 +124,11 @@ impl Publisher {
         Ok(())
     }
 
-    /// A GpuNode that goes when its Node goes, and is for sale as far as the agent is concerned.
+    /// Creates a GpuNode that is owned by its Node and whose GPUs may be offered.
     async fn create(&self) -> anyhow::Result<GpuNode> {
         let node = with_deadline(self.nodes.get(&self.node))
             .await
-            .context("read the Node that is to own the GpuNode")?;
+            .context("read the Node that owns the GpuNode")?;
         let gpu_node = GpuNode {
             metadata: ObjectMeta {
                 name: Some(self.node.clone()),
@@ -153,7 +153,7 @@ impl Publisher {
         };
         with_deadline(self.gpu_nodes.create(&params, &gpu_node))
             .await
-            .context("make the GpuNode")
+            .context("create the GpuNode")
     }
 }
 

@@ -1,4 +1,4 @@
-//! The requests that the API server gets, asked one by one.
+//! The requests that the API server receives.
 
 use http::{Method, Request, Response, StatusCode};
 use kube::client::Body;
@@ -19,7 +19,7 @@ fn publisher() -> (Publisher, Server) {
     )
 }
 
-/// One request: its method, path, query and body; and the answer to it.
+/// Answers one request, and returns its method, path, query and body.
 async fn answer(server: &mut Server, status: StatusCode, body: Value) -> (Method, String, String, Value) {
     let (request, reply) = server.next_request().await.expect("a request");
     let (parts, sent) = request.into_parts();
@@ -104,7 +104,7 @@ async fn a_status_is_written_on_change_only() {
     assert_eq!(
         publisher.status(&status).await.unwrap(),
         Written::NotNeeded,
-        "no request is waiting for an answer"
+        "no request was sent"
     );
 
     status.devices.push(leasehold_crds::provider::node::GpuDevice {
@@ -128,7 +128,7 @@ async fn what_was_wiped_is_written_again_and_what_failed_is_tried_again() {
     };
     let serve = answer(&mut server, StatusCode::OK, gpu_node(Some(&status)));
     let (had, _) = tokio::join!(publisher.refresh(), serve);
-    assert_eq!(had.unwrap(), status, "what an earlier life left");
+    assert_eq!(had.unwrap(), status, "the status of an earlier run");
     assert_eq!(publisher.status(&status).await.unwrap(), Written::NotNeeded);
 
     let serve = answer(&mut server, StatusCode::OK, gpu_node(None));
@@ -156,6 +156,6 @@ async fn the_lease_is_renewed_under_the_node_s_name() {
         "/apis/coordination.k8s.io/v1/namespaces/leasehold-system/leases/n1"
     );
     assert_eq!(sent["spec"]["leaseDurationSeconds"], 40);
-    // Two signs of life within a second are two: whoever waits for the next one sees it.
+    // Two renewals within one second have different times, so that a watcher sees both.
     assert_eq!(sent["spec"]["renewTime"], "2023-11-14T22:13:20.250000Z", "{sent}");
 }

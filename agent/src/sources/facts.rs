@@ -1,4 +1,4 @@
-//! What a reading of the hardware says, as data: the rest of the agent never sees NVML.
+//! The facts of a reading of the hardware, as plain data. The rest of the agent does not use NVML.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -9,7 +9,7 @@ pub(crate) struct Reading {
     pub(crate) driver_version: String,
     /// `13.0`.
     pub(crate) cuda_version: String,
-    /// By index, as NVML counts.
+    /// By index, in NVML's order.
     pub(crate) slots: Vec<Slot>,
 }
 
@@ -23,17 +23,17 @@ impl Reading {
     }
 }
 
-/// One place of NVML's count.
+/// One index of NVML.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Slot {
     Read(Box<GpuFacts>),
-    /// NVML says that this GPU is lost, and says nothing else of it.
+    /// NVML reports that this GPU is lost, and no facts about it.
     Lost,
-    /// NVML failed in another way; the text is its own.
+    /// NVML failed in another way, with this error.
     Failed(String),
 }
 
-/// One GPU. A thing that the card or its driver doesn't support is `None`.
+/// One GPU. Values that the card or its driver does not support are `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct GpuFacts {
     pub(crate) index: u32,
@@ -43,11 +43,11 @@ pub(crate) struct GpuFacts {
     pub(crate) memory: Memory,
     /// `9.0`.
     pub(crate) compute_capability: String,
-    /// As NVML writes it: `00000000:18:00.0`.
+    /// Bus address in NVML's notation: `00000000:18:00.0`.
     pub(crate) bus: String,
-    /// PCI device id without the vendor, by NVML.
+    /// PCI device id without the vendor, as NVML reports it.
     pub(crate) pci_device: u16,
-    /// By the PCI witness; `None` on a machine without NUMA.
+    /// From the PCI bus; `None` on a machine without NUMA.
     pub(crate) numa_node: Option<i64>,
     /// UUIDs.
     pub(crate) nvlink_peers: Vec<String>,
@@ -63,7 +63,7 @@ pub(crate) struct GpuFacts {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Memory {
     pub(crate) total: u64,
-    /// Kept by the driver for itself.
+    /// Reserved by the driver.
     pub(crate) reserved: u64,
     pub(crate) used: u64,
     pub(crate) free: u64,
@@ -77,7 +77,7 @@ pub(crate) struct SliceFacts {
     pub(crate) memory_bytes: u64,
 }
 
-/// What changes from second to second; it goes to metrics, never into an object.
+/// Values that change every second. They become metrics and are not written to objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct FastFacts {
     pub(crate) gpu_percent: Option<u32>,
@@ -89,7 +89,7 @@ pub(crate) struct FastFacts {
     pub(crate) temperature_celsius: Option<u32>,
     pub(crate) sm_clock_mhz: Option<u32>,
     pub(crate) memory_clock_mhz: Option<u32>,
-    /// NVML's bits.
+    /// NVML's bit mask.
     pub(crate) throttle_reasons: Option<u64>,
     pub(crate) pcie_generation: Option<u32>,
     pub(crate) pcie_width: Option<u32>,
@@ -108,31 +108,31 @@ pub(crate) struct XidEvent {
     pub(crate) xid: u64,
 }
 
-/// A reading of the hardware that can be asked again and again.
+/// Reads the hardware repeatedly.
 pub(crate) trait Probe {
     fn read(&mut self) -> Result<Reading, ProbeError>;
-    /// What was reported since the last call. It doesn't wait.
+    /// Events since the last call. It does not block.
     fn events(&mut self) -> Vec<XidEvent>;
 }
 
-/// Why nothing could be read.
+/// Why the hardware could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ProbeError {
     #[error(
-        "the driver's library can't be loaded: {0}; install the NVIDIA driver, or name the library with --nvml"
+        "cannot load the driver's library: {0}; install the NVIDIA driver, or set --nvml to the path of the library"
     )]
     NoLibrary(String),
-    #[error("the driver doesn't answer as it should: {0}; see `dmesg` for NVRM lines")]
+    #[error("the driver returned an error: {0}; see the NVRM lines of `dmesg`")]
     Failed(String),
 }
 
-/// Another source than NVML.
+/// What a source other than NVML reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source<T> {
     Reported(T),
-    /// It should be there and could not be asked; the text says why.
+    /// The source could not be read; the text says why.
     Unavailable(String),
-    /// This node has no such witness.
+    /// This node does not have the source.
     Absent,
 }
 
@@ -162,7 +162,7 @@ impl<T, E: fmt::Display> From<Result<T, E>> for Source<T> {
     }
 }
 
-/// A bus address as both NVML and sysfs can be compared by: `0000:18:00.0`.
+/// Normalises a bus address of NVML or sysfs so that they can be compared: `0000:18:00.0`.
 pub(crate) fn bus_key(bus: &str) -> String {
     let lower = bus.to_ascii_lowercase();
     // NVML writes the domain with eight digits, sysfs with at least four.
@@ -172,7 +172,7 @@ pub(crate) fn bus_key(bus: &str) -> String {
     }
 }
 
-/// The ids by which a device plugin may advertise a GPU: its own, or those of its slices.
+/// The ids under which a device plugin can advertise a GPU: its own, or those of its MIG slices.
 pub(crate) fn plugin_ids(gpu: &GpuFacts) -> BTreeSet<&str> {
     if gpu.slices.is_empty() {
         BTreeSet::from([gpu.uuid.as_str()])

@@ -1,22 +1,22 @@
-//! Whose process computes on a GPU: from the process to its control group, from there to the pod.
+//! Finds the pod of a process through its control group.
 //!
-//! The control group tells the pod's uid; the kubelet's log directory, whose entries are named
-//! `<namespace>_<name>_<uid>`, tells whose uid that is. So no pod need be listed from the API, and the agent's
-//! token needs no right to see any.
+//! The control group contains the pod's uid. The kubelet's log directory, with entries named
+//! `<namespace>_<name>_<uid>`, maps the uid to the pod. So the agent does not list pods from the API and needs no
+//! permission to do so.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
 use crate::sources::facts::Source;
 
-/// Whose a process is.
+/// Owner of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     Pod(PodName),
-    /// In a pod that the kubelet's logs don't name.
+    /// A pod that has no entry in the kubelet's logs.
     UnknownPod(String),
-    /// In no pod.
+    /// Not in a pod.
     Host,
-    /// Not there, any more or from here.
+    /// The process ended, or is not visible here.
     Gone,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct PodName {
 /// Pods of this node by uid.
 pub(crate) type Pods = BTreeMap<String, PodName>;
 
-/// The pods that the kubelet keeps logs of.
+/// The pods that have an entry in the kubelet's logs.
 pub(crate) fn pods(logs: &Path) -> Source<Pods> {
     let read = || -> io::Result<Pods> {
         let mut pods = Pods::new();
@@ -42,7 +42,7 @@ pub(crate) fn pods(logs: &Path) -> Source<Pods> {
     };
     Source::from(read().map_err(|error| {
         format!(
-            "{} can't be read ({error}); mount the kubelet's pod logs, or name them with --pod-logs",
+            "cannot read {} ({error}); mount the kubelet's pod logs, or set --pod-logs to their path",
             logs.display()
         )
     }))
@@ -60,7 +60,7 @@ fn pod(entry: &str) -> Option<(String, PodName)> {
     ))
 }
 
-/// Whose process this is, by the host's `/proc`.
+/// Finds the owner of a process in the host's `/proc`.
 pub(crate) fn owner(proc: &Path, pods: &Pods, pid: u32) -> Owner {
     let Ok(groups) = fs::read_to_string(proc.join(pid.to_string()).join("cgroup")) else {
         return Owner::Gone;
@@ -74,8 +74,8 @@ pub(crate) fn owner(proc: &Path, pods: &Pods, pid: u32) -> Owner {
     }
 }
 
-/// The pod's uid in `/proc/PID/cgroup`: `…/pod<uid>/…` by the cgroupfs driver, `…-pod<uid, with _ for ->.slice` by
-/// the systemd driver.
+/// Extracts the pod's uid from `/proc/PID/cgroup`: `…/pod<uid>/…` with the cgroupfs driver, `…-pod<uid, with _ for
+/// ->.slice` with the systemd driver.
 fn pod_uid(groups: &str) -> Option<String> {
     groups.split(['/', '\n']).find_map(|part| {
         let part = part.strip_suffix(".slice").unwrap_or(part);
@@ -83,7 +83,7 @@ fn pod_uid(groups: &str) -> Option<String> {
             .strip_prefix("pod")
             .or_else(|| part.split_once("-pod").map(|(_, uid)| uid))?;
         let uid = uid.replace('_', "-");
-        // A static pod's uid is a hash without dashes.
+        // The uid of a static pod is a hash without dashes.
         let is_uid = uid.len() >= 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
         is_uid.then_some(uid)
     })
@@ -130,7 +130,7 @@ mod tests {
             fs::write(proc.join(pid.to_string()).join("cgroup"), groups).unwrap();
         }
         let Source::Reported(pods) = pods(&logs) else {
-            panic!("the directory is there")
+            panic!("the directory exists")
         };
         let train = PodName {
             namespace: "team-a".to_owned(),

@@ -1,4 +1,5 @@
-//! One node with the agent's surroundings: a real kubelet, a device plugin, the agent's rights, a simulated driver.
+//! A node with everything that the agent needs: a kubelet, a device plugin, the agent's permissions, a simulated
+//! driver.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +26,7 @@ pub const NODE: &str = "node-1";
 const NAMESPACE: &str = "leasehold-system";
 const IMAGE: &str = "test.leasehold.dev/glibc:1";
 
-/// The agent's rights, as the chart gives them.
+/// The agent's permissions, as in the chart.
 const RIGHTS: &str = r#"
 apiVersion: v1
 kind: Namespace
@@ -62,7 +63,7 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: agent}
 subjects: [{kind: ServiceAccount, name: agent, namespace: leasehold-system}]
 "#;
 
-/// A process of the test's, ended with it.
+/// A child process, killed when the value is dropped.
 pub struct Running(pub Child);
 
 impl Drop for Running {
@@ -80,7 +81,7 @@ pub struct Scene {
     _plugin: Running,
 }
 
-/// Tries until the answer is some, or fails with what was last seen.
+/// Retries until the attempt succeeds, or fails with the last error.
 pub async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + TIMEOUT;
     loop {
@@ -92,7 +93,7 @@ pub async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, St
     }
 }
 
-/// A program that cargo builds for other packages, beside the agent's.
+/// Builds the programs of other packages and returns the path of one.
 fn built(program: &str) -> PathBuf {
     let packages = ["-p", "leasehold-gpu-plugin", "-p", "leasehold-nvml-sim"];
     let done = Command::new(env!("CARGO"))
@@ -104,7 +105,7 @@ fn built(program: &str) -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_leasehold-agent")).with_file_name(program)
 }
 
-/// An image with a shell and what a program of the host's needs: its loader and its libraries.
+/// An image with a shell and the libraries that a program of the host needs.
 fn image(program: &Path) -> Image {
     let listed = Command::new("ldd").arg(program).output().unwrap();
     let listed = String::from_utf8(listed.stdout).unwrap();
@@ -181,7 +182,7 @@ pub async fn scene() -> Scene {
 }
 
 impl Scene {
-    /// The agent as the DaemonSet's pod on the node would run, with a short period.
+    /// Starts the agent as the DaemonSet's pod would, with a short period.
     pub fn agent(&self) -> Running {
         self.agent_every("1s", "500ms")
     }
@@ -229,7 +230,7 @@ impl Scene {
             .ok_or_else(|| "no status".to_owned())
     }
 
-    /// Waits for a condition's status and reason.
+    /// Waits until the condition has that status and reason.
     pub async fn condition(&self, kind: &str, status: &str, reason: &str) -> GpuNodeStatus {
         until(&format!("{kind}={status} {reason}"), async || {
             let seen = self.status().await?;
@@ -246,11 +247,11 @@ impl Scene {
         leases.get(NODE).await.ok()?.spec?.renew_time
     }
 
-    /// Waits until the agent has looked at everything so many times more: it renews its lease each time.
+    /// Waits for that many further observations, each of which renews the Lease.
     pub async fn passes(&self, count: usize) {
         for _ in 0..count {
             let last = self.renewed().await;
-            until("the lease is renewed", async || {
+            until("the Lease is renewed", async || {
                 let now = self.renewed().await;
                 if now.is_some() && now > last {
                     Ok(())
@@ -262,7 +263,7 @@ impl Scene {
         }
     }
 
-    /// Runs a pod that holds GPUs.
+    /// Creates a pod that holds GPUs.
     pub async fn run(&self, name: &str, gpus: u32, script: &str) {
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
@@ -276,7 +277,7 @@ impl Scene {
             },
         });
         let pods = self.pods();
-        until("a default service account", async || {
+        until("the pod is created, once the default service account exists", async || {
             let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
             pods.create(&PostParams::default(), &pod)
                 .await
@@ -302,7 +303,7 @@ impl Scene {
     }
 }
 
-/// A process of the pod's container, by the host's /proc.
+/// Pid of a process in the pod's container, from the host's /proc.
 pub fn process_of(pod: &Pod) -> u32 {
     let uid = pod.uid().unwrap();
     std::fs::read_dir("/proc")

@@ -1,6 +1,7 @@
-//! From what is known of the node to the status of its GpuNode, and back after a restart. Pure.
+//! Converts the state of the node into the status of its GpuNode, and back after a restart. Pure.
 //!
-//! Nothing here ticks: a status that says the same is equal to the one before, and is not written.
+//! The status contains no values that change with time alone: if nothing changed, it equals the previous one and is
+//! not written.
 
 use std::collections::BTreeSet;
 
@@ -19,32 +20,32 @@ use crate::{
     sources::nvml::watchdog::Outcome,
 };
 
-/// Condition: whether the node's GPUs are fit to be sold.
+/// Condition: whether all GPUs of the node are healthy.
 pub(crate) const HEALTHY: &str = "Healthy";
 /// Condition: whether NVML, the PCI bus and the device plugin agree.
 pub(crate) const WITNESSES_AGREE: &str = "WitnessesAgree";
 /// Condition: whether only holders compute on the GPUs.
 pub(crate) const NO_FOREIGN_PROCESSES: &str = "NoForeignProcesses";
 
-/// Bounds of the schema.
+/// Limits of the schema.
 const DEVICES_MAX: usize = 64;
 const HOLDERS_MAX: usize = 256;
 const LIST_MAX: usize = 32;
 const TEXT_MAX: usize = 96;
 const MESSAGE_MAX: usize = 256;
 
-/// Everything that a status is made of.
+/// Input of a status.
 pub(crate) struct Known<'a> {
     pub(crate) outcome: &'a Outcome,
     pub(crate) history: &'a HealthHistory,
     pub(crate) pci: &'a Source<()>,
     pub(crate) kubelet: &'a Source<Allocation>,
-    /// Confirmed ones.
+    /// Confirmed foreign processes.
     pub(crate) foreign_processes: &'a Source<Vec<String>>,
     pub(crate) generation: i64,
 }
 
-/// The status after the one before; `now` is the time of conditions that turn.
+/// Computes the status from the previous one. `now` becomes the transition time of conditions that change.
 pub(crate) fn status(before: &GpuNodeStatus, known: &Known<'_>, now: Timestamp) -> GpuNodeStatus {
     let devices: Vec<GpuDevice> = known.history.gpus.iter().take(DEVICES_MAX).map(device).collect();
     let mut next = GpuNodeStatus {
@@ -73,7 +74,7 @@ pub(crate) fn status(before: &GpuNodeStatus, known: &Known<'_>, now: Timestamp) 
     next
 }
 
-/// What a status tells an agent that starts.
+/// Restores records from a status, at the agent's start.
 pub(crate) fn records(status: &GpuNodeStatus) -> Vec<Record> {
     status.devices.iter().map(record).collect()
 }
@@ -157,7 +158,7 @@ fn healthy(known: &Known<'_>) -> Condition {
         |truth, reason: &str, message: String| condition(HEALTHY, truth, reason, message, known.generation);
     match known.outcome {
         Outcome::Hung => {
-            let message = "a call of the driver doesn't come back; nothing is known of the GPUs. See `dmesg`; a driver that stays so needs a reboot";
+            let message = "a call to the driver does not return, so the state of the GPUs is unknown; see `dmesg`, and reboot the node if it persists";
             say(Truth::Unknown, "NvmlHung", message.to_owned())
         }
         Outcome::Failed(error @ ProbeError::NoLibrary(_)) if known.history.gpus.is_empty() => {
@@ -183,13 +184,13 @@ fn of_devices(gpus: &[Record]) -> (Truth, &'static str, String) {
         .filter(|record| record.health == DeviceHealth::Unknown)
         .collect();
     match (broken.first(), unknown.first()) {
-        _ if gpus.is_empty() => (Truth::False, "NoGpus", "NVML counts no GPU".to_owned()),
+        _ if gpus.is_empty() => (Truth::False, "NoGpus", "NVML reports no GPU".to_owned()),
         (Some(first), _) => (Truth::False, reason(first.health), list(&broken)),
         (None, Some(_)) => (Truth::Unknown, "NotVouchedFor", list(&unknown)),
         (None, None) => (
             Truth::True,
             "AllHealthy",
-            format!("{} GPUs are fit to be sold", gpus.len()),
+            format!("all {} GPUs are healthy", gpus.len()),
         ),
     }
 }
@@ -240,7 +241,7 @@ fn witnesses_agree(known: &Known<'_>) -> Condition {
         return say(Truth::False, "NotInNvml", unmatched_devices.join("; "));
     }
     if let (Outcome::Hung | Outcome::Failed(_), _) = (known.outcome, ()) {
-        return say(Truth::Unknown, "NvmlSilent", "NVML doesn't answer".to_owned());
+        return say(Truth::Unknown, "NvmlSilent", "NVML is unavailable".to_owned());
     }
     if let Source::Unavailable(why) = known.pci {
         return say(Truth::Unknown, "PciSilent", why.clone());
@@ -249,7 +250,7 @@ fn witnesses_agree(known: &Known<'_>) -> Condition {
         return say(Truth::Unknown, "KubeletSilent", why.clone());
     }
     let witnesses = match known.kubelet {
-        Source::Absent => "NVML and the PCI bus agree; this node has no kubelet to ask",
+        Source::Absent => "NVML and the PCI bus agree; this node has no kubelet",
         Source::Reported(_) | Source::Unavailable(_) => "NVML, the PCI bus and the device plugin agree",
     };
     say(Truth::True, "Agree", witnesses.to_owned())
@@ -260,25 +261,25 @@ fn no_foreign_processes(known: &Known<'_>) -> Condition {
         condition(NO_FOREIGN_PROCESSES, truth, reason, message, known.generation)
     };
     if !matches!(known.outcome, Outcome::Read(_)) {
-        return say(Truth::Unknown, "NvmlSilent", "NVML doesn't answer".to_owned());
+        return say(Truth::Unknown, "NvmlSilent", "NVML is unavailable".to_owned());
     }
     match known.foreign_processes {
         Source::Reported(found) if found.is_empty() => say(
             Truth::True,
             "OnlyHolders",
-            "only holders compute on the GPUs".to_owned(),
+            "only pods that hold a GPU compute on it".to_owned(),
         ),
         Source::Reported(found) => say(Truth::False, "ForeignProcess", found.join("; ")),
         Source::Unavailable(why) => say(Truth::Unknown, "OwnersUnknown", why.clone()),
         Source::Absent => say(
             Truth::Unknown,
             "OwnersUnknown",
-            "nobody says whose the processes are".to_owned(),
+            "the owners of the processes are unknown".to_owned(),
         ),
     }
 }
 
-/// The first bytes of a text, whole characters only.
+/// Cuts a text to at most `max` bytes, at a character boundary.
 fn cut(text: &str, max: usize) -> String {
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
@@ -288,7 +289,7 @@ fn cut(text: &str, max: usize) -> String {
 }
 
 fn bytes(bytes: u64) -> i64 {
-    // The schema's bound: what a JSON number holds exactly.
+    // Limit of the schema: the largest integer that a JSON number represents exactly.
     i64::try_from(bytes).unwrap_or(i64::MAX).min((1 << 53) - 1)
 }
 

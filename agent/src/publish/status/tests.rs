@@ -1,4 +1,4 @@
-//! The status that a person reads: conditions with reasons, and nothing that ticks.
+//! The status: conditions with reasons, and no values that change with time alone.
 
 use std::collections::BTreeSet;
 
@@ -48,7 +48,7 @@ struct Fixture {
     foreign_processes: Source<Vec<String>>,
 }
 
-/// A node without a kubelet after as many readings as confirm everything.
+/// A node without a kubelet, after enough readings to confirm everything.
 fn scene(outcome: Outcome) -> Fixture {
     let mut history = HealthHistory::default();
     if let Outcome::Read(reading) = &outcome {
@@ -86,7 +86,7 @@ impl Fixture {
     }
 
     /// Status and reason of a condition.
-    fn says(&self, kind: &str) -> (String, String) {
+    fn condition(&self, kind: &str) -> (String, String) {
         let status = self.status(&GpuNodeStatus::default(), 9);
         let condition = find(&status.conditions, kind).unwrap();
         assert!(!condition.message.is_empty());
@@ -164,30 +164,30 @@ fn time_alone_changes_nothing() {
 fn each_way_of_not_knowing_has_its_reason() {
     let no_library = Outcome::Failed(ProbeError::NoLibrary("no such file".to_owned()));
     assert_eq!(
-        scene(no_library.clone()).says(HEALTHY),
+        scene(no_library.clone()).condition(HEALTHY),
         pair("False", "NoLibrary")
     );
     let mut known = scene(reading(vec![gpu(0)]));
     known.outcome = no_library;
     assert_eq!(
-        known.says(HEALTHY),
+        known.condition(HEALTHY),
         pair("Unknown", "NoLibrary"),
-        "its GPUs were there before"
+        "its GPUs were read before"
     );
-    assert_eq!(scene(Outcome::Hung).says(HEALTHY), pair("Unknown", "NvmlHung"));
+    assert_eq!(scene(Outcome::Hung).condition(HEALTHY), pair("Unknown", "NvmlHung"));
     assert_eq!(
-        scene(Outcome::Hung).says(WITNESSES_AGREE),
+        scene(Outcome::Hung).condition(WITNESSES_AGREE),
         pair("Unknown", "NvmlSilent")
     );
     let failed = Outcome::Failed(ProbeError::Failed("driver not loaded".to_owned()));
-    assert_eq!(scene(failed).says(HEALTHY), pair("Unknown", "NvmlFailed"));
-    assert_eq!(scene(reading(vec![])).says(HEALTHY), pair("False", "NoGpus"));
+    assert_eq!(scene(failed).condition(HEALTHY), pair("Unknown", "NvmlFailed"));
+    assert_eq!(scene(reading(vec![])).condition(HEALTHY), pair("False", "NoGpus"));
     let mut silent = scene(reading(vec![gpu(0)]));
     silent.kubelet = Source::Unavailable("away".to_owned());
-    assert_eq!(silent.says(WITNESSES_AGREE), pair("Unknown", "KubeletSilent"));
+    assert_eq!(silent.condition(WITNESSES_AGREE), pair("Unknown", "KubeletSilent"));
     silent.foreign_processes = Source::Unavailable("away".to_owned());
     assert_eq!(
-        silent.says(NO_FOREIGN_PROCESSES),
+        silent.condition(NO_FOREIGN_PROCESSES),
         pair("Unknown", "OwnersUnknown")
     );
 }
@@ -200,8 +200,8 @@ fn faults_and_intruders_name_the_gpu() {
     };
     let mut scene = scene(reading(vec![gpu(0), broken]));
     scene.foreign_processes = Source::Reported(vec!["process 7 of the host on GPU-0".to_owned()]);
-    assert_eq!(scene.says(HEALTHY), pair("False", "EccUncorrectable"));
-    assert_eq!(scene.says(NO_FOREIGN_PROCESSES), pair("False", "ForeignProcess"));
+    assert_eq!(scene.condition(HEALTHY), pair("False", "EccUncorrectable"));
+    assert_eq!(scene.condition(NO_FOREIGN_PROCESSES), pair("False", "ForeignProcess"));
     let status = scene.status(&GpuNodeStatus::default(), 9);
     let healthy = find(&status.conditions, HEALTHY).unwrap();
     assert!(
@@ -229,7 +229,7 @@ fn holders_are_listed_and_kept_while_the_kubelet_is_silent() {
     assert_eq!(
         scene.status(&status, 10).holders,
         status.holders,
-        "unknown is not free"
+        "an unavailable kubelet does not mean that GPUs are free"
     );
     scene.kubelet = Source::Reported(Allocation::default());
     assert!(scene.status(&status, 11).holders.is_empty());

@@ -1,4 +1,4 @@
-//! The kubelet's witness: which GPUs its device plugin holds fit for use, and which pods hold them.
+//! The kubelet's pod-resources API: which GPUs the device plugin advertises as healthy, and which pods hold them.
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::sources::facts::Source;
 
 pub(crate) mod pod_events;
 
-/// The API of k8s.io/kubelet, generated; the server's side serves the tests.
+/// Generated from the API of k8s.io/kubelet. The server side is used by tests.
 pub(crate) mod api {
     #![allow(clippy::all, dead_code, unreachable_pub, reason = "generated")]
     tonic::include_proto!("v1");
@@ -21,14 +21,14 @@ pub(crate) mod api {
 
 use api::pod_resources_lister_client::PodResourcesListerClient;
 
-/// Every resource of NVIDIA's plugin: whole GPUs, and slices under names of their own.
+/// All resources of NVIDIA's device plugin: whole GPUs, and MIG slices under resource names of their own.
 const RESOURCES: &str = "nvidia.com/";
-/// The kubelet answers from memory.
+/// Time limit of one call. The kubelet answers from memory.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// What the kubelet itself allows.
+/// The kubelet's own limit.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
-/// What the kubelet says of the GPUs.
+/// Devices and holders as the kubelet reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Allocation {
     /// Ids of healthy devices, held or not.
@@ -41,25 +41,25 @@ pub(crate) struct Allocation {
 pub(crate) struct Holder {
     pub(crate) namespace: String,
     pub(crate) pod: String,
-    /// Ids of GPUs or slices.
+    /// Ids of GPUs or MIG slices.
     pub(crate) ids: BTreeSet<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KubeletError {
-    #[error("{0} can't be used as a socket")]
+    #[error("cannot use the socket: {0}")]
     Endpoint(#[from] tonic::transport::Error),
-    #[error("the kubelet's pod-resources API doesn't answer ({}); mount its socket, or name it with --pod-resources", .0.message())]
+    #[error("the kubelet's pod-resources API does not answer ({}); mount its socket, or set --pod-resources to its path", .0.message())]
     Call(#[from] Status),
 }
 
-/// A client of the kubelet's socket; it connects when asked, and again after the kubelet's restart.
+/// A client of the kubelet's socket. It connects with a call, and again after a restart of the kubelet.
 pub(crate) struct Kubelet {
     client: Option<PodResourcesListerClient<Channel>>,
 }
 
 impl Kubelet {
-    /// `None`: this node has no kubelet.
+    /// `None` if this node has no kubelet.
     pub(crate) fn at(socket: Option<PathBuf>) -> Self {
         Self {
             client: socket.map(client),
@@ -75,7 +75,7 @@ impl Kubelet {
 }
 
 fn client(socket: PathBuf) -> PodResourcesListerClient<Channel> {
-    // The address is not used: the connector goes to the socket.
+    // The address is not used; the connector connects to the socket.
     let channel = Endpoint::from_static("http://localhost")
         .timeout(DEADLINE)
         .connect_timeout(DEADLINE);
@@ -127,7 +127,7 @@ fn ids(devices: &[api::ContainerDevices]) -> BTreeSet<String> {
         .collect()
 }
 
-/// A plugin that shares a GPU in time counts its replicas behind `::`.
+/// A device plugin with time slicing appends `::` and a replica number to the id of the GPU.
 fn whole(id: &str) -> &str {
     id.split_once("::").map_or(id, |(gpu, _)| gpu)
 }
@@ -143,7 +143,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A kubelet's side, with devices and pods that a test sets.
+    /// A pod-resources server whose devices and pods a test sets.
     #[derive(Clone, Default)]
     struct Fake(Arc<Mutex<(Vec<String>, Vec<api::PodResources>)>>);
 
@@ -184,7 +184,7 @@ pub(crate) mod tests {
             &self,
             _: Request<api::GetPodResourcesRequest>,
         ) -> Result<Response<api::GetPodResourcesResponse>, Status> {
-            Err(Status::unimplemented("not asked by the agent"))
+            Err(Status::unimplemented("not used by the agent"))
         }
     }
 
@@ -210,7 +210,7 @@ pub(crate) mod tests {
         let socket = dir.path().join("kubelet.sock");
         let kubelet = Kubelet::at(Some(socket.clone()));
         let Source::Unavailable(why) = kubelet.read().await else {
-            panic!("nobody listens yet")
+            panic!("the socket does not exist yet")
         };
         assert!(why.contains("--pod-resources"), "{why}");
 

@@ -1,27 +1,28 @@
-//! Pods that come and go on this node, noticed when they do: a lease's first second waits for the word of who holds its
-//! GPUs. Each pod has a directory among the kubelet's logs, made after its devices were given to it and before its first
-//! container starts; the kernel tells of that directory, and nothing need be asked meanwhile.
+//! Detects pods that start or end on this node without polling, as the start of a lease waits until its pod is listed
+//! as a holder. Each pod has a directory below the kubelet's pod logs. It is created after the pod's devices were
+//! allocated and before its first container starts, and inotify reports it.
 
 use std::{io::ErrorKind, path::Path};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::net::unix::pipe;
 
-/// Bytes of events taken at once: some dozens of pods.
+/// Size of the event buffer, enough for some dozens of pods.
 const CHUNK: usize = 4096;
 
-/// Tells that a pod came or went.
+/// Reports that a pod started or ended.
 pub(crate) struct PodEvents(Option<pipe::Receiver>);
 
 impl PodEvents {
-    /// In the kubelet's directory of pod logs. Where there is none, nobody tells: the kubelet is asked in turn, later.
+    /// Watches the kubelet's directory of pod logs. If it cannot be watched, no events are reported and polling
+    /// remains.
     pub(crate) fn watch(logs: &Path) -> Self {
         let watched = || -> anyhow::Result<pipe::Receiver> {
             let queue = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
             let came_or_went =
                 AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
             queue.add_watch(logs, came_or_went | AddWatchFlags::IN_ONLYDIR)?;
-            // The kernel's queue is read as a pipe is.
+            // The inotify queue is read like a pipe.
             Ok(pipe::Receiver::from_owned_fd_unchecked(queue.into())?)
         };
         match watched() {
@@ -30,27 +31,27 @@ impl PodEvents {
                 tracing::info!(
                     logs = %logs.display(),
                     %error,
-                    "pods that come are seen only when the kubelet is asked next: --pod-logs can't be watched"
+                    "cannot watch --pod-logs; new pods are seen with the next poll of the kubelet"
                 );
                 Self(None)
             }
         }
     }
 
-    /// Returns when some came or went since the last call.
+    /// Returns when pods started or ended since the last call.
     pub(crate) async fn next(&self) {
         let Some(queue) = &self.0 else {
             return std::future::pending().await;
         };
         let mut events = [0; CHUNK];
-        // However many there are, they are one piece of news: none of them is looked at.
+        // All queued events count as one; their contents are not used.
         let mut news = false;
         while !news && queue.readable().await.is_ok() {
             loop {
                 match queue.try_read(&mut events) {
                     Ok(bytes) if bytes > 0 => news = true,
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    // A queue that fails once fails for ever.
+                    // A queue that failed once does not recover.
                     Ok(_) | Err(_) => return std::future::pending().await,
                 }
             }

@@ -1,7 +1,7 @@
 //! The probe over NVML, through nvml-wrapper. The library is opened at run time.
 //!
-//! Each GPU has an event set of its own: an Xid often means that the GPU is gone, and then its handle can't be asked
-//! any more whose event it was.
+//! Each GPU has an event set of its own: an Xid often means that the GPU is lost, and then NVML can no longer map an
+//! event to its GPU.
 
 use std::path::Path;
 
@@ -24,12 +24,12 @@ use crate::sources::facts::{
     FastFacts, GpuFacts, GpuProcess, Memory, Probe, ProbeError, Reading, SliceFacts, Slot, XidEvent,
 };
 
-/// Nothing below this can have a real meaning; a driver that counts more has gone mad.
+/// Maximum number of GPUs read. A larger count is an error of the driver.
 const GPUS_MAX: u32 = 64;
-/// Events taken from one set at once.
+/// Maximum number of events taken from one event set per call.
 const EVENTS_MAX: usize = 16;
 
-/// Opens the library, lends the probe, and closes it again.
+/// Opens the library, calls `lend` with a probe, and closes the library.
 pub(crate) fn with_probe(library: &Path, lend: &mut dyn FnMut(&mut dyn Probe)) -> Result<(), ProbeError> {
     let nvml = Nvml::builder()
         .lib_path(library.as_os_str())
@@ -54,13 +54,13 @@ struct NvmlProbe<'nvml> {
     peers: Peers,
 }
 
-/// A GPU whose events are heard.
+/// A GPU whose events are received.
 struct Watched<'nvml> {
     uuid: String,
     set: EventSet<'nvml>,
 }
 
-/// NVLink peers are as many calls as there are pairs of GPUs, and change only with the GPUs.
+/// NVLink peers of each GPU. They take one call per pair of GPUs and change only when the GPUs change.
 #[derive(Default)]
 struct Peers {
     of: Vec<String>,
@@ -100,7 +100,7 @@ impl Probe for NvmlProbe<'_> {
 }
 
 impl<'nvml> NvmlProbe<'nvml> {
-    /// Hears the events of GPUs that are new.
+    /// Registers for events of GPUs that are new.
     fn watch(&mut self, slots: &[Slot]) {
         for gpu in slots.iter().filter_map(facts) {
             if !self.watched.iter().any(|watched| watched.uuid == gpu.uuid)
@@ -124,13 +124,13 @@ impl<'nvml> NvmlProbe<'nvml> {
         match device.register_events(EventTypes::CRITICAL_XID_ERROR, set) {
             Ok(set) => Some(set),
             Err(error) => {
-                tracing::debug!(index, %error, "Xids of this GPU can't be heard");
+                tracing::debug!(index, %error, "cannot receive Xids of this GPU");
                 None
             }
         }
     }
 
-    /// Fills in who is joined to whom by NVLink.
+    /// Fills in the NVLink peers.
     fn link(&mut self, devices: &[Result<Device<'_>, NvmlError>], slots: &mut [Slot]) {
         let present: Vec<String> = slots
             .iter()
@@ -162,7 +162,8 @@ impl<'nvml> NvmlProbe<'nvml> {
 impl Watched<'_> {
     fn take(&self) -> Vec<XidEvent> {
         let mut events = Vec::new();
-        // One millisecond is the least that every driver takes for a time; a lost GPU's set answers with an error.
+        // One millisecond is the shortest timeout that every driver accepts. The event set of a lost GPU returns an
+        // error.
         while events.len() < EVENTS_MAX
             && let Ok(event) = self.set.wait(1)
         {
@@ -222,7 +223,7 @@ fn read_gpu(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
             .map(|c| format!("{}.{}", c.major, c.minor))
             .unwrap_or_default(),
         bus: pci.bus_id,
-        // The upper half of NVML's id; the lower is the vendor.
+        // The upper half of NVML's id. The lower half is the vendor.
         pci_device: u16::try_from(pci.pci_device_id >> 16).unwrap_or_default(),
         numa_node: None,
         nvlink_peers: Vec::new(),
@@ -266,7 +267,7 @@ fn fast(device: &Device<'_>) -> Result<FastFacts, NvmlError> {
 fn slices(device: &Device<'_>) -> Result<Vec<SliceFacts>, NvmlError> {
     let mut found = Vec::new();
     for index in 0..optional(device.mig_device_count())?.unwrap_or(0) {
-        // A place without a slice is NotFound.
+        // An index without a slice returns NotFound.
         let slice = match device.mig_device_by_index(index) {
             Ok(slice) => slice,
             Err(NvmlError::GpuLost) => return Err(NvmlError::GpuLost),
@@ -297,7 +298,7 @@ fn peers(of: &Device<'_>, handles: &[&Device<'_>], uuids: &[String]) -> Vec<Stri
         .collect()
 }
 
-/// An answer that a card may lack. Only a lost GPU is worth failing the whole card for.
+/// A value that a card may not support. Only the error GpuLost fails the whole GPU.
 fn optional<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
     match answer {
         Ok(value) => Ok(Some(value)),

@@ -1,4 +1,4 @@
-//! The probe over the simulated library: the same symbols, structures and error codes as the real one.
+//! The probe over the simulated library, which has the same symbols, structures and error codes as the real one.
 
 use std::path::PathBuf;
 
@@ -23,7 +23,7 @@ impl Node {
         self.fixture.fault(gpu, &fault.parse().unwrap()).unwrap();
     }
 
-    /// Opens the library for one test's questions.
+    /// Opens the library and calls `ask` with a probe.
     fn with<T>(&self, mut ask: impl FnMut(&mut dyn Probe) -> T) -> T {
         let mut answer = None;
         with_probe(&self.fixture.library(), &mut |probe| answer = Some(ask(probe))).unwrap();

@@ -1,8 +1,8 @@
-//! Keeps the agent alive beside a driver that may never answer.
+//! Calls the driver from a separate thread, so that the agent keeps running if a call never returns.
 //!
-//! NVML lives on one thread of its own. A call has a deadline; a thread that misses it is asked nothing more until
-//! its answer comes. If it doesn't come for long, another thread tries, up to a fixed number: a driver that swallows
-//! each of them stays reported as hung, and costs no more threads.
+//! Each call has a deadline. A thread that misses it gets no further request until its call returns. If that takes
+//! too long, another thread is started, up to a fixed number. A driver that blocks all of them stays reported as hung
+//! and uses no more threads.
 
 use std::{
     sync::{
@@ -20,25 +20,25 @@ use tokio::{
 
 use crate::sources::facts::{Probe, ProbeError, Reading, XidEvent};
 
-/// Opens a probe, lends it, and closes it again.
+/// Opens a probe, calls the closure with it, and closes it again.
 pub(crate) type WithProbe =
     Arc<dyn Fn(&mut dyn FnMut(&mut dyn Probe)) -> Result<(), ProbeError> + Send + Sync>;
 
-/// Threads at most, hung ones included.
+/// Maximum number of threads, hung ones included.
 const THREADS_MAX: usize = 3;
-/// How long a hung thread is waited for before another one tries.
+/// How long to wait for a hung thread before another one is started.
 const HUNG_THREAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How often the thread takes events while it is asked nothing.
+/// How often the thread takes events between requests.
 const EVENTS_PERIOD: Duration = Duration::from_secs(1);
-/// Events kept until they are taken.
+/// Maximum number of events kept until they are taken.
 const EVENTS_MAX: usize = 64;
 
-/// What came of asking for a reading.
+/// Result of a reading.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Outcome {
     Read(Reading),
     Failed(ProbeError),
-    /// A call of the driver hasn't come back.
+    /// A call to the driver has not returned.
     Hung,
 }
 
@@ -46,11 +46,11 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Session {
     Keep,
-    /// Close it and open it again: a GPU that was reset is seen only by those who opened it afterwards.
+    /// Close and reopen it: a GPU that was reset is visible only to sessions opened afterwards.
     Renew,
 }
 
-/// Asks the probe, and never waits for longer than its deadline.
+/// Reads the probe, and never waits longer than its deadline.
 pub(crate) struct Watchdog {
     with_probe: WithProbe,
     deadline: Duration,
@@ -58,7 +58,7 @@ pub(crate) struct Watchdog {
     worker: Option<Worker>,
 }
 
-/// What threads and the agent share.
+/// State shared by the threads and the agent.
 #[derive(Default)]
 struct Shared {
     threads: AtomicUsize,
@@ -68,7 +68,7 @@ struct Shared {
 
 struct Worker {
     requests: mpsc::SyncSender<Request>,
-    /// The answer that is waited for since then.
+    /// The answer that missed its deadline, and the time of its request.
     overdue: Option<(oneshot::Receiver<Answer>, Instant)>,
 }
 
@@ -89,7 +89,7 @@ impl Watchdog {
         }
     }
 
-    /// Returns when an event was heard that nobody took yet.
+    /// Returns when there are events that nobody has taken yet.
     pub(crate) async fn heard(&self) {
         self.shared.heard.notified().await;
     }
@@ -99,7 +99,7 @@ impl Watchdog {
         std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A reading, within the deadline.
+    /// Reads the probe within the deadline.
     pub(crate) async fn read(&mut self, session: Session) -> Outcome {
         let mut worker = match self.free_worker() {
             Ok(worker) => worker,
@@ -107,9 +107,9 @@ impl Watchdog {
         };
         let (answer, answered) = oneshot::channel();
         if worker.requests.send(Request { session, answer }).is_err() {
-            // The thread panicked with the request before; the next reading starts another.
+            // The thread panicked with the previous request. The next reading starts another one.
             return Outcome::Failed(ProbeError::Failed(
-                "the thread that asks the driver ended".to_owned(),
+                "the thread that calls the driver ended".to_owned(),
             ));
         }
         let asked = Instant::now();
@@ -119,7 +119,7 @@ impl Watchdog {
             Ok(Ok(Err(error))) => Outcome::Failed(error),
             Ok(Err(_)) => {
                 return Outcome::Failed(ProbeError::Failed(
-                    "the thread that asks the driver ended".to_owned(),
+                    "the thread that calls the driver ended".to_owned(),
                 ));
             }
             Err(_) => {
@@ -131,7 +131,7 @@ impl Watchdog {
         outcome
     }
 
-    /// The thread to ask: the present one if it has nothing else to do, or a new one.
+    /// The thread to use: the current one if it is idle, or a new one.
     fn free_worker(&mut self) -> Result<Worker, Busy> {
         match self.worker.take() {
             None => self.start().ok_or(Busy),
@@ -140,7 +140,7 @@ impl Watchdog {
                     return Ok(worker);
                 };
                 match answer.try_recv() {
-                    // Too late to be true, but the thread is back.
+                    // This answer is outdated, but the thread is available again.
                     Ok(_) => {
                         worker.overdue = None;
                         Ok(worker)
@@ -181,7 +181,7 @@ impl Watchdog {
                 overdue: None,
             }),
             Err(error) => {
-                tracing::error!(%error, "no thread for the driver could be started");
+                tracing::error!(%error, "cannot start a thread for the driver");
                 None
             }
         }
@@ -190,7 +190,7 @@ impl Watchdog {
 
 struct Busy;
 
-/// One thread less when dropped, as by a panic too.
+/// Decrements the number of threads when dropped, also after a panic.
 struct Counted(Arc<Shared>);
 
 impl Drop for Counted {
@@ -199,7 +199,7 @@ impl Drop for Counted {
     }
 }
 
-/// The thread: opens the probe with the first request, and again when asked to or after a failure.
+/// Body of the thread: opens the probe with the first request, and again on request or after a failure.
 fn work(with_probe: &WithProbe, requests: &mpsc::Receiver<Request>, shared: &Shared) {
     let mut next = requests.recv().ok();
     while let Some(request) = next.take() {
@@ -258,7 +258,7 @@ mod tests {
 
     use super::*;
 
-    /// A probe that hangs as long as it is told to.
+    /// A probe that hangs while a flag is set.
     #[derive(Clone, Default)]
     struct HangingProbe {
         hangs: Arc<AtomicBool>,
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(
             watchdog.read(Session::Keep).await,
             Outcome::Hung,
-            "nothing more is asked of a thread that hangs"
+            "a hanging thread gets no further request"
         );
         assert!(again.elapsed() < Duration::from_millis(100));
         probe.hangs.store(false, Ordering::Release);
@@ -319,7 +319,7 @@ mod tests {
             assert!(Instant::now() < deadline);
             tokio::task::yield_now().await;
         }
-        assert_eq!(probe.opened.load(Ordering::Acquire), 1, "by the same thread");
+        assert_eq!(probe.opened.load(Ordering::Acquire), 1, "the thread was reused");
     }
 
     #[tokio::test]
@@ -329,7 +329,7 @@ mod tests {
         let mut watchdog = watchdog(&probe);
         for _ in 0..10 {
             assert_eq!(watchdog.read(Session::Keep).await, Outcome::Hung);
-            // As if it had been waited for long enough.
+            // As if the timeout for a hung thread had passed.
             if let Some(Worker {
                 overdue: Some((_, since)),
                 ..
@@ -347,7 +347,7 @@ mod tests {
         {
             assert!(
                 Instant::now() < deadline,
-                "threads that come back end, and the last one reads"
+                "threads whose calls return end, and the last one reads"
             );
             tokio::task::yield_now().await;
         }
@@ -375,7 +375,7 @@ mod tests {
         probe.events.lock().unwrap().push(event.clone());
         tokio::time::timeout(Duration::from_secs(5), watchdog.heard())
             .await
-            .expect("heard in time");
+            .expect("an event before the deadline");
         assert_eq!(watchdog.take_events(), [event]);
         assert!(watchdog.take_events().is_empty());
     }

@@ -1,20 +1,20 @@
-//! What an Xid means: a program's own fault, or a GPU that must not be sold until it was reset.
+//! Which Xids are fatal: the GPU must not be offered until it was reset. Other Xids are errors of a program.
 //!
-//! After NVIDIA's "Analyzing Xid Errors with the Xid Catalog" (docs.nvidia.com/deploy/xid-errors): fatal are those
-//! whose immediate action is a reset of the GPU or a restart of the machine. The first five of the others are those
-//! that NVIDIA's own device plugin calls application errors.
+//! Based on NVIDIA's "Analyzing Xid Errors with the Xid Catalog" (docs.nvidia.com/deploy/xid-errors): an Xid is fatal
+//! if its immediate action is a reset of the GPU or a restart of the machine. The first five of the non-fatal ones
+//! are those that NVIDIA's device plugin treats as application errors.
 
-/// How bad an Xid is.
+/// Severity of an Xid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Severity {
-    /// The GPU serves again after a reset at the earliest.
+    /// The GPU works again only after a reset.
     Fatal(&'static str),
-    /// A program was stopped or something was recorded; the GPU serves on.
+    /// A program was stopped or an error was recorded. The GPU continues to work.
     NonFatal,
 }
 
-/// The severity of an Xid. An unknown one passes: NVIDIA adds codes for notices more often than for faults, and a
-/// GPU that is really gone is also lost, or withheld by the device plugin.
+/// Returns the severity of an Xid. Unknown ones are non-fatal: NVIDIA adds more codes for notices than for faults,
+/// and a GPU that failed is also reported as lost or no longer advertised by the device plugin.
 pub(crate) const fn severity(xid: u64) -> Severity {
     match xid {
         46 => Severity::Fatal("the GPU stopped processing"),
@@ -26,13 +26,14 @@ pub(crate) const fn severity(xid: u64) -> Severity {
         79 => Severity::Fatal("fallen off the bus"),
         95 => Severity::Fatal("uncontained ECC error"),
         110 => Severity::Fatal("security fault"),
-        119 | 120 => Severity::Fatal("the GPU's system processor doesn't answer"),
-        122..=125 => Severity::Fatal("the GPU's flash memory can't be used"),
+        119 | 120 => Severity::Fatal("the GPU's system processor does not answer"),
+        122..=125 => Severity::Fatal("the GPU's flash memory is unusable"),
         136 => Severity::Fatal("link training failed"),
         140 => Severity::Fatal("unrecovered ECC error"),
         143 => Severity::Fatal("the GPU could not be initialised"),
-        // 13 graphics engine exception, 31 page fault, 43 stopped, 45 cleaned up, 68 video processor: the program.
-        // 63 a row will be replaced, 92 many corrected errors, 94 contained: recorded, the program alone was hit.
+        // Errors of a program: 13 graphics engine exception, 31 page fault, 43 stopped, 45 cleaned up, 68 video
+        // processor. Recorded, with effect on the program only: 63 row to be remapped, 92 many corrected errors, 94
+        // contained error.
         _ => Severity::NonFatal,
     }
 }

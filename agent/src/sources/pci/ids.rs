@@ -1,21 +1,21 @@
-//! What a PCI device id stands for: the witness against a card that calls itself by a better name.
+//! Products by PCI device id, to detect a card that reports another name.
 //!
-//! From the PCI ID database (pci-ids.ucw.cz), the cards that are rented out. A card that is not here is not
-//! suspicious, it is merely not checked: ids of new cards appear before this table learns them.
+//! Taken from the PCI ID database (pci-ids.ucw.cz): the cards that are commonly rented out. A card that is missing
+//! here is not checked, as new cards appear before this table contains them.
 
 use crate::gpu_class::FormFactor;
 
-/// What an id stands for.
+/// Product of a device id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Product {
-    /// As [`crate::gpu_class::Class::model`] writes it.
+    /// In the notation of [`crate::gpu_class::Class::model`].
     pub(crate) model: &'static str,
     pub(crate) form_factor: Option<FormFactor>,
-    /// Nominal memory.
+    /// Nominal memory, in GiB.
     pub(crate) memory_gib: u64,
 }
 
-/// The product of a device id of NVIDIA's.
+/// The product with one of NVIDIA's device ids.
 pub(crate) fn product(device: u16) -> Option<Product> {
     let found = PRODUCTS.binary_search_by_key(&device, |entry| entry.0).ok()?;
     let (_, model, form_factor, memory_gib) = *PRODUCTS.get(found)?;

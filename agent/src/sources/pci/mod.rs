@@ -1,4 +1,4 @@
-//! The PCI witness: which NVIDIA cards the kernel sees on the bus, whatever the driver's library says.
+//! The PCI bus: which NVIDIA cards the kernel sees, independently of the driver's library.
 
 use std::{
     fs, io,
@@ -10,27 +10,27 @@ pub(crate) mod ids;
 /// One card on the bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PciGpu {
-    /// As sysfs writes it: `0000:18:00.0`.
+    /// Bus address in sysfs notation: `0000:18:00.0`.
     pub(crate) bus: String,
     pub(crate) device: u16,
-    /// None on a machine without NUMA.
+    /// `None` on a machine without NUMA.
     pub(crate) numa_node: Option<i64>,
-    /// Whether the card is bound to another driver than NVIDIA's, as for passing it to a virtual machine.
+    /// Whether the card is bound to a driver other than NVIDIA's, such as vfio-pci for a virtual machine.
     pub(crate) other_driver: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the PCI bus can't be read in {path}: {source}; mount the host's /sys, or name it with --sysfs", path = path.display())]
+#[error("cannot read the PCI bus in {path}: {source}; mount the host's /sys, or set --sysfs to its path", path = path.display())]
 pub(crate) struct SysfsError {
     path: PathBuf,
     source: io::Error,
 }
 
 const NVIDIA: &str = "0x10de";
-/// VGA and 3D controllers; a card's audio and USB functions are others.
+/// VGA and 3D controllers. A card's audio and USB functions have other classes.
 const DISPLAY_CLASSES: [&str; 2] = ["0x0300", "0x0302"];
 
-/// The NVIDIA cards below `sysfs` (`/sys`), by address.
+/// The NVIDIA cards below `sysfs` (`/sys`), sorted by address.
 pub(crate) fn gpus(sysfs: &Path) -> Result<Vec<PciGpu>, SysfsError> {
     let path = sysfs.join("bus/pci/devices");
     let at = |source| SysfsError {
@@ -47,7 +47,7 @@ pub(crate) fn gpus(sysfs: &Path) -> Result<Vec<PciGpu>, SysfsError> {
     Ok(found)
 }
 
-/// A device that vanishes while it is read is no device.
+/// Returns `None` for devices of other vendors or classes, and for a device that disappears while it is read.
 fn gpu(dir: &Path) -> Option<PciGpu> {
     let attribute = |name: &str| {
         fs::read_to_string(dir.join(name))

@@ -453,7 +453,7 @@ async fn lies(stack: &Stack) -> anyhow::Result<()> {
     rename(stack, &other)?;
     let twins = format!("{other} is claimed by twin");
     let wanted = [
-        ("liar", "WitnessesDisagree", "calls itself"),
+        ("liar", "WitnessesDisagree", "the PCI device id belongs to"),
         (
             "one-bus",
             "Duplicate",
