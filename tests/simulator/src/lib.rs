@@ -7,17 +7,14 @@
 pub mod api;
 pub mod chain;
 pub mod cluster;
-mod judge;
-mod letting_go;
+mod faults;
+mod invariants;
 mod market;
-mod pass;
 mod provider;
-mod provider_intake;
-mod provider_view;
 pub mod random;
+mod reconcile;
 mod rpc;
 mod sim;
 mod tenant;
-mod weather;
 
 pub use sim::Sim;

@@ -8,7 +8,7 @@ use leasehold_planner::{
     ports::{Head, PaymentError},
 };
 
-use crate::{Sim, pass::Who};
+use crate::{Sim, reconcile::Who};
 
 /// Seconds that a call hangs before it fails.
 const DEADLINE_MS: u64 = 5_000;

@@ -15,13 +15,13 @@ use leasehold_planner::{
 use crate::{
     api::Api,
     chain::Chain,
-    judge::Judge,
+    invariants::Judge,
     market::{MarketProcess, Offer},
-    pass::{Task, Who},
+    reconcile::{Task, Who},
     provider::Site,
     random::Random,
     tenant::Tenants,
-    weather::Weather,
+    faults::Weather,
 };
 
 /// True Unix time at which every run begins, milliseconds.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Sim, cluster::Node, pass::Who, random::Random, sim::Event};
+use crate::{Sim, cluster::Node, random::Random, reconcile::Who, sim::Event};
 
 /// What can be in a seed's selection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

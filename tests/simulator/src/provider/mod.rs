@@ -24,17 +24,21 @@ use leasehold_planner::{
     },
 };
 
+mod accept;
+mod observe;
+
+use accept::IntakePass;
+
 use crate::{
     Sim,
     api::{Api, ApiError, Cache, Key},
     cluster::{self, Cluster, Gpu, Node, Pod, Program},
     market::until_ms,
-    pass::{Desk, Task, Who},
-    provider_intake::IntakePass,
+    reconcile::{Desk, Task, Who},
     random::Random,
     rpc::{MINE_DEADLINE_MS, Reader},
     sim::{Event, somebody},
-    weather::Weather,
+    faults::Weather,
 };
 
 /// Objects that somebody deleted are made again after this long without pods.

@@ -23,7 +23,7 @@ use crate::{
     Sim,
     api::Key,
     cluster::Pod,
-    pass::{Task, Who},
+    reconcile::{Task, Who},
     provider::is_signed,
     sim::somebody,
 };

@@ -10,7 +10,7 @@ use leasehold_planner::provider::allocation::accept::{self, PoolSeen, World};
 use crate::{
     Sim,
     api::{ApiError, Key},
-    pass::{Task, Who},
+    reconcile::{Task, Who},
     provider::{ProviderPass, held, sign, version},
     sim::Event,
 };

@@ -31,7 +31,7 @@ use crate::{
     api::Key,
     cluster::{Cluster, Gpu, Node, PodPhase},
     market::Offer,
-    pass::{Task, Who},
+    reconcile::{Task, Who},
     rpc::Reader,
     sim::Event,
 };

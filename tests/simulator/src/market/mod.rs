@@ -22,16 +22,19 @@ use leasehold_planner::{
     ports::{PaymentError, Balances},
 };
 
+mod allocation_release;
+
+use allocation_release::LettingGo;
+
 use crate::{
     Sim,
     api::{ApiError, Cache, Key},
-    letting_go::LettingGo,
-    pass::{Desk, Task, Who},
+    reconcile::{Desk, Task, Who},
     provider::is_signed,
     random::Random,
     rpc::{MINE_DEADLINE_MS, Reader},
     sim::Event,
-    weather::Weather,
+    faults::Weather,
 };
 
 /// A provider that was not heard of for so long is silent (`operator/src/market/supply.rs`).

@@ -13,7 +13,7 @@ use crate::{
     Sim,
     api::Key,
     market::{MarketPass, gone_is_fine},
-    pass::{Task, Who},
+    reconcile::{Task, Who},
     sim::Event,
 };
 
