@@ -256,7 +256,7 @@ impl<K: Kind> Api<K> {
     }
 
     /// Sets the finalizers and an annotation that outlives them, of the version that was read.
-    pub fn take_up(
+    pub fn add_finalizers(
         &mut self,
         read: &K,
         key: &Key,

@@ -211,7 +211,7 @@ impl Chain {
 
     /// The account in the newest block.
     #[must_use]
-    pub fn truth(&self, terms: &Terms) -> AccountRead {
+    pub fn account(&self, terms: &Terms) -> AccountRead {
         let newest = self.newest();
         newest.machine.read(terms, newest.head.time)
     }

@@ -11,7 +11,7 @@ pub struct Gpu {
     /// Its UUID.
     pub uuid: String,
     /// Since when it is at fault, true Unix seconds.
-    pub sick_since: Option<u64>,
+    pub faulty_since: Option<u64>,
 }
 
 /// One node.
@@ -204,7 +204,7 @@ impl Cluster {
     /// What controllers, scheduler and kubelets have done by now.
     pub fn tick(&mut self, now: u64, random: &mut Random) {
         self.changes += u64::from(!self.is_idle());
-        self.judge_nodes(now);
+        self.update_node_readiness(now);
         self.collect_garbage(now, random);
         self.make_pods(now, random);
         for i in 0..self.pods.len() {
@@ -220,7 +220,7 @@ impl Cluster {
 
     /// What the node controller does: whoever is heard of too late is not ready, and so are all after an outage of the
     /// API server.
-    fn judge_nodes(&mut self, now: u64) {
+    fn update_node_readiness(&mut self, now: u64) {
         if now.saturating_sub(self.ticked_ms) > GRACE_MS {
             self.back_ms = now;
         }
@@ -369,7 +369,7 @@ impl Cluster {
                 let free: Vec<String> = node
                     .gpus
                     .iter()
-                    .filter(|g| g.sick_since.is_none() && !self.is_taken(&g.uuid))
+                    .filter(|g| g.faulty_since.is_none() && !self.is_taken(&g.uuid))
                     .map(|g| g.uuid.clone())
                     .take(workload.gpus)
                     .collect();

@@ -7,7 +7,7 @@ use crate::api::Key;
 
 /// One operator process: the market's, or one of a provider's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Who {
+pub enum ProcessId {
     /// Number of the market's process.
     Market(usize),
     /// Numbers of the provider and of its process.
@@ -20,21 +20,21 @@ pub enum Task {
     /// A lease, at the market.
     Lease(Key),
     /// An allocation that may go, at the market.
-    LettingGo(Key),
+    AllocationRelease(Key),
     /// An allocation to be answered, at a provider.
-    Intake(Key),
+    Allocation(Key),
     /// A reservation, at a provider.
     Reservation(Key),
 }
 
 /// The passes of one process.
-pub struct Desk<P> {
+pub struct WorkQueue<P> {
     due: BTreeMap<Task, u64>,
     running: BTreeMap<u64, (Task, P)>,
     begun: u64,
 }
 
-impl<P> Default for Desk<P> {
+impl<P> Default for WorkQueue<P> {
     fn default() -> Self {
         Self {
             due: BTreeMap::new(),
@@ -44,9 +44,9 @@ impl<P> Default for Desk<P> {
     }
 }
 
-impl<P> Desk<P> {
+impl<P> WorkQueue<P> {
     /// Asks for a look at `at_ms`; `true` when that is earlier than what was asked for.
-    pub fn want(&mut self, task: &Task, at_ms: u64) -> bool {
+    pub fn enqueue(&mut self, task: &Task, at_ms: u64) -> bool {
         match self.due.get(task) {
             Some(due) if *due <= at_ms => false,
             _ => {
@@ -66,9 +66,9 @@ impl<P> Desk<P> {
     }
 
     /// Begins a pass.
-    pub fn begin(&mut self, task: Task, pass: P) -> u64 {
+    pub fn begin(&mut self, task: Task, run: P) -> u64 {
         self.begun += 1;
-        self.running.insert(self.begun, (task, pass));
+        self.running.insert(self.begun, (task, run));
         self.begun
     }
 
@@ -78,8 +78,8 @@ impl<P> Desk<P> {
     }
 
     /// Puts it back.
-    pub fn put_back(&mut self, id: u64, task: Task, pass: P) {
-        self.running.insert(id, (task, pass));
+    pub fn put_back(&mut self, id: u64, task: Task, run: P) {
+        self.running.insert(id, (task, run));
     }
 
     /// When the object of a pass that ended is due.

@@ -8,7 +8,7 @@ use leasehold_planner::{
     ports::{Head, PaymentError},
 };
 
-use crate::{Sim, reconcile::Who};
+use crate::{Sim, reconcile::ProcessId};
 
 /// Seconds that a call hangs before it fails.
 const DEADLINE_MS: u64 = 5_000;
@@ -21,7 +21,7 @@ pub const MINE_DEADLINE_MS: u64 = 30_000;
 pub struct Reader {
     /// Time that its reads took.
     pub cost_ms: u64,
-    lied: bool,
+    false_read: bool,
     failed: bool,
 }
 
@@ -41,25 +41,25 @@ fn about(action: &Action) -> String {
 }
 
 impl Sim {
-    fn unreachable(&mut self, who: Who) -> Option<u64> {
+    fn unreachable(&mut self, who: ProcessId) -> Option<u64> {
         if self.chain.hung {
             return Some(DEADLINE_MS);
         }
-        if self.weather.cut_from_chain.contains(&who) {
-            return Some(if self.weather.hangs { DEADLINE_MS } else { 5 });
+        if self.faults.cut_from_chain.contains(&who) {
+            return Some(if self.faults.hangs { DEADLINE_MS } else { 5 });
         }
-        let flaky = self.weather.flaky_per_mille;
+        let flaky = self.faults.flaky_per_mille;
         self.random.per_mille(flaky).then_some(5)
     }
 
-    fn lag(&mut self, reader: &mut Reader, who: Who) -> Result<usize, PaymentError> {
+    fn lag(&mut self, reader: &mut Reader, who: ProcessId) -> Result<usize, PaymentError> {
         reader.cost_ms += self.random.between(1, 20);
         if let Some(cost) = self.unreachable(who) {
             reader.cost_ms += cost;
             reader.failed = true;
             return Err(PaymentError::Unreachable("no answer".into()));
         }
-        let stale = self.weather.stale_per_mille;
+        let stale = self.faults.stale_per_mille;
         Ok(if self.random.per_mille(stale) {
             usize::try_from(self.random.between(1, 3)).unwrap_or(1)
         } else {
@@ -68,7 +68,7 @@ impl Sim {
     }
 
     /// The newest block.
-    pub(crate) fn read_head(&mut self, reader: &mut Reader, who: Who) -> Observed<Head> {
+    pub(crate) fn read_head(&mut self, reader: &mut Reader, who: ProcessId) -> Observed<Head> {
         Observed::from_result(self.lag(reader, who).map(|lag| self.chain.back(lag).head))
     }
 
@@ -76,7 +76,7 @@ impl Sim {
     pub(crate) fn read_balance(
         &mut self,
         reader: &mut Reader,
-        who: Who,
+        who: ProcessId,
         owner: Address,
     ) -> Observed<TokenAmount> {
         let token = self.money.token;
@@ -90,7 +90,7 @@ impl Sim {
     pub(crate) fn read_account(
         &mut self,
         reader: &mut Reader,
-        who: Who,
+        who: ProcessId,
         terms: &Terms,
         behind: usize,
     ) -> Observed<AccountRead> {
@@ -100,18 +100,18 @@ impl Sim {
         };
         let block = self.chain.back(lag + behind);
         let read = block.machine.read(terms, block.head.time);
-        let lies = self.weather.lies_per_mille;
-        if !reader.lied && self.random.per_mille(lies) {
-            reader.lied = true;
-            return Observed::Known(self.lie(read));
+        let rate = self.faults.false_reads_per_mille;
+        if !reader.false_read && self.random.per_mille(rate) {
+            reader.false_read = true;
+            return Observed::Known(self.falsify(read));
         }
         if lag == 0 && behind == 0 {
-            self.judge.was_read(who, terms.id(), self.now);
+            self.invariants.record_read(who, terms.id(), self.now);
         }
         Observed::Known(read)
     }
 
-    fn lie(&mut self, read: AccountRead) -> AccountRead {
+    fn falsify(&mut self, read: AccountRead) -> AccountRead {
         match (read, self.random.below(5)) {
             (_, 0) => AccountRead::Absent,
             (_, 1) => AccountRead::Mismatch,
@@ -140,7 +140,7 @@ impl Sim {
     /// Sends a transaction; the number to wait for, or why not. Second value: what the call took.
     pub(crate) fn send(
         &mut self,
-        who: Who,
+        who: ProcessId,
         caller: Address,
         action: Action,
     ) -> (Result<u64, PaymentError>, u64) {
@@ -152,7 +152,7 @@ impl Sim {
             _ => None,
         };
         let sent = self.chain.send(caller, action.clone());
-        let lost = self.weather.lost_replies_per_mille;
+        let lost = self.faults.lost_replies_per_mille;
         let result = match sent {
             Ok(_) if self.random.per_mille(lost) => {
                 Err(PaymentError::Unreachable("the connection broke".into()))

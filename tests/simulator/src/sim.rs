@@ -15,13 +15,13 @@ use leasehold_planner::{
 use crate::{
     api::Api,
     chain::Chain,
-    invariants::Judge,
+    invariants::Invariants,
     market::{MarketProcess, Offer},
-    reconcile::{Task, Who},
+    reconcile::{Task, ProcessId},
     provider::Site,
     random::Random,
     tenant::Tenants,
-    faults::Weather,
+    faults::Faults,
 };
 
 /// True Unix time at which every run begins, milliseconds.
@@ -37,17 +37,17 @@ pub(crate) enum Event {
     Block,
     Kubelets(usize),
     Tenants,
-    Weather,
+    Faults,
     /// A process comes up.
-    Start(Who),
+    Start(ProcessId),
     /// A cache of a process reads on.
-    Sync(Who, u64, u8),
+    Sync(ProcessId, u64, u8),
     /// The market's supply, or a provider's offer, is made anew.
-    Supply(Who, u64),
+    Supply(ProcessId, u64),
     /// A provider looks for what belongs to nobody.
-    Sweep(Who, u64),
-    Due(Who, u64, Task),
-    Continue(Who, u64, u64),
+    Orphans(ProcessId, u64),
+    Due(ProcessId, u64, Task),
+    Continue(ProcessId, u64, u64),
 }
 
 struct At(u64, u64, Event);
@@ -87,14 +87,14 @@ pub struct Sim {
     pub(crate) markets: Vec<MarketProcess>,
     pub(crate) sites: Vec<Site>,
     pub(crate) tenants: Tenants,
-    pub(crate) weather: Weather,
-    pub(crate) judge: Judge,
+    pub(crate) faults: Faults,
+    pub(crate) invariants: Invariants,
     log: VecDeque<String>,
-    loud: bool,
+    verbose: bool,
 }
 
 /// An address that stands for somebody.
-pub(crate) fn somebody(name: &str) -> Address {
+pub(crate) fn address_of(name: &str) -> Address {
     let hash = keccak(&[name.as_bytes()]);
     let mut address = [0; 20];
     address.copy_from_slice(&hash.0[..20]);
@@ -106,12 +106,12 @@ impl Sim {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let weather = Weather::of(&mut random);
+        let faults = Faults::of(&mut random);
         let sites = (0..random.between(1, 3))
-            .map(|n| Site::new(usize::try_from(n).unwrap_or(0), &weather, &mut random))
+            .map(|n| Site::new(usize::try_from(n).unwrap_or(0), &faults, &mut random))
             .collect::<Vec<_>>();
         let markets = (0..2)
-            .map(|_| MarketProcess::new(&weather, &mut random))
+            .map(|_| MarketProcess::new(&faults, &mut random))
             .collect();
         let mut sim = Self {
             steps: 0,
@@ -121,33 +121,33 @@ impl Sim {
             chain: Chain::new(BEGIN_MS / 1000),
             money: Money {
                 chain_id: 31337,
-                escrow: somebody("escrow"),
-                token: somebody("token"),
+                escrow: address_of("escrow"),
+                token: address_of("token"),
             },
-            market_id: somebody("market"),
-            closer: somebody("closer"),
+            market_id: address_of("market"),
+            closer: address_of("closer"),
             leases: Api::default(),
             allocations: Api::default(),
             offers: BTreeMap::new(),
             markets,
             sites,
             tenants: Tenants::new(&mut random),
-            weather,
-            judge: Judge::default(),
+            faults,
+            invariants: Invariants::default(),
             log: VecDeque::new(),
-            loud: std::env::var("TRACE").is_ok(),
+            verbose: std::env::var("TRACE").is_ok(),
             random,
         };
-        for (payer, amount) in sim.tenants.purses() {
+        for (payer, amount) in sim.tenants.balances() {
             sim.chain.mint(sim.money.token, payer, amount);
-            sim.judge.minted = TokenAmount(sim.judge.minted.0 + amount.0);
+            sim.invariants.minted = TokenAmount(sim.invariants.minted.0 + amount.0);
         }
         sim.at(0, Event::Block);
         sim.at(500, Event::Tenants);
-        sim.at(1_000, Event::Weather);
-        sim.at(0, Event::Start(Who::Market(0)));
+        sim.at(1_000, Event::Faults);
+        sim.at(0, Event::Start(ProcessId::Market(0)));
         for site in 0..sim.sites.len() {
-            sim.at(10, Event::Start(Who::Provider(site, 0)));
+            sim.at(10, Event::Start(ProcessId::Provider(site, 0)));
             sim.at(50, Event::Kubelets(site));
         }
         sim
@@ -163,7 +163,7 @@ impl Sim {
     /// Keeps a line for whoever looks into a failure.
     pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
         let line = format!("{:>9.3} {}", self.seconds_of_run(), line());
-        if self.loud {
+        if self.verbose {
             println!("{line}");
         }
         if self.log.len() >= LINES_MAX {
@@ -184,15 +184,15 @@ impl Sim {
 
     /// The last lines, for a failure.
     #[must_use]
-    pub fn lines(&self) -> String {
+    pub fn log_tail(&self) -> String {
         self.log.iter().cloned().collect::<Vec<_>>().join("\n")
     }
 
     /// How often what happened.
     #[must_use]
-    pub fn happened(&self) -> BTreeMap<String, u64> {
+    pub fn counts(&self) -> BTreeMap<String, u64> {
         let calls = self.chain.calls.iter();
-        let all = self.judge.happened.iter().chain(calls);
+        let all = self.invariants.counts.iter().chain(calls);
         all.map(|(what, count)| (what.clone(), *count)).collect()
     }
 
@@ -218,66 +218,66 @@ impl Sim {
             Event::Block => self.block(),
             Event::Kubelets(site) => self.kubelets(site),
             Event::Tenants => self.tenants_act(),
-            Event::Weather => self.weather_turns(),
+            Event::Faults => self.change_faults(),
             Event::Start(who) => self.start(who),
-            Event::Sync(who, life, cache) => self.sync(who, life, cache),
-            Event::Supply(who, life) => self.supply(who, life),
-            Event::Sweep(who, life) => self.sweep(who, life),
-            Event::Due(who, life, task) => self.due(who, life, task),
-            Event::Continue(who, life, id) => self.go_on(who, life, id),
+            Event::Sync(who, restarts, cache) => self.sync(who, restarts, cache),
+            Event::Supply(who, restarts) => self.supply(who, restarts),
+            Event::Orphans(who, restarts) => self.orphans(who, restarts),
+            Event::Due(who, restarts, task) => self.due(who, restarts, task),
+            Event::Continue(who, restarts, id) => self.resume(who, restarts, id),
         }
-        self.spread_news();
+        self.schedule_watch_events();
         self.check()
     }
 
     fn block(&mut self) {
         if !self.chain.hung {
             let time = self.now / 1000;
-            if self.weather.reorganises() && self.random.per_mille(15) {
+            if self.faults.reorganises() && self.random.per_mille(15) {
                 let depth = usize::try_from(self.random.between(1, 2)).unwrap_or(1);
                 self.note(|| format!("the newest {depth} blocks are replaced"));
                 self.chain.reorganise(depth);
             }
             self.chain.mine(time, &mut self.random);
         }
-        self.at(self.weather.block_ms, Event::Block);
+        self.at(self.faults.block_ms, Event::Block);
     }
 
     /// Whether that life of a process is still lived.
-    pub(crate) fn lives(&self, who: Who, life: u64) -> bool {
+    pub(crate) fn is_current(&self, who: ProcessId, restarts: u64) -> bool {
         let (up, is) = match who {
-            Who::Market(m) => (self.markets[m].up, self.markets[m].life),
-            Who::Provider(s, p) => (self.sites[s].processes[p].up, self.sites[s].processes[p].life),
+            ProcessId::Market(m) => (self.markets[m].up, self.markets[m].restarts),
+            ProcessId::Provider(s, p) => (self.sites[s].processes[p].up, self.sites[s].processes[p].restarts),
         };
-        up && is == life
+        up && is == restarts
     }
 
     /// Ends a process between two writes.
-    pub(crate) fn kill(&mut self, who: Who) {
+    pub(crate) fn kill(&mut self, who: ProcessId) {
         self.note(|| format!("{who:?} is killed"));
         match who {
-            Who::Market(m) => self.markets[m].up = false,
-            Who::Provider(s, p) => self.sites[s].processes[p].up = false,
+            ProcessId::Market(m) => self.markets[m].up = false,
+            ProcessId::Provider(s, p) => self.sites[s].processes[p].up = false,
         }
     }
 
-    fn start(&mut self, who: Who) {
+    fn start(&mut self, who: ProcessId) {
         match who {
-            Who::Market(m) => self.start_market(m),
-            Who::Provider(s, p) => self.start_provider(s, p),
+            ProcessId::Market(m) => self.start_market(m),
+            ProcessId::Provider(s, p) => self.start_provider(s, p),
         }
     }
 
-    fn sync(&mut self, who: Who, life: u64, cache: u8) {
-        if !self.lives(who, life) {
+    fn sync(&mut self, who: ProcessId, restarts: u64, cache: u8) {
+        if !self.is_current(who, restarts) {
             return;
         }
         match who {
-            Who::Market(m) => {
+            ProcessId::Market(m) => {
                 self.markets[m].syncing &= !(1 << cache);
                 self.sync_market(m, cache);
             }
-            Who::Provider(s, p) => {
+            ProcessId::Provider(s, p) => {
                 self.sites[s].processes[p].syncing &= !(1 << cache);
                 self.sync_provider(s, p, cache);
             }
@@ -285,133 +285,133 @@ impl Sim {
     }
 
     /// News of objects is on its way to every cache that lags; each takes its own time.
-    fn spread_news(&mut self) {
-        for who in self.everybody() {
-            let (stale, syncing, life) = match who {
-                Who::Market(m) => (
+    fn schedule_watch_events(&mut self) {
+        for who in self.all_processes() {
+            let (stale, syncing, restarts) = match who {
+                ProcessId::Market(m) => (
                     self.stale_at_market(m),
                     self.markets[m].syncing,
-                    self.markets[m].life,
+                    self.markets[m].restarts,
                 ),
-                Who::Provider(s, p) => {
+                ProcessId::Provider(s, p) => {
                     let process = &self.sites[s].processes[p];
-                    (self.stale_at_provider(s, p), process.syncing, process.life)
+                    (self.stale_at_provider(s, p), process.syncing, process.restarts)
                 }
             };
             let due = stale & !syncing;
-            if due == 0 || !self.lives(who, life) {
+            if due == 0 || !self.is_current(who, restarts) {
                 continue;
             }
             for cache in (0..8).filter(|c| due & (1 << c) != 0) {
-                let (low, high) = self.weather.watch_lag_ms;
+                let (low, high) = self.faults.watch_lag_ms;
                 let after = self.random.between(low, high);
-                self.at(after, Event::Sync(who, life, cache));
+                self.at(after, Event::Sync(who, restarts, cache));
             }
             match who {
-                Who::Market(m) => self.markets[m].syncing |= due,
-                Who::Provider(s, p) => self.sites[s].processes[p].syncing |= due,
+                ProcessId::Market(m) => self.markets[m].syncing |= due,
+                ProcessId::Provider(s, p) => self.sites[s].processes[p].syncing |= due,
             }
         }
     }
 
-    fn supply(&mut self, who: Who, life: u64) {
-        if !self.lives(who, life) {
+    fn supply(&mut self, who: ProcessId, restarts: u64) {
+        if !self.is_current(who, restarts) {
             return;
         }
         match who {
-            Who::Market(m) => self.refresh_supply(m),
-            Who::Provider(s, p) => self.publish_offer(s, p),
+            ProcessId::Market(m) => self.refresh_supply(m),
+            ProcessId::Provider(s, p) => self.publish_offer(s, p),
         }
         let after = self.random.between(500, 5_000);
-        self.at(after, Event::Supply(who, life));
+        self.at(after, Event::Supply(who, restarts));
     }
 
-    fn sweep(&mut self, who: Who, life: u64) {
-        if !self.lives(who, life) {
+    fn orphans(&mut self, who: ProcessId, restarts: u64) {
+        if !self.is_current(who, restarts) {
             return;
         }
-        if let Who::Provider(s, p) = who {
-            self.sweep_namespaces(s, p);
+        if let ProcessId::Provider(s, p) = who {
+            self.clear_orphans(s, p);
         }
-        self.at(30_000, Event::Sweep(who, life));
+        self.at(30_000, Event::Orphans(who, restarts));
     }
 
     /// Asks for a look at an object.
-    pub(crate) fn want(&mut self, who: Who, task: &Task, after_ms: u64) {
+    pub(crate) fn enqueue(&mut self, who: ProcessId, task: &Task, after_ms: u64) {
         let at = self.now + after_ms;
-        let (earlier, life) = match who {
-            Who::Market(m) => (self.markets[m].desk.want(task, at), self.markets[m].life),
-            Who::Provider(s, p) => {
+        let (earlier, restarts) = match who {
+            ProcessId::Market(m) => (self.markets[m].queue.enqueue(task, at), self.markets[m].restarts),
+            ProcessId::Provider(s, p) => {
                 let process = &mut self.sites[s].processes[p];
-                (process.desk.want(task, at), process.life)
+                (process.queue.enqueue(task, at), process.restarts)
             }
         };
         if earlier {
-            self.at(after_ms, Event::Due(who, life, task.clone()));
+            self.at(after_ms, Event::Due(who, restarts, task.clone()));
         }
     }
 
-    fn due(&mut self, who: Who, life: u64, task: Task) {
-        if !self.lives(who, life) {
+    fn due(&mut self, who: ProcessId, restarts: u64, task: Task) {
+        if !self.is_current(who, restarts) {
             return;
         }
         let taken = match who {
-            Who::Market(m) => self.markets[m].desk.take(&task, self.now),
-            Who::Provider(s, p) => self.sites[s].processes[p].desk.take(&task, self.now),
+            ProcessId::Market(m) => self.markets[m].queue.take(&task, self.now),
+            ProcessId::Provider(s, p) => self.sites[s].processes[p].queue.take(&task, self.now),
         };
         if !taken {
             return;
         }
-        self.judge.pass_begins(who, &task, self.now);
+        self.invariants.reconcile_begins(who, &task, self.now);
         match (who, task) {
-            (Who::Market(m), Task::Lease(key)) => self.begin_lease(m, key),
-            (Who::Market(m), Task::LettingGo(key)) => self.begin_letting_go(m, key),
-            (Who::Provider(s, p), Task::Intake(key)) => self.begin_intake(s, p, key),
-            (Who::Provider(s, p), Task::Reservation(key)) => self.begin_reservation(s, p, key),
+            (ProcessId::Market(m), Task::Lease(key)) => self.begin_lease(m, key),
+            (ProcessId::Market(m), Task::AllocationRelease(key)) => self.begin_allocation_release(m, key),
+            (ProcessId::Provider(s, p), Task::Allocation(key)) => self.begin_allocation(s, p, key),
+            (ProcessId::Provider(s, p), Task::Reservation(key)) => self.begin_reservation(s, p, key),
             (who, task) => unreachable!("{who:?} has no controller for {task:?}"),
         }
     }
 
-    fn go_on(&mut self, who: Who, life: u64, id: u64) {
-        if !self.lives(who, life) {
+    fn resume(&mut self, who: ProcessId, restarts: u64, id: u64) {
+        if !self.is_current(who, restarts) {
             return;
         }
         match who {
-            Who::Market(m) => self.go_on_market(m, id),
-            Who::Provider(s, p) => self.go_on_provider(s, p, id),
+            ProcessId::Market(m) => self.resume_market(m, id),
+            ProcessId::Provider(s, p) => self.resume_provider(s, p, id),
         }
     }
 
     /// A pass has ended: its object is due again after so long, or at once if something happened to it meanwhile.
-    pub(crate) fn ended(&mut self, who: Who, task: &Task, again_ms: Option<u64>) {
+    pub(crate) fn finish(&mut self, who: ProcessId, task: &Task, again_ms: Option<u64>) {
         let waiting = match who {
-            Who::Market(m) => self.markets[m].desk.due(task),
-            Who::Provider(s, p) => self.sites[s].processes[p].desk.due(task),
+            ProcessId::Market(m) => self.markets[m].queue.due(task),
+            ProcessId::Provider(s, p) => self.sites[s].processes[p].queue.due(task),
         };
-        let life = match who {
-            Who::Market(m) => self.markets[m].life,
-            Who::Provider(s, p) => self.sites[s].processes[p].life,
+        let restarts = match who {
+            ProcessId::Market(m) => self.markets[m].restarts,
+            ProcessId::Provider(s, p) => self.sites[s].processes[p].restarts,
         };
         if let Some(due) = waiting {
-            self.at(due.saturating_sub(self.now), Event::Due(who, life, task.clone()));
+            self.at(due.saturating_sub(self.now), Event::Due(who, restarts, task.clone()));
         }
         if let Some(after) = again_ms {
-            self.want(who, task, after);
+            self.enqueue(who, task, after);
         }
     }
 
     /// Lets the storm end and the world come to rest: no fault begins any more, every tenant deletes what is left.
     /// Then nothing may be left, anywhere.
     pub fn settle(&mut self) -> Result<(), String> {
-        self.calm();
+        self.stop_faults();
         let deadline = self.tenants.leave_at.unwrap_or(self.now) + REST_MS;
         let mut quiet_since = None;
         while self.now < deadline {
             self.step()?;
-            if self.what_is_left().is_none() {
+            if self.remaining().is_none() {
                 let since = *quiet_since.get_or_insert(self.now);
                 if self.now - since > 60_000 {
-                    return self.at_rest();
+                    return self.check_at_rest();
                 }
             } else {
                 quiet_since = None;
@@ -420,18 +420,18 @@ impl Sim {
         Err(format!(
             "U5: not at rest {} s after the last lease was deleted: {}",
             REST_MS / 1000,
-            self.what_is_left().unwrap_or_default()
+            self.remaining().unwrap_or_default()
         ))
     }
 
     /// All processes that are up.
-    pub(crate) fn everybody(&self) -> BTreeSet<Who> {
-        let markets = (0..self.markets.len()).map(Who::Market);
+    pub(crate) fn all_processes(&self) -> BTreeSet<ProcessId> {
+        let markets = (0..self.markets.len()).map(ProcessId::Market);
         let providers = self
             .sites
             .iter()
             .enumerate()
-            .flat_map(|(s, site)| (0..site.processes.len()).map(move |p| Who::Provider(s, p)));
+            .flat_map(|(s, site)| (0..site.processes.len()).map(move |p| ProcessId::Provider(s, p)));
         markets.chain(providers).collect()
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     cluster::Program,
     provider::BROKEN,
     random::Random,
-    sim::{Event, somebody},
+    sim::{Event, address_of},
 };
 
 /// Leases that are there at a time, at most.
@@ -32,7 +32,7 @@ const TEAMS: [&str; 2] = ["team-a", "team-b"];
 
 /// All tenants.
 pub(crate) struct Tenants {
-    purses: BTreeMap<String, TokenAmount>,
+    balances: BTreeMap<String, TokenAmount>,
     secrets: BTreeSet<String>,
     programs: BTreeMap<String, Program>,
     made: u64,
@@ -41,22 +41,22 @@ pub(crate) struct Tenants {
 }
 
 /// Who tops up accounts that are not his.
-pub(crate) fn stranger() -> Address {
-    somebody("stranger")
+pub(crate) fn third_party() -> Address {
+    address_of("third party")
 }
 
 fn payer(namespace: &str) -> Address {
-    somebody(&format!("payer {namespace}"))
+    address_of(&format!("payer {namespace}"))
 }
 
 impl Tenants {
     pub(crate) fn new(random: &mut Random) -> Self {
-        let purses = TEAMS.iter().map(|team| {
+        let balances = TEAMS.iter().map(|team| {
             let amount = if random.per_mille(150) { 30_000 } else { 20_000_000 };
             ((*team).to_owned(), TokenAmount(amount))
         });
         Self {
-            purses: purses.collect(),
+            balances: balances.collect(),
             secrets: TEAMS.iter().map(|t| (*t).to_owned()).collect(),
             programs: BTreeMap::new(),
             made: 0,
@@ -65,9 +65,9 @@ impl Tenants {
     }
 
     /// Everybody who holds tokens at the beginning.
-    pub(crate) fn purses(&self) -> Vec<(Address, TokenAmount)> {
-        let teams = self.purses.iter().map(|(team, amount)| (payer(team), *amount));
-        teams.chain([(stranger(), TokenAmount(50_000_000))]).collect()
+    pub(crate) fn balances(&self) -> Vec<(Address, TokenAmount)> {
+        let teams = self.balances.iter().map(|(team, amount)| (payer(team), *amount));
+        teams.chain([(third_party(), TokenAmount(50_000_000))]).collect()
     }
 
     /// What reading the namespace's Secret gives.
@@ -156,7 +156,7 @@ impl Sim {
     pub(crate) fn tenants_act(&mut self) {
         let after = self.random.between(500, 12_000);
         self.at(after, Event::Tenants);
-        if !self.weather.market_up {
+        if !self.faults.market_up {
             return;
         }
         if let Some(leave_at) = self.tenants.leave_at {
@@ -257,15 +257,15 @@ impl Sim {
         let Some(terms) = self.terms_of(key) else { return };
         let long = self.random.per_mille(100);
         let seconds = self.random.between(1, 12) * if long { 200 } else { 10 };
-        let read = self.chain.truth(&terms);
+        let read = self.chain.account(&terms);
         let Some(account) = read.present().filter(|a| !a.closed) else {
             return;
         };
         let more = terms.rate().cost_ceil(seconds).unwrap_or_default();
         let total = TokenAmount(account.deposited.0 + more.0);
         self.note(|| format!("a stranger tops {} up by {seconds} s", key.1));
-        self.judge.stranger_gives(terms.id(), total);
-        self.chain.force(stranger(), Action::FundTo { terms, total });
+        self.invariants.third_party_deposits(terms.id(), total);
+        self.chain.force(third_party(), Action::FundTo { terms, total });
     }
 
     fn close_on_chain(&mut self, key: &Key) {

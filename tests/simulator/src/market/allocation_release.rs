@@ -4,29 +4,29 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 use leasehold_crds::GpuAllocation;
-use leasehold_planner::market::{
-    allocation::release::{self, Plan},
+use leasehold_planner::{
     lease::trim_allocation,
+    letting_go::{self, Plan},
 };
 
 use crate::{
     Sim,
     api::Key,
-    market::{MarketPass, gone_is_fine},
-    reconcile::{Task, Who},
+    market::{MarketReconcile, ignore_not_found},
+    reconcile::{Task, ProcessId},
     sim::Event,
 };
 
-pub(crate) struct LettingGo {
+pub(crate) struct AllocationRelease {
     key: Key,
     read: Arc<GpuAllocation>,
     deletes: bool,
 }
 
 impl Sim {
-    pub(crate) fn begin_letting_go(&mut self, m: usize, key: Key) {
-        let who = Who::Market(m);
-        let task = Task::LettingGo(key.clone());
+    pub(crate) fn begin_allocation_release(&mut self, m: usize, key: Key) {
+        let who = ProcessId::Market(m);
+        let task = Task::AllocationRelease(key.clone());
         let process = &self.markets[m];
         let Some(mut read) = process.allocations.get(&key).cloned() else {
             return;
@@ -35,51 +35,51 @@ impl Sim {
         let named = (read.spec.lease.namespace.clone(), read.spec.lease.name.clone());
         let lease = process.lease_store.get(&named).cloned();
         let now = self.clock(process.offset_ms);
-        match release::decide(&read, lease.as_deref(), now) {
-            Plan::Keep { seconds } => self.ended(who, &task, Some(seconds * 1000)),
+        match letting_go::decide(&read, lease.as_deref(), now) {
+            Plan::Keep { seconds } => self.finish(who, &task, Some(seconds * 1000)),
             Plan::Remove => {
                 self.note(|| format!("{} may go", key.1));
-                let pass = LettingGo {
+                let run = AllocationRelease {
                     key,
                     read,
                     deletes: false,
                 };
                 let process = &mut self.markets[m];
-                let life = process.life;
-                let id = process.desk.begin(task, MarketPass::LettingGo(pass));
-                self.at(2, Event::Continue(who, life, id));
+                let restarts = process.restarts;
+                let id = process.queue.begin(task, MarketReconcile::AllocationRelease(run));
+                self.at(2, Event::Continue(who, restarts, id));
             }
         }
     }
 
-    pub(crate) fn go_on_letting_go(&mut self, m: usize, id: u64, task: Task, mut pass: LettingGo) {
-        let who = Who::Market(m);
+    pub(crate) fn resume_allocation_release(&mut self, m: usize, id: u64, task: Task, mut run: AllocationRelease) {
+        let who = ProcessId::Market(m);
         let now = self.clock(0);
-        if pass.deletes {
-            let done = if pass.read.metadata.deletion_timestamp.is_none() {
-                gone_is_fine(self.market_write(|sim| sim.allocations.delete(&pass.key, now)))
+        if run.deletes {
+            let done = if run.read.metadata.deletion_timestamp.is_none() {
+                ignore_not_found(self.market_write(|sim| sim.allocations.delete(&run.key, now)))
             } else {
                 Ok(())
             };
-            self.ended(who, &task, done.err().map(|e| e.retry_ms()));
+            self.finish(who, &task, done.err().map(|e| e.retry_ms()));
             return;
         }
-        if !pass.read.finalizers().is_empty() {
-            let version = pass.read.resource_version();
+        if !run.read.finalizers().is_empty() {
+            let version = run.read.resource_version();
             let taken = self.market_write(|sim| {
                 sim.allocations
-                    .set_finalizers(&pass.key, version.as_deref(), Vec::new())
+                    .set_finalizers(&run.key, version.as_deref(), Vec::new())
             });
             if let Err(error) = taken {
-                self.ended(who, &task, Some(error.retry_ms()));
+                self.finish(who, &task, Some(error.retry_ms()));
                 return;
             }
         }
-        pass.deletes = true;
-        let life = self.markets[m].life;
+        run.deletes = true;
+        let restarts = self.markets[m].restarts;
         self.markets[m]
-            .desk
-            .put_back(id, task, MarketPass::LettingGo(pass));
-        self.at(2, Event::Continue(who, life, id));
+            .queue
+            .put_back(id, task, MarketReconcile::AllocationRelease(run));
+        self.at(2, Event::Continue(who, restarts, id));
     }
 }

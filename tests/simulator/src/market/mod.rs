@@ -24,17 +24,17 @@ use leasehold_planner::{
 
 mod allocation_release;
 
-use allocation_release::LettingGo;
+use allocation_release::AllocationRelease;
 
 use crate::{
     Sim,
     api::{ApiError, Cache, Key},
-    reconcile::{Desk, Task, Who},
+    reconcile::{WorkQueue, Task, ProcessId},
     provider::is_signed,
     random::Random,
     rpc::{MINE_DEADLINE_MS, Reader},
     sim::Event,
-    faults::Weather,
+    faults::Faults,
 };
 
 /// A provider that was not heard of for so long is silent (`operator/src/market/supply.rs`).
@@ -53,7 +53,7 @@ pub(crate) struct Offer {
 /// One process.
 pub(crate) struct MarketProcess {
     pub(crate) up: bool,
-    pub(crate) life: u64,
+    pub(crate) restarts: u64,
     pub(crate) offset_ms: i64,
     /// The lease controller's own cache.
     leases: Cache<GpuLease>,
@@ -68,16 +68,16 @@ pub(crate) struct MarketProcess {
     index: BTreeMap<Hash, Terms>,
     /// Caches that news is on its way to.
     pub(crate) syncing: u8,
-    pub(crate) desk: Desk<MarketPass>,
+    pub(crate) queue: WorkQueue<MarketReconcile>,
 }
 
 /// A pass that has gathered and decided, and now writes.
-pub(crate) enum MarketPass {
-    Lease(Box<LeasePass>),
-    LettingGo(LettingGo),
+pub(crate) enum MarketReconcile {
+    Lease(Box<LeaseReconcile>),
+    AllocationRelease(AllocationRelease),
 }
 
-pub(crate) struct LeasePass {
+pub(crate) struct LeaseReconcile {
     key: Key,
     read: Arc<GpuLease>,
     /// The lease as it was last written by this pass.
@@ -98,15 +98,15 @@ enum Stage {
     Call,
     Wait(u64, u64),
     Status,
-    LetGo,
+    RemoveFinalizer,
 }
 
 impl MarketProcess {
-    pub(crate) fn new(weather: &Weather, random: &mut Random) -> Self {
+    pub(crate) fn new(faults: &Faults, random: &mut Random) -> Self {
         Self {
             up: false,
-            life: 0,
-            offset_ms: weather.clock_offset(random),
+            restarts: 0,
+            offset_ms: faults.clock_offset(random),
             leases: Cache::default(),
             lease_store: Cache::default(),
             allocations: Cache::default(),
@@ -116,7 +116,7 @@ impl MarketProcess {
             candidates: Arc::new([]),
             index: BTreeMap::new(),
             syncing: 0,
-            desk: Desk::default(),
+            queue: WorkQueue::default(),
         }
     }
 }
@@ -127,11 +127,11 @@ impl Sim {
         &mut self,
         write: impl FnOnce(&mut Self) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        if !self.weather.market_up {
+        if !self.faults.market_up {
             return Err(ApiError::Unreachable);
         }
         let written = write(self);
-        let lost = self.weather.lost_writes_per_mille;
+        let lost = self.faults.lost_writes_per_mille;
         if self.random.per_mille(lost) {
             return Err(ApiError::Unreachable);
         }
@@ -142,32 +142,32 @@ impl Sim {
         if self.markets[m].up {
             return;
         }
-        let who = Who::Market(m);
-        if !self.weather.market_up {
+        let who = ProcessId::Market(m);
+        if !self.faults.market_up {
             self.at(2_000, Event::Start(who));
             return;
         }
         self.note(|| format!("{who:?} starts"));
         let offset_ms = self.markets[m].offset_ms;
-        let life = self.markets[m].life + 1;
-        let mut process = MarketProcess::new(&self.weather, &mut self.random);
-        (process.up, process.life, process.offset_ms) = (true, life, offset_ms);
+        let restarts = self.markets[m].restarts + 1;
+        let mut process = MarketProcess::new(&self.faults, &mut self.random);
+        (process.up, process.restarts, process.offset_ms) = (true, restarts, offset_ms);
         self.markets[m] = process;
         for cache in 0..4 {
             self.follow_market(m, cache, usize::MAX);
         }
-        self.at(0, Event::Supply(who, life));
+        self.at(0, Event::Supply(who, restarts));
     }
 
     pub(crate) fn sync_market(&mut self, m: usize, cache: u8) {
-        if self.weather.market_up {
+        if self.faults.market_up {
             let events = usize::try_from(self.random.between(1, 12)).unwrap_or(1);
             self.follow_market(m, cache, events);
         }
     }
 
     fn follow_market(&mut self, m: usize, cache: u8, events: usize) {
-        let who = Who::Market(m);
+        let who = ProcessId::Market(m);
         let process = &mut self.markets[m];
         let mut wanted = Vec::new();
         match cache {
@@ -179,19 +179,19 @@ impl Sim {
             1 => drop(process.lease_store.follow(&self.leases, events)),
             2 => {
                 for (key, _) in process.allocations.follow(&self.allocations, events) {
-                    wanted.push(Task::LettingGo(key));
+                    wanted.push(Task::AllocationRelease(key));
                 }
             }
             _ => {
                 for (key, a) in process.allocation_store.follow(&self.allocations, events) {
                     let lease = &a.spec.lease;
                     wanted.push(Task::Lease((lease.namespace.clone(), lease.name.clone())));
-                    wanted.push(Task::LettingGo(key));
+                    wanted.push(Task::AllocationRelease(key));
                 }
             }
         }
         for task in wanted {
-            self.want(who, &task, 0);
+            self.enqueue(who, &task, 0);
         }
     }
 
@@ -211,7 +211,7 @@ impl Sim {
 
     /// The snapshot of all offers.
     pub(crate) fn refresh_supply(&mut self, m: usize) {
-        if self.weather.market_up {
+        if self.faults.market_up {
             self.markets[m].offers.clone_from(&self.offers);
         }
         let now = self.clock(self.markets[m].offset_ms).as_second();
@@ -245,7 +245,7 @@ impl Sim {
                 .map(|(key, _)| key.clone())
                 .collect();
             for key in pending {
-                self.want(Who::Market(m), &Task::Lease(key), 0);
+                self.enqueue(ProcessId::Market(m), &Task::Lease(key), 0);
             }
         }
     }
@@ -260,9 +260,9 @@ impl Sim {
         let now = self.clock_after(self.markets[m].offset_ms, reader.cost_ms);
         let checked = lease::check(&world);
         let plan = lease::decide(&world, &checked, now);
-        self.judge.lease_plan(&read, &plan, now);
+        self.invariants.lease_plan(&read, &plan, now);
         let has_key = matches!(world.wallet, Observed::Known(Wallet::Ready(_)));
-        let pass = LeasePass {
+        let run = LeaseReconcile {
             object: read.clone(),
             read,
             has_key,
@@ -274,10 +274,10 @@ impl Sim {
             key: key.clone(),
         };
         let id = self.markets[m]
-            .desk
-            .begin(Task::Lease(key), MarketPass::Lease(Box::new(pass)));
-        let life = self.markets[m].life;
-        self.at(reader.cost_ms, Event::Continue(Who::Market(m), life, id));
+            .queue
+            .begin(Task::Lease(key), MarketReconcile::Lease(Box::new(run)));
+        let restarts = self.markets[m].restarts;
+        self.at(reader.cost_ms, Event::Continue(ProcessId::Market(m), restarts, id));
     }
 
     /// The market's side of every lease as a further pass sees it: what it would do.
@@ -290,7 +290,7 @@ impl Sim {
     }
 
     fn gather_lease(&mut self, m: usize, read: &Arc<GpuLease>, reader: &mut Reader) -> World {
-        let who = Who::Market(m);
+        let who = ProcessId::Market(m);
         let status = read.status.clone().unwrap_or_default();
         let closed = status.phase == Phase::Closed;
         let network = Network {
@@ -317,7 +317,7 @@ impl Sim {
             unanswered: BTreeMap::new(),
         };
         if lease::needs_wallet(&world) {
-            world.wallet = if self.weather.market_up {
+            world.wallet = if self.faults.market_up {
                 reader.cost_ms += 3;
                 Observed::Known(self.tenants.wallet(&read.namespace().unwrap_or_default()))
             } else {
@@ -344,7 +344,7 @@ impl Sim {
                 world.account = Some(first);
             }
         }
-        world.prior = if !lease::seeks_prior(read) || self.weather.market_up {
+        world.prior = if !lease::seeks_prior(read) || self.faults.market_up {
             self.prior(m, read, reader)
         } else {
             Observed::Unknown("the allocations can't be listed".into())
@@ -412,7 +412,7 @@ impl Sim {
         if !lease::seeks_prior(read) {
             return Observed::Known(None);
         }
-        let head = match self.read_head(reader, Who::Market(m)) {
+        let head = match self.read_head(reader, ProcessId::Market(m)) {
             Observed::Known(head) => head,
             Observed::Unknown(why) => return Observed::Unknown(why),
         };
@@ -431,75 +431,75 @@ impl Sim {
     }
 
     /// The next write of a pass.
-    pub(crate) fn go_on_market(&mut self, m: usize, id: u64) {
-        match self.markets[m].desk.next(id) {
-            Some((task, MarketPass::Lease(pass))) => self.go_on_lease(m, id, task, pass),
-            Some((task, MarketPass::LettingGo(pass))) => self.go_on_letting_go(m, id, task, pass),
+    pub(crate) fn resume_market(&mut self, m: usize, id: u64) {
+        match self.markets[m].queue.next(id) {
+            Some((task, MarketReconcile::Lease(run))) => self.resume_lease(m, id, task, run),
+            Some((task, MarketReconcile::AllocationRelease(run))) => self.resume_allocation_release(m, id, task, run),
             None => {}
         }
     }
 
-    fn go_on_lease(&mut self, m: usize, id: u64, task: Task, mut pass: Box<LeasePass>) {
-        let who = Who::Market(m);
-        let next = match pass.stage {
-            Stage::Finalizer => Some(self.hold(&mut pass)),
-            Stage::Allocation(n, half) => Some(self.write_allocation(&mut pass, n, half)),
-            Stage::Call => Some(self.call_for_lease(who, &mut pass)),
-            Stage::Wait(transaction, until) => Some(self.wait_for_lease(m, &mut pass, transaction, until)),
-            Stage::Status => match self.report_lease(&mut pass) {
-                Ok(()) => Some((Stage::LetGo, 2)),
+    fn resume_lease(&mut self, m: usize, id: u64, task: Task, mut run: Box<LeaseReconcile>) {
+        let who = ProcessId::Market(m);
+        let next = match run.stage {
+            Stage::Finalizer => Some(self.add_finalizer(&mut run)),
+            Stage::Allocation(n, half) => Some(self.write_allocation(&mut run, n, half)),
+            Stage::Call => Some(self.call_for_lease(who, &mut run)),
+            Stage::Wait(transaction, until) => Some(self.wait_for_lease(m, &mut run, transaction, until)),
+            Stage::Status => match self.report_lease(&mut run) {
+                Ok(()) => Some((Stage::RemoveFinalizer, 2)),
                 Err(error) => {
-                    self.ended(who, &task, Some(error.retry_ms()));
+                    self.finish(who, &task, Some(error.retry_ms()));
                     return;
                 }
             },
-            Stage::LetGo => match self.let_lease_go(&pass) {
+            Stage::RemoveFinalizer => match self.remove_finalizer(&run) {
                 Ok(()) => None,
                 Err(error) => {
-                    self.ended(who, &task, Some(error.retry_ms()));
+                    self.finish(who, &task, Some(error.retry_ms()));
                     return;
                 }
             },
         };
         match next {
             Some((stage, after)) => {
-                pass.stage = stage;
-                let slow = self.random.between(0, self.weather.write_ms);
-                let life = self.markets[m].life;
-                self.markets[m].desk.put_back(id, task, MarketPass::Lease(pass));
-                self.at(after + slow, Event::Continue(who, life, id));
+                run.stage = stage;
+                let slow = self.random.between(0, self.faults.write_ms);
+                let restarts = self.markets[m].restarts;
+                self.markets[m].queue.put_back(id, task, MarketReconcile::Lease(run));
+                self.at(after + slow, Event::Continue(who, restarts, id));
             }
             None => {
-                let wake = until_ms(pass.plan.wake, self.clock(self.markets[m].offset_ms));
-                let again = pass.error.map_or(wake, |e| wake.min(e.retry_ms()));
-                self.ended(who, &task, Some(again));
+                let wake = until_ms(run.plan.wake, self.clock(self.markets[m].offset_ms));
+                let again = run.error.map_or(wake, |e| wake.min(e.retry_ms()));
+                self.finish(who, &task, Some(again));
             }
         }
     }
 
-    fn hold(&mut self, pass: &mut LeasePass) -> (Stage, u64) {
-        let held = pass.read.finalizers().iter().any(|f| f == FINALIZER_MARKET);
-        if pass.plan.finalizer == Some(true) && !held {
-            let mut finalizers = pass.read.finalizers().to_vec();
+    fn add_finalizer(&mut self, run: &mut LeaseReconcile) -> (Stage, u64) {
+        let held = run.read.finalizers().iter().any(|f| f == FINALIZER_MARKET);
+        if run.plan.finalizer == Some(true) && !held {
+            let mut finalizers = run.read.finalizers().to_vec();
             finalizers.push(FINALIZER_MARKET.into());
             match self.market_write(|sim| {
                 sim.leases
-                    .take_up(&pass.read, &pass.key, finalizers, ANNOTATION_KNOWN)
+                    .add_finalizers(&run.read, &run.key, finalizers, ANNOTATION_KNOWN)
             }) {
-                Ok(object) => pass.object = object,
-                Err(error) => return failed(pass, error),
+                Ok(object) => run.object = object,
+                Err(error) => return failed(run, error),
             }
         }
-        let before = pass.read.status.clone().unwrap_or_default();
-        if pass.plan.notes_first(&before) {
-            pass.notes_only = true;
+        let before = run.read.status.clone().unwrap_or_default();
+        if run.plan.notes_first(&before) {
+            run.notes_only = true;
             return (Stage::Status, 1);
         }
         (Stage::Allocation(0, false), 1)
     }
 
-    fn write_allocation(&mut self, pass: &mut LeasePass, n: usize, half: bool) -> (Stage, u64) {
-        let Some(write) = pass.plan.allocations.get(n).cloned() else {
+    fn write_allocation(&mut self, run: &mut LeaseReconcile, n: usize, half: bool) -> (Stage, u64) {
+        let Some(write) = run.plan.allocations.get(n).cloned() else {
             return (Stage::Call, 0);
         };
         let now = self.clock(0);
@@ -522,7 +522,7 @@ impl Sim {
                 drop_results,
             } => {
                 self.note(|| format!("releases {namespace}/{name}"));
-                gone_is_fine(self.market_write(|sim| {
+                ignore_not_found(self.market_write(|sim| {
                     sim.allocations.patch(&(namespace, name), |a| {
                         a.spec.release = true;
                         a.spec.drop_results |= drop_results;
@@ -535,7 +535,7 @@ impl Sim {
                 not_after,
             } => {
                 self.note(|| format!("prolongs {namespace}/{name}"));
-                gone_is_fine(self.market_write(|sim| {
+                ignore_not_found(self.market_write(|sim| {
                     sim.allocations
                         .patch(&(namespace, name), |a| a.spec.not_after = not_after)
                 }))
@@ -544,9 +544,9 @@ impl Sim {
                 let key = (namespace, name);
                 self.note(|| format!("deletes {key:?}, {half}"));
                 if half {
-                    gone_is_fine(self.market_write(|sim| sim.allocations.delete(&key, now)))
+                    ignore_not_found(self.market_write(|sim| sim.allocations.delete(&key, now)))
                 } else {
-                    let off = gone_is_fine(
+                    let off = ignore_not_found(
                         self.market_write(|sim| sim.allocations.set_finalizers(&key, None, Vec::new())),
                     );
                     match off {
@@ -558,16 +558,16 @@ impl Sim {
         };
         match done {
             Ok(()) => (Stage::Allocation(n + 1, false), 1),
-            Err(error) => failed(pass, error),
+            Err(error) => failed(run, error),
         }
     }
 
-    fn call_for_lease(&mut self, who: Who, pass: &mut LeasePass) -> (Stage, u64) {
-        let Some(call) = pass.plan.call.clone() else {
+    fn call_for_lease(&mut self, who: ProcessId, run: &mut LeaseReconcile) -> (Stage, u64) {
+        let Some(call) = run.plan.call.clone() else {
             return (Stage::Status, 0);
         };
         let payer = |terms: &Terms| {
-            if pass.has_key {
+            if run.has_key {
                 Ok(terms.payer)
             } else {
                 Err(PaymentError::Unreachable(
@@ -589,7 +589,7 @@ impl Sim {
                 (payer, action)
             }),
             ChainCall::Fund { terms, total } => {
-                let there = self.chain.truth(&terms);
+                let there = self.chain.account(&terms);
                 if there.present().is_some_and(|a| !a.closed && a.deposited >= total) {
                     return (Stage::Status, 5);
                 }
@@ -599,39 +599,39 @@ impl Sim {
         };
         match wish {
             Ok((caller, action)) => {
-                self.judge.market_sends(&action);
+                self.invariants.market_sends(&action);
                 let (sent, cost) = self.send(who, caller, action);
                 match sent {
                     Ok(transaction) => (Stage::Wait(transaction, self.now + MINE_DEADLINE_MS), cost),
-                    Err(error) => self.lease_call_failed(who, pass, &error, cost),
+                    Err(error) => self.lease_call_failed(who, run, &error, cost),
                 }
             }
-            Err(error) => self.lease_call_failed(who, pass, &error, 0),
+            Err(error) => self.lease_call_failed(who, run, &error, 0),
         }
     }
 
     fn wait_for_lease(
         &mut self,
         m: usize,
-        pass: &mut LeasePass,
+        run: &mut LeaseReconcile,
         transaction: u64,
         until: u64,
     ) -> (Stage, u64) {
-        let who = Who::Market(m);
-        let answers = !self.chain.hung && !self.weather.cut_from_chain.contains(&who);
+        let who = ProcessId::Market(m);
+        let answers = !self.chain.hung && !self.faults.cut_from_chain.contains(&who);
         match self.chain.result(transaction).copied() {
             Some(Ok(())) if answers => (Stage::Status, 1),
             Some(Err(refusal)) if answers => {
                 let error = PaymentError::Reverted {
                     error: refusal.to_string(),
                 };
-                self.lease_call_failed(who, pass, &error, 1)
+                self.lease_call_failed(who, run, &error, 1)
             }
             _ if self.now >= until => {
                 let error = PaymentError::Pending {
                     transaction: Hash::default(),
                 };
-                self.lease_call_failed(who, pass, &error, 1)
+                self.lease_call_failed(who, run, &error, 1)
             }
             _ => (Stage::Wait(transaction, until), 400),
         }
@@ -639,34 +639,34 @@ impl Sim {
 
     fn lease_call_failed(
         &mut self,
-        who: Who,
-        pass: &mut LeasePass,
+        who: ProcessId,
+        run: &mut LeaseReconcile,
         error: &PaymentError,
         cost: u64,
     ) -> (Stage, u64) {
-        let Who::Market(m) = who else {
+        let ProcessId::Market(m) = who else {
             return (Stage::Status, cost);
         };
         let now = self.clock(self.markets[m].offset_ms);
-        let generation = pass.read.metadata.generation.unwrap_or_default();
-        if let Some(call) = &pass.plan.call {
-            lease::chain_failure(&mut pass.status, call, error, generation, now);
+        let generation = run.read.metadata.generation.unwrap_or_default();
+        if let Some(call) = &run.plan.call {
+            lease::chain_failure(&mut run.status, call, error, generation, now);
         }
         (Stage::Status, cost)
     }
 
-    fn report_lease(&mut self, pass: &mut LeasePass) -> Result<(), ApiError> {
-        if pass.read.status.as_ref() == Some(&pass.status) {
+    fn report_lease(&mut self, run: &mut LeaseReconcile) -> Result<(), ApiError> {
+        if run.read.status.as_ref() == Some(&run.status) {
             return Ok(());
         }
-        let (key, status, object) = (&pass.key, pass.status.clone(), pass.object.clone());
+        let (key, status, object) = (&run.key, run.status.clone(), run.object.clone());
         let written = self.market_write(|sim| sim.leases.set_status(&object, key, status));
-        if pass.read.status.as_ref().map(|s| s.phase) != Some(pass.status.phase)
-            || pass.read.status.as_ref().map(|s| &s.intent) != Some(&pass.status.intent)
+        if run.read.status.as_ref().map(|s| s.phase) != Some(run.status.phase)
+            || run.read.status.as_ref().map(|s| &s.intent) != Some(&run.status.intent)
         {
-            let (phase, intent) = (pass.status.phase, pass.status.intent.as_ref().map(|i| i.action));
-            let reason = pass.status.close_reason;
-            let round = pass.status.round;
+            let (phase, intent) = (run.status.phase, run.status.intent.as_ref().map(|i| i.action));
+            let reason = run.status.close_reason;
+            let round = run.status.round;
             let ok = written.as_ref().err();
             self.note(|| {
                 format!(
@@ -675,32 +675,32 @@ impl Sim {
                 )
             });
         }
-        pass.object = written?;
+        run.object = written?;
         Ok(())
     }
 
-    fn let_lease_go(&mut self, pass: &LeasePass) -> Result<(), ApiError> {
-        if pass.plan.finalizer != Some(false) || pass.error.is_some() || pass.notes_only {
+    fn remove_finalizer(&mut self, run: &LeaseReconcile) -> Result<(), ApiError> {
+        if run.plan.finalizer != Some(false) || run.error.is_some() || run.notes_only {
             return Ok(());
         }
-        let version = pass.object.resource_version();
-        self.note(|| format!("lets {} go", pass.key.1));
-        gone_is_fine(self.market_write(|sim| {
+        let version = run.object.resource_version();
+        self.note(|| format!("lets {} go", run.key.1));
+        ignore_not_found(self.market_write(|sim| {
             sim.leases
-                .set_finalizers(&pass.key, version.as_deref(), Vec::new())
+                .set_finalizers(&run.key, version.as_deref(), Vec::new())
         }))
     }
 }
 
-fn failed(pass: &mut LeasePass, error: ApiError) -> (Stage, u64) {
-    let before = pass.read.status.clone().unwrap_or_default();
-    pass.status = pass.plan.half_done(&before);
-    pass.error = Some(error);
+fn failed(run: &mut LeaseReconcile, error: ApiError) -> (Stage, u64) {
+    let before = run.read.status.clone().unwrap_or_default();
+    run.status = run.plan.half_done(&before);
+    run.error = Some(error);
     (Stage::Status, 1)
 }
 
 /// `Ok` also when it was gone already.
-pub(crate) fn gone_is_fine<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
+pub(crate) fn ignore_not_found<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
         Ok(_) | Err(ApiError::NotFound) => Ok(()),
         Err(error) => Err(error),

@@ -10,12 +10,12 @@ use leasehold_planner::provider::allocation::accept::{self, PoolSeen, World};
 use crate::{
     Sim,
     api::{ApiError, Key},
-    reconcile::{Task, Who},
-    provider::{ProviderPass, held, sign, version},
+    reconcile::{Task, ProcessId},
+    provider::{ProviderReconcile, held, sign, version},
     sim::Event,
 };
 
-pub(crate) struct IntakePass {
+pub(crate) struct AllocationReconcile {
     key: Key,
     read: Arc<GpuAllocation>,
     before: Option<Arc<GpuReservation>>,
@@ -25,9 +25,9 @@ pub(crate) struct IntakePass {
 }
 
 impl Sim {
-    pub(crate) fn begin_intake(&mut self, s: usize, p: usize, key: Key) {
-        let who = Who::Provider(s, p);
-        let task = Task::Intake(key.clone());
+    pub(crate) fn begin_allocation(&mut self, s: usize, p: usize, key: Key) {
+        let who = ProcessId::Provider(s, p);
+        let task = Task::Allocation(key.clone());
         let site = &self.sites[s];
         let process = &site.processes[p];
         let Some(read) = process.allocations.get(&key).cloned() else {
@@ -37,12 +37,12 @@ impl Sim {
         let mut before = process.reservation_store.get(&own).cloned();
         let holds_turn = before.is_none();
         if holds_turn && process.reserving {
-            self.ended(who, &task, Some(20));
+            self.finish(who, &task, Some(20));
             return;
         }
         let fresh: Vec<Arc<GpuReservation>> = if holds_turn {
-            if self.weather.sites_down.contains(&s) {
-                self.ended(who, &task, Some(ApiError::Unreachable.retry_ms()));
+            if self.faults.sites_down.contains(&s) {
+                self.finish(who, &task, Some(ApiError::Unreachable.retry_ms()));
                 return;
             }
             site.reservations.all().map(|(_, r)| r.clone()).collect()
@@ -76,7 +76,7 @@ impl Sim {
             },
             now,
         );
-        let pass = IntakePass {
+        let run = AllocationReconcile {
             key,
             read,
             before,
@@ -86,37 +86,37 @@ impl Sim {
         };
         let process = &mut self.sites[s].processes[p];
         process.reserving |= holds_turn;
-        let life = process.life;
-        let id = process.desk.begin(task, ProviderPass::Intake(Box::new(pass)));
-        self.at(3, Event::Continue(who, life, id));
+        let restarts = process.restarts;
+        let id = process.queue.begin(task, ProviderReconcile::Allocation(Box::new(run)));
+        self.at(3, Event::Continue(who, restarts, id));
     }
 
-    pub(crate) fn go_on_intake(
+    pub(crate) fn resume_allocation(
         &mut self,
         s: usize,
         p: usize,
         id: u64,
         task: Task,
-        mut pass: Box<IntakePass>,
+        mut run: Box<AllocationReconcile>,
     ) {
-        let who = Who::Provider(s, p);
-        if !pass.reserved {
-            pass.reserved = true;
-            if let Some(spec) = pass.plan.reserve.clone()
-                && let Err(error) = self.reserve(s, &pass, *spec)
+        let who = ProcessId::Provider(s, p);
+        if !run.reserved {
+            run.reserved = true;
+            if let Some(spec) = run.plan.reserve.clone()
+                && let Err(error) = self.reserve(s, &run, *spec)
             {
-                self.end_intake(s, p, &pass, &task, error.retry_ms());
+                self.finish_allocation(s, p, &run, &task, error.retry_ms());
                 return;
             }
-            let slow = self.random.between(1, self.weather.write_ms);
+            let slow = self.random.between(1, self.faults.write_ms);
             let process = &mut self.sites[s].processes[p];
-            let life = process.life;
-            process.desk.put_back(id, task, ProviderPass::Intake(pass));
-            self.at(slow, Event::Continue(who, life, id));
+            let restarts = process.restarts;
+            process.queue.put_back(id, task, ProviderReconcile::Allocation(run));
+            self.at(slow, Event::Continue(who, restarts, id));
             return;
         }
-        let mut status = pass.plan.status.clone();
-        if let Some(message) = &pass.plan.accept {
+        let mut status = run.plan.status.clone();
+        if let Some(message) = &run.plan.accept {
             status.acceptance = Some(Acceptance {
                 not_after: i64::try_from(message.not_after).unwrap_or(i64::MAX),
                 deadline: i64::try_from(message.deadline).unwrap_or(i64::MAX),
@@ -124,37 +124,37 @@ impl Sim {
             });
         }
         let mut again = 120_000;
-        if pass.read.status.as_ref() != Some(&status) {
+        if run.read.status.as_ref() != Some(&status) {
             let (phase, declined) = (status.phase, status.declined.as_ref().map(|d| d.reason.clone()));
-            let written = if self.weather.cut_from_market.contains(&s) {
+            let written = if self.faults.cut_from_market.contains(&s) {
                 Err(ApiError::Unreachable)
             } else {
-                self.market_write(|sim| sim.allocations.set_status(&pass.read, &pass.key, status))
+                self.market_write(|sim| sim.allocations.set_status(&run.read, &run.key, status))
             };
             let error = written.as_ref().err().copied();
-            if error.is_some() || pass.read.status.as_ref().map(|s| s.phase) != Some(phase) {
-                self.note(|| format!("allocation {} is {phase:?} {declined:?}: {error:?}", pass.key.1));
+            if error.is_some() || run.read.status.as_ref().map(|s| s.phase) != Some(phase) {
+                self.note(|| format!("allocation {} is {phase:?} {declined:?}: {error:?}", run.key.1));
             }
             if let Some(error) = error.filter(|e| *e != ApiError::NotFound) {
                 again = error.retry_ms();
             }
         }
-        self.end_intake(s, p, &pass, &task, again);
+        self.finish_allocation(s, p, &run, &task, again);
     }
 
-    fn end_intake(&mut self, s: usize, p: usize, pass: &IntakePass, task: &Task, again: u64) {
-        if pass.holds_turn {
+    fn finish_allocation(&mut self, s: usize, p: usize, run: &AllocationReconcile, task: &Task, again: u64) {
+        if run.holds_turn {
             self.sites[s].processes[p].reserving = false;
         }
-        self.ended(Who::Provider(s, p), task, Some(again));
+        self.finish(ProcessId::Provider(s, p), task, Some(again));
     }
 
-    fn reserve(&mut self, s: usize, pass: &IntakePass, spec: GpuReservationSpec) -> Result<(), ApiError> {
-        let name = &pass.key.1;
+    fn reserve(&mut self, s: usize, run: &AllocationReconcile, spec: GpuReservationSpec) -> Result<(), ApiError> {
+        let name = &run.key.1;
         let nodes = spec.nodes.join(", ");
         let mut object = GpuReservation::new(name, spec);
         object.metadata.finalizers = Some(held());
-        object.metadata.resource_version = version(pass.before.as_ref());
+        object.metadata.resource_version = version(run.before.as_ref());
         let key = (String::new(), name.clone());
         let done = self.own_write(s, |sim| sim.sites[s].reservations.apply(&key, &object).map(drop));
         let release = object.spec.release;

@@ -27,18 +27,18 @@ use leasehold_planner::{
 mod accept;
 mod observe;
 
-use accept::IntakePass;
+use accept::AllocationReconcile;
 
 use crate::{
     Sim,
     api::{Api, ApiError, Cache, Key},
     cluster::{self, Cluster, Gpu, Node, Pod, Program},
     market::until_ms,
-    reconcile::{Desk, Task, Who},
+    reconcile::{WorkQueue, Task, ProcessId},
     random::Random,
     rpc::{MINE_DEADLINE_MS, Reader},
-    sim::{Event, somebody},
-    faults::Weather,
+    sim::{Event, address_of},
+    faults::Faults,
 };
 
 /// Objects that somebody deleted are made again after this long without pods.
@@ -62,7 +62,7 @@ pub(crate) struct Site {
 /// One process.
 pub(crate) struct ProviderProcess {
     pub(crate) up: bool,
-    pub(crate) life: u64,
+    pub(crate) restarts: u64,
     pub(crate) offset_ms: i64,
     /// The reservation controller's own cache.
     reservations: Cache<GpuReservation>,
@@ -77,7 +77,7 @@ pub(crate) struct ProviderProcess {
     pub(crate) nodes: Vec<Node>,
     pub(crate) holders: BTreeMap<String, Vec<String>>,
     pub(crate) heard_ms: BTreeMap<String, u64>,
-    pub(crate) agents_told: u64,
+    pub(crate) agents_seen: u64,
     /// Since when its own API has answered whoever asked about a silent node.
     pub(crate) answers: Answers,
     /// What the last sweep found.
@@ -90,16 +90,16 @@ pub(crate) struct ProviderProcess {
     pub(crate) reserving: bool,
     /// Caches that news is on its way to.
     pub(crate) syncing: u8,
-    pub(crate) desk: Desk<ProviderPass>,
+    pub(crate) queue: WorkQueue<ProviderReconcile>,
 }
 
 /// A pass that has gathered and decided, and now writes.
-pub(crate) enum ProviderPass {
-    Reservation(Box<ReservationPass>),
-    Intake(Box<IntakePass>),
+pub(crate) enum ProviderReconcile {
+    Reservation(Box<ReservationReconcile>),
+    Allocation(Box<AllocationReconcile>),
 }
 
-pub(crate) struct ReservationPass {
+pub(crate) struct ReservationReconcile {
     key: Key,
     read: Arc<GpuReservation>,
     plan: Plan,
@@ -126,7 +126,7 @@ enum Stage {
 }
 
 impl Site {
-    pub(crate) fn new(n: usize, weather: &Weather, random: &mut Random) -> Self {
+    pub(crate) fn new(n: usize, faults: &Faults, random: &mut Random) -> Self {
         let name = format!("p{n}");
         let nodes = (0..random.between(2, 4))
             .map(|i| Node {
@@ -134,7 +134,7 @@ impl Site {
                 gpus: (0..random.between(1, 3) * 2)
                     .map(|g| Gpu {
                         uuid: format!("GPU-{name}-{i}-{g}"),
-                        sick_since: None,
+                        faulty_since: None,
                     })
                     .collect(),
                 dead_since: None,
@@ -158,11 +158,11 @@ impl Site {
             namespace: format!("provider-{name}"),
             cluster: Cluster::of(nodes),
             reservations: Api::default(),
-            processes: (0..2).map(|_| ProviderProcess::new(weather, random)).collect(),
+            processes: (0..2).map(|_| ProviderProcess::new(faults, random)).collect(),
             identity: Identity {
                 market: "market".into(),
-                payee: somebody(&format!("payee {name}")),
-                controller: somebody(&format!("controller {name}")),
+                payee: address_of(&format!("payee {name}")),
+                controller: address_of(&format!("controller {name}")),
             },
             pool: GpuPool::new(&format!("pool-{name}"), spec),
             grace_seconds: random.between(3, 9) * 10,
@@ -173,11 +173,11 @@ impl Site {
 }
 
 impl ProviderProcess {
-    fn new(weather: &Weather, random: &mut Random) -> Self {
+    fn new(faults: &Faults, random: &mut Random) -> Self {
         Self {
             up: false,
-            life: 0,
-            offset_ms: weather.clock_offset(random),
+            restarts: 0,
+            offset_ms: faults.clock_offset(random),
             reservations: Cache::default(),
             reservation_store: Cache::default(),
             allocations: Cache::default(),
@@ -187,14 +187,14 @@ impl ProviderProcess {
             nodes: Vec::new(),
             holders: BTreeMap::new(),
             heard_ms: BTreeMap::new(),
-            agents_told: u64::MAX,
+            agents_seen: u64::MAX,
             answers: Answers::default(),
             suspects: Suspects::default(),
             market_error: None,
             applied: BTreeMap::new(),
             reserving: false,
             syncing: 0,
-            desk: Desk::default(),
+            queue: WorkQueue::default(),
         }
     }
 }
@@ -242,11 +242,11 @@ impl Sim {
         s: usize,
         write: impl FnOnce(&mut Self) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        if self.weather.sites_down.contains(&s) {
+        if self.faults.sites_down.contains(&s) {
             return Err(ApiError::Unreachable);
         }
         let written = write(self);
-        let lost = self.weather.lost_writes_per_mille;
+        let lost = self.faults.lost_writes_per_mille;
         if self.random.per_mille(lost) {
             return Err(ApiError::Unreachable);
         }
@@ -254,21 +254,21 @@ impl Sim {
     }
 
     pub(crate) fn start_provider(&mut self, s: usize, p: usize) {
-        let who = Who::Provider(s, p);
+        let who = ProcessId::Provider(s, p);
         if self.sites[s].processes[p].up {
             return;
         }
-        if self.weather.sites_down.contains(&s) {
+        if self.faults.sites_down.contains(&s) {
             self.at(2_000, Event::Start(who));
             return;
         }
         self.note(|| format!("{who:?} starts"));
-        let (offset_ms, life) = {
+        let (offset_ms, restarts) = {
             let old = &self.sites[s].processes[p];
-            (old.offset_ms, old.life + 1)
+            (old.offset_ms, old.restarts + 1)
         };
-        let mut process = ProviderProcess::new(&self.weather, &mut self.random);
-        (process.up, process.life, process.offset_ms) = (true, life, offset_ms);
+        let mut process = ProviderProcess::new(&self.faults, &mut self.random);
+        (process.up, process.restarts, process.offset_ms) = (true, restarts, offset_ms);
         self.sites[s].processes[p] = process;
         for cache in 0..7 {
             // The watch of the market's allocations is the one that start-up does not wait for.
@@ -276,23 +276,23 @@ impl Sim {
                 self.follow_provider(s, p, cache, usize::MAX);
             }
         }
-        self.at(0, Event::Supply(who, life));
+        self.at(0, Event::Supply(who, restarts));
         let first_sweep = self.random.between(1_000, 30_000);
-        self.at(first_sweep, Event::Sweep(who, life));
+        self.at(first_sweep, Event::Orphans(who, restarts));
     }
 
     pub(crate) fn begin_reservation(&mut self, s: usize, p: usize, key: Key) {
-        let who = Who::Provider(s, p);
+        let who = ProcessId::Provider(s, p);
         let Some(read) = self.sites[s].processes[p].reservations.get(&key).cloned() else {
             return;
         };
         let mut reader = Reader::default();
         let (plan, there) = self.plan_reservation(s, p, &read, &mut reader);
         let now = self.clock_after(self.sites[s].processes[p].offset_ms, reader.cost_ms);
-        self.judge.reservation_plan(&read, &plan, now);
-        self.living_nodes_are_not_lost(s, &read, &plan);
+        self.invariants.reservation_plan(&read, &plan, now);
+        self.check_lost_nodes(s, &read, &plan);
         let notes_first = plan.notes_first(read.status.as_ref());
-        let pass = ReservationPass {
+        let run = ReservationReconcile {
             notes_first,
             status: plan.status.clone(),
             plan,
@@ -303,11 +303,11 @@ impl Sim {
             key: key.clone(),
         };
         let process = &mut self.sites[s].processes[p];
-        let life = process.life;
+        let restarts = process.restarts;
         let id = process
-            .desk
-            .begin(Task::Reservation(key), ProviderPass::Reservation(Box::new(pass)));
-        self.at(reader.cost_ms, Event::Continue(who, life, id));
+            .queue
+            .begin(Task::Reservation(key), ProviderReconcile::Reservation(Box::new(run)));
+        self.at(reader.cost_ms, Event::Continue(who, restarts, id));
     }
 
     /// Gathers and decides; whether its workload was seen to be there.
@@ -318,7 +318,7 @@ impl Sim {
         read: &GpuReservation,
         reader: &mut Reader,
     ) -> (Plan, bool) {
-        let who = Who::Provider(s, p);
+        let who = ProcessId::Provider(s, p);
         let now = self.clock(self.sites[s].processes[p].offset_ms);
         let terms = Terms::from_wire(&read.spec.allocation.escrow).map_err(|e| e.to_string());
         let phase = read
@@ -402,7 +402,7 @@ impl Sim {
     pub(crate) fn stale_at_provider(&self, s: usize, p: usize) -> u8 {
         let site = &self.sites[s];
         let process = &site.processes[p];
-        let market_up = self.weather.market_up && !self.weather.cut_from_market.contains(&s);
+        let market_up = self.faults.market_up && !self.faults.cut_from_market.contains(&s);
         [
             process.reservations.is_fresh(&site.reservations),
             process.reservation_store.is_fresh(&site.reservations),
@@ -411,7 +411,7 @@ impl Sim {
                 && process.market_error.is_none() == market_up,
             process.pods == site.cluster.pods,
             process.namespaces == site.cluster.namespaces,
-            process.agents_told == site.cluster.changes,
+            process.agents_seen == site.cluster.changes,
         ]
         .iter()
         .enumerate()
@@ -422,36 +422,36 @@ impl Sim {
         let site = &mut self.sites[s];
         let touched = site.processes[p].reservations.follow(&site.reservations, events);
         for (key, _) in touched {
-            self.want(Who::Provider(s, p), &Task::Reservation(key), 0);
+            self.enqueue(ProcessId::Provider(s, p), &Task::Reservation(key), 0);
         }
     }
 
     /// The next write of a pass.
-    pub(crate) fn go_on_provider(&mut self, s: usize, p: usize, id: u64) {
-        match self.sites[s].processes[p].desk.next(id) {
-            Some((task, ProviderPass::Reservation(pass))) => self.go_on_reservation(s, p, id, task, pass),
-            Some((task, ProviderPass::Intake(pass))) => self.go_on_intake(s, p, id, task, pass),
+    pub(crate) fn resume_provider(&mut self, s: usize, p: usize, id: u64) {
+        match self.sites[s].processes[p].queue.next(id) {
+            Some((task, ProviderReconcile::Reservation(run))) => self.resume_reservation(s, p, id, task, run),
+            Some((task, ProviderReconcile::Allocation(run))) => self.resume_allocation(s, p, id, task, run),
             None => {}
         }
     }
 
-    fn go_on_reservation(&mut self, s: usize, p: usize, id: u64, task: Task, mut pass: Box<ReservationPass>) {
-        let who = Who::Provider(s, p);
-        let next = match pass.stage {
+    fn resume_reservation(&mut self, s: usize, p: usize, id: u64, task: Task, mut run: Box<ReservationReconcile>) {
+        let who = ProcessId::Provider(s, p);
+        let next = match run.stage {
             Stage::Note => self
-                .report_reservation(s, &mut pass)
+                .report_reservation(s, &mut run)
                 .map(|_| Some((Stage::Workload, 1))),
-            Stage::Workload => Ok(self.work(s, p, &mut pass)),
-            Stage::WorkloadItself => Ok(self.apply_workload(s, p, &mut pass)),
-            Stage::Call => Ok(self.call_for_leg(s, p, &mut pass)),
-            Stage::Wait(transaction, until) => Ok(self.wait_for_leg(s, p, &mut pass, transaction, until)),
-            Stage::Status if pass.notes_first => Ok(None),
-            Stage::Status => self.report_reservation(s, &mut pass),
+            Stage::Workload => Ok(self.work(s, p, &mut run)),
+            Stage::WorkloadItself => Ok(self.apply_workload(s, p, &mut run)),
+            Stage::Call => Ok(self.call_for_leg(s, p, &mut run)),
+            Stage::Wait(transaction, until) => Ok(self.wait_for_leg(s, p, &mut run, transaction, until)),
+            Stage::Status if run.notes_first => Ok(None),
+            Stage::Status => self.report_reservation(s, &mut run),
             Stage::Finalizer => self
                 .own_write(s, |sim| {
                     sim.sites[s]
                         .reservations
-                        .set_finalizers(&pass.key, None, Vec::new())
+                        .set_finalizers(&run.key, None, Vec::new())
                 })
                 .map_or_else(
                     |e| {
@@ -465,7 +465,7 @@ impl Sim {
                 ),
             Stage::Delete => {
                 let now = self.clock(0);
-                let key = pass.key.clone();
+                let key = run.key.clone();
                 self.note(|| format!("deletes reservation {}", key.1));
                 match self.own_write(s, |sim| sim.sites[s].reservations.delete(&key, now)) {
                     Ok(()) | Err(ApiError::NotFound) => Ok(None),
@@ -475,29 +475,29 @@ impl Sim {
         };
         match next {
             Ok(Some((stage, after))) => {
-                pass.stage = stage;
-                let slow = self.random.between(0, self.weather.write_ms);
+                run.stage = stage;
+                let slow = self.random.between(0, self.faults.write_ms);
                 let process = &mut self.sites[s].processes[p];
-                let life = process.life;
-                process.desk.put_back(id, task, ProviderPass::Reservation(pass));
-                self.at(after + slow, Event::Continue(who, life, id));
+                let restarts = process.restarts;
+                process.queue.put_back(id, task, ProviderReconcile::Reservation(run));
+                self.at(after + slow, Event::Continue(who, restarts, id));
             }
             Ok(None) => {
                 let now = self.clock(self.sites[s].processes[p].offset_ms);
-                let wake = until_ms(pass.plan.wake, now).min(block_ms(&pass.plan));
-                let again = pass.error.map_or(wake, |e| wake.min(e.retry_ms()));
-                self.ended(who, &task, Some(again));
+                let wake = until_ms(run.plan.wake, now).min(block_ms(&run.plan));
+                let again = run.error.map_or(wake, |e| wake.min(e.retry_ms()));
+                self.finish(who, &task, Some(again));
             }
-            Err(error) => self.ended(who, &task, Some(error.retry_ms())),
+            Err(error) => self.finish(who, &task, Some(error.retry_ms())),
         }
     }
 
-    fn work(&mut self, s: usize, p: usize, pass: &mut ReservationPass) -> Option<(Stage, u64)> {
-        let name = pass.key.1.clone();
+    fn work(&mut self, s: usize, p: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {
+        let name = run.key.1.clone();
         let now = self.clock(self.sites[s].processes[p].offset_ms).as_second();
         let next = Some((Stage::Call, 1));
         let process = &mut self.sites[s].processes[p];
-        match pass.plan.workload {
+        match run.plan.workload {
             // No tenant of the simulation asks for results.
             Workload::Keep | Workload::KeepResults => next,
             Workload::Run => {
@@ -505,7 +505,7 @@ impl Sim {
                 if process
                     .applied
                     .get(&name)
-                    .is_some_and(|at| pass.there || recent(*at))
+                    .is_some_and(|at| run.there || recent(*at))
                 {
                     return next;
                 }
@@ -514,7 +514,7 @@ impl Sim {
                     Ok(())
                 });
                 if let Err(error) = done {
-                    pass.error = Some(error);
+                    run.error = Some(error);
                     return next;
                 }
                 Some((Stage::WorkloadItself, 5))
@@ -526,7 +526,7 @@ impl Sim {
                     sim.sites[s].cluster.delete_workload(&name);
                     Ok(())
                 });
-                pass.error = done.err();
+                run.error = done.err();
                 next
             }
             Workload::Remove => {
@@ -537,27 +537,27 @@ impl Sim {
                         sim.sites[s].cluster.delete_namespace(&name);
                         Ok(())
                     });
-                    pass.error = done.err();
+                    run.error = done.err();
                 }
                 next
             }
         }
     }
 
-    fn apply_workload(&mut self, s: usize, p: usize, pass: &mut ReservationPass) -> Option<(Stage, u64)> {
-        let name = pass.key.1.clone();
-        let spec = &pass.read.spec.allocation;
+    fn apply_workload(&mut self, s: usize, p: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {
+        let name = run.key.1.clone();
+        let spec = &run.read.spec.allocation;
         let is_job = spec.workload.job.is_some();
         let program = self.tenants.program(&spec.lease.uid, is_job);
         let wish = cluster::Workload::new(
             usize::try_from(spec.nodes).unwrap_or(1),
             usize::try_from(spec.node.gpus).unwrap_or(1),
-            pass.read.spec.nodes.clone(),
+            run.read.spec.nodes.clone(),
             is_job,
             program,
         );
         let site = &self.sites[s];
-        if version(site.reservations.get(&pass.key)) != pass.read.resource_version() {
+        if version(site.reservations.get(&run.key)) != run.read.resource_version() {
             return Some((Stage::Call, 1));
         }
         let now = self.now;
@@ -574,17 +574,17 @@ impl Sim {
                 let local = self.clock(self.sites[s].processes[p].offset_ms).as_second();
                 self.sites[s].processes[p].applied.insert(name, local);
             }
-            Err(error) => pass.error = Some(error),
+            Err(error) => run.error = Some(error),
         }
         Some((Stage::Call, 1))
     }
 
-    fn call_for_leg(&mut self, s: usize, p: usize, pass: &mut ReservationPass) -> Option<(Stage, u64)> {
-        let stored = pass.read.status.as_ref().and_then(|s| s.intent.clone()) == pass.plan.status.intent;
-        let (Some(call), true) = (pass.plan.call.clone(), stored) else {
+    fn call_for_leg(&mut self, s: usize, p: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {
+        let stored = run.read.status.as_ref().and_then(|s| s.intent.clone()) == run.plan.status.intent;
+        let (Some(call), true) = (run.plan.call.clone(), stored) else {
             return Some((Stage::Status, 0));
         };
-        let spec = &pass.read.spec.allocation;
+        let spec = &run.read.spec.allocation;
         let Ok(terms) = Terms::from_wire(&spec.escrow) else {
             return Some((Stage::Status, 0));
         };
@@ -600,13 +600,13 @@ impl Sim {
             },
         };
         let controller = self.sites[s].identity.controller;
-        self.judge.provider_sends(&pass.key.1, &action);
-        let (sent, cost) = self.send(Who::Provider(s, p), controller, action);
+        self.invariants.provider_sends(&run.key.1, &action);
+        let (sent, cost) = self.send(ProcessId::Provider(s, p), controller, action);
         Some(match sent {
             Ok(transaction) => (Stage::Wait(transaction, self.now + MINE_DEADLINE_MS), cost),
             Err(error) => {
                 let now = self.clock(self.sites[s].processes[p].offset_ms);
-                planner::chain_failure(&pass.read, &mut pass.status, &error, now);
+                planner::chain_failure(&run.read, &mut run.status, &error, now);
                 (Stage::Status, cost)
             }
         })
@@ -616,11 +616,11 @@ impl Sim {
         &mut self,
         s: usize,
         p: usize,
-        pass: &mut ReservationPass,
+        run: &mut ReservationReconcile,
         transaction: u64,
         until: u64,
     ) -> Option<(Stage, u64)> {
-        let answers = !self.chain.hung && !self.weather.cut_from_chain.contains(&Who::Provider(s, p));
+        let answers = !self.chain.hung && !self.faults.cut_from_chain.contains(&ProcessId::Provider(s, p));
         let error = match self.chain.result(transaction).copied() {
             Some(Ok(())) if answers => return Some((Stage::Status, 1)),
             Some(Err(refusal)) if answers => PaymentError::Reverted {
@@ -632,24 +632,24 @@ impl Sim {
             _ => return Some((Stage::Wait(transaction, until), 400)),
         };
         let now = self.clock(self.sites[s].processes[p].offset_ms);
-        planner::chain_failure(&pass.read, &mut pass.status, &error, now);
+        planner::chain_failure(&run.read, &mut run.status, &error, now);
         Some((Stage::Status, 1))
     }
 
     fn report_reservation(
         &mut self,
         s: usize,
-        pass: &mut ReservationPass,
+        run: &mut ReservationReconcile,
     ) -> Result<Option<(Stage, u64)>, ApiError> {
-        let before = pass.read.status.as_ref();
-        if before != Some(&pass.status) {
-            let (key, read, status) = (&pass.key, pass.read.clone(), pass.status.clone());
+        let before = run.read.status.as_ref();
+        if before != Some(&run.status) {
+            let (key, read, status) = (&run.key, run.read.clone(), run.status.clone());
             let written = self.own_write(s, |sim| sim.sites[s].reservations.set_status(&read, key, status));
-            if before.map(|s| s.phase) != Some(pass.status.phase)
-                || before.map(|s| &s.intent) != Some(&pass.status.intent)
+            if before.map(|s| s.phase) != Some(run.status.phase)
+                || before.map(|s| &s.intent) != Some(&run.status.intent)
             {
-                let (phase, reason) = (pass.status.phase, pass.status.stop_reason.clone());
-                let intent = pass.status.intent.as_ref().map(|i| i.action);
+                let (phase, reason) = (run.status.phase, run.status.stop_reason.clone());
+                let intent = run.status.intent.as_ref().map(|i| i.action);
                 let ok = written.as_ref().err();
                 self.note(|| {
                     format!(
@@ -660,7 +660,7 @@ impl Sim {
             }
             written?;
         }
-        Ok(pass.plan.delete.then_some((Stage::Finalizer, 1)))
+        Ok(run.plan.delete.then_some((Stage::Finalizer, 1)))
     }
 }
 

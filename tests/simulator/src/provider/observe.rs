@@ -31,7 +31,7 @@ use crate::{
     api::Key,
     cluster::{Cluster, Gpu, Node, PodPhase},
     market::Offer,
-    reconcile::{Task, Who},
+    reconcile::{Task, ProcessId},
     rpc::Reader,
     sim::Event,
 };
@@ -51,7 +51,7 @@ impl Sim {
         let Sim {
             sites, random, now, ..
         } = self;
-        if !self.weather.sites_down.contains(&s) {
+        if !self.faults.sites_down.contains(&s) {
             sites[s].cluster.tick(*now, random);
         }
         self.at(
@@ -70,9 +70,9 @@ impl Sim {
     }
 
     pub(crate) fn follow_provider(&mut self, s: usize, p: usize, cache: u8, events: usize) {
-        let who = Who::Provider(s, p);
-        let own_up = !self.weather.sites_down.contains(&s);
-        let market_up = self.weather.market_up && !self.weather.cut_from_market.contains(&s);
+        let who = ProcessId::Provider(s, p);
+        let own_up = !self.faults.sites_down.contains(&s);
+        let market_up = self.faults.market_up && !self.faults.cut_from_market.contains(&s);
         let mut wanted = Vec::new();
         match cache {
             0 if own_up => self.follow_reservations(s, p, events),
@@ -82,7 +82,7 @@ impl Sim {
                     .reservation_store
                     .follow(&site.reservations, events)
                 {
-                    wanted.push(Task::Intake((
+                    wanted.push(Task::Allocation((
                         r.spec.allocation_namespace.clone(),
                         r.spec.allocation_name.clone(),
                     )));
@@ -93,7 +93,7 @@ impl Sim {
                 let namespace = site.namespace.clone();
                 let touched = site.processes[p].allocations.follow(&self.allocations, events);
                 let mine = touched.into_iter().filter(|(key, _)| key.0 == namespace);
-                wanted.extend(mine.map(|(key, _)| Task::Intake(key)));
+                wanted.extend(mine.map(|(key, _)| Task::Allocation(key)));
             }
             3 => {
                 let process = &mut self.sites[s].processes[p];
@@ -141,7 +141,7 @@ impl Sim {
                     held.sort();
                 }
                 let process = &mut site.processes[p];
-                process.agents_told = site.cluster.changes;
+                process.agents_seen = site.cluster.changes;
                 process.heard_ms.clone_from(&site.cluster.heard_ms);
                 if process.holders != holders || process.nodes != site.cluster.nodes {
                     let names: BTreeSet<String> = holders.keys().cloned().collect();
@@ -153,7 +153,7 @@ impl Sim {
             _ => {}
         }
         for task in wanted {
-            self.want(who, &task, 0);
+            self.enqueue(who, &task, 0);
         }
     }
 
@@ -163,7 +163,7 @@ impl Sim {
         let cluster = &self.sites[s].cluster;
         let name = read.metadata.name.clone().unwrap_or_default();
         let live = wants_live(read);
-        if live && self.weather.sites_down.contains(&s) {
+        if live && self.faults.sites_down.contains(&s) {
             return Observed::Unknown("what runs can't be read".into());
         }
         let (pods, namespaces, nodes_seen, reading) = if live {
@@ -200,7 +200,7 @@ impl Sim {
             PodPhase::Ended(_) | PodPhase::Pending | PodPhase::Running => None,
         });
         if is_job && !known && (failure.is_some() || succeeded >= nodes) {
-            if self.weather.sites_down.contains(&s) {
+            if self.faults.sites_down.contains(&s) {
                 return Observed::Unknown("the job's log can't be read".into());
             }
             running.job = Some(JobResult {
@@ -213,8 +213,8 @@ impl Sim {
 
     /// How the GPUs are that a reservation holds. What of its nodes is suspect is asked of the API server itself.
     pub(crate) fn health(&mut self, s: usize, p: usize, read: &GpuReservation, now: Timestamp) -> Health {
-        let silent = self.weather.agents_silent.contains(&s);
-        let site_up = !self.weather.sites_down.contains(&s);
+        let silent = self.faults.agents_silent.contains(&s);
+        let site_up = !self.faults.sites_down.contains(&s);
         let offset_ms = self.sites[s].processes[p].offset_ms;
         let at = |ms: u64| {
             let local = i64::try_from(ms).unwrap_or(0) + offset_ms;
@@ -239,8 +239,8 @@ impl Sim {
             .unwrap_or_default();
         // The agents' clocks are this process's.
         let offset = offset_ms.div_euclid(1000);
-        let told = |sick_since: Option<u64>| {
-            let since = sick_since.map(|s| i64::try_from(s).unwrap_or(0) + offset);
+        let told = |faulty_since: Option<u64>| {
+            let since = faulty_since.map(|s| i64::try_from(s).unwrap_or(0) + offset);
             let since = since.and_then(|s| Timestamp::from_second(s).ok());
             since.map_or_else(String::new, |s| s.to_string())
         };
@@ -250,12 +250,12 @@ impl Sim {
             .map(|node| {
                 let device = |gpu: &Gpu| GpuDevice {
                     uuid: gpu.uuid.clone(),
-                    health: if gpu.sick_since.is_some() {
+                    health: if gpu.faulty_since.is_some() {
                         DeviceHealth::Lost
                     } else {
                         DeviceHealth::Healthy
                     },
-                    since: told(gpu.sick_since),
+                    since: told(gpu.faulty_since),
                     ..GpuDevice::default()
                 };
                 let devices = node.gpus.iter().map(device).collect();
@@ -315,7 +315,7 @@ impl Sim {
                     .iter()
                     .filter(|p| p.node.as_ref() == Some(&node.name) && !p.has_ended());
                 let requested = on.map(|p| count(p.uuids.len())).sum();
-                let healthy = node.gpus.iter().all(|g| g.sick_since.is_none());
+                let healthy = node.gpus.iter().all(|g| g.faulty_since.is_none());
                 NodeSeen {
                     name: node.name.clone(),
                     labels: BTreeMap::new(),
@@ -332,7 +332,7 @@ impl Sim {
                         reason: String::new(),
                         message: String::new(),
                         claims: node.gpus.iter().map(|g| g.uuid.clone()).collect(),
-                        alive: !self.weather.agents_silent.contains(&s),
+                        alive: !self.faults.agents_silent.contains(&s),
                     }),
                     user_namespaces: true,
                 }
@@ -401,7 +401,7 @@ impl Sim {
 
     /// Tells the market what can be had, and that this provider lives.
     pub(crate) fn publish_offer(&mut self, s: usize, p: usize) {
-        if !self.weather.market_up || self.weather.cut_from_market.contains(&s) {
+        if !self.faults.market_up || self.faults.cut_from_market.contains(&s) {
             return;
         }
         let process = &self.sites[s].processes[p];
@@ -421,7 +421,7 @@ impl Sim {
     }
 
     /// Namespaces of ours that belong to no reservation: `sweep.rs` at the edge.
-    pub(crate) fn sweep_namespaces(&mut self, s: usize, p: usize) {
+    pub(crate) fn clear_orphans(&mut self, s: usize, p: usize) {
         let process = &self.sites[s].processes[p];
         let named: BTreeSet<&String> = process.reservation_store.all().map(|(key, _)| &key.1).collect();
         let nobodys: Vec<String> = process
@@ -431,7 +431,7 @@ impl Sim {
             .map(|(name, _)| name.clone())
             .collect();
         let found = nobodys.into_iter().map(|name| {
-            let verdict = self.judge_namespace(s, p, &name);
+            let verdict = self.orphan_verdict(s, p, &name);
             (name, verdict)
         });
         let found = found.collect();
@@ -446,15 +446,15 @@ impl Sim {
                 Ok(())
             });
             if swept.is_ok() {
-                self.judge.happens("namespace swept".into());
+                self.invariants.count("namespace swept".into());
                 self.note(|| format!("sweeps {}", key.1));
             }
         }
     }
 
     /// By its account; what can't be judged is left.
-    fn judge_namespace(&mut self, s: usize, p: usize, name: &str) -> Verdict {
-        let (mut reader, who) = (Reader::default(), Who::Provider(s, p));
+    fn orphan_verdict(&mut self, s: usize, p: usize, name: &str) -> Verdict {
+        let (mut reader, who) = (Reader::default(), ProcessId::Provider(s, p));
         if self.read_head(&mut reader, who).known().is_none() {
             return Verdict::Leave;
         }

@@ -1,0 +1,148 @@
+//! Stored leases: phases move forward, an end has a true reason, and a lease is gone only when its account is closed.
+
+use leasehold_crds::{
+    GpuLease,
+    allocation::AllocationPhase,
+    lease::{CloseReason, GpuLeaseStatus, IntentAction, Phase},
+};
+use leasehold_planner::escrow::{Account, Terms};
+
+use super::exhausted;
+use crate::{Sim, api::Key};
+
+const fn rank(phase: Phase) -> u8 {
+    match phase {
+        Phase::Pending => 0,
+        Phase::Matched => 1,
+        Phase::Funded => 2,
+        Phase::Provisioning => 3,
+        Phase::Active => 4,
+        Phase::Suspended => 5,
+        Phase::Settling => 6,
+        Phase::Closed => 7,
+    }
+}
+
+impl Sim {
+    pub(super) fn follow_leases(&mut self) {
+        while let Some((key, object)) = self.leases.log().get(self.invariants.leases_seen).cloned() {
+            self.invariants.leases_seen += 1;
+            let Some(object) = object else {
+                self.lease_deleted(&key);
+                continue;
+            };
+            let uid = object.metadata.uid.clone().unwrap_or_default();
+            let before = self
+                .invariants
+                .lives
+                .get(&key)
+                .filter(|(u, _)| *u == uid)
+                .and_then(|(_, s)| s.clone());
+            if let Some(status) = &object.status {
+                self.lease_stored(&key, &uid, before.as_ref(), status, &object);
+            }
+            self.invariants.lives.insert(key, (uid, object.status.clone()));
+        }
+    }
+
+    fn lease_stored(
+        &mut self,
+        key: &Key,
+        uid: &str,
+        before: Option<&GpuLeaseStatus>,
+        status: &GpuLeaseStatus,
+        object: &GpuLease,
+    ) {
+        let name = &key.1;
+        let was = before.map_or(Phase::Pending, |s| s.phase);
+        if status.phase != was {
+            self.invariants.count(format!("lease {:?}", status.phase));
+        }
+        let back = rank(status.phase) < rank(was);
+        let allowed = !back
+            || matches!(
+                (was, status.phase),
+                (Phase::Suspended, Phase::Active) | (Phase::Matched, Phase::Pending)
+            );
+        self.invariants.require(allowed, || {
+            format!("{name} goes back from {was:?} to {:?}", status.phase)
+        });
+        if let Some(escrow) = &status.escrow {
+            let id = escrow.terms.id.clone();
+            self.invariants
+                .lease_of_salt
+                .insert(escrow.terms.salt.clone(), uid.to_owned());
+            if let Some(intent) = &status.intent {
+                match intent.action {
+                    IntentAction::Open | IntentAction::Fund => {
+                        let total = intent.total.as_deref().and_then(|t| t.parse().ok()).unwrap_or(0);
+                        let most = self.invariants.intents.entry(id).or_default();
+                        *most = total.max(*most);
+                    }
+                    IntentAction::Close => {
+                        self.invariants.close_intents.insert(id);
+                    }
+                }
+            }
+        }
+        if before.and_then(|s| s.close_reason).is_none()
+            && let Some(reason) = status.close_reason
+        {
+            self.invariants.count(format!("lease ends {reason:?}"));
+            let justified = self.may_close(reason, status, object);
+            self.invariants.require(justified, || {
+                format!("U1: {name} is closed for {reason:?}, which is not so: {status:?}")
+            });
+        }
+    }
+
+    fn may_close(&self, reason: CloseReason, status: &GpuLeaseStatus, object: &GpuLease) -> bool {
+        let terms = status
+            .escrow
+            .as_ref()
+            .and_then(|e| Terms::from_wire(&e.terms).ok());
+        let shares = || {
+            let id = status.escrow.as_ref().map(|e| e.terms.id.clone());
+            let log = self.allocations.log().iter().filter_map(|(_, a)| a.as_ref());
+            log.filter(move |a| Some(&a.spec.escrow.id) == id.as_ref())
+                .filter_map(|a| a.status.as_ref())
+        };
+        let of_chain = |fact: &dyn Fn(&Account, &Terms, u64) -> bool| {
+            terms
+                .as_ref()
+                .is_some_and(|t| self.seen(t, |read, time| read.present().is_some_and(|a| fact(a, t, time))))
+        };
+        match reason {
+            CloseReason::Deleted => object.metadata.deletion_timestamp.is_some(),
+            CloseReason::JobSucceeded => shares().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code == 0)),
+            CloseReason::JobFailed => shares().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code != 0)),
+            CloseReason::ClosedOnChain => of_chain(&|a, _, _| a.closed),
+            CloseReason::NeverStarted => of_chain(&|a, t, time| a.started_at == 0 && time > t.start_by),
+            CloseReason::TermOver | CloseReason::FundsSpent => of_chain(&|a, t, _| exhausted(a, t)),
+            CloseReason::ProviderStopped => {
+                let stopped = |phase| matches!(phase, AllocationPhase::Stopping | AllocationPhase::Stopped);
+                shares().any(|s| stopped(s.phase))
+                    || of_chain(&|a, t, _| a.ended.count_ones() as usize == t.legs.len())
+            }
+            CloseReason::Abandoned => false,
+        }
+    }
+
+    /// A lease goes only when its account is closed, or can't be opened any more.
+    fn lease_deleted(&mut self, key: &Key) {
+        let Some((uid, _)) = self.invariants.lives.remove(key) else {
+            return;
+        };
+        let until = self.chain.newest().head.number;
+        let open: Vec<String> = self
+            .chain
+            .opened(until)
+            .filter(|o| self.invariants.lease_of_salt.get(&o.terms.salt.to_string()) == Some(&uid))
+            .filter(|o| self.chain.account(&o.terms).present().is_some_and(|a| !a.closed))
+            .map(|o| o.terms.id().to_string())
+            .collect();
+        self.invariants.require(open.is_empty(), || {
+            format!("{} is gone and its account {open:?} is open", key.1)
+        });
+    }
+}

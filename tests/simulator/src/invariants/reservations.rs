@@ -1,0 +1,189 @@
+//! Stored allocations and reservations: phases move forward, and a stop is final and has a true reason.
+
+use leasehold_crds::{
+    GpuAllocation, GpuReservation,
+    allocation::AllocationPhase,
+    conditions::is_true,
+    reservation::LegAction,
+};
+use leasehold_planner::escrow::{Account, AccountRead, Terms};
+
+use super::{LegActionName, ReservationState, exhausted};
+use crate::{Sim, provider::is_signed, reconcile::ProcessId};
+
+const fn action_name(action: LegAction) -> LegActionName {
+    match action {
+        LegAction::Start => "start",
+        LegAction::Pause => "pause",
+        LegAction::Credit => "credit",
+        LegAction::End => "endLeg",
+        LegAction::Withdraw => "settleMany",
+    }
+}
+
+const fn reservation_rank(phase: AllocationPhase) -> u8 {
+    match phase {
+        AllocationPhase::Requested | AllocationPhase::Declined => 0,
+        AllocationPhase::Reserved => 1,
+        AllocationPhase::Provisioning => 2,
+        AllocationPhase::Active => 3,
+        AllocationPhase::Suspended => 4,
+        AllocationPhase::Stopping => 5,
+        AllocationPhase::Stopped => 6,
+    }
+}
+
+impl Sim {
+    pub(super) fn follow_allocations(&mut self) {
+        while let Some((_, object)) = self.allocations.log().get(self.invariants.allocations_seen).cloned() {
+            self.invariants.allocations_seen += 1;
+            if let Some(a) = object.filter(|a: &std::sync::Arc<GpuAllocation>| is_signed(a)) {
+                self.invariants.accepted.insert((a.spec.escrow.id.clone(), a.spec.leg));
+            }
+        }
+    }
+
+    pub(super) fn follow_reservations_log(&mut self) {
+        self.invariants.reservations_seen.resize(self.sites.len(), 0);
+        for site in 0..self.sites.len() {
+            while let Some((key, object)) = self.sites[site]
+                .reservations
+                .log()
+                .get(self.invariants.reservations_seen[site])
+                .cloned()
+            {
+                self.invariants.reservations_seen[site] += 1;
+                match object {
+                    Some(object) => self.reservation_stored(site, &key.1, &object),
+                    None => {
+                        if let Some(reservation) = self.invariants.reservations.get_mut(&(site, key.1.clone())) {
+                            reservation.exists = false;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn reservation_stored(&mut self, site: usize, name: &str, object: &GpuReservation) {
+        let status = object.status.clone().unwrap_or_default();
+        let spec = &object.spec.allocation;
+        if let Some(intent) = &status.intent {
+            self.invariants
+                .leg_intents
+                .insert((name.to_owned(), action_name(intent.action)));
+        }
+        let fresh = || ReservationState {
+            terms: Terms::from_wire(&spec.escrow).ok(),
+            phase: AllocationPhase::Requested,
+            stop_reason: None,
+            was_suspended: false,
+            not_after: spec.not_after,
+            lease_uid: spec.lease.uid.clone(),
+            has_job_result: false,
+            exists: true,
+            paid_until: 0,
+            beyond_ms: 0,
+            dark_ms: 0,
+            after_stop_ms: 0,
+            orphan_ms: 0,
+            after_not_after_ms: 0,
+            dead_ms: 0,
+        };
+        let reservation = self
+            .invariants
+            .reservations
+            .entry((site, name.to_owned()))
+            .or_insert_with(fresh);
+        if !reservation.exists {
+            *reservation = fresh();
+        }
+        let (was, stopped) = (reservation.phase, reservation.stop_reason.clone());
+        let terms = reservation.terms.clone();
+        reservation.phase = status.phase;
+        reservation.not_after = spec.not_after;
+        reservation.has_job_result = status.job.is_some();
+        reservation.was_suspended |= status.phase == AllocationPhase::Suspended;
+        reservation.stop_reason.clone_from(&status.stop_reason);
+        let paid_until_before = reservation.paid_until;
+        reservation.paid_until = status.escrow.as_ref().map_or(0, |e| e.paid_until);
+        if status.phase != was {
+            self.invariants.count(format!("reservation {:?}", status.phase));
+        }
+        let back = reservation_rank(status.phase) < reservation_rank(was);
+        let allowed = !back || (was, status.phase) == (AllocationPhase::Suspended, AllocationPhase::Active);
+        self.invariants.require(allowed, || {
+            format!("reservation {name} goes back from {was:?} to {:?}", status.phase)
+        });
+        let revived = stopped.is_some() && status.stop_reason.is_none();
+        self.invariants
+            .require(!revived, || format!("the stop of reservation {name} is taken back"));
+        let both = status.stop_reason.is_some() && is_true(&status.conditions, "Ready");
+        self.invariants.require(!both, || {
+            format!("reservation {name} is stopped and says that it is ready")
+        });
+        if stopped.is_none()
+            && let (Some(reason), Some(terms)) = (&status.stop_reason, &terms)
+        {
+            self.invariants.count(format!("share stops {reason}"));
+            let justified = self.may_stop(reason, terms, site, object, paid_until_before);
+            self.invariants.require(justified, || {
+                let (escrow, since) = (&status.escrow, status.chain_unreadable_since);
+                format!("U1/U2: reservation {name} is stopped for {reason}, which is not so: {escrow:?}, silent since {since:?}")
+            });
+        }
+    }
+
+    fn may_stop(
+        &self,
+        reason: &str,
+        terms: &Terms,
+        site: usize,
+        object: &GpuReservation,
+        paid_until: i64,
+    ) -> bool {
+        let of_chain = |fact: &dyn Fn(&Account, u64) -> bool| {
+            self.seen(terms, |read, time| read.present().is_some_and(|a| fact(a, time)))
+        };
+        let spec = &object.spec;
+        let clocks = || self.sites[site].processes.iter().map(|p| p.offset_ms);
+        let latest = clocks().max().map_or(0, |o| self.clock(o).as_second());
+        match reason {
+            "Released" => spec.release,
+            "ReservationDeleted" => object.metadata.deletion_timestamp.is_some(),
+            "AccountClosed" => of_chain(&|a, _| a.closed),
+            "NeverStarted" => of_chain(&|a, time| a.started_at == 0 && time > terms.start_by),
+            "Unpaid" => {
+                self.chain.account(terms) == AccountRead::Absent
+                    && i64::try_from(self.chain.newest().head.time).unwrap_or(0) > spec.allocation.open_by
+            }
+            "AllocationGone" => {
+                let asks = |a: &GpuAllocation| a.metadata.uid.as_ref() == Some(&spec.allocation_uid);
+                !self.allocations.all().any(|(_, a)| asks(a))
+                    && self.seen(terms, |read, _| *read == AccountRead::Absent)
+            }
+            "AccountMismatch" => self.seen(terms, |read, _| *read == AccountRead::Mismatch),
+            "PaymentUnknown" => latest > spec.deadline,
+            "FundsSpent" => of_chain(&|a, _| exhausted(a, terms)),
+            "PauseOver" => of_chain(&|a, time| {
+                exhausted(a, terms) && time >= a.exhausted_at + u64::from(terms.pause_for)
+            }),
+            "NotAfter" => latest >= spec.allocation.not_after,
+            "FundsUnknown" => {
+                let spread = clocks().max().unwrap_or(0) - clocks().min().unwrap_or(0);
+                let grace = i64::try_from(self.sites[site].grace_seconds).unwrap_or(0);
+                let used = object.status.as_ref().is_some_and(|s| s.grace_used);
+                let now = i64::try_from(self.now / 1000).unwrap_or(0) + spread / 1000 + 15;
+                let read_by = |p: usize| {
+                    self.invariants
+                        .reads
+                        .get(&(ProcessId::Provider(site, p), terms.id()))
+                        .copied()
+                };
+                let dark = (0..2).all(|p| read_by(p).is_none_or(|at| self.now - at > 1_000));
+                now >= paid_until + if used { 0 } else { grace } && (dark || spread > 0)
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The end of a run: nothing is left of any lease, and nothing more is planned.
+
+use leasehold_crds::{GpuLease, lease::Phase};
+use leasehold_planner::escrow::lease_name;
+
+use crate::{Sim, api::Key};
+
+impl Sim {
+    /// What is left of leases that are gone; `None` when nothing is.
+    pub(crate) fn remaining(&self) -> Option<String> {
+        let closed = |l: &GpuLease| {
+            l.metadata.deletion_timestamp.is_none()
+                && l.status.as_ref().is_some_and(|s| s.phase == Phase::Closed)
+        };
+        if let Some((key, lease)) = self.leases.all().find(|(_, l)| !closed(l)) {
+            let s = lease.status.clone().unwrap_or_default();
+            return Some(format!(
+                "lease {}: {:?}, {:?}, intent {:?}, deleting {}",
+                key.1,
+                s.phase,
+                s.close_reason,
+                s.intent,
+                lease.metadata.deletion_timestamp.is_some()
+            ));
+        }
+        if let Some((key, a)) = self.allocations.all().next() {
+            let s = a.status.clone().unwrap_or_default();
+            return Some(format!(
+                "allocation {}: {:?}, stopped {:?}, release {}",
+                key.1, s.phase, s.stopped_at, a.spec.release
+            ));
+        }
+        for s in 0..self.sites.len() {
+            if let Some((key, r)) = self.reservations(s).first() {
+                let status = r.status.clone().unwrap_or_default();
+                return Some(format!(
+                    "reservation {}: {:?}, {:?}, intent {:?}",
+                    key.1, status.phase, status.stop_reason, status.intent
+                ));
+            }
+            let cluster = &self.sites[s].cluster;
+            if let Some(name) = cluster.namespaces.keys().next() {
+                return Some(format!("namespace {name}"));
+            }
+            if let Some(pod) = cluster.pods.first() {
+                return Some(format!("a pod in {}", pod.namespace));
+            }
+        }
+        let until = self.chain.newest().head.number;
+        self.chain.opened(until).find_map(|o| {
+            let read = self.chain.account(&o.terms);
+            let account = read.present()?;
+            let owed: u128 = account.legs.iter().map(|l| l.owed.0).sum();
+            (!account.closed || owed > 0).then(|| {
+                format!(
+                    "account {}: closed {}, {owed} owed",
+                    lease_name(o.terms.id()),
+                    account.closed
+                )
+            })
+        })
+    }
+
+    /// Nothing is left: the refunds are exact, no GPU is held, and nobody wants to do anything more.
+    pub(crate) fn check_at_rest(&mut self) -> Result<(), String> {
+        let block = self.chain.newest();
+        let held = block.machine.held(self.money.token);
+        if held.0 != 0 {
+            return Err(format!("M1: {held} stay in the escrow"));
+        }
+        let keys: Vec<Key> = self.leases.all().map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            if let Some((read, plan)) = self.plan_lease(0, &key) {
+                let quiet = plan.call.is_none() && plan.allocations.is_empty() && plan.finalizer.is_none();
+                if !quiet || read.status.as_ref() != Some(&plan.status) {
+                    return Err(format!(
+                        "U5: {} is closed, and a further run plans {plan:?}",
+                        key.1
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
