@@ -55,7 +55,9 @@ impl Class {
             memory_gib: words
                 .memory_gib(total_bytes)
                 .unwrap_or_else(|| nominal_gib(total_bytes)),
-            form_factor: words.form_factor().or_else(|| product.and_then(|product| product.form_factor)),
+            form_factor: words
+                .form_factor()
+                .or_else(|| product.and_then(|product| product.form_factor)),
             model,
         }
     }

@@ -12,22 +12,22 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    sources::kubelet::pod_events::PodEvents,
-    health::checks::World,
     clock,
-    sources::facts::{Reading, Source, XidEvent},
-    health::{HealthHistory, NextReading},
+    health::checks::World,
     health::foreign_processes::{ForeignProcesses, find_foreign_processes},
+    health::{HealthHistory, NextReading},
     metrics::AgentMetrics,
-    sources::nvml,
-    sources::kubelet::{Allocation, Kubelet},
-    sources::processes,
+    publish::status::{self, Known},
     publish::{Publisher, Written},
     settings::Settings,
-    publish::status::{self, Known},
-    sources::pci::{self, PciGpu},
+    sources::facts::{Reading, Source, XidEvent},
+    sources::kubelet::pod_events::PodEvents,
+    sources::kubelet::{Allocation, Kubelet},
+    sources::nvml,
     sources::nvml::watchdog::{Outcome, Session, Watchdog},
     sources::nvml::xid::{Severity, severity},
+    sources::pci::{self, PciGpu},
+    sources::processes,
 };
 
 /// When to read again to confirm a fault.
@@ -131,7 +131,12 @@ impl Agent {
     }
 
     /// Updates the health history.
-    fn update_history(&mut self, outcome: &Outcome, xids: Vec<XidEvent>, pci: &Source<Vec<PciGpu>>) -> NextReading {
+    fn update_history(
+        &mut self,
+        outcome: &Outcome,
+        xids: Vec<XidEvent>,
+        pci: &Source<Vec<PciGpu>>,
+    ) -> NextReading {
         let now = clock::second(clock::now());
         let history = std::mem::take(&mut self.history);
         match outcome {

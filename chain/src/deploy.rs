@@ -156,7 +156,9 @@ impl Wallet {
             .with_timeout(Some(MINE_DEADLINE))
             .get_receipt()
             .await
-            .map_err(|e| PaymentError::Unreachable(format!("transaction {hash} was not mined in time: {e}")))?;
+            .map_err(|e| {
+                PaymentError::Unreachable(format!("transaction {hash} was not mined in time: {e}"))
+            })?;
         if receipt.status() {
             Ok(receipt)
         } else {

@@ -13,7 +13,7 @@ use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
     ports::{
-        AcceptanceMessage, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Balances, Receipt,
+        AcceptanceMessage, Balances, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Receipt,
         SigningKey,
     },
 };

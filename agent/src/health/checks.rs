@@ -7,10 +7,10 @@ use leasehold_crds::provider::node::DeviceHealth;
 use crate::{
     gpu_class::{Class, is_near},
     sources::facts::{GpuFacts, Reading, Source, XidEvent, bus_key, plugin_ids},
-    sources::pci::ids,
     sources::kubelet::Allocation,
-    sources::pci::PciGpu,
     sources::nvml::xid::{Severity, severity},
+    sources::pci::PciGpu,
+    sources::pci::ids,
 };
 
 /// Everything that was observed about the node at one moment.
@@ -56,7 +56,9 @@ pub(crate) fn unmatched_devices(world: &World) -> Vec<String> {
     if let Some(pci) = world.pci.reported() {
         let unseen: Vec<&str> = pci
             .iter()
-            .filter(|card| !card.other_driver && !read.iter().any(|gpu| bus_key(&gpu.bus) == bus_key(&card.bus)))
+            .filter(|card| {
+                !card.other_driver && !read.iter().any(|gpu| bus_key(&gpu.bus) == bus_key(&card.bus))
+            })
             .map(|card| card.bus.as_str())
             .collect();
         // A GPU that NVML counts but cannot read accounts for one of them.
@@ -152,7 +154,10 @@ fn not_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     }
     found(
         DeviceHealth::WitnessesDisagree,
-        format!("there is no card on the PCI bus at {}, the address that NVML reports", gpu.bus),
+        format!(
+            "there is no card on the PCI bus at {}, the address that NVML reports",
+            gpu.bus
+        ),
     )
 }
 

@@ -57,7 +57,11 @@ pub(crate) fn find_foreign_processes<'a>(
             let allocation = match kubelet {
                 Source::Reported(allocation) => allocation,
                 Source::Unavailable(why) => return Source::Unavailable(why.clone()),
-                Source::Absent => return Source::Unavailable("there is no kubelet that reports which pod holds which GPU".to_owned()),
+                Source::Absent => {
+                    return Source::Unavailable(
+                        "there is no kubelet that reports which pod holds which GPU".to_owned(),
+                    );
+                }
             };
             let owner = match owner(process.pid) {
                 Source::Reported(owner) => owner,
@@ -130,7 +134,9 @@ mod tests {
 
     fn found(pids: &[u32], holders: &[(&str, &str)], owner: &Owner) -> Vec<String> {
         let gpus = [gpu(pids)];
-        match find_foreign_processes(gpus.iter(), &kubelet(holders), |_| Source::Reported(owner.clone())) {
+        match find_foreign_processes(gpus.iter(), &kubelet(holders), |_| {
+            Source::Reported(owner.clone())
+        }) {
             Source::Reported(found) => found,
             other => panic!("{other:?}"),
         }

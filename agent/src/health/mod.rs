@@ -156,7 +156,8 @@ impl HealthHistory {
 
     /// Whether NVML must be reopened: a GPU that was reset is visible only to sessions opened afterwards.
     pub(crate) fn needs_new_session(&self) -> bool {
-        self.gpus.iter().any(|record| record.health == DeviceHealth::Lost) || !self.unmatched_devices.is_empty()
+        self.gpus.iter().any(|record| record.health == DeviceHealth::Lost)
+            || !self.unmatched_devices.is_empty()
     }
 
     fn has_unconfirmed(&self) -> bool {
@@ -328,7 +329,10 @@ impl Record {
             | DeviceHealth::Duplicate
             | DeviceHealth::WitnessesDisagree => {
                 self.clean_readings = 1;
-                let message = format!("recovering from: {}; it is offered again after several readings without a fault", self.message);
+                let message = format!(
+                    "recovering from: {}; it is offered again after several readings without a fault",
+                    self.message
+                );
                 self.set_health(DeviceHealth::Recovering, message, now);
             }
             DeviceHealth::Recovering => {

@@ -141,7 +141,10 @@ fn one_reading_takes_no_gpu_out_of_sale_and_the_second_does() {
     let mut node = node(2);
     node.world.reading.slots[0] = Slot::Lost;
     node.observe();
-    assert_eq!((node.first(), node.next), (DeviceHealth::Healthy, NextReading::Soon));
+    assert_eq!(
+        (node.first(), node.next),
+        (DeviceHealth::Healthy, NextReading::Soon)
+    );
     node.observe();
     assert_eq!(node.health(), [DeviceHealth::Lost, DeviceHealth::Healthy]);
     assert_eq!(node.history.gpus[0].message, "NVML: the GPU is lost");
@@ -155,7 +158,10 @@ fn a_fault_seen_once_and_gone_was_none() {
     node.observe();
     node.world.reading.slots[0] = Slot::Read(Box::new(gpu(0)));
     node.observe();
-    assert_eq!((node.first(), node.next), (DeviceHealth::Healthy, NextReading::AtPeriod));
+    assert_eq!(
+        (node.first(), node.next),
+        (DeviceHealth::Healthy, NextReading::AtPeriod)
+    );
 }
 
 #[test]
@@ -226,7 +232,11 @@ fn a_fatal_xid_counts_at_once_and_until_the_gpu_was_reset() {
     // The device plugin stops advertising it, it is reset, and the plugin advertises it again.
     node.allocatable().clear();
     node.observe();
-    assert_eq!(node.first(), DeviceHealth::FatalXid, "the more severe reason stays");
+    assert_eq!(
+        node.first(),
+        DeviceHealth::FatalXid,
+        "the more severe reason stays"
+    );
     node.allocatable().insert("GPU-0".to_owned());
     assert_eq!(node.observations_to_health(), 3);
 }
@@ -322,10 +332,18 @@ fn a_silent_witness_neither_breaks_a_gpu_nor_vouches_for_one() {
     node.world.kubelet = Source::Unavailable("away".to_owned());
     node.observe();
     node.observe();
-    assert_eq!(node.first(), DeviceHealth::Healthy, "an unavailable source is no fault");
+    assert_eq!(
+        node.first(),
+        DeviceHealth::Healthy,
+        "an unavailable source is no fault"
+    );
     node.history = HealthHistory::default();
     node.observe();
-    assert_eq!(node.first(), DeviceHealth::Unknown, "an unavailable source does not confirm health");
+    assert_eq!(
+        node.first(),
+        DeviceHealth::Unknown,
+        "an unavailable source does not confirm health"
+    );
     node.world.kubelet = Source::Absent;
     assert_eq!(
         node.observations_to_health(),
@@ -445,7 +463,11 @@ fn a_fault_is_as_old_as_the_last_reading_that_showed_the_gpu_well() {
     let well = Timestamp::from_second(node.second).unwrap();
     node.change(0, |gpu| gpu.ecc_uncorrected = Some(1));
     node.observe();
-    assert_eq!(node.first(), DeviceHealth::Healthy, "one reading does not confirm a fault");
+    assert_eq!(
+        node.first(),
+        DeviceHealth::Healthy,
+        "one reading does not confirm a fault"
+    );
     node.observe();
     assert_eq!(node.first(), DeviceHealth::EccUncorrectable);
     assert_eq!(node.history.gpus[0].since, well);
@@ -461,7 +483,8 @@ fn a_fault_is_as_old_as_the_last_reading_that_showed_the_gpu_well() {
     assert_eq!(node.history.gpus[0].since, healthy);
 
     // A driver that hangs meanwhile does not change that time.
-    node.history = std::mem::take(&mut node.history).nvml_unavailable("hangs", Timestamp::from_second(500).unwrap());
+    node.history =
+        std::mem::take(&mut node.history).nvml_unavailable("hangs", Timestamp::from_second(500).unwrap());
     node.second = 600;
     node.xid(79);
     node.observe();

@@ -8,7 +8,7 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, LogParams},
 };
-use leasehold_crds::{GpuNode, conditions::find, node::DeviceHealth};
+use leasehold_crds::{GpuNode, provider::node::DeviceHealth, shared::conditions::find};
 use leasehold_testcluster::Unavailable;
 
 mod scene;

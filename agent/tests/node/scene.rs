@@ -12,11 +12,8 @@ use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::PostParams,
-};
-use leasehold_crds::{GpuNode, conditions::find, node::GpuNodeStatus};
+use kube::{Api, Client, ResourceExt, api::PostParams};
+use leasehold_crds::{GpuNode, provider::node::GpuNodeStatus, shared::conditions::find};
 use leasehold_testcluster::{Cluster, ClusterSpec, FILES_IN_NODE, Quiet, oci::Image};
 use nvidia_ml_sim::{Fault, Fixture};
 use serde_json::json;
@@ -277,13 +274,16 @@ impl Scene {
             },
         });
         let pods = self.pods();
-        until("the pod is created, once the default service account exists", async || {
-            let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
-            pods.create(&PostParams::default(), &pod)
-                .await
-                .map(drop)
-                .map_err(|error| error.to_string())
-        })
+        until(
+            "the pod is created, once the default service account exists",
+            async || {
+                let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
+                pods.create(&PostParams::default(), &pod)
+                    .await
+                    .map(drop)
+                    .map_err(|error| error.to_string())
+            },
+        )
         .await;
     }
 

@@ -22,10 +22,10 @@ mod escrow;
 mod rpc;
 mod tx;
 
-use escrow::{Token, from_b256};
 pub(crate) use escrow::{Escrow, TestToken, acceptance, from_evm, to_evm};
-pub(crate) use rpc::{payment_error, transport};
+use escrow::{Token, from_b256};
 use rpc::{Rpc, read_batcher::ReadBatcher, transport::HttpTransport};
+pub(crate) use rpc::{payment_error, transport};
 use tx::{Pull, Sender, WithPermit, Write, permit};
 
 /// An escrow contract on a chain, and the deadlines for calls to it.
@@ -219,17 +219,18 @@ pub fn address_of(key: &SigningKey) -> Result<Address, PaymentError> {
 }
 
 pub(crate) fn signer(key: &SigningKey) -> Result<PrivateKeySigner, PaymentError> {
-    PrivateKeySigner::from_slice(&key.0)
-        .map_err(|_| PaymentError::Malformed("the private key is not a secp256k1 key: check its Secret".into()))
+    PrivateKeySigner::from_slice(&key.0).map_err(|_| {
+        PaymentError::Malformed("the private key is not a secp256k1 key: check its Secret".into())
+    })
 }
 
 fn receipt_of(receipt: &TransactionReceipt) -> Result<Receipt, PaymentError> {
     Ok(Receipt {
         transaction: from_b256(receipt.transaction_hash),
         gas_used: receipt.gas_used,
-        block_number: receipt
-            .block_number
-            .ok_or_else(|| PaymentError::Malformed("the endpoint returned a receipt without a block number".into()))?,
+        block_number: receipt.block_number.ok_or_else(|| {
+            PaymentError::Malformed("the endpoint returned a receipt without a block number".into())
+        })?,
     })
 }
 

@@ -127,10 +127,17 @@ async fn gas_suffices_when_a_block_costs_more_than_its_simulation() {
     anvil.set_next_time(started + 100).await;
     escrow.close(&one, &terms, 0xffff).await.unwrap();
     for leg in &terms.legs {
-        assert_eq!(escrow.balances(leg.payee).await.unwrap().token, TokenAmount(5_000));
+        assert_eq!(
+            escrow.balances(leg.payee).await.unwrap().token,
+            TokenAmount(5_000)
+        );
     }
     assert_eq!(escrow.balances(terms.payer).await.unwrap().token, TokenAmount(0));
-    assert_eq!(anvil.nonce(address(&one)).await, 2, "more than one transaction was sent");
+    assert_eq!(
+        anvil.nonce(address(&one)).await,
+        2,
+        "more than one transaction was sent"
+    );
 }
 
 /// Changes the selector of DOMAIN_SEPARATOR in the test token's code, which makes it a token without permits.
@@ -164,7 +171,10 @@ async fn a_token_without_permits_is_approved_first() {
         .await
         .unwrap()
         .expect("moved");
-    assert_eq!(escrow.balances(terms.payer).await.unwrap().token, TokenAmount(3_000));
+    assert_eq!(
+        escrow.balances(terms.payer).await.unwrap().token,
+        TokenAmount(3_000)
+    );
     assert_eq!(
         anvil.nonce(terms.payer).await,
         6,

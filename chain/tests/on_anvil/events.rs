@@ -22,7 +22,11 @@ async fn an_account_is_found_by_its_id_with_its_whole_terms() {
         .open(&payer, &terms, TokenAmount(700), LATER)
         .await
         .unwrap();
-    let found = escrow.find(terms.id()).await.unwrap().expect("the account is found");
+    let found = escrow
+        .find(terms.id())
+        .await
+        .unwrap()
+        .expect("the account is found");
     assert_eq!(found.terms, terms);
     assert_eq!(
         (found.deposit, found.block_number),

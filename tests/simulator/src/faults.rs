@@ -78,7 +78,10 @@ pub(crate) struct Faults {
 impl Faults {
     pub(crate) fn of(random: &mut Random) -> Self {
         let share = random.between(0, 600);
-        let selected: BTreeSet<Fault> = ALL_FAULTS.into_iter().filter(|_| random.per_mille(share)).collect();
+        let selected: BTreeSet<Fault> = ALL_FAULTS
+            .into_iter()
+            .filter(|_| random.per_mille(share))
+            .collect();
         let clock_spread_ms = if selected.contains(&Fault::Clocks) {
             [2_000, 30_000, 60_000][usize::try_from(random.below(3)).unwrap_or(0)]
         } else {
@@ -150,7 +153,11 @@ impl Sim {
         let sites = u64::try_from(self.sites.len()).unwrap_or(1);
         let site = usize::try_from(self.random.below(sites)).unwrap_or(0);
         let all_processes: Vec<ProcessId> = self.all_processes().into_iter().collect();
-        let somebody = self.random.pick(&all_processes).copied().unwrap_or(ProcessId::Market(0));
+        let somebody = self
+            .random
+            .pick(&all_processes)
+            .copied()
+            .unwrap_or(ProcessId::Market(0));
         let begins = self.random.per_mille(500);
         let toggle = |set: &mut BTreeSet<usize>| {
             if begins {

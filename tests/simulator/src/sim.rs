@@ -15,13 +15,13 @@ use leasehold_planner::{
 use crate::{
     api::Api,
     chain::Chain,
+    faults::Faults,
     invariants::Invariants,
     market::{MarketProcess, Offer},
-    reconcile::{Task, ProcessId},
     provider::Site,
     random::Random,
+    reconcile::{ProcessId, Task},
     tenant::Tenants,
-    faults::Faults,
 };
 
 /// True Unix time at which every run begins, milliseconds.
@@ -110,9 +110,7 @@ impl Sim {
         let sites = (0..random.between(1, 3))
             .map(|n| Site::new(usize::try_from(n).unwrap_or(0), &faults, &mut random))
             .collect::<Vec<_>>();
-        let markets = (0..2)
-            .map(|_| MarketProcess::new(&faults, &mut random))
-            .collect();
+        let markets = (0..2).map(|_| MarketProcess::new(&faults, &mut random)).collect();
         let mut sim = Self {
             steps: 0,
             now: BEGIN_MS,
@@ -393,7 +391,10 @@ impl Sim {
             ProcessId::Provider(s, p) => self.sites[s].processes[p].restarts,
         };
         if let Some(due) = waiting {
-            self.at(due.saturating_sub(self.now), Event::Due(who, restarts, task.clone()));
+            self.at(
+                due.saturating_sub(self.now),
+                Event::Due(who, restarts, task.clone()),
+            );
         }
         if let Some(after) = again_ms {
             self.enqueue(who, task, after);

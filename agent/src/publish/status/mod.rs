@@ -14,8 +14,8 @@ use leasehold_crds::{
 
 use crate::{
     gpu_class::Class,
-    sources::facts::{GpuFacts, Memory, ProbeError, Source},
     health::{HealthHistory, Record, is_fault},
+    sources::facts::{GpuFacts, Memory, ProbeError, Source},
     sources::kubelet::Allocation,
     sources::nvml::watchdog::Outcome,
 };

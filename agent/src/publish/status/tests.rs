@@ -6,9 +6,9 @@ use leasehold_crds::shared::conditions::find;
 
 use super::*;
 use crate::{
+    health::Rules,
     health::checks::World,
     sources::facts::{Reading, Slot},
-    health::Rules,
     sources::kubelet::Holder,
 };
 
@@ -174,7 +174,10 @@ fn each_way_of_not_knowing_has_its_reason() {
         pair("Unknown", "NoLibrary"),
         "its GPUs were read before"
     );
-    assert_eq!(scene(Outcome::Hung).condition(HEALTHY), pair("Unknown", "NvmlHung"));
+    assert_eq!(
+        scene(Outcome::Hung).condition(HEALTHY),
+        pair("Unknown", "NvmlHung")
+    );
     assert_eq!(
         scene(Outcome::Hung).condition(WITNESSES_AGREE),
         pair("Unknown", "NvmlSilent")
@@ -184,7 +187,10 @@ fn each_way_of_not_knowing_has_its_reason() {
     assert_eq!(scene(reading(vec![])).condition(HEALTHY), pair("False", "NoGpus"));
     let mut silent = scene(reading(vec![gpu(0)]));
     silent.kubelet = Source::Unavailable("away".to_owned());
-    assert_eq!(silent.condition(WITNESSES_AGREE), pair("Unknown", "KubeletSilent"));
+    assert_eq!(
+        silent.condition(WITNESSES_AGREE),
+        pair("Unknown", "KubeletSilent")
+    );
     silent.foreign_processes = Source::Unavailable("away".to_owned());
     assert_eq!(
         silent.condition(NO_FOREIGN_PROCESSES),
@@ -201,7 +207,10 @@ fn faults_and_intruders_name_the_gpu() {
     let mut scene = scene(reading(vec![gpu(0), broken]));
     scene.foreign_processes = Source::Reported(vec!["process 7 of the host on GPU-0".to_owned()]);
     assert_eq!(scene.condition(HEALTHY), pair("False", "EccUncorrectable"));
-    assert_eq!(scene.condition(NO_FOREIGN_PROCESSES), pair("False", "ForeignProcess"));
+    assert_eq!(
+        scene.condition(NO_FOREIGN_PROCESSES),
+        pair("False", "ForeignProcess")
+    );
     let status = scene.status(&GpuNodeStatus::default(), 9);
     let healthy = find(&status.conditions, HEALTHY).unwrap();
     assert!(

@@ -138,8 +138,9 @@ async fn cursor_at(rpc: &Rpc, head: Head, number: u64) -> Result<Cursor, Payment
     } else {
         rpc.block(BlockNumberOrTag::Number(number)).await?
     };
-    let block =
-        block.ok_or_else(|| PaymentError::Unreachable(format!("block {number} is gone: the chain was reorganised")))?;
+    let block = block.ok_or_else(|| {
+        PaymentError::Unreachable(format!("block {number} is gone: the chain was reorganised"))
+    })?;
     Ok(Cursor {
         number,
         hash: block.hash,
@@ -177,8 +178,8 @@ fn account(log: &Log) -> Result<Opened, PaymentError> {
     Ok(Opened {
         terms: (&event.terms).into(),
         deposit: TokenAmount(event.deposit),
-        block_number: log
-            .block_number
-            .ok_or_else(|| PaymentError::Malformed("the endpoint returned an event without a block number".into()))?,
+        block_number: log.block_number.ok_or_else(|| {
+            PaymentError::Malformed("the endpoint returned an event without a block number".into())
+        })?,
     })
 }

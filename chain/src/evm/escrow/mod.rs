@@ -6,6 +6,6 @@ mod events;
 mod port;
 mod reads;
 
-pub(crate) use abi::{Escrow, TestToken, Token, eip2612, from_b256, from_evm, narrow, to_evm};
 #[cfg(test)]
 pub(crate) use abi::to_u40;
+pub(crate) use abi::{Escrow, TestToken, Token, eip2612, from_b256, from_evm, narrow, to_evm};

@@ -35,7 +35,9 @@ pub(crate) fn payment_error(
         }
         RpcError::Transport(kind) => PaymentError::Unreachable(redact(&kind.to_string(), secrets)),
         RpcError::NullResp => PaymentError::Malformed("the RPC endpoint answered null".into()),
-        RpcError::DeserError { err, .. } => PaymentError::Malformed(format!("the answer is not JSON-RPC: {err}")),
+        RpcError::DeserError { err, .. } => {
+            PaymentError::Malformed(format!("the answer is not JSON-RPC: {err}"))
+        }
         RpcError::SerError(_) | RpcError::UnsupportedFeature(_) | RpcError::LocalUsageError(_) => {
             PaymentError::Malformed(redact(&error.to_string(), secrets))
         }

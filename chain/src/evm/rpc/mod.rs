@@ -22,8 +22,8 @@ use leasehold_planner::{
 
 use super::escrow::{from_b256, to_evm};
 
-pub(crate) mod read_batcher;
 pub(crate) mod error;
+pub(crate) mod read_batcher;
 pub(crate) mod transport;
 
 pub(crate) use error::payment_error;

@@ -56,9 +56,11 @@ impl<K, A> ReadBatcher<K, A> {
                 batch.await;
             });
         }
-        completed
-            .await
-            .unwrap_or_else(|_| Err(PaymentError::Unreachable("the read was dropped before it was sent".into())))
+        completed.await.unwrap_or_else(|_| {
+            Err(PaymentError::Unreachable(
+                "the read was dropped before it was sent".into(),
+            ))
+        })
     }
 
     /// Takes all pending reads. The next read starts a new batch.

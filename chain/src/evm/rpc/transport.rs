@@ -74,7 +74,10 @@ impl HttpTransport {
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|e| {
-                PaymentError::Malformed(format!("cannot create the HTTP client: {}", innermost(&e.without_url())))
+                PaymentError::Malformed(format!(
+                    "cannot create the HTTP client: {}",
+                    innermost(&e.without_url())
+                ))
             })?;
         Ok(Self {
             client,

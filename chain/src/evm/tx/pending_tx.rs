@@ -121,7 +121,13 @@ impl Sender {
 
     /// Fills a nonce that the chain waits for and that none of our pending transactions has: that transaction pays
     /// too little, was sent by an earlier process, or is lost. Its sender learns the outcome from the chain.
-    pub(super) async fn fill_nonce_gap(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
+    pub(super) async fn fill_nonce_gap(
+        &self,
+        rpc: &Rpc,
+        queue: &Queue,
+        signer: &PrivateKeySigner,
+        nonce: u64,
+    ) {
         if queue.get(nonce).is_some() {
             return;
         }

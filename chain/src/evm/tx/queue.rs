@@ -99,7 +99,10 @@ impl Queue {
     }
 
     pub(crate) fn with_request_hash(&self, request_hash: B256) -> Option<PendingTx> {
-        self.pending().values().find(|f| f.request_hash == request_hash).cloned()
+        self.pending()
+            .values()
+            .find(|f| f.request_hash == request_hash)
+            .cloned()
     }
 
     pub(crate) fn remove(&self, nonce: u64) {

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     pending_tx::{TxOutcome, broadcast, estimate_fees, sign},
     permit,
-    queue::{PendingTx, Queue, Queues, PendingTotals},
+    queue::{PendingTotals, PendingTx, Queue, Queues},
 };
 use crate::evm::{
     escrow::{Escrow, Token, from_evm, narrow},
@@ -106,7 +106,11 @@ impl Sender {
             let tx = {
                 let _guard = timeout(self.mine_deadline, queue.send_lock.lock())
                     .await
-                    .map_err(|_| PaymentError::Unreachable("earlier transactions of this key are still being sent".into()))?;
+                    .map_err(|_| {
+                        PaymentError::Unreachable(
+                            "earlier transactions of this key are still being sent".into(),
+                        )
+                    })?;
                 match self.submit(rpc, &queue, signer, write).await? {
                     Some(tx) => tx,
                     None => continue,
@@ -127,7 +131,8 @@ impl Sender {
             }
         }
         Err(PaymentError::Unreachable(
-            "another sender keeps using this key's nonces; nothing was mined; use the key in one place only".into(),
+            "another sender keeps using this key's nonces; nothing was mined; use the key in one place only"
+                .into(),
         ))
     }
 
@@ -327,10 +332,7 @@ impl Sender {
         {
             return Ok(None);
         }
-        match rpc
-            .estimate(from_evm(owner), tx.to, tx.input.clone())
-            .await
-        {
+        match rpc.estimate(from_evm(owner), tx.to, tx.input.clone()).await {
             Err(PaymentError::Reverted { error }) => Ok(Some(error)),
             Err(error) => Err(error),
             Ok(_) => Ok(Some(

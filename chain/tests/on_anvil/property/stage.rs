@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use leasehold_chain::{EvmEscrow, MemoryEscrow};
-use leasehold_crds::money::{Rate, TokenAmount};
+use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
     ports::{BlockLevel, Opened, PaymentError, Payments, SigningKey},
@@ -133,7 +133,12 @@ impl Stage<'_> {
             let memory = self.memory.balances(owner).await.unwrap().token;
             prop_assert_eq!(chain, memory, "tokens of {}", owner);
         }
-        let held = self.chain.balances(self.anvil.deployed.escrow).await.unwrap().token;
+        let held = self
+            .chain
+            .balances(self.anvil.deployed.escrow)
+            .await
+            .unwrap()
+            .token;
         prop_assert_eq!(held, self.memory.held(), "tokens of the escrow");
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::{
     escrow::{AccountRead, Address, Terms},
     observed::Observed,
     placement::{Candidate, Money, Provider},
-    ports::{Head, Balances},
+    ports::{Balances, Head},
 };
 
 /// A PaymentNetwork in numbers.

@@ -2,8 +2,8 @@
 
 use leasehold_crds::{
     GpuLease,
-    allocation::AllocationPhase,
     lease::{CloseReason, GpuLeaseStatus, IntentAction, Phase},
+    market::allocation::AllocationPhase,
 };
 use leasehold_planner::escrow::{Account, Terms};
 

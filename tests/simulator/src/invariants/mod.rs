@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leasehold_crds::{allocation::AllocationPhase, lease::GpuLeaseStatus, money::TokenAmount};
+use leasehold_crds::{
+    lease::GpuLeaseStatus, market::allocation::AllocationPhase, payment::money::TokenAmount,
+};
 use leasehold_planner::escrow::{Account, AccountRead, Hash, Terms};
 
 use crate::{

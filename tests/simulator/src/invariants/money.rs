@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leasehold_crds::money::RATE_SCALE;
+use leasehold_crds::payment::money::RATE_SCALE;
 use leasehold_planner::escrow::{Account, AccountRead, Hash, Terms};
 
 use crate::{Sim, sim::address_of};
@@ -61,7 +61,12 @@ impl Sim {
             }
             let text = id.to_string();
             let most = self.invariants.intents.get(&text).copied().unwrap_or(0);
-            let given = self.invariants.deposited_by_others.get(&text).copied().unwrap_or(0);
+            let given = self
+                .invariants
+                .deposited_by_others
+                .get(&text)
+                .copied()
+                .unwrap_or(0);
             if account.deposited.0 > most.max(given) {
                 wrong.push(format!(
                     "M2: {id} holds {}, intents name {most}",

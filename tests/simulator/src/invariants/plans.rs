@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use leasehold_chain::machine::Action;
-use leasehold_crds::{GpuLease, GpuReservation, conditions::find, lease::Phase};
+use leasehold_crds::{GpuLease, GpuReservation, lease::Phase, shared::conditions::find};
 use leasehold_planner::{
-    lease,
-    reservation::{self, Workload},
+    market::lease,
+    provider::reservation::{self, Workload},
 };
 
 use super::Invariants;
@@ -96,12 +96,7 @@ impl Invariants {
 
 impl Sim {
     /// U1: a node is lost for a share only while it is dead, or was a moment ago.
-    pub(crate) fn check_lost_nodes(
-        &mut self,
-        site: usize,
-        read: &GpuReservation,
-        plan: &reservation::Plan,
-    ) {
+    pub(crate) fn check_lost_nodes(&mut self, site: usize, read: &GpuReservation, plan: &reservation::Plan) {
         let gpus = find(&plan.status.conditions, "GpusHealthy");
         if gpus.is_none_or(|c| c.reason != "NodeLost") {
             return;

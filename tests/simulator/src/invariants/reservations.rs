@@ -1,10 +1,8 @@
 //! Stored allocations and reservations: phases move forward, and a stop is final and has a true reason.
 
 use leasehold_crds::{
-    GpuAllocation, GpuReservation,
-    allocation::AllocationPhase,
-    conditions::is_true,
-    reservation::LegAction,
+    GpuAllocation, GpuReservation, market::allocation::AllocationPhase, provider::reservation::LegAction,
+    shared::conditions::is_true,
 };
 use leasehold_planner::escrow::{Account, AccountRead, Terms};
 
@@ -35,10 +33,17 @@ const fn reservation_rank(phase: AllocationPhase) -> u8 {
 
 impl Sim {
     pub(super) fn follow_allocations(&mut self) {
-        while let Some((_, object)) = self.allocations.log().get(self.invariants.allocations_seen).cloned() {
+        while let Some((_, object)) = self
+            .allocations
+            .log()
+            .get(self.invariants.allocations_seen)
+            .cloned()
+        {
             self.invariants.allocations_seen += 1;
             if let Some(a) = object.filter(|a: &std::sync::Arc<GpuAllocation>| is_signed(a)) {
-                self.invariants.accepted.insert((a.spec.escrow.id.clone(), a.spec.leg));
+                self.invariants
+                    .accepted
+                    .insert((a.spec.escrow.id.clone(), a.spec.leg));
             }
         }
     }
@@ -56,7 +61,9 @@ impl Sim {
                 match object {
                     Some(object) => self.reservation_stored(site, &key.1, &object),
                     None => {
-                        if let Some(reservation) = self.invariants.reservations.get_mut(&(site, key.1.clone())) {
+                        if let Some(reservation) =
+                            self.invariants.reservations.get_mut(&(site, key.1.clone()))
+                        {
                             reservation.exists = false;
                         }
                     }
@@ -116,8 +123,9 @@ impl Sim {
             format!("reservation {name} goes back from {was:?} to {:?}", status.phase)
         });
         let revived = stopped.is_some() && status.stop_reason.is_none();
-        self.invariants
-            .require(!revived, || format!("the stop of reservation {name} is taken back"));
+        self.invariants.require(!revived, || {
+            format!("the stop of reservation {name} is taken back")
+        });
         let both = status.stop_reason.is_some() && is_true(&status.conditions, "Ready");
         self.invariants.require(!both, || {
             format!("reservation {name} is stopped and says that it is ready")

@@ -120,7 +120,9 @@ impl Sim {
         invariants.require(stop <= SLACK_MS, || {
             format!("U3: {name} still runs long after it was stopped")
         });
-        invariants.require(late <= SLACK_MS, || format!("U3: {name} still runs after notAfter"));
+        invariants.require(late <= SLACK_MS, || {
+            format!("U3: {name} still runs after notAfter")
+        });
     }
 
     /// U2 and M4: a workload runs only while it is paid, or within its grace, and nobody pays for a dead node.

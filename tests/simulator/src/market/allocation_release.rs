@@ -5,15 +5,15 @@ use std::sync::Arc;
 use kube::ResourceExt as _;
 use leasehold_crds::GpuAllocation;
 use leasehold_planner::{
-    lease::trim_allocation,
-    letting_go::{self, Plan},
+    market::allocation::release::{self, Plan},
+    market::lease::trim_allocation,
 };
 
 use crate::{
     Sim,
     api::Key,
     market::{MarketReconcile, ignore_not_found},
-    reconcile::{Task, ProcessId},
+    reconcile::{ProcessId, Task},
     sim::Event,
 };
 
@@ -35,7 +35,7 @@ impl Sim {
         let named = (read.spec.lease.namespace.clone(), read.spec.lease.name.clone());
         let lease = process.lease_store.get(&named).cloned();
         let now = self.clock(process.offset_ms);
-        match letting_go::decide(&read, lease.as_deref(), now) {
+        match release::decide(&read, lease.as_deref(), now) {
             Plan::Keep { seconds } => self.finish(who, &task, Some(seconds * 1000)),
             Plan::Remove => {
                 self.note(|| format!("{} may go", key.1));
@@ -52,7 +52,13 @@ impl Sim {
         }
     }
 
-    pub(crate) fn resume_allocation_release(&mut self, m: usize, id: u64, task: Task, mut run: AllocationRelease) {
+    pub(crate) fn resume_allocation_release(
+        &mut self,
+        m: usize,
+        id: u64,
+        task: Task,
+        mut run: AllocationRelease,
+    ) {
         let who = ProcessId::Market(m);
         let now = self.clock(0);
         if run.deletes {

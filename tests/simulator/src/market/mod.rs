@@ -19,7 +19,7 @@ use leasehold_planner::{
     },
     observed::Observed,
     placement::{Candidate, Provider},
-    ports::{PaymentError, Balances},
+    ports::{Balances, PaymentError},
 };
 
 mod allocation_release;
@@ -29,12 +29,12 @@ use allocation_release::AllocationRelease;
 use crate::{
     Sim,
     api::{ApiError, Cache, Key},
-    reconcile::{WorkQueue, Task, ProcessId},
+    faults::Faults,
     provider::is_signed,
     random::Random,
+    reconcile::{ProcessId, Task, WorkQueue},
     rpc::{MINE_DEADLINE_MS, Reader},
     sim::Event,
-    faults::Faults,
 };
 
 /// A provider that was not heard of for so long is silent (`operator/src/market/supply.rs`).
@@ -277,7 +277,10 @@ impl Sim {
             .queue
             .begin(Task::Lease(key), MarketReconcile::Lease(Box::new(run)));
         let restarts = self.markets[m].restarts;
-        self.at(reader.cost_ms, Event::Continue(ProcessId::Market(m), restarts, id));
+        self.at(
+            reader.cost_ms,
+            Event::Continue(ProcessId::Market(m), restarts, id),
+        );
     }
 
     /// The market's side of every lease as a further pass sees it: what it would do.
@@ -434,7 +437,9 @@ impl Sim {
     pub(crate) fn resume_market(&mut self, m: usize, id: u64) {
         match self.markets[m].queue.next(id) {
             Some((task, MarketReconcile::Lease(run))) => self.resume_lease(m, id, task, run),
-            Some((task, MarketReconcile::AllocationRelease(run))) => self.resume_allocation_release(m, id, task, run),
+            Some((task, MarketReconcile::AllocationRelease(run))) => {
+                self.resume_allocation_release(m, id, task, run)
+            }
             None => {}
         }
     }
@@ -466,7 +471,9 @@ impl Sim {
                 run.stage = stage;
                 let slow = self.random.between(0, self.faults.write_ms);
                 let restarts = self.markets[m].restarts;
-                self.markets[m].queue.put_back(id, task, MarketReconcile::Lease(run));
+                self.markets[m]
+                    .queue
+                    .put_back(id, task, MarketReconcile::Lease(run));
                 self.at(after + slow, Event::Continue(who, restarts, id));
             }
             None => {

@@ -10,8 +10,8 @@ use leasehold_planner::provider::allocation::accept::{self, PoolSeen, World};
 use crate::{
     Sim,
     api::{ApiError, Key},
-    reconcile::{Task, ProcessId},
     provider::{ProviderReconcile, held, sign, version},
+    reconcile::{ProcessId, Task},
     sim::Event,
 };
 
@@ -87,7 +87,9 @@ impl Sim {
         let process = &mut self.sites[s].processes[p];
         process.reserving |= holds_turn;
         let restarts = process.restarts;
-        let id = process.queue.begin(task, ProviderReconcile::Allocation(Box::new(run)));
+        let id = process
+            .queue
+            .begin(task, ProviderReconcile::Allocation(Box::new(run)));
         self.at(3, Event::Continue(who, restarts, id));
     }
 
@@ -111,7 +113,9 @@ impl Sim {
             let slow = self.random.between(1, self.faults.write_ms);
             let process = &mut self.sites[s].processes[p];
             let restarts = process.restarts;
-            process.queue.put_back(id, task, ProviderReconcile::Allocation(run));
+            process
+                .queue
+                .put_back(id, task, ProviderReconcile::Allocation(run));
             self.at(slow, Event::Continue(who, restarts, id));
             return;
         }
@@ -149,7 +153,12 @@ impl Sim {
         self.finish(ProcessId::Provider(s, p), task, Some(again));
     }
 
-    fn reserve(&mut self, s: usize, run: &AllocationReconcile, spec: GpuReservationSpec) -> Result<(), ApiError> {
+    fn reserve(
+        &mut self,
+        s: usize,
+        run: &AllocationReconcile,
+        spec: GpuReservationSpec,
+    ) -> Result<(), ApiError> {
         let name = &run.key.1;
         let nodes = spec.nodes.join(", ");
         let mut object = GpuReservation::new(name, spec);

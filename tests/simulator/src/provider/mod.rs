@@ -33,12 +33,12 @@ use crate::{
     Sim,
     api::{Api, ApiError, Cache, Key},
     cluster::{self, Cluster, Gpu, Node, Pod, Program},
+    faults::Faults,
     market::until_ms,
-    reconcile::{WorkQueue, Task, ProcessId},
     random::Random,
+    reconcile::{ProcessId, Task, WorkQueue},
     rpc::{MINE_DEADLINE_MS, Reader},
     sim::{Event, address_of},
-    faults::Faults,
 };
 
 /// Objects that somebody deleted are made again after this long without pods.
@@ -304,9 +304,10 @@ impl Sim {
         };
         let process = &mut self.sites[s].processes[p];
         let restarts = process.restarts;
-        let id = process
-            .queue
-            .begin(Task::Reservation(key), ProviderReconcile::Reservation(Box::new(run)));
+        let id = process.queue.begin(
+            Task::Reservation(key),
+            ProviderReconcile::Reservation(Box::new(run)),
+        );
         self.at(reader.cost_ms, Event::Continue(who, restarts, id));
     }
 
@@ -435,7 +436,14 @@ impl Sim {
         }
     }
 
-    fn resume_reservation(&mut self, s: usize, p: usize, id: u64, task: Task, mut run: Box<ReservationReconcile>) {
+    fn resume_reservation(
+        &mut self,
+        s: usize,
+        p: usize,
+        id: u64,
+        task: Task,
+        mut run: Box<ReservationReconcile>,
+    ) {
         let who = ProcessId::Provider(s, p);
         let next = match run.stage {
             Stage::Note => self
@@ -479,7 +487,9 @@ impl Sim {
                 let slow = self.random.between(0, self.faults.write_ms);
                 let process = &mut self.sites[s].processes[p];
                 let restarts = process.restarts;
-                process.queue.put_back(id, task, ProviderReconcile::Reservation(run));
+                process
+                    .queue
+                    .put_back(id, task, ProviderReconcile::Reservation(run));
                 self.at(after + slow, Event::Continue(who, restarts, id));
             }
             Ok(None) => {

@@ -31,7 +31,7 @@ use crate::{
     api::Key,
     cluster::{Cluster, Gpu, Node, PodPhase},
     market::Offer,
-    reconcile::{Task, ProcessId},
+    reconcile::{ProcessId, Task},
     rpc::Reader,
     sim::Event,
 };
