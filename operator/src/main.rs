@@ -1,17 +1,15 @@
 //! Leasehold's operator. Start-up has a fixed order: flags, telemetry, TLS, clients, caches, leadership, controllers.
 
-mod apply;
+mod api_writes;
 mod cache;
-mod checks;
+mod commands;
 mod error;
 mod leader;
 mod market;
-mod networks;
-mod objects;
+mod payment_networks;
 mod payments;
 mod provider;
 mod queue;
-mod results;
 mod settings;
 
 use std::process::ExitCode;
@@ -49,10 +47,10 @@ fn main() -> anyhow::Result<ExitCode> {
         match args.command {
             Command::Market(args) => market::run(args, &telemetry).await,
             Command::Provider(args) => provider::run(args, &telemetry).await,
-            Command::CheckInstall(args) => checks::install(args).await,
-            Command::CheckUninstall(args) => checks::uninstall(args).await,
-            Command::Apply(args) => apply::run(args).await,
-            Command::Results(args) => results::run(args).await,
+            Command::CheckInstall(args) => commands::checks::install(args).await,
+            Command::CheckUninstall(args) => commands::checks::uninstall(args).await,
+            Command::Apply(args) => commands::apply::run(args).await,
+            Command::Results(args) => commands::results::run(args).await,
         }
     })
 }

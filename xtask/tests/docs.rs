@@ -114,11 +114,11 @@ const SOURCES: &[&str] = &[
     "planner/src/market/lease/check.rs",
     "planner/src/market/lease/conditions.rs",
     "planner/src/market/lease/decide.rs",
-    "operator/src/market/kind.rs",
-    "operator/src/networks.rs",
-    "operator/src/market/supply.rs",
-    "operator/src/provider/offer.rs",
-    "operator/src/provider/reservation.rs",
+    "operator/src/market/lease/crd_deletion.rs",
+    "operator/src/payment_networks.rs",
+    "operator/src/market/providers/supply.rs",
+    "operator/src/provider/offer/mod.rs",
+    "operator/src/provider/reservation/mod.rs",
     "agent/src/publish/status/mod.rs",
 ];
 /// Words in these files that are no reasons, condition types or Events of ours.

@@ -1,12 +1,9 @@
 //! The market role: tenants' leases in, allocations and escrow accounts out.
 
-mod allocations;
-mod index;
-mod kind;
+mod allocation;
 mod lease;
-mod line;
-mod supply;
-mod sweep;
+mod orphans;
+mod providers;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -26,10 +23,14 @@ use leasehold_telemetry::{
     metrics::{Controller, Operator, Role},
 };
 
+use self::{
+    lease::account_index,
+    providers::{provider_queue, supply},
+};
 use crate::{
+    api_writes::Events,
     cache::{self, Source},
-    leader, networks,
-    objects::Events,
+    leader, payment_networks,
     payments::{self, Rails},
     queue::{PASSES_AT_ONCE, Queue},
     settings::MarketArgs,
@@ -51,8 +52,8 @@ pub(crate) struct Market {
     allocations: Store<GpuAllocation>,
     networks: Store<PaymentNetwork>,
     supply: supply::Supply,
-    line: Arc<line::Line>,
-    index: index::AccountIndex,
+    line: Arc<provider_queue::Line>,
+    index: account_index::AccountIndex,
     events: Events,
     metrics: Operator,
 }
@@ -81,7 +82,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         let wake = wake_lease.clone();
         source.watch(trim_lease, move |lease: &GpuLease| wake.touched(lease))
     };
-    let line = Arc::new(line::Line::new(wake_lease.clone()));
+    let line = Arc::new(provider_queue::Line::new(wake_lease.clone()));
     let allocations = {
         let (wake, wake_allocation, line) = (wake_lease.clone(), wake_allocation.clone(), line.clone());
         source.watch(trim_allocation, move |a: &GpuAllocation| {
@@ -152,7 +153,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         networks,
         supply,
         line,
-        index: index::AccountIndex::default(),
+        index: account_index::AccountIndex::default(),
         metrics: operator.clone(),
     });
     let loops = tokio::task::JoinSet::new();
@@ -163,8 +164,8 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         wake_lease.clone(),
         health.heartbeat("supply", Duration::from_secs(60)),
     ));
-    loops.spawn(networks::run(
-        networks::Look {
+    loops.spawn(payment_networks::run(
+        payment_networks::Look {
             client: client.clone(),
             networks: market.networks.clone(),
             rails: market.rails.clone(),
@@ -173,7 +174,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         },
         health.heartbeat("networks", Duration::from_secs(120)),
     ));
-    loops.spawn(sweep::run(
+    loops.spawn(orphans::run(
         market.clone(),
         health.heartbeat("sweep", Duration::from_secs(300)),
     ));
@@ -190,7 +191,7 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
         8,
         (Controller::Allocation, passes),
         &shutdown,
-        |allocation| allocations::reconcile(allocation, market.clone()),
+        |allocation| allocation::reconcile(allocation, market.clone()),
     );
     let lost = tokio::select! {
         _ = futures::future::join(lease_loop, allocation_loop) => Ok(()),

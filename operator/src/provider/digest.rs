@@ -6,10 +6,10 @@ use serde::Serialize;
 
 /// What stands for something: the same makes the same digest in every process of a release. Against accidents alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Digest(u64);
+pub(crate) struct Digest(u64);
 
 impl Digest {
-    pub(super) fn of(something: &impl Serialize) -> Self {
+    pub(crate) fn of(something: &impl Serialize) -> Self {
         let mut hasher = DefaultHasher::new();
         serde_json::to_string(something)
             .unwrap_or_default()
@@ -18,7 +18,7 @@ impl Digest {
     }
 
     /// As it is written on a namespace.
-    pub(super) fn mark(self) -> String {
+    pub(crate) fn mark(self) -> String {
         format!("{:016x}", self.0)
     }
 }

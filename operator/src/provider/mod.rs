@@ -1,20 +1,11 @@
 //! The provider role: GPUs offered, shares reserved, paid work run and stopped by the one stop rule.
 
-mod allocations;
-mod applied;
-mod blocks;
+mod allocation;
 mod digest;
-mod intake;
-mod namespaces;
-mod objects;
-mod observe;
 mod offer;
-mod pods;
-mod ranges;
+mod orphans;
 mod reservation;
-mod results;
-mod sweep;
-mod turn;
+mod workload;
 
 use std::{
     process::ExitCode,
@@ -40,11 +31,15 @@ use leasehold_telemetry::{
     metrics::{Controller, Operator, Role},
 };
 
-use self::{allocations::AllocationSeen, namespaces::NamespaceSeen, pods::PodSeen};
+use self::{
+    allocation::{accept, capacity, seen::AllocationSeen},
+    reservation::{applied, block_watcher},
+    workload::{egress_denylist, namespaces::NamespaceSeen, pods::PodSeen},
+};
 use crate::{
+    api_writes::Events,
     cache::{self, ByNamespace, Reach, Source},
-    leader, networks,
-    objects::Events,
+    leader, payment_networks,
     payments::{self, Rails},
     queue::{PASSES_AT_ONCE, Queue},
     settings::ProviderArgs,
@@ -68,11 +63,11 @@ pub(crate) struct Provider {
     events: Events,
     metrics: Operator,
     /// Room is given away one question at a time.
-    reserving: tokio::sync::Mutex<turn::Room>,
-    made: Arc<turn::Made>,
+    reserving: tokio::sync::Mutex<capacity::Room>,
+    made: Arc<capacity::Made>,
     applied: applied::Applied,
     /// Where no pod of a lease may go, and when that was counted.
-    forbidden: Mutex<Option<(Instant, Arc<ranges::Forbidden>)>>,
+    forbidden: Mutex<Option<(Instant, Arc<egress_denylist::Forbidden>)>>,
     changed: Arc<tokio::sync::Notify>,
     /// Since when our own API server has answered whoever asked it about a silent node.
     answers: Mutex<Answers>,
@@ -132,7 +127,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         Queue::<GpuReservation>::default(),
         Queue::<AllocationSeen>::default(),
     );
-    let made = Arc::new(turn::Made::default());
+    let made = Arc::new(capacity::Made::default());
     let changed = Arc::new(tokio::sync::Notify::new());
     let notify = || {
         let changed = changed.clone();
@@ -264,14 +259,14 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         provider.clone(),
         health.heartbeat("offer", Duration::from_secs(120)),
     ));
-    loops.spawn(blocks::run(
+    loops.spawn(block_watcher::run(
         provider.clone(),
         wake_reservation.clone(),
         health.heartbeat("blocks", Duration::from_secs(120)),
     ));
     if args.market_kubeconfig.is_some() {
-        loops.spawn(networks::run(
-            networks::Look {
+        loops.spawn(payment_networks::run(
+            payment_networks::Look {
                 client: client.clone(),
                 networks: provider.caches.networks.clone(),
                 rails: provider.rails.clone(),
@@ -281,7 +276,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
             health.heartbeat("networks", Duration::from_secs(120)),
         ));
     }
-    loops.spawn(sweep::run(
+    loops.spawn(orphans::run(
         provider.clone(),
         health.heartbeat("sweep", Duration::from_secs(180)),
     ));
@@ -291,7 +286,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
         64,
         (Controller::Allocation, passes),
         &shutdown,
-        |allocation| intake::reconcile(allocation, provider.clone()),
+        |allocation| accept::reconcile(allocation, provider.clone()),
     );
     let reservation_loop = wake_reservation.run(
         &provider.caches.reservations,

@@ -1,4 +1,4 @@
-//! A process of the market's operator over allocations that may go, as `operator/src/market/allocations.rs`.
+//! A process of the market's operator over allocations that may go, as `operator/src/market/allocation/mod.rs`.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
 //! A process of the market's operator over leases: gathers, and writes one thing at a time, in the order of
-//! `operator/src/market/lease.rs`.
+//! `operator/src/market/lease/mod.rs`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -37,7 +37,7 @@ use crate::{
     sim::Event,
 };
 
-/// A provider that was not heard of for so long is silent (`operator/src/market/supply.rs`).
+/// A provider that was not heard of for so long is silent (`operator/src/market/providers/supply.rs`).
 const SILENT_SECONDS: i64 = 60;
 
 /// What a provider has told the market.
@@ -714,7 +714,7 @@ pub(crate) fn ignore_not_found<T>(result: Result<T, ApiError>) -> Result<(), Api
     }
 }
 
-/// From now until `wake`, at least a little (`operator/src/objects.rs`).
+/// From now until `wake`, at least a little (`operator/src/api_writes.rs`).
 pub(crate) fn until_ms(wake: Timestamp, now: Timestamp) -> u64 {
     let ms = wake.duration_since(now).as_millis().clamp(20, 3_600_000);
     u64::try_from(ms).unwrap_or(20)

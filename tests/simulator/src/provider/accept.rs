@@ -1,4 +1,4 @@
-//! A process of a provider's operator over allocations, in the order of `operator/src/provider/intake.rs`.
+//! A process of a provider's operator over allocations, in the order of `operator/src/provider/allocation/accept.rs`.
 
 use std::sync::Arc;
 

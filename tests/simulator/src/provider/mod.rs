@@ -1,4 +1,4 @@
-//! A process of a provider's operator over reservations, in the order of `operator/src/provider/reservation.rs`.
+//! A process of a provider's operator over reservations, in the order of `operator/src/provider/reservation/mod.rs`.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -20,15 +20,15 @@ use leasehold_telemetry::{
     metrics::{ChainAction, Class, Controller},
 };
 
-use super::{Provider, namespaces::NamespaceSeen};
-use crate::{cache, objects};
+use super::{Provider, workload::namespaces::NamespaceSeen};
+use crate::{api_writes, cache};
 
 const PERIOD: Duration = Duration::from_secs(30);
 /// Namespaces judged in one sweep.
 const NAMESPACES_MAX: usize = 100;
 
 /// Sweeps until the process ends.
-pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
+pub(crate) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut suspects = Suspects::default();
     loop {
         heartbeat.beat();
@@ -77,7 +77,7 @@ impl Provider {
                 continue;
             }
             let namespaces = Api::<Namespace>::all(self.client.clone());
-            objects::gone_is_fine(namespaces.delete(&name, &DeleteParams::default()).await)?;
+            api_writes::gone_is_fine(namespaces.delete(&name, &DeleteParams::default()).await)?;
             tracing::info!(
                 namespace = name,
                 "deleted a lease's namespace that no reservation names"

@@ -11,14 +11,14 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::digest::Digest;
+use crate::provider::digest::Digest;
 
 /// Objects that somebody deleted are made again after this long without pods.
 const REAPPLY_SECONDS: i64 = 30;
 
 /// What this process knows, by the reservation's name.
 #[derive(Debug, Default)]
-pub(super) struct Applied(Mutex<HashMap<String, State>>);
+pub(crate) struct Applied(Mutex<HashMap<String, State>>);
 
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -33,7 +33,7 @@ impl Applied {
     }
 
     /// Whether this is applied, and its pods are `there` or it is only a moment ago. `mark` is the namespace's.
-    pub(super) fn is(
+    pub(crate) fn is(
         &self,
         name: &str,
         digest: Digest,
@@ -51,17 +51,17 @@ impl Applied {
     }
 
     /// It begins to be written.
-    pub(super) fn begin(&self, name: &str) {
+    pub(crate) fn begin(&self, name: &str) {
         self.all().insert(name.to_owned(), State::Begun);
     }
 
     /// All of it is written.
-    pub(super) fn done(&self, name: &str, digest: Digest, now: Timestamp) {
+    pub(crate) fn done(&self, name: &str, digest: Digest, now: Timestamp) {
         self.all().insert(name.to_owned(), State::Done(digest, now));
     }
 
     /// It is gone, or goes.
-    pub(super) fn forget(&self, name: &str) {
+    pub(crate) fn forget(&self, name: &str) {
         self.all().remove(name);
     }
 }

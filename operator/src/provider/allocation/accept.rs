@@ -17,13 +17,11 @@ use leasehold_planner::{
     },
 };
 
-use super::{
-    MANAGER, Provider, allocations::AllocationSeen, digest::Digest, objects::labels, offer::Supplies,
-};
+use super::seen::AllocationSeen;
 use crate::{
-    cache,
+    api_writes, cache,
     error::Error,
-    objects,
+    provider::{MANAGER, Provider, digest::Digest, offer::Supplies, workload::objects::labels},
     queue::{Again, Failed},
 };
 
@@ -31,7 +29,7 @@ use crate::{
 const LOOK_AGAIN: Duration = Duration::from_secs(120);
 
 /// One pass.
-pub(super) async fn reconcile(seen: Arc<AllocationSeen>, provider: Arc<Provider>) -> Result<Again, Failed> {
+pub(crate) async fn reconcile(seen: Arc<AllocationSeen>, provider: Arc<Provider>) -> Result<Again, Failed> {
     let name = seen.name_any();
     let api = Api::<GpuAllocation>::namespaced(provider.market.clone(), &provider.namespace_at_market);
     let cached = || cache::get(&provider.caches.reservations, &name, None);
@@ -95,7 +93,7 @@ pub(super) async fn reconcile(seen: Arc<AllocationSeen>, provider: Arc<Provider>
         None => plan.status,
     };
     if told != Some(Digest::of(&status)) {
-        match objects::apply_status(&api, &allocation, MANAGER, &status).await {
+        match api_writes::apply_status(&api, &allocation, MANAGER, &status).await {
             // Taken back meanwhile: nobody is left to be told.
             Err(Error::Kube { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.code == 404) => {}
             other => {
@@ -152,7 +150,7 @@ impl Provider {
             resource_version: before.and_then(kube::ResourceExt::resource_version),
             ..ObjectMeta::default()
         };
-        let made = objects::apply(&Api::all(self.client.clone()), &object, MANAGER).await?;
+        let made = api_writes::apply(&Api::all(self.client.clone()), &object, MANAGER).await?;
         if before.is_none() {
             tracing::info!(share = name, nodes = ?object.spec.nodes, "reserved");
         }

@@ -6,11 +6,8 @@ use leasehold_crds::LABEL_LEASE;
 use leasehold_planner::request::Shape;
 use serde::Deserialize;
 
-use super::{
-    objects,
-    offer::{plus, shape},
-    results::LABEL_RESULTS,
-};
+use super::{objects, results::LABEL_RESULTS};
+use crate::provider::offer::{plus, shape};
 
 /// Label that a StatefulSet's controller gives its pods: their number in it, from 0.
 const LABEL_INDEX: &str = "apps.kubernetes.io/pod-index";
@@ -23,27 +20,27 @@ pub(crate) struct PodSeen {
     /// Name, namespace and version; nothing else.
     metadata: ObjectMeta,
     /// The node it was bound to.
-    pub(super) node: Option<String>,
+    pub(crate) node: Option<String>,
     /// What the scheduler counts for it.
-    pub(super) requests: Shape,
-    pub(super) life: Life,
+    pub(crate) requests: Shape,
+    pub(crate) life: Life,
     /// Its containers are ready, and it is not being deleted.
-    pub(super) ready: bool,
+    pub(crate) ready: bool,
     /// Why it is not ready, in the kubelet's and the scheduler's words.
-    pub(super) trouble: Option<String>,
+    pub(crate) trouble: Option<String>,
     /// How its main container ended.
-    pub(super) exit: Option<Exit>,
+    pub(crate) exit: Option<Exit>,
     /// Whether it is of a lease.
-    pub(super) of_lease: bool,
+    pub(crate) of_lease: bool,
     /// Its number in its StatefulSet.
-    pub(super) index: Option<i64>,
+    pub(crate) index: Option<i64>,
     /// Node of the lease whose results it serves.
-    pub(super) serves: Option<i64>,
+    pub(crate) serves: Option<i64>,
 }
 
 /// Where a pod is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Life {
+pub(crate) enum Life {
     /// Not ended yet: it holds what it requests.
     Alive,
     Succeeded,
@@ -52,20 +49,20 @@ pub(super) enum Life {
 
 /// The end of a container.
 #[derive(Clone, Debug)]
-pub(super) struct Exit {
-    pub(super) code: i64,
+pub(crate) struct Exit {
+    pub(crate) code: i64,
     /// RFC 3339.
-    pub(super) finished_at: Option<String>,
+    pub(crate) finished_at: Option<String>,
 }
 
 impl PodSeen {
     /// Whether it has ended and holds nothing any more.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.life != Life::Alive
     }
 
     /// Whether all of it ended well.
-    pub(super) fn has_succeeded(&self) -> bool {
+    pub(crate) fn has_succeeded(&self) -> bool {
         self.life == Life::Succeeded
     }
 }

@@ -8,13 +8,13 @@ use leasehold_crds::{
 };
 use serde::Deserialize;
 
-use super::digest::Digest;
+use crate::provider::digest::Digest;
 
 /// An allocation.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "GpuAllocation")]
 #[serde(from = "GpuAllocation")]
-pub(super) struct AllocationSeen {
+pub(crate) struct AllocationSeen {
     /// Name, namespace, uid, generation and version; nothing else.
     metadata: ObjectMeta,
     open_by: i64,
@@ -29,13 +29,13 @@ pub(super) struct AllocationSeen {
 
 impl AllocationSeen {
     /// Whether that reservation was made for it, and not for an earlier one of its name.
-    pub(super) fn has(&self, reservation: &GpuReservation) -> bool {
+    pub(crate) fn has(&self, reservation: &GpuReservation) -> bool {
         self.metadata.uid.as_ref() == Some(&reservation.spec.allocation_uid)
     }
 
     /// All of it that a decision needs, by the reservation that was made for it: of its status only what no reservation
     /// says.
-    pub(super) fn reserved(&self, reservation: &GpuReservation) -> GpuAllocation {
+    pub(crate) fn reserved(&self, reservation: &GpuReservation) -> GpuAllocation {
         GpuAllocation {
             metadata: self.metadata.clone(),
             spec: GpuAllocationSpec {
@@ -54,7 +54,7 @@ impl AllocationSeen {
     }
 
     /// What its status says.
-    pub(super) const fn told(&self) -> Option<Digest> {
+    pub(crate) const fn told(&self) -> Option<Digest> {
         self.told
     }
 }

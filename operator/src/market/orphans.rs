@@ -30,7 +30,7 @@ const ACCOUNTS_MAX: usize = 500;
 const CLOSES_MAX: usize = 20;
 
 /// Sweeps until the process ends.
-pub(super) async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
+pub(crate) async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
     let mut suspects: HashMap<String, Suspects<Hash>> = HashMap::new();
     loop {
         let begun = Instant::now();

@@ -28,15 +28,17 @@ use leasehold_crds::{
 use leasehold_planner::provider::{reservation::ResultsSeen, workload::results::Kept};
 
 use super::{
-    MANAGER, Provider,
-    digest::Digest,
     objects::{self as build, FS_GROUP, NAME, labels},
     observe,
 };
-use crate::{cache, error::Error, objects};
+use crate::{
+    api_writes, cache,
+    error::Error,
+    provider::{MANAGER, Provider, digest::Digest},
+};
 
 /// Label of the pods and Services that serve results: the node's rank in the lease.
-pub(super) const LABEL_RESULTS: &str = "leasehold.dev/results";
+pub(crate) const LABEL_RESULTS: &str = "leasehold.dev/results";
 const PORT: i32 = 8080;
 /// Where the volume is mounted.
 const VOLUME: &str = "/results";
@@ -46,13 +48,13 @@ const UNPRIVILEGED: i64 = 65532;
 const MEMORY: u64 = 128 << 20;
 
 /// What the reservation asks to be kept.
-pub(super) fn kept(reservation: &GpuReservation) -> Option<Kept> {
+pub(crate) fn kept(reservation: &GpuReservation) -> Option<Kept> {
     let spec = &reservation.spec.allocation;
     Kept::of(&spec.workload, spec.storage.as_ref()).ok().flatten()
 }
 
 /// Which pods they are, or which they are not.
-pub(super) fn selector(operator: &str) -> LabelSelector {
+pub(crate) fn selector(operator: &str) -> LabelSelector {
     LabelSelector {
         match_expressions: Some(vec![LabelSelectorRequirement {
             key: LABEL_RESULTS.into(),
@@ -76,7 +78,7 @@ fn meta(reservation: &GpuReservation, index: i64) -> ObjectMeta {
 }
 
 /// The addresses, one a node.
-pub(super) fn services(reservation: &GpuReservation) -> Vec<Service> {
+pub(crate) fn services(reservation: &GpuReservation) -> Vec<Service> {
     if kept(reservation).is_none() {
         return Vec::new();
     }
@@ -103,7 +105,7 @@ pub(super) fn services(reservation: &GpuReservation) -> Vec<Service> {
 }
 
 /// To these pods from anywhere, to their one port. They reach nothing: no other policy lets them out.
-pub(super) fn policy(reservation: &GpuReservation) -> Option<NetworkPolicy> {
+pub(crate) fn policy(reservation: &GpuReservation) -> Option<NetworkPolicy> {
     kept(reservation)?;
     let mut metadata = meta(reservation, 0);
     metadata.name = Some("allow-results".into());
@@ -129,7 +131,7 @@ pub(super) fn policy(reservation: &GpuReservation) -> Option<NetworkPolicy> {
 }
 
 /// What serves them: it ends with success when they have been fetched, and is started again whenever else it ends.
-pub(super) fn jobs(reservation: &GpuReservation, image: &str) -> Vec<Job> {
+pub(crate) fn jobs(reservation: &GpuReservation, image: &str) -> Vec<Job> {
     let Some(kept) = kept(reservation) else {
         return Vec::new();
     };
@@ -280,7 +282,7 @@ fn container(reservation: &GpuReservation, kept: &Kept, image: &str, root: bool)
 
 impl Provider {
     /// What is seen of a reservation's results.
-    pub(super) fn results_seen(
+    pub(crate) fn results_seen(
         &self,
         reservation: &GpuReservation,
         services: &[Arc<Service>],
@@ -343,7 +345,7 @@ impl Provider {
     }
 
     /// Applies what serves the results, unless the same was applied and pods are there.
-    pub(super) async fn keep_results(
+    pub(crate) async fn keep_results(
         &self,
         reservation: &GpuReservation,
         until: Option<i64>,
@@ -367,7 +369,7 @@ impl Provider {
         namespace
             .annotations_mut()
             .extend(until.map(|t| (ANNOTATION_RESULTS_UNTIL.to_owned(), t.to_string())));
-        objects::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
+        api_writes::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
         for policy in all.policies.iter().chain(&policy) {
             self.put(&name, policy).await?;
         }

@@ -15,8 +15,10 @@ use kube::{Api, ResourceExt as _};
 use leasehold_crds::{GpuReservation, provider::reservation::GpuReservationSpec};
 use leasehold_planner::request::Shape;
 
-use super::{Provider, offer::Supplies};
-use crate::error::Error;
+use crate::{
+    error::Error,
+    provider::{Provider, offer::Supplies},
+};
 
 /// What was counted is good for so long, or for ten times as long as it took to count.
 const GOOD_FOR: Duration = Duration::from_millis(200);
@@ -26,7 +28,7 @@ const SHOWN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Reservations that were made here and that the watch has not told of yet, by name.
 #[derive(Default)]
-pub(super) struct Made(Mutex<BTreeMap<String, (Instant, Arc<GpuReservation>)>>);
+pub(crate) struct Made(Mutex<BTreeMap<String, (Instant, Arc<GpuReservation>)>>);
 
 impl Made {
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, (Instant, Arc<GpuReservation>)>> {
@@ -34,7 +36,7 @@ impl Made {
     }
 
     /// One of them.
-    pub(super) fn get(&self, name: &str) -> Option<Arc<GpuReservation>> {
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<GpuReservation>> {
         self.all().get(name).map(|(_, made)| made.clone())
     }
 
@@ -46,13 +48,13 @@ impl Made {
     }
 
     /// Notes one.
-    pub(super) fn note(&self, made: GpuReservation) {
+    pub(crate) fn note(&self, made: GpuReservation) {
         let note = (Instant::now(), Arc::new(made));
         self.all().insert(note.1.name_any(), note);
     }
 
     /// The watch has told of it, be it that it is there or that it is gone: from now on the cache is right.
-    pub(super) fn told(&self, name: &str) {
+    pub(crate) fn told(&self, name: &str) {
         self.all().remove(name);
     }
 
@@ -65,7 +67,7 @@ impl Made {
 
 /// The room there is, for who has the turn.
 #[derive(Default)]
-pub(super) struct Room(Option<Counted>);
+pub(crate) struct Room(Option<Counted>);
 
 struct Counted {
     supplies: Supplies,
@@ -74,7 +76,7 @@ struct Counted {
 
 impl Room {
     /// What every pool can sell, and whether that was counted just now.
-    pub(super) async fn count(&mut self, provider: &Provider) -> Result<(&Supplies, bool), Error> {
+    pub(crate) async fn count(&mut self, provider: &Provider) -> Result<(&Supplies, bool), Error> {
         let begun = Instant::now();
         let still = self.0.take().filter(|counted| counted.until > begun);
         let new = still.is_none();
@@ -89,12 +91,12 @@ impl Room {
     }
 
     /// The next to have the turn counts anew.
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.0 = None;
     }
 
     /// Takes off what is reserved now.
-    pub(super) fn take(&mut self, spec: &GpuReservationSpec) {
+    pub(crate) fn take(&mut self, spec: &GpuReservationSpec) {
         let counted = self.0.as_mut();
         let pool = counted.and_then(|c| c.supplies.get_mut(&spec.allocation.pool));
         match (pool, Shape::from_wire(&spec.allocation.node)) {
@@ -106,7 +108,7 @@ impl Room {
 
 impl Provider {
     /// Every reservation there is. Who asks has the turn.
-    pub(super) async fn reserved(&self) -> Result<Vec<Arc<GpuReservation>>, Error> {
+    pub(crate) async fn reserved(&self) -> Result<Vec<Arc<GpuReservation>>, Error> {
         let api = Api::<GpuReservation>::all(self.client.clone());
         for name in self.made.late() {
             let still = api

@@ -16,27 +16,31 @@ use leasehold_planner::{
 };
 use leasehold_telemetry::Heartbeat;
 
-use super::{MANAGER, Market, line::Line, wake_pending};
-use crate::{cache, objects, queue::Queue};
+use super::provider_queue::Line;
+use crate::{
+    api_writes, cache,
+    market::{MANAGER, Market, wake_pending},
+    queue::Queue,
+};
 
 /// Silence has no event of its own: the snapshot is made anew at least so often.
 const REFRESH: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Tells that an offer or a provider changed.
 #[derive(Clone, Default)]
-pub(super) struct Changed(Arc<tokio::sync::Notify>);
+pub(crate) struct Changed(Arc<tokio::sync::Notify>);
 
 impl Changed {
-    pub(super) fn notify(&self) {
+    pub(crate) fn notify(&self) {
         self.0.notify_one();
     }
 }
 
 /// One reading of all offers.
 #[derive(Clone, Debug)]
-pub(super) struct Snapshot {
-    pub(super) providers: Arc<[Provider]>,
-    pub(super) candidates: Arc<[Candidate]>,
+pub(crate) struct Snapshot {
+    pub(crate) providers: Arc<[Provider]>,
+    pub(crate) candidates: Arc<[Candidate]>,
 }
 
 /// What a new reading of all offers changed.
@@ -47,7 +51,7 @@ struct News {
 }
 
 /// The offers, and their newest snapshot.
-pub(super) struct Supply {
+pub(crate) struct Supply {
     offers: Store<GpuOffer>,
     providers: Store<GpuProvider>,
     liveness: Store<Liveness>,
@@ -55,7 +59,7 @@ pub(super) struct Supply {
 }
 
 impl Supply {
-    pub(super) fn new(
+    pub(crate) fn new(
         offers: Store<GpuOffer>,
         providers: Store<GpuProvider>,
         liveness: Store<Liveness>,
@@ -72,7 +76,7 @@ impl Supply {
         }
     }
 
-    pub(super) fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         self.snapshot
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -154,7 +158,7 @@ impl Supply {
             status.observed_generation = generation;
             set(&mut status.conditions, ready(provider, rows, generation), now);
             if object.status.as_ref() != Some(&status)
-                && let Err(error) = objects::apply_status(api, object.as_ref(), MANAGER, &status).await
+                && let Err(error) = api_writes::apply_status(api, object.as_ref(), MANAGER, &status).await
             {
                 error.log("GpuProvider", &provider.name);
             }
@@ -163,7 +167,7 @@ impl Supply {
 }
 
 /// Keeps the snapshot fresh, wakes pending leases when it changed, tells providers how the market sees them.
-pub(super) async fn run(market: Arc<Market>, changed: Changed, wake: Queue<GpuLease>, heartbeat: Heartbeat) {
+pub(crate) async fn run(market: Arc<Market>, changed: Changed, wake: Queue<GpuLease>, heartbeat: Heartbeat) {
     let api = Api::<GpuProvider>::all(market.client.clone());
     loop {
         heartbeat.beat();

@@ -24,7 +24,7 @@ use crate::queue::Queue;
 const TAKEN_FOR: Duration = Duration::from_secs(OPEN_WITHIN_SECONDS + 30);
 
 /// The line of every provider.
-pub(super) struct Line {
+pub(crate) struct Line {
     providers: Mutex<HashMap<String, Provider>>,
     wake: Queue<GpuLease>,
 }
@@ -71,7 +71,7 @@ impl Provider {
 }
 
 impl Line {
-    pub(super) fn new(wake: Queue<GpuLease>) -> Self {
+    pub(crate) fn new(wake: Queue<GpuLease>) -> Self {
         Self {
             providers: Mutex::default(),
             wake,
@@ -79,7 +79,7 @@ impl Line {
     }
 
     /// Questions that wait for an answer, by provider, as that lease is to see it: a place that is kept for it is free.
-    pub(super) fn unanswered(&self, lease: &GpuLease) -> BTreeMap<String, usize> {
+    pub(crate) fn unanswered(&self, lease: &GpuLease) -> BTreeMap<String, usize> {
         let (now, own) = (Instant::now(), Place::Called(name(lease)));
         let taken = |(provider, at): (&String, &mut Provider)| {
             at.expire(now);
@@ -91,7 +91,7 @@ impl Line {
     }
 
     /// Takes note of what a plan begins, before anything of it is written: the next pass counts it.
-    pub(super) fn begin(&self, lease: &GpuLease, plan: &Plan) {
+    pub(crate) fn begin(&self, lease: &GpuLease, plan: &Plan) {
         self.change(|providers| {
             for at in providers.values_mut() {
                 at.taken.remove(&Place::Called(name(lease)));
@@ -111,7 +111,7 @@ impl Line {
     }
 
     /// What a plan was to begin did not begin.
-    pub(super) fn take_back(&self, lease: &GpuLease, plan: &Plan) {
+    pub(crate) fn take_back(&self, lease: &GpuLease, plan: &Plan) {
         self.change(|providers| {
             let before = lease.status.clone().unwrap_or_default();
             for (provider, allocation) in plan.questions(&before) {
@@ -123,14 +123,14 @@ impl Line {
     }
 
     /// Whether that provider is to be asked.
-    pub(super) fn is_asked(&self, provider: &str, now: Timestamp) -> bool {
+    pub(crate) fn is_asked(&self, provider: &str, now: Timestamp) -> bool {
         let providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
         let record = providers.get(provider).map(|at| at.answering);
         record.is_none_or(|answering| answering.is_asked(now))
     }
 
     /// A question came, changed, or went.
-    pub(super) fn touched(&self, allocation: &GpuAllocation, now: Timestamp) {
+    pub(crate) fn touched(&self, allocation: &GpuAllocation, now: Timestamp) {
         let namespace = allocation.namespace().unwrap_or_default();
         let Some(provider) = namespace.strip_prefix(PROVIDER_NAMESPACE_PREFIX) else {
             return;
@@ -153,7 +153,7 @@ impl Line {
     }
 
     /// Wakes whose turn has come though nobody told of it: places that expired.
-    pub(super) fn tick(&self) {
+    pub(crate) fn tick(&self) {
         self.change(|_| {});
     }
 

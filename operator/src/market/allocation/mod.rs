@@ -8,14 +8,13 @@ use leasehold_planner::market::allocation::release;
 
 use super::Market;
 use crate::{
-    cache,
+    api_writes, cache,
     error::Error,
-    objects,
     queue::{Again, Failed},
 };
 
 /// One pass over an allocation.
-pub(super) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market>) -> Result<Again, Failed> {
+pub(crate) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market>) -> Result<Again, Failed> {
     let now = market.now();
     let lease = cache::get(
         &market.leases,
@@ -31,7 +30,7 @@ pub(super) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market
 }
 
 /// Takes off our finalizer and deletes.
-pub(super) async fn remove(api: &Api<GpuAllocation>, allocation: &GpuAllocation) -> Result<(), Error> {
+pub(crate) async fn remove(api: &Api<GpuAllocation>, allocation: &GpuAllocation) -> Result<(), Error> {
     let rest: Vec<String> = allocation
         .finalizers()
         .iter()
@@ -39,10 +38,10 @@ pub(super) async fn remove(api: &Api<GpuAllocation>, allocation: &GpuAllocation)
         .cloned()
         .collect();
     if rest.len() != allocation.finalizers().len() {
-        objects::set_finalizers(api, allocation, &rest).await?;
+        api_writes::set_finalizers(api, allocation, &rest).await?;
     }
     if allocation.metadata.deletion_timestamp.is_none() {
-        objects::gone_is_fine(api.delete(&allocation.name_any(), &DeleteParams::default()).await)
+        api_writes::gone_is_fine(api.delete(&allocation.name_any(), &DeleteParams::default()).await)
             .map_err(Error::kube("delete an allocation"))?;
     }
     Ok(())

@@ -12,15 +12,14 @@ use leasehold_crds::{GpuReservation, PaymentNetwork, market::allocation::Allocat
 use leasehold_planner::{escrow::Hash, ports::Payments as _};
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
 
-use super::Provider;
-use crate::queue::Queue;
+use crate::{provider::Provider, queue::Queue};
 
 const PERIOD: Duration = Duration::from_millis(250);
 /// A chain that takes longer does not hold up who waits on another.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Looks until the process ends.
-pub(super) async fn run(provider: Arc<Provider>, wake: Queue<GpuReservation>, heartbeat: Heartbeat) {
+pub(crate) async fn run(provider: Arc<Provider>, wake: Queue<GpuReservation>, heartbeat: Heartbeat) {
     let mut newest: HashMap<String, Hash> = HashMap::new();
     loop {
         heartbeat.beat();

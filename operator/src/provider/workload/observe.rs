@@ -33,8 +33,8 @@ use leasehold_planner::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{Provider, objects, pods::PodSeen};
-use crate::cache;
+use super::{objects, pods::PodSeen};
+use crate::{cache, provider::Provider};
 
 /// An API server that takes longer to tell of a silent node does not answer.
 const API_DEADLINE: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl Provider {
     }
 
     /// What runs of a reservation.
-    pub(super) async fn running(&self, reservation: &GpuReservation) -> Observed<Running> {
+    pub(crate) async fn running(&self, reservation: &GpuReservation) -> Observed<Running> {
         let name = reservation.name_any();
         let (pods, namespace, reading) = match self.pods_of(reservation).await {
             Ok(read) => read,
@@ -195,13 +195,13 @@ impl Provider {
     }
 
     /// Where tenants reach ports of a node.
-    pub(super) fn node_port_host(&self, node: Option<&Node>) -> Option<String> {
+    pub(crate) fn node_port_host(&self, node: Option<&Node>) -> Option<String> {
         let everywhere = self.args.node_port_address.map(|a| a.to_string());
         everywhere.or_else(|| node.and_then(node_address))
     }
 
     /// How the GPUs are that a reservation holds.
-    pub(super) async fn health(&self, reservation: &GpuReservation, now: Timestamp) -> Health {
+    pub(crate) async fn health(&self, reservation: &GpuReservation, now: Timestamp) -> Health {
         let status = reservation.status.as_ref();
         let held = status.map_or(&[] as &[String], |s| s.gpu_uuids.as_slice());
         let names = &reservation.spec.nodes;
@@ -268,7 +268,7 @@ impl Provider {
     }
 
     /// Nodes whose agents were heard of lately.
-    pub(super) fn agents_heard(&self, now: Timestamp) -> BTreeSet<String> {
+    pub(crate) fn agents_heard(&self, now: Timestamp) -> BTreeSet<String> {
         let heard = |l: &Liveness| health::speaks(cache::renewed_at(l), now);
         let heard = self.caches.agents.state_filter(heard);
         heard.iter().map(|l| l.name_any()).collect()
@@ -297,7 +297,7 @@ fn kubelet_word(node: Option<&Node>) -> KubeletWord {
 }
 
 /// Address of the load balancer in front of a service.
-pub(super) fn balanced(service: &Service) -> Option<String> {
+pub(crate) fn balanced(service: &Service) -> Option<String> {
     let status = service.status.as_ref()?;
     let ingress = status.load_balancer.as_ref()?.ingress.as_ref()?.first()?;
     ingress.ip.clone().or_else(|| ingress.hostname.clone())

@@ -45,11 +45,11 @@ impl Read {
 
 /// Accounts by PaymentNetwork and salt. What is over and has no lease is forgotten.
 #[derive(Clone, Default)]
-pub(super) struct AccountIndex(Arc<Mutex<HashMap<String, Read>>>);
+pub(crate) struct AccountIndex(Arc<Mutex<HashMap<String, Read>>>);
 
 impl AccountIndex {
     /// Reads on, then seeks the newest account of a lease.
-    pub(super) async fn prior(
+    pub(crate) async fn prior(
         &self,
         network: &str,
         rail: &EvmEscrow,
@@ -70,7 +70,7 @@ impl AccountIndex {
     }
 
     /// Reads on, then gives at most `most` accounts that nobody claims, the same ones first each time.
-    pub(super) async fn unclaimed(
+    pub(crate) async fn unclaimed(
         &self,
         network: &str,
         rail: &EvmEscrow,
@@ -87,7 +87,7 @@ impl AccountIndex {
     }
 
     /// Forgets accounts that are over and that nobody claims.
-    pub(super) async fn forget(&self, network: &str, salts: impl IntoIterator<Item = Hash>) {
+    pub(crate) async fn forget(&self, network: &str, salts: impl IntoIterator<Item = Hash>) {
         let mut guard = self.0.lock().await;
         if let Some(read) = guard.get_mut(network) {
             for salt in salts {

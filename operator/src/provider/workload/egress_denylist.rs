@@ -34,13 +34,13 @@ const V6: [&str; 6] = [
 
 /// Ranges that no pod of a lease reaches, each list sorted and without overlaps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Forbidden {
-    pub(super) v4: Vec<String>,
-    pub(super) v6: Vec<String>,
+pub(crate) struct Forbidden {
+    pub(crate) v4: Vec<String>,
+    pub(crate) v6: Vec<String>,
 }
 
 /// What is not the internet, this cluster's nodes and their pods, and `own`: what the provider's admin names beside.
-pub(super) fn forbidden<'a>(nodes: impl IntoIterator<Item = &'a Node>, own: &[IpNet]) -> Forbidden {
+pub(crate) fn forbidden<'a>(nodes: impl IntoIterator<Item = &'a Node>, own: &[IpNet]) -> Forbidden {
     let nodes = nodes.into_iter().flat_map(of_node);
     let fixed = V4.iter().chain(&V6).filter_map(|text| text.parse().ok());
     let (mut v4, mut v6) = (Vec::<Ipv4Net>::new(), Vec::<Ipv6Net>::new());

@@ -25,11 +25,13 @@ use leasehold_planner::{
 use leasehold_telemetry::metrics::ChainAction;
 use serde_json::json;
 
-use super::{MANAGER, Market, allocations};
+pub(crate) mod account_index;
+mod crd_deletion;
+
+use super::{MANAGER, Market, allocation};
 use crate::{
-    cache,
+    api_writes, cache,
     error::Error,
-    objects,
     payments::{entry, money, parse_key},
     queue::{Again, Failed},
 };
@@ -41,7 +43,7 @@ struct Hands {
 }
 
 /// One pass.
-pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Again, Failed> {
+pub(crate) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Again, Failed> {
     let (object, look_again) = market.as_meant(object).await;
     let (world, hands) = market.gather(object).await;
     let now = market.now();
@@ -53,7 +55,7 @@ pub(super) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Res
     if reported.is_err() {
         market.line.take_back(&world.lease, &plan);
     }
-    let wake = objects::until(plan.wake, market.now()).min(look_again);
+    let wake = api_writes::until(plan.wake, market.now()).min(look_again);
     reported
         .and(outcome)
         .map_err(|error| Failed::again(error, wake))?;
@@ -285,7 +287,7 @@ impl Market {
         let mut finalizers = world.lease.finalizers().to_vec();
         if plan.finalizer == Some(true) && !finalizers.iter().any(|f| f == FINALIZER_MARKET) {
             finalizers.push(FINALIZER_MARKET.into());
-            match objects::take_up(&api, world.lease.as_ref(), &finalizers, ANNOTATION_KNOWN).await {
+            match api_writes::take_up(&api, world.lease.as_ref(), &finalizers, ANNOTATION_KNOWN).await {
                 Ok(object) => written.object = Arc::new(object),
                 Err(error) => {
                     written.status = half_done;
@@ -328,7 +330,7 @@ impl Market {
                 object.metadata = ObjectMeta {
                     finalizers: Some(vec![FINALIZER_MARKET.into()]),
                     annotations: Some([(ANNOTATION_ESCROW.to_owned(), terms.id().to_string())].into()),
-                    ..objects::meta(
+                    ..api_writes::meta(
                         &name,
                         Some(&namespace),
                         &[
@@ -337,7 +339,7 @@ impl Market {
                         ],
                     )
                 };
-                objects::apply(&api(&namespace), &object, MANAGER)
+                api_writes::apply(&api(&namespace), &object, MANAGER)
                     .await
                     .map(|_| ())
             }
@@ -364,7 +366,7 @@ impl Market {
                     .await
                     .map_err(Error::kube("read an allocation"))?
                 {
-                    Some(object) => allocations::remove(&api, &object).await,
+                    Some(object) => allocation::remove(&api, &object).await,
                     None => Ok(()),
                 }
             }
@@ -382,7 +384,7 @@ impl Market {
             field_manager: Some(MANAGER.into()),
             ..PatchParams::default()
         };
-        objects::gone_is_fine(api.patch(name, &params, &patch).await)
+        api_writes::gone_is_fine(api.patch(name, &params, &patch).await)
             .map_err(Error::kube("write an allocation"))
     }
 
@@ -440,7 +442,8 @@ impl Market {
         let mut object = written.object;
         let before = world.lease.status.clone();
         if before.as_ref() != Some(&written.status) {
-            object = Arc::new(objects::apply_status(&api, object.as_ref(), MANAGER, &written.status).await?);
+            object =
+                Arc::new(api_writes::apply_status(&api, object.as_ref(), MANAGER, &written.status).await?);
             for (warning, reason, note) in lease::events(before.as_ref(), &written.status) {
                 self.events.publish(object.as_ref(), warning, reason, note).await;
             }
@@ -457,8 +460,8 @@ impl Market {
                 .filter(|f| *f != FINALIZER_MARKET)
                 .cloned()
                 .collect();
-            objects::gone_is_fine(
-                objects::set_finalizers(&api, object.as_ref(), &rest)
+            api_writes::gone_is_fine(
+                api_writes::set_finalizers(&api, object.as_ref(), &rest)
                     .await
                     .map_err(|error| match error {
                         Error::Kube { source, .. } => *source,

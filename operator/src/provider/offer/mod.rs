@@ -44,8 +44,8 @@ use leasehold_planner::{
 use leasehold_telemetry::Heartbeat;
 use serde_json::json;
 
-use super::{MANAGER, Provider, pods::PodSeen};
-use crate::{cache, objects, payments};
+use super::{MANAGER, Provider, workload::pods::PodSeen};
+use crate::{api_writes, cache, payments};
 
 /// Hours of sale and silent agents have no event: everything is looked at anew at least so often.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ const RENEW_SECONDS: i64 = 10;
 const REPEAT_SECONDS: i64 = 30;
 
 /// Most of a Node is nobody's concern here.
-pub(super) fn trim_node(node: &mut Node) {
+pub(crate) fn trim_node(node: &mut Node) {
     cache::without_annotations(node);
     if let Some(status) = &mut node.status {
         status.images = None;
@@ -67,10 +67,10 @@ pub(super) fn trim_node(node: &mut Node) {
 }
 
 /// Supply of each pool, by name.
-pub(super) type Supplies = BTreeMap<String, PoolSupply>;
+pub(crate) type Supplies = BTreeMap<String, PoolSupply>;
 
 /// Keeps the offer true until the process ends.
-pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
+pub(crate) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut renewed = Timestamp::UNIX_EPOCH;
     let mut told: Option<(GpuOfferSpec, Timestamp)> = None;
     loop {
@@ -115,7 +115,7 @@ pub(super) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
 
 impl Provider {
     /// What each pool can sell, by these reservations.
-    pub(super) fn supplies(&self, reservations: &[Arc<GpuReservation>], now: Timestamp) -> Supplies {
+    pub(crate) fn supplies(&self, reservations: &[Arc<GpuReservation>], now: Timestamp) -> Supplies {
         let pods = self.caches.pods.all().state();
         let nodes = self.nodes(&pods, now);
         let holds = holds(reservations, &pods);
@@ -139,7 +139,7 @@ impl Provider {
     }
 
     /// Chain, contract, token, and the token's decimals, by this provider's own PaymentNetwork.
-    pub(super) fn payment(&self, pool: &GpuPool) -> Option<(Money, u32)> {
+    pub(crate) fn payment(&self, pool: &GpuPool) -> Option<(Money, u32)> {
         let network = cache::get(&self.caches.networks, &pool.spec.network, None)?;
         Some((
             payments::money(&network.spec)?,
@@ -199,15 +199,15 @@ impl Provider {
         let name = &self.args.provider_name;
         let api = Api::<GpuOffer>::namespaced(self.market.clone(), &self.namespace_at_market);
         let mut offer = GpuOffer::new(name, spec.clone());
-        offer.metadata = objects::meta(name, Some(&self.namespace_at_market), &[(LABEL_PROVIDER, name)]);
-        objects::apply(&api, &offer, MANAGER).await.map(|_| ())
+        offer.metadata = api_writes::meta(name, Some(&self.namespace_at_market), &[(LABEL_PROVIDER, name)]);
+        api_writes::apply(&api, &offer, MANAGER).await.map(|_| ())
     }
 
     async fn renew(&self, now: Timestamp) -> Result<(), crate::error::Error> {
         let name = &self.args.provider_name;
         let api = Api::<Liveness>::namespaced(self.market.clone(), &self.namespace_at_market);
         let liveness = Liveness {
-            metadata: objects::meta(name, Some(&self.namespace_at_market), &[(LABEL_PROVIDER, name)]),
+            metadata: api_writes::meta(name, Some(&self.namespace_at_market), &[(LABEL_PROVIDER, name)]),
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.args.common.identity.clone()),
                 lease_duration_seconds: Some(60),
@@ -215,7 +215,7 @@ impl Provider {
                 ..LeaseSpec::default()
             }),
         };
-        objects::apply(&api, &liveness, MANAGER).await?;
+        api_writes::apply(&api, &liveness, MANAGER).await?;
         let patch = json!({
             "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuProvider", "metadata": {"name": name},
             "spec": {"payee": self.identity.payee.to_string(), "controller": self.identity.controller.to_string(), "region": self.args.region},
@@ -289,7 +289,7 @@ impl Provider {
             if pool.status.as_ref() == Some(&status) {
                 continue;
             }
-            match objects::apply_status(&api, pool.as_ref(), MANAGER, &status).await {
+            match api_writes::apply_status(&api, pool.as_ref(), MANAGER, &status).await {
                 Ok(_) => self.tell_not_sold(pool.status.as_ref(), &status.not_sold).await,
                 Err(error) => error.log("GpuPool", &pool.name_any()),
             }
@@ -365,7 +365,7 @@ fn schedulable(node: &Node) -> bool {
     ready && !cordoned && !tainted
 }
 
-pub(super) fn user_namespaces(node: &Node) -> bool {
+pub(crate) fn user_namespaces(node: &Node) -> bool {
     let handlers = node.status.as_ref().and_then(|s| s.runtime_handlers.as_ref());
     handlers.is_some_and(|h| {
         h.iter().any(|h| {
@@ -376,7 +376,7 @@ pub(super) fn user_namespaces(node: &Node) -> bool {
     })
 }
 
-pub(super) fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
+pub(crate) fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
     let of = |key: &str| resources.get(key).map_or("0", |q| q.0.as_str());
     Shape {
         gpus: quantity::bytes(of(GPU_RESOURCE)).unwrap_or(0),
@@ -386,7 +386,7 @@ pub(super) fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
     }
 }
 
-pub(super) fn plus(a: &Shape, b: &Shape) -> Shape {
+pub(crate) fn plus(a: &Shape, b: &Shape) -> Shape {
     Shape {
         gpus: a.gpus + b.gpus,
         millicores: a.millicores + b.millicores,

@@ -9,20 +9,20 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "Namespace")]
 #[serde(from = "Namespace")]
-pub(super) struct NamespaceSeen {
+pub(crate) struct NamespaceSeen {
     /// Name and version, and since when it goes; nothing else.
     metadata: ObjectMeta,
     /// The account that pays for what is in it, as it was written there.
-    pub(super) escrow: Option<String>,
+    pub(crate) escrow: Option<String>,
     /// Digest of all that was applied, as it was written there.
-    pub(super) applied: Option<String>,
+    pub(crate) applied: Option<String>,
     /// Until when results in it are kept, as it was written there.
-    pub(super) results_until: Option<String>,
+    pub(crate) results_until: Option<String>,
 }
 
 impl NamespaceSeen {
     /// Whether it is being deleted.
-    pub(super) fn goes(&self) -> bool {
+    pub(crate) fn goes(&self) -> bool {
         self.metadata.deletion_timestamp.is_some()
     }
 }

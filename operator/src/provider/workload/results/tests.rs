@@ -5,7 +5,7 @@ use leasehold_crds::{
 };
 
 use super::*;
-use crate::provider::ranges::Forbidden;
+use crate::provider::workload::egress_denylist::Forbidden;
 
 fn reservation(user_namespaces: bool) -> GpuReservation {
     let output = JobOutput {

@@ -11,7 +11,7 @@ use leasehold_crds::{
 use leasehold_planner::ports::{Clock as _, Payments as _, SystemClock};
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
 
-use crate::{objects, payments::Rails};
+use crate::{api_writes, payments::Rails};
 
 const PERIOD: Duration = Duration::from_secs(15);
 
@@ -34,7 +34,8 @@ pub(crate) async fn run(look: Look, heartbeat: Heartbeat) {
         for network in look.networks.state() {
             let status = status(&look, &network, SystemClock.now()).await;
             if network.status.as_ref() != Some(&status)
-                && let Err(error) = objects::apply_status(&api, network.as_ref(), look.manager, &status).await
+                && let Err(error) =
+                    api_writes::apply_status(&api, network.as_ref(), look.manager, &status).await
             {
                 error.log("PaymentNetwork", &network.name_any());
             }

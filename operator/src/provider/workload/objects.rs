@@ -37,14 +37,14 @@ use leasehold_crds::{
 };
 use leasehold_planner::escrow::lease_name;
 
-use super::{ranges::Forbidden, results};
+use super::{egress_denylist::Forbidden, results};
 
 /// Name of the workload's container.
-pub(super) const CONTAINER: &str = "main";
+pub(crate) const CONTAINER: &str = "main";
 /// Label with a node's rank in the lease.
-pub(super) const LABEL_RANK: &str = "leasehold.dev/rank";
+pub(crate) const LABEL_RANK: &str = "leasehold.dev/rank";
 /// Name of the workload, its ServiceAccount, its policies.
-pub(super) const NAME: &str = "lease";
+pub(crate) const NAME: &str = "lease";
 /// ClusterRole with what `access.subjects` may do; the chart makes it.
 const ACCESS_ROLE: &str = "leasehold-tenant-access";
 /// Where `sshKeys` are put.
@@ -53,26 +53,26 @@ const SSH_PATH: &str = "/etc/leasehold/ssh";
 const INDEX: &str = "LEASEHOLD_INDEX";
 const GRACE_SECONDS: i64 = 30;
 /// Group of volumes.
-pub(super) const FS_GROUP: i64 = 2000;
+pub(crate) const FS_GROUP: i64 = 2000;
 
 /// Everything of a share, in the order it is applied.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub(super) struct Objects {
-    pub(super) namespace: Namespace,
-    pub(super) quota: ResourceQuota,
-    pub(super) limits: LimitRange,
-    pub(super) policies: Vec<NetworkPolicy>,
-    pub(super) account: ServiceAccount,
-    pub(super) access: Option<RoleBinding>,
-    pub(super) ssh: Option<ConfigMap>,
-    pub(super) volumes: Vec<PersistentVolumeClaim>,
-    pub(super) services: Vec<Service>,
-    pub(super) set: Option<StatefulSet>,
-    pub(super) jobs: Vec<Job>,
+pub(crate) struct Objects {
+    pub(crate) namespace: Namespace,
+    pub(crate) quota: ResourceQuota,
+    pub(crate) limits: LimitRange,
+    pub(crate) policies: Vec<NetworkPolicy>,
+    pub(crate) account: ServiceAccount,
+    pub(crate) access: Option<RoleBinding>,
+    pub(crate) ssh: Option<ConfigMap>,
+    pub(crate) volumes: Vec<PersistentVolumeClaim>,
+    pub(crate) services: Vec<Service>,
+    pub(crate) set: Option<StatefulSet>,
+    pub(crate) jobs: Vec<Job>,
 }
 
 /// Labels of a reservation and of whatever is made for it: of which lease it is, and whose.
-pub(super) fn labels(spec: &GpuReservationSpec) -> BTreeMap<String, String> {
+pub(crate) fn labels(spec: &GpuReservationSpec) -> BTreeMap<String, String> {
     let provider = spec.allocation_namespace.strip_prefix(PROVIDER_NAMESPACE_PREFIX);
     [
         (LABEL_LEASE.to_owned(), lease_label(spec)),
@@ -87,7 +87,7 @@ fn lease_label(spec: &GpuReservationSpec) -> String {
 }
 
 /// Builds the objects of a reservation, whose pods reach nothing of `forbidden`.
-pub(super) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Objects {
+pub(crate) fn build(reservation: &GpuReservation, forbidden: &Forbidden) -> Objects {
     let name = reservation.name_any();
     let spec = &reservation.spec.allocation;
     let labels = labels(&reservation.spec);
@@ -275,7 +275,7 @@ enum OfJob {
 }
 
 /// Names of the Jobs of a reservation, none for other workloads.
-pub(super) fn job_names(reservation: &GpuReservation) -> Vec<String> {
+pub(crate) fn job_names(reservation: &GpuReservation) -> Vec<String> {
     let spec = &reservation.spec.allocation;
     let jobs = match (&spec.workload.job, &spec.storage) {
         (None, _) => 0,
@@ -286,7 +286,7 @@ pub(super) fn job_names(reservation: &GpuReservation) -> Vec<String> {
 }
 
 /// Name of the volume of one node of a job.
-pub(super) fn claim_name(index: i64) -> String {
+pub(crate) fn claim_name(index: i64) -> String {
     numbered("data", index)
 }
 
@@ -496,7 +496,7 @@ fn services(
     std::iter::once(headless).chain(exposed).collect()
 }
 
-pub(super) const fn service_type(reservation: &GpuReservation) -> &'static str {
+pub(crate) const fn service_type(reservation: &GpuReservation) -> &'static str {
     match reservation.spec.hosting.exposure {
         Exposure::NodePort => "NodePort",
         Exposure::LoadBalancer => "LoadBalancer",
@@ -504,7 +504,7 @@ pub(super) const fn service_type(reservation: &GpuReservation) -> &'static str {
 }
 
 /// Of the taint that device plugins' installers set on nodes with GPUs.
-pub(super) fn gpu_toleration() -> Toleration {
+pub(crate) fn gpu_toleration() -> Toleration {
     tolerated(GPU_RESOURCE, "NoSchedule")
 }
 
@@ -607,7 +607,7 @@ fn tolerated(key: &str, effect: &str) -> Toleration {
 }
 
 /// Only on the nodes that are reserved. A term's field selector takes one name, terms are alternatives.
-pub(super) fn on_nodes(nodes: &[String]) -> NodeAffinity {
+pub(crate) fn on_nodes(nodes: &[String]) -> NodeAffinity {
     let terms = nodes
         .iter()
         .map(|node| NodeSelectorTerm {

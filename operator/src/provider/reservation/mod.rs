@@ -26,16 +26,21 @@ use leasehold_planner::{
 use leasehold_telemetry::metrics::ChainAction;
 use serde::{Serialize, de::DeserializeOwned};
 
+pub(crate) mod applied;
+pub(crate) mod block_watcher;
+
 use super::{
     MANAGER, Provider,
     digest::Digest,
-    objects::{self as build, Objects},
-    ranges::{self, Forbidden},
+    workload::{
+        egress_denylist::{self, Forbidden},
+        objects::{self as build, Objects},
+    },
 };
 use crate::{
-    cache,
+    api_writes, cache,
     error::Error,
-    objects, payments,
+    payments,
     queue::{Again, Failed},
 };
 
@@ -44,7 +49,7 @@ use crate::{
 const FORBIDDEN_FOR: Duration = Duration::from_secs(5);
 
 /// One pass.
-pub(super) async fn reconcile(
+pub(crate) async fn reconcile(
     reservation: Arc<GpuReservation>,
     provider: Arc<Provider>,
 ) -> Result<Again, Failed> {
@@ -55,7 +60,7 @@ pub(super) async fn reconcile(
     // What was gathered may have taken a deadline's time: decided is by the clock as it is now.
     let now = provider.now();
     let plan = planner::decide(&world, now);
-    let wake = || objects::until(plan.wake, provider.now());
+    let wake = || api_writes::until(plan.wake, provider.now());
     let noted = plan.notes_first(reservation.status.as_ref());
     if noted {
         let reported = provider.report(&reservation, plan.status.clone(), &plan).await;
@@ -75,7 +80,7 @@ pub(super) async fn reconcile(
 
 impl Provider {
     /// This provider's own PaymentNetwork with the money of an account.
-    pub(super) fn network_of(&self, terms: &EscrowTerms) -> Option<Arc<PaymentNetwork>> {
+    pub(crate) fn network_of(&self, terms: &EscrowTerms) -> Option<Arc<PaymentNetwork>> {
         let token = terms.token.to_ascii_lowercase();
         let contract = terms.contract.to_ascii_lowercase();
         self.caches.networks.find(|n| {
@@ -287,19 +292,19 @@ impl Provider {
         namespace
             .annotations_mut()
             .insert(ANNOTATION_APPLIED.to_owned(), digest.mark());
-        objects::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
+        api_writes::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
         self.applied.done(&name, digest, self.now());
         Ok(())
     }
 
     /// Where a lease's pods may not go, by the cluster's nodes as they were a moment ago.
-    pub(super) fn forbidden(&self) -> Arc<Forbidden> {
+    pub(crate) fn forbidden(&self) -> Arc<Forbidden> {
         let mut known = self.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
             Some((at, forbidden)) if at.elapsed() < FORBIDDEN_FOR => forbidden.clone(),
             _ => {
                 let nodes = self.caches.nodes.state();
-                let now = ranges::forbidden(nodes.iter().map(|n| &**n), &self.args.own_ranges);
+                let now = egress_denylist::forbidden(nodes.iter().map(|n| &**n), &self.args.own_ranges);
                 known.insert((Instant::now(), Arc::new(now))).1.clone()
             }
         }
@@ -322,7 +327,7 @@ impl Provider {
             jobs,
         } = all;
         // Isolation first: no pod exists before what confines it.
-        objects::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
+        api_writes::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
         let (quota, limits, account) = tokio::join!(
             self.put(name, &quota),
             self.put(name, &limits),
@@ -358,7 +363,7 @@ impl Provider {
     }
 
     /// Whether it is now as it was read. If not, its change brings another pass.
-    pub(super) async fn is_current(&self, read: &GpuReservation) -> Result<bool, Error> {
+    pub(crate) async fn is_current(&self, read: &GpuReservation) -> Result<bool, Error> {
         let reservations = Api::<GpuReservation>::all(self.client.clone());
         let now = reservations
             .get_opt(&read.name_any())
@@ -368,7 +373,7 @@ impl Provider {
     }
 
     /// What runs is made once and never changed: an operator that would write its pods otherwise restarts none.
-    pub(super) async fn make<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
+    pub(crate) async fn make<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -389,7 +394,7 @@ impl Provider {
         }
     }
 
-    pub(super) async fn put<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
+    pub(crate) async fn put<K>(&self, namespace: &str, object: &K) -> Result<(), Error>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
@@ -397,7 +402,7 @@ impl Provider {
             + Serialize
             + std::fmt::Debug,
     {
-        objects::apply(
+        api_writes::apply(
             &Api::<K>::namespaced(self.client.clone(), namespace),
             object,
             MANAGER,
@@ -415,11 +420,12 @@ impl Provider {
             ..DeleteParams::default()
         };
         let sets = Api::<StatefulSet>::namespaced(self.client.clone(), name);
-        objects::gone_is_fine(sets.delete(build::NAME, &params).await)
+        api_writes::gone_is_fine(sets.delete(build::NAME, &params).await)
             .map_err(Error::kube("stop the workload"))?;
         let jobs = Api::<Job>::namespaced(self.client.clone(), name);
         for job in build::job_names(reservation) {
-            objects::gone_is_fine(jobs.delete(&job, &params).await).map_err(Error::kube("stop the job"))?;
+            api_writes::gone_is_fine(jobs.delete(&job, &params).await)
+                .map_err(Error::kube("stop the job"))?;
         }
         Ok(())
     }
@@ -431,7 +437,7 @@ impl Provider {
             return Ok(());
         }
         let namespaces = Api::<Namespace>::all(self.client.clone());
-        objects::gone_is_fine(namespaces.delete(name, &DeleteParams::default()).await)
+        api_writes::gone_is_fine(namespaces.delete(name, &DeleteParams::default()).await)
             .map_err(Error::kube("delete the lease's namespace"))
     }
 
@@ -445,7 +451,7 @@ impl Provider {
         let api = Api::<GpuReservation>::all(self.client.clone());
         let before = reservation.status.as_ref();
         if before != Some(&status) {
-            let written = objects::apply_status(&api, reservation, MANAGER, &status).await?;
+            let written = api_writes::apply_status(&api, reservation, MANAGER, &status).await?;
             if before.map(|s| s.phase) != Some(status.phase) {
                 tracing::info!(share = reservation.name_any(), phase = ?status.phase, reason = status.stop_reason, "phase");
                 if let Some(phases) = &self.metrics.shares {
@@ -480,11 +486,11 @@ impl Provider {
                     &kube::api::Patch::Merge(&patch),
                 )
                 .await;
-            objects::gone_is_fine(done).map_err(Error::kube("let the reservation go"))?;
+            api_writes::gone_is_fine(done).map_err(Error::kube("let the reservation go"))?;
             let deleted = api
                 .delete(&reservation.name_any(), &DeleteParams::default())
                 .await;
-            objects::gone_is_fine(deleted).map_err(Error::kube("delete the reservation"))?;
+            api_writes::gone_is_fine(deleted).map_err(Error::kube("delete the reservation"))?;
         }
         Ok(())
     }

@@ -1,0 +1,5 @@
+//! Subcommands beside the two roles.
+
+pub mod apply;
+pub mod checks;
+pub mod results;
