@@ -1,15 +1,10 @@
 //! Leasehold's operator. Start-up has a fixed order: flags, telemetry, TLS, clients, caches, leadership, controllers.
 
-mod api_writes;
-mod cache;
 mod commands;
-mod error;
-mod leader;
 mod market;
 mod payment_networks;
 mod payments;
 mod provider;
-mod queue;
 mod settings;
 
 use std::process::ExitCode;

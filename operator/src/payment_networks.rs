@@ -8,34 +8,42 @@ use leasehold_crds::{
     payment::network::PaymentNetworkStatus,
     shared::conditions::{Truth, condition, set},
 };
-use leasehold_planner::ports::{Clock as _, Payments as _, SystemClock};
+use leasehold_planner::ports::{Clock as _, Payments as _};
+use leasehold_runtime::{Process, SystemClock, api_writes};
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
 
-use crate::{api_writes, payments::Rails};
+use crate::payments::PaymentClients;
 
 const PERIOD: Duration = Duration::from_secs(15);
 
 /// Who looks: the market of a cluster, or its provider where there is no market.
-pub(crate) struct Look {
+pub(crate) struct Reachability {
     pub(crate) client: Client,
     pub(crate) networks: Store<PaymentNetwork>,
-    pub(crate) rails: Rails,
+    pub(crate) payments: PaymentClients,
     /// Field manager of the status.
     pub(crate) manager: &'static str,
     /// Whether leases are to be served on it here, which takes a `marketId`.
     pub(crate) market: bool,
 }
 
-/// Asks each network for its newest block, every so often.
-pub(crate) async fn run(look: Look, heartbeat: Heartbeat) {
-    let api = Api::<PaymentNetwork>::all(look.client.clone());
+/// Adds the loop that reports whether each PaymentNetwork can be reached.
+pub(crate) fn register(process: &mut Process, of: Reachability) {
+    process.add_loop("networks", Duration::from_secs(120), |heartbeat| {
+        run(of, heartbeat)
+    });
+}
+
+/// Reads the newest block of each network periodically.
+async fn run(of: Reachability, heartbeat: Heartbeat) {
+    let api = Api::<PaymentNetwork>::all(of.client.clone());
     loop {
         heartbeat.beat();
-        for network in look.networks.state() {
-            let status = status(&look, &network, SystemClock.now()).await;
+        for network in of.networks.state() {
+            let status = status(&of, &network, SystemClock.now()).await;
             if network.status.as_ref() != Some(&status)
                 && let Err(error) =
-                    api_writes::apply_status(&api, network.as_ref(), look.manager, &status).await
+                    api_writes::apply_status(&api, network.as_ref(), of.manager, &status).await
             {
                 error.log("PaymentNetwork", &network.name_any());
             }
@@ -44,18 +52,18 @@ pub(crate) async fn run(look: Look, heartbeat: Heartbeat) {
     }
 }
 
-async fn status(look: &Look, network: &PaymentNetwork, now: jiff::Timestamp) -> PaymentNetworkStatus {
+async fn status(of: &Reachability, network: &PaymentNetwork, now: jiff::Timestamp) -> PaymentNetworkStatus {
     let generation = network.metadata.generation.unwrap_or_default();
-    let head = match look.rails.rail(network).await {
-        Ok(rail) => look
-            .rails
-            .observed(ChainAction::Read, rail.head())
+    let head = match of.payments.client(network).await {
+        Ok(chain) => of
+            .payments
+            .observed(ChainAction::Read, chain.head())
             .await
             .map_err(|e| e.to_string()),
         Err(error) => Err(error),
     };
     let next = match head {
-        Ok(_) if look.market && network.spec.market_id.is_none() => condition(
+        Ok(_) if of.market && network.spec.market_id.is_none() => condition(
             "Reachable",
             Truth::False,
             "NoMarketId",

@@ -1,4 +1,4 @@
-//! From PaymentNetworks to rails, and each call to the chain counted and timed.
+//! Clients of the escrow contracts of PaymentNetworks; each call to the chain is counted and timed.
 
 use std::{
     collections::HashMap,
@@ -21,9 +21,9 @@ use leasehold_planner::{
 use leasehold_telemetry::metrics::{Chain, ChainAction, ChainOutcome};
 use std::time::Instant;
 
-/// Rails by PaymentNetwork, connected once.
+/// Escrow clients by PaymentNetwork, each connected once.
 #[derive(Clone)]
-pub struct Rails {
+pub struct PaymentClients {
     secrets: Api<Secret>,
     call_deadline: Duration,
     mine_deadline: Duration,
@@ -49,8 +49,8 @@ pub const fn level(finality: Finality) -> BlockLevel {
     }
 }
 
-impl Rails {
-    /// Rails whose secret URLs are in `namespace`.
+impl PaymentClients {
+    /// PaymentClients whose RPC Secrets are in `namespace`.
     pub fn new(
         client: Client,
         namespace: &str,
@@ -67,8 +67,8 @@ impl Rails {
         }
     }
 
-    /// The rail of a network.
-    pub async fn rail(&self, network: &PaymentNetwork) -> Result<EvmEscrow, String> {
+    /// The escrow client of a network.
+    pub async fn client(&self, network: &PaymentNetwork) -> Result<EvmEscrow, String> {
         let name = network.name_any();
         let known = self
             .connected
@@ -76,10 +76,10 @@ impl Rails {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&name)
             .cloned();
-        if let Some((spec, rail)) = known
+        if let Some((spec, client)) = known
             && spec == network.spec
         {
-            return Ok(rail);
+            return Ok(client);
         }
         let spec = &network.spec;
         let money = money(spec).ok_or_else(|| format!("PaymentNetwork {name}: an address is malformed"))?;
@@ -88,7 +88,7 @@ impl Rails {
             (None, Some(secret)) => self.url(secret).await?,
             (None, None) => return Err(format!("PaymentNetwork {name}: set rpcUrl or rpcSecretName")),
         };
-        let rail = EvmEscrow::connect(&Connection {
+        let client = EvmEscrow::connect(&Connection {
             rpc_url,
             chain_id: money.chain_id,
             escrow: money.escrow,
@@ -100,8 +100,8 @@ impl Rails {
         self.connected
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(name, (spec.clone(), rail.clone()));
-        Ok(rail)
+            .insert(name, (spec.clone(), client.clone()));
+        Ok(client)
     }
 
     async fn url(&self, secret: &str) -> Result<String, String> {

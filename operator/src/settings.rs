@@ -8,6 +8,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use ipnet::IpNet;
 use leasehold_planner::{escrow::Address, provider::workload::recipient::Recipient};
+use leasehold_runtime::ProcessArgs;
 
 /// Leasehold's operator: a market's or a provider's.
 #[derive(Parser, Debug, Clone)]
@@ -41,25 +42,15 @@ pub enum Command {
 /// Flags of both roles.
 #[derive(clap::Args, Debug, Clone)]
 pub struct CommonArgs {
-    /// Namespace of this operator: its leader lease and the Secrets it may read are there.
-    #[arg(long, env = "POD_NAMESPACE", default_value = "leasehold-system")]
-    pub namespace: String,
-    /// ServiceAccount it runs as: tenants are told whom to let read their wallet.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// ServiceAccount it runs as: condition messages name it, so that tenants can let it read their wallet.
     #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "leasehold-market")]
     pub service_account: String,
-    /// Name of this replica in leader leases and Events.
-    #[arg(long, env = "POD_NAME", default_value = "leasehold-operator")]
-    pub identity: String,
-    /// Kubeconfig of the cluster it runs for; the pod's own ServiceAccount when absent.
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Acts without waiting for leadership. Safe (the chain and resource versions decide), wasteful: for tests.
-    #[arg(long, hide = true)]
-    pub no_leader_election: bool,
     /// Seconds in which a call to the chain must be answered.
     #[arg(long, default_value_t = 5, value_name = "SECONDS")]
     pub chain_deadline: u64,
-    /// Seconds in which a transaction must be mined before the next pass looks again.
+    /// Seconds in which a transaction must be mined; after that the next reconcile checks it.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub mine_deadline: u64,
 }

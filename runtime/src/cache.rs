@@ -1,4 +1,4 @@
-//! Shared caches: one watch a kind, a store to read from, and a call for each object that was touched.
+//! Shared caches: one watch for each kind, a store to read from, and a callback for each object that changed.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease as Liveness;
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
     Api, Client, Config, Resource, ResourceExt as _,
     api::ObjectMeta,
@@ -27,11 +27,11 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tower::limit::ConcurrencyLimitLayer;
 
-/// Calls under way at once: each is a connection, which takes tens of kilobytes, and more of them make no API server
-/// faster. A watch counts until it begins.
-const CALLS_AT_ONCE: usize = 64;
+/// Concurrent requests: each is a connection, which takes tens of kilobytes, and more of them make no API server
+/// faster. A watch counts until its response begins.
+const CONCURRENT_REQUESTS: usize = 64;
 
-/// The whole object once more, as `kubectl apply` keeps it; nobody here reads it.
+/// A copy of the whole object that `kubectl apply` stores; nothing here reads it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// A client from a kubeconfig, or from the pod's own ServiceAccount.
@@ -46,20 +46,20 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
         }
         None => Config::infer()
             .await
-            .context("find the cluster: run in a pod, or name a --kubeconfig")?,
+            .context("find the cluster: run in a pod, or set --kubeconfig")?,
     };
     let builder = ClientBuilder::try_from(config).context("make a client of the cluster's API")?;
     Ok(builder
-        .with_layer(&ConcurrencyLimitLayer::new(CALLS_AT_ONCE))
+        .with_layer(&ConcurrencyLimitLayer::new(CONCURRENT_REQUESTS))
         .build())
 }
 
-/// Whether a watch's API server answers; clones share it.
+/// Whether the API server of a watch can be reached; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Reach(Arc<RwLock<Option<String>>>);
 
 impl Reach {
-    /// Why it does not answer, if it does not.
+    /// Why it cannot be reached, if it cannot.
     pub fn error(&self) -> Option<String> {
         self.0
             .read()
@@ -67,14 +67,14 @@ impl Reach {
     }
 
     fn set(&self, error: Option<String>) {
-        let mut guard = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut guard = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if *guard != error {
             *guard = error;
         }
     }
 }
 
-/// Where watches come from: an API server, and whether it answers.
+/// An API server to watch, and whether it can be reached.
 pub struct Source {
     client: Client,
     reach: Reach,
@@ -92,8 +92,8 @@ impl<K> Watched for K where
 {
 }
 
-/// A watch fills its store until the process ends. `trim` drops what nobody reads, `touched` is called for each object
-/// that came, changed, or went.
+/// A watch fills its store until the process ends. `trim` drops fields that nothing reads; `on_change` is called for
+/// each object that was added, changed or deleted.
 impl Source {
     /// All objects of a kind.
     pub fn new(client: &Client) -> Self {
@@ -104,7 +104,7 @@ impl Source {
         }
     }
 
-    /// Of the same API server, objects that have such labels.
+    /// The same API server, restricted to objects with matching labels.
     pub fn labelled(&self, selector: &str) -> Self {
         Self {
             client: self.client.clone(),
@@ -113,15 +113,15 @@ impl Source {
         }
     }
 
-    /// Whether it answers.
+    /// Whether it can be reached.
     pub fn reach(&self) -> Reach {
         self.reach.clone()
     }
 
-    /// Watches a kind wherever its objects are.
-    pub fn watch<K: Watched>(&self, trim: fn(&mut K), touched: impl Fn(&K) + Send + 'static) -> Store<K> {
+    /// Watches a kind in all namespaces.
+    pub fn watch<K: Watched>(&self, trim: fn(&mut K), on_change: impl Fn(&K) + Send + 'static) -> Store<K> {
         let api = Api::all(self.client.clone());
-        self.follow(api, trim, move |object, _| touched(object))
+        self.follow(api, trim, move |object, _| on_change(object))
     }
 
     /// Watches the objects of one namespace.
@@ -129,24 +129,24 @@ impl Source {
         &self,
         namespace: &str,
         trim: fn(&mut K),
-        touched: impl Fn(&K) + Send + 'static,
+        on_change: impl Fn(&K) + Send + 'static,
     ) -> Store<K> {
         let api = Api::namespaced(self.client.clone(), namespace);
-        self.follow(api, trim, move |object, _| touched(object))
+        self.follow(api, trim, move |object, _| on_change(object))
     }
 
-    /// Watches a kind whose objects are looked for by namespace.
+    /// Watches a kind in all namespaces, indexed by namespace.
     pub fn watch_by_namespace<K: Watched>(
         &self,
         trim: fn(&mut K),
-        touched: impl Fn(&K) + Send + 'static,
+        on_change: impl Fn(&K) + Send + 'static,
     ) -> ByNamespace<K> {
         let names = Arc::new(Names::default());
-        let noted = names.clone();
+        let index = names.clone();
         let api = Api::all(self.client.clone());
         let all = self.follow(api, trim, move |object, now| {
-            noted.note(object, now);
-            touched(object);
+            index.note(object, now);
+            on_change(object);
         });
         ByNamespace { all, names }
     }
@@ -155,13 +155,13 @@ impl Source {
         &self,
         api: Api<K>,
         trim: fn(&mut K),
-        seen: impl Fn(&K, Now) + Send + 'static,
+        on_event: impl Fn(&K, Now) + Send + 'static,
     ) -> Store<K> {
-        follow(api, self.config.clone(), self.reach(), trim, seen)
+        follow(api, self.config.clone(), self.reach(), trim, on_event)
     }
 }
 
-/// Drops what nobody here reads, and what held it: there are thousands of each kind.
+/// Drops metadata that nothing here reads: there are thousands of objects of each kind.
 fn trim_meta(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
     meta.owner_references = None;
@@ -176,16 +176,16 @@ pub fn without_annotations<K: Resource>(object: &mut K) {
 }
 
 /// Drops annotations and labels.
-pub fn without_marks<K: Resource>(object: &mut K) {
+pub fn without_annotations_and_labels<K: Resource>(object: &mut K) {
     object.meta_mut().annotations = None;
     object.meta_mut().labels = None;
 }
 
-/// Whether an object is there after what happened to it.
+/// Whether an object exists after an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Now {
-    There,
-    Gone,
+    Exists,
+    Deleted,
 }
 
 fn follow<K: Watched>(
@@ -193,7 +193,7 @@ fn follow<K: Watched>(
     config: watcher::Config,
     reach: Reach,
     trim: fn(&mut K),
-    seen: impl Fn(&K, Now) + Send + 'static,
+    on_event: impl Fn(&K, Now) + Send + 'static,
 ) -> Store<K> {
     let (store, writer) = reflector::store::<K>();
     let reader = store.clone();
@@ -203,7 +203,7 @@ fn follow<K: Watched>(
             .modify(move |object| {
                 trim_meta(object.meta_mut());
                 trim(object);
-                // A vector that was read has room for more of its kind, a copied one has none to spare.
+                // A deserialized vector has spare capacity; a clone has none.
                 *object = object.clone();
             })
             .reflect(writer);
@@ -212,22 +212,22 @@ fn follow<K: Watched>(
             match event {
                 Ok(watcher::Event::Apply(object)) => {
                     reach.set(None);
-                    seen(&object, Now::There);
+                    on_event(&object, Now::Exists);
                 }
                 Ok(watcher::Event::Delete(object)) => {
                     reach.set(None);
-                    seen(&object, Now::Gone);
+                    on_event(&object, Now::Deleted);
                 }
                 Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => reach.set(None),
-                // A list is in the store once it is whole: who looked before would see what was there before.
+                // A list reaches the store once it is complete: an earlier callback would read the previous state.
                 Ok(watcher::Event::InitDone) => {
                     reach.set(None);
                     for object in reader.state() {
-                        seen(&object, Now::There);
+                        on_event(&object, Now::Exists);
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(kind = %K::kind(&()), %error, "the watch is interrupted");
+                    tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted");
                     reach.set(Some(format!("the API server can't be reached: {error}")));
                 }
             }
@@ -236,14 +236,13 @@ fn follow<K: Watched>(
     store
 }
 
-/// A store whose objects are found by namespace, too. To look for one namespace's in a store takes as long as to look at
-/// all of them.
+/// A store that is indexed by namespace: finding the objects of one namespace in a plain store reads all of them.
 pub struct ByNamespace<K: Resource<DynamicType = ()> + 'static> {
     all: Store<K>,
     names: Arc<Names>,
 }
 
-/// Names of the objects in each namespace, sorted. One that went while the watch was interrupted is still named.
+/// Names of the objects in each namespace, sorted. An object deleted while the watch was interrupted may still be listed.
 #[derive(Default)]
 struct Names(Mutex<HashMap<String, Vec<String>>>);
 
@@ -254,13 +253,13 @@ impl Names {
         };
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match now {
-            Now::There => {
+            Now::Exists => {
                 let there = names.entry(namespace).or_default();
                 if let Err(at) = there.binary_search(&object.name_any()) {
                     there.insert(at, object.name_any());
                 }
             }
-            Now::Gone => {
+            Now::Deleted => {
                 if let Some(there) = names.get_mut(&namespace) {
                     there.retain(|name| *name != object.name_any());
                     if there.is_empty() {
@@ -273,7 +272,7 @@ impl Names {
 }
 
 impl<K: Watched> ByNamespace<K> {
-    /// Those of a namespace, by name.
+    /// The objects of a namespace, sorted by name.
     pub fn of(&self, namespace: &str) -> Vec<Arc<K>> {
         let names = self.names.0.lock().unwrap_or_else(PoisonError::into_inner);
         let names = names.get(namespace).into_iter().flatten();
@@ -282,14 +281,14 @@ impl<K: Watched> ByNamespace<K> {
             .collect()
     }
 
-    /// All of them, wherever they are.
+    /// The objects of all namespaces.
     pub const fn all(&self) -> &Store<K> {
         &self.all
     }
 }
 
-/// Keeps an object as it is.
-pub const fn whole<K>(_: &mut K) {}
+/// Drops nothing.
+pub const fn keep_all<K>(_: &mut K) {}
 
 /// Looks an object up by name and namespace.
 pub fn get<K>(store: &Store<K>, name: &str, namespace: Option<&str>) -> Option<Arc<K>>
@@ -301,8 +300,8 @@ where
     store.get(&object)
 }
 
-/// When a Lease by which somebody says that they live was renewed last.
-pub fn renewed_at(lease: &Liveness) -> Option<Timestamp> {
+/// When a Lease was renewed last.
+pub fn renewed_at(lease: &Lease) -> Option<Timestamp> {
     Some(lease.spec.as_ref()?.renew_time.as_ref()?.0)
 }
 
@@ -320,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_found_by_namespace_while_they_are_there() {
+    fn objects_are_found_by_namespace_while_they_exist() {
         let (all, mut writer) = reflector::store::<Pod>();
         let names = Arc::new(Names::default());
         let pods = ByNamespace { all, names };
@@ -330,20 +329,20 @@ mod tests {
         };
         for pod in [pod("a", "2"), pod("a", "1"), pod("b", "3")] {
             writer.apply_watcher_event(&watcher::Event::Apply(pod.clone()));
-            pods.names.note(&pod, Now::There);
+            pods.names.note(&pod, Now::Exists);
         }
         assert_eq!(found("a"), ["1", "2"]);
         assert_eq!(found("b"), ["3"]);
         assert!(found("c").is_empty());
 
         writer.apply_watcher_event(&watcher::Event::Delete(pod("a", "1")));
-        pods.names.note(&pod("a", "1"), Now::Gone);
+        pods.names.note(&pod("a", "1"), Now::Deleted);
         assert_eq!(found("a"), ["2"]);
-        // Gone while the watch was interrupted: nobody told of it.
+        // Deleted while the watch was interrupted: no event was received.
         writer.apply_watcher_event(&watcher::Event::Delete(pod("a", "2")));
         assert!(found("a").is_empty());
 
-        pods.names.note(&pod("b", "3"), Now::Gone);
+        pods.names.note(&pod("b", "3"), Now::Deleted);
         assert!(!pods.names.0.lock().unwrap().contains_key("b"));
     }
 }

@@ -1,28 +1,28 @@
-//! What can go wrong on a pass, and what each wants to be done about it.
+//! Errors of a reconcile, and how each is retried.
 
 use std::time::Duration;
 
 use leasehold_telemetry::metrics::Class;
 
-/// A pass that could not be finished. What was decided stands; the next pass carries on.
+/// A reconcile that could not be finished. The next one continues from what was written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The object itself can't be used.
+    /// The object itself is invalid.
     #[error("{0}")]
     Object(String),
-    /// The API server refused or was not reached.
+    /// The API server refused the request or was not reached.
     #[error("{doing}")]
     Kube {
-        /// What was being done.
+        /// The step that failed.
         doing: &'static str,
-        /// What it said.
+        /// The error of the request.
         #[source]
         source: Box<kube::Error>,
     },
 }
 
 impl Error {
-    /// Wraps an API error with what was being done.
+    /// Wraps an API error with the step that failed.
     pub fn kube(doing: &'static str) -> impl FnOnce(kube::Error) -> Self {
         move |source| Self::Kube {
             doing,
@@ -30,7 +30,7 @@ impl Error {
         }
     }
 
-    /// What it wants.
+    /// How it is retried.
     pub fn class(&self) -> Class {
         match self {
             Self::Object(_) => Class::User,
@@ -42,7 +42,7 @@ impl Error {
         }
     }
 
-    /// Says what failed and why, and what it concerns.
+    /// Logs what failed and why, with the object that it concerns.
     pub fn log(&self, kind: &str, name: &str) {
         let why = std::error::Error::source(self)
             .map(ToString::to_string)
@@ -53,7 +53,7 @@ impl Error {
         }
     }
 
-    /// When to try again.
+    /// Delay before the next attempt.
     pub fn retry_after(&self) -> Duration {
         match self.class() {
             Class::Conflict => Duration::from_millis(100),

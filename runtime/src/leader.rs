@@ -1,4 +1,5 @@
-//! Leadership is an optimisation: two operators sure that they lead never pay twice (M2). It saves double work.
+//! Leader election is an optimisation that avoids duplicate work: two operators that both believe they lead never pay
+//! twice (M2).
 
 use std::time::Duration;
 
@@ -6,36 +7,36 @@ use anyhow::{Context as _, bail};
 use kube_lease_manager::LeaseManagerBuilder;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cache, settings::CommonArgs};
+use crate::{cache, process::ProcessArgs};
 
-/// Seconds a leader's lease is valid without renewal; a standby takes over after that.
+/// Seconds for which a leader's Lease is valid without renewal; a standby replica takes over after that.
 const LEASE_SECONDS: u64 = 15;
-/// Seconds before the end at which it is renewed.
+/// Seconds before its expiry at which it is renewed.
 const RENEW_SECONDS: u64 = 5;
 
-/// Leadership; dropping it hands it over.
+/// Leadership of this replica; dropping it releases it.
 pub struct Leadership {
     channel: Option<tokio::sync::watch::Receiver<bool>>,
     task: Option<tokio::task::JoinHandle<kube_lease_manager::Result<kube_lease_manager::LeaseManager>>>,
 }
 
-/// Waits until this replica leads, or for shutdown (`None`).
+/// Waits until this replica leads; `None` when shutdown came first.
 pub async fn wait(
     name: &str,
-    common: &CommonArgs,
+    args: &ProcessArgs,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Option<Leadership>> {
-    if common.no_leader_election {
+    if args.no_leader_election {
         return Ok(Some(Leadership {
             channel: None,
             task: None,
         }));
     }
-    // A client of its own: however many passes wait for their calls, no renewal waits with them.
-    let client = cache::client(common.kubeconfig.as_deref()).await?;
+    // Its own client: renewals must not queue behind the requests of reconciles.
+    let client = cache::client(args.kubeconfig.as_deref()).await?;
     let manager = LeaseManagerBuilder::new(client, name)
-        .with_namespace(&common.namespace)
-        .with_identity(&common.identity)
+        .with_namespace(&args.namespace)
+        .with_identity(&args.identity)
         .with_duration(LEASE_SECONDS)
         .with_grace(RENEW_SECONDS)
         .build()
@@ -43,13 +44,13 @@ pub async fn wait(
         .with_context(|| {
             format!(
                 "make the leader lease {}/{name}: may this ServiceAccount write leases there?",
-                common.namespace
+                args.namespace
             )
         })?;
     let (mut channel, task) = manager.watch().await;
     loop {
         if *channel.borrow_and_update() {
-            tracing::info!(lease = name, identity = common.identity, "leads");
+            tracing::info!(lease = name, identity = args.identity, "started leading");
             return Ok(Some(Leadership {
                 channel: Some(channel),
                 task: Some(task),
@@ -67,7 +68,7 @@ pub async fn wait(
 }
 
 impl Leadership {
-    /// Returns when leadership is lost: the process must end, so that nothing of it acts on.
+    /// Returns when leadership is lost. The process must end then, so that none of its work continues.
     pub async fn lost(&mut self) -> anyhow::Result<()> {
         let Some(channel) = &mut self.channel else {
             return std::future::pending().await;
@@ -75,18 +76,18 @@ impl Leadership {
         loop {
             channel.changed().await.context("the leader election ended")?;
             if !*channel.borrow_and_update() {
-                bail!("leadership was lost: ending, so that the new leader acts alone");
+                bail!("leadership lost: exiting, so that only the new leader acts");
             }
         }
     }
 
-    /// Hands leadership over at once.
+    /// Releases leadership immediately.
     pub async fn release(self) {
         drop(self.channel);
         if let Some(task) = self.task
             && tokio::time::timeout(Duration::from_secs(3), task).await.is_err()
         {
-            tracing::warn!("leadership was not released in time; it lapses by itself");
+            tracing::warn!("leadership was not released in time; it expires by itself");
         }
     }
 }

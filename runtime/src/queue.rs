@@ -1,6 +1,6 @@
-//! Objects to look at, in the order in which they were asked for, as in client-go's work queue: an object waits once,
-//! however often it is asked for, and has one pass at a time. kube's own controller takes any of those that wait: under
-//! load some of them, with deadlines of their own, wait for a minute while others that came after them go by.
+//! A first-in-first-out work queue, as in client-go: an object is queued at most once, and has at most one reconcile at a
+//! time. kube's own controller takes queued objects in no particular order: under load an object whose deadline is due can
+//! wait for a minute while objects that were queued later are reconciled.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -24,39 +24,42 @@ use crate::{
     error::Error,
 };
 
-/// Passes over leases, and over reservations, under way at once. Some of them wait for a block: were they few, all
-/// others would wait for it too. The chain is asked by them one after the other where it matters, by each key's queue.
-pub const PASSES_AT_ONCE: usize = 256;
+/// Concurrent reconciles of leases, and of reservations. Some of them wait for a block; with few of them, all others
+/// would wait for it too. Where the order of calls to the chain matters, each key's own queue keeps it.
+pub const CONCURRENT_RECONCILES: usize = 256;
 
-/// A wake-up further ahead is as good as none, and no clock overflows.
-const WAKE_AT_MOST: Duration = Duration::from_secs(24 * 3600);
+/// Longest delay of a requeue, so that no clock overflows.
+const REQUEUE_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// In how long an object is to be looked at again though nobody asks for it; never, when `None`.
-pub type Again = Option<Duration>;
+/// Delay after which an object is reconciled again without an event; `None` waits for an event.
+pub type RequeueAfter = Option<Duration>;
 
-/// A pass that did not finish.
-pub struct Failed {
+/// A reconcile that failed.
+pub struct ReconcileError {
     error: Error,
-    again: Again,
+    requeue_after: RequeueAfter,
 }
 
-impl Failed {
-    /// It is to be looked at again in so long, or sooner as the error wants it.
-    pub const fn again(error: Error, again: Duration) -> Self {
+impl ReconcileError {
+    /// Reconciles again after `requeue_after`, or sooner where the error's class retries sooner.
+    pub const fn requeue(error: Error, requeue_after: Duration) -> Self {
         Self {
             error,
-            again: Some(again),
+            requeue_after: Some(requeue_after),
         }
     }
 }
 
-impl From<Error> for Failed {
+impl From<Error> for ReconcileError {
     fn from(error: Error) -> Self {
-        Self { error, again: None }
+        Self {
+            error,
+            requeue_after: None,
+        }
     }
 }
 
-/// Objects of a kind that wait to be looked at. Clones share it.
+/// Queued objects of a kind. Clones share it.
 pub struct Queue<K>(Arc<Shared>, PhantomData<fn(&K)>);
 
 impl<K> Clone for Queue<K> {
@@ -74,10 +77,10 @@ impl<K> Default for Queue<K> {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    asked: Notify,
+    enqueued: Notify,
 }
 
-/// Namespace and name, with a slash between, as kubectl writes it; the name alone, where there is no namespace.
+/// `namespace/name`, or the name alone for a cluster-scoped object.
 type Key = Arc<str>;
 
 fn key(name: &str, namespace: Option<&str>) -> Key {
@@ -87,68 +90,68 @@ fn key(name: &str, namespace: Option<&str>) -> Key {
     }
 }
 
-/// Who waits, who is being looked at, and who will wait when.
+/// Objects that are queued, being reconciled, or scheduled to be queued later.
 #[derive(Default)]
 struct State {
     order: VecDeque<Key>,
-    objects: HashMap<Key, Standing>,
-    wakes: BTreeSet<(Instant, Key)>,
+    objects: HashMap<Key, Entry>,
+    scheduled: BTreeSet<(Instant, Key)>,
 }
 
 #[derive(Default)]
-struct Standing {
-    /// Since when it waits, be it for the pass that is under way to end.
-    waits: Option<Instant>,
-    has_pass: bool,
-    /// When it is asked for if nobody did so before.
-    wakes: Option<Instant>,
+struct Entry {
+    /// When it was queued, also while its reconcile is still running.
+    queued_at: Option<Instant>,
+    is_running: bool,
+    /// When it is queued without an event.
+    scheduled_at: Option<Instant>,
 }
 
 impl State {
-    /// Puts it at the end, unless it waits already.
-    fn ask(&mut self, key: Key, now: Instant) {
-        let standing = self.objects.entry(key.clone()).or_default();
-        if standing.waits.is_none() {
-            standing.waits = Some(now);
-            if !standing.has_pass {
+    /// Appends the object unless it is queued already.
+    fn enqueue(&mut self, key: Key, now: Instant) {
+        let entry = self.objects.entry(key.clone()).or_default();
+        if entry.queued_at.is_none() {
+            entry.queued_at = Some(now);
+            if !entry.is_running {
                 self.order.push_back(key);
             }
         }
     }
 
-    /// Whose turn it is, and for how long it waited; else when the next one will be asked for.
+    /// The next object and how long it was queued; if there is none, when the next one is scheduled.
     fn next(&mut self, now: Instant) -> Result<(Key, Duration), Option<Instant>> {
-        while self.wakes.first().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, key)) = self.wakes.pop_first() {
-                if let Some(standing) = self.objects.get_mut(&key) {
-                    standing.wakes = None;
+        while self.scheduled.first().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, key)) = self.scheduled.pop_first() {
+                if let Some(entry) = self.objects.get_mut(&key) {
+                    entry.scheduled_at = None;
                 }
-                self.ask(key, now);
+                self.enqueue(key, now);
             }
         }
         let Some(key) = self.order.pop_front() else {
-            return Err(self.wakes.first().map(|(at, _)| *at));
+            return Err(self.scheduled.first().map(|(at, _)| *at));
         };
-        let standing = self.objects.entry(key.clone()).or_default();
-        standing.has_pass = true;
-        let since = standing.waits.take().unwrap_or(now);
-        if let Some(at) = standing.wakes.take() {
-            self.wakes.remove(&(at, key.clone()));
+        let entry = self.objects.entry(key.clone()).or_default();
+        entry.is_running = true;
+        let queued_at = entry.queued_at.take().unwrap_or(now);
+        if let Some(at) = entry.scheduled_at.take() {
+            self.scheduled.remove(&(at, key.clone()));
         }
-        Ok((key, now.duration_since(since)))
+        Ok((key, now.duration_since(queued_at)))
     }
 
-    /// Its pass is over.
-    fn done(&mut self, key: &Key, wakes: Option<Instant>) {
-        let Some(standing) = self.objects.get_mut(key) else {
+    /// Its reconcile ended.
+    fn done(&mut self, key: &Key, scheduled_at: Option<Instant>) {
+        let Some(entry) = self.objects.get_mut(key) else {
             return;
         };
-        standing.has_pass = false;
-        standing.wakes = wakes;
-        self.wakes.extend(wakes.map(|at| (at, key.clone())));
-        if standing.waits.is_some() {
+        entry.is_running = false;
+        entry.scheduled_at = scheduled_at;
+        self.scheduled.extend(scheduled_at.map(|at| (at, key.clone())));
+        if entry.queued_at.is_some() {
             self.order.push_back(key.clone());
-        } else if wakes.is_none() {
+        } else if scheduled_at.is_none() {
             self.objects.remove(key);
         }
     }
@@ -159,14 +162,13 @@ impl<K> Queue<K> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for a look at the object.
-    pub fn up(&self, name: &str, namespace: Option<&str>) {
-        self.state().ask(key(name, namespace), Instant::now());
-        self.0.asked.notify_one();
+    /// Queues an object by its name.
+    pub fn enqueue_name(&self, name: &str, namespace: Option<&str>) {
+        self.state().enqueue(key(name, namespace), Instant::now());
+        self.0.enqueued.notify_one();
     }
 
-    /// Those whose turn it is now, each as if it were looked at and done with.
-    #[cfg(test)]
+    /// Takes all objects that are queued now, as if each had been reconciled: for tests of what enqueues.
     pub fn drain(&self) -> Vec<String> {
         let mut state = self.state();
         let taken = std::iter::from_fn(|| {
@@ -179,93 +181,95 @@ impl<K> Queue<K> {
 }
 
 impl<K: Watched> Queue<K> {
-    /// Asks for a look at an object that was touched.
-    pub fn touched(&self, object: &K) {
-        self.up(&object.name_any(), object.namespace().as_deref());
+    /// Queues an object that changed.
+    pub fn enqueue(&self, object: &K) {
+        self.enqueue_name(&object.name_any(), object.namespace().as_deref());
     }
 
-    /// Looks at whoever waits, as the store shows them then, until `shutdown`, and at most at so many at once. What is
-    /// under way ends first; a panic of a pass is a panic of this.
-    pub async fn run<P>(
+    /// Reconciles queued objects, as the store has them at that moment, with at most `concurrency` at once, until
+    /// `shutdown`. Running reconciles are then awaited. A panic of a reconcile is resumed here.
+    pub async fn run<R>(
         &self,
         store: &Store<K>,
-        at_once: usize,
+        concurrency: usize,
         (controller, metrics): (Controller, &Reconcile),
         shutdown: &CancellationToken,
-        pass: impl Fn(Arc<K>) -> P,
+        reconcile: impl Fn(Arc<K>) -> R,
     ) where
-        P: Future<Output = Result<Again, Failed>> + Send + 'static,
+        R: Future<Output = Result<RequeueAfter, ReconcileError>> + Send + 'static,
     {
-        let mut passes = JoinSet::new();
-        let done = |ended: Result<(Key, Again), JoinError>| {
-            let (key, again) = match ended {
+        let mut running = JoinSet::new();
+        let done = |ended: Result<(Key, RequeueAfter), JoinError>| {
+            let (key, requeue_after) = match ended {
                 Ok(ended) => ended,
                 Err(panicked) => match panicked.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
                     Err(_) => return,
                 },
             };
-            let wakes = again.map(|after| Instant::now() + after.min(WAKE_AT_MOST));
-            self.state().done(&key, wakes);
+            let scheduled_at = requeue_after.map(|after| Instant::now() + after.min(REQUEUE_AFTER_MAX));
+            self.state().done(&key, scheduled_at);
         };
         while !shutdown.is_cancelled() {
-            let is_full = passes.len() >= at_once;
-            let mut wakes = None;
+            let is_full = running.len() >= concurrency;
+            let mut scheduled_at = None;
             if !is_full {
                 let next = self.state().next(Instant::now());
                 match next {
-                    Ok((key, waited)) => {
-                        metrics.waited(controller, waited);
+                    Ok((key, queued_for)) => {
+                        metrics.waited(controller, queued_for);
                         let (namespace, name) = key
                             .split_once('/')
                             .map_or((None, &*key), |(ns, name)| (Some(ns), name));
                         match cache::get(store, name, namespace) {
                             Some(object) => {
-                                let span = tracing::info_span!("pass", kind = %K::kind(&()), object = %key);
-                                let pass = observed::<K, _>(key, pass(object), controller, metrics.clone());
-                                passes.spawn(pass.instrument(span));
+                                let span =
+                                    tracing::info_span!("reconcile", kind = %K::kind(&()), object = %key);
+                                let observed =
+                                    observed::<K, _>(key, reconcile(object), controller, metrics.clone());
+                                running.spawn(observed.instrument(span));
                             }
                             None => self.state().done(&key, None),
                         }
                         continue;
                     }
-                    Err(at) => wakes = at,
+                    Err(at) => scheduled_at = at,
                 }
             }
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                Some(ended) = passes.join_next() => done(ended),
-                () = self.0.asked.notified(), if !is_full => {}
-                () = tokio::time::sleep_until(wakes.unwrap_or_else(Instant::now)), if wakes.is_some() => {}
+                Some(ended) = running.join_next() => done(ended),
+                () = self.0.enqueued.notified(), if !is_full => {}
+                () = tokio::time::sleep_until(scheduled_at.unwrap_or_else(Instant::now)), if scheduled_at.is_some() => {}
             }
         }
-        while let Some(ended) = passes.join_next().await {
+        while let Some(ended) = running.join_next().await {
             done(ended);
         }
     }
 }
 
-/// Runs a pass, and says how it went and how long it took.
-async fn observed<K: Watched, P: Future<Output = Result<Again, Failed>>>(
+/// Runs a reconcile, and records its duration and its failure.
+async fn observed<K: Watched, R: Future<Output = Result<RequeueAfter, ReconcileError>>>(
     key: Key,
-    pass: P,
+    reconcile: R,
     controller: Controller,
     metrics: Reconcile,
-) -> (Key, Again) {
-    let begun = Instant::now();
-    let (again, failed) = match pass.await {
-        Ok(again) => (again, None),
-        Err(Failed { error, again }) => {
+) -> (Key, RequeueAfter) {
+    let started = Instant::now();
+    let (requeue_after, failed) = match reconcile.await {
+        Ok(requeue_after) => (requeue_after, None),
+        Err(ReconcileError { error, requeue_after }) => {
             error.log(&K::kind(&()), &key);
-            let soon = error.retry_after();
+            let retry_after = error.retry_after();
             (
-                Some(again.map_or(soon, |again| again.min(soon))),
+                Some(requeue_after.map_or(retry_after, |after| after.min(retry_after))),
                 Some(error.class()),
             )
         }
     };
-    metrics.observe(controller, begun.elapsed(), failed);
-    (key, again)
+    metrics.observe(controller, started.elapsed(), failed);
+    (key, requeue_after)
 }
 
 #[cfg(test)]
@@ -277,7 +281,7 @@ mod tests {
 
     use super::*;
 
-    type Told = mpsc::UnboundedReceiver<(String, Instant)>;
+    type Reconciled = mpsc::UnboundedReceiver<(String, Instant)>;
 
     fn store(names: &[&str]) -> Store<ConfigMap> {
         let (store, mut writer) = reflector::store();
@@ -290,110 +294,116 @@ mod tests {
         store
     }
 
-    /// Runs passes of a second each that tell who it was and when, and want to be made again in so long.
+    /// Runs reconciles of a second each that report their object and time, and are requeued after `requeue_after`.
     fn run(
         queue: &Queue<ConfigMap>,
         store: Store<ConfigMap>,
-        at_once: usize,
-        again: Again,
-    ) -> (Told, CancellationToken) {
-        let (tell, told) = mpsc::unbounded_channel();
+        concurrency: usize,
+        requeue_after: RequeueAfter,
+    ) -> (Reconciled, CancellationToken) {
+        let (report, reconciled) = mpsc::unbounded_channel();
         let shutdown = CancellationToken::new();
         let (queue, end) = (queue.clone(), shutdown.clone());
         tokio::spawn(async move {
             let metrics = Reconcile::register(&mut Metrics::new(), Role::Provider);
-            let pass = |object: Arc<ConfigMap>| {
-                let tell = tell.clone();
+            let reconcile = |object: Arc<ConfigMap>| {
+                let report = report.clone();
                 async move {
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    let _ = tell.send((object.name_any(), Instant::now()));
-                    Ok(again)
+                    let _ = report.send((object.name_any(), Instant::now()));
+                    Ok(requeue_after)
                 }
             };
             queue
-                .run(&store, at_once, (Controller::Lease, &metrics), &end, pass)
+                .run(
+                    &store,
+                    concurrency,
+                    (Controller::Lease, &metrics),
+                    &end,
+                    reconcile,
+                )
                 .await;
         });
-        (told, shutdown)
+        (reconciled, shutdown)
     }
 
-    async fn names(told: &mut Told, count: usize) -> Vec<String> {
+    async fn names(reconciled: &mut Reconciled, count: usize) -> Vec<String> {
         let mut names = Vec::new();
         while names.len() < count {
-            names.push(told.recv().await.expect("it runs").0);
+            names.push(reconciled.recv().await.expect("it runs").0);
         }
         names
     }
 
     #[tokio::test(start_paused = true)]
-    async fn everyone_has_their_turn_however_often_others_are_asked_for() {
+    async fn every_object_is_reconciled_however_often_others_are_queued() {
         let queue = Queue::default();
-        let (mut told, _shutdown) = run(&queue, store(&["1", "2", "3", "4"]), 1, None);
+        let (mut reconciled, _shutdown) = run(&queue, store(&["1", "2", "3", "4"]), 1, None);
         for name in ["3", "1", "4", "2", "1"] {
-            queue.up(name, Some("a"));
+            queue.enqueue_name(name, Some("a"));
         }
-        let mut turns = Vec::new();
+        let mut order = Vec::new();
         for _ in 0..8 {
-            let name = names(&mut told, 1).await.remove(0);
-            // Whoever was looked at is asked for again at once.
-            queue.up(&name, Some("a"));
-            turns.push(name);
+            let name = names(&mut reconciled, 1).await.remove(0);
+            // An object is queued again as soon as it was reconciled.
+            queue.enqueue_name(&name, Some("a"));
+            order.push(name);
         }
-        assert_eq!(turns, ["3", "1", "4", "2", "3", "1", "4", "2"]);
+        assert_eq!(order, ["3", "1", "4", "2", "3", "1", "4", "2"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_is_asked_for_during_a_pass_has_one_more_and_never_two_at_once() {
+    async fn an_object_queued_during_its_reconcile_has_one_more_and_never_two_at_once() {
         let queue = Queue::default();
-        let (mut told, _shutdown) = run(&queue, store(&["1"]), 8, None);
-        let begun = Instant::now();
-        queue.up("1", Some("a"));
+        let (mut reconciled, _shutdown) = run(&queue, store(&["1"]), 8, None);
+        let started = Instant::now();
+        queue.enqueue_name("1", Some("a"));
         tokio::time::sleep(Duration::from_millis(500)).await;
-        queue.up("1", Some("a"));
-        queue.up("1", Some("a"));
+        queue.enqueue_name("1", Some("a"));
+        queue.enqueue_name("1", Some("a"));
         for second in 1..=2 {
-            let (_, at) = told.recv().await.unwrap();
-            assert_eq!(at, begun + Duration::from_secs(second));
+            let (_, at) = reconciled.recv().await.unwrap();
+            assert_eq!(at, started + Duration::from_secs(second));
         }
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert!(told.try_recv().is_err(), "nobody asked any more");
+        assert!(reconciled.try_recv().is_err(), "it was not queued again");
         assert!(queue.state().objects.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wake_up_has_its_turn_under_load_and_is_forgotten_when_it_was_asked_for_before() {
+    async fn a_scheduled_object_is_reconciled_under_load_and_unscheduled_when_it_was_queued_before() {
         let queue = Queue::default();
-        let (mut told, shutdown) = run(&queue, store(&["1", "2"]), 1, Some(Duration::from_secs(10)));
-        queue.up("1", Some("a"));
-        assert_eq!(names(&mut told, 1).await, ["1"]);
-        // The other is asked for again whenever it was looked at.
-        queue.up("2", Some("a"));
+        let (mut reconciled, shutdown) = run(&queue, store(&["1", "2"]), 1, Some(Duration::from_secs(10)));
+        queue.enqueue_name("1", Some("a"));
+        assert_eq!(names(&mut reconciled, 1).await, ["1"]);
+        // The other object is queued again whenever it was reconciled.
+        queue.enqueue_name("2", Some("a"));
         let mut others = 0;
-        while names(&mut told, 1).await == ["2"] {
-            queue.up("2", Some("a"));
+        while names(&mut reconciled, 1).await == ["2"] {
+            queue.enqueue_name("2", Some("a"));
             others += 1;
         }
-        // Its time came 10 s after its first pass, while one of the other was under way or about to begin.
+        // It was scheduled 10 s after its first reconcile, while one of the other was running or about to start.
         assert!((10..=11).contains(&others), "{others}");
-        assert_eq!(names(&mut told, 1).await, ["2"]);
+        assert_eq!(names(&mut reconciled, 1).await, ["2"]);
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(queue.state().wakes.len(), 2, "one wake-up each");
-        // What is under way ends.
-        queue.up("1", Some("a"));
+        assert_eq!(queue.state().scheduled.len(), 2, "each is scheduled once");
+        // Running reconciles end.
+        queue.enqueue_name("1", Some("a"));
         tokio::time::sleep(Duration::from_millis(500)).await;
         shutdown.cancel();
-        assert_eq!(names(&mut told, 1).await, ["1"]);
-        assert_eq!(told.recv().await, None);
+        assert_eq!(names(&mut reconciled, 1).await, ["1"]);
+        assert_eq!(reconciled.recv().await, None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_not_there_is_passed_over() {
+    async fn objects_that_do_not_exist_are_skipped() {
         let queue = Queue::default();
-        let (mut told, _shutdown) = run(&queue, store(&["1"]), 1, None);
-        queue.up("gone", Some("a"));
-        queue.up("1", None);
-        queue.up("1", Some("a"));
-        assert_eq!(names(&mut told, 1).await, ["1"]);
+        let (mut reconciled, _shutdown) = run(&queue, store(&["1"]), 1, None);
+        queue.enqueue_name("gone", Some("a"));
+        queue.enqueue_name("1", None);
+        queue.enqueue_name("1", Some("a"));
+        assert_eq!(names(&mut reconciled, 1).await, ["1"]);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(queue.state().objects.is_empty());
     }

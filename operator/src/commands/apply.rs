@@ -10,9 +10,10 @@ use kube::{
     core::GroupVersionKind,
     discovery,
 };
+use leasehold_runtime::cache;
 use tokio::time::Instant;
 
-use crate::{cache, settings::ApplyArgs};
+use crate::settings::ApplyArgs;
 
 /// Who owns the fields: what values set, a later change of values may set anew.
 const MANAGER: &str = "leasehold-chart";

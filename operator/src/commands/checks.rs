@@ -16,7 +16,9 @@ use leasehold_crds::{
     shared::conditions::find,
 };
 
-use crate::{cache, settings::CheckArgs};
+use leasehold_runtime::cache;
+
+use crate::settings::CheckArgs;
 
 /// Verb, group and resource of what each operator can't do without.
 type Needs = &'static [(&'static str, &'static str, &'static str)];

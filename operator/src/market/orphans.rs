@@ -16,6 +16,7 @@ use leasehold_planner::{
     orphans::{Claims, Suspects, Verdict, judge},
     ports::Payments as _,
 };
+use leasehold_runtime::Process;
 use leasehold_telemetry::{
     Heartbeat,
     metrics::{ChainAction, Class, Controller},
@@ -29,8 +30,16 @@ const ACCOUNTS_MAX: usize = 500;
 /// Accounts closed in one sweep of a network.
 const CLOSES_MAX: usize = 20;
 
+/// Adds the loop that closes orphaned accounts.
+pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
+    let market = market.clone();
+    process.add_loop("orphans", Duration::from_secs(300), |heartbeat| {
+        run(market, heartbeat)
+    });
+}
+
 /// Sweeps until the process ends.
-pub(crate) async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
+async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
     let mut suspects: HashMap<String, Suspects<Hash>> = HashMap::new();
     loop {
         let begun = Instant::now();
@@ -76,16 +85,16 @@ impl Market {
         else {
             return Ok(());
         };
-        let rail = self.rails.rail(network).await.map_err(anyhow::Error::msg)?;
+        let chain = self.payments.client(network).await.map_err(anyhow::Error::msg)?;
         let leases = self.leases.state();
         let claims = Claims::of(market, leases.iter().map(|l| &**l));
         let unclaimed = self
             .index
-            .unclaimed(&name, &rail, market, &claims, ACCOUNTS_MAX)
+            .unclaimed(&name, &chain, market, &claims, ACCOUNTS_MAX)
             .await?;
         let reads = self
-            .rails
-            .observed(ChainAction::Read, rail.accounts(&unclaimed))
+            .payments
+            .observed(ChainAction::Read, chain.accounts(&unclaimed))
             .await?;
         let found = unclaimed
             .iter()
@@ -105,16 +114,16 @@ impl Market {
         let over = nobodys(Verdict::Over).into_iter().map(|t| t.salt);
         self.index.forget(&name, over).await;
         for terms in nobodys(Verdict::Clear).into_iter().take(CLOSES_MAX) {
-            self.clear(&rail, terms).await?;
+            self.clear(&chain, terms).await?;
         }
         Ok(())
     }
 
-    async fn clear(&self, rail: &EvmEscrow, terms: &Terms) -> anyhow::Result<()> {
+    async fn clear(&self, chain: &EvmEscrow, terms: &Terms) -> anyhow::Result<()> {
         let payouts = u16::try_from((1u32 << terms.legs.len()) - 1).unwrap_or(u16::MAX);
         let receipt = self
-            .rails
-            .observed(ChainAction::Close, rail.close(&self.closer, terms, payouts))
+            .payments
+            .observed(ChainAction::Close, chain.close(&self.closer, terms, payouts))
             .await
             .with_context(|| format!("close account {}", terms.id()))?;
         tracing::info!(account = %terms.id(), payer = %terms.payer, transaction = %receipt.transaction, "closed an account that no lease names");

@@ -15,20 +15,28 @@ use leasehold_planner::{
     orphans::{Suspects, Verdict, judge, unless_kept},
     ports::{BlockLevel, Payments as _},
 };
+use leasehold_runtime::{Process, api_writes, cache};
 use leasehold_telemetry::{
     Heartbeat,
     metrics::{ChainAction, Class, Controller},
 };
 
 use super::{Provider, workload::namespaces::NamespaceSeen};
-use crate::{api_writes, cache};
 
 const PERIOD: Duration = Duration::from_secs(30);
 /// Namespaces judged in one sweep.
 const NAMESPACES_MAX: usize = 100;
 
+/// Adds the loop that deletes orphaned namespaces.
+pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
+    let provider = provider.clone();
+    process.add_loop("orphans", Duration::from_secs(180), |heartbeat| {
+        run(provider, heartbeat)
+    });
+}
+
 /// Sweeps until the process ends.
-pub(crate) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
+async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut suspects = Suspects::default();
     loop {
         heartbeat.beat();
@@ -77,7 +85,7 @@ impl Provider {
                 continue;
             }
             let namespaces = Api::<Namespace>::all(self.client.clone());
-            api_writes::gone_is_fine(namespaces.delete(&name, &DeleteParams::default()).await)?;
+            api_writes::ignore_not_found(namespaces.delete(&name, &DeleteParams::default()).await)?;
             tracing::info!(
                 namespace = name,
                 "deleted a lease's namespace that no reservation names"
@@ -92,11 +100,11 @@ impl Provider {
             return Ok(Verdict::Over);
         };
         for network in self.caches.networks.state() {
-            let rail = self.rails.rail(&network).await?;
-            let opened = self.rails.observed(ChainAction::Read, rail.find(id)).await;
+            let chain = self.payments.client(&network).await?;
+            let opened = self.payments.observed(ChainAction::Read, chain.find(id)).await;
             if let Some(opened) = opened.map_err(|e| e.to_string())? {
-                let read = rail.account(&opened.terms, BlockLevel::Latest);
-                let read = self.rails.observed(ChainAction::Read, read).await;
+                let read = chain.account(&opened.terms, BlockLevel::Latest);
+                let read = self.payments.observed(ChainAction::Read, read).await;
                 return Ok(judge(&opened.terms, &read.map_err(|e| e.to_string())?));
             }
         }

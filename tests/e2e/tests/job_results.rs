@@ -19,7 +19,8 @@ use leasehold_crds::{
     lease::{CloseReason, Phase, workload::ResultsAt},
 };
 use leasehold_e2e::{NAMESPACE, Stack, StackSpec, Tenant, on_stack, told, within};
-use leasehold_planner::ports::{Clock as _, SystemClock};
+use leasehold_planner::ports::Clock as _;
+use leasehold_runtime::SystemClock;
 use leasehold_testcluster::{Stderr, Tools, ssh_key};
 
 const EXAMPLE: &str = "examples/07-results.yaml";

@@ -27,7 +27,7 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// When the edge tries again (`operator/src/error.rs`).
+    /// When the edge tries again (`runtime/src/error.rs`).
     #[must_use]
     pub const fn retry_ms(self) -> u64 {
         match self {

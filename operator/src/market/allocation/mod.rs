@@ -1,20 +1,34 @@
-//! Lets allocations go: after the provider's word that it stopped, or when it must have stopped by itself.
+//! Deletes allocations: after the provider reported that it stopped, or when it must have stopped by itself.
 
 use std::{sync::Arc, time::Duration};
 
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{FINALIZER_MARKET, GpuAllocation};
 use leasehold_planner::market::allocation::release;
+use leasehold_runtime::{
+    Error, Process, api_writes, cache,
+    queue::{ReconcileError, RequeueAfter},
+};
+use leasehold_telemetry::metrics::Controller;
 
 use super::Market;
-use crate::{
-    api_writes, cache,
-    error::Error,
-    queue::{Again, Failed},
-};
 
-/// One pass over an allocation.
-pub(crate) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market>) -> Result<Again, Failed> {
+/// Adds the controller of GpuAllocations.
+pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
+    let context = market.clone();
+    process.add_controller(
+        Controller::Allocation,
+        8,
+        (&market.queues.allocations, &market.allocations),
+        move |allocation| reconcile(allocation, context.clone()),
+    );
+}
+
+/// Reconciles one allocation.
+async fn reconcile(
+    allocation: Arc<GpuAllocation>,
+    market: Arc<Market>,
+) -> Result<RequeueAfter, ReconcileError> {
     let now = market.now();
     let lease = cache::get(
         &market.leases,
@@ -29,7 +43,7 @@ pub(crate) async fn reconcile(allocation: Arc<GpuAllocation>, market: Arc<Market
     Ok(None)
 }
 
-/// Takes off our finalizer and deletes.
+/// Removes the market's finalizer and deletes the allocation.
 pub(crate) async fn remove(api: &Api<GpuAllocation>, allocation: &GpuAllocation) -> Result<(), Error> {
     let rest: Vec<String> = allocation
         .finalizers()
@@ -41,7 +55,7 @@ pub(crate) async fn remove(api: &Api<GpuAllocation>, allocation: &GpuAllocation)
         api_writes::set_finalizers(api, allocation, &rest).await?;
     }
     if allocation.metadata.deletion_timestamp.is_none() {
-        api_writes::gone_is_fine(api.delete(&allocation.name_any(), &DeleteParams::default()).await)
+        api_writes::ignore_not_found(api.delete(&allocation.name_any(), &DeleteParams::default()).await)
             .map_err(Error::kube("delete an allocation"))?;
     }
     Ok(())

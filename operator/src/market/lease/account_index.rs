@@ -23,8 +23,8 @@ struct Read {
 
 impl Read {
     /// Reads on to the newest block.
-    async fn read_on(&mut self, rail: &EvmEscrow, market: Address) -> Result<(), PaymentError> {
-        let head = rail.head().await?;
+    async fn read_on(&mut self, chain: &EvmEscrow, market: Address) -> Result<(), PaymentError> {
+        let head = chain.head().await?;
         let mut calls = 0;
         while self.cursor.is_none_or(|c| c.number < head.number) {
             if calls == CALLS_MAX {
@@ -33,7 +33,7 @@ impl Read {
                     "this market's accounts are still being read off the chain, {behind} blocks to go"
                 )));
             }
-            let (opened, cursor) = rail.opened_since(market, self.cursor).await?;
+            let (opened, cursor) = chain.opened_since(market, self.cursor).await?;
             self.cursor = Some(cursor);
             self.by_salt
                 .extend(opened.into_iter().map(|o| (o.terms.salt, o.terms)));
@@ -52,14 +52,14 @@ impl AccountIndex {
     pub(crate) async fn prior(
         &self,
         network: &str,
-        rail: &EvmEscrow,
+        chain: &EvmEscrow,
         market: Address,
         uid: &str,
     ) -> Result<Option<Prior>, PaymentError> {
         let mut guard = self.0.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
         // An index that lags can't say that there is no account: on that word a second one would be opened.
-        read.read_on(rail, market).await?;
+        read.read_on(chain, market).await?;
         Ok((1..=ROUNDS_MAX).rev().find_map(|round| {
             let terms = read.by_salt.get(&salt(market, uid, round))?;
             Some(Prior {
@@ -73,14 +73,14 @@ impl AccountIndex {
     pub(crate) async fn unclaimed(
         &self,
         network: &str,
-        rail: &EvmEscrow,
+        chain: &EvmEscrow,
         market: Address,
         claims: &Claims,
         most: usize,
     ) -> Result<Vec<Terms>, PaymentError> {
         let mut guard = self.0.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
-        read.read_on(rail, market).await?;
+        read.read_on(chain, market).await?;
         let mut found: Vec<_> = read.by_salt.values().filter(|t| !claims.has(t)).collect();
         found.sort_by_key(|t| t.salt);
         Ok(found.into_iter().take(most).cloned().collect())

@@ -22,43 +22,53 @@ use leasehold_planner::{
     observed::Observed,
     ports::{AcceptanceMessage, BlockLevel, PaymentError, Payments as _, SigningKey},
 };
-use leasehold_telemetry::metrics::ChainAction;
+use leasehold_runtime::{
+    Error, Process, api_writes, cache,
+    queue::{CONCURRENT_RECONCILES, ReconcileError, RequeueAfter},
+};
+use leasehold_telemetry::metrics::{ChainAction, Controller};
 use serde_json::json;
 
 pub(crate) mod account_index;
 mod crd_deletion;
 
 use super::{MANAGER, Market, allocation};
-use crate::{
-    api_writes, cache,
-    error::Error,
-    payments::{entry, money, parse_key},
-    queue::{Again, Failed},
-};
+use crate::payments::{entry, money, parse_key};
 
 /// What was gathered beside the world: what only the edge may hold.
 struct Hands {
-    rail: Option<EvmEscrow>,
+    chain: Option<EvmEscrow>,
     key: Option<SigningKey>,
 }
 
-/// One pass.
-pub(crate) async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Again, Failed> {
+/// Adds the controller of GpuLeases.
+pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
+    let context = market.clone();
+    process.add_controller(
+        Controller::Lease,
+        CONCURRENT_RECONCILES,
+        (&market.queues.leases, &market.leases),
+        move |lease| reconcile(lease, context.clone()),
+    );
+}
+
+/// Reconciles one lease.
+async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<RequeueAfter, ReconcileError> {
     let (object, look_again) = market.as_meant(object).await;
     let (world, hands) = market.gather(object).await;
     let now = market.now();
     let checked: Checked = lease::check(&world);
     let plan = lease::decide(&world, &checked, now);
-    market.line.begin(&world.lease, &plan);
+    market.provider_queue.begin(&world.lease, &plan);
     let (status, outcome) = market.apply(&world, &hands, plan.clone()).await;
     let reported = market.report(&world, &plan, status, &outcome).await;
     if reported.is_err() {
-        market.line.take_back(&world.lease, &plan);
+        market.provider_queue.cancel(&world.lease, &plan);
     }
     let wake = api_writes::until(plan.wake, market.now()).min(look_again);
     reported
         .and(outcome)
-        .map_err(|error| Failed::again(error, wake))?;
+        .map_err(|error| ReconcileError::requeue(error, wake))?;
     Ok(Some(wake))
 }
 
@@ -67,13 +77,13 @@ impl Market {
     async fn gather(&self, lease: Arc<GpuLease>) -> (World, Hands) {
         let status = lease.status.clone().unwrap_or_default();
         let supply = self.supply.snapshot();
-        let (network, rail) = self.network(&lease).await;
-        let why_no_rail = match &network {
+        let (network, chain) = self.network(&lease).await;
+        let why_no_client = match &network {
             Observed::Unknown(why) => why.clone(),
             Observed::Known(_) => "there is no usable PaymentNetwork".into(),
         };
         let (allocations, why_not_listed) = if lease::seeks_prior(&lease) {
-            match self.allocations_now(&lease, rail.as_ref()).await {
+            match self.allocations_now(&lease, chain.as_ref()).await {
                 Ok(allocations) => (allocations, None),
                 Err(error) => (
                     Vec::new(),
@@ -81,11 +91,11 @@ impl Market {
                 ),
             }
         } else {
-            (self.allocations_of(&lease, rail.as_ref()), None)
+            (self.allocations_of(&lease, chain.as_ref()), None)
         };
         let mut world = World {
             unfunded_in_namespace: self.unfunded_beside(&lease),
-            unanswered: self.line.unanswered(&lease),
+            unanswered: self.provider_queue.unanswered(&lease),
             lease,
             network,
             providers: supply.providers,
@@ -93,7 +103,7 @@ impl Market {
             allocations,
             wallet: Observed::Known(Wallet::NotAsked),
             balances: None,
-            head: Observed::Unknown(why_no_rail.clone()),
+            head: Observed::Unknown(why_no_client.clone()),
             account: None,
             second_account: None,
             prior: Observed::Known(None),
@@ -107,29 +117,31 @@ impl Market {
             .as_ref()
             .and_then(|e| Terms::from_wire(&e.terms).ok());
         let closed = status.phase == Phase::Closed;
-        if let (Some(rail), false) = (&rail, closed) {
-            world.head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
+        if let (Some(chain), false) = (&chain, closed) {
+            world.head = Observed::from_result(self.payments.observed(ChainAction::Read, chain.head()).await);
             if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
-                let balances = self.rails.observed(ChainAction::Read, rail.balances(*address));
+                let balances = self
+                    .payments
+                    .observed(ChainAction::Read, chain.balances(*address));
                 world.balances = Some(Observed::from_result(balances.await));
             }
             if let Some(terms) = &terms {
-                let read = self.read(rail, terms).await;
+                let read = self.read(chain, terms).await;
                 if lease::wants_second(&read) {
-                    world.second_account = Some(self.read(rail, terms).await);
+                    world.second_account = Some(self.read(chain, terms).await);
                 }
                 world.account = Some(read);
             }
         } else if terms.is_some() && !closed {
-            world.account = Some(Observed::Unknown(why_no_rail));
+            world.account = Some(Observed::Unknown(why_no_client));
         }
         world.prior = match why_not_listed {
             Some(why) => Observed::Unknown(why),
-            None => self.prior(&world, rail.as_ref()).await,
+            None => self.prior(&world, chain.as_ref()).await,
         };
         // Others may have asked since.
-        world.unanswered = self.line.unanswered(&world.lease);
-        (world, Hands { rail, key })
+        world.unanswered = self.provider_queue.unanswered(&world.lease);
+        (world, Hands { chain, key })
     }
 
     /// Other leases of the namespace that are matched and unfunded; counted when a round may begin.
@@ -144,10 +156,10 @@ impl Market {
         self.leases.state_filter(others).len()
     }
 
-    async fn read(&self, rail: &EvmEscrow, terms: &Terms) -> Observed<AccountRead> {
+    async fn read(&self, chain: &EvmEscrow, terms: &Terms) -> Observed<AccountRead> {
         Observed::from_result(
-            self.rails
-                .observed(ChainAction::Read, rail.account(terms, BlockLevel::Latest))
+            self.payments
+                .observed(ChainAction::Read, chain.account(terms, BlockLevel::Latest))
                 .await,
         )
     }
@@ -163,8 +175,8 @@ impl Market {
         else {
             return (Observed::Known(None), None);
         };
-        match self.rails.rail(&object).await {
-            Ok(rail) => {
+        match self.payments.client(&object).await {
+            Ok(chain) => {
                 let symbol = spec.token.symbol.clone();
                 let network = Network {
                     money,
@@ -173,14 +185,14 @@ impl Market {
                     symbol,
                     decimals,
                 };
-                (Observed::Known(Some(network)), Some(rail))
+                (Observed::Known(Some(network)), Some(chain))
             }
             Err(why) => (Observed::Unknown(why), None),
         }
     }
 
     /// Allocations of the account in status, or, where status names none, every one with the lease's uid.
-    fn allocations_of(&self, lease: &GpuLease, rail: Option<&EvmEscrow>) -> Vec<AllocationSeen> {
+    fn allocations_of(&self, lease: &GpuLease, chain: Option<&EvmEscrow>) -> Vec<AllocationSeen> {
         let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
         let found: Vec<Arc<GpuAllocation>> = match escrow {
             Some(escrow) => {
@@ -203,19 +215,19 @@ impl Market {
                     .state_filter(|a| Some(&a.spec.lease.uid) == uid.as_ref())
             }
         };
-        seen(found, rail)
+        seen(found, chain)
     }
 
     /// Every allocation of the lease, as the API server knows it now.
     async fn allocations_now(
         &self,
         lease: &GpuLease,
-        rail: Option<&EvmEscrow>,
+        chain: Option<&EvmEscrow>,
     ) -> Result<Vec<AllocationSeen>, kube::Error> {
         let label = format!("{LABEL_LEASE_UID}={}", lease.uid().unwrap_or_default());
         let api = Api::<GpuAllocation>::all(self.client.clone());
         let list = api.list(&ListParams::default().labels(&label)).await?;
-        Ok(seen(list.items.into_iter().map(Arc::new), rail))
+        Ok(seen(list.items.into_iter().map(Arc::new), chain))
     }
 
     /// The payer's key, from the one Secret the tenant's namespace lets us read.
@@ -256,16 +268,16 @@ impl Market {
     }
 
     /// The account of an earlier life of this lease, sought once when status names none.
-    async fn prior(&self, world: &World, rail: Option<&EvmEscrow>) -> Observed<Option<lease::Prior>> {
+    async fn prior(&self, world: &World, chain: Option<&EvmEscrow>) -> Observed<Option<lease::Prior>> {
         let lease = &world.lease;
         if !lease::seeks_prior(lease) {
             return Observed::Known(None);
         }
-        match (&world.network, rail) {
-            (Observed::Known(Some(network)), Some(rail)) => {
+        match (&world.network, chain) {
+            (Observed::Known(Some(network)), Some(chain)) => {
                 let uid = lease.uid().unwrap_or_default();
                 let name = &lease.spec.payment.network;
-                let prior = self.index.prior(name, rail, network.market_id, &uid);
+                let prior = self.index.prior(name, chain, network.market_id, &uid);
                 Observed::from_result(prior.await)
             }
             (Observed::Known(_), _) => Observed::Known(None),
@@ -287,7 +299,7 @@ impl Market {
         let mut finalizers = world.lease.finalizers().to_vec();
         if plan.finalizer == Some(true) && !finalizers.iter().any(|f| f == FINALIZER_MARKET) {
             finalizers.push(FINALIZER_MARKET.into());
-            match api_writes::take_up(&api, world.lease.as_ref(), &finalizers, ANNOTATION_KNOWN).await {
+            match api_writes::add_finalizer(&api, world.lease.as_ref(), &finalizers, ANNOTATION_KNOWN).await {
                 Ok(object) => written.object = Arc::new(object),
                 Err(error) => {
                     written.status = half_done;
@@ -384,13 +396,13 @@ impl Market {
             field_manager: Some(MANAGER.into()),
             ..PatchParams::default()
         };
-        api_writes::gone_is_fine(api.patch(name, &params, &patch).await)
+        api_writes::ignore_not_found(api.patch(name, &params, &patch).await)
             .map_err(Error::kube("write an allocation"))
     }
 
     async fn call(&self, hands: &Hands, call: &ChainCall) -> Result<(), PaymentError> {
-        let rail = hands
-            .rail
+        let chain = hands
+            .chain
             .as_ref()
             .ok_or_else(|| PaymentError::Unreachable("there is no usable PaymentNetwork".into()))?;
         let payer = || {
@@ -405,21 +417,21 @@ impl Market {
                 deposit,
                 valid_until,
             } => self
-                .rails
+                .payments
                 .observed(
                     ChainAction::Open,
-                    rail.open(payer()?, terms, *deposit, *valid_until),
+                    chain.open(payer()?, terms, *deposit, *valid_until),
                 )
                 .await
                 .map(Some),
             ChainCall::Fund { terms, total } => {
-                self.rails
-                    .observed(ChainAction::Fund, rail.fund_to(payer()?, terms, *total))
+                self.payments
+                    .observed(ChainAction::Fund, chain.fund_to(payer()?, terms, *total))
                     .await
             }
             ChainCall::Close { terms, payouts } => self
-                .rails
-                .observed(ChainAction::Close, rail.close(&self.closer, terms, *payouts))
+                .payments
+                .observed(ChainAction::Close, chain.close(&self.closer, terms, *payouts))
                 .await
                 .map(Some),
         }?;
@@ -460,15 +472,8 @@ impl Market {
                 .filter(|f| *f != FINALIZER_MARKET)
                 .cloned()
                 .collect();
-            api_writes::gone_is_fine(
-                api_writes::set_finalizers(&api, object.as_ref(), &rest)
-                    .await
-                    .map_err(|error| match error {
-                        Error::Kube { source, .. } => *source,
-                        Error::Object(message) => kube::Error::Service(message.into()),
-                    }),
-            )
-            .map_err(Error::kube("let the lease go"))?;
+            let removed = api_writes::set_finalizers(&api, object.as_ref(), &rest).await;
+            api_writes::ignore_not_found(removed)?;
         }
         Ok(())
     }
@@ -487,17 +492,17 @@ fn malformed(name: &str) -> String {
 
 fn seen(
     objects: impl IntoIterator<Item = Arc<GpuAllocation>>,
-    rail: Option<&EvmEscrow>,
+    chain: Option<&EvmEscrow>,
 ) -> Vec<AllocationSeen> {
     let seen = |object: Arc<GpuAllocation>| AllocationSeen {
-        signed: rail.is_some_and(|r| is_signed(r, &object)),
+        signed: chain.is_some_and(|r| is_signed(r, &object)),
         object,
     };
     objects.into_iter().map(seen).collect()
 }
 
 /// Whether the acceptance in an allocation's status is its leg's controller's, over what was asked.
-fn is_signed(rail: &EvmEscrow, allocation: &GpuAllocation) -> bool {
+fn is_signed(chain: &EvmEscrow, allocation: &GpuAllocation) -> bool {
     let check = || {
         let acceptance = allocation.status.as_ref()?.acceptance.as_ref()?;
         let terms = Terms::from_wire(&allocation.spec.escrow).ok()?;
@@ -516,7 +521,7 @@ fn is_signed(rail: &EvmEscrow, allocation: &GpuAllocation) -> bool {
             not_after: u64::try_from(acceptance.not_after).ok()?,
             deadline: u64::try_from(acceptance.deadline).ok()?,
         };
-        let signer = rail.acceptance_signer(&message, &signature)?;
+        let signer = chain.acceptance_signer(&message, &signature)?;
         Some(signer == leg.controller && acceptance.deadline >= allocation.spec.open_by)
     };
     check().unwrap_or(false)

@@ -1,8 +1,9 @@
-//! Who is asked when. A provider has only so many questions to answer at a time; a lease that finds it busy waits in line
-//! and is woken, the oldest first, as places come free. Who lets questions lapse is passed over for a while.
+//! The order in which leases ask providers. Each provider has a bounded number of unanswered allocations; further leases
+//! are queued at it, oldest first, and enqueued for a reconcile as slots become free. A provider that let allocations time
+//! out is skipped for a while.
 //!
-//! All of it is this process's own: after a restart every lease gets a pass, and stands in line anew. It decides nothing but
-//! whom to ask first; a place that is never given back comes free by itself.
+//! The queue is in memory: after a restart every lease is reconciled and queued again. It only decides which lease asks
+//! first, and a slot that is never released expires.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -17,34 +18,33 @@ use leasehold_planner::market::{
     lease::{OPEN_WITHIN_SECONDS, Plan, UNANSWERED_PER_PROVIDER_MAX},
     providers::responsiveness::{Answer, Answering},
 };
+use leasehold_runtime::queue::Queue;
 
-use crate::queue::Queue;
+/// A slot expires after this long: its allocation has timed out by then.
+const SLOT_EXPIRES_AFTER: Duration = Duration::from_secs(OPEN_WITHIN_SECONDS + 30);
 
-/// A place is taken for so long at most: the question it was taken for has lapsed by then.
-const TAKEN_FOR: Duration = Duration::from_secs(OPEN_WITHIN_SECONDS + 30);
-
-/// The line of every provider.
-pub(crate) struct Line {
+/// The queues of all providers.
+pub(crate) struct ProviderQueue {
     providers: Mutex<HashMap<String, Provider>>,
-    wake: Queue<GpuLease>,
+    leases: Queue<GpuLease>,
 }
 
-/// Places of a provider and who waits for one.
+/// Slots of a provider, and the leases that are queued for one.
 #[derive(Default)]
 struct Provider {
-    taken: HashMap<Place, Instant>,
-    /// The oldest first: when it was applied, and which it is.
-    waiting: BTreeSet<(Timestamp, Name)>,
+    used: HashMap<Slot, Instant>,
+    /// Oldest first: creation time and name.
+    queued: BTreeSet<(Timestamp, Name)>,
     answering: Answering,
 }
 
-/// What a place is taken by.
+/// What uses a slot.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Place {
-    /// A question, by the allocation's name.
-    Question(String),
-    /// A lease that was woken to ask one.
-    Called(Name),
+enum Slot {
+    /// An unanswered allocation, by its name.
+    Allocation(String),
+    /// Reserved for a lease that was enqueued because the slot became free.
+    Reserved(Name),
 }
 
 /// Namespace and name of a lease.
@@ -52,108 +52,108 @@ type Name = (String, String);
 
 impl Provider {
     fn expire(&mut self, now: Instant) {
-        self.taken
-            .retain(|_, since| now.duration_since(*since) < TAKEN_FOR);
+        self.used
+            .retain(|_, since| now.duration_since(*since) < SLOT_EXPIRES_AFTER);
     }
 
-    /// Those whose turn it is now.
-    fn call(&mut self, now: Instant) -> Vec<Name> {
+    /// Reserves each free slot for the oldest queued lease, and returns these leases.
+    fn reserve(&mut self, now: Instant) -> Vec<Name> {
         self.expire(now);
-        let free = UNANSWERED_PER_PROVIDER_MAX.saturating_sub(self.taken.len());
-        let called: Vec<_> = (0..free).map_while(|_| self.waiting.pop_first()).collect();
-        let called = called.into_iter().map(|(_, name)| name);
-        called
-            .inspect(|name| {
-                self.taken.insert(Place::Called(name.clone()), now);
-            })
-            .collect()
+        let free = UNANSWERED_PER_PROVIDER_MAX.saturating_sub(self.used.len());
+        let next: Vec<_> = (0..free).map_while(|_| self.queued.pop_first()).collect();
+        let next = next.into_iter().map(|(_, name)| name);
+        next.inspect(|name| {
+            self.used.insert(Slot::Reserved(name.clone()), now);
+        })
+        .collect()
     }
 }
 
-impl Line {
-    pub(crate) fn new(wake: Queue<GpuLease>) -> Self {
+impl ProviderQueue {
+    /// Without any provider; leases whose slot became free are added to `leases`.
+    pub(crate) fn new(leases: Queue<GpuLease>) -> Self {
         Self {
             providers: Mutex::default(),
-            wake,
+            leases,
         }
     }
 
-    /// Questions that wait for an answer, by provider, as that lease is to see it: a place that is kept for it is free.
+    /// Used slots by provider, as `lease` counts them: a slot reserved for it is free.
     pub(crate) fn unanswered(&self, lease: &GpuLease) -> BTreeMap<String, usize> {
-        let (now, own) = (Instant::now(), Place::Called(name(lease)));
-        let taken = |(provider, at): (&String, &mut Provider)| {
+        let (now, own) = (Instant::now(), Slot::Reserved(name(lease)));
+        let used = |(provider, at): (&String, &mut Provider)| {
             at.expire(now);
-            let taken = at.taken.len() - usize::from(at.taken.contains_key(&own));
-            (provider.clone(), taken)
+            let used = at.used.len() - usize::from(at.used.contains_key(&own));
+            (provider.clone(), used)
         };
         let mut providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
-        providers.iter_mut().map(taken).collect()
+        providers.iter_mut().map(used).collect()
     }
 
-    /// Takes note of what a plan begins, before anything of it is written: the next pass counts it.
+    /// Takes the slots of a plan before any of it is written, so that the next reconcile counts them.
     pub(crate) fn begin(&self, lease: &GpuLease, plan: &Plan) {
         self.change(|providers| {
             for at in providers.values_mut() {
-                at.taken.remove(&Place::Called(name(lease)));
-                at.waiting.remove(&(applied(lease), name(lease)));
+                at.used.remove(&Slot::Reserved(name(lease)));
+                at.queued.remove(&(created_at(lease), name(lease)));
             }
             if let Some(provider) = &plan.queued_at {
                 let at = providers.entry(provider.clone()).or_default();
-                at.waiting.insert((applied(lease), name(lease)));
+                at.queued.insert((created_at(lease), name(lease)));
             }
             let before = lease.status.clone().unwrap_or_default();
             for (provider, allocation) in plan.questions(&before) {
                 let at = providers.entry(provider.to_owned()).or_default();
-                at.taken
-                    .insert(Place::Question(allocation.to_owned()), Instant::now());
+                at.used
+                    .insert(Slot::Allocation(allocation.to_owned()), Instant::now());
             }
         });
     }
 
-    /// What a plan was to begin did not begin.
-    pub(crate) fn take_back(&self, lease: &GpuLease, plan: &Plan) {
+    /// Releases the slots of a plan that was not written.
+    pub(crate) fn cancel(&self, lease: &GpuLease, plan: &Plan) {
         self.change(|providers| {
             let before = lease.status.clone().unwrap_or_default();
             for (provider, allocation) in plan.questions(&before) {
                 if let Some(at) = providers.get_mut(provider) {
-                    at.taken.remove(&Place::Question(allocation.to_owned()));
+                    at.used.remove(&Slot::Allocation(allocation.to_owned()));
                 }
             }
         });
     }
 
-    /// Whether that provider is to be asked.
+    /// Whether new allocations may be made at a provider.
     pub(crate) fn is_asked(&self, provider: &str, now: Timestamp) -> bool {
         let providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
         let record = providers.get(provider).map(|at| at.answering);
         record.is_none_or(|answering| answering.is_asked(now))
     }
 
-    /// A question came, changed, or went.
-    pub(crate) fn touched(&self, allocation: &GpuAllocation, now: Timestamp) {
+    /// Takes or releases the slot of an allocation that was added, changed or deleted.
+    pub(crate) fn allocation_changed(&self, allocation: &GpuAllocation, now: Timestamp) {
         let namespace = allocation.namespace().unwrap_or_default();
         let Some(provider) = namespace.strip_prefix(PROVIDER_NAMESPACE_PREFIX) else {
             return;
         };
-        let place = Place::Question(allocation.name_any());
+        let slot = Slot::Allocation(allocation.name_any());
         self.change(|providers| {
             let at = providers.entry(provider.to_owned()).or_default();
             match Answer::to(allocation) {
                 Answer::Awaited => {
-                    at.taken.entry(place).or_insert_with(Instant::now);
+                    at.used.entry(slot).or_insert_with(Instant::now);
                 }
-                // Each is counted once: its place is given back once.
-                Answer::There if at.taken.remove(&place).is_some() => at.answering.answered(),
-                Answer::Lapsed if at.taken.remove(&place).is_some() => at.answering.let_lapse(now),
+                // An allocation counts once: only the event that releases its slot is recorded.
+                Answer::There if at.used.remove(&slot).is_some() => at.answering.answered(),
+                Answer::Lapsed if at.used.remove(&slot).is_some() => at.answering.let_lapse(now),
                 Answer::There | Answer::Lapsed | Answer::NotWanted => {
-                    at.taken.remove(&place);
+                    at.used.remove(&slot);
                 }
             }
         });
     }
 
-    /// Wakes whose turn has come though nobody told of it: places that expired.
-    pub(crate) fn tick(&self) {
+    /// Enqueues leases for slots that expired: an expiry has no event.
+    pub(crate) fn expire(&self) {
         self.change(|_| {});
     }
 
@@ -161,14 +161,14 @@ impl Line {
         let mut providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut providers);
         let now = Instant::now();
-        let called: Vec<_> = providers.values_mut().flat_map(|at| at.call(now)).collect();
+        let next: Vec<_> = providers.values_mut().flat_map(|at| at.reserve(now)).collect();
         providers.retain(|_, at| {
-            let forgotten = at.answering == Answering::default();
-            !at.taken.is_empty() || !at.waiting.is_empty() || !forgotten
+            let has_no_record = at.answering == Answering::default();
+            !at.used.is_empty() || !at.queued.is_empty() || !has_no_record
         });
         drop(providers);
-        for (namespace, name) in called {
-            self.wake.up(&name, Some(&namespace));
+        for (namespace, name) in next {
+            self.leases.enqueue_name(&name, Some(&namespace));
         }
     }
 }
@@ -177,7 +177,7 @@ fn name(lease: &GpuLease) -> Name {
     (lease.namespace().unwrap_or_default(), lease.name_any())
 }
 
-fn applied(lease: &GpuLease) -> Timestamp {
+fn created_at(lease: &GpuLease) -> Timestamp {
     lease.creation_timestamp().map_or(Timestamp::MAX, |at| at.0)
 }
 

@@ -1,12 +1,15 @@
 //! Providers and the rows of their offers, parsed once for all leases.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use jiff::Timestamp;
-use k8s_openapi::{api::coordination::v1::Lease as Liveness, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{Api, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
-    GpuLease, GpuOffer, GpuProvider, PROVIDER_NAMESPACE_PREFIX,
+    GpuOffer, GpuProvider, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
     shared::conditions::{Truth, condition, set},
 };
 use leasehold_planner::{
@@ -14,27 +17,18 @@ use leasehold_planner::{
     placement::{Candidate, Provider},
     provider::health::speaks,
 };
-use leasehold_telemetry::Heartbeat;
-
-use super::provider_queue::Line;
-use crate::{
-    api_writes, cache,
-    market::{MANAGER, Market, wake_pending},
-    queue::Queue,
+use leasehold_runtime::{
+    Process, api_writes,
+    cache::{self, Source},
 };
+use leasehold_telemetry::Heartbeat;
+use tokio::sync::Notify;
+
+use super::provider_queue::ProviderQueue;
+use crate::market::{MANAGER, Market, enqueue_pending};
 
 /// Silence has no event of its own: the snapshot is made anew at least so often.
-const REFRESH: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// Tells that an offer or a provider changed.
-#[derive(Clone, Default)]
-pub(crate) struct Changed(Arc<tokio::sync::Notify>);
-
-impl Changed {
-    pub(crate) fn notify(&self) {
-        self.0.notify_one();
-    }
-}
+const REFRESH: Duration = Duration::from_secs(5);
 
 /// One reading of all offers.
 #[derive(Clone, Debug)]
@@ -54,16 +48,36 @@ struct News {
 pub(crate) struct Supply {
     offers: Store<GpuOffer>,
     providers: Store<GpuProvider>,
-    liveness: Store<Liveness>,
+    liveness: Store<Lease>,
     snapshot: RwLock<Snapshot>,
+    /// Notified when an offer or a provider changes.
+    changed: Arc<Notify>,
 }
 
 impl Supply {
-    pub(crate) fn new(
-        offers: Store<GpuOffer>,
-        providers: Store<GpuProvider>,
-        liveness: Store<Liveness>,
-    ) -> Self {
+    /// Opens the watches of providers, their offers and their liveness Leases.
+    pub(crate) fn watch(source: &Source, process: &mut Process) -> Self {
+        let changed = Arc::new(Notify::new());
+        let notify = || {
+            let changed = changed.clone();
+            move || changed.notify_one()
+        };
+        let (offer_changed, provider_changed) = (notify(), notify());
+        let offers = source.watch(cache::keep_all, move |_: &GpuOffer| offer_changed());
+        let providers = source.watch(cache::keep_all, move |_: &GpuProvider| provider_changed());
+        let liveness = source
+            .labelled(LABEL_PROVIDER)
+            .watch(cache::keep_all, |_: &Lease| {});
+        process.require(&offers);
+        process.require(&providers);
+        process.require(&liveness);
+        Self {
+            changed,
+            ..Self::new(offers, providers, liveness)
+        }
+    }
+
+    fn new(offers: Store<GpuOffer>, providers: Store<GpuProvider>, liveness: Store<Lease>) -> Self {
         let empty = Snapshot {
             providers: Arc::new([]),
             candidates: Arc::new([]),
@@ -73,6 +87,7 @@ impl Supply {
             providers,
             liveness,
             snapshot: RwLock::new(empty),
+            changed: Arc::default(),
         }
     }
 
@@ -84,7 +99,7 @@ impl Supply {
     }
 
     /// Reads all offers anew, and tells what that changed.
-    fn refresh(&self, line: &Line, now: Timestamp) -> News {
+    fn refresh(&self, queue: &ProviderQueue, now: Timestamp) -> News {
         let mut providers = Vec::new();
         let mut candidates = Vec::new();
         let mut objects = self.providers.state();
@@ -105,7 +120,7 @@ impl Supply {
                 payee,
                 controller,
                 alive,
-                answers: line.is_asked(&name, now),
+                answers: queue.is_asked(&name, now),
             });
             if let Some(offer) = cache::get(&self.offers, &name, Some(&namespace)) {
                 candidates.extend(
@@ -132,9 +147,15 @@ impl Supply {
     }
 
     /// One look: hands on what is new, and tells the providers, be anything new or not.
-    async fn turn(&self, line: &Line, api: &Api<GpuProvider>, hand_on: impl FnOnce(News), now: Timestamp) {
-        let news = self.refresh(line, now);
-        line.tick();
+    async fn turn(
+        &self,
+        queue: &ProviderQueue,
+        api: &Api<GpuProvider>,
+        hand_on: impl FnOnce(News),
+        now: Timestamp,
+    ) {
+        let news = self.refresh(queue, now);
+        queue.expire();
         if news.providers || news.candidates {
             hand_on(news);
         }
@@ -166,19 +187,30 @@ impl Supply {
     }
 }
 
+/// Adds the loop that reads offers and reports to providers.
+pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
+    let market = market.clone();
+    process.add_loop("supply", Duration::from_secs(60), |heartbeat| {
+        run(market, heartbeat)
+    });
+}
+
 /// Keeps the snapshot fresh, wakes pending leases when it changed, tells providers how the market sees them.
-pub(crate) async fn run(market: Arc<Market>, changed: Changed, wake: Queue<GpuLease>, heartbeat: Heartbeat) {
+async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
     let api = Api::<GpuProvider>::all(market.client.clone());
     loop {
         heartbeat.beat();
         let woken = |news: News| {
             // Who stands in line for a provider looks further when that one isn't asked any more.
-            wake_pending(&market.leases, &wake, |reason| {
+            enqueue_pending(&market.leases, &market.queues.leases, |reason| {
                 reason == "NoOffer" || news.providers && reason == QUEUED
             });
         };
-        market.supply.turn(&market.line, &api, woken, market.now()).await;
-        let _ = tokio::time::timeout(REFRESH, changed.0.notified()).await;
+        market
+            .supply
+            .turn(&market.provider_queue, &api, woken, market.now())
+            .await;
+        let _ = tokio::time::timeout(REFRESH, market.supply.changed.notified()).await;
     }
 }
 

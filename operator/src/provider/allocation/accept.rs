@@ -16,20 +16,35 @@ use leasehold_planner::{
         offer::supply::PoolSupply,
     },
 };
+use leasehold_runtime::{
+    Error, Process, api_writes, cache,
+    queue::{ReconcileError, RequeueAfter},
+};
+
+use leasehold_telemetry::metrics::Controller;
 
 use super::seen::AllocationSeen;
-use crate::{
-    api_writes, cache,
-    error::Error,
-    provider::{MANAGER, Provider, digest::Digest, offer::Supplies, workload::objects::labels},
-    queue::{Again, Failed},
-};
+use crate::provider::{MANAGER, Provider, digest::Digest, offer::Supplies, workload::objects::labels};
 
 /// Its status is compared again so often, though nothing told of a change.
 const LOOK_AGAIN: Duration = Duration::from_secs(120);
 
-/// One pass.
-pub(crate) async fn reconcile(seen: Arc<AllocationSeen>, provider: Arc<Provider>) -> Result<Again, Failed> {
+/// Adds the controller of GpuAllocations.
+pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
+    let context = provider.clone();
+    process.add_controller(
+        Controller::Allocation,
+        64,
+        (&provider.queues.allocations, &provider.caches.allocations),
+        move |allocation| reconcile(allocation, context.clone()),
+    );
+}
+
+/// Reconciles one allocation.
+async fn reconcile(
+    seen: Arc<AllocationSeen>,
+    provider: Arc<Provider>,
+) -> Result<RequeueAfter, ReconcileError> {
     let name = seen.name_any();
     let api = Api::<GpuAllocation>::namespaced(provider.market.clone(), &provider.namespace_at_market);
     let cached = || cache::get(&provider.caches.reservations, &name, None);
@@ -48,26 +63,26 @@ pub(crate) async fn reconcile(seen: Arc<AllocationSeen>, provider: Arc<Provider>
             None => return Ok(None),
         },
     };
-    let (mut turn, reservation) = match there {
+    let (mut capacity, reservation) = match there {
         Some(there) => (None, Some(there)),
         None => {
-            let turn = provider.reserving.lock().await;
+            let capacity = provider.reserving.lock().await;
             // It may have come while others had their turn. Made before shown: never in neither.
-            let made = provider.made.get(&name);
-            (Some(turn), cached().or(made))
+            let made = provider.assumed.get(&name);
+            (Some(capacity), cached().or(made))
         }
     };
     let now = provider.now();
-    let mut plan = match (&mut turn, &reservation) {
-        (Some(turn), None) => {
-            let (supplies, new) = turn.count(&provider).await?;
+    let mut plan = match (&mut capacity, &reservation) {
+        (Some(capacity), None) => {
+            let (supplies, new) = capacity.get(&provider).await?;
             let plan = provider.decide(&allocation, None, supplies, now);
             let refuses =
                 allocation.status.as_ref().and_then(|s| s.declined.as_ref()) != plan.status.declined.as_ref();
             if refuses && !new {
                 // Of what was counted a moment ago some may be free again.
-                turn.forget();
-                provider.decide(&allocation, None, turn.count(&provider).await?.0, now)
+                capacity.invalidate();
+                provider.decide(&allocation, None, capacity.get(&provider).await?.0, now)
             } else {
                 plan
             }
@@ -75,18 +90,20 @@ pub(crate) async fn reconcile(seen: Arc<AllocationSeen>, provider: Arc<Provider>
         (_, reservation) => provider.decide(&allocation, reservation.as_deref(), &Supplies::new(), now),
     };
     if let Some(spec) = plan.reserve.take() {
-        if let (Some(turn), None) = (&mut turn, &reservation) {
+        if let (Some(capacity), None) = (&mut capacity, &reservation) {
             // The next question counts it from here on, so that its turn need not wait for the API server.
-            provider.made.note(GpuReservation::new(&name, (*spec).clone()));
-            turn.take(&spec);
+            provider
+                .assumed
+                .assume(GpuReservation::new(&name, (*spec).clone()));
+            capacity.subtract(&spec);
         }
-        drop(turn);
+        drop(capacity);
         let made = provider.reserve(&allocation, reservation.as_deref(), *spec).await;
-        let made = made.inspect_err(|_| provider.made.told(&name))?;
+        let made = made.inspect_err(|_| provider.assumed.observed(&name))?;
         // What is reserved is signed at once: a tenant waits.
         plan = provider.decide(&allocation, Some(&made), &Supplies::new(), now);
     } else {
-        drop(turn);
+        drop(capacity);
     }
     let status = match plan.accept {
         Some(message) => provider.sign(&allocation, plan.status, &message).await?,
@@ -166,8 +183,8 @@ impl Provider {
         let network = self
             .network_of(&allocation.spec.escrow)
             .ok_or_else(|| Error::Object("there is no PaymentNetwork for this allocation's money".into()))?;
-        let rail = self.rails.rail(&network).await.map_err(Error::Object)?;
-        let signature = rail
+        let chain = self.payments.client(&network).await.map_err(Error::Object)?;
+        let signature = chain
             .sign_acceptance(&self.key, message)
             .map_err(|e| Error::Object(e.to_string()))?;
         status.acceptance = Some(Acceptance {

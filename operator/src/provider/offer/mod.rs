@@ -41,11 +41,12 @@ use leasehold_planner::{
     },
     request::{Shape, Version},
 };
+use leasehold_runtime::{Error, Process, api_writes, cache};
 use leasehold_telemetry::Heartbeat;
 use serde_json::json;
 
 use super::{MANAGER, Provider, workload::pods::PodSeen};
-use crate::{api_writes, cache, payments};
+use crate::payments;
 
 /// Hours of sale and silent agents have no event: everything is looked at anew at least so often.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -69,8 +70,16 @@ pub(crate) fn trim_node(node: &mut Node) {
 /// Supply of each pool, by name.
 pub(crate) type Supplies = BTreeMap<String, PoolSupply>;
 
-/// Keeps the offer true until the process ends.
-pub(crate) async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
+/// Adds the loop that publishes the offer.
+pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
+    let provider = provider.clone();
+    process.add_loop("offer", Duration::from_secs(120), |heartbeat| {
+        run(provider, heartbeat)
+    });
+}
+
+/// Publishes the offer until the process ends.
+async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut renewed = Timestamp::UNIX_EPOCH;
     let mut told: Option<(GpuOfferSpec, Timestamp)> = None;
     loop {
@@ -195,7 +204,7 @@ impl Provider {
         }
     }
 
-    async fn publish(&self, spec: &GpuOfferSpec) -> Result<(), crate::error::Error> {
+    async fn publish(&self, spec: &GpuOfferSpec) -> Result<(), Error> {
         let name = &self.args.provider_name;
         let api = Api::<GpuOffer>::namespaced(self.market.clone(), &self.namespace_at_market);
         let mut offer = GpuOffer::new(name, spec.clone());
@@ -203,13 +212,13 @@ impl Provider {
         api_writes::apply(&api, &offer, MANAGER).await.map(|_| ())
     }
 
-    async fn renew(&self, now: Timestamp) -> Result<(), crate::error::Error> {
+    async fn renew(&self, now: Timestamp) -> Result<(), Error> {
         let name = &self.args.provider_name;
         let api = Api::<Liveness>::namespaced(self.market.clone(), &self.namespace_at_market);
         let liveness = Liveness {
             metadata: api_writes::meta(name, Some(&self.namespace_at_market), &[(LABEL_PROVIDER, name)]),
             spec: Some(LeaseSpec {
-                holder_identity: Some(self.args.common.identity.clone()),
+                holder_identity: Some(self.args.common.process.identity.clone()),
                 lease_duration_seconds: Some(60),
                 renew_time: Some(MicroTime(now)),
                 ..LeaseSpec::default()
@@ -224,9 +233,7 @@ impl Provider {
             .patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))
             .await
             .map(|_| ())
-            .map_err(crate::error::Error::kube(
-                "write our GpuProvider (the market's owner makes it)",
-            ))
+            .map_err(Error::kube("write our GpuProvider (the market's owner makes it)"))
     }
 
     /// Each node's Event is its own GpuNode's, by the reason's name.

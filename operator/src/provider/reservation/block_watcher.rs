@@ -1,5 +1,5 @@
-//! Looks for new blocks while a reservation waits for one, and wakes it at each: a tenant waits with it. One question
-//! for all of them, a few times a second; an account says nothing new before there is a new block.
+//! Watches for new blocks while reservations wait to be paid, and enqueues them at each block, because a tenant waits for
+//! them. The newest block is read once for all of them, a few times a second; an account can only change in a new block.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,31 +10,40 @@ use std::{
 use kube::ResourceExt as _;
 use leasehold_crds::{GpuReservation, PaymentNetwork, market::allocation::AllocationPhase};
 use leasehold_planner::{escrow::Hash, ports::Payments as _};
+use leasehold_runtime::Process;
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
 
-use crate::{provider::Provider, queue::Queue};
+use crate::provider::Provider;
 
 const PERIOD: Duration = Duration::from_millis(250);
-/// A chain that takes longer does not hold up who waits on another.
+/// A chain that takes longer must not delay reservations on another.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Looks until the process ends.
-pub(crate) async fn run(provider: Arc<Provider>, wake: Queue<GpuReservation>, heartbeat: Heartbeat) {
+/// Adds the loop that watches for new blocks.
+pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
+    let provider = provider.clone();
+    process.add_loop("blocks", Duration::from_secs(120), |heartbeat| {
+        run(provider, heartbeat)
+    });
+}
+
+/// Watches until the process ends.
+async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut newest: HashMap<String, Hash> = HashMap::new();
     loop {
         heartbeat.beat();
         for (name, (network, waiting)) in provider.waiting() {
-            // Where the chain is silent, each of them finds that out by itself, now and then.
-            let Ok(rail) = provider.rails.rail(&network).await else {
+            // Reservations on a chain that cannot be read are requeued by their own reconciles.
+            let Ok(chain) = provider.payments.client(&network).await else {
                 continue;
             };
-            let head = provider.rails.observed(ChainAction::Read, rail.head());
+            let head = provider.payments.observed(ChainAction::Read, chain.head());
             let Ok(Ok(head)) = tokio::time::timeout(DEADLINE, head).await else {
                 continue;
             };
             if newest.insert(name, head.hash) != Some(head.hash) {
                 for reservation in waiting {
-                    wake.touched(&reservation);
+                    provider.queues.reservations.enqueue(&reservation);
                 }
             }
         }

@@ -23,7 +23,11 @@ use leasehold_planner::{
     ports::{BlockLevel, PaymentError, Payments as _},
     provider::reservation::{self as planner, LegCall, Plan, Withdrawals, Workload, World},
 };
-use leasehold_telemetry::metrics::ChainAction;
+use leasehold_runtime::{
+    Error, Process, api_writes, cache,
+    queue::{CONCURRENT_RECONCILES, ReconcileError, RequeueAfter},
+};
+use leasehold_telemetry::metrics::{ChainAction, Controller};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub(crate) mod applied;
@@ -37,26 +41,32 @@ use super::{
         objects::{self as build, Objects},
     },
 };
-use crate::{
-    api_writes, cache,
-    error::Error,
-    payments,
-    queue::{Again, Failed},
-};
+use crate::payments;
 
 /// A node that joins is one that pods can't reach at most so much later: to ask all nodes on each pass would take longer
 /// than the pass.
 const FORBIDDEN_FOR: Duration = Duration::from_secs(5);
 
-/// One pass.
-pub(crate) async fn reconcile(
+/// Adds the controller of GpuReservations.
+pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
+    let context = provider.clone();
+    process.add_controller(
+        Controller::Reservation,
+        CONCURRENT_RECONCILES,
+        (&provider.queues.reservations, &provider.caches.reservations),
+        move |reservation| reconcile(reservation, context.clone()),
+    );
+}
+
+/// Reconciles one reservation.
+async fn reconcile(
     reservation: Arc<GpuReservation>,
     provider: Arc<Provider>,
-) -> Result<Again, Failed> {
+) -> Result<RequeueAfter, ReconcileError> {
     if !provider.holds(&reservation) {
         return Ok(None);
     }
-    let (world, rail) = provider.gather(&reservation, provider.now()).await;
+    let (world, chain) = provider.gather(&reservation, provider.now()).await;
     // What was gathered may have taken a deadline's time: decided is by the clock as it is now.
     let now = provider.now();
     let plan = planner::decide(&world, now);
@@ -64,9 +74,9 @@ pub(crate) async fn reconcile(
     let noted = plan.notes_first(reservation.status.as_ref());
     if noted {
         let reported = provider.report(&reservation, plan.status.clone(), &plan).await;
-        reported.map_err(|error| Failed::again(error, wake()))?;
+        reported.map_err(|error| ReconcileError::requeue(error, wake()))?;
     }
-    let (status, outcome) = provider.apply(&world, rail.as_ref(), &plan).await;
+    let (status, outcome) = provider.apply(&world, chain.as_ref(), &plan).await;
     let reported = if noted {
         Ok(())
     } else {
@@ -74,7 +84,7 @@ pub(crate) async fn reconcile(
     };
     reported
         .and(outcome)
-        .map_err(|error| Failed::again(error, wake()))?;
+        .map_err(|error| ReconcileError::requeue(error, wake()))?;
     Ok(Some(wake()))
 }
 
@@ -97,8 +107,8 @@ impl Provider {
         now: jiff::Timestamp,
     ) -> (World<'a>, Option<EvmEscrow>) {
         let network = self.network_of(&reservation.spec.allocation.escrow);
-        let rail = match &network {
-            Some(network) => self.rails.rail(network).await,
+        let chain = match &network {
+            Some(network) => self.payments.client(network).await,
             None => Err("there is no PaymentNetwork for this account's money in this cluster".to_owned()),
         };
         let terms = Terms::from_wire(&reservation.spec.allocation.escrow).map_err(|e| e.to_string());
@@ -108,11 +118,11 @@ impl Provider {
             .map_or(AllocationPhase::Requested, |s| s.phase);
         let (account, head);
         let (mut second, mut settled) = (Observed::Unknown("not read".into()), None);
-        match (&rail, &terms) {
-            (Ok(rail), Ok(terms)) => {
-                account = self.read(rail, terms, BlockLevel::Latest).await;
+        match (&chain, &terms) {
+            (Ok(chain), Ok(terms)) => {
+                account = self.read(chain, terms, BlockLevel::Latest).await;
                 if planner::wants_second(reservation, &account) {
-                    second = self.read(rail, terms, BlockLevel::Latest).await;
+                    second = self.read(chain, terms, BlockLevel::Latest).await;
                 }
                 let level = network
                     .as_ref()
@@ -123,9 +133,12 @@ impl Provider {
                 } else if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
                     settled = match level {
                         BlockLevel::Latest => Some(account.clone()),
-                        BlockLevel::Safe | BlockLevel::Finalized => Some(self.read(rail, terms, level).await),
+                        BlockLevel::Safe | BlockLevel::Finalized => {
+                            Some(self.read(chain, terms, level).await)
+                        }
                     };
-                    head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
+                    head =
+                        Observed::from_result(self.payments.observed(ChainAction::Read, chain.head()).await);
                 } else if let Observed::Known(AccountRead::Present(a)) = &account {
                     head = Observed::Known(leasehold_planner::ports::Head {
                         number: 0,
@@ -133,7 +146,8 @@ impl Provider {
                         time: a.block_time,
                     });
                 } else {
-                    head = Observed::from_result(self.rails.observed(ChainAction::Read, rail.head()).await);
+                    head =
+                        Observed::from_result(self.payments.observed(ChainAction::Read, chain.head()).await);
                 }
             }
             (Err(why), _) | (_, Err(why)) => {
@@ -166,7 +180,7 @@ impl Provider {
             health: self.health(reservation, now).await,
             withdraw: self.withdrawals(reservation, network.as_deref()),
         };
-        (world, rail.ok())
+        (world, chain.ok())
     }
 
     /// By the pool as it is now: it is the provider's own money, and nothing that is paid for changes with it.
@@ -180,10 +194,10 @@ impl Provider {
         Withdrawals::of(pool.spec.withdraw.as_ref()?, decimals)
     }
 
-    async fn read(&self, rail: &EvmEscrow, terms: &Terms, level: BlockLevel) -> Observed<AccountRead> {
+    async fn read(&self, chain: &EvmEscrow, terms: &Terms, level: BlockLevel) -> Observed<AccountRead> {
         Observed::from_result(
-            self.rails
-                .observed(ChainAction::Read, rail.account(terms, level))
+            self.payments
+                .observed(ChainAction::Read, chain.account(terms, level))
                 .await,
         )
     }
@@ -192,7 +206,7 @@ impl Provider {
     async fn apply(
         &self,
         world: &World<'_>,
-        rail: Option<&EvmEscrow>,
+        chain: Option<&EvmEscrow>,
         plan: &Plan,
     ) -> (GpuReservationStatus, Result<(), Error>) {
         let reservation = world.reservation;
@@ -206,8 +220,8 @@ impl Provider {
         };
         // An intent that is new is stored first; the pass after this one carries it out (M2).
         let stored = reservation.status.as_ref().and_then(|s| s.intent.clone()) == plan.status.intent;
-        if let (Some(call), Some(rail), true) = (&plan.call, rail, stored) {
-            match self.call(reservation, rail, call).await {
+        if let (Some(call), Some(chain), true) = (&plan.call, chain, stored) {
+            match self.call(reservation, chain, call).await {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(share = reservation.name_any(), %error, "the chain did not do it");
@@ -221,7 +235,7 @@ impl Provider {
     async fn call(
         &self,
         reservation: &GpuReservation,
-        rail: &EvmEscrow,
+        chain: &EvmEscrow,
         call: &LegCall,
     ) -> Result<(), PaymentError> {
         let spec = &reservation.spec.allocation;
@@ -231,34 +245,34 @@ impl Provider {
         let (action, receipt) = match call {
             LegCall::Start => (
                 ChainAction::Start,
-                self.rails
-                    .observed(ChainAction::Start, rail.start(&self.key, &terms, legs))
+                self.payments
+                    .observed(ChainAction::Start, chain.start(&self.key, &terms, legs))
                     .await?,
             ),
             LegCall::Pause => (
                 ChainAction::Pause,
-                self.rails
-                    .observed(ChainAction::Pause, rail.pause(&self.key, &terms, legs))
+                self.payments
+                    .observed(ChainAction::Pause, chain.pause(&self.key, &terms, legs))
                     .await?,
             ),
             LegCall::Credit(seconds) => (
                 ChainAction::Pause,
-                self.rails
-                    .observed(ChainAction::Pause, rail.credit(&self.key, &terms, leg, *seconds))
+                self.payments
+                    .observed(ChainAction::Pause, chain.credit(&self.key, &terms, leg, *seconds))
                     .await?,
             ),
             LegCall::End => (
                 ChainAction::End,
-                self.rails
-                    .observed(ChainAction::End, rail.end_leg(&self.key, &terms, legs))
+                self.payments
+                    .observed(ChainAction::End, chain.end_leg(&self.key, &terms, legs))
                     .await?,
             ),
             LegCall::Withdraw => {
                 let rows = [(terms, legs)];
                 (
                     ChainAction::Withdraw,
-                    self.rails
-                        .observed(ChainAction::Withdraw, rail.settle_many(&self.key, &rows))
+                    self.payments
+                        .observed(ChainAction::Withdraw, chain.settle_many(&self.key, &rows))
                         .await?,
                 )
             }
@@ -420,11 +434,11 @@ impl Provider {
             ..DeleteParams::default()
         };
         let sets = Api::<StatefulSet>::namespaced(self.client.clone(), name);
-        api_writes::gone_is_fine(sets.delete(build::NAME, &params).await)
+        api_writes::ignore_not_found(sets.delete(build::NAME, &params).await)
             .map_err(Error::kube("stop the workload"))?;
         let jobs = Api::<Job>::namespaced(self.client.clone(), name);
         for job in build::job_names(reservation) {
-            api_writes::gone_is_fine(jobs.delete(&job, &params).await)
+            api_writes::ignore_not_found(jobs.delete(&job, &params).await)
                 .map_err(Error::kube("stop the job"))?;
         }
         Ok(())
@@ -437,7 +451,7 @@ impl Provider {
             return Ok(());
         }
         let namespaces = Api::<Namespace>::all(self.client.clone());
-        api_writes::gone_is_fine(namespaces.delete(name, &DeleteParams::default()).await)
+        api_writes::ignore_not_found(namespaces.delete(name, &DeleteParams::default()).await)
             .map_err(Error::kube("delete the lease's namespace"))
     }
 
@@ -486,11 +500,11 @@ impl Provider {
                     &kube::api::Patch::Merge(&patch),
                 )
                 .await;
-            api_writes::gone_is_fine(done).map_err(Error::kube("let the reservation go"))?;
+            api_writes::ignore_not_found(done).map_err(Error::kube("let the reservation go"))?;
             let deleted = api
                 .delete(&reservation.name_any(), &DeleteParams::default())
                 .await;
-            api_writes::gone_is_fine(deleted).map_err(Error::kube("delete the reservation"))?;
+            api_writes::ignore_not_found(deleted).map_err(Error::kube("delete the reservation"))?;
         }
         Ok(())
     }

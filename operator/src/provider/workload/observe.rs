@@ -31,10 +31,11 @@ use leasehold_planner::{
         reservation::{Reading, Running, wants_live},
     },
 };
+use leasehold_runtime::cache;
 use sha2::{Digest as _, Sha256};
 
 use super::{objects, pods::PodSeen};
-use crate::{cache, provider::Provider};
+use crate::provider::Provider;
 
 /// An API server that takes longer to tell of a silent node does not answer.
 const API_DEADLINE: Duration = Duration::from_secs(5);
@@ -263,7 +264,7 @@ impl Provider {
     /// An agent's sign of life is in the agent's namespace, which is ours but where a release of its own installed it.
     fn agent_lease(&self, node: &str) -> Option<Arc<Liveness>> {
         let agents = &self.caches.agents;
-        cache::get(agents, node, Some(&self.args.common.namespace))
+        cache::get(agents, node, Some(&self.args.common.process.namespace))
             .or_else(|| agents.find(|l| l.metadata.name.as_deref() == Some(node)))
     }
 

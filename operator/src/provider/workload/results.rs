@@ -26,16 +26,13 @@ use leasehold_crds::{
     ANNOTATION_RESULTS_UNTIL, GpuReservation, lease::workload::ResultsAt, shared::quantity,
 };
 use leasehold_planner::provider::{reservation::ResultsSeen, workload::results::Kept};
+use leasehold_runtime::{Error, api_writes, cache};
 
 use super::{
     objects::{self as build, FS_GROUP, NAME, labels},
     observe,
 };
-use crate::{
-    api_writes, cache,
-    error::Error,
-    provider::{MANAGER, Provider, digest::Digest},
-};
+use crate::provider::{MANAGER, Provider, digest::Digest};
 
 /// Label of the pods and Services that serve results: the node's rank in the lease.
 pub(crate) const LABEL_RESULTS: &str = "leasehold.dev/results";

@@ -10,8 +10,9 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::Terms,
-    ports::{Clock as _, Payments as _, SystemClock},
+    ports::{Clock as _, Payments as _},
 };
+use leasehold_runtime::SystemClock;
 
 use super::{Outcome, Stage, account_of, follow::Follow, money, short, sights};
 use crate::{

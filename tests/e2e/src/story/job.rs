@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
 use leasehold_crds::lease::{CloseReason, Phase};
-use leasehold_planner::ports::{Clock as _, SystemClock};
+use leasehold_planner::ports::Clock as _;
+use leasehold_runtime::SystemClock;
 
 use super::{Outcome, Stage, account_of, follow::Follow, money, sights};
 

@@ -714,7 +714,7 @@ pub(crate) fn ignore_not_found<T>(result: Result<T, ApiError>) -> Result<(), Api
     }
 }
 
-/// From now until `wake`, at least a little (`operator/src/api_writes.rs`).
+/// From now until `wake`, at least a little (`runtime/src/api_writes.rs`).
 pub(crate) fn until_ms(wake: Timestamp, now: Timestamp) -> u64 {
     let ms = wake.duration_since(now).as_millis().clamp(20, 3_600_000);
     u64::try_from(ms).unwrap_or(20)

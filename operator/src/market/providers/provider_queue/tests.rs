@@ -14,7 +14,7 @@ fn lease(number: usize) -> GpuLease {
     lease
 }
 
-/// A plan that asks the provider, or waits until it can be asked.
+/// A plan that makes an allocation at the provider, or is queued at it.
 fn plan(number: usize, queued: bool) -> Plan {
     let share = Share {
         provider: "p".into(),
@@ -38,94 +38,94 @@ fn plan(number: usize, queued: bool) -> Plan {
     }
 }
 
-fn question(number: usize, answered: bool) -> GpuAllocation {
-    let mut question = GpuAllocation::new(&format!("q-{number}"), GpuAllocationSpec::default());
-    question.metadata.namespace = Some(format!("{PROVIDER_NAMESPACE_PREFIX}p"));
-    question.status = answered.then(|| GpuAllocationStatus {
+fn allocation(number: usize, answered: bool) -> GpuAllocation {
+    let mut allocation = GpuAllocation::new(&format!("q-{number}"), GpuAllocationSpec::default());
+    allocation.metadata.namespace = Some(format!("{PROVIDER_NAMESPACE_PREFIX}p"));
+    allocation.status = answered.then(|| GpuAllocationStatus {
         acceptance: Some(Acceptance::default()),
         ..GpuAllocationStatus::default()
     });
-    question
+    allocation
 }
 
 fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
-fn open(line: &Line, number: usize) -> usize {
-    let unanswered = line.unanswered(&lease(number));
+fn open(queue: &ProviderQueue, number: usize) -> usize {
+    let unanswered = queue.unanswered(&lease(number));
     unanswered.get("p").copied().unwrap_or_default()
 }
 
 #[test]
-fn who_waits_is_woken_in_turn_as_answers_come() {
-    let queue = Queue::<GpuLease>::default();
-    let line = Line::new(queue.clone());
-    // Those that were woken since the last call.
-    let woken = || queue.drain();
+fn queued_leases_are_enqueued_oldest_first_as_allocations_are_answered() {
+    let leases = Queue::<GpuLease>::default();
+    let queue = ProviderQueue::new(leases.clone());
+    // Leases that were enqueued since the last call.
+    let enqueued = || leases.drain();
     for number in 0..UNANSWERED_PER_PROVIDER_MAX {
-        assert_eq!(open(&line, number), number);
-        line.begin(&lease(number), &plan(number, false));
+        assert_eq!(open(&queue, number), number);
+        queue.begin(&lease(number), &plan(number, false));
     }
-    // The younger comes first, and the older is before it all the same.
+    // The younger lease is queued first; the older one still comes before it.
     for number in [102, 101] {
-        assert_eq!(open(&line, number), UNANSWERED_PER_PROVIDER_MAX);
-        line.begin(&lease(number), &plan(number, true));
+        assert_eq!(open(&queue, number), UNANSWERED_PER_PROVIDER_MAX);
+        queue.begin(&lease(number), &plan(number, true));
     }
-    line.touched(&question(7, false), now());
-    assert!(woken().is_empty(), "nothing is answered yet");
+    queue.allocation_changed(&allocation(7, false), now());
+    assert!(enqueued().is_empty(), "nothing is answered yet");
 
-    line.touched(&question(7, true), now());
-    assert_eq!(woken(), ["team/lease-101"]);
+    queue.allocation_changed(&allocation(7, true), now());
+    assert_eq!(enqueued(), ["team/lease-101"]);
     assert_eq!(
-        open(&line, 101),
+        open(&queue, 101),
         UNANSWERED_PER_PROVIDER_MAX - 1,
-        "the place is kept for it"
+        "the slot is reserved for it"
     );
     assert_eq!(
-        open(&line, 200),
+        open(&queue, 200),
         UNANSWERED_PER_PROVIDER_MAX,
-        "and for nobody else"
+        "and for no other lease"
     );
-    line.begin(&lease(101), &plan(101, false));
-    assert!(woken().is_empty());
+    queue.begin(&lease(101), &plan(101, false));
+    assert!(enqueued().is_empty());
 
-    // The next one was called and does not ask: its place goes on to whoever waits.
-    line.touched(&question(8, true), now());
-    assert_eq!(woken(), ["team/lease-102"]);
-    line.begin(&lease(103), &plan(103, true));
+    // A lease that does not use its reserved slot passes it on to the next queued one.
+    queue.allocation_changed(&allocation(8, true), now());
+    assert_eq!(enqueued(), ["team/lease-102"]);
+    queue.begin(&lease(103), &plan(103, true));
     let mut gives_up = plan(102, true);
     gives_up.queued_at = None;
-    line.begin(&lease(102), &gives_up);
-    assert_eq!(woken(), ["team/lease-103"]);
+    queue.begin(&lease(102), &gives_up);
+    assert_eq!(enqueued(), ["team/lease-103"]);
 
-    // What was to be asked could not be written.
-    line.begin(&lease(103), &plan(103, false));
-    line.begin(&lease(104), &plan(104, true));
-    line.take_back(&lease(103), &plan(103, false));
-    assert_eq!(woken(), ["team/lease-104"]);
+    // The allocation could not be written.
+    queue.begin(&lease(103), &plan(103, false));
+    queue.begin(&lease(104), &plan(104, true));
+    queue.cancel(&lease(103), &plan(103, false));
+    assert_eq!(enqueued(), ["team/lease-104"]);
 }
 
 #[test]
-fn who_lets_questions_lapse_is_passed_over_until_it_answers() {
-    let line = Line::new(Queue::default());
+fn a_provider_that_does_not_answer_in_time_is_skipped_until_it_answers() {
+    let queue = ProviderQueue::new(Queue::default());
     let taken_back = |number| {
-        let mut question = question(number, false);
-        question.metadata.creation_timestamp = Some(Time(now() - jiff::SignedDuration::from_secs(50)));
-        question.metadata.deletion_timestamp = Some(Time(now()));
-        question.spec.open_by = now().as_second();
-        question
+        let mut allocation = allocation(number, false);
+        allocation.metadata.creation_timestamp = Some(Time(now() - jiff::SignedDuration::from_secs(50)));
+        allocation.metadata.deletion_timestamp = Some(Time(now()));
+        allocation.spec.open_by = now().as_second();
+        allocation
     };
     for number in 0..3 {
-        assert!(line.is_asked("p", now()));
-        line.begin(&lease(number), &plan(number, false));
-        // It is told of more than once while it goes.
-        line.touched(&taken_back(number), now());
-        line.touched(&taken_back(number), now());
+        assert!(queue.is_asked("p", now()));
+        queue.begin(&lease(number), &plan(number, false));
+        // Its deletion has more than one event.
+        queue.allocation_changed(&taken_back(number), now());
+        queue.allocation_changed(&taken_back(number), now());
     }
-    assert!(!line.is_asked("p", now()));
-    assert!(line.is_asked("q", now()), "others are");
-    line.begin(&lease(4), &plan(4, false));
-    line.touched(&question(4, true), now());
-    assert!(line.is_asked("p", now()));
+    assert!(!queue.is_asked("p", now()));
+    assert!(queue.is_asked("q", now()), "other providers are asked");
+    queue.begin(&lease(4), &plan(4, false));
+    queue.allocation_changed(&allocation(4, true), now());
+    assert!(queue.is_asked("p", now()));
 }

@@ -9,6 +9,7 @@ use leasehold_crds::market::{
     offer::{GpuOfferSpec, OfferRow, PaymentIdentity},
     provider::GpuProviderSpec,
 };
+use leasehold_runtime::queue::Queue;
 use serde_json::json;
 
 use super::*;
@@ -69,7 +70,7 @@ fn supply() -> Supply {
         },
     );
     offer.metadata.namespace.clone_from(&namespace);
-    let mut liveness = Liveness::default();
+    let mut liveness = Lease::default();
     liveness.metadata.name = Some("prairie".into());
     liveness.metadata.namespace = namespace;
     liveness.spec.get_or_insert_default().renew_time = Some(MicroTime(now()));
@@ -84,7 +85,7 @@ fn now() -> Timestamp {
 async fn what_a_provider_could_not_be_told_is_told_again() {
     let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let api = Api::<GpuProvider>::all(Client::new(service, "default"));
-    let (supply, line) = (supply(), Line::new(Queue::default()));
+    let (supply, queue) = (supply(), ProviderQueue::new(Queue::default()));
 
     // The provider's own entry changed meanwhile; nothing of its offer does from here on.
     let conflict =
@@ -108,7 +109,7 @@ async fn what_a_provider_could_not_be_told_is_told_again() {
             let sent: serde_json::Value = serde_json::from_slice(&sent).unwrap();
             assert_eq!(sent["status"]["conditions"][0]["reason"], "Offering", "{sent}");
         };
-        tokio::join!(supply.turn(&line, &api, |_| handed_on = true, now()), serve);
+        tokio::join!(supply.turn(&queue, &api, |_| handed_on = true, now()), serve);
         assert_eq!(handed_on, look == 0);
     }
 }

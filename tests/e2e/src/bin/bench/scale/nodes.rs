@@ -29,7 +29,8 @@ use leasehold_crds::{
     shared::conditions::{Truth, condition},
 };
 use leasehold_e2e::{NAMESPACE, Stack, kwok_node, within};
-use leasehold_planner::ports::{Clock as _, SystemClock};
+use leasehold_planner::ports::Clock as _;
+use leasehold_runtime::SystemClock;
 use serde_json::json;
 
 use super::{GPUS_OF_A_NODE, PROVIDER};
