@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
-// Takes from forge's artifacts what clients need, the ABI and the bytecode, and writes or compares it.
+// Extracts the ABI and the bytecode from forge's artifacts, and writes or compares them.
 // Usage: abi.js OUT_FOLDER ABI_FOLDER [--check]
 'use strict';
 const { existsSync, mkdirSync, readFileSync, writeFileSync } = require('fs');

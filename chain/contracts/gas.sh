@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Measures each action as a transaction of its own and writes gas/escrow.json; with --check it compares and fails
-# on any difference.
+# Measures each action as a separate transaction and writes gas/escrow.json. With --check it compares and fails on
+# any difference.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./tools.sh

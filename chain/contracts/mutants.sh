@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Breaks the escrow in each way of mutants/mutants.json, in a copy, and fails unless the suite notices every one.
-# Arguments: names of mutants, to try only those.
+# Applies each mutant of mutants/mutants.json to a copy of the escrow, and fails unless the test suite detects it.
+# Arguments: names of mutants, to run only these.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./tools.sh

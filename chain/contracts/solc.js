@@ -1,12 +1,12 @@
 #!/usr/bin/env node
 // SPDX-License-Identifier: Apache-2.0
-// forge calls a native solc; this is one made of the npm package, so that `npm ci` is all that a build needs.
+// forge calls a native solc. This wrapper uses the npm package instead, so that a build needs only `npm ci`.
 'use strict';
 const { readFileSync, writeSync } = require('fs');
 
 const args = process.argv.slice(2);
 if (args.includes('--version')) {
-  // The package's own version string ("0.8.37+commit.x.Emscripten.clang") without starting the compiler.
+  // The version of the package ("0.8.37+commit.x.Emscripten.clang"), without starting the compiler.
   const { version } = require('solc/package.json');
   write(`solc, the solidity compiler commandline interface\nVersion: ${version}\n`);
 } else if (args.includes('--standard-json')) {
@@ -16,7 +16,7 @@ if (args.includes('--version')) {
   process.exit(1);
 }
 
-// process.stdout is asynchronous on pipes, and an exit in between would cut a large answer off.
+// process.stdout is asynchronous on pipes, and an early exit would truncate a large response.
 function write(text) {
   let rest = Buffer.from(text);
   while (rest.length > 0) {

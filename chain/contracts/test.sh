@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Runs the suite against abi/Escrow.json, after making sure that it is what src/ compiles to.
-# Arguments go to `forge test` (--match-test NAME, -vvv, …).
+# Runs the test suite against abi/Escrow.json, after checking that it is up to date with src/.
+# Arguments are passed to `forge test` (--match-test NAME, -vvv, …).
 set -euo pipefail
 cd "$(dirname "$0")"
 . ./tools.sh

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A suite that passes says little until it has been seen to fail: this applies each mutant to a copy of the
-// contracts, builds it, and runs the suite against it. A mutant that lives is a rule that no test holds.
+// Mutation testing: applies each mutant to a copy of the contracts, builds it, and runs the test suite against it. A
+// mutant that survives shows a rule that no test covers.
 'use strict';
 const { execFile } = require('child_process');
 const { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } = require('fs');
@@ -15,8 +15,8 @@ const unknown = wanted.filter((name) => !all.some((mutant) => mutant.name === na
 if (unknown.length > 0) fail(`no such mutant: ${unknown.join(', ')}`);
 const mutants = wanted.length > 0 ? all.filter((mutant) => wanted.includes(mutant.name)) : all;
 
-// Few runs, because there are many mutants, from a seed, so that a result repeats. A mutant compiles without the
-// optimizer in half the time, and is then too large for a real chain.
+// Few runs with a fixed seed, so that the many mutants are fast and results are reproducible. Without the optimizer a
+// mutant compiles in half the time, but exceeds the size limit of a real chain.
 const suite = {
   FOUNDRY_PROFILE: 'test',
   FOUNDRY_FUZZ_RUNS: '64',
@@ -25,7 +25,7 @@ const suite = {
   FOUNDRY_FUZZ_SEED: '0x1ea5e',
   FOUNDRY_CODE_SIZE_LIMIT: '100000',
 };
-// The quick tests first: most mutants get no further. MUTANTS_MATCH=InvariantTest asks what the invariants kill alone.
+// Fast tests first, which detect most mutants. MUTANTS_MATCH=InvariantTest runs the invariants only.
 const stages = process.env.MUTANTS_MATCH
   ? [['--match-contract', process.env.MUTANTS_MATCH]]
   : [['--no-match-contract', 'GasTest|InvariantTest'], ['--match-contract', 'InvariantTest']];
@@ -79,7 +79,7 @@ async function tryMutant(folder, { name, file, search, replace }) {
   }
 }
 
-/// passed, failed (by a test), or broken (it didn't even build, which proves nothing).
+/// passed, failed (a test failed), or broken (the build failed, which proves nothing).
 async function verdict(folder) {
   const built = await run(folder, forge, ['build', 'src'], { FOUNDRY_PROFILE: 'mutant' });
   if (built.code !== 0) return { outcome: 'broken', output: built.output };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each action costs as a transaction of its own (`forge test --isolate`). Run by gas.sh, which writes or
-// checks gas/escrow.json; the figures of a run without --isolate are 3 to 13 times too low and mean nothing.
+// Gas of each action as a separate transaction (`forge test --isolate`). gas.sh runs these tests and writes or checks
+// gas/escrow.json. Without --isolate the values are 3 to 13 times too low and must not be used.
 pragma solidity ^0.8.28;
 
 import {Authorization, Permit, Terms} from "../src/EscrowTypes.sol";
@@ -13,7 +13,7 @@ contract GasTest is Stage {
 
     function setUp() public override {
         super.setUp();
-        // The escrow and the payees have dealt in this token before, as they will have on a real network.
+        // The escrow and the payees have held this token before, as on a real network.
         token.mint(address(escrow), 1);
         for (uint256 i = 0; i < 3; ++i) {
             token.mint(payees[i], 1);
@@ -21,12 +21,12 @@ contract GasTest is Stage {
         vm.warp(T0 + 60);
     }
 
-    /// Call it right after the call that is measured.
+    /// Must be called directly after the measured call.
     function measured(string memory name) private {
         vm.snapshotGasLastCall("escrow", name);
     }
 
-    /// Terms with all their digits, as real ones have: a zero byte of calldata costs a quarter.
+    /// Terms without zero bytes, like real ones: a zero byte of calldata costs a quarter.
     function leaseOf(uint256 count) private view returns (Terms memory terms) {
         terms = termsOf(count);
         terms.salt = keccak256("a lease");
@@ -47,7 +47,7 @@ contract GasTest is Stage {
         token.approve(address(escrow), 0);
     }
 
-    // ---------------------------------------------------------------- each action by itself
+    // ---------------------------------------------------------------- each action separately
 
     function test_openOneLeg() public {
         open(leaseOf(1), DEPOSIT);
@@ -173,7 +173,7 @@ contract GasTest is Stage {
         measured("story: close by the tenant, 3 payouts");
     }
 
-    /// One permit at the opening covers the top-up that the tenant's policy allows.
+    /// One permit at the opening also covers a later top-up.
     function test_storyWithOnePermit() public {
         revokeAllowance();
         Terms memory terms = leaseOf(3);
@@ -186,7 +186,7 @@ contract GasTest is Stage {
         measured("story: fundTo from that permit");
     }
 
-    /// Deposit, three starts, extension: the caller closes.
+    /// Deposit, three starts and an extension. The caller must close the account.
     function tellStory(string memory prefix) private returns (Terms memory terms) {
         revokeAllowance();
         terms = leaseOf(3);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Does what tenants, providers, markets and strangers do, in any order, to several accounts that share one token,
-// to the contract and to the model alike. It knows from the model which calls must be refused.
+// Performs random actions of tenants, providers, markets and third parties on several accounts of one token, on the
+// contract and on the model. The model determines which calls must be refused.
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
@@ -43,7 +43,7 @@ contract Handler {
         open(2);
     }
 
-    // ---------------------------------------------------------------- what the invariants read
+    // ---------------------------------------------------------------- read by the invariants
 
     function count() external view returns (uint256) {
         return _terms.length;
@@ -59,7 +59,7 @@ contract Handler {
 
     // ---------------------------------------------------------------- actions
 
-    /// Weighted, so that runs are long enough to be exhausted and short enough not to be always.
+    /// Weighted, so that some accounts are exhausted and others are not.
     function act(uint256 seed, uint256 account, uint256 leg, uint256 amount) external {
         uint256 i = account % _terms.length;
         uint256 l = leg % _terms[i].legs.length;
@@ -103,7 +103,7 @@ contract Handler {
         t.pauseFor = uint32(seed % 100);
         (g.startBy, g.notice, g.pauseFor) = (t.startBy, t.noticeSeconds, t.pauseFor);
         for (uint256 i = 0; i <= n % 3; ++i) {
-            // Every leg has a payee of its own, so that balances tell who got what; controllers are shared.
+            // Every leg has its own payee, so that balances show who was paid. Controllers are shared.
             uint256 rate = 1 + uint256(keccak256(abi.encode(seed, i))) % (3 * SCALE);
             t.legs.push(Leg(address(uint160(0xA000 + n * 16 + i)), address(uint160(0xC000 + i)), uint128(rate)));
             g.legs.push(GhostLeg(rate, 0, 0, false, false));
@@ -116,7 +116,7 @@ contract Handler {
 
     function fund(uint256 i, uint256 more, bool byStranger) private {
         Ghost memory g = _ghosts[i];
-        // Sometimes less than is there already.
+        // Sometimes less than the present deposit.
         uint256 total = g.deposited + more < 50 ? 0 : g.deposited + more - 50;
         address from = byStranger ? stranger : _terms[i].payer;
         bytes memory call = abi.encodeCall(IEscrow.fundTo, (_terms[i], uint128(total)));
@@ -201,7 +201,7 @@ contract Handler {
         save(i, g);
     }
 
-    /// A stranger tries everything that isn't a stranger's.
+    /// A third party tries every action that it is not permitted to do.
     function intrude(uint256 i, uint256 l, uint256 amount) private {
         Terms memory t = _terms[i];
         refused(stranger, abi.encodeCall(IEscrow.start, (t, uint16(1 << l))));
@@ -218,7 +218,7 @@ contract Handler {
         refused(stranger, abi.encodeCall(IEscrow.openWithSignature, (t, uint128(amount % 100), uint40(now_), "")));
     }
 
-    // ---------------------------------------------------------------- small words
+    // ---------------------------------------------------------------- helper functions
 
     function accepted(address by, bytes memory call) private {
         vm.prank(by);

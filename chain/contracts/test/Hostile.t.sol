@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens that take, refuse, lie or call back, and submitters and payees who want what isn't theirs.
+// Tokens that charge fees, refuse transfers, return false values or call back; hostile submitters and payees.
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
@@ -20,7 +20,7 @@ contract HostileTest is Stage {
         terms.token = IERC20(address(hostile));
     }
 
-    // ---------------------------------------------------------------- tokens that take or give
+    // ---------------------------------------------------------------- tokens with fees or bonuses
 
     function test_aTokenThatTakesAFeeIsRefused() public {
         Terms memory terms = termsIn(new FeeToken(), 1);
@@ -70,7 +70,7 @@ contract HostileTest is Stage {
         vm.assertEq(hostile.balanceOf(payees[0]), 10);
         vm.assertEq(escrow.credits(payer, terms.token), 290);
 
-        // A second account's refund adds to it.
+        // The refund of a second account is added to it.
         hostile.block_(payer, false);
         terms.salt = bytes32(uint256(2));
         open(terms, 50);
@@ -118,7 +118,7 @@ contract HostileTest is Stage {
         vm.assertEq(hostile.balanceOf(address(escrow)), 0);
     }
 
-    /// A closer who gives too little gas can't turn the refund into a credit, or a payout into a failed one.
+    /// A closer that passes too little gas cannot turn the refund into a credit, or make a payout fail.
     function testFuzz_aStarvedCloseDoesNothing(uint256 gasLimit) public {
         Terms memory terms = termsOf(3);
         open(terms, 600);
@@ -137,7 +137,7 @@ contract HostileTest is Stage {
     function test_noActionCanBeMadeInTheMiddleOfAnother() public {
         ReentrantToken hostile = new ReentrantToken();
         Terms memory terms = termsIn(hostile, 1);
-        // The token is everybody in this account: whatever it asks for, it has the right to.
+        // The token has every role in this account, so that each of its calls is permitted.
         terms.payer = address(hostile);
         terms.closer = address(hostile);
         terms.legs[0] = Leg(address(hostile), address(hostile), uint128(SCALE));
@@ -195,7 +195,7 @@ contract HostileTest is Stage {
 
     // ---------------------------------------------------------------- submitters
 
-    /// Whoever names a token that asks nobody must not get hold of a payer's id with it.
+    /// A token that does not verify authorizations must not let a caller occupy the id of a payer.
     function test_nobodySquatsAnIdWithATokenOfTheirOwn() public {
         ReentrantToken hostile = new ReentrantToken();
         Terms memory terms = termsOf(1);
@@ -210,7 +210,7 @@ contract HostileTest is Stage {
         vm.assertFalse(escrow.snapshot(termsOf(1)).exists);
     }
 
-    /// A submitter holds a payer's signature and permit, and tries to open something better for itself with them.
+    /// A submitter has the signature and the permit of a payer, and tries to open an account to its own advantage.
     function testFuzz_aSubmitterGainsNothing(uint8 way, uint128 rate, uint128 deposit, uint40 until) public {
         address self = stranger;
         deposit = deposit % 1_000_000;
@@ -244,8 +244,8 @@ contract HostileTest is Stage {
 
     // ---------------------------------------------------------------- payees and controllers
 
-    /// One provider, with both its keys and any order of calls, gets at most its rate for the seconds until the end
-    /// that the other's runway had anyway; and the other loses nothing.
+    /// A provider with both keys and any order of calls gets at most its rate for the seconds until the end that the
+    /// other leg had before, and the other leg loses nothing.
     function testFuzz_aPayeeGainsNothing(uint256 seed) public {
         Terms memory terms = termsOf(2);
         open(terms, 300);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens and wallets that misbehave in the ways that real ones do, and one that does so on purpose.
+// Tokens and wallets that misbehave as real ones do, and one that attacks.
 pragma solidity ^0.8.28;
 
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
@@ -21,7 +21,7 @@ contract FeeToken is MintableToken {
     }
 }
 
-/// Sends more than it was asked to.
+/// Transfers more than requested.
 contract BonusToken is MintableToken {
     function transferFrom(address from, address to, uint256 value) public override returns (bool) {
         _mint(to, 1);
@@ -29,7 +29,7 @@ contract BonusToken is MintableToken {
     }
 }
 
-/// Refuses transfers to and from some holders, as the issuers of stablecoins may.
+/// Refuses transfers to and from some holders, as issuers of stablecoins can.
 contract BlocklistToken is MintableToken {
     mapping(address => bool) public blocked;
 
@@ -43,7 +43,7 @@ contract BlocklistToken is MintableToken {
     }
 }
 
-/// Answers false instead of reverting, as some old tokens do.
+/// Returns false instead of reverting, as some old tokens do.
 contract FalseToken is MintableToken {
     bool public broken;
 
@@ -60,7 +60,7 @@ contract FalseToken is MintableToken {
     }
 }
 
-/// Makes the call that it was armed with, in the middle of each transfer.
+/// Makes a configured call in the middle of each transfer.
 contract ReentrantToken is MintableToken {
     address public target;
     bytes public call;
@@ -73,7 +73,7 @@ contract ReentrantToken is MintableToken {
         call = call_;
     }
 
-    /// Anything may be done in this token's name: it is the attacker's.
+    /// Anyone can act as this token, which belongs to the attacker.
     function receiveWithAuthorization(
         address from,
         address to,
@@ -99,7 +99,7 @@ contract ReentrantToken is MintableToken {
     }
 }
 
-/// A wallet contract that accepts its owner's signatures (ERC-1271), and can be told to accept none.
+/// A wallet contract that accepts the signatures of its owner (ERC-1271), or none after it was disabled.
 contract Wallet {
     address private immutable owner;
     bool public frozen;

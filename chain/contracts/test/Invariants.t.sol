@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What holds after any sequence of actions, whoever makes them.
+// Invariants after any sequence of actions of any callers.
 pragma solidity ^0.8.28;
 
 import {LegView, Phase, Snapshot, Terms} from "../src/EscrowTypes.sol";
@@ -23,7 +23,7 @@ contract InvariantTest is Stage {
         targets[0] = address(handler);
     }
 
-    /// One invariant of four parts: each by itself would run all sequences again.
+    /// One invariant with four parts, because separate invariants would each run all sequences again.
     function invariant_theBooksAgree() public view {
         theTokensAreThere();
         everySnapshotIsTheModels();
@@ -44,7 +44,7 @@ contract InvariantTest is Stage {
         vm.assertEq(token.balanceOf(address(escrow)), locked, "locked");
     }
 
-    /// No snapshot reverts, and each says to the unit and the second what a count second by second says.
+    /// No snapshot reverts, and each equals the model, which counts second by second.
     function everySnapshotIsTheModels() private view {
         for (uint256 i = 0; i < handler.count(); ++i) {
             checkAccount(escrow.snapshot(handler.terms(i)), handler.ghost(i));
@@ -75,7 +75,7 @@ contract InvariantTest is Stage {
         vm.assertEq(burned, g.deposited * SCALE, "what is left and what was burned is what came in");
     }
 
-    /// Every payee holds exactly what was withdrawn for it, and nobody else holds anything of it.
+    /// Every payee holds exactly what was withdrawn for it, and nobody else holds any of it.
     function onlyPayeesArePaid() private view {
         for (uint256 i = 0; i < handler.count(); ++i) {
             Ghost memory g = handler.ghost(i);
@@ -89,7 +89,7 @@ contract InvariantTest is Stage {
         vm.assertEq(token.balanceOf(handler.stranger()), handler.WEALTH() - handler.strangersGifts(), "stranger");
     }
 
-    /// The payers have what they did not deposit and what was refunded.
+    /// The payers hold what they did not deposit plus what was refunded.
     function payersGetTheRest() private view {
         uint256 expected = 2 * handler.WEALTH() + handler.strangersGifts();
         for (uint256 i = 0; i < handler.count(); ++i) {
@@ -99,7 +99,7 @@ contract InvariantTest is Stage {
         vm.assertEq(token.balanceOf(handler.payers(0)) + token.balanceOf(handler.payers(1)), expected, "payers");
     }
 
-    /// At the end of each sequence everything is closed and withdrawn: not a unit stays behind.
+    /// After each sequence everything is closed and withdrawn, and the contract holds nothing.
     function afterInvariant() public {
         for (uint256 i = 0; i < handler.count(); ++i) {
             Terms memory terms = handler.terms(i);

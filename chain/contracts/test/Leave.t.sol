@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Money going out: withdrawals, closes by each who may, notice, refunds, and the views that tell of them.
+// Outgoing money: withdrawals, closes by each permitted caller, notice, refunds, and the corresponding views.
 pragma solidity ^0.8.28;
 
 import {Account, Phase, Snapshot, Terms} from "../src/EscrowTypes.sol";
@@ -92,7 +92,7 @@ contract LeaveTest is Stage {
         escrow.settleMany(terms, new uint16[](2));
     }
 
-    // ---------------------------------------------------------------- close: who may, and when
+    // ---------------------------------------------------------------- close: callers and times
 
     function test_theCloserClosesAtOnceAndThePayerIsRefunded() public {
         Terms memory terms = termsOf(3);
@@ -304,7 +304,7 @@ contract LeaveTest is Stage {
         vm.assertTrue(escrow.raw(ids)[0].clock.phase == Phase.Closed);
     }
 
-    /// A client reads the same before and after somebody else's transaction settled the account.
+    /// A client reads the same values before and after another transaction settles the account.
     function testFuzz_aViewNeedsNoTransaction(uint128 deposit, uint40 elapsed) public {
         deposit = uint128(3 + deposit % 10_000);
         elapsed = elapsed % 20_000;
@@ -318,7 +318,7 @@ contract LeaveTest is Stage {
         vm.assertEq(keccak256(abi.encode(before)), keccak256(abi.encode(escrow.snapshot(terms))));
     }
 
-    /// Whatever the numbers: nothing reverts, every second is whole, and the parts are the deposit.
+    /// For any numbers: nothing reverts, seconds are whole, and the parts sum up to the deposit.
     function testFuzz_noNumberBreaksTheClock(uint128[3] memory rates, uint128 deposit, uint40 elapsed, uint8 lost)
         public
     {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The escrow told a second time, in the dullest way: one second after the other, every leg with its own counter.
-// It shares no line with the contract, and knows no formula; the invariants compare the two.
+// A simple model of the escrow that counts second by second, with a counter for each leg. It shares no code and no
+// formula with the contract. The invariants compare the two.
 pragma solidity ^0.8.28;
 
 import {Phase} from "../src/EscrowTypes.sol";
@@ -55,7 +55,7 @@ library Model {
         }
     }
 
-    /// What the leg may have got in all.
+    /// Total earnings of the leg.
     function earned(Ghost memory ghost, uint256 leg) internal pure returns (uint256) {
         return ghost.legs[leg].rate * ghost.legs[leg].served / SCALE;
     }
@@ -85,7 +85,7 @@ library Model {
         if (perSecond(ghost) == 0) ghost.phase = Phase.Ended;
     }
 
-    /// Seconds that the leg can give back: those without which its withdrawn money would still be covered.
+    /// Seconds that can be credited: those that its withdrawn money does not depend on.
     function creditable(Ghost memory ghost, uint256 leg) internal pure returns (uint256 seconds_) {
         GhostLeg memory l = ghost.legs[leg];
         seconds_ = l.served;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Opening: who may, with what money, and what is refused.
+// Opening: callers, sources of the deposit, and errors.
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
@@ -205,7 +205,7 @@ contract OpenTest is Stage {
         escrow.openWithPermit(termsOf(3), 600, NEVER, permit);
     }
 
-    // ---------------------------------------------------------------- by anybody, with the payer's signature
+    // ---------------------------------------------------------------- by any caller, with the payer's signature
 
     function test_anybodyOpensWhatThePayerSigned() public {
         bytes memory signature = signOpen(PAYER_KEY, termsOf(3), 600, T0 + 60);
@@ -234,7 +234,7 @@ contract OpenTest is Stage {
         escrow.openWithSignature(termsOf(3), 600, T0 + 60, signature);
     }
 
-    /// A submitter who changes anything at all has no signature.
+    /// The signature is invalid if a submitter changes any argument.
     function test_theSignatureCoversEveryArgument() public {
         bytes memory signature = signOpen(PAYER_KEY, termsOf(3), 600, T0 + 60);
         for (uint256 i = 0; i < 16; ++i) {
@@ -352,7 +352,7 @@ contract OpenTest is Stage {
         escrow.openWithAuthorization(termsOf(3), 600, NEVER, signature, elsewhere);
     }
 
-    /// The authorization pays for exactly the opening that it was signed for: its nonce is that opening's digest.
+    /// The authorization pays only for the opening that it was signed for: its nonce is the digest of that opening.
     function test_anAuthorizationOpensNoOtherTerms() public {
         Terms memory other = termsOf(3);
         other.legs[0].payee = stranger;
@@ -373,7 +373,7 @@ contract OpenTest is Stage {
         token.approve(address(escrow), 0);
     }
 
-    /// The terms with one of 16 things changed.
+    /// The terms with one of 16 changes.
     function changed(uint256 i) private view returns (Terms memory terms) {
         terms = termsOf(i == 15 ? 2 : 3);
         if (i == 0) terms.payer = stranger;

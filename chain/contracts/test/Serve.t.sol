@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The clock: starts, pauses, credits, ends, exhaustion and what a top-up does to each.
+// The clock: starts, pauses, credits, ends, exhaustion, and the effect of a top-up on each.
 pragma solidity ^0.8.28;
 
 import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
@@ -234,7 +234,7 @@ contract ServeTest is Stage {
         start(terms, 0);
         vm.warp(T0 + 11);
         vm.assertEq(withdraw(terms, 0), 16);
-        // 16 units are 10.67 seconds: all 11 seconds are needed for them.
+        // 16 units correspond to 10.67 seconds, so none of the 11 seconds can be credited.
         vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 1, 0));
         vm.prank(controllers[0]);
         escrow.credit(terms, 0, 1);
@@ -271,7 +271,7 @@ contract ServeTest is Stage {
         vm.expectEmit(address(escrow));
         emit IEscrow.LegEnded(id, 4, 10);
         endLeg(terms, 2);
-        // 540 are left for 3 a second.
+        // 540 units are left for 3 units per second.
         vm.assertEq(paidUntil(terms), T0 + 10 + 180);
         vm.warp(T0 + 50);
         Snapshot memory s = escrow.snapshot(terms);
@@ -369,7 +369,7 @@ contract ServeTest is Stage {
         vm.assertEq(s.balanceScaled, 600 * SCALE);
         vm.assertEq(s.running, 0);
 
-        // Only the leg whose controller says so goes on: the other's workload may be gone.
+        // Only the leg whose controller starts it continues; the workload of the other may no longer exist.
         start(terms, 0);
         vm.assertEq(paidUntil(terms), T0 + 500);
         vm.assertEq(escrow.snapshot(terms).running, 1);
@@ -410,7 +410,7 @@ contract ServeTest is Stage {
         vm.assertEq(legView(terms, 1).servedSeconds, 90);
         vm.assertEq(legView(terms, 2).servedSeconds, 100);
         vm.assertEq(legView(terms, 2).endedAt, 100);
-        // What was too little for three legs is a second for two.
+        // The remainder that was too small for three legs covers one second for two.
         start(terms, 0);
         vm.assertEq(paidUntil(terms), T0 + 151);
         vm.warp(T0 + 300);
@@ -446,7 +446,7 @@ contract ServeTest is Stage {
         vm.warp(T0 + 60);
         endLeg(terms, 1);
         vm.warp(T0 + 90);
-        // The total counts what was burned, by ended legs too.
+        // The total includes what was burned, also by ended legs.
         vm.assertEq(escrow.snapshot(terms).deposited, 450);
         vm.assertEq(fundTo(terms, 450), 0);
         vm.assertEq(fundTo(terms, 451), 1);
@@ -481,7 +481,7 @@ contract ServeTest is Stage {
         Permit memory permit = signPermit(PAYER_KEY, 100, NEVER);
         vm.prank(payer);
         vm.assertEq(escrow.fundToWithPermit(terms, 400, permit), 100);
-        // The same again: the permit is spent, and nothing is missing.
+        // The same call again: the permit is used, and nothing is missing.
         vm.prank(payer);
         vm.assertEq(escrow.fundToWithPermit(terms, 400, permit), 0);
     }
@@ -507,7 +507,7 @@ contract ServeTest is Stage {
         open(terms, 1);
         start(terms, 0);
         vm.warp(T0 + 3 days);
-        // A rate of 10^-12 base units: three days of it are not a unit yet.
+        // A rate of 10^-12 base units: three days amount to less than one base unit.
         vm.assertEq(withdraw(terms, 0), 0);
         vm.assertEq(escrow.snapshot(terms).balanceScaled, SCALE - 3 days);
         vm.assertEq(closeBy(closer, terms, 1), 1);

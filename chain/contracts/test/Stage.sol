@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every test starts from: an escrow, a token, a payer with money, three providers, and the signatures
-// that they would make.
+// The fixture of every test: an escrow, a token, a payer with tokens, three providers, and their signatures.
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
@@ -10,7 +9,7 @@ import {TestToken} from "../src/TestToken.sol";
 import {vm} from "./Vm.sol";
 
 abstract contract Stage {
-    /// The first second of every test.
+    /// The time at which every test starts.
     uint40 internal constant T0 = 1_800_000_000;
     uint256 internal constant PAYER_KEY = 0xA11CE;
     uint256 internal constant OTHER_KEY = 0xB0B;
@@ -37,7 +36,7 @@ abstract contract Stage {
         token.approve(address(escrow), type(uint256).max);
     }
 
-    /// Deploys what is checked in, not what was compiled beside the tests.
+    /// Deploys the checked-in bytecode, not the one compiled with the tests.
     function deploy(string memory path) internal returns (address deployed) {
         bytes memory code = vm.parseJsonBytes(vm.readFile(path), ".bytecode");
         assembly ("memory-safe") {
@@ -48,7 +47,7 @@ abstract contract Stage {
 
     // ---------------------------------------------------------------- terms
 
-    /// `count` legs that earn 1, 2, 3 … base units a second; a start within the hour, no notice, a day of pause.
+    /// `count` legs with rates of 1, 2, 3 … base units per second; start within one hour, no notice, one day of pause.
     function termsOf(uint256 count) internal view returns (Terms memory terms) {
         terms.payer = payer;
         terms.market = market;

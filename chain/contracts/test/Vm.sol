@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The cheatcodes that these tests use: there is no forge-std package to bring them.
+// The cheatcodes that these tests use, because there is no npm package of forge-std.
 pragma solidity ^0.8.28;
 
 interface Vm {
