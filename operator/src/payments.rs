@@ -15,7 +15,7 @@ use leasehold_crds::{
     payment::network::{Finality, PaymentNetworkSpec},
 };
 use leasehold_planner::{
-    placement::Money,
+    placement::Currency,
     ports::{BlockLevel, PaymentError, SigningKey},
 };
 use leasehold_telemetry::metrics::{Chain, ChainAction, ChainOutcome};
@@ -32,8 +32,8 @@ pub struct PaymentClients {
 }
 
 /// Chain, contract and token of a network; `None` when an address is none.
-pub fn money(spec: &PaymentNetworkSpec) -> Option<Money> {
-    Some(Money {
+pub fn currency(spec: &PaymentNetworkSpec) -> Option<Currency> {
+    Some(Currency {
         chain_id: u64::try_from(spec.chain_id).ok()?,
         escrow: spec.escrow.parse().ok()?,
         token: spec.token.address.parse().ok()?,
@@ -82,7 +82,8 @@ impl PaymentClients {
             return Ok(client);
         }
         let spec = &network.spec;
-        let money = money(spec).ok_or_else(|| format!("PaymentNetwork {name}: an address is malformed"))?;
+        let currency =
+            currency(spec).ok_or_else(|| format!("PaymentNetwork {name}: an address is malformed"))?;
         let rpc_url = match (&spec.rpc_url, &spec.rpc_secret_name) {
             (Some(url), _) => url.clone(),
             (None, Some(secret)) => self.url(secret).await?,
@@ -90,9 +91,9 @@ impl PaymentClients {
         };
         let client = EvmEscrow::connect(&Connection {
             rpc_url,
-            chain_id: money.chain_id,
-            escrow: money.escrow,
-            token: money.token,
+            chain_id: currency.chain_id,
+            escrow: currency.escrow,
+            token: currency.token,
             call_deadline: self.call_deadline,
             mine_deadline: self.mine_deadline,
         })

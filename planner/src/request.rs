@@ -45,17 +45,17 @@ impl Shape {
     /// Reads the wire's form.
     pub fn from_wire(node: &leasehold_crds::lease::workload::NodeShape) -> Result<Self, SpecError> {
         Ok(Self {
-            gpus: positive("node.gpus", node.gpus)?,
+            gpus: positive("perNode.gpus", node.gpus)?,
             millicores: positive_u64(
-                "node.cpu",
-                quantity::millicores(&node.cpu).map_err(|e| field("node.cpu", e))?,
+                "perNode.cpu",
+                quantity::millicores(&node.cpu).map_err(|e| field("perNode.cpu", e))?,
             )?,
             memory: positive_u64(
-                "node.memory",
-                quantity::bytes(&node.memory).map_err(|e| field("node.memory", e))?,
+                "perNode.memory",
+                quantity::bytes(&node.memory).map_err(|e| field("perNode.memory", e))?,
             )?,
             scratch: quantity::bytes(&node.ephemeral_storage)
-                .map_err(|e| field("node.ephemeralStorage", e))?,
+                .map_err(|e| field("perNode.ephemeralStorage", e))?,
         })
     }
 
@@ -183,8 +183,8 @@ impl Request {
             .as_deref()
             .map_or(Ok(3600), |t| seconds("payment.pauseFor", t))?;
         Ok(Self {
-            nodes: positive("replicas", spec.replicas)?,
-            shape: Shape::from_wire(&spec.node)?,
+            nodes: positive("nodes", spec.nodes)?,
+            shape: Shape::from_wire(&spec.per_node)?,
             classes: gpu.classes,
             gpu_memory: gpu
                 .memory

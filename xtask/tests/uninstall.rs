@@ -57,10 +57,10 @@ fn reservation(name: &str, provider: &str) -> Value {
             "market": "default", "allocationNamespace": format!("provider-{provider}"), "allocationName": name,
             "allocationUid": "u", "deadline": 4_000_000_000_u64,
             "allocation": {
-                "lease": {"namespace": "team-a", "name": "train", "uid": "u"}, "epoch": 1, "leg": 0, "nodes": 1,
+                "lease": {"namespace": "team-a", "name": "train", "uid": "u"}, "round": 1, "leg": 0, "nodes": 1,
                 "pool": "h100", "class": "h100-80g-sxm", "pricePerGpuHour": "1.85", "deposit": "1", "onFundsEnd": "Close",
                 "notAfter": 4_000_000_000_u64, "openBy": 4_000_000_000_u64,
-                "node": {"cpu": "1", "memory": "1Gi", "gpus": 1}, "workload": {"job": {"image": "busybox"}},
+                "perNode": {"cpu": "1", "memory": "1Gi", "gpus": 1}, "workload": {"job": {"image": "busybox"}},
                 "escrow": {
                     "chainId": 1, "contract": address, "token": address, "payer": address, "market": address,
                     "closer": address, "salt": hash, "id": hash, "startBy": 1, "noticeSeconds": 0, "pauseFor": 0,

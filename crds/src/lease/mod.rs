@@ -49,8 +49,8 @@ pub mod workload;
 #[x_kube(
     validation = Rule::new("!has(self.workload.job) || !has(self.workload.job.output) || has(self.storage)").message("workload.job.output is kept on the lease's volume: set storage too").field_path(".workload.job.output"),
     validation = Rule::new("!has(self.workload.job) || !has(self.workload.job.output) || !has(self.storage) || (self.workload.job.output.path + '/').startsWith(self.storage.mountPath.endsWith('/') ? self.storage.mountPath : self.storage.mountPath + '/')").message("workload.job.output.path must be storage.mountPath or below it").field_path(".workload.job.output.path"),
-    validation = Rule::new("self.replicas == oldSelf.replicas").message("replicas is immutable: delete the lease and apply another").field_path(".replicas"),
-    validation = Rule::new("self.node == oldSelf.node").message("node is immutable: delete the lease and apply another").field_path(".node"),
+    validation = Rule::new("self.nodes == oldSelf.nodes").message("nodes is immutable: delete the lease and apply another").field_path(".nodes"),
+    validation = Rule::new("self.perNode == oldSelf.perNode").message("perNode is immutable: delete the lease and apply another").field_path(".perNode"),
     validation = Rule::new("has(self.gpu) == has(oldSelf.gpu) && (!has(self.gpu) || self.gpu == oldSelf.gpu)").message("gpu is immutable: delete the lease and apply another").field_path(".gpu"),
     validation = Rule::new("has(self.placement) == has(oldSelf.placement) && (!has(self.placement) || self.placement == oldSelf.placement)").message("placement is immutable: delete the lease and apply another").field_path(".placement"),
     validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage is immutable: delete the lease and apply another").field_path(".storage"),
@@ -67,12 +67,12 @@ pub struct GpuLeaseSpec {
     /// Nodes of the lease, all or nothing, 1 to 64.
     #[serde(default = "one")]
     #[schemars(schema_with = "schema::bounded::<1, 64>")]
-    pub replicas: i64,
+    pub nodes: i64,
     /// What the lease takes of each of its nodes.
-    pub node: NodeShape,
+    pub per_node: NodeShape,
     /// Which GPUs will do; any, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gpu: Option<GpuWish>,
+    pub gpu: Option<GpuRequirements>,
     /// Where; anywhere, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
@@ -97,7 +97,7 @@ const fn one() -> i64 {
 /// Floors that a GPU must reach; versions compare as numbers, memory with the class's nominal size.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct GpuWish {
+pub struct GpuRequirements {
     /// Classes of which one will do: `h100-80g-sxm`. Any, when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::names::<16>")]
@@ -258,7 +258,7 @@ pub struct GpuLeaseStatus {
     pub intent: Option<Intent>,
     /// The account in money, as last read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub money: Option<Money>,
+    pub money: Option<AccountSummary>,
     /// How the job ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobResult>,
@@ -392,7 +392,7 @@ pub enum IntentAction {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
-pub struct Money {
+pub struct AccountSummary {
     /// All legs together, for people: `22.2 USDC/h`.
     #[schemars(length(max = 80))]
     pub rate: String,

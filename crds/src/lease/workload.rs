@@ -35,7 +35,7 @@ impl Workload {
     }
 }
 
-/// The container of a workload. It gets the whole of `spec.node` of each node of the lease.
+/// The container of a workload. It gets the whole of `spec.perNode` of each node of the lease.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Container {
@@ -194,11 +194,11 @@ pub struct Readiness {
 pub struct NodeShape {
     /// CPU of one node: `"32"`, `"500m"`.
     #[schemars(schema_with = "schema::cpu")]
-    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("node.cpu: must be more than zero"))]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("perNode.cpu: must be more than zero"))]
     pub cpu: String,
     /// Memory of one node in bytes: `128Gi`.
     #[schemars(schema_with = "schema::bytes")]
-    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("node.memory: must be more than zero"))]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("perNode.memory: must be more than zero"))]
     pub memory: String,
     /// Scratch disk of one node in bytes, gone with the lease: `200Gi`.
     #[serde(default = "default_scratch")]

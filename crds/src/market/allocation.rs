@@ -36,7 +36,7 @@ use crate::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.lease == oldSelf.lease && self.escrow == oldSelf.escrow && self.leg == oldSelf.leg && self.nodes == oldSelf.nodes && self.epoch == oldSelf.epoch").message("lease, escrow, leg, nodes and epoch are immutable"),
+    validation = Rule::new("self.lease == oldSelf.lease && self.escrow == oldSelf.escrow && self.leg == oldSelf.leg && self.nodes == oldSelf.nodes && self.round == oldSelf.round").message("lease, escrow, leg, nodes and round are immutable"),
     validation = Rule::new("self.notAfter >= oldSelf.notAfter").message("notAfter is never lowered"),
     validation = Rule::new("!oldSelf.release || self.release").message("release is never taken back"),
     validation = Rule::new("!oldSelf.dropResults || self.dropResults").message("dropResults is never taken back")
@@ -46,7 +46,7 @@ pub struct GpuAllocationSpec {
     pub lease: LeaseReference,
     /// Number of this placement of the lease, from 1: a replacement has a higher one.
     #[schemars(schema_with = "schema::bounded::<1, 1000000>")]
-    pub epoch: i64,
+    pub round: i64,
     /// Terms of the account that pays; the provider asks the chain itself.
     pub escrow: EscrowTerms,
     /// Which leg of it is this provider's, from 0.
@@ -75,7 +75,7 @@ pub struct GpuAllocationSpec {
     #[schemars(schema_with = "schema::bounded::<0, 63>")]
     pub first_rank: i64,
     /// What the lease takes of each node.
-    pub node: NodeShape,
+    pub per_node: NodeShape,
     /// A volume on each node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,

@@ -30,7 +30,7 @@ use crate::{
     printcolumn(
         name = "GPUs/Node",
         type_ = "integer",
-        json_path = ".spec.allocation.node.gpus"
+        json_path = ".spec.allocation.perNode.gpus"
     ),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")

@@ -86,7 +86,7 @@ impl Dimension {
             Self::Memory => "memory",
             Self::EphemeralStorage => "ephemeralStorage",
             Self::Storage => "storage",
-            Self::RootNotAllowed => "RootNotAllowed",
+            Self::RootNotAllowed => "rootNotAllowed",
             Self::Duration => "duration",
             Self::Pause => "pause",
             Self::KeepResults => "keepResultsFor",
@@ -96,9 +96,9 @@ impl Dimension {
     }
 }
 
-/// Chain, contract and token: two sides speak of the same money when these are equal.
+/// Chain, contract and token: two sides speak of the same currency when these are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Money {
+pub struct Currency {
     /// EIP-155 chain id.
     pub chain_id: u64,
     /// Escrow contract.
@@ -107,7 +107,7 @@ pub struct Money {
     pub token: Address,
 }
 
-impl Money {
+impl Currency {
     /// Reads the wire's form; `None` when an address is none.
     #[must_use]
     pub fn from_wire(wire: &leasehold_crds::market::offer::PaymentIdentity) -> Option<Self> {
@@ -160,7 +160,7 @@ pub struct Candidate {
     /// Price of a GPU-hour.
     pub price: Price,
     /// What it is paid in.
-    pub money: Money,
+    pub currency: Currency,
     /// Longest term, seconds.
     pub max_term: u64,
     /// Longest pause, seconds.
@@ -194,7 +194,7 @@ impl Candidate {
             compute_capability: Version::parse(&row.compute_capability)?,
             cuda: Version::parse(&row.cuda)?,
             price: Price::parse(&row.price_per_gpu_hour).ok().filter(|p| p.0 > 0)?,
-            money: Money::from_wire(&row.payment)?,
+            currency: Currency::from_wire(&row.payment)?,
             max_term: duration::seconds(&row.max_duration).ok()?,
             max_pause: duration::seconds(&row.max_pause).ok()?,
             max_keep_results: duration::seconds(&row.max_keep_results_for).ok()?,
@@ -236,14 +236,14 @@ const LEGS_MAX: usize = 16;
 const QUOTED: usize = 10;
 
 /// The dimensions in which a row fails, as a bitmap by [`Dimension`].
-fn failures(request: &Request, money: Money, provider: &Provider, row: &Candidate) -> u32 {
+fn failures(request: &Request, currency: Currency, provider: &Provider, row: &Candidate) -> u32 {
     let any = |list: &[String], value: &str| list.is_empty() || list.iter().any(|x| x == value);
     let checks = [
         (Dimension::ProviderSilent, provider.alive),
         (Dimension::ProviderNotAnswering, provider.answers),
         (Dimension::Provider, any(&request.providers, &provider.name)),
         (Dimension::Region, any(&request.regions, &provider.region)),
-        (Dimension::Payment, row.money == money),
+        (Dimension::Payment, row.currency == currency),
         (Dimension::Class, any(&request.classes, &row.class)),
         (Dimension::GpuMemory, request.gpu_memory <= row.gpu_memory),
         (
@@ -287,7 +287,7 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
         Dimension::Region => (list(&request.regions), provider.region.clone()),
         Dimension::Payment => (
             "the lease's payment network".into(),
-            format!("chain {}, escrow {}", row.money.chain_id, row.money.escrow),
+            format!("chain {}, escrow {}", row.currency.chain_id, row.currency.escrow),
         ),
         Dimension::Class => (list(&request.classes), row.class.clone()),
         Dimension::GpuMemory => (
@@ -344,7 +344,7 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
 #[must_use]
 pub fn place(
     request: &Request,
-    money: Money,
+    currency: Currency,
     decimals: u32,
     providers: &[Provider],
     rows: &[Candidate],
@@ -356,7 +356,7 @@ pub fn place(
         let Some(provider) = providers.get(row.provider) else {
             continue;
         };
-        let failed = failures(request, money, provider, row);
+        let failed = failures(request, currency, provider, row);
         if failed == 0 {
             fits.push(index);
         } else {
@@ -572,7 +572,7 @@ mod tests {
         }
     }
 
-    const MONEY: Money = Money {
+    const CURRENCY: Currency = Currency {
         chain_id: 1,
         escrow: Address([1; 20]),
         token: Address([2; 20]),
@@ -606,7 +606,7 @@ mod tests {
             compute_capability: Version(9, 0),
             cuda: Version(12, 4),
             price: Price::parse(price).unwrap(),
-            money: MONEY,
+            currency: CURRENCY,
             max_term: 86_400,
             max_pause: 0,
             max_keep_results: 0,
@@ -620,13 +620,13 @@ mod tests {
         let rows = [row(0, "1.9", 1), row(1, "1.1", 1), row(2, "1.5", 1)];
         let mut wish = request();
         wish.nodes = 2;
-        let placed = place(&wish, MONEY, 6, &providers, &rows);
+        let placed = place(&wish, CURRENCY, 6, &providers, &rows);
         assert_eq!(
             placed.choices.iter().map(|c| c.provider).collect::<Vec<_>>(),
             [1, 2]
         );
         wish.nodes = 4;
-        let placed = place(&wish, MONEY, 6, &providers, &rows);
+        let placed = place(&wish, CURRENCY, 6, &providers, &rows);
         assert!(placed.choices.is_empty());
         assert_eq!(placed.problem, "3 nodes fit, 4 are wanted");
     }
@@ -638,10 +638,13 @@ mod tests {
         let mut wish = request();
         wish.nodes = 3;
         wish.spread = Spread::SameProvider;
-        assert_eq!(place(&wish, MONEY, 6, &providers, &rows).choices[0].provider, 1);
+        assert_eq!(
+            place(&wish, CURRENCY, 6, &providers, &rows).choices[0].provider,
+            1
+        );
         wish.nodes = 2;
         wish.spread = Spread::DistinctProviders;
-        let placed = place(&wish, MONEY, 6, &providers, &rows);
+        let placed = place(&wish, CURRENCY, 6, &providers, &rows);
         assert_eq!(
             placed
                 .choices
@@ -664,7 +667,7 @@ mod tests {
         wish.price_cap = Price::parse("0.5").unwrap();
         wish.compute_capability = Version(10, 0);
         wish.keep_results_seconds = 1;
-        let placed = place(&wish, MONEY, 6, &providers, &[row(0, "1.1", 1)]);
+        let placed = place(&wish, CURRENCY, 6, &providers, &[row(0, "1.1", 1)]);
         let failed: Vec<_> = placed.quote.misses[0]
             .failed
             .iter()
@@ -678,7 +681,7 @@ mod tests {
                 "class",
                 "computeCapability",
                 "gpus",
-                "RootNotAllowed",
+                "rootNotAllowed",
                 "keepResultsFor",
                 "price"
             ]

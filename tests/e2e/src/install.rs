@@ -24,7 +24,7 @@ use xtask::image::{self, Profile};
 
 use crate::{
     eventually, kwok,
-    stack::{GpuNodes, Money, Role, StackSpec, address, key, payee},
+    stack::{GpuNodes, PaymentFixture, Role, StackSpec, address, key, payee},
 };
 
 /// Namespace of the operators.
@@ -117,7 +117,7 @@ pub async fn all(
     cluster: &Cluster,
     client: &Client,
     spec: &StackSpec,
-    money: &Money,
+    money: &PaymentFixture,
     progress: &dyn Progress,
 ) -> anyhow::Result<()> {
     progress.step("installing simulated GPUs");
@@ -183,7 +183,7 @@ pub(crate) fn secrets(cluster: &Cluster, spec: &StackSpec) -> anyhow::Result<()>
 }
 
 /// Chart values of the release of the provider with that number; the first is also the market.
-pub(crate) fn values(spec: &StackSpec, money: &Money, index: usize) -> anyhow::Result<Value> {
+pub(crate) fn values(spec: &StackSpec, money: &PaymentFixture, index: usize) -> anyhow::Result<Value> {
     let first = index == 0;
     let provider = &spec.providers[index];
     let others: Vec<Value> = spec

@@ -15,7 +15,7 @@ pub use eventually::{eventually, within};
 pub use install::NAMESPACE;
 pub use split::Split;
 pub use stack::{
-    DECIMALS, GpuNodes, Money, ProviderSpec, Role, Stack, StackSpec, address, key, kwok_node, payee,
+    DECIMALS, GpuNodes, PaymentFixture, ProviderSpec, Role, Stack, StackSpec, address, key, kwok_node, payee,
 };
 pub use tell::{Lean, Table, Teller};
 pub use tenant::{Tenant, opted_in};

@@ -147,7 +147,7 @@ pub fn kwok_node(provider: &str, name: &str, shape: &NodeShape) -> KwokNode {
 
 /// The money of the stack.
 #[derive(Clone, Debug)]
-pub struct Money {
+pub struct PaymentFixture {
     /// JSON-RPC endpoint.
     pub rpc_url: String,
     /// EIP-155 chain id.
@@ -182,7 +182,7 @@ pub struct Stack {
     /// An admin's client of it.
     pub client: Client,
     /// The money.
-    pub money: Money,
+    pub money: PaymentFixture,
     /// A rail to look at the chain by.
     pub rail: EvmEscrow,
     /// What was brought up.
@@ -311,7 +311,7 @@ impl Stack {
         }
     }
 
-    pub(crate) async fn money(rpc_url: &str, spec: &StackSpec) -> anyhow::Result<Money> {
+    pub(crate) async fn money(rpc_url: &str, spec: &StackSpec) -> anyhow::Result<PaymentFixture> {
         let deployer = key(Role::Deployer)?;
         let deployed = deploy::deploy(rpc_url, &deployer)
             .await
@@ -325,7 +325,7 @@ impl Stack {
         )
         .await
         .context("mint the tenant's tokens")?;
-        Ok(Money {
+        Ok(PaymentFixture {
             rpc_url: rpc_url.to_owned(),
             chain_id: deployed.chain_id,
             escrow: deployed.escrow,

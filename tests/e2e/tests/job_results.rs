@@ -143,7 +143,7 @@ impl It<'_> {
     /// Kept for its time and not a moment less; then nothing is left. Both GPUs are leased meanwhile.
     async fn over(&self, recipient: &str) -> anyhow::Result<()> {
         let mut lease = self.lease("short", recipient, &format!("{SHORT}s"))?;
-        lease.spec.node.gpus = 2;
+        lease.spec.per_node.gpus = 2;
         self.tenant.apply(&lease)?;
         let closed = self.tenant.until_phase("short", Phase::Closed, LIMIT).await?;
         let at = results(&closed)?;

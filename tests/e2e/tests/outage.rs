@@ -80,8 +80,8 @@ async fn everybody_leads(stack: &Stack) -> anyhow::Result<()> {
 fn service(tenant: &Tenant<'_>, name: &str, term: &str) -> anyhow::Result<GpuLease> {
     let mut lease = tenant.example("examples/01-job.yaml", Some(name))?;
     lease.spec.term.duration = term.into();
-    lease.spec.node.cpu = "200m".into();
-    lease.spec.node.memory = "64Mi".into();
+    lease.spec.per_node.cpu = "200m".into();
+    lease.spec.per_node.memory = "64Mi".into();
     let job = lease.spec.workload.job.take().context("the example is a job")?;
     let mut container = job.container;
     container.image = "leasehold.test/busybox:1".into();

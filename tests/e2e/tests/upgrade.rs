@@ -117,7 +117,7 @@ fn wish(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
-            "node": {"cpu": "100m", "memory": "32Mi", "ephemeralStorage": "20Mi", "gpus": 1},
+            "perNode": {"cpu": "100m", "memory": "32Mi", "ephemeralStorage": "20Mi", "gpus": 1},
             "term": {"duration": "1h"},
             "workload": {"service": {
                 "image": "leasehold.test/busybox:1", "command": ["/bin/busybox", "httpd", "-f", "-p", "8080"],

@@ -84,7 +84,7 @@ kind!(GpuAllocation, GpuAllocationStatus, |old, new| {
     let (old, new) = (&old.spec, &new.spec);
     old.lease == new.lease
         && old.escrow == new.escrow
-        && (old.leg, old.nodes, old.epoch) == (new.leg, new.nodes, new.epoch)
+        && (old.leg, old.nodes, old.round) == (new.leg, new.nodes, new.round)
         && new.not_after >= old.not_after
         && (!old.release || new.release)
 });

@@ -79,7 +79,7 @@ impl Sim {
         who: ProcessId,
         owner: Address,
     ) -> Observed<TokenAmount> {
-        let token = self.money.token;
+        let token = self.currency.token;
         Observed::from_result(
             self.lag(reader, who)
                 .map(|lag| self.chain.back(lag).machine.balance(token, owner)),

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use leasehold_crds::{GpuAllocation, GpuLease, payment::money::TokenAmount};
 use leasehold_planner::{
     escrow::{Address, keccak},
-    placement::Money,
+    placement::Currency,
 };
 
 use crate::{
@@ -78,7 +78,7 @@ pub struct Sim {
     events: BinaryHeap<Reverse<At>>,
     sequence: u64,
     pub(crate) chain: Chain,
-    pub(crate) money: Money,
+    pub(crate) currency: Currency,
     pub(crate) market_id: Address,
     pub(crate) closer: Address,
     pub(crate) leases: Api<GpuLease>,
@@ -117,7 +117,7 @@ impl Sim {
             events: BinaryHeap::new(),
             sequence: 0,
             chain: Chain::new(BEGIN_MS / 1000),
-            money: Money {
+            currency: Currency {
                 chain_id: 31337,
                 escrow: address_of("escrow"),
                 token: address_of("token"),
@@ -137,7 +137,7 @@ impl Sim {
             random,
         };
         for (payer, amount) in sim.tenants.balances() {
-            sim.chain.mint(sim.money.token, payer, amount);
+            sim.chain.mint(sim.currency.token, payer, amount);
             sim.invariants.minted = TokenAmount(sim.invariants.minted.0 + amount.0);
         }
         sim.at(0, Event::Block);

@@ -98,8 +98,8 @@ fn spec(random: &mut Random) -> GpuLeaseSpec {
     let pauses = random.per_mille(300);
     let kind = random.below(3);
     GpuLeaseSpec {
-        replicas: i64::try_from(random.between(1, 3)).unwrap_or(1),
-        node: NodeShape {
+        nodes: i64::try_from(random.between(1, 3)).unwrap_or(1),
+        per_node: NodeShape {
             cpu: "1".into(),
             memory: "1Gi".into(),
             ephemeral_storage: "1Gi".into(),
@@ -205,8 +205,8 @@ impl Sim {
                 format!(
                     "a tenant wants {}: {} × {} GPUs, {:?}, {}, job {}, {:?}, {program:?}",
                     key.1,
-                    s.replicas,
-                    s.node.gpus,
+                    s.nodes,
+                    s.per_node.gpus,
                     s.placement.as_ref().map(|p| p.spread),
                     s.term.duration,
                     s.workload.job.is_some(),

@@ -18,18 +18,18 @@ pub(crate) fn refused() -> Vec<Row> {
 fn required() -> Vec<Row> {
     let image = "/spec/workload/job/image";
     vec![
-        with("more nodes", job(), "/spec/replicas", 3),
-        with("fewer nodes", job(), "/spec/replicas", 1),
-        without("nodes by default", job(), "/spec/replicas"),
-        with("more GPUs", job(), "/spec/node/gpus", 2).named("spec.node"),
+        with("more nodes", job(), "/spec/nodes", 3),
+        with("fewer nodes", job(), "/spec/nodes", 1),
+        without("nodes by default", job(), "/spec/nodes"),
+        with("more GPUs", job(), "/spec/perNode/gpus", 2).named("spec.perNode"),
         with(
             "the same memory in another unit",
             job(),
-            "/spec/node/memory",
+            "/spec/perNode/memory",
             "16384Mi",
         )
-        .named("spec.node"),
-        without("scratch by default", job(), "/spec/node/ephemeralStorage").named("spec.node"),
+        .named("spec.perNode"),
+        without("scratch by default", job(), "/spec/perNode/ephemeralStorage").named("spec.perNode"),
         with("another image", job(), image, "ghcr.io/acme/train:2").named("spec.workload"),
         with("another argument", job(), "/spec/workload/job/args/0", "other").named("spec.workload"),
         with(

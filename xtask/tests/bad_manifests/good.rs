@@ -41,8 +41,8 @@ pub(crate) fn job() -> Value {
     lease(
         "train",
         json!({
-            "replicas": 2,
-            "node": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "40Gi", "gpus": 1},
+            "nodes": 2,
+            "perNode": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "40Gi", "gpus": 1},
             "gpu": {"classes": ["h100-80g-sxm"], "memory": "80G", "computeCapability": "9.0", "cuda": "12.4"},
             "placement": {"regions": ["eu-west"], "providers": ["rhine-west"], "spread": "SameProvider"},
             "term": {"duration": "2h"},
@@ -63,7 +63,7 @@ pub(crate) fn bare() -> Value {
     lease(
         "bare",
         json!({
-            "node": {"cpu": "500m", "memory": "1Gi", "gpus": 1},
+            "perNode": {"cpu": "500m", "memory": "1Gi", "gpus": 1},
             "term": {"duration": "10s"},
             "workload": {"job": {"image": "busybox"}},
             "payment": {"network": "anvil", "maxPricePerGpuHour": "0.000000000000000001", "wallet": {"secretName": "wallet"}},
@@ -78,7 +78,7 @@ pub(crate) fn session() -> Value {
         .map(|n| json!({"name": format!("port-{n}"), "port": 65_520 + n}))
         .collect();
     lease["metadata"]["name"] = json!("box");
-    lease["spec"]["replicas"] = json!(64);
+    lease["spec"]["nodes"] = json!(64);
     lease["spec"]["term"]["duration"] = json!("8784h");
     lease["spec"]["payment"]["maxPricePerGpuHour"] = json!("999999999.999999999999999999");
     lease["spec"]["workload"] = json!({"session": {

@@ -70,7 +70,7 @@ async fn replace(client: &Client, object: &Value) -> Result<Value, Box<Status>> 
     send(client, "PUT", &path, "application/json", object).await
 }
 
-/// Whether a person who reads the message knows which field it is about: `spec.replicas: …`, `"spec.colour"`,
+/// Whether a person who reads the message knows which field it is about: `spec.nodes: …`, `"spec.colour"`,
 /// `spec.ports[1].name: …`.
 fn names(message: &str, field: &str) -> bool {
     message

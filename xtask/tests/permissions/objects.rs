@@ -41,9 +41,9 @@ pub(crate) fn allocation(namespace: &str, name: &str) -> Value {
 
 pub(crate) fn allocation_spec(address: &str, hash: &str) -> Value {
     json!({
-        "lease": {"namespace": "team-a", "name": "train", "uid": "u"}, "epoch": 1, "leg": 0, "nodes": 1, "pool": "h100",
+        "lease": {"namespace": "team-a", "name": "train", "uid": "u"}, "round": 1, "leg": 0, "nodes": 1, "pool": "h100",
         "class": "h100-80g-sxm", "pricePerGpuHour": "1.85", "deposit": "1", "notAfter": 1, "openBy": 1, "onFundsEnd": "Close",
-        "node": {"cpu": "1", "memory": "1Gi", "gpus": 1}, "workload": {"job": {"image": "busybox"}},
+        "perNode": {"cpu": "1", "memory": "1Gi", "gpus": 1}, "workload": {"job": {"image": "busybox"}},
         "escrow": {
             "chainId": 1, "contract": address, "token": address, "payer": address, "market": address, "closer": address,
             "salt": hash, "id": hash, "startBy": 1, "noticeSeconds": 0, "pauseFor": 0,

@@ -33,7 +33,7 @@ pub(crate) mod account_index;
 mod crd_deletion;
 
 use super::{MANAGER, Market, allocation};
-use crate::payments::{entry, money, parse_key};
+use crate::payments::{currency, entry, parse_key};
 
 /// What was gathered beside the world: what only the edge may hold.
 struct Hands {
@@ -170,8 +170,8 @@ impl Market {
         };
         let spec = &object.spec;
         let market_id = spec.market_id.as_deref().and_then(|m| m.parse().ok());
-        let (Some(money), Some(market_id), Ok(decimals)) =
-            (money(spec), market_id, u32::try_from(spec.token.decimals))
+        let (Some(currency), Some(market_id), Ok(decimals)) =
+            (currency(spec), market_id, u32::try_from(spec.token.decimals))
         else {
             return (Observed::Known(None), None);
         };
@@ -179,7 +179,7 @@ impl Market {
             Ok(chain) => {
                 let symbol = spec.token.symbol.clone();
                 let network = Network {
-                    money,
+                    currency,
                     market_id,
                     closer: self.closer_address,
                     symbol,

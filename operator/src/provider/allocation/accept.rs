@@ -138,7 +138,7 @@ impl Provider {
             pool: pool.as_deref().map(|pool| PoolSeen {
                 pool,
                 supply: supplies.get(&pool.name_any()).unwrap_or(&none),
-                money: self.payment(pool),
+                currency: self.payment(pool),
             }),
             identity: &self.identity,
         };

@@ -102,7 +102,7 @@ impl CapacitySnapshot {
     pub(crate) fn subtract(&mut self, spec: &GpuReservationSpec) {
         let counted = self.0.as_mut();
         let pool = counted.and_then(|c| c.supplies.get_mut(&spec.allocation.pool));
-        match (pool, Shape::from_wire(&spec.allocation.node)) {
+        match (pool, Shape::from_wire(&spec.allocation.per_node)) {
             (Some(pool), Ok(shape)) => pool.take(&spec.nodes, &shape),
             _ => self.invalidate(),
         }

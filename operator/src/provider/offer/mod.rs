@@ -34,7 +34,7 @@ use leasehold_crds::{
     },
 };
 use leasehold_planner::{
-    placement::Money,
+    placement::Currency,
     provider::{
         health::{claims, unfit},
         offer::supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
@@ -134,10 +134,10 @@ impl Provider {
         pools
             .iter()
             .map(|pool| {
-                let payment = self.payment(pool).map(|(money, _)| PaymentIdentity {
-                    chain_id: i64::try_from(money.chain_id).unwrap_or(i64::MAX),
-                    escrow: money.escrow.to_string(),
-                    token: money.token.to_string(),
+                let payment = self.payment(pool).map(|(currency, _)| PaymentIdentity {
+                    chain_id: i64::try_from(currency.chain_id).unwrap_or(i64::MAX),
+                    escrow: currency.escrow.to_string(),
+                    token: currency.token.to_string(),
                 });
                 (
                     pool.name_any(),
@@ -148,10 +148,10 @@ impl Provider {
     }
 
     /// Chain, contract, token, and the token's decimals, by this provider's own PaymentNetwork.
-    pub(crate) fn payment(&self, pool: &GpuPool) -> Option<(Money, u32)> {
+    pub(crate) fn payment(&self, pool: &GpuPool) -> Option<(Currency, u32)> {
         let network = cache::get(&self.caches.networks, &pool.spec.network, None)?;
         Some((
-            payments::money(&network.spec)?,
+            payments::currency(&network.spec)?,
             u32::try_from(network.spec.token.decimals).ok()?,
         ))
     }
@@ -347,7 +347,7 @@ fn holds(reservations: &[Arc<GpuReservation>], pods: &[Arc<PodSeen>]) -> Vec<Hol
                 return None;
             }
             Some(Hold {
-                shape: Shape::from_wire(&r.spec.allocation.node).ok()?,
+                shape: Shape::from_wire(&r.spec.allocation.per_node).ok()?,
                 nodes,
                 name,
             })

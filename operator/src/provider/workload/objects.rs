@@ -307,7 +307,7 @@ fn ports(workload: &Workload) -> Vec<Port> {
 }
 
 fn resources(reservation: &GpuReservation) -> BTreeMap<String, Quantity> {
-    let node = &reservation.spec.allocation.node;
+    let node = &reservation.spec.allocation.per_node;
     [
         ("cpu".to_owned(), Quantity(node.cpu.clone())),
         ("memory".to_owned(), Quantity(node.memory.clone())),
@@ -330,7 +330,7 @@ fn quota(metadata: ObjectMeta, reservation: &GpuReservation, ports: usize) -> Re
                 [
                     (
                         format!("requests.{GPU_RESOURCE}"),
-                        (nodes * spec.node.gpus).to_string(),
+                        (nodes * spec.per_node.gpus).to_string(),
                     ),
                     ("pods".to_owned(), nodes.to_string()),
                     (
@@ -520,7 +520,7 @@ fn pod(reservation: &GpuReservation, is_session: bool, ssh: bool, of_job: Option
         name: "shm".into(),
         empty_dir: Some(EmptyDirVolumeSource {
             medium: Some("Memory".into()),
-            size_limit: Some(Quantity(spec.node.memory.clone())),
+            size_limit: Some(Quantity(spec.per_node.memory.clone())),
         }),
         ..Volume::default()
     }];

@@ -248,10 +248,10 @@ fn container(reservation: &GpuReservation, kept: &Kept, image: &str, root: bool)
         resources: Some(ResourceRequirements {
             requests: Some([none("cpu"), none("memory"), none("ephemeral-storage")].into()),
             limits: Some(BTreeMap::from([
-                ("memory".to_owned(), at_most(&spec.node.memory, MEMORY)),
+                ("memory".to_owned(), at_most(&spec.per_node.memory, MEMORY)),
                 (
                     "ephemeral-storage".to_owned(),
-                    at_most(&spec.node.ephemeral_storage, MEMORY),
+                    at_most(&spec.per_node.ephemeral_storage, MEMORY),
                 ),
             ])),
             ..ResourceRequirements::default()

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation,
-    lease::{CloseReason, GpuLeaseStatus, IntentAction, Money, Phase},
+    lease::{AccountSummary, CloseReason, GpuLeaseStatus, IntentAction, Phase},
     market::allocation::AllocationPhase,
     payment::money::TokenAmount,
     shared::conditions::{Truth, condition, find, is_true, set},
@@ -35,7 +35,7 @@ pub(super) fn money(status: &mut GpuLeaseStatus, account: &Account, terms: &Term
     let tokens = |amount: TokenAmount| amount.to_tokens(network.decimals);
     let earned: u128 = account.legs.iter().map(|l| l.withdrawn.0 + l.owed.0).sum();
     let refunded = TokenAmount(account.deposited.0.saturating_sub(earned));
-    status.money = Some(Money {
+    status.money = Some(AccountSummary {
         rate: format!(
             "{} {}/h",
             terms.rate().tokens_per_hour_nearest(network.decimals),

@@ -266,7 +266,7 @@ fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
         world.allocations.iter().filter(mine)
     };
     let (chain_id, contract) = match (&world.network, mine().next()) {
-        (Observed::Known(Some(n)), _) => (n.money.chain_id, n.money.escrow),
+        (Observed::Known(Some(n)), _) => (n.currency.chain_id, n.currency.escrow),
         (_, Some(seen)) => (
             u64::try_from(seen.object.spec.escrow.chain_id).unwrap_or_default(),
             seen.object.spec.escrow.contract.parse().unwrap_or_default(),
@@ -316,9 +316,9 @@ fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
 /// Status was lost before the chain shows an account: the newest question that is still there tells the round. When
 /// every provider was asked the account may be under way, so it is that round which goes on.
 fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Note> {
-    let newest = world.allocations.iter().max_by_key(|a| a.object.spec.epoch)?;
+    let newest = world.allocations.iter().max_by_key(|a| a.object.spec.round)?;
     let spec = &newest.object.spec;
-    let round = spec.epoch.max(1);
+    let round = spec.round.max(1);
     let mine = || {
         let same = |a: &&AllocationSeen| a.object.spec.escrow == spec.escrow;
         world.allocations.iter().filter(same)
@@ -403,7 +403,7 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
     }
     let placed = place(
         request,
-        network.money,
+        network.currency,
         network.decimals,
         &world.providers,
         &world.candidates,
@@ -562,7 +562,7 @@ fn begin_round(
     let terms = Terms {
         payer,
         market: network.market_id,
-        token: network.money.token,
+        token: network.currency.token,
         closer: network.closer,
         salt: salt(network.market_id, &uid, u64::try_from(round).unwrap_or_default()),
         start_by: open_by + START_WITHIN_SECONDS,
@@ -581,7 +581,7 @@ fn begin_round(
     plan.status.intent = None;
     plan.status.results = Vec::new();
     plan.status.escrow = Some(LeaseEscrow {
-        terms: terms.to_wire(network.money.chain_id, network.money.escrow),
+        terms: terms.to_wire(network.currency.chain_id, network.currency.escrow),
         open_by: i64::try_from(open_by).unwrap_or(i64::MAX),
         shares: choices
             .iter()
@@ -727,7 +727,7 @@ fn question(
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
         },
-        epoch: round,
+        round,
         escrow: escrow.terms.clone(),
         leg: i64::try_from(leg).unwrap_or(i64::MAX),
         deposit: deposit.to_string(),
@@ -737,7 +737,7 @@ fn question(
         price_per_gpu_hour: share.price_per_gpu_hour.clone(),
         nodes: share.nodes,
         first_rank,
-        node: spec.node.clone(),
+        per_node: spec.per_node.clone(),
         storage: spec.storage.clone(),
         workload: spec.workload.clone(),
         subjects: spec
@@ -789,7 +789,7 @@ fn keys(seen: &AllocationSeen) -> (String, String) {
 /// Takes back the questions of this round and earlier ones; what a later round asked is not ours to judge.
 fn delete_all(world: &World, plan: &mut Plan) {
     let round = plan.status.round;
-    let past = world.allocations.iter().filter(|a| a.object.spec.epoch <= round);
+    let past = world.allocations.iter().filter(|a| a.object.spec.round <= round);
     plan.allocations.extend(past.map(|a| {
         let (namespace, name) = keys(a);
         AllocationWrite::Delete { namespace, name }

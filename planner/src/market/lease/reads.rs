@@ -39,7 +39,7 @@ fn could_begin(world: &World) -> bool {
     };
     let placed = place(
         &request,
-        network.money,
+        network.currency,
         network.decimals,
         &world.providers,
         &world.candidates,

@@ -17,7 +17,7 @@ use super::{check::AtId, *};
 use crate::{
     escrow::{Account, AccountRead, Address, Hash, Leg, Terms, salt},
     observed::Observed,
-    placement::Money,
+    placement::Currency,
     ports::{Head, PaymentError},
 };
 
@@ -30,7 +30,7 @@ fn now() -> Timestamp {
 
 fn network() -> Network {
     Network {
-        money: Money {
+        currency: Currency {
             chain_id: 31_337,
             escrow: Address([8; 20]),
             token: Address([5; 20]),
@@ -46,7 +46,7 @@ fn terms() -> Terms {
     Terms {
         payer: Address([3; 20]),
         market: MARKET,
-        token: network().money.token,
+        token: network().currency.token,
         closer: network().closer,
         salt: salt(MARKET, "uid", 1),
         start_by: NOW + 900,
@@ -92,14 +92,14 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease",
         "metadata": {"name": "l", "namespace": "team", "uid": "uid", "generation": 1, "finalizers": [FINALIZER_MARKET]},
         "spec": {
-            "node": {"cpu": "1", "memory": "1Gi", "ephemeralStorage": "1Gi", "gpus": 1},
+            "perNode": {"cpu": "1", "memory": "1Gi", "ephemeralStorage": "1Gi", "gpus": 1},
             "term": {"duration": "1h"},
             "workload": {"service": {"image": "i", "ports": [{"name": "http", "port": 80}]}},
             "payment": {"network": "n", "maxPricePerGpuHour": "1.90", "wallet": {"secretName": "w"}},
         },
     });
     let mut lease: GpuLease = serde_json::from_value(lease).unwrap();
-    let wire = terms().to_wire(network().money.chain_id, network().money.escrow);
+    let wire = terms().to_wire(network().currency.chain_id, network().currency.escrow);
     lease.status = Some(GpuLeaseStatus {
         phase: Phase::Active,
         round: 1,
@@ -113,7 +113,7 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
     let mut allocation = GpuAllocation::new(
         "a",
         GpuAllocationSpec {
-            epoch: 1,
+            round: 1,
             escrow: wire,
             nodes: 1,
             not_after: i64::try_from(NOW).unwrap() + 7_200,
@@ -565,7 +565,7 @@ fn unasked() -> World {
         compute_capability: crate::request::Version(8, 0),
         cuda: crate::request::Version(12, 8),
         price: leasehold_crds::payment::money::Price::parse("1.85").unwrap(),
-        money: network().money,
+        currency: network().currency,
         max_term: 86_400,
         max_pause: 0,
         max_keep_results: 0,

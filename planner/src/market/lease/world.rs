@@ -7,7 +7,7 @@ use leasehold_crds::{GpuAllocation, GpuLease};
 use crate::{
     escrow::{AccountRead, Address, Terms},
     observed::Observed,
-    placement::{Candidate, Money, Provider},
+    placement::{Candidate, Currency, Provider},
     ports::{Balances, Head},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Chain, contract, token.
-    pub money: Money,
+    pub currency: Currency,
     /// Address that names this market.
     pub market_id: Address,
     /// The market's key that may close.

@@ -12,7 +12,7 @@ use leasehold_crds::{
 
 use crate::{
     escrow::{Address, Terms},
-    placement::Money,
+    placement::Currency,
     ports::AcceptanceMessage,
     provider::{
         offer::supply::{PoolSupply, pick},
@@ -40,7 +40,7 @@ pub struct PoolSeen<'a> {
     /// What it can sell.
     pub supply: &'a PoolSupply,
     /// Chain, contract and token of its PaymentNetwork, and the token's decimals.
-    pub money: Option<(Money, u32)>,
+    pub currency: Option<(Currency, u32)>,
 }
 
 /// What was seen.
@@ -207,13 +207,13 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
             format!("this provider has no pool {:?}", spec.pool),
         ));
     };
-    let Some((money, decimals)) = seen.money else {
+    let Some((currency, decimals)) = seen.currency else {
         return wrong("NoPaymentNetwork", "the pool's PaymentNetwork can't be used now");
     };
     let terms = Terms::from_wire(&spec.escrow).map_err(|e| ("BadTerms", e.to_string()))?;
-    let same = i64::try_from(money.chain_id) == Ok(spec.escrow.chain_id)
-        && spec.escrow.contract.parse() == Ok(money.escrow)
-        && terms.token == money.token;
+    let same = i64::try_from(currency.chain_id) == Ok(spec.escrow.chain_id)
+        && spec.escrow.contract.parse() == Ok(currency.escrow)
+        && terms.token == currency.token;
     if !same {
         return wrong(
             "OtherMoney",
@@ -230,7 +230,7 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
             "the leg does not pay this provider, or another key controls it",
         );
     }
-    let shape = Shape::from_wire(&spec.node).map_err(|e| ("BadShape", e.to_string()))?;
+    let shape = Shape::from_wire(&spec.per_node).map_err(|e| ("BadShape", e.to_string()))?;
     let nodes = usize::try_from(spec.nodes).map_err(|_| ("BadShape", "nodes is out of range".to_owned()))?;
     let price = Price::parse(&seen.pool.spec.price_per_gpu_hour).map_err(|e| ("BadPrice", e.to_string()))?;
     let fair = price.rate_floor(shape.gpus.saturating_mul(nodes as u64), decimals);

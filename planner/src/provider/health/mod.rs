@@ -14,7 +14,7 @@ use crate::{observed::Observed, provider::offer::supply::NodeSeen};
 
 mod node_lost;
 
-pub use self::node_lost::{Answers, KubeletWord, SILENT_SECONDS, speaks};
+pub use self::node_lost::{Answers, KubeletWord, LIVENESS_TIMEOUT_SECONDS, speaks};
 
 /// A node that a share is on, by those who speak of it.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::NodeWord;
 
 /// A silence must last so long to count: an agent speaks each 10 s, a kubelet too.
-pub const SILENT_SECONDS: i64 = 60;
+pub const LIVENESS_TIMEOUT_SECONDS: i64 = 60;
 /// Answers further apart than this leave room for an outage between them.
 const GAP_SECONDS: i64 = 45;
 
@@ -83,11 +83,11 @@ impl NodeWord<'_> {
         };
         let silences = [not_ready_since, self.heard_at, answering_since];
         let latest = silences.into_iter().flatten().max().unwrap_or(now);
-        let due = later(latest, SILENT_SECONDS + 1);
+        let due = later(latest, LIVENESS_TIMEOUT_SECONDS + 1);
         match answering_since {
             Some(_) if now >= due => Lost::Since(self.last_heard().unwrap_or(now).min(now)),
             Some(_) => Lost::At(due),
-            None => Lost::At(later(now, SILENT_SECONDS + 1)),
+            None => Lost::At(later(now, LIVENESS_TIMEOUT_SECONDS + 1)),
         }
     }
 
@@ -104,7 +104,7 @@ impl NodeWord<'_> {
 /// Whether somebody who renews a Lease has done so lately.
 #[must_use]
 pub fn speaks(heard_at: Option<Timestamp>, now: Timestamp) -> bool {
-    heard_at.is_some_and(|at| seconds(at, now) <= SILENT_SECONDS)
+    heard_at.is_some_and(|at| seconds(at, now) <= LIVENESS_TIMEOUT_SECONDS)
 }
 
 fn seconds(from: Timestamp, to: Timestamp) -> i64 {

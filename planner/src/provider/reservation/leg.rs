@@ -99,7 +99,7 @@ impl Readiness {
         let count = |n: i64| usize::try_from(n).unwrap_or_default();
         let nodes = count(share.nodes);
         let pods = running.pods_ready + running.pods_succeeded;
-        let wanted = nodes.saturating_sub(running.pods_succeeded) * count(share.node.gpus);
+        let wanted = nodes.saturating_sub(running.pods_succeeded) * count(share.per_node.gpus);
         let bound = running.gpu_uuids.len();
         if pods < nodes {
             Self::PodsMissing(pods)

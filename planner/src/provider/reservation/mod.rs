@@ -27,7 +27,7 @@ pub mod stop;
 
 use leg::Readiness;
 pub use leg::Withdrawals;
-use stop::{FreshReads, OFFSET_MAX_SECONDS, SILENT_SECONDS, Snapshot, StopReason, Verdict};
+use stop::{CHAIN_OUTAGE_SECONDS_MIN, FreshReads, OFFSET_MAX_SECONDS, Snapshot, StopReason, Verdict};
 
 /// How what runs was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -312,8 +312,8 @@ fn note_chain(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
             if let (Some(since), Some(old)) = (
                 status.chain_unreadable_since.take(),
                 status.escrow.as_ref().and_then(snapshot),
-            ) && unix(now) >= old.paid_until_local() + SILENT_SECONDS
-                && now.as_second() >= since + wire(SILENT_SECONDS)
+            ) && unix(now) >= old.paid_until_local() + CHAIN_OUTAGE_SECONDS_MIN
+                && now.as_second() >= since + wire(CHAIN_OUTAGE_SECONDS_MIN)
                 && status.phase == AllocationPhase::Active
             {
                 status.grace_used = true;

@@ -49,7 +49,7 @@ pub enum FreshReads {
 
 /// One failed read is none: the chain must have been silent for so long before that is what a share stops for, or
 /// what counts as its grace.
-pub const SILENT_SECONDS: u64 = 15;
+pub const CHAIN_OUTAGE_SECONDS_MIN: u64 = 15;
 
 /// Why a share stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub const fn verdict(
         FreshReads::Unreadable { since } => {
             // Read after that end and not spent, the account waits for its legs to start again.
             let last = if grace_used {
-                max(end, since.saturating_add(SILENT_SECONDS))
+                max(end, since.saturating_add(CHAIN_OUTAGE_SECONDS_MIN))
             } else {
                 max(end, since).saturating_add(grace)
             };

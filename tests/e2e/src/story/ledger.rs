@@ -12,7 +12,7 @@ use alloy::{
 use anyhow::Context as _;
 use leasehold_planner::escrow::{Address, Hash};
 
-use crate::{install::repository_file, stack::Money};
+use crate::{install::repository_file, stack::PaymentFixture};
 
 /// A transaction that is in a block.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Of the stack's chain.
-    pub fn open(money: &Money) -> anyhow::Result<Self> {
+    pub fn open(money: &PaymentFixture) -> anyhow::Result<Self> {
         let text = repository_file("chain/contracts/abi/Escrow.json")?;
         let file: serde_json::Value = serde_json::from_str(&text)?;
         let abi: JsonAbi = serde_json::from_value(file["abi"].clone()).context("read the escrow's ABI")?;

@@ -84,7 +84,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
 
 /// On a machine that may have two cores. What is asked of the GPU stays.
 fn small(mut lease: GpuLease) -> GpuLease {
-    let node = &mut lease.spec.node;
+    let node = &mut lease.spec.per_node;
     (node.cpu, node.memory, node.ephemeral_storage) = ("200m".into(), "256Mi".into(), "1Gi".into());
     lease
 }

@@ -90,7 +90,7 @@ fn lease(tenant: &Tenant<'_>, name: &str, provider: &str, workload: &str) -> any
     let lease = json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
-            "node": {"cpu": "200m", "memory": "64Mi", "ephemeralStorage": "50Mi", "gpus": 1},
+            "perNode": {"cpu": "200m", "memory": "64Mi", "ephemeralStorage": "50Mi", "gpus": 1},
             "placement": {"providers": [provider]},
             "term": {"duration": "1h"},
             "workload": {workload: what},
@@ -118,7 +118,7 @@ async fn no_root(tenant: &Tenant<'_>) -> anyhow::Result<()> {
         .find(|m| m.provider == DUBIOUS)
         .context("its rows are the nearest")?;
     let failed: Vec<_> = miss.failed.iter().map(|f| f.dimension.as_str()).collect();
-    ensure!(failed == ["RootNotAllowed"], "{failed:?}");
+    ensure!(failed == ["rootNotAllowed"], "{failed:?}");
     tenant.delete("rootless").await?;
     tenant.until_gone("rootless", LIMIT).await
 }

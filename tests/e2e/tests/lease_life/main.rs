@@ -68,7 +68,7 @@ fn service(tenant: &Tenant<'_>, name: &str, term: &str) -> anyhow::Result<GpuLea
     let lease = json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
-            "node": {"cpu": "200m", "memory": "64Mi", "ephemeralStorage": "50Mi", "gpus": 1},
+            "perNode": {"cpu": "200m", "memory": "64Mi", "ephemeralStorage": "50Mi", "gpus": 1},
             "term": {"duration": term},
             "workload": {"service": {
                 "image": "leasehold.test/busybox:1", "command": ["/bin/busybox", "httpd", "-f", "-p", "8080"],
@@ -82,8 +82,8 @@ fn service(tenant: &Tenant<'_>, name: &str, term: &str) -> anyhow::Result<GpuLea
 
 async fn no_room(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let mut lease = service(tenant, "too-large", "1h")?;
-    lease.spec.node.gpus = 16;
-    lease.spec.node.memory = "1000Ti".into();
+    lease.spec.per_node.gpus = 16;
+    lease.spec.per_node.memory = "1000Ti".into();
     lease.spec.payment.max_price_per_gpu_hour = "0.10".into();
     let begun = Instant::now();
     tenant.apply(&lease)?;

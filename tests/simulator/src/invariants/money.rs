@@ -1,4 +1,4 @@
-//! Money: nothing is created or lost (M1), and every deposit was intended (M2).
+//! Currency: nothing is created or lost (M1), and every deposit was intended (M2).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ impl Sim {
     /// M1 and M2, at each block.
     pub(super) fn check_money(&mut self) {
         let block = self.chain.newest();
-        let (token, until, time) = (self.money.token, block.head.number, block.head.time);
+        let (token, until, time) = (self.currency.token, block.head.number, block.head.time);
         let accounts: BTreeMap<Hash, (&Terms, Account)> = self
             .chain
             .opened(until)

@@ -64,7 +64,7 @@ impl Sim {
     /// Nothing is left: the refunds are exact, no GPU is held, and nobody wants to do anything more.
     pub(crate) fn check_at_rest(&mut self) -> Result<(), String> {
         let block = self.chain.newest();
-        let held = block.machine.held(self.money.token);
+        let held = block.machine.held(self.currency.token);
         if held.0 != 0 {
             return Err(format!("M1: {held} stay in the escrow"));
         }

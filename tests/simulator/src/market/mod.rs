@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// A provider that was not heard of for so long is silent (`operator/src/market/providers/supply.rs`).
-const SILENT_SECONDS: i64 = 60;
+const LIVENESS_TIMEOUT_SECONDS: i64 = 60;
 
 /// What a provider has told the market.
 #[derive(Clone, Debug, PartialEq)]
@@ -224,7 +224,7 @@ impl Sim {
                 region: String::new(),
                 payee: offer.payee,
                 controller: offer.controller,
-                alive: now - offer.renewed_at <= SILENT_SECONDS,
+                alive: now - offer.renewed_at <= LIVENESS_TIMEOUT_SECONDS,
                 answers: true,
             });
             candidates.extend(
@@ -297,7 +297,7 @@ impl Sim {
         let status = read.status.clone().unwrap_or_default();
         let closed = status.phase == Phase::Closed;
         let network = Network {
-            money: self.money,
+            currency: self.currency,
             market_id: self.market_id,
             closer: self.closer,
             symbol: "USDC".into(),

@@ -65,7 +65,7 @@ impl Sim {
         let pool = (site.pool.metadata.name.as_ref() == Some(&read.spec.pool)).then_some(PoolSeen {
             pool: &site.pool,
             supply: &supply,
-            money: Some((self.money, 6)),
+            currency: Some((self.currency, 6)),
         });
         let plan = accept::decide(
             &World {

@@ -561,7 +561,7 @@ impl Sim {
         let program = self.tenants.program(&spec.lease.uid, is_job);
         let wish = cluster::Workload::new(
             usize::try_from(spec.nodes).unwrap_or(1),
-            usize::try_from(spec.node.gpus).unwrap_or(1),
+            usize::try_from(spec.per_node.gpus).unwrap_or(1),
             run.read.spec.nodes.clone(),
             is_job,
             program,

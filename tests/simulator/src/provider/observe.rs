@@ -352,9 +352,9 @@ impl Sim {
 
     fn payment(&self) -> PaymentIdentity {
         PaymentIdentity {
-            chain_id: i64::try_from(self.money.chain_id).unwrap_or(0),
-            escrow: self.money.escrow.to_string(),
-            token: self.money.token.to_string(),
+            chain_id: i64::try_from(self.currency.chain_id).unwrap_or(0),
+            escrow: self.currency.escrow.to_string(),
+            token: self.currency.token.to_string(),
         }
     }
 
@@ -391,7 +391,7 @@ impl Sim {
                     .cloned()
                     .collect();
                 Some(Hold {
-                    shape: Shape::from_wire(&r.spec.allocation.node).ok()?,
+                    shape: Shape::from_wire(&r.spec.allocation.per_node).ok()?,
                     nodes,
                     name,
                 })

@@ -9,7 +9,7 @@ use super::*;
 fn reservation(workload: Workload, hosting: Hosting) -> GpuReservation {
     let allocation = GpuAllocationSpec {
         nodes: 2,
-        node: NodeShape {
+        per_node: NodeShape {
             cpu: "4".into(),
             memory: "8Gi".into(),
             ephemeral_storage: "10Gi".into(),

@@ -16,7 +16,7 @@ fn reservation(user_namespaces: bool) -> GpuReservation {
     let allocation = GpuAllocationSpec {
         nodes: 2,
         first_rank: 3,
-        node: NodeShape {
+        per_node: NodeShape {
             cpu: "4".into(),
             memory: "64Mi".into(),
             ephemeral_storage: "10Gi".into(),

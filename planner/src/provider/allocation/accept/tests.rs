@@ -28,8 +28,8 @@ fn identity() -> Identity {
     }
 }
 
-fn money() -> Money {
-    Money {
+fn currency() -> Currency {
+    Currency {
         chain_id: 31_337,
         escrow: Address([3; 20]),
         token: Address([4; 20]),
@@ -65,11 +65,11 @@ fn allocation() -> GpuAllocation {
     };
     let terms = EscrowTerms {
         chain_id: 31_337,
-        contract: money().escrow.to_string(),
+        contract: currency().escrow.to_string(),
         id: account_id(payer, salt).to_string(),
         payer: payer.to_string(),
         market: Address([7; 20]).to_string(),
-        token: money().token.to_string(),
+        token: currency().token.to_string(),
         closer: Address([8; 20]).to_string(),
         salt: salt.to_string(),
         start_by: NOW + 900,
@@ -84,13 +84,13 @@ fn allocation() -> GpuAllocation {
     let mut allocation = GpuAllocation::new(
         "share",
         GpuAllocationSpec {
-            epoch: 1,
+            round: 1,
             escrow: terms,
             deposit: "1".into(),
             open_by: NOW + 60,
             pool: "main".into(),
             nodes: 1,
-            node,
+            per_node: node,
             not_after: NOW + 3_900,
             ..GpuAllocationSpec::default()
         },
@@ -129,7 +129,7 @@ fn decided_with(
     let seen = PoolSeen {
         pool: &pool,
         supply,
-        money: Some((money(), 6)),
+        currency: Some((currency(), 6)),
     };
     let world = World {
         allocation,
@@ -197,7 +197,7 @@ fn what_is_not_ours_to_sell_is_declined_with_the_reason() {
     assert_eq!(reason(|s| s.deposit = "0".into()), "NoDeposit");
     assert_eq!(reason(|s| s.open_by = NOW - 1), "BadDeadline");
     assert_eq!(reason(|s| s.not_after = NOW + 1_000_000), "TooLong");
-    assert_eq!(reason(|s| s.node.memory = "1Ti".into()), "NoRoom");
+    assert_eq!(reason(|s| s.per_node.memory = "1Ti".into()), "NoRoom");
 }
 
 #[test]

@@ -287,7 +287,7 @@ fn a_fault_before_the_first_second_only_delays_the_start() {
 fn nothing_starts_before_the_kubelets_say_which_gpus_it_has() {
     let mut share = serving();
     share.account.running = 0;
-    share.reservation.spec.allocation.node.gpus = 2;
+    share.reservation.spec.allocation.per_node.gpus = 2;
     share.reservation.status.as_mut().unwrap().phase = AllocationPhase::Provisioning;
     let ready = |share: &Share| {
         let conditions = &share.status().conditions;
@@ -317,7 +317,7 @@ fn a_job_that_is_done_already_waits_for_no_gpu() {
     let mut share = serving();
     share.account.running = 0;
     share.reservation.spec.allocation.nodes = 2;
-    share.reservation.spec.allocation.node.gpus = 1;
+    share.reservation.spec.allocation.per_node.gpus = 1;
     share.running = Running {
         pods_alive: 1,
         pods_ready: 1,

@@ -27,7 +27,7 @@ fn wish(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
             // Less processor time, and the kernel holds back even the container runtime's own start of the pod.
-            "node": {"cpu": "1", "memory": "32Mi", "ephemeralStorage": "20Mi", "gpus": 1},
+            "perNode": {"cpu": "1", "memory": "32Mi", "ephemeralStorage": "20Mi", "gpus": 1},
             "term": {"duration": "1h"},
             "workload": {"session": {
                 "image": "leasehold.test/busybox:1", "command": ["/bin/busybox", "sh", "-c"],

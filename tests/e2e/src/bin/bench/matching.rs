@@ -5,7 +5,7 @@ use std::time::Instant;
 use leasehold_crds::{lease::Spread, payment::money::Price};
 use leasehold_planner::{
     escrow::Address,
-    placement::{Candidate, Money, Provider, place},
+    placement::{Candidate, Currency, Provider, place},
     request::{Request, Shape, Version},
 };
 
@@ -15,7 +15,7 @@ use crate::report::Report;
 pub(crate) fn run(report: &Report) {
     const ROWS: usize = 10_000;
     const PASSES: usize = 1_000;
-    let money = Money {
+    let currency = Currency {
         chain_id: 1,
         escrow: Address([1; 20]),
         token: Address([2; 20]),
@@ -47,7 +47,7 @@ pub(crate) fn run(report: &Report) {
             compute_capability: Version(9, 0),
             cuda: Version(12, 4),
             price: Price(1_000_000_000_000_000_000 + (i as u128 * 7_919 % 1_000) * 1_000_000_000_000_000),
-            money,
+            currency,
             max_term: 1 << 30,
             max_pause: 0,
             max_keep_results: 0,
@@ -80,7 +80,7 @@ pub(crate) fn run(report: &Report) {
     let took: Vec<f64> = (0..PASSES)
         .map(|_| {
             let begun = Instant::now();
-            let placed = place(&request, money, 6, &providers, &rows);
+            let placed = place(&request, currency, 6, &providers, &rows);
             let took = begun.elapsed();
             assert_eq!(placed.choices.len(), 3, "it is placed");
             took.as_secs_f64() * 1e3

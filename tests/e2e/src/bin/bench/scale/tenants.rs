@@ -107,7 +107,7 @@ fn wish(namespace: &str, name: &str) -> anyhow::Result<GpuLease> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": namespace},
         "spec": {
-            "node": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "20Gi", "gpus": 1},
+            "perNode": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "20Gi", "gpus": 1},
             "gpu": {"memory": "80G"},
             "term": {"duration": "1h"},
             // No port: a cluster has fewer node ports than there may be leases.
