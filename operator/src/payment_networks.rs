@@ -6,7 +6,7 @@ use kube::{Api, Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     PaymentNetwork,
     payment::network::PaymentNetworkStatus,
-    shared::conditions::{Truth, condition, set},
+    shared::conditions::{ConditionStatus, condition, set},
 };
 use leasehold_planner::ports::{Clock as _, Payments as _};
 use leasehold_runtime::{Process, SystemClock, api_writes};
@@ -65,13 +65,25 @@ async fn status(of: &Reachability, network: &PaymentNetwork, now: jiff::Timestam
     let next = match head {
         Ok(_) if of.market && network.spec.market_id.is_none() => condition(
             "Reachable",
-            Truth::False,
+            ConditionStatus::False,
             "NoMarketId",
             "set spec.marketId: leases are not served on this network without it",
             generation,
         ),
-        Ok(_) => condition("Reachable", Truth::True, "Reachable", String::new(), generation),
-        Err(why) => condition("Reachable", Truth::Unknown, "Unreachable", why, generation),
+        Ok(_) => condition(
+            "Reachable",
+            ConditionStatus::True,
+            "Reachable",
+            String::new(),
+            generation,
+        ),
+        Err(why) => condition(
+            "Reachable",
+            ConditionStatus::Unknown,
+            "Unreachable",
+            why,
+            generation,
+        ),
     };
     let mut status = network.status.clone().unwrap_or_default();
     status.observed_generation = generation;

@@ -5,13 +5,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 /// True, False or Unknown; a failed read is Unknown, never False.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truth {
+pub enum ConditionStatus {
     True,
     False,
     Unknown,
 }
 
-impl Truth {
+impl ConditionStatus {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -26,7 +26,7 @@ impl Truth {
 #[must_use]
 pub fn condition(
     kind: &str,
-    truth: Truth,
+    truth: ConditionStatus,
     reason: &str,
     message: impl Into<String>,
     generation: i64,

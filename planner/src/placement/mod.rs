@@ -132,7 +132,7 @@ pub struct Provider {
     pub controller: Address,
     /// Whether it was heard of lately.
     pub alive: bool,
-    /// Whether it answers what it is asked; see [`crate::market::providers::responsiveness::Answering`].
+    /// Whether it answers what it is asked; see [`crate::market::providers::responsiveness::ResponseRecord`].
     pub answers: bool,
 }
 

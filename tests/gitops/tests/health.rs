@@ -8,7 +8,7 @@ use leasehold_crds::{
     GpuLease, GpuPool, GpuProvider, PaymentNetwork,
     lease::{CloseReason, GpuLeaseStatus, Phase},
     provider::pool::NotSold,
-    shared::conditions::{Truth, condition, find},
+    shared::conditions::{ConditionStatus, condition, find},
 };
 use leasehold_gitops::{Expressions, Waits, argo, folder};
 use leasehold_simulator::Sim;
@@ -161,7 +161,7 @@ fn with(mut object: Value, observed: i64, conditions: Value) -> Value {
     object
 }
 
-fn one(kind: &str, truth: Truth, reason: &str, message: &str) -> Value {
+fn one(kind: &str, truth: ConditionStatus, reason: &str, message: &str) -> Value {
     let mut condition = condition(kind, truth, reason, message, 2);
     condition.last_transition_time.0 = Timestamp::UNIX_EPOCH;
     json!([condition])
@@ -178,7 +178,7 @@ fn what_nobody_has_looked_at_is_not_ready() {
             "{kind}"
         );
         // A spec that changed after the last look.
-        let stale = with(new.clone(), 1, one("Ready", Truth::True, "Serving", ""));
+        let stale = with(new.clone(), 1, one("Ready", ConditionStatus::True, "Serving", ""));
         assert_eq!(
             argo(&script(kind), &stale).expect("an answer").0,
             "Progressing",
@@ -234,7 +234,11 @@ fn faults_and_failed_top_ups_of_a_lease_are_told() {
     let lease = serde_json::to_value(GpuLease::new("x", Default::default())).expect("JSON");
     let mut active = lease.clone();
     for (reason, message) in [("GpuFault", "node-1: GPU 0 lost"), ("NodeLost", "node-1")] {
-        active = with(lease.clone(), 2, one("Ready", Truth::False, reason, message));
+        active = with(
+            lease.clone(),
+            2,
+            one("Ready", ConditionStatus::False, reason, message),
+        );
         active["status"]["phase"] = json!("Active");
         let told = argo(&script("GpuLease"), &active).expect("an answer");
         assert_eq!(
@@ -243,10 +247,10 @@ fn faults_and_failed_top_ups_of_a_lease_are_told() {
         );
     }
 
-    let ready = condition("Ready", Truth::True, "Serving", "", 2);
+    let ready = condition("Ready", ConditionStatus::True, "Serving", "", 2);
     let funded = condition(
         "Funded",
-        Truth::False,
+        ConditionStatus::False,
         "InsufficientFunds",
         "0x… holds too little",
         2,
@@ -272,9 +276,16 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
         }])
     };
     let cases = [
-        (Truth::True, "Offered", 1, json!([]), "Healthy", Waits::Current),
         (
-            Truth::False,
+            ConditionStatus::True,
+            "Offered",
+            1,
+            json!([]),
+            "Healthy",
+            Waits::Current,
+        ),
+        (
+            ConditionStatus::False,
             "NothingFree",
             1,
             sold("NoGpuFree"),
@@ -282,7 +293,7 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
             Waits::Current,
         ),
         (
-            Truth::False,
+            ConditionStatus::False,
             "NothingFree",
             1,
             sold("NotForSale"),
@@ -290,7 +301,7 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
             Waits::Current,
         ),
         (
-            Truth::False,
+            ConditionStatus::False,
             "NothingFree",
             1,
             sold("Unhealthy"),
@@ -298,7 +309,7 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
             Waits::Current,
         ),
         (
-            Truth::True,
+            ConditionStatus::True,
             "Offered",
             2,
             sold("AgentSilent"),
@@ -306,7 +317,7 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
             Waits::Current,
         ),
         (
-            Truth::False,
+            ConditionStatus::False,
             "NothingFree",
             0,
             json!([]),
@@ -314,7 +325,7 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
             Waits::Current,
         ),
         (
-            Truth::False,
+            ConditionStatus::False,
             "OutsideHours",
             1,
             json!([]),
@@ -322,7 +333,7 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
             Waits::Current,
         ),
         (
-            Truth::False,
+            ConditionStatus::False,
             "NoPaymentNetwork",
             1,
             json!([]),
@@ -344,9 +355,9 @@ fn a_pool_is_degraded_only_by_what_is_wrong() {
 fn providers_and_networks() {
     let provider = serde_json::to_value(GpuProvider::new("x", Default::default())).expect("JSON");
     for (truth, reason, health) in [
-        (Truth::True, "Offering", "Healthy"),
-        (Truth::False, "NothingOffered", "Healthy"),
-        (Truth::False, "Silent", "Degraded"),
+        (ConditionStatus::True, "Offering", "Healthy"),
+        (ConditionStatus::False, "NothingOffered", "Healthy"),
+        (ConditionStatus::False, "Silent", "Degraded"),
     ] {
         let object = with(provider.clone(), 2, one("Ready", truth, reason, "why"));
         assert_eq!(
@@ -357,9 +368,9 @@ fn providers_and_networks() {
     }
     let network = serde_json::to_value(PaymentNetwork::new("x", Default::default())).expect("JSON");
     for (truth, reason, health) in [
-        (Truth::True, "Reachable", "Healthy"),
-        (Truth::Unknown, "Unreachable", "Unknown"),
-        (Truth::False, "NoMarketId", "Degraded"),
+        (ConditionStatus::True, "Reachable", "Healthy"),
+        (ConditionStatus::Unknown, "Unreachable", "Unknown"),
+        (ConditionStatus::False, "NoMarketId", "Degraded"),
     ] {
         let object = with(network.clone(), 2, one("Reachable", truth, reason, "why"));
         assert_eq!(

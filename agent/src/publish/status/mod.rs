@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use leasehold_crds::{
     provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
-    shared::conditions::{Truth, condition, set},
+    shared::conditions::{ConditionStatus, condition, set},
 };
 
 use crate::{
@@ -159,16 +159,16 @@ fn healthy(known: &Known<'_>) -> Condition {
     match known.outcome {
         Outcome::Hung => {
             let message = "a call to the driver does not return, so the state of the GPUs is unknown; see `dmesg`, and reboot the node if it persists";
-            say(Truth::Unknown, "NvmlHung", message.to_owned())
+            say(ConditionStatus::Unknown, "NvmlHung", message.to_owned())
         }
         Outcome::Failed(error @ ProbeError::NoLibrary(_)) if known.history.gpus.is_empty() => {
-            say(Truth::False, "NoLibrary", error.to_string())
+            say(ConditionStatus::False, "NoLibrary", error.to_string())
         }
         Outcome::Failed(error @ ProbeError::NoLibrary(_)) => {
-            say(Truth::Unknown, "NoLibrary", error.to_string())
+            say(ConditionStatus::Unknown, "NoLibrary", error.to_string())
         }
         Outcome::Failed(error @ ProbeError::Failed(_)) => {
-            say(Truth::Unknown, "NvmlFailed", error.to_string())
+            say(ConditionStatus::Unknown, "NvmlFailed", error.to_string())
         }
         Outcome::Read(_) => {
             let (truth, reason, message) = of_devices(&known.history.gpus);
@@ -177,18 +177,18 @@ fn healthy(known: &Known<'_>) -> Condition {
     }
 }
 
-fn of_devices(gpus: &[Record]) -> (Truth, &'static str, String) {
+fn of_devices(gpus: &[Record]) -> (ConditionStatus, &'static str, String) {
     let broken: Vec<&Record> = gpus.iter().filter(|record| is_fault(record.health)).collect();
     let unknown: Vec<&Record> = gpus
         .iter()
         .filter(|record| record.health == DeviceHealth::Unknown)
         .collect();
     match (broken.first(), unknown.first()) {
-        _ if gpus.is_empty() => (Truth::False, "NoGpus", "NVML reports no GPU".to_owned()),
-        (Some(first), _) => (Truth::False, reason(first.health), list(&broken)),
-        (None, Some(_)) => (Truth::Unknown, "NotVouchedFor", list(&unknown)),
+        _ if gpus.is_empty() => (ConditionStatus::False, "NoGpus", "NVML reports no GPU".to_owned()),
+        (Some(first), _) => (ConditionStatus::False, reason(first.health), list(&broken)),
+        (None, Some(_)) => (ConditionStatus::Unknown, "NotVouchedFor", list(&unknown)),
         (None, None) => (
-            Truth::True,
+            ConditionStatus::True,
             "AllHealthy",
             format!("all {} GPUs are healthy", gpus.len()),
         ),
@@ -235,25 +235,29 @@ fn witnesses_agree(known: &Known<'_>) -> Condition {
         .collect();
     let unmatched_devices = known.history.confirmed_unmatched();
     if let Some(first) = disagreeing.first() {
-        return say(Truth::False, reason(first.health), list(&disagreeing));
+        return say(ConditionStatus::False, reason(first.health), list(&disagreeing));
     }
     if !unmatched_devices.is_empty() {
-        return say(Truth::False, "NotInNvml", unmatched_devices.join("; "));
+        return say(ConditionStatus::False, "NotInNvml", unmatched_devices.join("; "));
     }
     if let (Outcome::Hung | Outcome::Failed(_), _) = (known.outcome, ()) {
-        return say(Truth::Unknown, "NvmlSilent", "NVML is unavailable".to_owned());
+        return say(
+            ConditionStatus::Unknown,
+            "NvmlSilent",
+            "NVML is unavailable".to_owned(),
+        );
     }
     if let Source::Unavailable(why) = known.pci {
-        return say(Truth::Unknown, "PciSilent", why.clone());
+        return say(ConditionStatus::Unknown, "PciSilent", why.clone());
     }
     if let Source::Unavailable(why) = known.kubelet {
-        return say(Truth::Unknown, "KubeletSilent", why.clone());
+        return say(ConditionStatus::Unknown, "KubeletSilent", why.clone());
     }
     let witnesses = match known.kubelet {
         Source::Absent => "NVML and the PCI bus agree; this node has no kubelet",
         Source::Reported(_) | Source::Unavailable(_) => "NVML, the PCI bus and the device plugin agree",
     };
-    say(Truth::True, "Agree", witnesses.to_owned())
+    say(ConditionStatus::True, "Agree", witnesses.to_owned())
 }
 
 fn no_foreign_processes(known: &Known<'_>) -> Condition {
@@ -261,18 +265,22 @@ fn no_foreign_processes(known: &Known<'_>) -> Condition {
         condition(NO_FOREIGN_PROCESSES, truth, reason, message, known.generation)
     };
     if !matches!(known.outcome, Outcome::Read(_)) {
-        return say(Truth::Unknown, "NvmlSilent", "NVML is unavailable".to_owned());
+        return say(
+            ConditionStatus::Unknown,
+            "NvmlSilent",
+            "NVML is unavailable".to_owned(),
+        );
     }
     match known.foreign_processes {
         Source::Reported(found) if found.is_empty() => say(
-            Truth::True,
+            ConditionStatus::True,
             "OnlyHolders",
             "only pods that hold a GPU compute on it".to_owned(),
         ),
-        Source::Reported(found) => say(Truth::False, "ForeignProcess", found.join("; ")),
-        Source::Unavailable(why) => say(Truth::Unknown, "OwnersUnknown", why.clone()),
+        Source::Reported(found) => say(ConditionStatus::False, "ForeignProcess", found.join("; ")),
+        Source::Unavailable(why) => say(ConditionStatus::Unknown, "OwnersUnknown", why.clone()),
         Source::Absent => say(
-            Truth::Unknown,
+            ConditionStatus::Unknown,
             "OwnersUnknown",
             "the owners of the processes are unknown".to_owned(),
         ),

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use leasehold_chain::EvmEscrow;
 use leasehold_planner::{
     escrow::{Address, Hash, Terms, salt},
-    market::lease::{Prior, ROUNDS_MAX},
+    market::lease::{ROUNDS_MAX, RecoveredAccount},
     orphans::Claims,
     ports::{Cursor, PaymentError, Payments as _},
 };
@@ -55,14 +55,14 @@ impl AccountIndex {
         chain: &EvmEscrow,
         market: Address,
         uid: &str,
-    ) -> Result<Option<Prior>, PaymentError> {
+    ) -> Result<Option<RecoveredAccount>, PaymentError> {
         let mut guard = self.0.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
         // An index that lags can't say that there is no account: on that word a second one would be opened.
         read.read_on(chain, market).await?;
         Ok((1..=ROUNDS_MAX).rev().find_map(|round| {
             let terms = read.by_salt.get(&salt(market, uid, round))?;
-            Some(Prior {
+            Some(RecoveredAccount {
                 round,
                 terms: terms.clone(),
             })

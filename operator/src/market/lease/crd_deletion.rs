@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Market {
     /// The lease with the deletion that its tenant asked for, and without one that its kind brought; and when to ask again.
-    pub(crate) async fn as_meant(&self, lease: Arc<GpuLease>) -> (Arc<GpuLease>, Duration) {
+    pub(crate) async fn ignoring_crd_deletion(&self, lease: Arc<GpuLease>) -> (Arc<GpuLease>, Duration) {
         let deleting = lease.metadata.deletion_timestamp.is_some();
         if !deleting || !lease.status.as_ref().is_some_and(is_paid) {
             return (lease, Duration::MAX);

@@ -36,7 +36,7 @@ use super::{MANAGER, Market, allocation};
 use crate::payments::{currency, entry, parse_key};
 
 /// What was gathered beside the world: what only the edge may hold.
-struct Hands {
+struct Handles {
     chain: Option<EvmEscrow>,
     key: Option<SigningKey>,
 }
@@ -54,13 +54,13 @@ pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
 
 /// Reconciles one lease.
 async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<RequeueAfter, ReconcileError> {
-    let (object, look_again) = market.as_meant(object).await;
-    let (world, hands) = market.gather(object).await;
+    let (object, look_again) = market.ignoring_crd_deletion(object).await;
+    let (world, handles) = market.gather(object).await;
     let now = market.now();
     let checked: Checked = lease::check(&world);
     let plan = lease::decide(&world, &checked, now);
     market.provider_queue.begin(&world.lease, &plan);
-    let (status, outcome) = market.apply(&world, &hands, plan.clone()).await;
+    let (status, outcome) = market.apply(&world, &handles, plan.clone()).await;
     let reported = market.report(&world, &plan, status, &outcome).await;
     if reported.is_err() {
         market.provider_queue.cancel(&world.lease, &plan);
@@ -74,7 +74,7 @@ async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Requeue
 
 impl Market {
     /// Reads everything a decision needs. Nothing but the lease must be readable.
-    async fn gather(&self, lease: Arc<GpuLease>) -> (World, Hands) {
+    async fn gather(&self, lease: Arc<GpuLease>) -> (World, Handles) {
         let status = lease.status.clone().unwrap_or_default();
         let supply = self.supply.snapshot();
         let (network, chain) = self.network(&lease).await;
@@ -141,7 +141,7 @@ impl Market {
         };
         // Others may have asked since.
         world.unanswered = self.provider_queue.unanswered(&world.lease);
-        (world, Hands { chain, key })
+        (world, Handles { chain, key })
     }
 
     /// Other leases of the namespace that are matched and unfunded; counted when a round may begin.
@@ -268,7 +268,11 @@ impl Market {
     }
 
     /// The account of an earlier life of this lease, sought once when status names none.
-    async fn prior(&self, world: &World, chain: Option<&EvmEscrow>) -> Observed<Option<lease::Prior>> {
+    async fn prior(
+        &self,
+        world: &World,
+        chain: Option<&EvmEscrow>,
+    ) -> Observed<Option<lease::RecoveredAccount>> {
         let lease = &world.lease;
         if !lease::seeks_prior(lease) {
             return Observed::Known(None);
@@ -286,7 +290,7 @@ impl Market {
     }
 
     /// Carries the plan out. What is noted before it is done (M2) is written first, and nothing else on that pass.
-    async fn apply(&self, world: &World, hands: &Hands, plan: Plan) -> (Written, Result<(), Error>) {
+    async fn apply(&self, world: &World, handles: &Handles, plan: Plan) -> (Written, Result<(), Error>) {
         let api =
             Api::<GpuLease>::namespaced(self.client.clone(), &world.lease.namespace().unwrap_or_default());
         let mut written = Written {
@@ -295,30 +299,30 @@ impl Market {
             notes_only: false,
         };
         let before = world.lease.status.clone().unwrap_or_default();
-        let half_done = plan.half_done(&before);
+        let status_if_incomplete = plan.status_if_incomplete(&before);
         let mut finalizers = world.lease.finalizers().to_vec();
         if plan.finalizer == Some(true) && !finalizers.iter().any(|f| f == FINALIZER_MARKET) {
             finalizers.push(FINALIZER_MARKET.into());
             match api_writes::add_finalizer(&api, world.lease.as_ref(), &finalizers, ANNOTATION_KNOWN).await {
                 Ok(object) => written.object = Arc::new(object),
                 Err(error) => {
-                    written.status = half_done;
+                    written.status = status_if_incomplete;
                     return (written, Err(error));
                 }
             }
         }
-        if plan.notes_first(&before) {
+        if plan.must_persist_first(&before) {
             written.notes_only = true;
             return (written, Ok(()));
         }
         for write in plan.allocations {
             if let Err(error) = self.write_allocation(world, write).await {
-                written.status = half_done;
+                written.status = status_if_incomplete;
                 return (written, Err(error));
             }
         }
         if let Some(call) = plan.call {
-            let called = self.call(hands, &call).await;
+            let called = self.call(handles, &call).await;
             if let Err(error) = called {
                 let generation = world.lease.metadata.generation.unwrap_or_default();
                 tracing::warn!(lease = world.lease.name_any(), namespace = world.lease.namespace(), %error, "the chain did not do it");
@@ -400,13 +404,13 @@ impl Market {
             .map_err(Error::kube("write an allocation"))
     }
 
-    async fn call(&self, hands: &Hands, call: &ChainCall) -> Result<(), PaymentError> {
-        let chain = hands
+    async fn call(&self, handles: &Handles, call: &ChainCall) -> Result<(), PaymentError> {
+        let chain = handles
             .chain
             .as_ref()
             .ok_or_else(|| PaymentError::Unreachable("there is no usable PaymentNetwork".into()))?;
         let payer = || {
-            hands
+            handles
                 .key
                 .as_ref()
                 .ok_or_else(|| PaymentError::Unreachable("the payer's key can't be read now".into()))

@@ -16,7 +16,7 @@ use kube::ResourceExt as _;
 use leasehold_crds::{GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX};
 use leasehold_planner::market::{
     lease::{OPEN_WITHIN_SECONDS, Plan, UNANSWERED_PER_PROVIDER_MAX},
-    providers::responsiveness::{Answer, Answering},
+    providers::responsiveness::{Response, ResponseRecord},
 };
 use leasehold_runtime::queue::Queue;
 
@@ -35,7 +35,7 @@ struct Provider {
     used: HashMap<Slot, Instant>,
     /// Oldest first: creation time and name.
     queued: BTreeSet<(Timestamp, Name)>,
-    answering: Answering,
+    answering: ResponseRecord,
 }
 
 /// What uses a slot.
@@ -102,7 +102,7 @@ impl ProviderQueue {
                 at.queued.insert((created_at(lease), name(lease)));
             }
             let before = lease.status.clone().unwrap_or_default();
-            for (provider, allocation) in plan.questions(&before) {
+            for (provider, allocation) in plan.new_allocations(&before) {
                 let at = providers.entry(provider.to_owned()).or_default();
                 at.used
                     .insert(Slot::Allocation(allocation.to_owned()), Instant::now());
@@ -114,7 +114,7 @@ impl ProviderQueue {
     pub(crate) fn cancel(&self, lease: &GpuLease, plan: &Plan) {
         self.change(|providers| {
             let before = lease.status.clone().unwrap_or_default();
-            for (provider, allocation) in plan.questions(&before) {
+            for (provider, allocation) in plan.new_allocations(&before) {
                 if let Some(at) = providers.get_mut(provider) {
                     at.used.remove(&Slot::Allocation(allocation.to_owned()));
                 }
@@ -138,14 +138,14 @@ impl ProviderQueue {
         let slot = Slot::Allocation(allocation.name_any());
         self.change(|providers| {
             let at = providers.entry(provider.to_owned()).or_default();
-            match Answer::to(allocation) {
-                Answer::Awaited => {
+            match Response::of(allocation) {
+                Response::Awaited => {
                     at.used.entry(slot).or_insert_with(Instant::now);
                 }
                 // An allocation counts once: only the event that releases its slot is recorded.
-                Answer::There if at.used.remove(&slot).is_some() => at.answering.answered(),
-                Answer::Lapsed if at.used.remove(&slot).is_some() => at.answering.let_lapse(now),
-                Answer::There | Answer::Lapsed | Answer::NotWanted => {
+                Response::Received if at.used.remove(&slot).is_some() => at.answering.record_response(),
+                Response::TimedOut if at.used.remove(&slot).is_some() => at.answering.record_timeout(now),
+                Response::Received | Response::TimedOut | Response::NotWanted => {
                     at.used.remove(&slot);
                 }
             }
@@ -163,7 +163,7 @@ impl ProviderQueue {
         let now = Instant::now();
         let next: Vec<_> = providers.values_mut().flat_map(|at| at.reserve(now)).collect();
         providers.retain(|_, at| {
-            let has_no_record = at.answering == Answering::default();
+            let has_no_record = at.answering == ResponseRecord::default();
             !at.used.is_empty() || !at.queued.is_empty() || !has_no_record
         });
         drop(providers);

@@ -10,7 +10,7 @@ use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v
 use kube::{Api, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     GpuOffer, GpuProvider, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
-    shared::conditions::{Truth, condition, set},
+    shared::conditions::{ConditionStatus, condition, set},
 };
 use leasehold_planner::{
     market::lease::QUEUED,
@@ -218,15 +218,15 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
 fn ready(provider: &Provider, rows: usize, generation: i64) -> Condition {
     let (truth, reason, message) = if !provider.alive {
         let message = "not heard of for a minute: its offers are not considered";
-        (Truth::False, "Silent", message)
+        (ConditionStatus::False, "Silent", message)
     } else if !provider.answers {
         let message = "its last questions lapsed unanswered: its offers are not considered for five minutes";
-        (Truth::False, "NotAnswering", message)
+        (ConditionStatus::False, "NotAnswering", message)
     } else if rows == 0 {
         let message = "it is heard of, and offers nothing now";
-        (Truth::False, "NothingOffered", message)
+        (ConditionStatus::False, "NothingOffered", message)
     } else {
-        (Truth::True, "Offering", "")
+        (ConditionStatus::True, "Offering", "")
     };
     condition("Ready", truth, reason, message, generation)
 }

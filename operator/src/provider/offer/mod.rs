@@ -29,7 +29,7 @@ use leasehold_crds::{
         pool::{GpuPoolStatus, NotSold},
     },
     shared::{
-        conditions::{Truth, condition, set},
+        conditions::{ConditionStatus, condition, set},
         quantity,
     },
 };
@@ -265,7 +265,7 @@ impl Provider {
             let next = if self.payment(pool).is_none() {
                 condition(
                     "Selling",
-                    Truth::False,
+                    ConditionStatus::False,
                     "NoPaymentNetwork",
                     format!(
                         "there is no usable PaymentNetwork {:?} in this cluster",
@@ -276,7 +276,7 @@ impl Provider {
             } else if !supply.selling {
                 condition(
                     "Selling",
-                    Truth::False,
+                    ConditionStatus::False,
                     "OutsideHours",
                     "nothing new is sold at this hour; what runs runs on",
                     generation,
@@ -284,13 +284,19 @@ impl Provider {
             } else if supply.rows.is_empty() {
                 condition(
                     "Selling",
-                    Truth::False,
+                    ConditionStatus::False,
                     "NothingFree",
                     "no node of the pool can be sold now: status.notSold says why",
                     generation,
                 )
             } else {
-                condition("Selling", Truth::True, "Offered", String::new(), generation)
+                condition(
+                    "Selling",
+                    ConditionStatus::True,
+                    "Offered",
+                    String::new(),
+                    generation,
+                )
             };
             set(&mut status.conditions, next, now);
             if pool.status.as_ref() == Some(&status) {

@@ -71,7 +71,7 @@ async fn reconcile(
     let now = provider.now();
     let plan = planner::decide(&world, now);
     let wake = || api_writes::until(plan.wake, provider.now());
-    let noted = plan.notes_first(reservation.status.as_ref());
+    let noted = plan.must_persist_first(reservation.status.as_ref());
     if noted {
         let reported = provider.report(&reservation, plan.status.clone(), &plan).await;
         reported.map_err(|error| ReconcileError::requeue(error, wake()))?;

@@ -26,7 +26,7 @@ pub struct Checked {
     /// Our account, when the chain shows it.
     pub account: Option<Account>,
     /// What is at the account's id.
-    pub at_id: AtId,
+    pub account_state: AccountState,
     /// Whether its funds are spent, by two reads.
     pub exhausted: bool,
     /// Why the lease is to end, if it is.
@@ -37,7 +37,7 @@ pub struct Checked {
 
 /// What is known of the account's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AtId {
+pub enum AccountState {
     /// Status names no account.
     NoTerms,
     /// The chain could not be asked.
@@ -60,7 +60,7 @@ pub fn check(world: &World) -> Checked {
     let status = world.lease.status.clone().unwrap_or_default();
     let request = Request::from_spec(&world.lease.spec);
     let terms = status.escrow.as_ref().map(|e| Terms::from_wire(&e.terms));
-    let at_id = at_id(world, &status);
+    let account_state = account_state(world, &status);
     let account = match &world.account {
         Some(Observed::Known(AccountRead::Present(account))) => Some(account.clone()),
         _ => None,
@@ -77,7 +77,7 @@ pub fn check(world: &World) -> Checked {
         &status,
         request.as_ref().ok(),
         account.as_ref(),
-        at_id,
+        account_state,
         exhausted,
         job.as_ref(),
     );
@@ -85,37 +85,37 @@ pub fn check(world: &World) -> Checked {
         request,
         terms,
         account,
-        at_id,
+        account_state,
         exhausted,
         end,
         job,
     }
 }
 
-fn at_id(world: &World, status: &GpuLeaseStatus) -> AtId {
+fn account_state(world: &World, status: &GpuLeaseStatus) -> AccountState {
     let Some(escrow) = &status.escrow else {
-        return AtId::NoTerms;
+        return AccountState::NoTerms;
     };
     match &world.account {
         Some(Observed::Known(AccountRead::Present(a))) if a.closed && agreed(world, |a| a.closed) => {
-            AtId::Closed
+            AccountState::Closed
         }
-        Some(Observed::Known(AccountRead::Present(_))) => AtId::Present,
+        Some(Observed::Known(AccountRead::Present(_))) => AccountState::Present,
         // One strange reading is none.
         Some(Observed::Known(AccountRead::Mismatch)) => match world.second_account {
-            Some(Observed::Known(AccountRead::Mismatch)) => AtId::Mismatch,
-            _ => AtId::Unknown,
+            Some(Observed::Known(AccountRead::Mismatch)) => AccountState::Mismatch,
+            _ => AccountState::Unknown,
         },
         Some(Observed::Known(AccountRead::Absent)) => match world.second_account {
             Some(Observed::Known(AccountRead::Absent)) => absent(world, status, escrow.open_by),
-            _ => AtId::Unknown,
+            _ => AccountState::Unknown,
         },
-        Some(Observed::Unknown(_)) | None => AtId::Unknown,
+        Some(Observed::Unknown(_)) | None => AccountState::Unknown,
     }
 }
 
 /// Two reads show no account.
-fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64) -> AtId {
+fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64) -> AccountState {
     let head = world.head.known();
     let past = head.is_some_and(|h| {
         let time = i64::try_from(h.time).unwrap_or(i64::MAX);
@@ -123,9 +123,9 @@ fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64) -> AtId {
     });
     let ends = status.close_reason.is_some() || deleting(world);
     if past || (ends && !may_be_under_way(status)) {
-        AtId::NeverOpened
+        AccountState::NeverOpened
     } else {
-        AtId::Absent
+        AccountState::Absent
     }
 }
 
@@ -152,7 +152,7 @@ fn end(
     status: &GpuLeaseStatus,
     request: Option<&Request>,
     account: Option<&Account>,
-    at_id: AtId,
+    account_state: AccountState,
     exhausted: bool,
     job: Option<&JobResult>,
 ) -> Option<CloseReason> {
@@ -176,7 +176,8 @@ fn end(
     if deleting(world) {
         return Some(CloseReason::Deleted);
     }
-    if at_id == AtId::NeverOpened && !matches!(status.phase, Phase::Pending | Phase::Matched) {
+    if account_state == AccountState::NeverOpened && !matches!(status.phase, Phase::Pending | Phase::Matched)
+    {
         // It was seen, and the chain has dropped it.
         return Some(CloseReason::ClosedOnChain);
     }

@@ -6,12 +6,12 @@ use leasehold_crds::{
     lease::{AccountSummary, CloseReason, GpuLeaseStatus, IntentAction, Phase},
     market::allocation::AllocationPhase,
     payment::money::TokenAmount,
-    shared::conditions::{Truth, condition, find, is_true, set},
+    shared::conditions::{ConditionStatus, condition, find, is_true, set},
 };
 
 use super::{
-    check::{AtId, Checked},
-    decide::{ChainCall, Note, QUEUED},
+    check::{AccountState, Checked},
+    decide::{ChainCall, QUEUED, Step},
     world::{Network, World},
 };
 use crate::{
@@ -63,7 +63,7 @@ pub(super) fn money(status: &mut GpuLeaseStatus, account: &Account, terms: &Term
 pub(super) fn set_all(
     world: &World,
     checked: &Checked,
-    note: &Note,
+    step: &Step,
     now: Timestamp,
     status: &mut GpuLeaseStatus,
 ) {
@@ -82,11 +82,16 @@ pub(super) fn set_all(
     match &chain {
         Some(why) => put(
             "ChainReachable",
-            Truth::Unknown,
+            ConditionStatus::Unknown,
             "Unreachable",
             format!("{why}; what is known stays as it is, paid work runs on"),
         ),
-        None => put("ChainReachable", Truth::True, "Reachable", String::new()),
+        None => put(
+            "ChainReachable",
+            ConditionStatus::True,
+            "Reachable",
+            String::new(),
+        ),
     }
     let phase = status.phase;
     let topping_up = status
@@ -95,7 +100,7 @@ pub(super) fn set_all(
         .is_some_and(|i| i.action == IntentAction::Fund);
     let funded = is_true(&status.conditions, "Funded");
     let settling_failed = find(&status.conditions, "Settled").is_some();
-    let waiting = note.waiting.as_ref().map(|(r, m)| (*r, m.clone()));
+    let waiting = step.blocked_on.as_ref().map(|(r, m)| (*r, m.clone()));
     let mut put = |kind, truth, reason: &str, message: String| {
         set(
             &mut status.conditions,
@@ -115,19 +120,19 @@ pub(super) fn set_all(
             if funds.contains(reason) {
                 put(
                     "Matched",
-                    Truth::False,
+                    ConditionStatus::False,
                     "WaitingForFunds",
                     "offers fit; nothing is reserved before the payer's means are seen".into(),
                 );
-                put("Funded", Truth::False, reason, message.clone());
+                put("Funded", ConditionStatus::False, reason, message.clone());
             } else {
                 let truth = if *reason == "ChainUnreachable" || *reason == "NetworkUnknown" {
-                    Truth::Unknown
+                    ConditionStatus::Unknown
                 } else {
-                    Truth::False
+                    ConditionStatus::False
                 };
                 put("Matched", truth, reason, message.clone());
-                put("Funded", Truth::False, "NotMatched", String::new());
+                put("Funded", ConditionStatus::False, "NotMatched", String::new());
             }
         }
         (Phase::Pending, None) => {}
@@ -135,36 +140,38 @@ pub(super) fn set_all(
             let trouble = waiting.clone();
             put(
                 "Matched",
-                Truth::True,
+                ConditionStatus::True,
                 "Asked",
                 "providers are asked to reserve".into(),
             );
-            match (trouble, checked.at_id) {
-                (Some((reason, message)), _) => put("Funded", Truth::False, reason, message),
-                (None, AtId::Present | AtId::Closed) => {}
+            match (trouble, checked.account_state) {
+                (Some((reason, message)), _) => put("Funded", ConditionStatus::False, reason, message),
+                (None, AccountState::Present | AccountState::Closed) => {}
                 (None, _) => put(
                     "Funded",
-                    Truth::False,
+                    ConditionStatus::False,
                     NOT_OPENED,
                     "the account is not open yet".into(),
                 ),
             }
         }
         (Phase::Funded | Phase::Provisioning | Phase::Active | Phase::Suspended, _) => {
-            put("Matched", Truth::True, "Placed", String::new());
+            put("Matched", ConditionStatus::True, "Placed", String::new());
             match (phase, &waiting) {
-                (Phase::Suspended, _) => put("Funded", Truth::False, "FundsSpent", "the funds are spent: let term.duration grow, or top up the account, before pauseFor ends".into()),
-                (_, Some((reason, message))) => put("Funded", Truth::Unknown, reason, message.clone()),
+                (Phase::Suspended, _) => put("Funded", ConditionStatus::False, "FundsSpent", "the funds are spent: let term.duration grow, or top up the account, before pauseFor ends".into()),
+                (_, Some((reason, message))) => put("Funded", ConditionStatus::Unknown, reason, message.clone()),
                 // A top-up failed and is tried again: it is told until one is mined.
                 _ if topping_up && !funded => {}
                 _ => match served_until(world, checked) {
-                    None => put("Funded", Truth::True, "Deposited", String::new()),
-                    Some(message) => put("Funded", Truth::True, "LongerThanSold", message),
+                    None => put("Funded", ConditionStatus::True, "Deposited", String::new()),
+                    Some(message) => put("Funded", ConditionStatus::True, "LongerThanSold", message),
                 },
             }
         }
         (Phase::Settling, _) => {}
-        (Phase::Closed, _) if settling_failed => put("Settled", Truth::True, "Closed", String::new()),
+        (Phase::Closed, _) if settling_failed => {
+            put("Settled", ConditionStatus::True, "Closed", String::new())
+        }
         (Phase::Closed, _) => {}
     }
     let statuses: Vec<_> = world
@@ -185,19 +192,23 @@ pub(super) fn set_all(
         .flatten()
         .find_map(|s| find(&s.conditions, "Ready").filter(|c| c.status != "True" && !c.message.is_empty()));
     let (truth, reason, message) = match phase {
-        Phase::Active | Phase::Suspended if active => (Truth::True, "Serving".to_owned(), String::new()),
+        Phase::Active | Phase::Suspended if active => {
+            (ConditionStatus::True, "Serving".to_owned(), String::new())
+        }
         Phase::Closed | Phase::Settling => (
-            Truth::False,
+            ConditionStatus::False,
             reason_text(status.close_reason).to_owned(),
             String::new(),
         ),
         // What a provider prepares is told once the account is seen to be open.
-        Phase::Pending | Phase::Matched => (Truth::False, "InProgress".to_owned(), String::new()),
+        Phase::Pending | Phase::Matched => (ConditionStatus::False, "InProgress".to_owned(), String::new()),
         _ => match (not_ready, find(&status.conditions, "Provisioned")) {
-            (Some(c), _) => (Truth::False, c.reason.clone(), c.message.clone()),
+            (Some(c), _) => (ConditionStatus::False, c.reason.clone(), c.message.clone()),
             // Its pods are ready, its leg is about to start: not worth a word of its own.
-            (None, Some(c)) if c.status == "False" => (Truth::False, c.reason.clone(), c.message.clone()),
-            (None, _) => (Truth::False, "InProgress".to_owned(), String::new()),
+            (None, Some(c)) if c.status == "False" => {
+                (ConditionStatus::False, c.reason.clone(), c.message.clone())
+            }
+            (None, _) => (ConditionStatus::False, "InProgress".to_owned(), String::new()),
         },
     };
     let mut put = |kind, truth, reason: &str, message: String| {
@@ -226,11 +237,16 @@ pub(super) fn set_all(
         })
         .collect();
     if silent.is_empty() {
-        put("ProviderReachable", Truth::True, "Reachable", String::new());
+        put(
+            "ProviderReachable",
+            ConditionStatus::True,
+            "Reachable",
+            String::new(),
+        );
     } else {
         put(
             "ProviderReachable",
-            Truth::Unknown,
+            ConditionStatus::Unknown,
             "Silent",
             format!(
                 "not heard of for a minute: {}; a provider serves on what is paid",
@@ -240,19 +256,23 @@ pub(super) fn set_all(
     }
     let (truth, reason, message) = match (phase, unhealthy, status.close_reason) {
         (Phase::Closed, _, Some(CloseReason::JobSucceeded)) => {
-            (Truth::True, "JobSucceeded".to_owned(), String::new())
+            (ConditionStatus::True, "JobSucceeded".to_owned(), String::new())
         }
         (Phase::Active, Some(c), _) => (
-            Truth::False,
+            ConditionStatus::False,
             c.reason.clone(),
             format!("{}; its share is not charged until it is well again", c.message),
         ),
-        (Phase::Active, None, _) if active && !silent.is_empty() => {
-            (Truth::Unknown, "ProviderSilent".to_owned(), String::new())
-        }
-        (Phase::Active, None, _) if active && chain.is_some() => {
-            (Truth::Unknown, "ChainUnreachable".to_owned(), String::new())
-        }
+        (Phase::Active, None, _) if active && !silent.is_empty() => (
+            ConditionStatus::Unknown,
+            "ProviderSilent".to_owned(),
+            String::new(),
+        ),
+        (Phase::Active, None, _) if active && chain.is_some() => (
+            ConditionStatus::Unknown,
+            "ChainUnreachable".to_owned(),
+            String::new(),
+        ),
         _ => (truth, reason, message),
     };
     let message = match (&waiting, phase) {
@@ -295,12 +315,12 @@ pub fn chain_failure(
 ) {
     let (truth, reason) = match error {
         PaymentError::Unreachable(_) | PaymentError::WrongChain { .. } | PaymentError::Malformed(_) => {
-            (Truth::Unknown, "Unreachable")
+            (ConditionStatus::Unknown, "Unreachable")
         }
-        PaymentError::Pending { .. } => (Truth::Unknown, "Pending"),
-        PaymentError::Reverted { .. } => (Truth::False, "Refused"),
-        PaymentError::InsufficientGas { .. } => (Truth::False, "InsufficientGas"),
-        PaymentError::InsufficientTokens { .. } => (Truth::False, "InsufficientFunds"),
+        PaymentError::Pending { .. } => (ConditionStatus::Unknown, "Pending"),
+        PaymentError::Reverted { .. } => (ConditionStatus::False, "Refused"),
+        PaymentError::InsufficientGas { .. } => (ConditionStatus::False, "InsufficientGas"),
+        PaymentError::InsufficientTokens { .. } => (ConditionStatus::False, "InsufficientFunds"),
     };
     let kind = match (error, call) {
         (PaymentError::Unreachable(_) | PaymentError::WrongChain { .. } | PaymentError::Malformed(_), _) => {

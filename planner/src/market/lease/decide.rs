@@ -20,10 +20,10 @@ use leasehold_crds::{
 use super::{
     BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, OPEN_WITHIN_SECONDS,
     START_WITHIN_SECONDS, UNANSWERED_PER_PROVIDER_MAX, UNFUNDED_PER_NAMESPACE_MAX,
-    check::{AtId, Checked, deleting, may_be_under_way},
+    check::{AccountState, Checked, deleting, may_be_under_way},
     conditions,
-    reads::{CHAIN_UNREACHABLE, is_held},
-    world::{AllocationSeen, Network, Prior, Wallet, World},
+    reads::{CHAIN_UNREACHABLE, has_finalizer},
+    world::{AllocationSeen, Network, RecoveredAccount, Wallet, World},
 };
 use crate::{
     escrow::{Account, Leg, Terms, lease_name, salt},
@@ -101,7 +101,7 @@ impl Plan {
     /// What is reported when not every write to an allocation was done: a lease is not closed before what it asked for was
     /// taken back, as nobody would do it after that.
     #[must_use]
-    pub fn half_done(&self, before: &GpuLeaseStatus) -> GpuLeaseStatus {
+    pub fn status_if_incomplete(&self, before: &GpuLeaseStatus) -> GpuLeaseStatus {
         match self.status.phase {
             Phase::Closed => before.clone(),
             _ => self.status.clone(),
@@ -109,7 +109,7 @@ impl Plan {
     }
 
     /// The questions that begin with this plan: provider and name of the allocation.
-    pub fn questions(&self, before: &GpuLeaseStatus) -> impl Iterator<Item = (&str, &str)> {
+    pub fn new_allocations(&self, before: &GpuLeaseStatus) -> impl Iterator<Item = (&str, &str)> {
         let begins = (before.round, &before.escrow) != (self.status.round, &self.status.escrow);
         let escrow = self.status.escrow.as_ref().filter(|_| begins);
         let shares = escrow.into_iter().flat_map(|e| &e.shares);
@@ -118,7 +118,7 @@ impl Plan {
 
     /// Whether what begins is to be noted before anything is done: the status is written, and nothing else (M2).
     #[must_use]
-    pub fn notes_first(&self, before: &GpuLeaseStatus) -> bool {
+    pub fn must_persist_first(&self, before: &GpuLeaseStatus) -> bool {
         let after = &self.status;
         let round = (before.round, &before.escrow) != (after.round, &after.escrow);
         round || (after.intent.is_some() && before.intent != after.intent)
@@ -145,31 +145,31 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
     {
         conditions::money(&mut plan.status, account, terms, network);
     }
-    take_over_reports(world, checked, &mut plan.status);
+    copy_provider_reports(world, checked, &mut plan.status);
     let note = step(world, checked, now, &mut plan);
     conditions::set_all(world, checked, &note, now, &mut plan.status);
     plan
 }
 
 /// What the step says to a person about the condition it is about.
-pub(super) struct Note {
+pub(super) struct Step {
     /// What is true of the lease now.
     pub(super) fact: Option<Fact>,
     /// Reason and message of what is waited for; empty when nothing is amiss.
-    pub(super) waiting: Option<(&'static str, String)>,
+    pub(super) blocked_on: Option<(&'static str, String)>,
 }
 
-const fn fact(fact: Fact) -> Note {
-    Note {
+const fn fact(fact: Fact) -> Step {
+    Step {
         fact: Some(fact),
-        waiting: None,
+        blocked_on: None,
     }
 }
 
-fn waiting(fact: Option<Fact>, reason: &'static str, message: impl Into<String>) -> Note {
-    Note {
+fn waiting(fact: Option<Fact>, reason: &'static str, message: impl Into<String>) -> Step {
+    Step {
         fact,
-        waiting: Some((reason, message.into())),
+        blocked_on: Some((reason, message.into())),
     }
 }
 
@@ -179,7 +179,7 @@ fn in_seconds(now: Timestamp, seconds: u64) -> Timestamp {
         .unwrap_or(Timestamp::MAX)
 }
 
-fn step(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
+fn step(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Step {
     let note = next(world, checked, now, plan);
     if let Some(phase) = note.fact.and_then(|f| after(plan.status.phase, f)) {
         plan.status.phase = phase;
@@ -187,8 +187,8 @@ fn step(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
     note
 }
 
-fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
-    let held = is_held(&world.lease);
+fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Step {
+    let held = has_finalizer(&world.lease);
     if plan.status.phase == Phase::Closed {
         // Closed is final. Only the finalizer may still be there.
         plan.finalizer = held.then_some(false);
@@ -212,9 +212,9 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
                 } else {
                     in_seconds(now, 10)
                 };
-                return Note {
+                return Step {
                     fact: None,
-                    waiting: None,
+                    blocked_on: None,
                 };
             }
             Observed::Known(None) if plan.status.round == 0 => {
@@ -229,16 +229,16 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
     if let Some(reason) = checked.end {
         return end(world, checked, reason, now, plan);
     }
-    match checked.at_id {
-        AtId::NoTerms => match_offers(world, checked, now, plan),
-        AtId::Unknown => {
+    match checked.account_state {
+        AccountState::NoTerms => match_offers(world, checked, now, plan),
+        AccountState::Unknown => {
             plan.wake = in_seconds(now, 3);
-            Note {
+            Step {
                 fact: None,
-                waiting: None,
+                blocked_on: None,
             }
         }
-        AtId::Mismatch => {
+        AccountState::Mismatch => {
             plan.wake = in_seconds(now, 300);
             waiting(
                 None,
@@ -246,21 +246,21 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> No
                 "an account with this lease's id has other terms: it is never adopted; delete the lease and apply another",
             )
         }
-        AtId::NeverOpened => lapse("the account was not opened in time", now, plan),
-        AtId::Absent => ask_and_open(world, checked, now, plan),
-        AtId::Present | AtId::Closed => match (&checked.account, &checked.terms) {
+        AccountState::NeverOpened => lapse("the account was not opened in time", now, plan),
+        AccountState::Absent => ask_and_open(world, checked, now, plan),
+        AccountState::Present | AccountState::Closed => match (&checked.account, &checked.terms) {
             (Some(account), Some(Ok(terms))) => serve(world, checked, account, terms, now, plan),
             (_, Some(Err(error))) => waiting(None, "TermsUnreadable", error.to_string()),
-            _ => Note {
+            _ => Step {
                 fact: None,
-                waiting: None,
+                blocked_on: None,
             },
         },
     }
 }
 
 /// Status was lost: it is written again from the account that was found and the allocations that are there.
-fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
+fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
     let mine = || {
         let mine = |a: &&AllocationSeen| Terms::from_wire(&a.object.spec.escrow).as_ref() == Ok(&prior.terms);
         world.allocations.iter().filter(mine)
@@ -315,7 +315,7 @@ fn adopt(world: &World, prior: &Prior, plan: &mut Plan) {
 
 /// Status was lost before the chain shows an account: the newest question that is still there tells the round. When
 /// every provider was asked the account may be under way, so it is that round which goes on.
-fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Note> {
+fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
     let newest = world.allocations.iter().max_by_key(|a| a.object.spec.round)?;
     let spec = &newest.object.spec;
     let round = spec.round.max(1);
@@ -335,13 +335,13 @@ fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Note> {
                     written_at: now.to_string(),
                 });
             }
-            adopt(world, &Prior { round, terms }, plan);
+            adopt(world, &RecoveredAccount { round, terms }, plan);
         }
         _ => plan.status.round = round,
     }
-    Some(Note {
+    Some(Step {
         fact: None,
-        waiting: None,
+        blocked_on: None,
     })
 }
 
@@ -369,13 +369,13 @@ fn providers_text(escrow: Option<&LeaseEscrow>) -> String {
 }
 
 /// Explain before pay: the quote first, then the payer's means, then a round.
-fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
+fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Step {
     if !world.allocations.is_empty() {
         delete_all(world, plan);
         plan.wake = in_seconds(now, 1);
-        return Note {
+        return Step {
             fact: Some(Fact::Unmatched),
-            waiting: None,
+            blocked_on: None,
         };
     }
     let request = match &checked.request {
@@ -396,9 +396,9 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
         && until > now
     {
         plan.wake = until;
-        return Note {
+        return Step {
             fact: Some(Fact::Unmatched),
-            waiting: None,
+            blocked_on: None,
         };
     }
     let placed = place(
@@ -413,7 +413,7 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
         plan.status.quote = Some(placed.quote);
         return waiting(Some(Fact::Unmatched), "NoOffer", placed.problem);
     }
-    if !tells_the_same(plan.status.quote.as_ref(), &placed.quote) {
+    if !same_offers(plan.status.quote.as_ref(), &placed.quote) {
         plan.status.quote = Some(Quote {
             misses: Vec::new(),
             ..placed.quote
@@ -430,7 +430,7 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
             ),
         );
     }
-    if let Some(provider) = busy(world, &placed.choices) {
+    if let Some(provider) = first_saturated_provider(world, &placed.choices) {
         plan.wake = in_seconds(now, QUEUED_LOOK_SECONDS);
         plan.queued_at = Some(provider.to_owned());
         return waiting(
@@ -455,9 +455,9 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
     };
     let Observed::Known(head) = &world.head else {
         plan.wake = in_seconds(now, 3);
-        return Note {
+        return Step {
             fact: Some(Fact::Unmatched),
-            waiting: None,
+            blocked_on: None,
         };
     };
     begin_round(world, request, network, payer, head, &placed.choices, plan);
@@ -468,7 +468,7 @@ fn match_offers(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
 /// Whether a quote of earlier names the same pools at the same prices. How many of their nodes are free, and how many of these
 /// in part, changes with every lease of everybody's: were that written to each lease that waits, the API server would do
 /// nothing else.
-fn tells_the_same(before: Option<&Quote>, now: &Quote) -> bool {
+fn same_offers(before: Option<&Quote>, now: &Quote) -> bool {
     let offers = |quote: &Quote| -> BTreeSet<[String; 4]> {
         let row = |o: &QuotedOffer| {
             let o = o.clone();
@@ -530,7 +530,7 @@ fn payer(
 }
 
 /// The first provider of these that has as many questions as it may have.
-pub(super) fn busy<'a>(world: &'a World, choices: &[Choice]) -> Option<&'a str> {
+pub(super) fn first_saturated_provider<'a>(world: &'a World, choices: &[Choice]) -> Option<&'a str> {
     let name = |choice: &Choice| world.providers[choice.provider].name.as_str();
     let full = |provider: &&str| {
         let unanswered = world.unanswered.get(*provider).copied().unwrap_or_default();
@@ -600,7 +600,7 @@ fn begin_round(
 }
 
 /// Providers reserve before anybody pays; then the intent is stored; then the account is opened.
-fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Note {
+fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Step {
     let (Some(escrow), Some(Ok(terms)), Ok(request)) =
         (plan.status.escrow.clone(), &checked.terms, &checked.request)
     else {
@@ -608,9 +608,9 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
     };
     let Observed::Known(head) = &world.head else {
         plan.wake = in_seconds(now, 3);
-        return Note {
+        return Step {
             fact: Some(Fact::Asked),
-            waiting: None,
+            blocked_on: None,
         };
     };
     let open_by = u64::try_from(escrow.open_by).unwrap_or_default();
@@ -635,9 +635,9 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
     }
     if !matches!(plan.status.phase, Phase::Pending | Phase::Matched) {
         // It was seen: a block that held it was replaced, and the next may hold it again.
-        return Note {
+        return Step {
             fact: None,
-            waiting: None,
+            blocked_on: None,
         };
     }
     if let Some((provider, declined)) = world.allocations.iter().find_map(|a| {
@@ -672,7 +672,7 @@ fn ask_and_open(world: &World, checked: &Checked, now: Timestamp, plan: &mut Pla
             None => plan.allocations.push(AllocationWrite::Create {
                 namespace,
                 name,
-                spec: Box::new(question(
+                spec: Box::new(allocation_spec(
                     world,
                     request,
                     &escrow,
@@ -707,7 +707,7 @@ pub fn allocation_name(terms: &Terms, leg: usize) -> String {
 }
 
 #[expect(clippy::too_many_arguments, reason = "one constructor of one object")]
-fn question(
+fn allocation_spec(
     world: &World,
     request: &Request,
     escrow: &LeaseEscrow,
@@ -756,7 +756,7 @@ fn question(
 
 /// Nothing was paid and nothing will be: that is noted; the questions are taken back before the next round, which
 /// waits a little.
-fn lapse(why: &str, now: Timestamp, plan: &mut Plan) -> Note {
+fn lapse(why: &str, now: Timestamp, plan: &mut Plan) -> Step {
     plan.status.escrow = None;
     plan.status.intent = None;
     plan.status.providers = String::new();
@@ -804,7 +804,7 @@ fn serve(
     terms: &Terms,
     now: Timestamp,
     plan: &mut Plan,
-) -> Note {
+) -> Step {
     if plan
         .status
         .intent
@@ -834,9 +834,9 @@ fn serve(
         return if checked.exhausted {
             fact(Fact::OutOfFunds)
         } else {
-            Note {
+            Step {
                 fact: None,
-                waiting: None,
+                blocked_on: None,
             }
         };
     }
@@ -947,10 +947,10 @@ fn prolong(world: &World, request: &Request, account: &Account, plan: &mut Plan)
 }
 
 /// The end: providers are asked to stop, the account is closed, the refund is seen, the lease is let go.
-fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, plan: &mut Plan) -> Note {
+fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, plan: &mut Plan) -> Step {
     plan.status.close_reason = Some(reason);
     plan.wake = in_seconds(now, 3);
-    let held = is_held(&world.lease);
+    let held = has_finalizer(&world.lease);
     let release: Vec<_> = world
         .allocations
         .iter()
@@ -964,15 +964,15 @@ fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, pl
             }
         })
         .collect();
-    let over = match checked.at_id {
+    let over = match checked.account_state {
         _ if reason == CloseReason::Abandoned => true,
-        AtId::NoTerms | AtId::NeverOpened => {
+        AccountState::NoTerms | AccountState::NeverOpened => {
             delete_all(world, plan);
             true
         }
-        AtId::Mismatch => true,
-        AtId::Unknown | AtId::Absent | AtId::Present => false,
-        AtId::Closed => true,
+        AccountState::Mismatch => true,
+        AccountState::Unknown | AccountState::Absent | AccountState::Present => false,
+        AccountState::Closed => true,
     };
     if plan.allocations.is_empty() {
         plan.allocations = release;
@@ -985,7 +985,7 @@ fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, pl
         plan.wake = in_seconds(now, 1);
         return fact(Fact::Ended);
     }
-    if let (AtId::Present, Some(Ok(terms))) = (checked.at_id, &checked.terms) {
+    if let (AccountState::Present, Some(Ok(terms))) = (checked.account_state, &checked.terms) {
         match &plan.status.intent {
             Some(Intent {
                 action: IntentAction::Close,
@@ -1015,7 +1015,7 @@ fn end(world: &World, checked: &Checked, reason: CloseReason, now: Timestamp, pl
 }
 
 /// What providers report is taken over as they say it; money never depends on it.
-fn take_over_reports(world: &World, checked: &Checked, status: &mut GpuLeaseStatus) {
+fn copy_provider_reports(world: &World, checked: &Checked, status: &mut GpuLeaseStatus) {
     if let Some(job) = &checked.job {
         status.job = Some(job.clone());
     }

@@ -20,7 +20,7 @@ pub use conditions::{chain_failure, events};
 pub use decide::{AllocationWrite, ChainCall, Plan, QUEUED, allocation_name, decide};
 pub use reads::{needs_wallet, seeks_prior, wants_second};
 pub use trim::{trim_allocation, trim_lease};
-pub use world::{AllocationSeen, Network, Prior, Wallet, World};
+pub use world::{AllocationSeen, Network, RecoveredAccount, Wallet, World};
 
 /// Seconds a reservation waits for the money; also how long a signed `open` stays valid.
 pub const OPEN_WITHIN_SECONDS: u64 = 60;

@@ -6,7 +6,7 @@ use leasehold_crds::{
     shared::conditions::find,
 };
 
-use super::{check::Checked, decide::busy, world::World};
+use super::{check::Checked, decide::first_saturated_provider, world::World};
 use crate::{escrow::AccountRead, observed::Observed, placement::place, request::Request};
 
 /// Reason of a lease whose chain can't be read.
@@ -44,7 +44,7 @@ fn could_begin(world: &World) -> bool {
         &world.providers,
         &world.candidates,
     );
-    !placed.choices.is_empty() && busy(world, &placed.choices).is_none()
+    !placed.choices.is_empty() && first_saturated_provider(world, &placed.choices).is_none()
 }
 
 /// What could lead to something destructive is read twice.
@@ -66,13 +66,13 @@ pub fn seeks_prior(lease: &GpuLease) -> bool {
     // Once it was sought and nothing found, the lease says what it waits for instead.
     let sought = find(&status.conditions, "Matched").is_some_and(|c| c.reason != CHAIN_UNREACHABLE);
     let annotations = lease.metadata.annotations.as_ref();
-    let known = is_held(lease) || annotations.is_some_and(|a| a.contains_key(ANNOTATION_KNOWN));
+    let known = has_finalizer(lease) || annotations.is_some_and(|a| a.contains_key(ANNOTATION_KNOWN));
     known && !sought && status.escrow.is_none() && status.phase != Phase::Closed && status.round == 0
 }
 
 /// Whether our finalizer is on the lease.
 #[must_use]
-pub fn is_held(lease: &GpuLease) -> bool {
+pub fn has_finalizer(lease: &GpuLease) -> bool {
     let finalizers = lease.metadata.finalizers.as_ref();
     finalizers.is_some_and(|f| f.iter().any(|x| x == FINALIZER_MARKET))
 }

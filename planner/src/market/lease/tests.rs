@@ -8,12 +8,12 @@ use leasehold_crds::{
     },
     market::allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus},
     payment::money::{Rate, TokenAmount},
-    shared::conditions::{Truth, condition, find, is_true, set},
+    shared::conditions::{ConditionStatus, condition, find, is_true, set},
 };
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{check::AtId, *};
+use super::{check::AccountState, *};
 use crate::{
     escrow::{Account, AccountRead, Address, Hash, Leg, Terms, salt},
     observed::Observed,
@@ -233,7 +233,7 @@ fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
     let stops_at = i64::try_from(NOW).unwrap() + 300;
     let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
-    let deposited = condition("Funded", Truth::True, "Deposited", String::new(), 1);
+    let deposited = condition("Funded", ConditionStatus::True, "Deposited", String::new(), 1);
     set(&mut status.conditions, deposited, now());
     let told = |world: &mut World, answered: i64, stops_at: i64| {
         let allocation = Arc::make_mut(&mut world.allocations[0].object);
@@ -293,7 +293,7 @@ fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
     lease.metadata.deletion_timestamp = Some(at);
     lease.status.as_mut().unwrap().phase = Phase::Matched;
     lease.status.as_mut().unwrap().escrow.as_mut().unwrap().open_by = i64::try_from(NOW).unwrap() + 50;
-    assert_eq!(check(&accepted).at_id, AtId::NeverOpened);
+    assert_eq!(check(&accepted).account_state, AccountState::NeverOpened);
     assert_eq!(decide(&accepted, &check(&accepted), now()).finalizer, Some(false));
 
     let allocation = Arc::make_mut(&mut accepted.allocations[0].object);
@@ -309,7 +309,7 @@ fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
     let absent = Some(Observed::Known(AccountRead::Absent));
     (lost.account, lost.second_account) = (absent.clone(), absent);
     Arc::make_mut(&mut lost.lease).status = Some(plan.status);
-    assert_eq!(check(&lost).at_id, AtId::Absent);
+    assert_eq!(check(&lost).account_state, AccountState::Absent);
     assert_eq!(decide(&lost, &check(&lost), now()).finalizer, None);
 }
 
@@ -530,7 +530,7 @@ proptest! {
     #[test]
     fn every_wake_up_lies_ahead(world in worlds()) {
         let plan = decide(&world, &check(&world), now());
-        let again = plan.notes_first(&world.lease.status.clone().unwrap());
+        let again = plan.must_persist_first(&world.lease.status.clone().unwrap());
         prop_assert!(plan.wake > now() || (again && plan.wake >= now()), "{:?}", plan.wake);
     }
 }
@@ -589,8 +589,15 @@ fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile(
     let plan = decided(&world);
     assert_eq!(plan.status.phase, Phase::Matched);
     let before = GpuLeaseStatus::default();
-    assert_eq!(plan.questions(&before).map(|(p, _)| p).collect::<Vec<_>>(), ["p"]);
-    assert_eq!(plan.questions(&plan.status).count(), 0, "the same is asked once");
+    assert_eq!(
+        plan.new_allocations(&before).map(|(p, _)| p).collect::<Vec<_>>(),
+        ["p"]
+    );
+    assert_eq!(
+        plan.new_allocations(&plan.status).count(),
+        0,
+        "the same is asked once"
+    );
 
     world.unanswered = [("p".to_owned(), UNANSWERED_PER_PROVIDER_MAX)].into();
     assert!(!needs_wallet(&world));
@@ -607,7 +614,7 @@ fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile(
     Arc::make_mut(&mut world.candidates)[0].nodes_free -= 1;
     assert_eq!(decided(&world).status, plan.status);
     Arc::make_mut(&mut world.lease).status = None;
-    assert_eq!(plan.questions(&before).count(), 0);
+    assert_eq!(plan.new_allocations(&before).count(), 0);
 
     // Others were answered while this pass read on: it reads again, and says nothing wrong of the wallet.
     world.unanswered.clear();
@@ -632,5 +639,5 @@ fn a_lease_is_not_closed_before_its_questions_are_taken_back() {
     lease.status = Some(asked.clone());
     let plan = decide(&world, &check(&world), now());
     assert_eq!((plan.status.phase, plan.allocations.len()), (Phase::Closed, 1));
-    assert_eq!(plan.half_done(&asked), asked);
+    assert_eq!(plan.status_if_incomplete(&asked), asked);
 }

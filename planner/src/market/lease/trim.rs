@@ -3,12 +3,12 @@
 
 use leasehold_crds::{ANNOTATION_ABANDON, ANNOTATION_KNOWN, GpuAllocation, GpuLease};
 
-use super::reads::is_held;
+use super::reads::has_finalizer;
 
 /// Drops a lease's labels, and all annotations but the two that are asked for. What it is known by needs no mark while our
 /// finalizer is on it.
 pub fn trim_lease(lease: &mut GpuLease) {
-    let held = is_held(lease);
+    let held = has_finalizer(lease);
     lease.metadata.labels = None;
     if let Some(annotations) = &mut lease.metadata.annotations {
         annotations.retain(|key, _| key == ANNOTATION_ABANDON || key == ANNOTATION_KNOWN && !held);

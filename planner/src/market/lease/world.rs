@@ -50,7 +50,7 @@ pub struct AllocationSeen {
 
 /// An account this lease had before its status was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prior {
+pub struct RecoveredAccount {
     /// Number of the round.
     pub round: u64,
     /// Its terms.
@@ -81,7 +81,7 @@ pub struct World {
     /// The same once more: what destroys needs two reads.
     pub second_account: Option<Observed<AccountRead>>,
     /// An account of an earlier life, sought when status names none.
-    pub prior: Observed<Option<Prior>>,
+    pub prior: Observed<Option<RecoveredAccount>>,
     /// Other leases of the namespace that are matched and unfunded.
     pub unfunded_in_namespace: usize,
     /// Questions that wait for an answer, by provider; none where it is not named.

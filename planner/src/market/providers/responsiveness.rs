@@ -1,71 +1,71 @@
-//! Whether a provider answers what it is asked. One that offers the lowest price and never answers would else be asked by
-//! every lease that it fits, a minute each.
+//! Whether a provider answers its allocations in time. Without this, a provider that has the lowest price and never answers
+//! would delay every lease that fits its offer by a minute.
 
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{GpuAllocation, market::allocation::GpuAllocationStatus};
 
 use crate::market::lease::OPEN_MARGIN_SECONDS;
 
-/// After so many questions in a row that lapsed a provider is passed over.
-const LAPSES_MAX: u32 = 3;
-/// For so long; then it may show that it answers.
+/// After this many consecutive timeouts a provider is passed over.
+const TIMEOUTS_MAX: u32 = 3;
+/// How long a provider is passed over; afterwards it receives allocations again.
 const PASSED_OVER: SignedDuration = SignedDuration::from_mins(5);
-/// What is taken back so shortly before the end was waited for.
-const NEARLY_SECONDS: i64 = 5;
-/// Who had less time than this to answer let nothing lapse: the market asked late.
-const ASKED_SECONDS_MIN: i64 = 30;
+/// An allocation that is deleted at most this long before its deadline counts as timed out.
+const DEADLINE_SLACK_SECONDS: i64 = 5;
+/// A provider that had less time than this to answer did not time out: the market created the allocation late.
+const ANSWER_SECONDS_MIN: i64 = 30;
 
-/// How a provider has answered of late.
+/// A provider's most recent responses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answering {
-    /// Questions in a row that lapsed.
-    lapses: u32,
-    /// When the last of them did.
+pub struct ResponseRecord {
+    /// Consecutive allocations that timed out.
+    timeouts: u32,
+    /// Time of the last of them.
     last: Option<Timestamp>,
 }
 
-impl Answering {
-    /// It has answered, with yes or no.
-    pub fn answered(&mut self) {
+impl ResponseRecord {
+    /// Records that the provider accepted or declined an allocation.
+    pub fn record_response(&mut self) {
         *self = Self::default();
     }
 
-    /// It has let a question lapse.
-    pub fn let_lapse(&mut self, now: Timestamp) {
-        self.lapses = self.lapses.saturating_add(1);
+    /// Records that an allocation timed out.
+    pub fn record_timeout(&mut self, now: Timestamp) {
+        self.timeouts = self.timeouts.saturating_add(1);
         self.last = Some(now);
     }
 
-    /// Whether it is to be asked.
+    /// Whether the provider may be asked to host an allocation.
     #[must_use]
     pub fn is_asked(&self, now: Timestamp) -> bool {
         let over = |at: Timestamp| now.duration_since(at) >= PASSED_OVER;
-        self.lapses < LAPSES_MAX || self.last.is_none_or(over)
+        self.timeouts < TIMEOUTS_MAX || self.last.is_none_or(over)
     }
 }
 
-/// What became of a question to a provider.
+/// A provider's response to an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// It is waited for.
+pub enum Response {
+    /// Not received yet.
     Awaited,
-    /// It is there, yes or no.
-    There,
-    /// It did not come in time.
-    Lapsed,
-    /// It is not wanted any more.
+    /// The allocation was accepted or declined.
+    Received,
+    /// It was not received in time.
+    TimedOut,
+    /// The market withdrew the allocation before its deadline.
     NotWanted,
 }
 
-impl Answer {
-    /// To this question.
+impl Response {
+    /// The response to this allocation.
     #[must_use]
-    pub fn to(allocation: &GpuAllocation) -> Self {
+    pub fn of(allocation: &GpuAllocation) -> Self {
         let answer = |s: &GpuAllocationStatus| {
             s.acceptance.is_some() || s.declined.is_some() || s.stopped_at.is_some()
         };
         if allocation.status.as_ref().is_some_and(answer) {
-            return Self::There;
+            return Self::Received;
         }
         let taken_back = allocation.metadata.deletion_timestamp.as_ref();
         let Some(taken_back) = taken_back.map(|at| at.0.as_second()) else {
@@ -75,12 +75,12 @@ impl Answer {
                 Self::Awaited
             };
         };
-        let margin = i64::try_from(OPEN_MARGIN_SECONDS).unwrap_or(0) + NEARLY_SECONDS;
+        let margin = i64::try_from(OPEN_MARGIN_SECONDS).unwrap_or(0) + DEADLINE_SLACK_SECONDS;
         let to_the_end = taken_back.saturating_add(margin) >= allocation.spec.open_by;
         let asked = allocation.metadata.creation_timestamp.as_ref();
-        let long = asked.is_some_and(|at| taken_back - at.0.as_second() >= ASKED_SECONDS_MIN);
+        let long = asked.is_some_and(|at| taken_back - at.0.as_second() >= ANSWER_SECONDS_MIN);
         if to_the_end && long && !allocation.spec.release {
-            Self::Lapsed
+            Self::TimedOut
         } else {
             Self::NotWanted
         }
@@ -100,17 +100,17 @@ mod tests {
 
     #[test]
     fn who_lets_three_questions_lapse_is_passed_over_for_a_while() {
-        let mut record = Answering::default();
+        let mut record = ResponseRecord::default();
         for _ in 0..2 {
-            record.let_lapse(at(1000));
+            record.record_timeout(at(1000));
         }
         assert!(record.is_asked(at(1000)));
-        record.let_lapse(at(1000));
+        record.record_timeout(at(1000));
         assert!(!record.is_asked(at(1299)));
         assert!(record.is_asked(at(1300)), "it may show that it answers");
-        record.let_lapse(at(1360));
+        record.record_timeout(at(1360));
         assert!(!record.is_asked(at(1400)), "it does not");
-        record.answered();
+        record.record_response();
         assert!(record.is_asked(at(1400)));
     }
 
@@ -122,17 +122,17 @@ mod tests {
         };
         let mut question = GpuAllocation::new("q", spec);
         question.metadata.creation_timestamp = Some(Time(at(1001)));
-        assert_eq!(Answer::to(&question), Answer::Awaited);
+        assert_eq!(Response::of(&question), Response::Awaited);
         question.metadata.deletion_timestamp = Some(Time(at(1010)));
-        assert_eq!(Answer::to(&question), Answer::NotWanted, "the tenant went");
+        assert_eq!(Response::of(&question), Response::NotWanted, "the tenant went");
         question.metadata.deletion_timestamp = Some(Time(at(1050)));
-        assert_eq!(Answer::to(&question), Answer::Lapsed);
+        assert_eq!(Response::of(&question), Response::TimedOut);
         question.metadata.creation_timestamp = Some(Time(at(1040)));
-        assert_eq!(Answer::to(&question), Answer::NotWanted, "it was asked late");
+        assert_eq!(Response::of(&question), Response::NotWanted, "it was asked late");
         question.status = Some(GpuAllocationStatus {
             declined: Some(Declined::default()),
             ..GpuAllocationStatus::default()
         });
-        assert_eq!(Answer::to(&question), Answer::There);
+        assert_eq!(Response::of(&question), Response::Received);
     }
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use leasehold_crds::{
     provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus},
-    shared::conditions::{Truth, condition},
+    shared::conditions::{ConditionStatus, condition},
 };
 
 use super::*;
@@ -209,7 +209,7 @@ fn a_lost_gpu_is_no_claim() {
 
 #[test]
 fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
-    let said = |truths: &[(&str, Truth)]| {
+    let said = |truths: &[(&str, ConditionStatus)]| {
         let mut seen = status(&[device("a", DeviceHealth::Healthy)]);
         seen.conditions = truths
             .iter()
@@ -217,7 +217,7 @@ fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
             .collect();
         unfit(&seen)
     };
-    use Truth::{False, True, Unknown};
+    use ConditionStatus::{False, True, Unknown};
     let word = Some(("Word".to_owned(), "words".to_owned()));
     let silence = Some((String::new(), String::new()));
     assert_eq!(said(&[("Healthy", True), ("WitnessesAgree", True)]), None);

@@ -11,7 +11,7 @@ use leasehold_crds::{
     market::allocation::AllocationPhase,
     payment::{escrow::EscrowSnapshot, money::TokenAmount},
     provider::reservation::{GpuReservationStatus, LegAction, LegIntent},
-    shared::conditions::{Truth, condition, find, set},
+    shared::conditions::{ConditionStatus, condition, find, set},
 };
 
 use crate::{
@@ -182,7 +182,7 @@ impl Plan {
     /// Whether an end is to be noted before it is carried out: the next pass, or another process, on a staler reading
     /// of the chain, must not run again what this one stops.
     #[must_use]
-    pub fn notes_first(&self, before: Option<&GpuReservationStatus>) -> bool {
+    pub fn must_persist_first(&self, before: Option<&GpuReservationStatus>) -> bool {
         let ends = |s: &GpuReservationStatus| s.stop_reason.is_some();
         let pauses = |s: &GpuReservationStatus| s.phase == AllocationPhase::Suspended;
         ends(&self.status) && !before.is_some_and(ends) || pauses(&self.status) && !before.is_some_and(pauses)
@@ -236,7 +236,7 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
                 &mut plan.status.conditions,
                 condition(
                     "Paid",
-                    Truth::False,
+                    ConditionStatus::False,
                     "BadTerms",
                     error.to_string(),
                     generation(world),
@@ -485,7 +485,7 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
         put(
             &mut plan.status,
             "Reserved",
-            Truth::True,
+            ConditionStatus::True,
             "Held",
             format!("on {}", spec.nodes.join(", ")),
         );
@@ -505,13 +505,19 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
             .map(|read| present(read).map(|a| a.deposited))
         {
             Some(Some(deposited)) if deposited >= deposit => {
-                put(&mut plan.status, "Paid", Truth::True, "Deposited", String::new());
+                put(
+                    &mut plan.status,
+                    "Paid",
+                    ConditionStatus::True,
+                    "Deposited",
+                    String::new(),
+                );
             }
             Some(Some(_)) => {
                 put(
                     &mut plan.status,
                     "Paid",
-                    Truth::False,
+                    ConditionStatus::False,
                     "DepositTooSmall",
                     "the account holds less than the lease's deposit".into(),
                 );
@@ -522,7 +528,7 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
                 put(
                     &mut plan.status,
                     "Paid",
-                    Truth::False,
+                    ConditionStatus::False,
                     "NotFinalYet",
                     "the payment is not yet in a block of the level this provider's PaymentNetwork asks for"
                         .into(),
@@ -678,15 +684,18 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
         );
     };
     match (&world.account, &world.head) {
-        (Observed::Unknown(why), _) | (_, Observed::Unknown(why)) => {
-            put("ChainReachable", Truth::Unknown, "Unreachable", why.clone())
-        }
+        (Observed::Unknown(why), _) | (_, Observed::Unknown(why)) => put(
+            "ChainReachable",
+            ConditionStatus::Unknown,
+            "Unreachable",
+            why.clone(),
+        ),
         (Observed::Known(AccountRead::Present(a)), _)
             if unix(now).abs_diff(a.block_time) > OFFSET_MAX_SECONDS =>
         {
             put(
                 "ChainReachable",
-                Truth::Unknown,
+                ConditionStatus::Unknown,
                 "ClockOffset",
                 format!(
                     "the newest block is {} s away from this machine's clock: check both",
@@ -694,33 +703,43 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
                 ),
             )
         }
-        _ => put("ChainReachable", Truth::True, "Reachable", String::new()),
+        _ => put(
+            "ChainReachable",
+            ConditionStatus::True,
+            "Reachable",
+            String::new(),
+        ),
     }
     match &world.health.fault {
-        Observed::Known(None) => put("GpusHealthy", Truth::True, "Healthy", String::new()),
+        Observed::Known(None) => put("GpusHealthy", ConditionStatus::True, "Healthy", String::new()),
         Observed::Known(Some(fault)) => put(
             "GpusHealthy",
-            Truth::False,
+            ConditionStatus::False,
             fault.kind.reason(),
             fault.message.clone(),
         ),
-        Observed::Unknown(why) => put("GpusHealthy", Truth::Unknown, "AgentSilent", why.clone()),
+        Observed::Unknown(why) => put(
+            "GpusHealthy",
+            ConditionStatus::Unknown,
+            "AgentSilent",
+            why.clone(),
+        ),
     }
     if let (Observed::Known(running), true) = (&world.running, kept) {
         let (seen, nodes) = (&running.results, world.reservation.spec.allocation.nodes);
         if i64::try_from(seen.ready).is_ok_and(|ready| ready >= nodes) {
-            put("ResultsServed", Truth::True, "Served", String::new());
+            put("ResultsServed", ConditionStatus::True, "Served", String::new());
         } else {
             let message = match seen.trouble.as_str() {
                 "" => format!("those of {} of {nodes} nodes are served", seen.ready),
                 trouble => trouble.to_owned(),
             };
-            put("ResultsServed", Truth::False, "NotServed", message);
+            put("ResultsServed", ConditionStatus::False, "NotServed", message);
         }
     }
     match (&stopped, &world.running) {
         // What is on its way out is not ready, whatever its pods say last.
-        (Some(reason), _) => put("Ready", Truth::False, "Stopped", reason.clone()),
+        (Some(reason), _) => put("Ready", ConditionStatus::False, "Stopped", reason.clone()),
         (None, Observed::Known(running)) => {
             let share = &world.reservation.spec.allocation;
             let nodes = share.nodes;
@@ -730,28 +749,34 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
                         "" => format!("{ready} of {nodes} pods are ready"),
                         trouble => format!("{ready} of {nodes} pods are ready: {trouble}"),
                     };
-                    put("Ready", Truth::False, "PodsNotReady", message);
+                    put("Ready", ConditionStatus::False, "PodsNotReady", message);
                 }
                 // While it serves, an agent that begins anew says for a moment that nobody holds a GPU.
                 Readiness::GpusMissing(bound, wanted) if phase != AllocationPhase::Active => put(
                     "Ready",
-                    Truth::False,
+                    ConditionStatus::False,
                     "GpusNotBound",
                     format!(
                         "the kubelets' word is there of {bound} of {wanted} GPUs: nothing is charged before"
                     ),
                 ),
                 Readiness::GpusMissing(..) | Readiness::Ready => {
-                    put("Ready", Truth::True, "PodsReady", String::new());
+                    put("Ready", ConditionStatus::True, "PodsReady", String::new());
                 }
             }
         }
-        (None, Observed::Unknown(why)) => put("Ready", Truth::Unknown, "Unknown", why.clone()),
+        (None, Observed::Unknown(why)) => put("Ready", ConditionStatus::Unknown, "Unknown", why.clone()),
     }
     if settled && find(&status.conditions, "Charged").is_some() {
         set(
             &mut status.conditions,
-            condition("Charged", Truth::True, "Mined", String::new(), generation(world)),
+            condition(
+                "Charged",
+                ConditionStatus::True,
+                "Mined",
+                String::new(),
+                generation(world),
+            ),
             now,
         );
     }
@@ -763,14 +788,24 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
         );
     };
     match &world.allocation_exists {
-        Observed::Known(true) => put("MarketReachable", Truth::True, "Reachable", String::new()),
+        Observed::Known(true) => put(
+            "MarketReachable",
+            ConditionStatus::True,
+            "Reachable",
+            String::new(),
+        ),
         Observed::Known(false) => put(
             "MarketReachable",
-            Truth::False,
+            ConditionStatus::False,
             ALLOCATION_GONE,
             "the market shows no such allocation; paid work runs to its own deadline".into(),
         ),
-        Observed::Unknown(why) => put("MarketReachable", Truth::Unknown, "Unreachable", why.clone()),
+        Observed::Unknown(why) => put(
+            "MarketReachable",
+            ConditionStatus::Unknown,
+            "Unreachable",
+            why.clone(),
+        ),
     }
 }
 
@@ -813,12 +848,12 @@ pub fn chain_failure(
 ) {
     let (truth, reason) = match error {
         PaymentError::Unreachable(_) | PaymentError::WrongChain { .. } | PaymentError::Malformed(_) => {
-            (Truth::Unknown, "Unreachable")
+            (ConditionStatus::Unknown, "Unreachable")
         }
-        PaymentError::Pending { .. } => (Truth::Unknown, "Pending"),
-        PaymentError::Reverted { .. } => (Truth::False, "Refused"),
-        PaymentError::InsufficientGas { .. } => (Truth::False, "InsufficientGas"),
-        PaymentError::InsufficientTokens { .. } => (Truth::False, "InsufficientFunds"),
+        PaymentError::Pending { .. } => (ConditionStatus::Unknown, "Pending"),
+        PaymentError::Reverted { .. } => (ConditionStatus::False, "Refused"),
+        PaymentError::InsufficientGas { .. } => (ConditionStatus::False, "InsufficientGas"),
+        PaymentError::InsufficientTokens { .. } => (ConditionStatus::False, "InsufficientFunds"),
     };
     set(
         &mut status.conditions,

@@ -29,7 +29,7 @@ impl Invariants {
     /// What the market decided about a lease.
     pub(crate) fn lease_plan(&mut self, read: &GpuLease, plan: &lease::Plan, now: Timestamp) {
         let before = read.status.clone().unwrap_or_default();
-        self.wake(plan.wake, now, plan.notes_first(&before), "a lease");
+        self.wake(plan.wake, now, plan.must_persist_first(&before), "a lease");
         if before.phase == Phase::Closed {
             let quiet =
                 plan.call.is_none() && plan.allocations.is_empty() && plan.status.phase == Phase::Closed;

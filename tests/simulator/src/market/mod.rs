@@ -15,7 +15,8 @@ use leasehold_crds::{
 use leasehold_planner::{
     escrow::{Address, Hash, Terms, salt},
     market::lease::{
-        self, AllocationSeen, AllocationWrite, ChainCall, Network, Plan, Prior, ROUNDS_MAX, Wallet, World,
+        self, AllocationSeen, AllocationWrite, ChainCall, Network, Plan, ROUNDS_MAX, RecoveredAccount,
+        Wallet, World,
     },
     observed::Observed,
     placement::{Candidate, Provider},
@@ -411,7 +412,12 @@ impl Sim {
             .collect()
     }
 
-    fn prior(&mut self, m: usize, read: &GpuLease, reader: &mut Reader) -> Observed<Option<Prior>> {
+    fn prior(
+        &mut self,
+        m: usize,
+        read: &GpuLease,
+        reader: &mut Reader,
+    ) -> Observed<Option<RecoveredAccount>> {
         if !lease::seeks_prior(read) {
             return Observed::Known(None);
         }
@@ -429,7 +435,7 @@ impl Sim {
         let uid = read.metadata.uid.clone().unwrap_or_default();
         Observed::Known((1..=ROUNDS_MAX).rev().find_map(|round| {
             let terms = index.get(&salt(market, &uid, round))?.clone();
-            Some(Prior { round, terms })
+            Some(RecoveredAccount { round, terms })
         }))
     }
 
@@ -498,7 +504,7 @@ impl Sim {
             }
         }
         let before = run.read.status.clone().unwrap_or_default();
-        if run.plan.notes_first(&before) {
+        if run.plan.must_persist_first(&before) {
             run.notes_only = true;
             return (Stage::Status, 1);
         }
@@ -701,7 +707,7 @@ impl Sim {
 
 fn failed(run: &mut LeaseReconcile, error: ApiError) -> (Stage, u64) {
     let before = run.read.status.clone().unwrap_or_default();
-    run.status = run.plan.half_done(&before);
+    run.status = run.plan.status_if_incomplete(&before);
     run.error = Some(error);
     (Stage::Status, 1)
 }

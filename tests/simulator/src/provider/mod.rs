@@ -107,7 +107,7 @@ pub(crate) struct ReservationReconcile {
     /// Whether its workload is there as far as was seen.
     there: bool,
     /// Whether an end is noted before it is carried out.
-    notes_first: bool,
+    must_persist_first: bool,
     stage: Stage,
     error: Option<ApiError>,
 }
@@ -291,13 +291,17 @@ impl Sim {
         let now = self.clock_after(self.sites[s].processes[p].offset_ms, reader.cost_ms);
         self.invariants.reservation_plan(&read, &plan, now);
         self.check_lost_nodes(s, &read, &plan);
-        let notes_first = plan.notes_first(read.status.as_ref());
+        let must_persist_first = plan.must_persist_first(read.status.as_ref());
         let run = ReservationReconcile {
-            notes_first,
+            must_persist_first,
             status: plan.status.clone(),
             plan,
             there,
-            stage: if notes_first { Stage::Note } else { Stage::Workload },
+            stage: if must_persist_first {
+                Stage::Note
+            } else {
+                Stage::Workload
+            },
             error: None,
             read,
             key: key.clone(),
@@ -453,7 +457,7 @@ impl Sim {
             Stage::WorkloadItself => Ok(self.apply_workload(s, p, &mut run)),
             Stage::Call => Ok(self.call_for_leg(s, p, &mut run)),
             Stage::Wait(transaction, until) => Ok(self.wait_for_leg(s, p, &mut run, transaction, until)),
-            Stage::Status if run.notes_first => Ok(None),
+            Stage::Status if run.must_persist_first => Ok(None),
             Stage::Status => self.report_reservation(s, &mut run),
             Stage::Finalizer => self
                 .own_write(s, |sim| {

@@ -26,7 +26,7 @@ use leasehold_crds::{
     GpuNode, GpuOffer, LABEL_LEASE, PROVIDER_NAMESPACE_PREFIX,
     lease::workload::NodeShape,
     provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
-    shared::conditions::{Truth, condition},
+    shared::conditions::{ConditionStatus, condition},
 };
 use leasehold_e2e::{NAMESPACE, Stack, kwok_node, within};
 use leasehold_planner::ports::Clock as _;
@@ -154,7 +154,7 @@ fn status(node: &str, holders: &[GpuHolder]) -> GpuNodeStatus {
         holders: holders.to_vec(),
         conditions: well
             .iter()
-            .map(|(kind, reason)| condition(kind, Truth::True, reason, String::new(), 1))
+            .map(|(kind, reason)| condition(kind, ConditionStatus::True, reason, String::new(), 1))
             .collect(),
     }
 }
