@@ -168,29 +168,7 @@ impl Sim {
         };
         let rate = |random: &mut Random, most: u64| if begins { random.between(most / 5, most) } else { 0 };
         match fault {
-            Fault::Crashes => {
-                let who = match somebody {
-                    ProcessId::Market(_) => ProcessId::Market(0),
-                    ProcessId::Provider(s, _) => ProcessId::Provider(s, 0),
-                };
-                self.kill(who);
-                if let (ProcessId::Provider(s, _), true) = (who, self.steps.is_multiple_of(3)) {
-                    self.remove_reservation_forcibly(s);
-                }
-                let down = self.random.between(100, 20_000);
-                self.at(down, Event::Start(who));
-            }
-            Fault::TwoLeaders => {
-                let second = match somebody {
-                    ProcessId::Market(_) => ProcessId::Market(1),
-                    ProcessId::Provider(s, _) => ProcessId::Provider(s, 1),
-                };
-                if begins {
-                    self.at(0, Event::Start(second));
-                } else {
-                    self.kill(second);
-                }
-            }
+            Fault::Crashes | Fault::TwoLeaders => self.change_processes(fault, somebody, begins),
             Fault::ChainHangs => {
                 let long = self.random.per_mille(250);
                 let span = self.random.between(5, if long { 500 } else { 90 }) * 1000;
@@ -234,6 +212,32 @@ impl Sim {
             Fault::LostWrites => self.faults.lost_writes_per_mille = rate(&mut self.random, 200),
             Fault::FaultyGpus => self.change_gpu_faults(site, begins),
             Fault::Reorganisations | Fault::Clocks => {}
+        }
+    }
+
+    /// Crashes a leading process, or starts or ends a second one beside it.
+    fn change_processes(&mut self, fault: Fault, somebody: ProcessId, begins: bool) {
+        if fault == Fault::Crashes {
+            let who = match somebody {
+                ProcessId::Market(_) => ProcessId::Market(0),
+                ProcessId::Provider(s, _) => ProcessId::Provider(s, 0),
+            };
+            self.kill(who);
+            if let (ProcessId::Provider(s, _), true) = (who, self.steps.is_multiple_of(3)) {
+                self.remove_reservation_forcibly(s);
+            }
+            let down = self.random.between(100, 20_000);
+            self.at(down, Event::Start(who));
+        } else {
+            let second = match somebody {
+                ProcessId::Market(_) => ProcessId::Market(1),
+                ProcessId::Provider(s, _) => ProcessId::Provider(s, 1),
+            };
+            if begins {
+                self.at(0, Event::Start(second));
+            } else {
+                self.kill(second);
+            }
         }
     }
 

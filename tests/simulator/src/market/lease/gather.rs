@@ -1,0 +1,165 @@
+//! What the lease controller reads before it decides.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use kube::ResourceExt as _;
+use leasehold_crds::{
+    GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX,
+    lease::{GpuLeaseStatus, Phase},
+};
+use leasehold_planner::{
+    escrow::{Terms, salt},
+    market::lease::{self, AllocationSeen, Network, Prior, ROUNDS_MAX, Wallet, World},
+    observed::Observed,
+    ports::Balances,
+};
+
+use crate::{Sim, provider::is_signed, reconcile::ProcessId, rpc::Reader};
+
+impl Sim {
+    pub(in crate::market) fn gather_lease(
+        &mut self,
+        m: usize,
+        read: &Arc<GpuLease>,
+        reader: &mut Reader,
+    ) -> World {
+        let who = ProcessId::Market(m);
+        let status = read.status.clone().unwrap_or_default();
+        let closed = status.phase == Phase::Closed;
+        let network = Network {
+            money: self.money,
+            market_id: self.market_id,
+            closer: self.closer,
+            symbol: "USDC".into(),
+            decimals: 6,
+        };
+        let mut world = World {
+            lease: read.clone(),
+            network: Observed::Known(Some(network)),
+            providers: self.markets[m].providers.clone(),
+            candidates: self.markets[m].candidates.clone(),
+            allocations: self.allocations_of(m, read, &status),
+            wallet: Observed::Known(Wallet::NotAsked),
+            balances: None,
+            head: Observed::Unknown("there is no usable PaymentNetwork".into()),
+            account: None,
+            second_account: None,
+            prior: Observed::Known(None),
+            unfunded_in_namespace: self.unfunded_beside(m, read),
+            // Of so few leases no provider is ever busy.
+            unanswered: BTreeMap::new(),
+        };
+        if lease::needs_wallet(&world) {
+            world.wallet = if self.faults.market_up {
+                reader.cost_ms += 3;
+                Observed::Known(self.tenants.wallet(&read.namespace().unwrap_or_default()))
+            } else {
+                Observed::Unknown("the API server can't be reached".into())
+            };
+        }
+        let terms = status
+            .escrow
+            .as_ref()
+            .and_then(|e| Terms::from_wire(&e.terms).ok());
+        if !closed {
+            world.head = self.read_head(reader, who);
+            if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
+                world.balances = Some(match self.read_balance(reader, who, *address) {
+                    Observed::Known(token) => Observed::Known(Balances { token, gas_wei: 1 }),
+                    Observed::Unknown(why) => Observed::Unknown(why),
+                });
+            }
+            if let Some(terms) = &terms {
+                let first = self.read_account(reader, who, terms, 0);
+                if lease::wants_second(&first) {
+                    world.second_account = Some(self.read_account(reader, who, terms, 0));
+                }
+                world.account = Some(first);
+            }
+        }
+        world.prior = if !lease::seeks_prior(read) || self.faults.market_up {
+            self.prior(m, read, reader)
+        } else {
+            Observed::Unknown("the allocations can't be listed".into())
+        };
+        world
+    }
+
+    fn unfunded_beside(&self, m: usize, read: &GpuLease) -> usize {
+        if read.status.as_ref().is_some_and(|s| s.escrow.is_some()) {
+            return 0;
+        }
+        let others = |l: &&Arc<GpuLease>| {
+            l.metadata.namespace == read.metadata.namespace
+                && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
+        };
+        let all = self.markets[m].lease_store.all();
+        all.map(|(_, l)| l).filter(others).count()
+    }
+
+    fn allocations_of(&self, m: usize, read: &GpuLease, status: &GpuLeaseStatus) -> Vec<AllocationSeen> {
+        let store = &self.markets[m].allocation_store;
+        let found: Vec<Arc<GpuAllocation>> = match &status.escrow {
+            Some(escrow) => {
+                let Ok(terms) = Terms::from_wire(&escrow.terms) else {
+                    return Vec::new();
+                };
+                let shares = escrow.shares.iter().enumerate();
+                shares
+                    .filter_map(|(leg, share)| {
+                        let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider);
+                        store
+                            .get(&(namespace, lease::allocation_name(&terms, leg)))
+                            .cloned()
+                    })
+                    .collect()
+            }
+            None => {
+                let uid = read.metadata.uid.as_ref();
+                let mine = |a: &&Arc<GpuAllocation>| Some(&a.spec.lease.uid) == uid;
+                if lease::seeks_prior(read) {
+                    self.allocations
+                        .all()
+                        .map(|(_, a)| a)
+                        .filter(mine)
+                        .cloned()
+                        .collect()
+                } else {
+                    store.all().map(|(_, a)| a).filter(mine).cloned().collect()
+                }
+            }
+        };
+        found
+            .into_iter()
+            .map(|mut object| {
+                lease::trim_allocation(Arc::make_mut(&mut object));
+                AllocationSeen {
+                    signed: is_signed(&object),
+                    object,
+                }
+            })
+            .collect()
+    }
+
+    fn prior(&mut self, m: usize, read: &GpuLease, reader: &mut Reader) -> Observed<Option<Prior>> {
+        if !lease::seeks_prior(read) {
+            return Observed::Known(None);
+        }
+        let head = match self.read_head(reader, ProcessId::Market(m)) {
+            Observed::Known(head) => head,
+            Observed::Unknown(why) => return Observed::Unknown(why),
+        };
+        let market = self.market_id;
+        let index = &mut self.markets[m].index;
+        index.extend(
+            self.chain
+                .opened(head.number)
+                .map(|o| (o.terms.salt, o.terms.clone())),
+        );
+        let uid = read.metadata.uid.clone().unwrap_or_default();
+        Observed::Known((1..=ROUNDS_MAX).rev().find_map(|round| {
+            let terms = index.get(&salt(market, &uid, round))?.clone();
+            Some(Prior { round, terms })
+        }))
+    }
+}

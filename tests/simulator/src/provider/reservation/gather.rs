@@ -1,0 +1,182 @@
+//! What the reservation controller reads before it decides.
+
+use leasehold_crds::{GpuReservation, lease::workload::JobResult, market::allocation::AllocationPhase};
+use leasehold_planner::{
+    escrow::{AccountRead, Hash, Terms},
+    observed::Observed,
+    ports::Head,
+    provider::reservation::{
+        self as planner, Plan, Reading, ResultsSeen, Running, Withdrawals, World, wants_live,
+    },
+};
+
+use crate::{
+    Sim,
+    cluster::{Cluster, PodPhase},
+    reconcile::ProcessId,
+    rpc::Reader,
+};
+
+impl Sim {
+    /// Gathers and decides; whether its workload was seen to be there.
+    pub(crate) fn plan_reservation(
+        &mut self,
+        s: usize,
+        p: usize,
+        read: &GpuReservation,
+        reader: &mut Reader,
+    ) -> (Plan, bool) {
+        let who = ProcessId::Provider(s, p);
+        let now = self.clock(self.sites[s].processes[p].offset_ms);
+        let terms = Terms::from_wire(&read.spec.allocation.escrow).map_err(|e| e.to_string());
+        let (account, second, settled, head) = match &terms {
+            Ok(terms) => self.read_chain(s, who, read, terms, reader),
+            Err(why) => {
+                let unknown = || why.clone();
+                (
+                    Observed::Unknown(unknown()),
+                    Observed::Unknown("not read".into()),
+                    None,
+                    Observed::Unknown(unknown()),
+                )
+            }
+        };
+        let running = self.running(s, p, read);
+        let nodes = usize::try_from(read.spec.allocation.nodes).unwrap_or_default();
+        let there = running
+            .known()
+            .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
+            || read.status.as_ref().is_some_and(|s| s.job.is_some());
+        let health = self.health(s, p, read, now);
+        let process = &self.sites[s].processes[p];
+        let at = (
+            read.spec.allocation_namespace.clone(),
+            read.spec.allocation_name.clone(),
+        );
+        let world = World {
+            reservation: read,
+            account,
+            second,
+            settled,
+            head,
+            running,
+            allocation_exists: match &process.market_error {
+                Some(why) => Observed::Unknown(why.clone()),
+                None => Observed::Known(
+                    process
+                        .allocation_store
+                        .get(&at)
+                        .is_some_and(|a| a.metadata.uid.as_deref() == Some(&read.spec.allocation_uid)),
+                ),
+            },
+            grace_seconds: self.sites[s].grace_seconds,
+            health,
+            withdraw: self.sites[s]
+                .pool
+                .spec
+                .withdraw
+                .as_ref()
+                .and_then(|w| Withdrawals::of(w, 6)),
+        };
+        // Decided is by the clock as it is after the reads.
+        let now = self.clock_after(process.offset_ms, reader.cost_ms);
+        (planner::decide(&world, now), there)
+    }
+
+    /// Reads the account, a second time and at the required finality where needed, and the newest block.
+    fn read_chain(
+        &mut self,
+        s: usize,
+        who: ProcessId,
+        read: &GpuReservation,
+        terms: &Terms,
+        reader: &mut Reader,
+    ) -> (
+        Observed<AccountRead>,
+        Observed<AccountRead>,
+        Option<Observed<AccountRead>>,
+        Observed<Head>,
+    ) {
+        let phase = read
+            .status
+            .as_ref()
+            .map_or(AllocationPhase::Requested, |s| s.phase);
+        let account = self.read_account(reader, who, terms, 0);
+        let (mut second, mut settled) = (Observed::Unknown("not read".into()), None);
+        if planner::wants_second(read, &account) {
+            second = self.read_account(reader, who, terms, 0);
+        }
+        let head = if let Observed::Unknown(why) = &account {
+            Observed::Unknown(why.clone())
+        } else if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
+            settled = match self.sites[s].finality {
+                0 => Some(account.clone()),
+                behind => Some(self.read_account(reader, who, terms, behind)),
+            };
+            self.read_head(reader, who)
+        } else if let Observed::Known(AccountRead::Present(a)) = &account {
+            Observed::Known(Head {
+                number: 0,
+                hash: Hash::default(),
+                time: a.block_time,
+            })
+        } else {
+            self.read_head(reader, who)
+        };
+        (account, second, settled, head)
+    }
+
+    /// What runs of a reservation.
+    pub(crate) fn running(&self, s: usize, p: usize, read: &GpuReservation) -> Observed<Running> {
+        let process = &self.sites[s].processes[p];
+        let cluster = &self.sites[s].cluster;
+        let name = read.metadata.name.clone().unwrap_or_default();
+        let live = wants_live(read);
+        if live && self.faults.sites_down.contains(&s) {
+            return Observed::Unknown("what runs can't be read".into());
+        }
+        let (pods, namespaces, nodes_seen, reading) = if live {
+            let workload = cluster.workloads.contains_key(&name);
+            let reading = Reading::Live { workload };
+            (&cluster.pods, &cluster.namespaces, &cluster.nodes, reading)
+        } else {
+            (
+                &process.pods,
+                &process.namespaces,
+                &process.nodes,
+                Reading::Cached,
+            )
+        };
+        let pods: Vec<_> = pods.iter().filter(|p| p.namespace == name).collect();
+        let succeeded = pods.iter().filter(|p| p.phase == PodPhase::Ended(0)).count();
+        let mut running = Running {
+            reading,
+            namespace: namespaces.contains_key(&name),
+            pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
+            pods_ready: pods.iter().filter(|p| Cluster::is_ready(p, nodes_seen)).count(),
+            pods_succeeded: succeeded,
+            gpu_uuids: process.holders.get(&name).cloned().unwrap_or_default(),
+            job: None,
+            endpoints: Vec::new(),
+            trouble: String::new(),
+            results: ResultsSeen::default(),
+        };
+        let is_job = read.spec.allocation.workload.job.is_some();
+        let known = read.status.as_ref().is_some_and(|s| s.job.is_some());
+        let nodes = usize::try_from(read.spec.allocation.nodes).unwrap_or_default();
+        let failure = pods.iter().find_map(|p| match p.phase {
+            PodPhase::Ended(code) if code != 0 => Some(code),
+            PodPhase::Ended(_) | PodPhase::Pending | PodPhase::Running => None,
+        });
+        if is_job && !known && (failure.is_some() || succeeded >= nodes) {
+            if self.faults.sites_down.contains(&s) {
+                return Observed::Unknown("the job's log can't be read".into());
+            }
+            running.job = Some(JobResult {
+                exit_code: failure.unwrap_or(0),
+                ..JobResult::default()
+            });
+        }
+        Observed::Known(running)
+    }
+}

@@ -1,0 +1,6 @@
+//! The provider's reservation controller: it gathers, decides, and writes one object at a time, in the operator's order.
+
+mod gather;
+mod reconcile;
+
+pub(crate) use reconcile::ReservationReconcile;

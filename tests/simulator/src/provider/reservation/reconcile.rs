@@ -1,0 +1,331 @@
+//! The steps of one reconcile of a reservation: intent, workload, transaction, status, deletion.
+
+use std::sync::Arc;
+
+use kube::ResourceExt as _;
+use leasehold_chain::machine::Action;
+use leasehold_crds::{
+    GpuReservation, market::allocation::AllocationPhase, provider::reservation::GpuReservationStatus,
+};
+use leasehold_planner::{
+    escrow::{Hash, Terms},
+    ports::PaymentError,
+    provider::reservation::{self as planner, LegCall, Plan, Workload},
+};
+
+use crate::{
+    Sim,
+    api::{ApiError, Key},
+    cluster,
+    market::until_ms,
+    provider::{ProviderReconcile, version},
+    reconcile::{ProcessId, Task},
+    rpc::{MINE_DEADLINE_MS, Reader},
+    sim::Event,
+};
+
+/// Objects that somebody deleted are made again after this long without pods.
+const REAPPLY_SECONDS: i64 = 10;
+
+pub(crate) struct ReservationReconcile {
+    key: Key,
+    read: Arc<GpuReservation>,
+    plan: Plan,
+    status: GpuReservationStatus,
+    /// Whether its workload is there as far as was seen.
+    there: bool,
+    /// Whether an end is noted before it is carried out.
+    notes_first: bool,
+    stage: Stage,
+    error: Option<ApiError>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Note,
+    Workload,
+    /// The namespace was applied; the workload in it was not.
+    WorkloadItself,
+    Call,
+    Wait(u64, u64),
+    Status,
+    Finalizer,
+    Delete,
+}
+
+impl Sim {
+    pub(crate) fn begin_reservation(&mut self, s: usize, p: usize, key: Key) {
+        let who = ProcessId::Provider(s, p);
+        let Some(read) = self.sites[s].processes[p].reservations.get(&key).cloned() else {
+            return;
+        };
+        let mut reader = Reader::default();
+        let (plan, there) = self.plan_reservation(s, p, &read, &mut reader);
+        let now = self.clock_after(self.sites[s].processes[p].offset_ms, reader.cost_ms);
+        self.invariants.reservation_plan(&read, &plan, now);
+        self.check_lost_nodes(s, &read, &plan);
+        let notes_first = plan.notes_first(read.status.as_ref());
+        let run = ReservationReconcile {
+            notes_first,
+            status: plan.status.clone(),
+            plan,
+            there,
+            stage: if notes_first { Stage::Note } else { Stage::Workload },
+            error: None,
+            read,
+            key: key.clone(),
+        };
+        let process = &mut self.sites[s].processes[p];
+        let restarts = process.restarts;
+        let id = process.queue.begin(
+            Task::Reservation(key),
+            ProviderReconcile::Reservation(Box::new(run)),
+        );
+        self.at(reader.cost_ms, Event::Continue(who, restarts, id));
+    }
+
+    pub(in crate::provider) fn resume_reservation(
+        &mut self,
+        s: usize,
+        p: usize,
+        id: u64,
+        task: Task,
+        mut run: Box<ReservationReconcile>,
+    ) {
+        let who = ProcessId::Provider(s, p);
+        let next = match run.stage {
+            Stage::Note => self
+                .report_reservation(s, &mut run)
+                .map(|_| Some((Stage::Workload, 1))),
+            Stage::Workload => Ok(self.work(s, p, &mut run)),
+            Stage::WorkloadItself => Ok(self.apply_workload(s, p, &mut run)),
+            Stage::Call => Ok(self.call_for_leg(s, p, &mut run)),
+            Stage::Wait(transaction, until) => Ok(self.wait_for_leg(s, p, &mut run, transaction, until)),
+            Stage::Status if run.notes_first => Ok(None),
+            Stage::Status => self.report_reservation(s, &mut run),
+            Stage::Finalizer => self
+                .own_write(s, |sim| {
+                    sim.sites[s]
+                        .reservations
+                        .set_finalizers(&run.key, None, Vec::new())
+                })
+                .map_or_else(
+                    |e| {
+                        if e == ApiError::NotFound {
+                            Ok(Some((Stage::Delete, 1)))
+                        } else {
+                            Err(e)
+                        }
+                    },
+                    |_| Ok(Some((Stage::Delete, 1))),
+                ),
+            Stage::Delete => {
+                let now = self.clock(0);
+                let key = run.key.clone();
+                self.note(|| format!("deletes reservation {}", key.1));
+                match self.own_write(s, |sim| sim.sites[s].reservations.delete(&key, now)) {
+                    Ok(()) | Err(ApiError::NotFound) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match next {
+            Ok(Some((stage, after))) => {
+                run.stage = stage;
+                let slow = self.random.between(0, self.faults.write_ms);
+                let process = &mut self.sites[s].processes[p];
+                let restarts = process.restarts;
+                process
+                    .queue
+                    .put_back(id, task, ProviderReconcile::Reservation(run));
+                self.at(after + slow, Event::Continue(who, restarts, id));
+            }
+            Ok(None) => {
+                let now = self.clock(self.sites[s].processes[p].offset_ms);
+                let wake = until_ms(run.plan.wake, now).min(block_ms(&run.plan));
+                let again = run.error.map_or(wake, |e| wake.min(e.retry_ms()));
+                self.finish(who, &task, Some(again));
+            }
+            Err(error) => self.finish(who, &task, Some(error.retry_ms())),
+        }
+    }
+
+    fn work(&mut self, s: usize, p: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {
+        let name = run.key.1.clone();
+        let now = self.clock(self.sites[s].processes[p].offset_ms).as_second();
+        let next = Some((Stage::Call, 1));
+        let process = &mut self.sites[s].processes[p];
+        match run.plan.workload {
+            // No tenant of the simulation asks for results.
+            Workload::Keep | Workload::KeepResults => next,
+            Workload::Run => {
+                let recent = |at: i64| now - at < REAPPLY_SECONDS;
+                if process
+                    .applied
+                    .get(&name)
+                    .is_some_and(|at| run.there || recent(*at))
+                {
+                    return next;
+                }
+                let done = self.own_write(s, |sim| {
+                    sim.sites[s].cluster.apply_namespace(&name);
+                    Ok(())
+                });
+                if let Err(error) = done {
+                    run.error = Some(error);
+                    return next;
+                }
+                Some((Stage::WorkloadItself, 5))
+            }
+            Workload::Halt => {
+                process.applied.remove(&name);
+                self.note(|| format!("halts {name}"));
+                let done = self.own_write(s, |sim| {
+                    sim.sites[s].cluster.delete_workload(&name);
+                    Ok(())
+                });
+                run.error = done.err();
+                next
+            }
+            Workload::Remove => {
+                process.applied.remove(&name);
+                if process.namespaces.get(&name) != Some(&true) {
+                    self.note(|| format!("removes {name}"));
+                    let done = self.own_write(s, |sim| {
+                        sim.sites[s].cluster.delete_namespace(&name);
+                        Ok(())
+                    });
+                    run.error = done.err();
+                }
+                next
+            }
+        }
+    }
+
+    fn apply_workload(&mut self, s: usize, p: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {
+        let name = run.key.1.clone();
+        let spec = &run.read.spec.allocation;
+        let is_job = spec.workload.job.is_some();
+        let program = self.tenants.program(&spec.lease.uid, is_job);
+        let wish = cluster::Workload::new(
+            usize::try_from(spec.nodes).unwrap_or(1),
+            usize::try_from(spec.node.gpus).unwrap_or(1),
+            run.read.spec.nodes.clone(),
+            is_job,
+            program,
+        );
+        let site = &self.sites[s];
+        if version(site.reservations.get(&run.key)) != run.read.resource_version() {
+            return Some((Stage::Call, 1));
+        }
+        let now = self.now;
+        self.note(|| format!("runs {name}"));
+        let done = self.own_write(s, |sim| {
+            let Sim { sites, random, .. } = sim;
+            match sites[s].cluster.apply_workload(&name, wish, now, random) {
+                true => Ok(()),
+                false => Err(ApiError::Unreachable),
+            }
+        });
+        match done {
+            Ok(()) => {
+                let local = self.clock(self.sites[s].processes[p].offset_ms).as_second();
+                self.sites[s].processes[p].applied.insert(name, local);
+            }
+            Err(error) => run.error = Some(error),
+        }
+        Some((Stage::Call, 1))
+    }
+
+    fn call_for_leg(&mut self, s: usize, p: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {
+        let stored = run.read.status.as_ref().and_then(|s| s.intent.clone()) == run.plan.status.intent;
+        let (Some(call), true) = (run.plan.call.clone(), stored) else {
+            return Some((Stage::Status, 0));
+        };
+        let spec = &run.read.spec.allocation;
+        let Ok(terms) = Terms::from_wire(&spec.escrow) else {
+            return Some((Stage::Status, 0));
+        };
+        let leg = u8::try_from(spec.leg.clamp(0, 15)).unwrap_or(0);
+        let legs = 1u16 << leg;
+        let action = match call {
+            LegCall::Start => Action::Start { terms, legs },
+            LegCall::Pause => Action::Pause { terms, legs },
+            LegCall::Credit(seconds) => Action::Credit { terms, leg, seconds },
+            LegCall::End => Action::EndLeg { terms, legs },
+            LegCall::Withdraw => Action::SettleMany {
+                rows: vec![(terms, legs)],
+            },
+        };
+        let controller = self.sites[s].identity.controller;
+        self.invariants.provider_sends(&run.key.1, &action);
+        let (sent, cost) = self.send(ProcessId::Provider(s, p), controller, action);
+        Some(match sent {
+            Ok(transaction) => (Stage::Wait(transaction, self.now + MINE_DEADLINE_MS), cost),
+            Err(error) => {
+                let now = self.clock(self.sites[s].processes[p].offset_ms);
+                planner::chain_failure(&run.read, &mut run.status, &error, now);
+                (Stage::Status, cost)
+            }
+        })
+    }
+
+    fn wait_for_leg(
+        &mut self,
+        s: usize,
+        p: usize,
+        run: &mut ReservationReconcile,
+        transaction: u64,
+        until: u64,
+    ) -> Option<(Stage, u64)> {
+        let answers = !self.chain.hung && !self.faults.cut_from_chain.contains(&ProcessId::Provider(s, p));
+        let error = match self.chain.result(transaction).copied() {
+            Some(Ok(())) if answers => return Some((Stage::Status, 1)),
+            Some(Err(refusal)) if answers => PaymentError::Reverted {
+                error: refusal.to_string(),
+            },
+            _ if self.now >= until => PaymentError::Pending {
+                transaction: Hash::default(),
+            },
+            _ => return Some((Stage::Wait(transaction, until), 400)),
+        };
+        let now = self.clock(self.sites[s].processes[p].offset_ms);
+        planner::chain_failure(&run.read, &mut run.status, &error, now);
+        Some((Stage::Status, 1))
+    }
+
+    fn report_reservation(
+        &mut self,
+        s: usize,
+        run: &mut ReservationReconcile,
+    ) -> Result<Option<(Stage, u64)>, ApiError> {
+        let before = run.read.status.as_ref();
+        if before != Some(&run.status) {
+            let (key, read, status) = (&run.key, run.read.clone(), run.status.clone());
+            let written = self.own_write(s, |sim| sim.sites[s].reservations.set_status(&read, key, status));
+            if before.map(|s| s.phase) != Some(run.status.phase)
+                || before.map(|s| &s.intent) != Some(&run.status.intent)
+            {
+                let (phase, reason) = (run.status.phase, run.status.stop_reason.clone());
+                let intent = run.status.intent.as_ref().map(|i| i.action);
+                let ok = written.as_ref().err();
+                self.note(|| {
+                    format!(
+                        "reservation {} is {phase:?}, {reason:?}, intent {intent:?}: {ok:?}",
+                        key.1
+                    )
+                });
+            }
+            written?;
+        }
+        Ok(run.plan.delete.then_some((Stage::Finalizer, 1)))
+    }
+}
+
+/// What waits for a block is looked at soon after each (`blocks` at the edge).
+const fn block_ms(plan: &Plan) -> u64 {
+    match plan.status.phase {
+        AllocationPhase::Requested | AllocationPhase::Reserved => 500,
+        _ => 3_600_000,
+    }
+}
