@@ -121,12 +121,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits
         .parse()
-        .map_err(|_| format!("{text:?} is not a duration: use 10s, 500ms or 2m"))?;
+        .map_err(|_| format!("{text:?} is not a duration: write 10s, 500ms or 2m"))?;
     match &text[digits.len()..] {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        _ => Err(format!("{text:?} has no unit: use 10s, 500ms or 2m")),
+        _ => Err(format!("{text:?} has no unit: write 10s, 500ms or 2m")),
     }
 }
 

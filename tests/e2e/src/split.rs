@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     GpuNodes, eventually, install,
-    stack::{Role, Stack, StackSpec, address, payee},
+    stack::{PaymentFixture, Role, Stack, StackSpec, address, payee},
 };
 
 /// A market and a provider, each on a control plane of its own.
@@ -62,18 +62,7 @@ impl Split {
         let namespace = format!("provider-{}", offered.name);
 
         progress.step("installing the market");
-        install::secrets(&market, &spec)?;
-        let mut values = install::values(&spec, &money, 0)?;
-        values["provider"]["enabled"] = json!(false);
-        values["agent"]["enabled"] = json!(false);
-        values["pools"] = json!([]);
-        values["market"]["providers"] = json!([{
-            "name": offered.name, "payee": payee(0).to_string(), "controller": address(Role::Controller(0))?.to_string(),
-            "region": offered.region, "tokenSecret": true,
-        }]);
-        install::helm_install(&market, "leasehold", &values)?;
-        install::deployments_ready(&market_client).await?;
-
+        install_market(&market, &spec, &money).await?;
         progress.step("installing the provider");
         let secrets = Api::<Secret>::namespaced(market_client.clone(), &namespace);
         let token = eventually("the provider's token", || async {
@@ -84,18 +73,7 @@ impl Split {
                 .ok_or("no token yet"))
         })
         .await?;
-        install::gpus(&provider, &client, &spec).await?;
-        install::secrets(&provider, &spec)?;
-        let kubeconfig = market.kubeconfig_with_token(&token)?;
-        install::kubectl_apply(
-            &provider,
-            &install::secret("market", &json!({"kubeconfig": kubeconfig})).to_string(),
-        )?;
-        let mut values = install::values(&spec, &money, 0)?;
-        values["market"] = json!({"enabled": false});
-        values["provider"]["market"] = json!({"kubeconfigSecretName": "market"});
-        install::helm_install(&provider, "leasehold", &values)?;
-        install::deployments_ready(&client).await?;
+        install_provider(&provider, &spec, &money, &market.kubeconfig_with_token(&token)?).await?;
         let offers = Api::<GpuOffer>::namespaced(market_client.clone(), &namespace);
         eventually("the offer at the market", || async {
             let offer = offers.get_opt(&offered.name).await?;
@@ -107,7 +85,7 @@ impl Split {
         })
         .await?;
 
-        let rail = EvmEscrow::connect(&Network {
+        let payments = EvmEscrow::connect(&Network {
             rpc_url,
             chain_id: money.chain_id,
             escrow: money.escrow,
@@ -120,7 +98,7 @@ impl Split {
             client: market_client,
             cluster: market,
             money,
-            rail,
+            payments,
             spec,
         };
         Ok(Self {
@@ -137,4 +115,41 @@ impl Split {
         self.market.down().await?;
         provider
     }
+}
+
+/// Installs the chart with the market alone.
+async fn install_market(market: &Cluster, spec: &StackSpec, money: &PaymentFixture) -> anyhow::Result<()> {
+    let offered = &spec.providers[0];
+    install::secrets(market, spec)?;
+    let mut values = install::values(spec, money, 0)?;
+    values["provider"]["enabled"] = json!(false);
+    values["agent"]["enabled"] = json!(false);
+    values["pools"] = json!([]);
+    values["market"]["providers"] = json!([{
+        "name": offered.name, "payee": payee(0).to_string(), "controller": address(Role::Controller(0))?.to_string(),
+        "region": offered.region, "tokenSecret": true,
+    }]);
+    install::helm_install(market, "leasehold", &values)?;
+    install::deployments_ready(&market.client()).await
+}
+
+/// Installs the chart with the provider alone, which reaches the market by the kubeconfig.
+async fn install_provider(
+    provider: &Cluster,
+    spec: &StackSpec,
+    money: &PaymentFixture,
+    kubeconfig: &str,
+) -> anyhow::Result<()> {
+    let client = provider.client();
+    install::gpus(provider, &client, spec).await?;
+    install::secrets(provider, spec)?;
+    install::kubectl_apply(
+        provider,
+        &install::secret("market", &json!({"kubeconfig": kubeconfig})).to_string(),
+    )?;
+    let mut values = install::values(spec, money, 0)?;
+    values["market"] = json!({"enabled": false});
+    values["provider"]["market"] = json!({"kubeconfigSecretName": "market"});
+    install::helm_install(provider, "leasehold", &values)?;
+    install::deployments_ready(&client).await
 }

@@ -184,7 +184,7 @@ pub struct Stack {
     /// The money.
     pub money: PaymentFixture,
     /// A rail to look at the chain by.
-    pub rail: EvmEscrow,
+    pub payments: EvmEscrow,
     /// What was brought up.
     pub spec: StackSpec,
 }
@@ -289,7 +289,7 @@ impl Stack {
             )?;
             let client = cluster.client();
             install::all(&cluster, &client, &spec, &money, progress).await?;
-            let rail = EvmEscrow::connect(&Network {
+            let payments = EvmEscrow::connect(&Network {
                 rpc_url,
                 chain_id: money.chain_id,
                 escrow: money.escrow,
@@ -297,14 +297,14 @@ impl Stack {
                 call_deadline: Duration::from_secs(10),
                 mine_deadline: Duration::from_secs(30),
             })?;
-            anyhow::Ok((client, money, rail))
+            anyhow::Ok((client, money, payments))
         };
         match made.await {
-            Ok((client, money, rail)) => Ok(Self {
+            Ok((client, money, payments)) => Ok(Self {
                 cluster,
                 client,
                 money,
-                rail,
+                payments,
                 spec,
             }),
             Err(error) => Err((cluster, error)),

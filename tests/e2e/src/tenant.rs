@@ -40,7 +40,7 @@ pub struct Tenant<'a> {
     /// The namespace.
     pub namespace: String,
     /// Whose wallet it has.
-    purse: Role,
+    wallet: Role,
 }
 
 impl<'a> Tenant<'a> {
@@ -51,23 +51,23 @@ impl<'a> Tenant<'a> {
 
     /// The same with another's wallet, filled as the tenant's: what one spends is not seen in the other's.
     pub async fn another(stack: &'a Stack, namespace: &str) -> anyhow::Result<Self> {
-        let purse = (
+        let wallet = (
             address(Role::OtherTenant)?,
             TokenAmount(u128::from(stack.spec.tenant_tokens) * 10u128.pow(DECIMALS)),
         );
         let (rpc, token) = (&stack.money.rpc_url, stack.money.token);
-        deploy::mint(rpc, &key(Role::Deployer)?, token, &[purse]).await?;
+        deploy::mint(rpc, &key(Role::Deployer)?, token, &[wallet]).await?;
         Self::with_purse(stack, namespace, Role::OtherTenant)
     }
 
-    fn with_purse(stack: &'a Stack, namespace: &str, purse: Role) -> anyhow::Result<Self> {
-        for object in opted_in(namespace, &key(purse)?) {
+    fn with_purse(stack: &'a Stack, namespace: &str, wallet: Role) -> anyhow::Result<Self> {
+        for object in opted_in(namespace, &key(wallet)?) {
             kubectl_apply(&stack.cluster, &object.to_string())?;
         }
         Ok(Self {
             stack,
             namespace: namespace.into(),
-            purse,
+            wallet,
         })
     }
 
@@ -155,7 +155,7 @@ impl<'a> Tenant<'a> {
             .and_then(|s| s.escrow.as_ref())
             .context("the lease has an account")?;
         let terms = Terms::from_wire(&escrow.terms)?;
-        match self.stack.rail.account(&terms, BlockLevel::Latest).await? {
+        match self.stack.payments.account(&terms, BlockLevel::Latest).await? {
             AccountRead::Present(account) => Ok((terms, account)),
             other => anyhow::bail!("the chain shows {other:?}"),
         }
@@ -163,11 +163,11 @@ impl<'a> Tenant<'a> {
 
     /// Base units of the token at an address.
     pub async fn balance(&self, of: Address) -> anyhow::Result<TokenAmount> {
-        Ok(self.stack.rail.balances(of).await?.token)
+        Ok(self.stack.payments.balances(of).await?.token)
     }
 
     /// Base units of the token at the tenant's address.
     pub async fn own_balance(&self) -> anyhow::Result<TokenAmount> {
-        self.balance(address(self.purse)?).await
+        self.balance(address(self.wallet)?).await
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leasehold_crds::lease::Phase;
 use leasehold_e2e::{
-    Role, Stack, StackSpec, Teller, address, on_stack, payee,
+    Console, Role, Stack, StackSpec, address, on_stack, payee,
     story::{self, Stage},
 };
 
@@ -15,12 +15,12 @@ async fn three_providers_serve_one_lease_in_six_transactions() -> anyhow::Result
 }
 
 async fn tell(stack: &Stack) -> anyhow::Result<()> {
-    let teller = Teller::log();
-    let stage = Stage::set(stack, "team-b", &teller)?;
+    let console = Console::log();
+    let stage = Stage::set(stack, "team-b", &console)?;
     let gpux = story::gpux(&stage).await?;
     gpux.check()?;
     let outcome = &gpux.outcome;
-    outcome.check_money(&stage.purses)?;
+    outcome.check_money(&stage.participants)?;
     outcome.check_returned()?;
 
     // Three legs of three payees; each was paid for seconds of the chain's own clock.

@@ -18,7 +18,7 @@ use leasehold_crds::{
     GpuLease, GpuOffer, GpuReservation,
     lease::{CloseReason, Phase, workload::ResultsAt},
 };
-use leasehold_e2e::{NAMESPACE, Stack, StackSpec, Tenant, on_stack, told, within};
+use leasehold_e2e::{NAMESPACE, Stack, StackSpec, Tenant, on_stack, timed, within};
 use leasehold_planner::ports::Clock as _;
 use leasehold_runtime::SystemClock;
 use leasehold_testcluster::{Stderr, Tools, ssh_key};
@@ -44,12 +44,12 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
     };
     let [(mine, recipient), (strangers, _)] =
         [ssh_key(&it.folder, "mine")?, ssh_key(&it.folder, "strangers")?];
-    told("nobody keeps them so long", it.too_long(&recipient)).await?;
-    let url = told("kept, and refunded", it.kept(&recipient)).await?;
-    told("over", it.over(&recipient)).await?;
-    told("given up", it.given_up(&recipient)).await?;
-    told("still there after a restart", it.restarted(&url)).await?;
-    told("fetched", it.fetched(&url, &mine, &strangers)).await
+    timed("nobody keeps them so long", it.too_long(&recipient)).await?;
+    let url = timed("kept, and refunded", it.kept(&recipient)).await?;
+    timed("over", it.over(&recipient)).await?;
+    timed("given up", it.given_up(&recipient)).await?;
+    timed("still there after a restart", it.restarted(&url)).await?;
+    timed("fetched", it.fetched(&url, &mine, &strangers)).await
 }
 
 struct It<'a> {

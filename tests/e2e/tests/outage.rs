@@ -14,7 +14,7 @@ use leasehold_crds::{
     lease::{CloseReason, Phase},
     shared::conditions::find,
 };
-use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, outage, told, within};
+use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, outage, timed, within};
 use leasehold_planner::{
     escrow::{Terms, salt},
     ports::{BlockLevel, Payments as _},
@@ -35,15 +35,15 @@ async fn leases_outlive_crashes_and_outages() -> anyhow::Result<()> {
 async fn stories(stack: &Stack) -> anyhow::Result<()> {
     let tenant = Tenant::new(stack, "team-a")?;
     everybody_leads(stack).await?;
-    told("killed at random moments", killed_at_random_moments(&tenant)).await?;
-    told("the chain hangs", chain_hangs(&tenant)).await?;
-    told(
+    timed("killed at random moments", killed_at_random_moments(&tenant)).await?;
+    timed("the chain hangs", chain_hangs(&tenant)).await?;
+    timed(
         "the chain hangs for longer than is paid",
         chain_hangs_too_long(&tenant),
     )
     .await?;
-    told("given up while the chain is gone", given_up(&tenant)).await?;
-    told("the API server dies", api_server_dies(&tenant)).await
+    timed("given up while the chain is gone", given_up(&tenant)).await?;
+    timed("the API server dies", api_server_dies(&tenant)).await
 }
 
 /// Two replicas of each operator, and both act: leadership is an optimisation.
@@ -139,7 +139,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
             let (terms, _) = tenant.account(&lease).await?;
             let wanted = terms.rate().cost_ceil(1800).context("cost")?;
             within(LIMIT, "the extension's funds", || async {
-                let read = stack.rail.account(&terms, BlockLevel::Latest).await?;
+                let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
                 let deposited = read.present().map(|a| a.deposited);
                 Ok(if deposited == Some(wanted) {
                     Ok(())
@@ -157,7 +157,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let ((), a, b, c) = tokio::try_join!(killer, lane(0), lane(1), lane(2))?;
 
     let mut earned = 0;
-    let (opened, _) = stack.rail.opened_since(stack.money.market_id, None).await?;
+    let (opened, _) = stack.payments.opened_since(stack.money.market_id, None).await?;
     for (uid, terms, wanted) in a.iter().chain(&b).chain(&c) {
         let salts: BTreeSet<_> = (1..64)
             .map(|round| salt(stack.money.market_id, uid, round))
@@ -175,7 +175,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
 
 /// The account is closed and every leg earned its rate times its seconds; returns the sum.
 async fn closed(stack: &Stack, terms: &Terms, deposited: Option<u128>) -> anyhow::Result<u128> {
-    let read = stack.rail.account(terms, BlockLevel::Latest).await?;
+    let read = stack.payments.account(terms, BlockLevel::Latest).await?;
     let account = read.present().context("the account")?;
     ensure!(account.closed, "closed");
     ensure!(
@@ -256,7 +256,7 @@ async fn chain_hangs(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     result?;
     let wanted = terms.rate().cost_ceil(2400).context("cost")?;
     within(LIMIT, "the extension's funds", || async {
-        let read = stack.rail.account(&terms, BlockLevel::Latest).await?;
+        let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
         let deposited = read.present().map(|a| a.deposited);
         Ok(if deposited == Some(wanted) {
             Ok(())
@@ -394,7 +394,7 @@ async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     result?;
     // The leg's controller ends it, and then anybody may close: the sweep does.
     within(Duration::from_secs(240), "the refund", || async {
-        let read = stack.rail.account(&terms, BlockLevel::Latest).await?;
+        let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
         let open = read.present().filter(|a| !a.closed).cloned();
         Ok(open.map_or(Ok(()), Err))
     })

@@ -311,7 +311,7 @@ async fn leased_again(tenant: &Tenant<'_>, lease: &GpuLease) -> anyhow::Result<T
     let (terms, _) = tenant.account(&active).await?;
     tenant.delete(NAME).await?;
     tenant.until_gone(NAME, LIMIT).await?;
-    let read = tenant.stack.rail.account(&terms, BlockLevel::Latest).await?;
+    let read = tenant.stack.payments.account(&terms, BlockLevel::Latest).await?;
     let account = read.present().context("its account")?;
     ensure!(account.closed, "it is closed");
     let leg = &account.legs[0];
@@ -323,6 +323,6 @@ async fn leased_again(tenant: &Tenant<'_>, lease: &GpuLease) -> anyhow::Result<T
 }
 
 async fn present(split: &Split, terms: &Terms) -> anyhow::Result<Account> {
-    let read = split.market.rail.account(terms, BlockLevel::Latest).await?;
+    let read = split.market.payments.account(terms, BlockLevel::Latest).await?;
     Ok(read.present().context("the account is there")?.clone())
 }

@@ -11,10 +11,13 @@ use kube::{
 };
 use leasehold_crds::{
     GpuAllocation, GpuLease, GpuReservation, PaymentNetwork, lease::Phase,
-    market::allocation::AllocationPhase, shared::conditions::find,
+    market::allocation::AllocationPhase, payment::money::TokenAmount, shared::conditions::find,
 };
 use leasehold_e2e::{Split, Tenant, outage, within};
-use leasehold_planner::ports::{BlockLevel, Payments as _};
+use leasehold_planner::{
+    escrow::Terms,
+    ports::{BlockLevel, Payments as _},
+};
 use leasehold_testcluster::{Stderr, Unavailable};
 use serde_json::json;
 
@@ -43,22 +46,7 @@ async fn a_lease_lives_across_two_control_planes() -> anyhow::Result<()> {
 async fn stories(split: &Split) -> anyhow::Result<()> {
     let tenant = Tenant::new(&split.market, "team-a")?;
     let before = tenant.own_balance().await?;
-    let mut lease = tenant.example("examples/01-job.yaml", Some("afar"))?;
-    lease.spec.term.duration = "20m".into();
-    let mut container = lease
-        .spec
-        .workload
-        .job
-        .take()
-        .context("the example is a job")?
-        .container;
-    container.image = "leasehold.test/busybox:1".into();
-    container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
-    container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
-    lease.spec.workload.session = Some(Box::new(leasehold_crds::lease::workload::Session {
-        container,
-        ..Default::default()
-    }));
+    let lease = session(&tenant)?;
     tenant.apply(&lease)?;
     let active = tenant.until_phase("afar", Phase::Active, LIMIT).await?;
     let (terms, _) = tenant.account(&active).await?;
@@ -78,7 +66,36 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
         .len();
     ensure!(at_market == 0, "nothing of it runs at the market");
 
-    // The provider's own PaymentNetwork says that it can be used.
+    network_is_reachable(split).await?;
+    token_reaches_only_its_own(split).await?;
+    extended(split, &tenant, &terms).await?;
+    market_outage_leaves_the_workload(split, &tenant, &pods, &pod).await?;
+    refunded(split, &tenant, &terms, before).await
+}
+
+/// The lease of the story: a session in place of the example's job.
+fn session(tenant: &Tenant<'_>) -> anyhow::Result<GpuLease> {
+    let mut lease = tenant.example("examples/01-job.yaml", Some("afar"))?;
+    lease.spec.term.duration = "20m".into();
+    let mut container = lease
+        .spec
+        .workload
+        .job
+        .take()
+        .context("the example is a job")?
+        .container;
+    container.image = "leasehold.test/busybox:1".into();
+    container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
+    container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
+    lease.spec.workload.session = Some(Box::new(leasehold_crds::lease::workload::Session {
+        container,
+        ..Default::default()
+    }));
+    Ok(lease)
+}
+
+/// The provider's own PaymentNetwork shows that it is usable.
+async fn network_is_reachable(split: &Split) -> anyhow::Result<()> {
     let networks = Api::<PaymentNetwork>::all(split.client.clone());
     within(LIMIT, "the provider's PaymentNetwork", || async {
         let list = networks.list(&ListParams::default()).await?.items;
@@ -86,12 +103,11 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
         let told = find(&status.conditions, "Reachable").is_some_and(|c| c.status == "True");
         Ok(if told { Ok(()) } else { Err(status.conditions) })
     })
-    .await?;
+    .await
+}
 
-    // The token reaches what it needs and nothing else.
-    for_the_token(split).await?;
-
-    // Extended across both.
+/// The lease is extended across both control planes.
+async fn extended(split: &Split, tenant: &Tenant<'_>, terms: &Terms) -> anyhow::Result<()> {
     let longer = json!({"spec": {"term": {"duration": "30m"}}});
     tenant
         .leases()
@@ -99,7 +115,7 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
         .await?;
     let wanted = terms.rate().cost_ceil(1800).context("cost")?;
     within(LIMIT, "the extension's funds", || async {
-        let read = split.market.rail.account(&terms, BlockLevel::Latest).await?;
+        let read = split.market.payments.account(terms, BlockLevel::Latest).await?;
         let deposited = read.present().map(|a| a.deposited);
         Ok(if deposited == Some(wanted) {
             Ok(())
@@ -107,9 +123,16 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
             Err(deposited)
         })
     })
-    .await?;
+    .await
+}
 
-    // The market's API server is gone for a while: the workload is untouched, the reservation says Unknown and why.
+/// During an outage of the market's API server the workload is untouched, and the reservation shows Unknown.
+async fn market_outage_leaves_the_workload(
+    split: &Split,
+    tenant: &Tenant<'_>,
+    pods: &Api<Pod>,
+    pod: &Pod,
+) -> anyhow::Result<()> {
     let server = split.market.cluster.apiserver();
     server.kill().await?;
     let reservations = Api::<GpuReservation>::all(split.client.clone());
@@ -131,7 +154,7 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
     .await;
     while gone.elapsed() < outage(Duration::from_secs(30), Duration::from_secs(180)) {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = pods.get_opt_in(&pod).await?;
+        let now = pods.get_opt_in(pod).await?;
         ensure!(now == pod.uid(), "the workload is untouched");
     }
     server.start().await?;
@@ -146,13 +169,23 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
     })
     .await?;
     ensure!(
-        pods.get_opt_in(&pod).await? == pod.uid(),
+        pods.get_opt_in(pod).await? == pod.uid(),
         "the workload is untouched"
     );
+    Ok(())
+}
 
+/// The lease is deleted, the refund is exact, and nothing remains at the provider.
+async fn refunded(
+    split: &Split,
+    tenant: &Tenant<'_>,
+    terms: &Terms,
+    before: TokenAmount,
+) -> anyhow::Result<()> {
+    let reservations = Api::<GpuReservation>::all(split.client.clone());
     tenant.delete("afar").await?;
     tenant.until_gone("afar", LIMIT).await?;
-    let read = split.market.rail.account(&terms, BlockLevel::Latest).await?;
+    let read = split.market.payments.account(terms, BlockLevel::Latest).await?;
     let account = read.present().context("the account")?;
     ensure!(account.closed, "closed");
     let earned = terms.legs[0]
@@ -196,7 +229,7 @@ impl SamePod for Api<Pod> {
 }
 
 /// The provider's own token at the market: its allocations' status, its offer, its entry; no more.
-async fn for_the_token(split: &Split) -> anyhow::Result<()> {
+async fn token_reaches_only_its_own(split: &Split) -> anyhow::Result<()> {
     let client = &split.token_at_market;
     let namespace = format!("provider-{}", split.market.spec.providers[0].name);
     let allocations = Api::<GpuAllocation>::namespaced(client.clone(), &namespace);

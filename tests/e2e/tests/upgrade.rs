@@ -41,27 +41,8 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
     let running = pods(stack).await?;
     ensure!(running.len() == LEASES, "{running:?}");
 
-    // Another version: every operator and agent anew, and terms of sale under which pods would be made otherwise.
     let old = rollout(stack).await?;
-    let mut helm = stack.cluster.helm();
-    helm.args(["upgrade", "leasehold"])
-        .arg(xtask::root().join("charts/leasehold"))
-        .args(["--namespace", SYSTEM, "--reuse-values"])
-        .args(["--set", "market.podAnnotations.version=next"])
-        .args(["--set", "provider.podAnnotations.version=next"])
-        .args(["--set", "agent.podAnnotations.version=next"]);
-    succeeded(&mut helm)?;
-    let pools = Api::<GpuPool>::all(stack.client.clone());
-    let edited = json!({"spec": {
-        "pricePerGpuHour": "1.86", "exposure": "LoadBalancer", "runtimeClassName": "another", "storage": {"className": "another", "maxSize": "1Gi"},
-    }});
-    pools
-        .patch(
-            &stack.spec.providers[0].name,
-            &PatchParams::default(),
-            &Patch::Merge(&edited),
-        )
-        .await?;
+    upgrade(stack).await?;
     let new = rolled_out(stack, &old).await?;
     unharmed(&tenant, &running).await.context("after the upgrade")?;
 
@@ -110,6 +91,30 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
         spent.abs_diff(left) <= LEASES as u128,
         "{left} left the tenant, {spent} was served (a unit of rounding a lease at most)"
     );
+    Ok(())
+}
+
+/// Installs another version, which restarts every operator and agent, and changes the pool so that new pods would differ.
+async fn upgrade(stack: &Stack) -> anyhow::Result<()> {
+    let mut helm = stack.cluster.helm();
+    helm.args(["upgrade", "leasehold"])
+        .arg(xtask::root().join("charts/leasehold"))
+        .args(["--namespace", SYSTEM, "--reuse-values"])
+        .args(["--set", "market.podAnnotations.version=next"])
+        .args(["--set", "provider.podAnnotations.version=next"])
+        .args(["--set", "agent.podAnnotations.version=next"]);
+    succeeded(&mut helm)?;
+    let pools = Api::<GpuPool>::all(stack.client.clone());
+    let edited = json!({"spec": {
+        "pricePerGpuHour": "1.86", "exposure": "LoadBalancer", "runtimeClassName": "another", "storage": {"className": "another", "maxSize": "1Gi"},
+    }});
+    pools
+        .patch(
+            &stack.spec.providers[0].name,
+            &PatchParams::default(),
+            &Patch::Merge(&edited),
+        )
+        .await?;
     Ok(())
 }
 

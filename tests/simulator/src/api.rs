@@ -1,5 +1,5 @@
-//! A Kubernetes API server for one kind: resource versions, generations, finalizers, deletion timestamps, transition
-//! rules; and watch caches that lag behind it.
+//! An API server for one kind, with resource versions, generations, finalizers, deletion timestamps and transition
+//! rules, and watch caches that are behind it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,24 +10,24 @@ use leasehold_crds::{
     provider::reservation::GpuReservationStatus,
 };
 
-/// Namespace and name; the namespace is empty for a kind of the cluster.
+/// Namespace and name. The namespace is empty for cluster-scoped kinds.
 pub type Key = (String, String);
 
-/// Why a write was refused.
+/// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApiError {
-    /// Another version than the one that was read.
+    /// The resource version differs from the one that was read.
     Conflict,
     /// No such object.
     NotFound,
-    /// A rule of the kind forbids it.
+    /// A validation rule of the kind rejects it.
     Invalid,
-    /// No answer.
+    /// The API server did not answer.
     Unreachable,
 }
 
 impl ApiError {
-    /// When the edge tries again (`runtime/src/error.rs`).
+    /// When the edge retries.
     #[must_use]
     pub const fn retry_ms(self) -> u64 {
         match self {
@@ -38,19 +38,19 @@ impl ApiError {
     }
 }
 
-/// A kind the server stores.
+/// A kind that the API server stores.
 pub trait Kind: Clone + PartialEq {
     /// Its status.
     type Status: Clone + PartialEq;
     /// Its metadata.
     fn meta(&self) -> &ObjectMeta;
-    /// Its metadata, to be written.
+    /// Its metadata, mutable.
     fn meta_mut(&mut self) -> &mut ObjectMeta;
     /// Its status.
     fn status_mut(&mut self) -> &mut Option<Self::Status>;
-    /// Takes the spec of another; `true` when it differs.
+    /// Replaces the spec, and returns whether it changed.
     fn take_spec(&mut self, from: &Self) -> bool;
-    /// The transition rules of the CRD.
+    /// Whether the CRD's transition rules allow the change.
     fn admits(old: &Self, new: &Self) -> bool;
 }
 
@@ -93,7 +93,7 @@ kind!(GpuReservation, GpuReservationStatus, |old, new| {
     old.allocation_uid == new.allocation_uid && old.allocation.escrow == new.allocation.escrow
 });
 
-/// The objects of one kind, and all that ever happened to them.
+/// The objects of one kind, and the log of all changes.
 pub struct Api<K> {
     objects: BTreeMap<Key, Arc<K>>,
     log: Vec<(Key, Option<Arc<K>>)>,
@@ -122,7 +122,7 @@ impl<K: Kind> Api<K> {
         self.objects.iter()
     }
 
-    /// All that happened, in order.
+    /// All changes, in order.
     #[must_use]
     pub fn log(&self) -> &[(Key, Option<Arc<K>>)] {
         &self.log
@@ -151,7 +151,7 @@ impl<K: Kind> Api<K> {
         }
     }
 
-    /// Server-side apply of spec and finalizers: makes the object or changes it.
+    /// Server-side apply of spec and finalizers: creates or changes the object.
     pub fn apply(&mut self, key: &Key, wish: &K) -> Result<Arc<K>, ApiError> {
         let version = wish.meta().resource_version.clone();
         match self.objects.get(key) {
@@ -210,7 +210,7 @@ impl<K: Kind> Api<K> {
         Ok(self.store(key, object))
     }
 
-    /// Writes the status of the version that was read.
+    /// Writes the status, if the object has not changed since it was read.
     pub fn set_status(&mut self, read: &K, key: &Key, status: K::Status) -> Result<Arc<K>, ApiError> {
         let old = self.at(key, read.meta().resource_version.as_deref())?;
         let mut object = (*old).clone();
@@ -221,7 +221,7 @@ impl<K: Kind> Api<K> {
         Ok(self.store(key, object))
     }
 
-    /// Takes the status away, as a person or a restore would.
+    /// Removes the status, as a person or a restored backup could.
     pub fn wipe_status(&mut self, key: &Key) {
         if let Some(old) = self.objects.get(key) {
             let mut object = (**old).clone();
@@ -230,7 +230,8 @@ impl<K: Kind> Api<K> {
         }
     }
 
-    /// Sets the finalizers, of that version if one is given. An object that is being deleted goes with its last one.
+    /// Sets the finalizers, with a precondition if a version is given. A deleted object is removed with its last
+    /// finalizer.
     pub fn set_finalizers(
         &mut self,
         key: &Key,
@@ -255,7 +256,7 @@ impl<K: Kind> Api<K> {
         Ok(self.store(key, object))
     }
 
-    /// Sets the finalizers and an annotation that outlives them, of the version that was read.
+    /// Sets finalizers and an annotation, if the object has not changed since it was read.
     pub fn add_finalizers(
         &mut self,
         read: &K,
@@ -275,7 +276,7 @@ impl<K: Kind> Api<K> {
         Ok(self.store(key, object))
     }
 
-    /// Deletes: at once without finalizers, else when the last is taken off.
+    /// Deletes the object: immediately if it has no finalizers, otherwise when the last one is removed.
     pub fn delete(&mut self, key: &Key, now: Timestamp) -> Result<(), ApiError> {
         let old = self.at(key, None)?;
         if old.meta().finalizers.as_ref().is_none_or(Vec::is_empty) {
@@ -290,7 +291,7 @@ impl<K: Kind> Api<K> {
     }
 }
 
-/// A watch cache: the server's state as of some moment in the past.
+/// A watch cache: the API server's state at an earlier moment.
 pub struct Cache<K> {
     objects: BTreeMap<Key, Arc<K>>,
     at: usize,
@@ -306,18 +307,18 @@ impl<K> Default for Cache<K> {
 }
 
 impl<K: Kind> Cache<K> {
-    /// The object as this cache knows it.
+    /// The object in this cache.
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<&Arc<K>> {
         self.objects.get(key)
     }
 
-    /// All objects as this cache knows them.
+    /// All objects in this cache.
     pub fn all(&self) -> impl Iterator<Item = (&Key, &Arc<K>)> {
         self.objects.iter()
     }
 
-    /// Reads at most `events` more of what happened; returns what was touched, with the object as it was, or is.
+    /// Reads up to `events` further changes. Returns the changed objects.
     pub fn follow(&mut self, api: &Api<K>, events: usize) -> Vec<(Key, Arc<K>)> {
         let to = api.log.len().min(self.at.saturating_add(events));
         let mut touched = Vec::new();
@@ -338,7 +339,7 @@ impl<K: Kind> Cache<K> {
         touched
     }
 
-    /// Whether it has seen all that happened.
+    /// Whether the cache is up to date.
     #[must_use]
     pub const fn is_fresh(&self, api: &Api<K>) -> bool {
         self.at == api.log.len()

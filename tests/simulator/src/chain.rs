@@ -1,5 +1,5 @@
-//! The chain: blocks of the escrow's own state machine, a mempool whose transactions are mined late or never, a node
-//! that hangs, and reorganisations of the newest blocks.
+//! The chain: blocks with the state of the escrow's machine, a mempool whose transactions can be mined late or get
+//! lost, a node that can hang, and reorganisations.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,10 +12,10 @@ use leasehold_planner::{
 
 use crate::random::Random;
 
-/// Blocks remembered; no reorganisation and no stale read goes further back.
+/// Number of blocks stored. No reorganisation and no stale read goes further back.
 const BLOCKS_MAX: usize = 64;
 
-/// A transaction on its way.
+/// A pending transaction.
 #[derive(Clone, Debug)]
 pub struct Transaction {
     /// Its number.
@@ -47,14 +47,14 @@ pub struct Chain {
     /// How often each call was mined.
     pub calls: BTreeMap<String, u64>,
     fork: u64,
-    /// Whether the node hangs: no block, no answer.
+    /// Whether the node hangs: it mines nothing and answers nothing.
     pub hung: bool,
-    /// Of a thousand transactions that wait, so many get into the next block.
+    /// How many of a thousand pending transactions get into the next block.
     pub inclusion_per_mille: u64,
 }
 
 impl Chain {
-    /// A chain whose first block has that time.
+    /// Creates a chain whose first block has that time.
     #[must_use]
     pub fn new(time: u64) -> Self {
         let block = Block {
@@ -80,7 +80,7 @@ impl Chain {
         }
     }
 
-    /// Makes tokens in the first block.
+    /// Mints tokens in the first block.
     pub fn mint(&mut self, token: Address, to: Address, amount: TokenAmount) {
         if let Some(block) = self.blocks.back_mut() {
             block.machine.mint(token, to, amount);
@@ -93,25 +93,25 @@ impl Chain {
         self.back(0)
     }
 
-    /// The block so many before the newest.
+    /// The block that many before the newest.
     #[must_use]
     pub fn back(&self, blocks: usize) -> &Block {
         &self.blocks[self.blocks.len() - 1 - blocks.min(self.blocks.len() - 1)]
     }
 
-    /// The blocks that are remembered, the newest first.
+    /// The stored blocks, the newest first.
     pub fn recent(&self) -> impl Iterator<Item = &Block> {
         self.blocks.iter().rev()
     }
 
-    /// Everything opened up to a block.
+    /// All accounts opened up to a block.
     pub fn opened(&self, until: u64) -> impl Iterator<Item = &Opened> {
         let recent = self.blocks.iter().flat_map(|b| &b.opened);
         let all = self.opened_before.iter().chain(recent);
         all.filter(move |o| o.block_number <= until)
     }
 
-    /// Takes a transaction, unless the contract refuses it as things are.
+    /// Adds a transaction to the mempool, unless the contract would reject it in the current state.
     pub fn send(&mut self, caller: Address, action: Action) -> Result<u64, Refusal> {
         if let Some(same) = self
             .mempool
@@ -125,7 +125,7 @@ impl Chain {
         Ok(self.force(caller, action))
     }
 
-    /// Takes a transaction whatever becomes of it.
+    /// Adds a transaction to the mempool, even if it will be reverted.
     pub fn force(&mut self, caller: Address, action: Action) -> u64 {
         self.sent += 1;
         let id = self.sent;
@@ -133,13 +133,13 @@ impl Chain {
         id
     }
 
-    /// What became of a transaction, once it is mined.
+    /// The result of a mined transaction.
     #[must_use]
     pub fn result(&self, id: u64) -> Option<&Result<(), Refusal>> {
         self.results.get(&id)
     }
 
-    /// Loses one of the waiting transactions for ever.
+    /// Removes a random transaction from the mempool.
     pub fn lose_one(&mut self, random: &mut Random) {
         if !self.mempool.is_empty() {
             let n = u64::try_from(self.mempool.len()).unwrap_or(1);
@@ -147,7 +147,7 @@ impl Chain {
         }
     }
 
-    /// Mines a block of that time; one key's transactions go in the order they were sent.
+    /// Mines a block with that time. Transactions of one key are mined in the order in which they were sent.
     pub fn mine(&mut self, time: u64, random: &mut Random) {
         let newest = self.newest();
         let number = newest.head.number + 1;
@@ -193,7 +193,7 @@ impl Chain {
         }
     }
 
-    /// Drops the newest blocks; what they held waits again, ahead of the rest.
+    /// Removes the newest blocks. Their transactions return to the front of the mempool.
     pub fn reorganise(&mut self, depth: usize) {
         if depth + 1 >= self.blocks.len() {
             return;

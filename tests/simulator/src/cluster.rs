@@ -1,5 +1,5 @@
-//! A provider's cluster: nodes with GPUs, namespaces, workloads, and pods that take their time to be scheduled, to be
-//! ready, to finish and to go.
+//! A provider's cluster: nodes with GPUs, namespaces, workloads, and pods that take time to be scheduled, become
+//! ready, finish and be deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::random::Random;
 pub struct Gpu {
     /// Its UUID.
     pub uuid: String,
-    /// Since when it is at fault, true Unix seconds.
+    /// Since when it is faulty, in Unix seconds.
     pub faulty_since: Option<u64>,
 }
 
@@ -21,23 +21,23 @@ pub struct Node {
     pub name: String,
     /// Its GPUs.
     pub gpus: Vec<Gpu>,
-    /// Since when it is dead as a whole, true milliseconds.
+    /// Since when the whole node is dead, in Unix milliseconds.
     pub dead_since: Option<u64>,
-    /// Since when the cluster says that it is not ready, true milliseconds.
+    /// Since when the node is not ready, in Unix milliseconds.
     pub not_ready_since: Option<u64>,
 }
 
-/// Heartbeats that are late by more than this make a node not ready.
+/// A node whose heartbeat is older than this is not ready.
 const GRACE_MS: u64 = 40_000;
-/// A node that beats again is ready after this.
+/// A node that sends heartbeats again is ready after this time.
 const RECOVERY_MS: u64 = 10_000;
 
-/// How far a pod is.
+/// Phase of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodPhase {
-    /// Waits for a node.
+    /// Not scheduled yet.
     Pending,
-    /// Its container runs or starts.
+    /// Its container is starting or running.
     Running,
     /// Ended with that exit code.
     Ended(i64),
@@ -46,68 +46,68 @@ pub enum PodPhase {
 /// One pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Number, never used twice.
+    /// A number that is never reused.
     pub id: u64,
     /// Its namespace.
     pub namespace: String,
-    /// Which of the share's nodes it is.
+    /// Index of the pod among the nodes of the reservation.
     pub rank: usize,
-    /// How far it is.
+    /// Its phase.
     pub phase: PodPhase,
     /// Whether it is ready.
     pub ready: bool,
-    /// Node it is on.
+    /// The node it is scheduled to.
     pub node: Option<String>,
     /// GPUs it holds.
     pub uuids: Vec<String>,
-    /// Since when it is being deleted.
+    /// Whether it is being deleted.
     pub leaving: bool,
     next_ms: u64,
 }
 
 impl Pod {
-    /// Whether it has ended and holds nothing any more.
+    /// Whether it has ended and no longer holds GPUs.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
         matches!(self.phase, PodPhase::Ended(_))
     }
 
-    /// Whether it serves: its container runs and nobody has asked it to go.
+    /// Whether it serves: its container runs and it is not being deleted.
     #[must_use]
     pub const fn serves(&self) -> bool {
         matches!(self.phase, PodPhase::Running) && !self.leaving
     }
 }
 
-/// What a tenant's program does.
+/// Behaviour of a tenant's program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// Until it is ready; never, when absent.
+    /// Time until it is ready; `None` if it never is.
     pub ready_after_ms: Option<u64>,
-    /// Until it ends by itself, with that exit code.
+    /// Time until it ends by itself, and its exit code.
     pub ends: Option<(u64, i64)>,
 }
 
 /// A StatefulSet or a Job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
-    /// Pods of it.
+    /// Number of pods.
     pub nodes: usize,
     /// GPUs of each.
     pub gpus: usize,
-    /// Nodes they may be on.
+    /// Nodes that they may be scheduled to.
     pub on: Vec<String>,
-    /// Whether it runs to its end.
+    /// Whether it runs to completion.
     pub is_job: bool,
-    /// What runs.
+    /// The program.
     pub program: Program,
-    /// Ranks whose pod was made; a Job makes none twice.
+    /// Indexes whose pod was created; a Job creates none twice.
     made: BTreeSet<usize>,
     acts_ms: u64,
 }
 
 impl Workload {
-    /// As it is applied.
+    /// A workload as it is applied.
     #[must_use]
     pub const fn new(nodes: usize, gpus: usize, on: Vec<String>, is_job: bool, program: Program) -> Self {
         Self {
@@ -133,22 +133,22 @@ pub struct Cluster {
     pub workloads: BTreeMap<String, Workload>,
     /// All pods.
     pub pods: Vec<Pod>,
-    /// How often a Job of that name was begun: namespace and rank.
+    /// How often a pod of a Job was started, by namespace and index.
     pub job_runs: BTreeMap<(String, usize), u32>,
-    /// When each node was last heard of by the API server, true milliseconds.
+    /// Time of the last heartbeat of each node, in Unix milliseconds.
     pub heard_ms: BTreeMap<String, u64>,
-    /// When a dead node came back last, true milliseconds.
+    /// When a dead node last came back, in Unix milliseconds.
     pub revived_ms: u64,
     ticked_ms: u64,
-    /// Since when the API server takes heartbeats, for whoever was heard of too late.
+    /// Since when the API server has accepted heartbeats again after an outage.
     back_ms: u64,
-    /// Grows when something may have changed.
+    /// Incremented when something may have changed.
     pub changes: u64,
     pods_made: u64,
 }
 
 impl Cluster {
-    /// A cluster of these nodes.
+    /// Creates a cluster of these nodes.
     #[must_use]
     pub fn of(nodes: Vec<Node>) -> Self {
         Self {
@@ -157,12 +157,12 @@ impl Cluster {
         }
     }
 
-    /// Makes or keeps a namespace.
+    /// Creates the namespace if it does not exist.
     pub fn apply_namespace(&mut self, name: &str) {
         self.namespaces.entry(name.to_owned()).or_insert(false);
     }
 
-    /// Makes or keeps the workload; `false` when the namespace is not there or going.
+    /// Creates the workload if it does not exist. Returns `false` if the namespace is missing or being deleted.
     pub fn apply_workload(
         &mut self,
         namespace: &str,
@@ -178,19 +178,19 @@ impl Cluster {
         true
     }
 
-    /// Deletes the workload; its pods go after it.
+    /// Deletes the workload, which deletes its pods later.
     pub fn delete_workload(&mut self, namespace: &str) {
         self.workloads.remove(namespace);
     }
 
-    /// Deletes the namespace; it is gone when its pods are.
+    /// Deletes the namespace, which is removed after its pods.
     pub fn delete_namespace(&mut self, namespace: &str) {
         if let Some(leaving) = self.namespaces.get_mut(namespace) {
             *leaving = true;
         }
     }
 
-    /// Whether nothing is there but nodes.
+    /// Whether there is nothing but nodes.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.namespaces.is_empty() && self.pods.is_empty() && self.workloads.is_empty()
@@ -201,7 +201,7 @@ impl Cluster {
         self.pods.iter().any(holds)
     }
 
-    /// What controllers, scheduler and kubelets have done by now.
+    /// Advances controllers, scheduler and kubelets to `now`.
     pub fn tick(&mut self, now: u64, random: &mut Random) {
         self.changes += u64::from(!self.is_idle());
         self.update_node_readiness(now);
@@ -218,8 +218,8 @@ impl Cluster {
             .retain(|name, leaving| !*leaving || pods.iter().any(|p| p.namespace == *name));
     }
 
-    /// What the node controller does: whoever is heard of too late is not ready, and so are all after an outage of the
-    /// API server.
+    /// The node controller: a node with an old heartbeat is not ready. After an outage of the API server, all nodes
+    /// are not ready for a while.
     fn update_node_readiness(&mut self, now: u64) {
         if now.saturating_sub(self.ticked_ms) > GRACE_MS {
             self.back_ms = now;
@@ -239,7 +239,7 @@ impl Cluster {
         }
     }
 
-    /// Whether a pod is ready for all the cluster knows: of a node that is not heard of nobody says so.
+    /// Whether a pod counts as ready. Pods on a node that is not ready do not.
     #[must_use]
     pub fn is_ready(pod: &Pod, nodes: &[Node]) -> bool {
         let mut on = nodes.iter().filter(|n| Some(&n.name) == pod.node.as_ref());
@@ -349,7 +349,7 @@ impl Cluster {
                 if workload.is_job {
                     pod.phase = PodPhase::Ended(code);
                 } else {
-                    // A crash; the kubelet starts it again.
+                    // The program crashed; the kubelet restarts it.
                     pod.next_ms = now + random.between(500, 8_000);
                 }
             }

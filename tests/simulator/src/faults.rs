@@ -1,10 +1,10 @@
-//! What fails, and when. Each seed has its own selection of troubles; each trouble comes and goes.
+//! Which faults occur, and when. Each seed selects some kinds of faults, which begin and end at random.
 
 use std::collections::BTreeSet;
 
 use crate::{Sim, cluster::Node, random::Random, reconcile::ProcessId, sim::Event};
 
-/// What can be in a seed's selection.
+/// Kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     Crashes,
@@ -52,7 +52,7 @@ const ALL_FAULTS: [Fault; 20] = [
     Fault::Clocks,
 ];
 
-/// What is wrong now.
+/// The currently active faults.
 pub(crate) struct Faults {
     selected: BTreeSet<Fault>,
     stopped: bool,
@@ -63,7 +63,7 @@ pub(crate) struct Faults {
     pub(crate) cut_from_market: BTreeSet<usize>,
     pub(crate) cut_from_chain: BTreeSet<ProcessId>,
     pub(crate) agents_silent: BTreeSet<usize>,
-    /// Whether a call that is cut off takes its whole deadline.
+    /// Whether a call without connection takes its whole deadline.
     pub(crate) hangs: bool,
     pub(crate) flaky_per_mille: u64,
     pub(crate) stale_per_mille: u64,
@@ -131,7 +131,7 @@ impl Faults {
 }
 
 impl Sim {
-    /// What troubles this seed has, for a failure.
+    /// The kinds of faults that this seed selected, to print with a failure.
     #[must_use]
     pub fn faults(&self) -> String {
         format!("{:?}", self.faults.selected)
@@ -182,7 +182,7 @@ impl Sim {
                 } else {
                     self.faults.cut_from_chain.clear();
                 }
-                self.note(|| format!("cut from the chain: {begins}, {somebody:?}"));
+                self.note(|| format!("disconnected from the chain: {begins}, {somebody:?}"));
             }
             Fault::FlakyReads => self.faults.flaky_per_mille = rate(&mut self.random, 300),
             Fault::StaleReads => self.faults.stale_per_mille = rate(&mut self.random, 400),
@@ -202,7 +202,7 @@ impl Sim {
             }
             Fault::MarketCut => {
                 toggle(&mut self.faults.cut_from_market);
-                self.note(|| format!("provider {site} is cut off the market: {begins}"));
+                self.note(|| format!("provider {site} is disconnected from the market: {begins}"));
             }
             Fault::SilentAgents => toggle(&mut self.faults.agents_silent),
             Fault::SlowWatches => {
@@ -241,7 +241,7 @@ impl Sim {
         }
     }
 
-    /// A person takes a reservation away with its finalizer: what it ran is nobody's.
+    /// Removes a reservation together with its finalizer, as an administrator could. Its workload becomes an orphan.
     fn remove_reservation_forcibly(&mut self, site: usize) {
         let all = self.reservations(site);
         let Some((key, _)) = all.first() else { return };
@@ -249,8 +249,8 @@ impl Sim {
         let api = &mut self.sites[site].reservations;
         let torn = api.set_finalizers(key, None, Vec::new()).is_ok() && api.delete(key, now).is_ok();
         if torn {
-            self.invariants.count("reservation torn out".into());
-            self.note(|| format!("reservation {} is torn out", key.1));
+            self.invariants.count("reservation removed forcibly".into());
+            self.note(|| format!("reservation {} is removed forcibly", key.1));
         }
     }
 
@@ -263,7 +263,7 @@ impl Sim {
         let now_ms = self.now;
         let stopped = self.faults.stopped;
         let cluster = &mut self.sites[site].cluster;
-        // A machine takes all of its GPUs with it, and its kubelet and agent.
+        // A machine fails together with its GPUs, its kubelet and its agent.
         if begins && which.is_multiple_of(4) {
             let count = cluster.nodes.len();
             let node = &mut cluster.nodes[which / 4 % count];
@@ -272,13 +272,13 @@ impl Sim {
             self.note(|| format!("node {name} is dead"));
             return;
         }
-        // One that is switched on again is so after minutes: long enough to be missed.
+        // A machine is switched on again only after minutes, so that its failure is noticed.
         let back = |n: &&mut Node| n.dead_since.is_some_and(|at| stopped || now_ms - at > 150_000);
         for node in cluster.nodes.iter_mut().filter(back).filter(|_| !begins) {
             node.dead_since = None;
             cluster.revived_ms = now_ms;
         }
-        self.note(|| format!("GPU {which} of provider {site} is at fault: {begins}"));
+        self.note(|| format!("GPU {which} of provider {site} is faulty: {begins}"));
         let mut gpus = self.sites[site]
             .cluster
             .nodes
@@ -293,9 +293,9 @@ impl Sim {
         }
     }
 
-    /// Every trouble ends, and what is down comes up. Tenants delete what is left within some minutes.
+    /// Stops all faults and starts everything. Tenants delete their leases some minutes later.
     pub(crate) fn stop_faults(&mut self) {
-        self.note(|| "the storm is over".into());
+        self.note(|| "all faults are stopped".into());
         self.faults.stopped = true;
         self.faults.steady();
         self.faults.market_up = true;

@@ -1,8 +1,8 @@
-//! A seeded simulation of a market, its providers and a chain: the same decisions as the operator's, edges that
-//! gather and write in the operator's order, one write at a time, and everything around them lagging, failing,
-//! restarting and lying. After every step the rules of the design are checked.
+//! A seeded simulation of a market, its providers and a chain. It uses the operator's decisions, and edges that
+//! gather and write in the operator's order, one write at a time. Everything around them is delayed, fails, restarts
+//! or returns false data. After every step the design's invariants are checked.
 //!
-//! One seed is one run: what it does depends on nothing else. [`Sim::new`], [`Sim::step`], [`Sim::settle`].
+//! A run depends on its seed only. See [`Sim::new`], [`Sim::step`] and [`Sim::settle`].
 
 pub mod api;
 pub mod chain;

@@ -1,11 +1,11 @@
-//! The one source of chance: a seed gives the same run on every machine.
+//! The only source of randomness: a seed gives the same run on every machine.
 
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// From a seed.
+    /// Creates a generator from a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed)
@@ -20,22 +20,22 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From 0 to `n` − 1.
+    /// A number from 0 to `n` − 1.
     pub const fn below(&mut self, n: u64) -> u64 {
         self.bits() % n
     }
 
-    /// From `a` to `b`, both included.
+    /// A number from `a` to `b`, both included.
     pub const fn between(&mut self, a: u64, b: u64) -> u64 {
         a + self.below(b - a + 1)
     }
 
-    /// `true` in so many of a thousand.
+    /// `true` with a probability of `n` in a thousand.
     pub const fn per_mille(&mut self, n: u64) -> bool {
         self.below(1000) < n
     }
 
-    /// One of them.
+    /// A random element.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         let n = u64::try_from(from.len()).ok().filter(|n| *n > 0)?;
         from.get(usize::try_from(self.below(n)).ok()?)

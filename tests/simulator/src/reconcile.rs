@@ -1,33 +1,33 @@
-//! Controllers as kube-runtime runs them: one pass at a time for each object, the earliest wish for another look wins,
-//! and a process that dies forgets it all.
+//! Work queues as in kube-runtime: one reconcile per object at a time, the earliest requeue wins, and a process that
+//! is killed loses its queue.
 
 use std::collections::BTreeMap;
 
 use crate::api::Key;
 
-/// One operator process: the market's, or one of a provider's.
+/// One operator process: one of the market's, or one of a provider's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProcessId {
-    /// Number of the market's process.
+    /// Index of the market's process.
     Market(usize),
-    /// Numbers of the provider and of its process.
+    /// Index of the provider, and of its process.
     Provider(usize, usize),
 }
 
-/// What a pass is about.
+/// The object of a reconcile, and its controller.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Task {
     /// A lease, at the market.
     Lease(Key),
-    /// An allocation that may go, at the market.
+    /// An allocation that may be released, at the market.
     AllocationRelease(Key),
-    /// An allocation to be answered, at a provider.
+    /// An allocation to accept or decline, at a provider.
     Allocation(Key),
     /// A reservation, at a provider.
     Reservation(Key),
 }
 
-/// The passes of one process.
+/// The work queue of one process, and its running reconciles.
 pub struct WorkQueue<P> {
     due: BTreeMap<Task, u64>,
     running: BTreeMap<u64, (Task, P)>,
@@ -45,7 +45,7 @@ impl<P> Default for WorkQueue<P> {
 }
 
 impl<P> WorkQueue<P> {
-    /// Asks for a look at `at_ms`; `true` when that is earlier than what was asked for.
+    /// Enqueues an object for `at_ms`. Returns whether that is earlier than before.
     pub fn enqueue(&mut self, task: &Task, at_ms: u64) -> bool {
         match self.due.get(task) {
             Some(due) if *due <= at_ms => false,
@@ -56,7 +56,7 @@ impl<P> WorkQueue<P> {
         }
     }
 
-    /// Takes what is due, unless a pass over the same object runs.
+    /// Takes an object from the queue if it is due and not being reconciled.
     pub fn take(&mut self, task: &Task, now: u64) -> bool {
         if self.running.values().any(|(t, _)| t == task) || self.due.get(task).is_none_or(|due| *due > now) {
             return false;
@@ -65,24 +65,24 @@ impl<P> WorkQueue<P> {
         true
     }
 
-    /// Begins a pass.
+    /// Begins a reconcile, and returns its number.
     pub fn begin(&mut self, task: Task, run: P) -> u64 {
         self.begun += 1;
         self.running.insert(self.begun, (task, run));
         self.begun
     }
 
-    /// Takes a pass to do its next write.
+    /// Takes a running reconcile for its next step.
     pub fn next(&mut self, id: u64) -> Option<(Task, P)> {
         self.running.remove(&id)
     }
 
-    /// Puts it back.
+    /// Puts a running reconcile back.
     pub fn put_back(&mut self, id: u64, task: Task, run: P) {
         self.running.insert(id, (task, run));
     }
 
-    /// When the object of a pass that ended is due.
+    /// When an object is due.
     pub fn due(&self, task: &Task) -> Option<u64> {
         self.due.get(task).copied()
     }

@@ -1,4 +1,4 @@
-//! What one process sees of the chain: reads that fail, lag or lie, and writes whose reply is lost.
+//! One process's view of the chain: reads that fail, are stale or false, and writes whose reply is lost.
 
 use leasehold_chain::machine::{Action, Refusal};
 use leasehold_crds::payment::money::TokenAmount;
@@ -10,22 +10,22 @@ use leasehold_planner::{
 
 use crate::{Sim, reconcile::ProcessId};
 
-/// Seconds that a call hangs before it fails.
+/// Time after which a hanging call fails.
 const DEADLINE_MS: u64 = 5_000;
-/// A transaction that is not mined by then is looked for by the next pass.
+/// Time after which a transaction that is not mined is left to the next reconcile.
 pub const MINE_DEADLINE_MS: u64 = 30_000;
 
-/// The reads of one pass: what they cost, and whether one of them has lied already. What is true of every single
-/// reading is that it may be wrong; two in a row are not.
+/// The reads of one reconcile: their duration, and whether one of them was false. A single reading can be false, but
+/// not two in a row.
 #[derive(Default)]
 pub struct Reader {
-    /// Time that its reads took.
+    /// Time that the reads took.
     pub cost_ms: u64,
     false_read: bool,
     failed: bool,
 }
 
-/// The account of a call, by the name of what is made for it.
+/// Name of the account that a call is about.
 fn about(action: &Action) -> String {
     let terms = match action {
         Action::Open { terms, .. }
@@ -67,12 +67,12 @@ impl Sim {
         })
     }
 
-    /// The newest block.
+    /// Reads the newest block.
     pub(crate) fn read_head(&mut self, reader: &mut Reader, who: ProcessId) -> Observed<Head> {
         Observed::from_result(self.lag(reader, who).map(|lag| self.chain.back(lag).head))
     }
 
-    /// What an address holds.
+    /// Reads the token balance of an address.
     pub(crate) fn read_balance(
         &mut self,
         reader: &mut Reader,
@@ -86,7 +86,7 @@ impl Sim {
         )
     }
 
-    /// The account, `behind` blocks before the newest.
+    /// Reads the account, `behind` blocks before the newest.
     pub(crate) fn read_account(
         &mut self,
         reader: &mut Reader,
@@ -137,7 +137,7 @@ impl Sim {
         }
     }
 
-    /// Sends a transaction; the number to wait for, or why not. Second value: what the call took.
+    /// Sends a transaction. Returns its number or an error, and the time that the call took.
     pub(crate) fn send(
         &mut self,
         who: ProcessId,
@@ -155,7 +155,7 @@ impl Sim {
         let lost = self.faults.lost_replies_per_mille;
         let result = match sent {
             Ok(_) if self.random.per_mille(lost) => {
-                Err(PaymentError::Unreachable("the connection broke".into()))
+                Err(PaymentError::Unreachable("the connection failed".into()))
             }
             Ok(id) => Ok(id),
             Err(Refusal::InsufficientBalance { have, need }) => Err(PaymentError::InsufficientTokens {

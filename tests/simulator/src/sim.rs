@@ -1,4 +1,4 @@
-//! The world and its clock: events in the order of their time, chance from the seed alone.
+//! The simulated world and its clock: events in the order of their time, with randomness from the seed only.
 
 use std::{
     cmp::Reverse,
@@ -24,27 +24,27 @@ use crate::{
     tenant::Tenants,
 };
 
-/// True Unix time at which every run begins, milliseconds.
+/// Time at which every run begins, in Unix milliseconds.
 const BEGIN_MS: u64 = 1_700_000_000_000;
-/// After the storm and the deletion of every lease, nothing is left of them after so long.
+/// Time after which nothing may remain once faults have stopped and all leases were deleted.
 const REST_MS: u64 = 300_000;
-/// Lines of the log that a failure shows.
+/// Number of log lines that a failure shows.
 const LINES_MAX: usize = 120;
 
-/// What happens next.
+/// What happens at a point in time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Block,
     Kubelets(usize),
     Tenants,
     Faults,
-    /// A process comes up.
+    /// A process starts.
     Start(ProcessId),
-    /// A cache of a process reads on.
+    /// A cache of a process reads further events.
     Sync(ProcessId, u64, u8),
-    /// The market's supply, or a provider's offer, is made anew.
+    /// The market refreshes its supply, or a provider its offer.
     Supply(ProcessId, u64),
-    /// A provider looks for what belongs to nobody.
+    /// A provider looks for orphaned namespaces.
     Orphans(ProcessId, u64),
     Due(ProcessId, u64, Task),
     Continue(ProcessId, u64, u64),
@@ -69,9 +69,9 @@ impl Ord for At {
     }
 }
 
-/// One run.
+/// One run of the simulation.
 pub struct Sim {
-    /// Events that happened.
+    /// Number of events so far.
     pub steps: u64,
     pub(crate) now: u64,
     pub(crate) random: Random,
@@ -93,7 +93,7 @@ pub struct Sim {
     verbose: bool,
 }
 
-/// An address that stands for somebody.
+/// A made-up address, derived from a name.
 pub(crate) fn address_of(name: &str) -> Address {
     let hash = keccak(&[name.as_bytes()]);
     let mut address = [0; 20];
@@ -102,7 +102,7 @@ pub(crate) fn address_of(name: &str) -> Address {
 }
 
 impl Sim {
-    /// The run of that seed.
+    /// Creates the run for that seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
@@ -151,14 +151,14 @@ impl Sim {
         sim
     }
 
-    /// Something happens after so many milliseconds.
+    /// Schedules an event.
     pub(crate) fn at(&mut self, after_ms: u64, event: Event) {
         self.sequence += 1;
         self.events
             .push(Reverse(At(self.now + after_ms, self.sequence, event)));
     }
 
-    /// Keeps a line for whoever looks into a failure.
+    /// Adds a line to the log, which a failure shows.
     pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
         let line = format!("{:>9.3} {}", self.seconds_of_run(), line());
         if self.verbose {
@@ -170,23 +170,23 @@ impl Sim {
         self.log.push_back(line);
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "for a person")]
+    #[expect(clippy::cast_precision_loss, reason = "for display only")]
     fn seconds_of_run(&self) -> f64 {
         (self.now - BEGIN_MS) as f64 / 1000.0
     }
 
-    /// The leases as the API server has them now.
+    /// The leases in the API server.
     pub fn leases(&self) -> impl Iterator<Item = &GpuLease> {
         self.leases.all().map(|(_, lease)| lease.as_ref())
     }
 
-    /// The last lines, for a failure.
+    /// The last lines of the log.
     #[must_use]
     pub fn log_tail(&self) -> String {
         self.log.iter().cloned().collect::<Vec<_>>().join("\n")
     }
 
-    /// How often what happened.
+    /// How often each thing happened.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let calls = self.chain.calls.iter();
@@ -194,21 +194,21 @@ impl Sim {
         all.map(|(what, count)| (what.clone(), *count)).collect()
     }
 
-    /// True time by a clock that is off by so much.
+    /// The time of a clock with that offset.
     pub(crate) fn clock(&self, offset_ms: i64) -> Timestamp {
         let ms = i64::try_from(self.now).unwrap_or(i64::MAX) + offset_ms;
         Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// That clock so much later.
+    /// The time of a clock with that offset, some time later.
     pub(crate) fn clock_after(&self, offset_ms: i64, after_ms: u64) -> Timestamp {
         self.clock(offset_ms.saturating_add_unsigned(after_ms))
     }
 
-    /// One event, and whether every rule still holds.
+    /// Processes one event and checks all invariants.
     pub fn step(&mut self) -> Result<(), String> {
         let Some(Reverse(At(time, _, event))) = self.events.pop() else {
-            return Err("nothing happens any more".into());
+            return Err("there are no more events".into());
         };
         self.now = self.now.max(time);
         self.steps += 1;
@@ -233,7 +233,7 @@ impl Sim {
             let time = self.now / 1000;
             if self.faults.reorganises() && self.random.per_mille(15) {
                 let depth = usize::try_from(self.random.between(1, 2)).unwrap_or(1);
-                self.note(|| format!("the newest {depth} blocks are replaced"));
+                self.note(|| format!("the newest {depth} blocks are reorganised"));
                 self.chain.reorganise(depth);
             }
             self.chain.mine(time, &mut self.random);
@@ -241,7 +241,7 @@ impl Sim {
         self.at(self.faults.block_ms, Event::Block);
     }
 
-    /// Whether that life of a process is still lived.
+    /// Whether the process is up and was not restarted since.
     pub(crate) fn is_current(&self, who: ProcessId, restarts: u64) -> bool {
         let (up, is) = match who {
             ProcessId::Market(m) => (self.markets[m].up, self.markets[m].restarts),
@@ -250,7 +250,7 @@ impl Sim {
         up && is == restarts
     }
 
-    /// Ends a process between two writes.
+    /// Kills a process, which happens between two writes.
     pub(crate) fn kill(&mut self, who: ProcessId) {
         self.note(|| format!("{who:?} is killed"));
         match who {
@@ -282,7 +282,7 @@ impl Sim {
         }
     }
 
-    /// News of objects is on its way to every cache that lags; each takes its own time.
+    /// Schedules the delivery of watch events to every cache that is not up to date, each with its own delay.
     fn schedule_watch_events(&mut self) {
         for who in self.all_processes() {
             let (stale, syncing, restarts) = match who {
@@ -334,7 +334,7 @@ impl Sim {
         self.at(30_000, Event::Orphans(who, restarts));
     }
 
-    /// Asks for a look at an object.
+    /// Enqueues an object.
     pub(crate) fn enqueue(&mut self, who: ProcessId, task: &Task, after_ms: u64) {
         let at = self.now + after_ms;
         let (earlier, restarts) = match who {
@@ -380,7 +380,7 @@ impl Sim {
         }
     }
 
-    /// A pass has ended: its object is due again after so long, or at once if something happened to it meanwhile.
+    /// Ends a reconcile. The object is due again after that time, or immediately if it was enqueued meanwhile.
     pub(crate) fn finish(&mut self, who: ProcessId, task: &Task, again_ms: Option<u64>) {
         let waiting = match who {
             ProcessId::Market(m) => self.markets[m].queue.due(task),
@@ -401,8 +401,7 @@ impl Sim {
         }
     }
 
-    /// Lets the storm end and the world come to rest: no fault begins any more, every tenant deletes what is left.
-    /// Then nothing may be left, anywhere.
+    /// Stops all faults and lets tenants delete their leases. After that, nothing may remain anywhere.
     pub fn settle(&mut self) -> Result<(), String> {
         self.stop_faults();
         let deadline = self.tenants.leave_at.unwrap_or(self.now) + REST_MS;
@@ -419,13 +418,13 @@ impl Sim {
             }
         }
         Err(format!(
-            "U5: not at rest {} s after the last lease was deleted: {}",
+            "U5: {} s after the last lease was deleted, there still is {}",
             REST_MS / 1000,
             self.remaining().unwrap_or_default()
         ))
     }
 
-    /// All processes that are up.
+    /// All processes, whether up or down.
     pub(crate) fn all_processes(&self) -> BTreeSet<ProcessId> {
         let markets = (0..self.markets.len()).map(ProcessId::Market);
         let providers = self

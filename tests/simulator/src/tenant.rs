@@ -1,5 +1,5 @@
-//! What tenants and people do: they create, extend, delete, delete whole namespaces, lose their Secret, wipe a status,
-//! top up from elsewhere, close on the chain.
+//! Actions of tenants: they create, extend and delete leases, delete namespaces and Secrets, wipe a status, top up
+//! from another account, and close accounts on the chain.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,7 +26,7 @@ use crate::{
     sim::{Event, address_of},
 };
 
-/// Leases that are there at a time, at most.
+/// Maximum number of leases at a time.
 const LEASES_MAX: usize = 7;
 const TEAMS: [&str; 2] = ["team-a", "team-b"];
 
@@ -36,11 +36,11 @@ pub(crate) struct Tenants {
     secrets: BTreeSet<String>,
     programs: BTreeMap<String, Program>,
     made: u64,
-    /// When everything left is deleted; nothing new is made once it is set.
+    /// When all remaining leases are deleted. Once it is set, no lease is created.
     pub(crate) leave_at: Option<u64>,
 }
 
-/// Who tops up accounts that are not his.
+/// An address that tops up accounts of others.
 pub(crate) fn third_party() -> Address {
     address_of("third party")
 }
@@ -64,13 +64,13 @@ impl Tenants {
         }
     }
 
-    /// Everybody who holds tokens at the beginning.
+    /// Initial token balances.
     pub(crate) fn balances(&self) -> Vec<(Address, TokenAmount)> {
         let teams = self.balances.iter().map(|(team, amount)| (payer(team), *amount));
         teams.chain([(third_party(), TokenAmount(50_000_000))]).collect()
     }
 
-    /// What reading the namespace's Secret gives.
+    /// The result of reading the namespace's Secret.
     pub(crate) fn wallet(&self, namespace: &str) -> Wallet {
         if self.secrets.contains(namespace) {
             Wallet::Ready(payer(namespace))
@@ -79,7 +79,7 @@ impl Tenants {
         }
     }
 
-    /// What a lease's container does.
+    /// The program that a lease's container runs.
     pub(crate) fn program(&self, uid: &str, is_job: bool) -> Program {
         let program = self.programs.get(uid).copied().unwrap_or(BROKEN);
         if is_job {
@@ -263,7 +263,7 @@ impl Sim {
         };
         let more = terms.rate().cost_ceil(seconds).unwrap_or_default();
         let total = TokenAmount(account.deposited.0 + more.0);
-        self.note(|| format!("a stranger tops {} up by {seconds} s", key.1));
+        self.note(|| format!("a third party tops {} up by {seconds} s", key.1));
         self.invariants.third_party_deposits(terms.id(), total);
         self.chain.force(third_party(), Action::FundTo { terms, total });
     }
@@ -285,7 +285,7 @@ impl Sim {
                 .status
                 .as_ref()
                 .is_some_and(|s| s.phase == leasehold_crds::lease::Phase::Closed);
-            // Some stay to be looked at.
+            // Some closed leases are kept.
             if lease.metadata.deletion_timestamp.is_none() && !(closed && key.1.ends_with(['1', '3', '5'])) {
                 self.delete(&key);
             }

@@ -1,4 +1,4 @@
-//! Runs of the simulation: first the seeds that once failed, then a range of others. `SEED=… STEPS=…` replays one.
+//! Runs the simulation: first the seeds that failed before, then a range of others. `SEED=… STEPS=…` replays one.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ fn run(seed: u64, steps: u64) -> Result<(u64, Counts), String> {
         .map(|()| (sim.steps, sim.counts()))
         .map_err(|rule| {
             format!(
-                "{}\nfaults: {}\nseed {seed}, step {}: {rule}\nSEED={seed} STEPS={steps} replays it",
+                "{}\nfaults: {}\nseed {seed}, step {}: {rule}\nSEED={seed} STEPS={steps} replays this run",
                 sim.log_tail(),
                 sim.faults(),
                 sim.steps

@@ -8,8 +8,8 @@ use clap::{Parser, ValueEnum};
 use leasehold_chain::deploy;
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_e2e::{
-    Lean, Role, Stack, StackSpec, Table, Teller, address, payee,
-    story::{self, Balances, Purses, Stage},
+    Align, Console, Role, Stack, StackSpec, Table, address, payee,
+    story::{self, Balances, Participants, Stage},
 };
 use leasehold_testcluster::{Progress as _, Unavailable};
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,30 +49,30 @@ enum Sabotage {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let teller = Teller::terminal();
-    match run(&args, &teller).await {
+    let console = Console::terminal();
+    match run(&args, &console).await {
         Ok(()) => {
-            teller.pass(&format!(
+            console.pass(&format!(
                 "two leases, every unit accounted for, in {:.0} s",
-                teller.elapsed().as_secs_f64()
+                console.elapsed().as_secs_f64()
             ));
             ExitCode::SUCCESS
         }
         Err(error) => {
-            teller.fail(&error);
+            console.fail(&error);
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(args: &Args, teller: &Teller) -> anyhow::Result<()> {
-    teller.title("Leasehold: GPUs from four providers, paid by the second");
-    teller.say(
+async fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
+    console.title("Leasehold: GPUs from four providers, paid by the second");
+    console.line(
         "A Kubernetes with a chain beside it, the chart, and simulated GPUs behind the real NVML symbols.",
     );
-    teller.say("rhine-west has a real node with 2 H100, on which containers run; the nodes of alpine-one,");
-    teller.say("fjord-gpu and prairie, 4 A100 each, are played by KWOK, with the real agent on each.");
-    teller.say("");
+    console.line("rhine-west has a real node with 2 H100, on which containers run; the nodes of alpine-one,");
+    console.line("fjord-gpu and prairie, 4 A100 each, are played by KWOK, with the real agent on each.");
+    console.line("");
     if let Err(why) = Unavailable::check() {
         return Err(anyhow::Error::new(why)
             .context("the demo can't run here; become root, for instance by `sudo -E cargo xtask demo`"));
@@ -80,13 +80,13 @@ async fn run(args: &Args, teller: &Teller) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate())?;
     // Whatever is interrupted is dropped, and takes the cluster down with it.
     tokio::select! {
-        done = play(args, teller) => done,
+        done = play(args, console) => done,
         _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted; the cluster is down"),
         _ = terminated.recv() => anyhow::bail!("terminated; the cluster is down"),
     }
 }
 
-async fn play(args: &Args, teller: &Teller) -> anyhow::Result<()> {
+async fn play(args: &Args, console: &Console) -> anyhow::Result<()> {
     let cluster = match args.sabotage {
         None => CLUSTER,
         Some(_) => BROKEN_CLUSTER,
@@ -95,26 +95,26 @@ async fn play(args: &Args, teller: &Teller) -> anyhow::Result<()> {
     if args.sabotage == Some(Sabotage::Funds) {
         spec.tenant_tokens = 0;
     }
-    let stack = Stack::up(spec, teller).await?;
-    teller.step("four providers offer GPUs");
-    let told = stories(args, &stack, teller).await;
+    let stack = Stack::up(spec, console).await?;
+    console.step("four providers offer GPUs");
+    let told = stories(args, &stack, console).await;
     if told.is_err() {
-        keep_logs(&stack, teller);
+        keep_logs(&stack, console);
     }
     if args.keep {
         let state = stack.cluster.detach()?;
-        teller.title("The cluster stays");
-        teller.say(&format!("export KUBECONFIG={}", state.kubeconfig().display()));
+        console.title("The cluster stays");
+        console.line(&format!("export KUBECONFIG={}", state.kubeconfig().display()));
         if let Some(rpc_url) = &state.rpc_url {
-            teller.say(&format!("export ETH_RPC_URL={rpc_url}"));
+            console.line(&format!("export ETH_RPC_URL={rpc_url}"));
         }
-        teller.say(&format!(
+        console.line(&format!(
             "cargo xtask cluster shell --name {cluster}   a shell with kubectl, helm and cast"
         ));
-        teller.say(&format!(
+        console.line(&format!(
             "cargo xtask cluster down --name {cluster}    ends it, the agents of KWOK nodes too"
         ));
-        teller.say("The tokens of those agents last a day.");
+        console.line("The tokens of those agents last a day.");
     } else {
         stack.down().await.context("take the cluster down")?;
     }
@@ -122,29 +122,29 @@ async fn play(args: &Args, teller: &Teller) -> anyhow::Result<()> {
 }
 
 /// Keeps what a failure can be understood from.
-fn keep_logs(stack: &Stack, teller: &Teller) {
+fn keep_logs(stack: &Stack, console: &Console) {
     if let Ok(root) = leasehold_testcluster::cache_root() {
         let place = root.join("failed").join(stack.cluster.name());
         stack.dump(&place);
-        teller.say("");
-        teller.say(&format!("Logs and objects are kept in {}", place.display()));
+        console.line("");
+        console.line(&format!("Logs and objects are kept in {}", place.display()));
     }
 }
 
-async fn stories(args: &Args, stack: &Stack, teller: &Teller) -> anyhow::Result<()> {
-    let stage = Stage::set(stack, NAMESPACE, teller)?;
+async fn stories(args: &Args, stack: &Stack, console: &Console) -> anyhow::Result<()> {
+    let stage = Stage::set(stack, NAMESPACE, console)?;
     if args.sabotage == Some(Sabotage::Refund) {
         stage.ledger.starve_of_gas(address(Role::Closer)?).await?;
     }
     let before = stage.balances().await?;
 
-    teller.title("1  A job on one GPU");
-    teller.say("It prints what the driver says and ends; the lease closes by itself.");
+    console.title("1  A job on one GPU");
+    console.line("It prints what the driver says and ends; the lease closes by itself.");
     let job = story::job(&stage).await.context("story 1 failed")?;
     let between = stage.balances().await?;
 
-    teller.title("2  GPUX: one lease over three providers");
-    teller.say("Three nodes of 32 CPU, 128Gi and 4 GPUs for two hours, three hours more, then deleted.");
+    console.title("2  GPUX: one lease over three providers");
+    console.line("Three nodes of 32 CPU, 128Gi and 4 GPUs for two hours, three hours more, then deleted.");
     let gpux = story::gpux(&stage).await.context("story 2 failed")?;
     if args.sabotage == Some(Sabotage::Unit) {
         let key = leasehold_e2e::key(Role::Deployer)?;
@@ -153,13 +153,13 @@ async fn stories(args: &Args, stack: &Stack, teller: &Teller) -> anyhow::Result<
     }
     let after = stage.balances().await?;
 
-    teller.title("The money");
+    console.title("The money");
     let columns = [&before, &between, &after];
-    teller.table(
+    console.table(
         "USDC of everybody, as the chain's token contract has them",
-        &sum(&stage.purses, columns)?,
+        &sum(&stage.participants, columns)?,
     );
-    figures(teller, &job, &gpux);
+    figures(console, &job, &gpux);
 
     // Each check names what it found; the first that fails is the reason of the failure.
     ensure!(
@@ -172,14 +172,14 @@ async fn stories(args: &Args, stack: &Stack, teller: &Teller) -> anyhow::Result<
         "the job's log does not show what the driver says: {}",
         job.log_tail
     );
-    job.outcome.check_money(&stage.purses).context("story 1")?;
+    job.outcome.check_money(&stage.participants).context("story 1")?;
     job.outcome.check_returned().context("story 1")?;
     gpux.check().context("story 2")?;
     let whole = story::Outcome {
         after: after.clone(),
         ..gpux.outcome.clone()
     };
-    whole.check_money(&stage.purses).context("story 2")?;
+    whole.check_money(&stage.participants).context("story 2")?;
     whole.check_returned().context("story 2")?;
     let total = |balances: &Balances| balances.iter().map(|b| b.0).sum::<u128>();
     ensure!(
@@ -192,17 +192,17 @@ async fn stories(args: &Args, stack: &Stack, teller: &Teller) -> anyhow::Result<
 }
 
 /// Balances before, between and after the stories, with what each story changed.
-fn sum(purses: &Purses, [before, between, after]: [&Balances; 3]) -> anyhow::Result<Table> {
+fn sum(participants: &Participants, [before, between, after]: [&Balances; 3]) -> anyhow::Result<Table> {
     let units = |amount: &TokenAmount| i128::try_from(amount.0).context("a balance in range");
     let mut table = Table::new(&[
-        ("", Lean::Left),
-        ("before", Lean::Right),
-        ("job", Lean::Right),
-        ("GPUX", Lean::Right),
-        ("after", Lean::Right),
+        ("", Align::Left),
+        ("before", Align::Right),
+        ("job", Align::Right),
+        ("GPUX", Align::Right),
+        ("after", Align::Right),
     ]);
     let mut totals = [0_i128; 4];
-    for (index, (name, _)) in purses.rows.iter().enumerate() {
+    for (index, (name, _)) in participants.rows.iter().enumerate() {
         let [first, second, third] = [
             units(&before[index])?,
             units(&between[index])?,
@@ -238,11 +238,11 @@ fn row(name: &str, before: &TokenAmount, cells: [i128; 4], after: &TokenAmount) 
 }
 
 /// What the stories measured.
-fn figures(teller: &Teller, job: &story::Job, gpux: &story::Gpux) {
+fn figures(console: &Console, job: &story::Job, gpux: &story::Gpux) {
     let mut table = Table::new(&[
-        ("", Lean::Left),
-        ("measured", Lean::Right),
-        ("promised", Lean::Right),
+        ("", Align::Left),
+        ("measured", Align::Right),
+        ("promised", Align::Right),
     ]);
     let seconds = |duration: std::time::Duration| format!("{:.1} s", duration.as_secs_f64());
     let slowest = |outcome: &story::Outcome| {
@@ -289,5 +289,5 @@ fn figures(teller: &Teller, job: &story::Job, gpux: &story::Gpux) {
         &story::grouped(gpux.tenant_gas),
         "≤ 300,000",
     ]);
-    teller.table("The figures", &table);
+    console.table("The figures", &table);
 }

@@ -17,7 +17,7 @@ use leasehold_crds::{
     shared::conditions,
 };
 
-use crate::{Tenant, tell::Teller};
+use crate::{Tenant, console::Console};
 
 /// Reasons that no waiting cures: somebody has to do something.
 const HOPELESS: &[(&str, &[&str])] = &[
@@ -35,7 +35,7 @@ const HOPELESS: &[(&str, &[&str])] = &[
 
 /// Watches one lease and tells each phase.
 pub struct Follow<'a> {
-    teller: &'a Teller,
+    console: &'a Console,
     name: String,
     began: Instant,
     stream: BoxStream<'a, watcher::Result<Event<GpuLease>>>,
@@ -48,10 +48,10 @@ pub struct Follow<'a> {
 impl<'a> Follow<'a> {
     /// Begins before the lease is there.
     #[must_use]
-    pub fn new(teller: &'a Teller, tenant: &Tenant<'_>, name: &str) -> Self {
+    pub fn new(console: &'a Console, tenant: &Tenant<'_>, name: &str) -> Self {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         Self {
-            teller,
+            console,
             name: name.to_owned(),
             began: Instant::now(),
             stream: watcher::watcher(tenant.leases(), config)
@@ -76,7 +76,7 @@ impl<'a> Follow<'a> {
 
     /// Tells what happened just now.
     pub fn tell(&self, what: &str, text: &str) {
-        self.teller.at(self.began.elapsed(), what, text);
+        self.console.at(self.began.elapsed(), what, text);
     }
 
     /// Waits until the lease is as wanted.
@@ -154,7 +154,7 @@ impl<'a> Follow<'a> {
         {
             let elapsed = self.began.elapsed();
             self.phases.push((status.phase, elapsed));
-            self.teller
+            self.console
                 .at(elapsed, &format!("{:?}", status.phase), meaning(status.phase));
         }
         self.latest = Some(lease);

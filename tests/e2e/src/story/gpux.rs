@@ -1,10 +1,11 @@
 //! Story 04, GPUX's example: one lease over three providers, extended by three hours, refunded at its deletion.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
 use leasehold_crds::{
+    GpuLease,
     lease::{CloseReason, GpuLeaseStatus, Phase},
     shared::conditions,
 };
@@ -14,11 +15,11 @@ use leasehold_planner::{
 };
 use leasehold_runtime::SystemClock;
 
-use super::{Outcome, Stage, account_of, follow::Follow, money, short, sights};
+use super::{Outcome, Returned, Stage, account_of, follow::Follow, money, short, views};
 use crate::{
+    console::{Align, Table},
     eventually,
     stack::{Role, address},
-    tell::{Lean, Table},
 };
 
 /// The example that the story applies.
@@ -60,14 +61,14 @@ fn all_serve(status: &GpuLeaseStatus) -> bool {
         && conditions::find(&status.conditions, "Ready").is_some_and(|c| c.status == "True")
 }
 
-/// Tells it.
+/// Runs the story: a lease over three providers that is extended and deleted.
 pub async fn gpux(stage: &Stage<'_>) -> anyhow::Result<Gpux> {
     let (stack, namespace) = (stage.stack, stage.tenant.namespace.as_str());
     let before = stage.balances().await?;
     let block = stage.ledger.head().await?;
-    let had = sights::offered(stack).await?;
-    let mut follow = Follow::new(stage.teller, &stage.tenant, NAME);
-    sights::kubectl(stage, &["apply", "-n", namespace, "-f", GPUX])?;
+    let had = views::offered(stack).await?;
+    let mut follow = Follow::new(stage.console, &stage.tenant, NAME);
+    views::kubectl(stage, &["apply", "-n", namespace, "-f", GPUX])?;
     follow.begin();
     let applied: Timestamp = SystemClock.now();
 
@@ -76,15 +77,66 @@ pub async fn gpux(stage: &Stage<'_>) -> anyhow::Result<Gpux> {
     follow.tell("Ready", "three nodes of three providers serve");
     let (terms, _) = account_of(&stage.tenant, &ready).await?;
     let quote = ready.status.as_ref().and_then(|s| s.quote.clone());
-    sights::quote(stage, &quote.context("the status has a quote")?);
-    sights::kubectl(stage, &["get", "gpulease", NAME, "-n", namespace])?;
+    views::quote(stage, &quote.context("the status has a quote")?);
+    views::kubectl(stage, &["get", "gpulease", NAME, "-n", namespace])?;
     let gpus = bound_gpus(stage, &terms).await?;
-    let pods_ready = sights::ready_since(stack, &terms).await?;
+    let pods_ready = views::ready_since(stack, &terms).await?;
 
+    let extended = extend(stage, &mut follow, &ready).await?;
+    let (_, account) = account_of(&stage.tenant, &extended).await?;
+    let deposited = account.deposited;
+    let long_enough = account.started_at + SERVED_SECONDS;
+    eventually("some seconds of service", || async {
+        let now = stack.payments.head().await?.time;
+        Ok(if now >= long_enough { Ok(()) } else { Err(now) })
+    })
+    .await?;
+
+    let (gone, to_refund, returned) = delete(stage, &mut follow, &terms, &ready, &had).await?;
+    let (terms, account) = account_of(&stage.tenant, &gone).await?;
+    let transactions = stage.ledger.since(block).await?;
+    let outcome = Outcome {
+        served: money::served(&terms, &transactions)?,
+        after: stage.balances().await?,
+        phases: follow.phases.clone(),
+        lease: gone,
+        terms,
+        account,
+        transactions,
+        before,
+        returned,
+    };
+    not_before_ready(&outcome, &pods_ready)?;
+    views::events(stage, &outcome.lease, applied).await?;
+    views::transactions(stage, &outcome);
+    views::bill(stage, &outcome);
+    let (tenant_transactions, tenant_gas) = outcome.sent_by(address(Role::Tenant)?);
+    stage.console.line("");
+    stage.console.line(&format!(
+        "The tenant sent {tenant_transactions} transactions of {} gas, of {} in all, payouts included.",
+        views::grouped(tenant_gas),
+        outcome.transactions.len()
+    ));
+    let five_hours = outcome.terms.rate().cost_ceil(EXTENDED_SECONDS);
+    Ok(Gpux {
+        to_ready,
+        to_refund,
+        gpus,
+        tenant_transactions,
+        tenant_gas,
+        deposited,
+        five_hours: five_hours.context("the price of five hours is in range")?,
+        outcome,
+    })
+}
+
+/// Extends the lease, and waits until the extension is paid.
+async fn extend(stage: &Stage<'_>, follow: &mut Follow<'_>, ready: &GpuLease) -> anyhow::Result<GpuLease> {
+    let namespace = stage.tenant.namespace.as_str();
     let patch = [
         "patch", "gpulease", NAME, "-n", namespace, "--type", "merge", "-p", EXTENSION,
     ];
-    sights::kubectl(stage, &patch)?;
+    views::kubectl(stage, &patch)?;
     let was = ready.status.as_ref().and_then(|s| s.money.clone());
     let extended = follow
         .until(PATIENCE, "the extension is paid", |s| {
@@ -104,22 +156,25 @@ pub async fn gpux(stage: &Stage<'_>) -> anyhow::Result<Gpux> {
             money.paid_until.as_deref().unwrap_or("?")
         ),
     );
-    let (_, account) = account_of(&stage.tenant, &extended).await?;
-    let deposited = account.deposited;
-    let long_enough = account.started_at + SERVED_SECONDS;
-    eventually("some seconds of service", || async {
-        let now = stack.rail.head().await?.time;
-        Ok(if now >= long_enough { Ok(()) } else { Err(now) })
-    })
-    .await?;
+    Ok(extended)
+}
 
-    sights::kubectl(
+/// Deletes the lease. Returns its last state, the time until it was gone, and when the GPUs were offered again.
+async fn delete(
+    stage: &Stage<'_>,
+    follow: &mut Follow<'_>,
+    terms: &Terms,
+    ready: &GpuLease,
+    had: &BTreeMap<String, i64>,
+) -> anyhow::Result<(GpuLease, Duration, Vec<Returned>)> {
+    let (stack, namespace) = (stage.stack, stage.tenant.namespace.as_str());
+    views::kubectl(
         stage,
         &["delete", "gpulease", NAME, "-n", namespace, "--wait=false"],
     )?;
     let deleted = follow.elapsed();
-    let shares = sights::shares(&terms, &ready);
-    let returned = sights::watch_return(stack, &terms, shares, &had);
+    let shares = views::shares(terms, ready);
+    let returned = views::watch_return(stack, terms, shares, had);
     let returned = follow.meanwhile(returned).await?;
     let gone = follow.until_gone(PATIENCE).await?;
     let to_refund = follow.elapsed() - deleted;
@@ -127,53 +182,21 @@ pub async fn gpux(stage: &Stage<'_>) -> anyhow::Result<Gpux> {
         "Gone",
         &format!("{:.1} s after the deletion", to_refund.as_secs_f64()),
     );
-
-    let (terms, account) = account_of(&stage.tenant, &gone).await?;
-    let transactions = stage.ledger.since(block).await?;
-    let outcome = Outcome {
-        served: money::served(&terms, &transactions)?,
-        after: stage.balances().await?,
-        phases: follow.phases.clone(),
-        lease: gone,
-        terms,
-        account,
-        transactions,
-        before,
-        returned,
-    };
-    not_before_ready(&outcome, &pods_ready)?;
-    sights::events(stage, &outcome.lease, applied).await?;
-    sights::transactions(stage, &outcome);
-    sights::bill(stage, &outcome);
-    let (tenant_transactions, tenant_gas) = outcome.sent_by(address(Role::Tenant)?);
-    stage.teller.say("");
-    stage.teller.say(&format!(
-        "The tenant sent {tenant_transactions} transactions of {} gas, of {} in all, payouts included.",
-        sights::grouped(tenant_gas),
-        outcome.transactions.len()
-    ));
-    let five_hours = outcome.terms.rate().cost_ceil(EXTENDED_SECONDS);
-    Ok(Gpux {
-        to_ready,
-        to_refund,
-        gpus,
-        tenant_transactions,
-        tenant_gas,
-        deposited,
-        five_hours: five_hours.context("the price of five hours is in range")?,
-        outcome,
-    })
+    Ok((gone, to_refund, returned))
 }
 
 /// The GPUs that each provider's kubelet says its pod holds.
 async fn bound_gpus(stage: &Stage<'_>, terms: &Terms) -> anyhow::Result<Vec<String>> {
-    let bound = sights::bound(stage.stack, terms, NODES * GPUS_OF_A_NODE).await?;
-    let mut table = Table::new(&[("node", Lean::Left), ("GPUs held by the lease's pod", Lean::Left)]);
+    let bound = views::bound(stage.stack, terms, NODES * GPUS_OF_A_NODE).await?;
+    let mut table = Table::new(&[
+        ("node", Align::Left),
+        ("GPUs held by the lease's pod", Align::Left),
+    ]);
     for (_, nodes, uuids) in &bound {
         let uuids: Vec<String> = uuids.iter().map(|uuid| short_uuid(uuid)).collect();
         table.row([nodes.join(","), uuids.join("  ")]);
     }
-    stage.teller.table(
+    stage.console.table(
         "Bound GPUs, as each provider's GpuReservation has them from the node's agent",
         &table,
     );

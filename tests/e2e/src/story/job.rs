@@ -8,7 +8,7 @@ use leasehold_crds::lease::{CloseReason, Phase};
 use leasehold_planner::ports::Clock as _;
 use leasehold_runtime::SystemClock;
 
-use super::{Outcome, Stage, account_of, follow::Follow, money, sights};
+use super::{Outcome, Stage, account_of, follow::Follow, money, views};
 
 /// The example that the story applies.
 pub const JOB: &str = "examples/01-job.yaml";
@@ -34,9 +34,9 @@ pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
     let (stack, namespace) = (stage.stack, stage.tenant.namespace.as_str());
     let before = stage.balances().await?;
     let block = stage.ledger.head().await?;
-    let had = sights::offered(stack).await?;
-    let mut follow = Follow::new(stage.teller, &stage.tenant, NAME);
-    sights::kubectl(stage, &["apply", "-n", namespace, "-f", JOB])?;
+    let had = views::offered(stack).await?;
+    let mut follow = Follow::new(stage.console, &stage.tenant, NAME);
+    views::kubectl(stage, &["apply", "-n", namespace, "-f", JOB])?;
     follow.begin();
     let applied: Timestamp = SystemClock.now();
 
@@ -45,18 +45,18 @@ pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
         .await?;
     let to_active = follow.elapsed();
     let (terms, _) = account_of(&stage.tenant, &active).await?;
-    let shares = sights::shares(&terms, &active);
+    let shares = views::shares(&terms, &active);
     let (returned, closed) = {
-        let returned = sights::watch_return(stack, &terms, shares, &had);
+        let returned = views::watch_return(stack, &terms, shares, &had);
         let quote = active
             .status
             .as_ref()
             .and_then(|s| s.quote.clone())
             .context("the status has a quote")?;
         let look = async {
-            sights::kubectl(stage, &["get", "gpulease", NAME, "-n", namespace])?;
-            sights::quote(stage, &quote);
-            stage.teller.say("");
+            views::kubectl(stage, &["get", "gpulease", NAME, "-n", namespace])?;
+            views::quote(stage, &quote);
+            stage.console.line("");
             anyhow::Ok(())
         };
         let (returned, ()) = follow
@@ -74,7 +74,7 @@ pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
         status.close_reason
     );
     let result = status.job.context("the status tells how the job ended")?;
-    sights::kubectl(
+    views::kubectl(
         stage,
         &[
             "get",
@@ -99,9 +99,9 @@ pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
         before,
         returned,
     };
-    sights::events(stage, &outcome.lease, applied).await?;
-    sights::transactions(stage, &outcome);
-    sights::bill(stage, &outcome);
+    views::events(stage, &outcome.lease, applied).await?;
+    views::transactions(stage, &outcome);
+    views::bill(stage, &outcome);
     Ok(Job {
         outcome,
         to_active,

@@ -6,7 +6,7 @@ mod gpux;
 mod job;
 mod ledger;
 mod money;
-mod sights;
+mod views;
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use leasehold_planner::escrow::{Account, Address, Terms};
 pub use gpux::{GPUX, Gpux, gpux};
 pub use job::{JOB, Job, job};
 pub use ledger::{Ledger, Transaction};
-pub use money::{Balances, Purses, Served, amount_text, change_text, settle, short};
-pub use sights::{Returned, grouped};
+pub use money::{Balances, Participants, Served, amount_text, change_text, settle, short};
+pub use views::{Returned, grouped};
 
-use crate::{Role, Stack, Teller, Tenant, address};
+use crate::{Console, Role, Stack, Tenant, address};
 
 /// Where a story happens, and who listens.
 pub struct Stage<'a> {
@@ -29,28 +29,28 @@ pub struct Stage<'a> {
     /// The tenant.
     pub tenant: Tenant<'a>,
     /// Who is told.
-    pub teller: &'a Teller,
+    pub console: &'a Console,
     /// The chain, read apart from the product.
     pub ledger: Ledger,
     /// Everybody's purse.
-    pub purses: Purses,
+    pub participants: Participants,
 }
 
 impl<'a> Stage<'a> {
     /// Makes the tenant's namespace and wallet.
-    pub fn set(stack: &'a Stack, namespace: &str, teller: &'a Teller) -> anyhow::Result<Self> {
+    pub fn set(stack: &'a Stack, namespace: &str, console: &'a Console) -> anyhow::Result<Self> {
         Ok(Self {
             stack,
             tenant: Tenant::new(stack, namespace)?,
-            teller,
+            console,
             ledger: Ledger::open(&stack.money)?,
-            purses: Purses::of(stack)?,
+            participants: Participants::of(stack)?,
         })
     }
 
     /// Every balance now.
     pub async fn balances(&self) -> anyhow::Result<Balances> {
-        self.purses.read(&self.stack.rail).await
+        self.participants.read(&self.stack.payments).await
     }
 }
 
@@ -86,7 +86,7 @@ impl Outcome {
     }
 
     /// What must be true of every story's money, to the unit.
-    pub fn check_money(&self, purses: &Purses) -> anyhow::Result<()> {
+    pub fn check_money(&self, participants: &Participants) -> anyhow::Result<()> {
         ensure!(self.account.closed, "the account is still open on chain");
         for (leg, (served, state)) in self.served.iter().zip(&self.account.legs).enumerate() {
             ensure!(
@@ -97,7 +97,7 @@ impl Outcome {
             );
         }
         settle(
-            purses,
+            participants,
             address(Role::Tenant)?,
             &self.served,
             &self.before,

@@ -14,15 +14,15 @@ use crate::stack::{DECIMALS, Role, Stack, address, payee};
 
 /// Everybody who could hold tokens of the stack.
 #[derive(Clone, Debug)]
-pub struct Purses {
+pub struct Participants {
     /// Who, as a reader knows them, and where.
     pub rows: Vec<(String, Address)>,
 }
 
-/// Tokens of each purse, in the order of [`Purses`].
+/// Tokens of each purse, in the order of [`Participants`].
 pub type Balances = Vec<TokenAmount>;
 
-impl Purses {
+impl Participants {
     /// Of a stack: the tenant, the providers' payees, the escrow, the closer, the providers' controllers.
     pub fn of(stack: &Stack) -> anyhow::Result<Self> {
         let mut rows = vec![("tenant".to_owned(), address(Role::Tenant)?)];
@@ -41,10 +41,10 @@ impl Purses {
     }
 
     /// Reads every balance.
-    pub async fn read(&self, rail: &EvmEscrow) -> anyhow::Result<Balances> {
+    pub async fn read(&self, payments: &EvmEscrow) -> anyhow::Result<Balances> {
         let mut balances = Vec::new();
         for (_, address) in &self.rows {
-            balances.push(rail.balances(*address).await?.token);
+            balances.push(payments.balances(*address).await?.token);
         }
         Ok(balances)
     }
@@ -144,21 +144,21 @@ pub fn served(terms: &Terms, transactions: &[Transaction]) -> anyhow::Result<Vec
 /// Whether every purse gained what it should, to the unit: each payee what its seconds cost, the tenant the opposite of
 /// their sum, everybody else nothing.
 pub fn settle(
-    purses: &Purses,
+    participants: &Participants,
     payer: Address,
     served: &[Served],
     before: &Balances,
     after: &Balances,
 ) -> anyhow::Result<()> {
     let cost: i128 = served.iter().map(|s| signed(s.earned)).sum();
-    for (name, address) in &purses.rows {
+    for (name, address) in &participants.rows {
         let earned: i128 = served
             .iter()
             .filter(|s| s.payee == *address)
             .map(|s| signed(s.earned))
             .sum();
         let right = if *address == payer { -cost } else { earned };
-        let gained = purses.gain(*address, before, after);
+        let gained = participants.gain(*address, before, after);
         ensure!(
             gained == right,
             "the money does not add up: {name} changed by {gained} base units, by the chain's clock {right} is right"
@@ -218,9 +218,9 @@ mod tests {
         served(&terms(), &transactions).unwrap()
     }
 
-    fn purses() -> Purses {
+    fn participants() -> Participants {
         let rows = [("tenant", 1), ("one", 10), ("two", 11), ("escrow", 5)];
-        Purses {
+        Participants {
             rows: rows.map(|(name, n)| (name.to_owned(), at(n))).into(),
         }
     }
@@ -252,15 +252,12 @@ mod tests {
     fn one_unit_too_much_is_found_wherever_it_is() {
         let before = balances([100, 0, 0, 0]);
         let right = [89, 7, 4, 0];
-        settle(&purses(), at(1), &story(), &before, &balances(right)).unwrap();
-        for purse in 0..4 {
+        settle(&participants(), at(1), &story(), &before, &balances(right)).unwrap();
+        for wallet in 0..4 {
             let mut wrong = right;
-            wrong[purse] += 1;
-            let error = settle(&purses(), at(1), &story(), &before, &balances(wrong)).unwrap_err();
-            assert!(
-                error.to_string().contains("does not add up"),
-                "purse {purse}: {error}"
-            );
+            wrong[wallet] += 1;
+            let error = settle(&participants(), at(1), &story(), &before, &balances(wrong)).unwrap_err();
+            assert!(error.to_string().contains("does not add up"), "{wallet}: {error}");
         }
     }
 

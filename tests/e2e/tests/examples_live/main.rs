@@ -69,7 +69,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
         ensure!(account.running != 0, "{name} is charged while it serves");
         tenant.delete(&name).await?;
         tenant.until_gone(&name, LIMIT).await?;
-        let read = stack.rail.account(&terms, BlockLevel::Latest).await?;
+        let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
         let account = read.present().context("the account")?;
         ensure!(account.closed, "{name} is closed");
         let served = account.legs[0].served_seconds;

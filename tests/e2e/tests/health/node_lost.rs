@@ -8,7 +8,9 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_crds::{GpuReservation, lease::Phase, shared::conditions::find};
 use leasehold_e2e::{NAMESPACE, Stack, Tenant, outage, within};
 
-use super::{LIMIT, MORTAL, MORTAL_NODE, Served, bound, is_offered, lease, not_sold, offered, running};
+use super::{
+    LIMIT, MORTAL, MORTAL_NODE, bound, is_offered, lease, not_sold, offered, running, served::Served,
+};
 
 /// The cluster takes 50 s to say that a kubelet is silent, and the silence must last for a minute.
 const LOST_WITHIN: Duration = Duration::from_secs(240);
@@ -61,34 +63,7 @@ pub(super) async fn story(stack: &Stack) -> anyhow::Result<()> {
     );
     ensure!(kept == well, "served {kept} s, it was heard of for {well} s");
 
-    let lonely = tenant.leases().get("lonely").await?.status.context("status")?;
-    let ready = find(&lonely.conditions, "Ready").context("Ready")?;
-    ensure!(
-        lonely.phase == Phase::Active
-            && (ready.status.as_str(), ready.reason.as_str()) == ("False", "NodeLost")
-            && ready.message.contains(MORTAL_NODE),
-        "{ready:?}"
-    );
-    ensure!(offered(stack, MORTAL).await? == 0);
-    ensure!(not_sold(stack, MORTAL).await?.contains_key(MORTAL_NODE));
-    for (kind, name, reason) in [
-        ("GpuReservation", reservation.name_any(), "NodeLost"),
-        ("GpuLease", "lonely".to_owned(), "NotReady"),
-    ] {
-        within(LIMIT, &format!("{reason} of the {kind}"), || async {
-            let events = Api::<Event>::all(stack.client.clone());
-            let events = events.list(&ListParams::default()).await?.items;
-            let of = |e: &&Event| e.involved_object.name.as_ref() == Some(&name);
-            let notes: Vec<_> = events
-                .iter()
-                .filter(of)
-                .map(|e| (e.reason.clone(), e.message.clone()))
-                .collect();
-            let told = notes.iter().any(|(word, _)| word.as_deref() == Some(reason));
-            Ok(if told { Ok(()) } else { Err(notes) })
-        })
-        .await?;
-    }
+    shown_as_lost(stack, &tenant, &reservation).await?;
 
     // Nothing is charged while it is away, and its pod is left to it.
     let [short, full] = AWAY;
@@ -123,4 +98,41 @@ pub(super) async fn story(stack: &Stack) -> anyhow::Result<()> {
         .await?;
     served.ends_exactly(before).await?;
     is_offered(stack, MORTAL, 1).await
+}
+
+/// Lease, offer, pool and Events show the lost node.
+async fn shown_as_lost(
+    stack: &Stack,
+    tenant: &Tenant<'_>,
+    reservation: &GpuReservation,
+) -> anyhow::Result<()> {
+    let lonely = tenant.leases().get("lonely").await?.status.context("status")?;
+    let ready = find(&lonely.conditions, "Ready").context("Ready")?;
+    ensure!(
+        lonely.phase == Phase::Active
+            && (ready.status.as_str(), ready.reason.as_str()) == ("False", "NodeLost")
+            && ready.message.contains(MORTAL_NODE),
+        "{ready:?}"
+    );
+    ensure!(offered(stack, MORTAL).await? == 0);
+    ensure!(not_sold(stack, MORTAL).await?.contains_key(MORTAL_NODE));
+    for (kind, name, reason) in [
+        ("GpuReservation", reservation.name_any(), "NodeLost"),
+        ("GpuLease", "lonely".to_owned(), "NotReady"),
+    ] {
+        within(LIMIT, &format!("{reason} of the {kind}"), || async {
+            let events = Api::<Event>::all(stack.client.clone());
+            let events = events.list(&ListParams::default()).await?.items;
+            let of = |e: &&Event| e.involved_object.name.as_ref() == Some(&name);
+            let notes: Vec<_> = events
+                .iter()
+                .filter(of)
+                .map(|e| (e.reason.clone(), e.message.clone()))
+                .collect();
+            let told = notes.iter().any(|(word, _)| word.as_deref() == Some(reason));
+            Ok(if told { Ok(()) } else { Err(notes) })
+        })
+        .await?;
+    }
+    Ok(())
 }

@@ -28,7 +28,7 @@ use super::{LIMIT, closed_exactly, ends, service};
 const SWEPT: Duration = Duration::from_secs(120);
 
 /// A person took the lease away with its finalizer. What is paid for runs on, and ends at its own deadline.
-pub(crate) async fn lease_torn_out(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
+pub(crate) async fn lease_removed_forcibly(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
     let stack = tenant.stack;
     tenant.apply(&service(tenant, "torn-out", "40s")?)?;
     let lease = tenant.until_phase("torn-out", Phase::Active, LIMIT).await?;
@@ -73,7 +73,7 @@ pub(crate) async fn lease_torn_out(tenant: &Tenant<'_>) -> anyhow::Result<TokenA
 }
 
 /// The provider's own record was taken away: the market is told that it stopped, and what runs is cleared.
-pub(crate) async fn reservation_torn_out(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
+pub(crate) async fn reservation_removed_forcibly(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
     tenant.apply(&service(tenant, "unreserved", "10m")?)?;
     let lease = tenant.until_phase("unreserved", Phase::Active, LIMIT).await?;
     let namespace = namespace_of(&lease)?;
@@ -114,7 +114,7 @@ where
 }
 
 async fn present(tenant: &Tenant<'_>, terms: &Terms) -> anyhow::Result<leasehold_planner::escrow::Account> {
-    let read = tenant.stack.rail.account(terms, BlockLevel::Latest).await?;
+    let read = tenant.stack.payments.account(terms, BlockLevel::Latest).await?;
     read.present().cloned().context("the account")
 }
 

@@ -65,7 +65,7 @@ impl Sim {
                 (Phase::Suspended, Phase::Active) | (Phase::Matched, Phase::Pending)
             );
         self.invariants.require(allowed, || {
-            format!("{name} goes back from {was:?} to {:?}", status.phase)
+            format!("phase of {name} goes back from {was:?} to {:?}", status.phase)
         });
         if let Some(escrow) = &status.escrow {
             let id = escrow.terms.id.clone();
@@ -91,7 +91,7 @@ impl Sim {
             self.invariants.count(format!("lease ends {reason:?}"));
             let justified = self.may_close(reason, status, object);
             self.invariants.require(justified, || {
-                format!("U1: {name} is closed for {reason:?}, which is not so: {status:?}")
+                format!("U1: {name} is closed with reason {reason:?}, which does not hold: {status:?}")
             });
         }
     }
@@ -128,7 +128,7 @@ impl Sim {
         }
     }
 
-    /// A lease goes only when its account is closed, or can't be opened any more.
+    /// A lease is deleted only when its account is closed or can no longer be opened.
     fn lease_deleted(&mut self, key: &Key) {
         let Some((uid, _)) = self.invariants.lives.remove(key) else {
             return;
@@ -142,7 +142,7 @@ impl Sim {
             .map(|o| o.terms.id().to_string())
             .collect();
         self.invariants.require(open.is_empty(), || {
-            format!("{} is gone and its account {open:?} is open", key.1)
+            format!("{} was deleted while its account {open:?} is open", key.1)
         });
     }
 }

@@ -1,5 +1,5 @@
-//! The rules of the design, checked after every step against what is true of the world, not against what anybody
-//! believes of it.
+//! The design's invariants, checked after every step against the actual state of the simulated world, not against
+//! what any process has observed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,12 +21,12 @@ mod reservations;
 mod rest;
 mod workloads;
 
-/// Looks at one object in a minute: beyond this nothing is waited for, it spins.
+/// Reconciles of one object per minute. A higher rate means that a controller loops without waiting.
 const RECONCILES_PER_MINUTE_MAX: u32 = 900;
-/// Blocks in which a fact may have been seen that is stored only later.
+/// Blocks in which an observed fact may lie that is stored only later.
 const SEEN_BLOCKS: usize = 40;
 
-/// What was seen so far.
+/// What was observed so far, and the first violation.
 #[derive(Default)]
 pub(crate) struct Invariants {
     pub(crate) minted: TokenAmount,
@@ -45,14 +45,14 @@ pub(crate) struct Invariants {
     allocations_seen: usize,
     reservations_seen: Vec<usize>,
     tip: Option<Hash>,
-    /// How often what happened: a storm that never gets a lease to run proves nothing.
+    /// How often things happened. A run in which no lease becomes active proves nothing.
     pub(crate) counts: BTreeMap<String, u64>,
     checked_at: u64,
 }
 
 type LegActionName = &'static str;
 
-/// A reservation as it was last stored, and what its pods did that they should not have.
+/// A reservation as it was last stored, and for how long its pods ran when they should not have.
 struct ReservationState {
     terms: Option<Terms>,
     phase: AllocationPhase,
@@ -71,7 +71,7 @@ struct ReservationState {
     dead_ms: u64,
 }
 
-/// The funds are spent, by the contract's own words; they stay so when a leg is ended that nobody pays.
+/// Whether the account's funds are spent, as the contract defines it. Ending an unpaid leg does not change that.
 fn exhausted(account: &Account, terms: &Terms) -> bool {
     let all = account.ended.count_ones() as usize == terms.legs.len();
     let burns = terms.burn_rate(if all { 0 } else { account.ended });
@@ -104,7 +104,7 @@ impl Invariants {
         *most = total.0.max(*most);
     }
 
-    /// A controller that spins is looked at far too often.
+    /// Detects a controller that reconciles the same object far too often.
     pub(crate) fn reconcile_begins(&mut self, who: ProcessId, task: &Task, now: u64) {
         let (since, count) = self.reconciles.entry((who, task.clone())).or_insert((now, 0));
         if now - *since > 60_000 {
@@ -112,12 +112,12 @@ impl Invariants {
         }
         *count += 1;
         let spins = *count > RECONCILES_PER_MINUTE_MAX;
-        self.require(!spins, || format!("{who:?} spins on {task:?}"));
+        self.require(!spins, || format!("{who:?} reconciles {task:?} in a tight loop"));
     }
 }
 
 impl Sim {
-    /// Every rule, after a step.
+    /// Checks all invariants after a step.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         self.follow_leases();
         self.follow_allocations();

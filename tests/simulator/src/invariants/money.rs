@@ -1,4 +1,4 @@
-//! Currency: nothing is created or lost (M1), and every deposit was intended (M2).
+//! Money: nothing is created or lost (M1), and every deposit was intended (M2).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,7 @@ impl Sim {
         let mut wrong = Vec::new();
         if outside + held != minted {
             wrong.push(format!(
-                "M1: {outside} outside and {held} in the escrow, {minted} were made"
+                "M1: {outside} outside and {held} in the escrow, but {minted} were minted"
             ));
         }
         let mut owed_in_all = 0;
@@ -69,14 +69,14 @@ impl Sim {
                 .unwrap_or(0);
             if account.deposited.0 > most.max(given) {
                 wrong.push(format!(
-                    "M2: {id} holds {}, intents name {most}",
+                    "M2: {id} holds {}, but intents allow {most}",
                     account.deposited
                 ));
             }
         }
         if owed_in_all != held {
             wrong.push(format!(
-                "M1: accounts add up to {owed_in_all}, the escrow holds {held}"
+                "M1: accounts add up to {owed_in_all}, but the escrow holds {held}"
             ));
         }
         for (uid, count) in open {

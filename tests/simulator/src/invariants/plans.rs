@@ -11,33 +11,33 @@ use leasehold_planner::{
 use super::Invariants;
 use crate::Sim;
 
-/// A node that lives again is heard of within so long.
+/// After a dead node is back, its state is known within this time.
 const REVIVED_MS: u64 = 15_000;
 
 impl Invariants {
     fn wake(&mut self, wake: Timestamp, now: Timestamp, notes: bool, about: &str) {
         let in_time = wake <= now + jiff::SignedDuration::from_secs(3600);
         self.require(in_time, || {
-            format!("{about} is looked at again at {wake}, in more than an hour")
+            format!("{about} is requeued for {wake}, in more than an hour")
         });
         let ahead = wake > now || (notes && wake == now);
         self.require(ahead, || {
-            format!("{about} is looked at again at {wake}, it is {now}: not in the future")
+            format!("{about} is requeued for {wake}, which is not after {now}")
         });
     }
 
-    /// What the market decided about a lease.
+    /// Checks the market's plan for a lease.
     pub(crate) fn lease_plan(&mut self, read: &GpuLease, plan: &lease::Plan, now: Timestamp) {
         let before = read.status.clone().unwrap_or_default();
         self.wake(plan.wake, now, plan.must_persist_first(&before), "a lease");
         if before.phase == Phase::Closed {
             let quiet =
                 plan.call.is_none() && plan.allocations.is_empty() && plan.status.phase == Phase::Closed;
-            self.require(quiet, || "a closed lease moves".into());
+            self.require(quiet, || "the plan for a closed lease is not empty".into());
         }
     }
 
-    /// What a provider decided about a reservation.
+    /// Checks a provider's plan for a reservation.
     pub(crate) fn reservation_plan(
         &mut self,
         read: &GpuReservation,
@@ -51,31 +51,31 @@ impl Invariants {
         self.wake(plan.wake, now, notes, "a reservation");
         if before.stop_reason.is_some() {
             self.require(plan.workload != Workload::Run, || {
-                "what was stopped is run again".into()
+                "a stopped workload is run again".into()
             });
         }
     }
 
-    /// The market sends a transaction: it must be what a stored intent asks for.
+    /// The market sends a transaction, which must match a stored intent.
     pub(crate) fn market_sends(&mut self, action: &Action) {
         match action {
             Action::Open { terms, deposit, .. } => {
                 let id = terms.id().to_string();
                 self.require(self.intents.get(&id).is_some_and(|t| *t >= deposit.0), || {
-                    format!("M2: {id} is opened with {deposit} and no intent names as much")
+                    format!("M2: {id} is opened with {deposit}, but no intent allows that much")
                 });
                 for leg in 0..terms.legs.len() {
                     let leg = i64::try_from(leg).unwrap_or(0);
                     let has = self.accepted.contains(&(id.clone(), leg));
                     self.require(has, || {
-                        format!("M2: {id} is opened and leg {leg} was never accepted")
+                        format!("M2: {id} is opened, but leg {leg} was never accepted")
                     });
                 }
             }
             Action::FundTo { terms, total } => {
                 let id = terms.id().to_string();
                 self.require(self.intents.get(&id).is_some_and(|t| *t >= total.0), || {
-                    format!("M2: {id} is filled up to {total} and no intent names as much")
+                    format!("M2: {id} is funded to {total}, but no intent allows that much")
                 });
             }
             Action::Close { terms, .. } => {
@@ -83,11 +83,11 @@ impl Invariants {
                 let has = self.close_intents.contains(&id);
                 self.require(has, || format!("M2: {id} is closed without an intent"));
             }
-            _ => self.violated(|| format!("the market has no business to {action}")),
+            _ => self.violated(|| format!("the market must not send {action}")),
         }
     }
 
-    /// A provider sends a transaction: it must be what a stored intent asks for.
+    /// A provider sends a transaction, which must match a stored intent.
     pub(crate) fn provider_sends(&mut self, name: &str, action: &Action) {
         let has = self.leg_intents.contains(&(name.to_owned(), action.name()));
         self.require(has, || format!("M2: {name}: {action} without an intent"));
@@ -95,7 +95,7 @@ impl Invariants {
 }
 
 impl Sim {
-    /// U1: a node is lost for a share only while it is dead, or was a moment ago.
+    /// U1: a reservation's node counts as lost only while it is dead or was so recently.
     pub(crate) fn check_lost_nodes(&mut self, site: usize, read: &GpuReservation, plan: &reservation::Plan) {
         let gpus = find(&plan.status.conditions, "GpusHealthy");
         if gpus.is_none_or(|c| c.reason != "NodeLost") {
@@ -109,11 +109,11 @@ impl Sim {
             .as_ref()
             .and_then(|s| find(&s.conditions, "GpusHealthy"));
         if before.is_none_or(|c| c.reason != "NodeLost") {
-            self.invariants.count("share loses its node".into());
+            self.invariants.count("reservation loses its node".into());
         }
         self.invariants.require(dead || just_back, || {
             format!(
-                "U1: a node of {:?} is taken for lost and lives",
+                "U1: a node of {:?} counts as lost but is alive",
                 read.metadata.name
             )
         });

@@ -120,24 +120,25 @@ impl Sim {
         let back = reservation_rank(status.phase) < reservation_rank(was);
         let allowed = !back || (was, status.phase) == (AllocationPhase::Suspended, AllocationPhase::Active);
         self.invariants.require(allowed, || {
-            format!("reservation {name} goes back from {was:?} to {:?}", status.phase)
+            format!(
+                "phase of reservation {name} goes back from {was:?} to {:?}",
+                status.phase
+            )
         });
         let revived = stopped.is_some() && status.stop_reason.is_none();
-        self.invariants.require(!revived, || {
-            format!("the stop of reservation {name} is taken back")
-        });
+        self.invariants
+            .require(!revived, || format!("the stop of reservation {name} is revoked"));
         let both = status.stop_reason.is_some() && is_true(&status.conditions, "Ready");
-        self.invariants.require(!both, || {
-            format!("reservation {name} is stopped and says that it is ready")
-        });
+        self.invariants
+            .require(!both, || format!("reservation {name} is stopped and Ready"));
         if stopped.is_none()
             && let (Some(reason), Some(terms)) = (&status.stop_reason, &terms)
         {
-            self.invariants.count(format!("share stops {reason}"));
+            self.invariants.count(format!("reservation stops {reason}"));
             let justified = self.may_stop(reason, terms, site, object, paid_until_before);
             self.invariants.require(justified, || {
                 let (escrow, since) = (&status.escrow, status.chain_unreadable_since);
-                format!("U1/U2: reservation {name} is stopped for {reason}, which is not so: {escrow:?}, silent since {since:?}")
+                format!("U1/U2: reservation {name} is stopped with reason {reason}, which does not hold: {escrow:?}, chain unreadable since {since:?}")
             });
         }
     }

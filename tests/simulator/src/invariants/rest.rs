@@ -6,7 +6,7 @@ use leasehold_planner::escrow::lease_name;
 use crate::{Sim, api::Key};
 
 impl Sim {
-    /// What is left of leases that are gone; `None` when nothing is.
+    /// Describes what remains of leases; `None` if nothing does.
     pub(crate) fn remaining(&self) -> Option<String> {
         let closed = |l: &GpuLease| {
             l.metadata.deletion_timestamp.is_none()
@@ -43,7 +43,7 @@ impl Sim {
                 return Some(format!("namespace {name}"));
             }
             if let Some(pod) = cluster.pods.first() {
-                return Some(format!("a pod in {}", pod.namespace));
+                return Some(format!("pod in {}", pod.namespace));
             }
         }
         let until = self.chain.newest().head.number;
@@ -61,12 +61,12 @@ impl Sim {
         })
     }
 
-    /// Nothing is left: the refunds are exact, no GPU is held, and nobody wants to do anything more.
+    /// After a run, all deposits are paid out or refunded, and no controller plans anything more.
     pub(crate) fn check_at_rest(&mut self) -> Result<(), String> {
         let block = self.chain.newest();
         let held = block.machine.held(self.currency.token);
         if held.0 != 0 {
-            return Err(format!("M1: {held} stay in the escrow"));
+            return Err(format!("M1: {held} remain in the escrow"));
         }
         let keys: Vec<Key> = self.leases.all().map(|(key, _)| key.clone()).collect();
         for key in keys {
@@ -74,7 +74,7 @@ impl Sim {
                 let quiet = plan.call.is_none() && plan.allocations.is_empty() && plan.finalizer.is_none();
                 if !quiet || read.status.as_ref() != Some(&plan.status) {
                     return Err(format!(
-                        "U5: {} is closed, and a further run plans {plan:?}",
+                        "U5: {} is closed, but a further reconcile plans {plan:?}",
                         key.1
                     ));
                 }

@@ -7,16 +7,17 @@ use leasehold_planner::escrow::AccountRead;
 use super::exhausted;
 use crate::{Sim, cluster::Pod, reconcile::ProcessId};
 
-/// A share is served at most so much beyond its end where everything can be read: a pass, two blocks, a pod's delay.
+/// How long a workload may run beyond its end while everything can be read: a reconcile, two blocks, the deletion of
+/// a pod.
 const SLACK_MS: u64 = 30_000;
-/// What belongs to nobody is gone within a minute.
+/// How long an orphaned namespace may exist: a minute, plus the time to detect it.
 const ORPHAN_MS: u64 = 75_000;
-/// Nobody is charged longer than this for a node that is dead, where all can be read: the cluster's grace, the minute of
-/// both silences, and a pause that waits for a crowded block.
+/// How long a dead node may be charged while everything can be read: the cluster's grace period, a minute without
+/// heartbeats of kubelet and agent, and a pause that waits for a full block.
 const DEAD_MS: u64 = 300_000;
 
 impl Sim {
-    /// U2 and U3: what serves must be paid, wanted, and served once.
+    /// U2 and U3: a running workload must be paid and wanted, and run only once.
     pub(super) fn check_pods(&mut self, passed: u64) {
         let mut serving: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for site in 0..self.sites.len() {
@@ -46,7 +47,7 @@ impl Sim {
         }
         for (uid, lives) in serving {
             self.invariants.require(lives.len() < 2, || {
-                format!("U3: lease {uid} is served twice: {lives:?}")
+                format!("U3: lease {uid} is served by two allocations: {lives:?}")
             });
         }
         for site in 0..self.sites.len() {
@@ -191,7 +192,7 @@ impl Sim {
         let Some(reservation) = invariants.reservations.get_mut(&(site, name.to_owned())) else {
             return;
         };
-        // While somebody pays for it, it is left alone and told.
+        // While its account is open it is reported and not deleted.
         let paid = reservation
             .terms
             .as_ref()
@@ -207,7 +208,7 @@ impl Sim {
         };
         let late = reservation.orphan_ms > ORPHAN_MS;
         invariants.require(!late, || {
-            format!("U5: namespace {name} belongs to nobody for over a minute")
+            format!("U5: namespace {name} has been orphaned for over a minute")
         });
     }
 }

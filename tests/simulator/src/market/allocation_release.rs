@@ -1,4 +1,4 @@
-//! A process of the market's operator over allocations that may go, as `operator/src/market/allocation/mod.rs`.
+//! The market's controller for allocations that may be released, in the operator's order.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl Sim {
         match release::decide(&read, lease.as_deref(), now) {
             Plan::Keep { seconds } => self.finish(who, &task, Some(seconds * 1000)),
             Plan::Remove => {
-                self.note(|| format!("{} may go", key.1));
+                self.note(|| format!("{} may be deleted", key.1));
                 let run = AllocationRelease {
                     key,
                     read,

@@ -24,10 +24,10 @@ mod lease;
 use allocation_release::AllocationRelease;
 use lease::LeaseReconcile;
 
-/// A provider that was not heard of for so long is silent (`operator/src/market/supply.rs`).
-const SILENT_SECONDS: i64 = 60;
+/// A provider that has not renewed its offer for this long is not live.
+const LIVENESS_TIMEOUT_SECONDS: i64 = 60;
 
-/// What a provider has told the market.
+/// A provider's offer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Offer {
     pub(crate) rows: Vec<OfferRow>,
@@ -37,7 +37,7 @@ pub(crate) struct Offer {
     pub(crate) controller: Address,
 }
 
-/// One process.
+/// One process of the market's operator.
 pub(crate) struct MarketProcess {
     pub(crate) up: bool,
     pub(crate) restarts: u64,
@@ -53,12 +53,12 @@ pub(crate) struct MarketProcess {
     providers: Arc<[Provider]>,
     candidates: Arc<[Candidate]>,
     index: BTreeMap<Hash, Terms>,
-    /// Caches that news is on its way to.
+    /// Bitmap of caches to which watch events are on their way.
     pub(crate) syncing: u8,
     pub(crate) queue: WorkQueue<MarketReconcile>,
 }
 
-/// A pass that has gathered and decided, and now writes.
+/// A reconcile that has gathered and decided, and is now writing.
 pub(crate) enum MarketReconcile {
     Lease(Box<LeaseReconcile>),
     AllocationRelease(AllocationRelease),
@@ -85,7 +85,7 @@ impl MarketProcess {
 }
 
 impl Sim {
-    /// A write to the market's API: with no answer when it is down, and with a lost one now and then.
+    /// Writes to the market's API server, which may be down or lose the reply.
     pub(crate) fn market_write<T>(
         &mut self,
         write: impl FnOnce(&mut Self) -> Result<T, ApiError>,
@@ -158,7 +158,7 @@ impl Sim {
         }
     }
 
-    /// Caches that do not know all that happened.
+    /// Bitmap of caches that are not up to date.
     pub(crate) fn stale_at_market(&self, m: usize) -> u8 {
         let process = &self.markets[m];
         [
@@ -172,7 +172,7 @@ impl Sim {
         .fold(0, |map, (cache, fresh)| map | u8::from(!fresh) << cache)
     }
 
-    /// The snapshot of all offers.
+    /// Refreshes the snapshot of all offers.
     pub(crate) fn refresh_supply(&mut self, m: usize) {
         if self.faults.market_up {
             self.markets[m].offers.clone_from(&self.offers);
@@ -187,7 +187,7 @@ impl Sim {
                 region: String::new(),
                 payee: offer.payee,
                 controller: offer.controller,
-                alive: now - offer.renewed_at <= SILENT_SECONDS,
+                alive: now - offer.renewed_at <= LIVENESS_TIMEOUT_SECONDS,
                 answers: true,
             });
             candidates.extend(
@@ -213,7 +213,7 @@ impl Sim {
         }
     }
 
-    /// The next write of a pass.
+    /// Executes the next write of a reconcile.
     pub(crate) fn resume_market(&mut self, m: usize, id: u64) {
         match self.markets[m].queue.next(id) {
             Some((task, MarketReconcile::Lease(run))) => self.resume_lease(m, id, task, run),
@@ -225,7 +225,7 @@ impl Sim {
     }
 }
 
-/// `Ok` also when it was gone already.
+/// Treats `NotFound` as success.
 pub(crate) fn ignore_not_found<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
         Ok(_) | Err(ApiError::NotFound) => Ok(()),
@@ -233,7 +233,7 @@ pub(crate) fn ignore_not_found<T>(result: Result<T, ApiError>) -> Result<(), Api
     }
 }
 
-/// From now until `wake`, at least a little (`operator/src/objects.rs`).
+/// Time until `wake`, but not less than a minimum.
 pub(crate) fn until_ms(wake: Timestamp, now: Timestamp) -> u64 {
     let ms = wake.duration_since(now).as_millis().clamp(20, 3_600_000);
     u64::try_from(ms).unwrap_or(20)

@@ -1,4 +1,4 @@
-//! A process of a provider's operator over allocations, in the order of `operator/src/provider/allocation/accept.rs`.
+//! The provider's allocation controller, in the operator's order.
 
 use std::sync::Arc;
 

@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Sim {
-    /// How the GPUs are that a reservation holds. What of its nodes is suspect is asked of the API server itself.
+    /// Health of the GPUs that a reservation holds. Nodes that look unhealthy are read from the API server itself.
     pub(crate) fn health(&mut self, s: usize, p: usize, read: &GpuReservation, now: Timestamp) -> Health {
         let silent = self.faults.agents_silent.contains(&s);
         let site_up = !self.faults.sites_down.contains(&s);
@@ -23,7 +23,7 @@ impl Sim {
             Timestamp::from_millisecond(local).unwrap_or(Timestamp::UNIX_EPOCH)
         };
         let now_ms = self.now;
-        // Agents that say nothing have said nothing for a minute: the quickest way to an unknown.
+        // The agents' last heartbeat counts as a minute old, as that is the quickest way to an unknown state.
         let heard = |ms: Option<&u64>| ms.map(|ms| at(if silent { (*ms).min(now_ms - 61_000) } else { *ms }));
         let kubelet = |node: &Node, heard_ms: Option<&u64>| match node.not_ready_since {
             None => KubeletWord::Ready,

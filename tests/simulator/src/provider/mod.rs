@@ -45,11 +45,11 @@ pub(crate) struct Site {
     pub(crate) identity: Identity,
     pub(crate) pool: GpuPool,
     pub(crate) grace_seconds: u64,
-    /// Blocks that the level its network asks for lags behind.
+    /// Number of blocks by which the finality that its network requires is behind the newest block.
     pub(crate) finality: usize,
 }
 
-/// One process.
+/// One process of a provider's operator.
 pub(crate) struct ProviderProcess {
     pub(crate) up: bool,
     pub(crate) restarts: u64,
@@ -63,27 +63,27 @@ pub(crate) struct ProviderProcess {
     pub(crate) allocation_store: Cache<GpuAllocation>,
     pub(crate) pods: Vec<Pod>,
     pub(crate) namespaces: BTreeMap<String, bool>,
-    /// What the agents have said: nodes and their GPUs, and who holds which.
+    /// The nodes with their GPUs, as the agents report them.
     pub(crate) nodes: Vec<Node>,
     pub(crate) holders: BTreeMap<String, Vec<String>>,
     pub(crate) heard_ms: BTreeMap<String, u64>,
     pub(crate) agents_seen: u64,
-    /// Since when its own API has answered whoever asked about a silent node.
+    /// Since when its own API server has answered reads about a silent node.
     pub(crate) answers: Answers,
-    /// What the last sweep found.
+    /// Orphans found by the last search.
     pub(crate) suspects: Suspects<String>,
-    /// Why the market can't be read.
+    /// Why the market cannot be read.
     pub(crate) market_error: Option<String>,
-    /// When a workload was applied, by this process's clock.
+    /// When each workload was applied, by this process's clock.
     applied: BTreeMap<String, i64>,
-    /// Room is given away one question at a time.
+    /// Whether a reservation is being made: only one at a time, as each uses up capacity.
     pub(crate) reserving: bool,
-    /// Caches that news is on its way to.
+    /// Bitmap of caches to which watch events are on their way.
     pub(crate) syncing: u8,
     pub(crate) queue: WorkQueue<ProviderReconcile>,
 }
 
-/// A pass that has gathered and decided, and now writes.
+/// A reconcile that has gathered and decided, and is now writing.
 pub(crate) enum ProviderReconcile {
     Reservation(Box<ReservationReconcile>),
     Allocation(Box<AllocationReconcile>),
@@ -111,7 +111,7 @@ impl Site {
             network: "net".into(),
             max_duration: "2h".into(),
             max_pause: "1h".into(),
-            // Every other provider wants its money before the end.
+            // Every other provider withdraws its earnings before the end.
             withdraw: n.is_multiple_of(2).then(|| Withdraw {
                 every: "40s".into(),
                 above: "0.01".into(),
@@ -163,7 +163,7 @@ impl ProviderProcess {
     }
 }
 
-/// A stand-in for the controller's signature: nobody without its address makes it.
+/// Stands in for the controller's signature: it depends on the controller's address.
 pub(crate) fn sign(by: Address, message: &AcceptanceMessage) -> String {
     let hash = |n: u8| {
         keccak(&[
@@ -180,7 +180,7 @@ pub(crate) fn sign(by: Address, message: &AcceptanceMessage) -> String {
     format!("0x{}{}00", hex(hash(1)), hex(hash(2)))
 }
 
-/// Whether the acceptance in an allocation's status is its leg's controller's, over what was asked.
+/// Whether the acceptance in an allocation's status is signed by the leg's controller and matches the request.
 pub(crate) fn is_signed(allocation: &GpuAllocation) -> bool {
     let check = || {
         let acceptance = allocation.status.as_ref()?.acceptance.as_ref()?;
@@ -200,7 +200,7 @@ pub(crate) fn is_signed(allocation: &GpuAllocation) -> bool {
 }
 
 impl Sim {
-    /// A write to a provider's own API.
+    /// Writes to the provider's own API server.
     pub(crate) fn own_write<T>(
         &mut self,
         s: usize,
@@ -235,7 +235,7 @@ impl Sim {
         (process.up, process.restarts, process.offset_ms) = (true, restarts, offset_ms);
         self.sites[s].processes[p] = process;
         for cache in 0..7 {
-            // The watch of the market's allocations is the one that start-up does not wait for.
+            // Start-up waits for every cache except the one of the market's allocations.
             if cache != 3 {
                 self.follow_provider(s, p, cache, usize::MAX);
             }
@@ -245,7 +245,7 @@ impl Sim {
         self.at(first_sweep, Event::Orphans(who, restarts));
     }
 
-    /// Caches that do not know all that happened.
+    /// Bitmap of caches that are not up to date.
     pub(crate) fn stale_at_provider(&self, s: usize, p: usize) -> u8 {
         let site = &self.sites[s];
         let process = &site.processes[p];
@@ -265,7 +265,7 @@ impl Sim {
         .fold(0, |map, (cache, fresh)| map | u8::from(!fresh) << cache)
     }
 
-    /// The next write of a pass.
+    /// Executes the next write of a reconcile.
     pub(crate) fn resume_provider(&mut self, s: usize, p: usize, id: u64) {
         match self.sites[s].processes[p].queue.next(id) {
             Some((task, ProviderReconcile::Reservation(run))) => self.resume_reservation(s, p, id, task, run),
@@ -275,17 +275,17 @@ impl Sim {
     }
 }
 
-/// The finalizer that a reservation is made with.
+/// The finalizer of a new reservation.
 pub(crate) fn held() -> Vec<String> {
     vec![FINALIZER_PROVIDER.into()]
 }
 
-/// Version of an object that was read.
+/// Resource version of an object.
 pub(crate) fn version(of: Option<&Arc<GpuReservation>>) -> Option<String> {
     of.and_then(|r| r.resource_version())
 }
 
-/// A program that is never ready.
+/// A program that never becomes ready.
 pub(crate) const BROKEN: Program = Program {
     ready_after_ms: None,
     ends: None,

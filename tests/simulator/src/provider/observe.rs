@@ -68,7 +68,7 @@ impl Sim {
                         wanted.push(Task::Reservation((String::new(), key.1)));
                     }
                 } else {
-                    process.market_error = Some("the API server can't be reached".into());
+                    process.market_error = Some("the API server is unreachable".into());
                 }
             }
             4 if own_up => {
@@ -137,7 +137,7 @@ impl Sim {
         }
     }
 
-    /// Reservations of a provider, as they are.
+    /// The reservations in the provider's API server.
     pub(crate) fn reservations(&self, s: usize) -> Vec<(Key, Arc<GpuReservation>)> {
         let all = self.sites[s].reservations.all();
         all.map(|(key, r)| (key.clone(), r.clone())).collect()

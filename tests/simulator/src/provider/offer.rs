@@ -14,7 +14,7 @@ use leasehold_planner::{
 
 use crate::{Sim, market::Offer};
 
-/// Room of a node beside its GPUs: never what is short here.
+/// Resources of a node, in proportion to its GPUs so that they are never the limit.
 fn shape(gpus: u64) -> Shape {
     Shape {
         gpus,
@@ -25,7 +25,7 @@ fn shape(gpus: u64) -> Shape {
 }
 
 impl Sim {
-    /// What this provider's pool can sell, by these reservations.
+    /// What the provider's pool can offer beside these reservations.
     pub(crate) fn supply_of(
         &self,
         s: usize,
@@ -82,9 +82,9 @@ impl Sim {
 
     fn payment(&self) -> PaymentIdentity {
         PaymentIdentity {
-            chain_id: i64::try_from(self.money.chain_id).unwrap_or(0),
-            escrow: self.money.escrow.to_string(),
-            token: self.money.token.to_string(),
+            chain_id: i64::try_from(self.currency.chain_id).unwrap_or(0),
+            escrow: self.currency.escrow.to_string(),
+            token: self.currency.token.to_string(),
         }
     }
 
@@ -121,7 +121,7 @@ impl Sim {
                     .cloned()
                     .collect();
                 Some(Hold {
-                    shape: Shape::from_wire(&r.spec.allocation.node).ok()?,
+                    shape: Shape::from_wire(&r.spec.allocation.per_node).ok()?,
                     nodes,
                     name,
                 })
@@ -129,7 +129,7 @@ impl Sim {
             .collect()
     }
 
-    /// Tells the market what can be had, and that this provider lives.
+    /// Renews the provider's offer on the market.
     pub(crate) fn publish_offer(&mut self, s: usize, p: usize) {
         if !self.faults.market_up || self.faults.cut_from_market.contains(&s) {
             return;

@@ -11,7 +11,7 @@ use leasehold_planner::{
 use crate::{Sim, reconcile::ProcessId, rpc::Reader};
 
 impl Sim {
-    /// Namespaces of ours that belong to no reservation: `sweep.rs` at the edge.
+    /// Deletes namespaces without a reservation, once two searches agree.
     pub(crate) fn clear_orphans(&mut self, s: usize, p: usize) {
         let process = &self.sites[s].processes[p];
         let named: BTreeSet<&String> = process.reservation_store.all().map(|(key, _)| &key.1).collect();
@@ -43,7 +43,7 @@ impl Sim {
         }
     }
 
-    /// By its account; what can't be judged is left.
+    /// Decides by the account of the namespace. If it cannot be read, the namespace is kept.
     fn orphan_verdict(&mut self, s: usize, p: usize, name: &str) -> Verdict {
         let (mut reader, who) = (Reader::default(), ProcessId::Provider(s, p));
         if self.read_head(&mut reader, who).known().is_none() {

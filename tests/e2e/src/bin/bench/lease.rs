@@ -133,7 +133,7 @@ async fn look(
     };
     see(Step::Named);
     let terms = Terms::from_wire(&escrow.terms)?;
-    if let AccountRead::Present(account) = tenant.stack.rail.account(&terms, BlockLevel::Latest).await? {
+    if let AccountRead::Present(account) = tenant.stack.payments.account(&terms, BlockLevel::Latest).await? {
         see(Step::Opened);
         if account.started_at != 0 {
             see(Step::Started);

@@ -1,7 +1,7 @@
 //! What the story with three providers costs: its transactions and their gas, as the chain has them.
 
 use leasehold_e2e::{
-    Stack, StackSpec, Teller,
+    Console, Stack, StackSpec,
     story::{self, Gpux, Stage},
 };
 use leasehold_testcluster::Stderr;
@@ -26,10 +26,10 @@ pub(crate) async fn run(report: &Report) -> anyhow::Result<()> {
 }
 
 async fn tell(stack: &Stack) -> anyhow::Result<Gpux> {
-    let teller = Teller::log();
-    let stage = Stage::set(stack, "bench", &teller)?;
+    let console = Console::log();
+    let stage = Stage::set(stack, "bench", &console)?;
     let gpux = story::gpux(&stage).await?;
     gpux.check()?;
-    gpux.outcome.check_money(&stage.purses)?;
+    gpux.outcome.check_money(&stage.participants)?;
     Ok(gpux)
 }

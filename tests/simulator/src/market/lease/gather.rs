@@ -9,7 +9,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Terms, salt},
-    market::lease::{self, AllocationSeen, Network, Prior, ROUNDS_MAX, Wallet, World},
+    market::lease::{self, AllocationSeen, Network, ROUNDS_MAX, RecoveredAccount, Wallet, World},
     observed::Observed,
     ports::Balances,
 };
@@ -27,7 +27,7 @@ impl Sim {
         let status = read.status.clone().unwrap_or_default();
         let closed = status.phase == Phase::Closed;
         let network = Network {
-            money: self.money,
+            currency: self.currency,
             market_id: self.market_id,
             closer: self.closer,
             symbol: "USDC".into(),
@@ -46,7 +46,7 @@ impl Sim {
             second_account: None,
             prior: Observed::Known(None),
             unfunded_in_namespace: self.unfunded_beside(m, read),
-            // Of so few leases no provider is ever busy.
+            // With so few leases, no provider has too many unanswered allocations.
             unanswered: BTreeMap::new(),
         };
         if lease::needs_wallet(&world) {
@@ -54,7 +54,7 @@ impl Sim {
                 reader.cost_ms += 3;
                 Observed::Known(self.tenants.wallet(&read.namespace().unwrap_or_default()))
             } else {
-                Observed::Unknown("the API server can't be reached".into())
+                Observed::Unknown("the API server is unreachable".into())
             };
         }
         let terms = status
@@ -80,7 +80,7 @@ impl Sim {
         world.prior = if !lease::seeks_prior(read) || self.faults.market_up {
             self.prior(m, read, reader)
         } else {
-            Observed::Unknown("the allocations can't be listed".into())
+            Observed::Unknown("cannot list the allocations".into())
         };
         world
     }
@@ -141,7 +141,12 @@ impl Sim {
             .collect()
     }
 
-    fn prior(&mut self, m: usize, read: &GpuLease, reader: &mut Reader) -> Observed<Option<Prior>> {
+    fn prior(
+        &mut self,
+        m: usize,
+        read: &GpuLease,
+        reader: &mut Reader,
+    ) -> Observed<Option<RecoveredAccount>> {
         if !lease::seeks_prior(read) {
             return Observed::Known(None);
         }
@@ -159,7 +164,7 @@ impl Sim {
         let uid = read.metadata.uid.clone().unwrap_or_default();
         Observed::Known((1..=ROUNDS_MAX).rev().find_map(|round| {
             let terms = index.get(&salt(market, &uid, round))?.clone();
-            Some(Prior { round, terms })
+            Some(RecoveredAccount { round, terms })
         }))
     }
 }

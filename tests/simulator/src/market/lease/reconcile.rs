@@ -26,7 +26,7 @@ use crate::{
 pub(crate) struct LeaseReconcile {
     key: Key,
     read: Arc<GpuLease>,
-    /// The lease as it was last written by this pass.
+    /// The lease as it was last written by this reconcile.
     object: Arc<GpuLease>,
     has_key: bool,
     plan: Plan,
@@ -39,7 +39,7 @@ pub(crate) struct LeaseReconcile {
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Finalizer,
-    /// The write of that number; a deletion takes two.
+    /// The write with that index. A deletion takes two.
     Allocation(usize, bool),
     Call,
     Wait(u64, u64),
@@ -81,7 +81,7 @@ impl Sim {
         );
     }
 
-    /// The market's side of every lease as a further pass sees it: what it would do.
+    /// Gathers and plans without writing, to check what a further reconcile would do.
     pub(crate) fn plan_lease(&mut self, m: usize, key: &Key) -> Option<(Arc<GpuLease>, Plan)> {
         let read = self.markets[m].leases.get(key).cloned()?;
         let now = self.clock(self.markets[m].offset_ms);
@@ -150,7 +150,7 @@ impl Sim {
             }
         }
         let before = run.read.status.clone().unwrap_or_default();
-        if run.plan.notes_first(&before) {
+        if run.plan.must_persist_first(&before) {
             run.notes_only = true;
             return (Stage::Status, 1);
         }
@@ -230,7 +230,7 @@ impl Sim {
                 Ok(terms.payer)
             } else {
                 Err(PaymentError::Unreachable(
-                    "the payer's key can't be read now".into(),
+                    "cannot read the payer's key now".into(),
                 ))
             }
         };
@@ -343,7 +343,7 @@ impl Sim {
             return Ok(());
         }
         let version = run.object.resource_version();
-        self.note(|| format!("lets {} go", run.key.1));
+        self.note(|| format!("removes the finalizer of {}", run.key.1));
         ignore_not_found(self.market_write(|sim| {
             sim.leases
                 .set_finalizers(&run.key, version.as_deref(), Vec::new())
@@ -353,7 +353,7 @@ impl Sim {
 
 fn failed(run: &mut LeaseReconcile, error: ApiError) -> (Stage, u64) {
     let before = run.read.status.clone().unwrap_or_default();
-    run.status = run.plan.half_done(&before);
+    run.status = run.plan.status_if_incomplete(&before);
     run.error = Some(error);
     (Stage::Status, 1)
 }

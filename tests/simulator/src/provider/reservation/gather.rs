@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Sim {
-    /// Gathers and decides; whether its workload was seen to be there.
+    /// Gathers and decides. Also returns whether the workload was seen.
     pub(crate) fn plan_reservation(
         &mut self,
         s: usize,
@@ -78,7 +78,7 @@ impl Sim {
                 .as_ref()
                 .and_then(|w| Withdrawals::of(w, 6)),
         };
-        // Decided is by the clock as it is after the reads.
+        // Decisions use the time after the reads.
         let now = self.clock_after(process.offset_ms, reader.cost_ms);
         (planner::decide(&world, now), there)
     }
@@ -126,14 +126,14 @@ impl Sim {
         (account, second, settled, head)
     }
 
-    /// What runs of a reservation.
+    /// What is running for a reservation.
     pub(crate) fn running(&self, s: usize, p: usize, read: &GpuReservation) -> Observed<Running> {
         let process = &self.sites[s].processes[p];
         let cluster = &self.sites[s].cluster;
         let name = read.metadata.name.clone().unwrap_or_default();
         let live = wants_live(read);
         if live && self.faults.sites_down.contains(&s) {
-            return Observed::Unknown("what runs can't be read".into());
+            return Observed::Unknown("cannot read what is running".into());
         }
         let (pods, namespaces, nodes_seen, reading) = if live {
             let workload = cluster.workloads.contains_key(&name);
@@ -170,7 +170,7 @@ impl Sim {
         });
         if is_job && !known && (failure.is_some() || succeeded >= nodes) {
             if self.faults.sites_down.contains(&s) {
-                return Observed::Unknown("the job's log can't be read".into());
+                return Observed::Unknown("cannot read the job's log".into());
             }
             running.job = Some(JobResult {
                 exit_code: failure.unwrap_or(0),

@@ -24,7 +24,7 @@ use crate::{
     sim::Event,
 };
 
-/// Objects that somebody deleted are made again after this long without pods.
+/// A workload without pods is applied again only after this time.
 const REAPPLY_SECONDS: i64 = 10;
 
 pub(crate) struct ReservationReconcile {
@@ -32,10 +32,10 @@ pub(crate) struct ReservationReconcile {
     read: Arc<GpuReservation>,
     plan: Plan,
     status: GpuReservationStatus,
-    /// Whether its workload is there as far as was seen.
+    /// Whether the workload was seen.
     there: bool,
-    /// Whether an end is noted before it is carried out.
-    notes_first: bool,
+    /// Whether the status must be stored before the plan is carried out.
+    must_persist_first: bool,
     stage: Stage,
     error: Option<ApiError>,
 }
@@ -44,7 +44,7 @@ pub(crate) struct ReservationReconcile {
 enum Stage {
     Note,
     Workload,
-    /// The namespace was applied; the workload in it was not.
+    /// The namespace was applied, its workload was not.
     WorkloadItself,
     Call,
     Wait(u64, u64),
@@ -64,13 +64,17 @@ impl Sim {
         let now = self.clock_after(self.sites[s].processes[p].offset_ms, reader.cost_ms);
         self.invariants.reservation_plan(&read, &plan, now);
         self.check_lost_nodes(s, &read, &plan);
-        let notes_first = plan.notes_first(read.status.as_ref());
+        let must_persist_first = plan.must_persist_first(read.status.as_ref());
         let run = ReservationReconcile {
-            notes_first,
+            must_persist_first,
             status: plan.status.clone(),
             plan,
             there,
-            stage: if notes_first { Stage::Note } else { Stage::Workload },
+            stage: if must_persist_first {
+                Stage::Note
+            } else {
+                Stage::Workload
+            },
             error: None,
             read,
             key: key.clone(),
@@ -101,7 +105,7 @@ impl Sim {
             Stage::WorkloadItself => Ok(self.apply_workload(s, p, &mut run)),
             Stage::Call => Ok(self.call_for_leg(s, p, &mut run)),
             Stage::Wait(transaction, until) => Ok(self.wait_for_leg(s, p, &mut run, transaction, until)),
-            Stage::Status if run.notes_first => Ok(None),
+            Stage::Status if run.must_persist_first => Ok(None),
             Stage::Status => self.report_reservation(s, &mut run),
             Stage::Finalizer => self
                 .own_write(s, |sim| {
@@ -156,7 +160,7 @@ impl Sim {
         let next = Some((Stage::Call, 1));
         let process = &mut self.sites[s].processes[p];
         match run.plan.workload {
-            // No tenant of the simulation asks for results.
+            // No tenant of the simulation requests results.
             Workload::Keep | Workload::KeepResults => next,
             Workload::Run => {
                 let recent = |at: i64| now - at < REAPPLY_SECONDS;
@@ -209,7 +213,7 @@ impl Sim {
         let program = self.tenants.program(&spec.lease.uid, is_job);
         let wish = cluster::Workload::new(
             usize::try_from(spec.nodes).unwrap_or(1),
-            usize::try_from(spec.node.gpus).unwrap_or(1),
+            usize::try_from(spec.per_node.gpus).unwrap_or(1),
             run.read.spec.nodes.clone(),
             is_job,
             program,
@@ -322,7 +326,7 @@ impl Sim {
     }
 }
 
-/// What waits for a block is looked at soon after each (`blocks` at the edge).
+/// A reservation that waits for a block is reconciled soon after each block.
 const fn block_ms(plan: &Plan) -> u64 {
     match plan.status.phase {
         AllocationPhase::Requested | AllocationPhase::Reserved => 500,

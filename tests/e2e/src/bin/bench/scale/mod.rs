@@ -12,7 +12,12 @@ use std::time::{Duration, Instant};
 use leasehold_e2e::{GpuNodes, ProviderSpec, Stack, StackSpec};
 use leasehold_testcluster::{Progress as _, Stderr};
 
-use self::{api_writes::ApiWrites, operators::Operators, progress::Lives, tenants::Tenants};
+use self::{
+    api_writes::ApiWrites,
+    operators::Operators,
+    progress::{Lives, Reached},
+    tenants::Tenants,
+};
 use crate::report::Report;
 
 /// Name of the one provider.
@@ -74,7 +79,7 @@ async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::R
         applied.as_secs_f64()
     ));
     let reached = lives
-        .until_active(flags.leases, deadline, STANDSTILL, |told| progress.step(told))
+        .until_active(flags.leases, deadline, STANDSTILL, |line| progress.step(line))
         .await;
     let (active, n) = (reached.active, reached.active.max(1));
     // What is written about the last of them is written in a moment.
@@ -83,6 +88,33 @@ async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::R
     for (resource, count) in written.most(30) {
         progress.step(&format!("{:>8.2} a lease: {resource}", count / as_float(n)));
     }
+    report_figures(report, &reached, &operators, &written)?;
+
+    for line in progress::left_behind(&stack.client).await? {
+        progress.step(&line);
+    }
+
+    progress.step("killing both operators");
+    let converged = operators.restart(stack, &tenants, active).await?;
+    report.line("scale.restart_to_converged", converged.as_secs_f64(), "s", active);
+    if active < flags.leases {
+        progress.step(&format!(
+            "gave up: {active} of {} became Active; figures are of those",
+            flags.leases
+        ));
+    }
+    fleet.end();
+    Ok(())
+}
+
+/// Reports what was measured of the leases that became Active.
+fn report_figures(
+    report: &Report,
+    reached: &Reached,
+    operators: &Operators,
+    written: &ApiWrites,
+) -> anyhow::Result<()> {
+    let (active, n) = (reached.active, reached.active.max(1));
     report.line(
         "scale.matched_per_second",
         reached.matched_per_second(),
@@ -128,21 +160,6 @@ async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::R
         "",
         active,
     );
-
-    for told in progress::left_behind(&stack.client).await? {
-        progress.step(&told);
-    }
-
-    progress.step("killing both operators");
-    let converged = operators.restart(stack, &tenants, active).await?;
-    report.line("scale.restart_to_converged", converged.as_secs_f64(), "s", active);
-    if active < flags.leases {
-        progress.step(&format!(
-            "gave up: {active} of {} became Active; figures are of those",
-            flags.leases
-        ));
-    }
-    fleet.end();
     Ok(())
 }
 

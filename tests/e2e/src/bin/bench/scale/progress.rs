@@ -100,7 +100,7 @@ impl Lives {
         leases: usize,
         deadline: Instant,
         standstill: Duration,
-        told: impl Fn(&str),
+        report: impl Fn(&str),
     ) -> Reached {
         let begun = Instant::now();
         let (mut best, mut moved, mut said) = (0, Instant::now(), Instant::now());
@@ -118,7 +118,7 @@ impl Lives {
             }
             if said.elapsed() > Duration::from_secs(10) {
                 said = Instant::now();
-                told(&format!(
+                report(&format!(
                     "{:>5.0} s: {} reserved, {} Active",
                     begun.elapsed().as_secs_f64(),
                     reached.reserved,

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams};
 use leasehold_chain::{address_of, deploy};
 use leasehold_crds::{GpuLease, payment::money::TokenAmount};
-use leasehold_e2e::{DECIMALS, Role as Purse, Stack, key, opted_in};
+use leasehold_e2e::{DECIMALS, Role as KeyRole, Stack, key, opted_in};
 use leasehold_planner::ports::SigningKey;
 use serde_json::json;
 
@@ -33,14 +33,14 @@ impl Tenants {
         let keys: Vec<SigningKey> = (1..=count).map(wallet).collect();
         let addresses = keys.iter().map(address_of).collect::<Result<Vec<_>, _>>()?;
         let amount = TokenAmount(TOKENS * 10u128.pow(DECIMALS));
-        let purses: Vec<_> = addresses.iter().map(|a| (*a, amount)).collect();
-        let (rpc, deployer) = (&stack.money.rpc_url, key(Purse::Deployer)?);
+        let participants: Vec<_> = addresses.iter().map(|a| (*a, amount)).collect();
+        let (rpc, deployer) = (&stack.money.rpc_url, key(KeyRole::Deployer)?);
         // Some at a time: a node keeps only so many of one sender's transactions.
-        for (some, purses) in addresses.chunks(50).zip(purses.chunks(50)) {
+        for (some, participants) in addresses.chunks(50).zip(participants.chunks(50)) {
             deploy::send_gas(rpc, &deployer, some, WEI)
                 .await
                 .context("send the tenants gas")?;
-            deploy::mint(rpc, &deployer, stack.money.token, purses)
+            deploy::mint(rpc, &deployer, stack.money.token, participants)
                 .await
                 .context("mint the tenants' tokens")?;
         }

@@ -15,7 +15,7 @@ const WIDTH: usize = 128;
 const REASON_WIDTH: usize = 400;
 
 /// Writes the lines of a story.
-pub struct Teller {
+pub struct Console {
     out: Mutex<Box<dyn Write + Send>>,
     colours: bool,
     began: Instant,
@@ -23,25 +23,25 @@ pub struct Teller {
 
 /// How a piece of text stands out.
 #[derive(Clone, Copy, Debug)]
-enum Tone {
-    Loud,
-    Quiet,
-    Good,
-    Bad,
+enum Style {
+    Bold,
+    Dim,
+    Green,
+    Red,
 }
 
-impl Tone {
+impl Style {
     const fn code(self) -> &'static str {
         match self {
-            Self::Loud => "1",
-            Self::Quiet => "2",
-            Self::Good => "1;32",
-            Self::Bad => "1;31",
+            Self::Bold => "1",
+            Self::Dim => "2",
+            Self::Green => "1;32",
+            Self::Red => "1;31",
         }
     }
 }
 
-impl Teller {
+impl Console {
     /// To standard output; in colours when that is a terminal and NO_COLOR is not set.
     #[must_use]
     pub fn terminal() -> Self {
@@ -76,7 +76,7 @@ impl Teller {
         let _ = out.flush();
     }
 
-    fn paint(&self, tone: Tone, text: &str) -> String {
+    fn paint(&self, tone: Style, text: &str) -> String {
         if self.colours {
             format!("\x1b[{}m{text}\x1b[0m", tone.code())
         } else {
@@ -87,29 +87,29 @@ impl Teller {
     /// Begins a part.
     pub fn title(&self, text: &str) {
         self.write("");
-        self.write(&self.paint(Tone::Loud, text));
-        self.write(&self.paint(Tone::Quiet, &"─".repeat(text.chars().count())));
+        self.write(&self.paint(Style::Bold, text));
+        self.write(&self.paint(Style::Dim, &"─".repeat(text.chars().count())));
     }
 
     /// A sentence.
-    pub fn say(&self, text: &str) {
+    pub fn line(&self, text: &str) {
         self.write(&format!("  {text}"));
     }
 
     /// A command as the person in the story types it.
     pub fn command(&self, text: &str) {
         self.write("");
-        self.write(&self.paint(Tone::Loud, &format!("  $ {text}")));
+        self.write(&self.paint(Style::Bold, &format!("  $ {text}")));
     }
 
     /// What happened, and when after `since`.
     pub fn at(&self, since: Duration, what: &str, text: &str) {
-        let clock = self.paint(Tone::Quiet, &format!("{:+7.1}s", since.as_secs_f64()));
+        let clock = self.paint(Style::Dim, &format!("{:+7.1}s", since.as_secs_f64()));
         self.write(&format!("  {clock}  {what:<14} {text}"));
     }
 
     /// What another program said, in its own words.
-    pub fn words(&self, text: &str) {
+    pub fn output(&self, text: &str) {
         for line in text.trim_end().lines() {
             self.write(&format!("    {}", cut(line, WIDTH)));
         }
@@ -121,7 +121,7 @@ impl Teller {
         self.write(&format!("  {caption}"));
         let mut lines = table.lines().into_iter();
         if let Some(header) = lines.next() {
-            self.write(&format!("    {}", self.paint(Tone::Quiet, &header)));
+            self.write(&format!("    {}", self.paint(Style::Dim, &header)));
         }
         for line in lines {
             self.write(&format!("    {line}"));
@@ -131,7 +131,7 @@ impl Teller {
     /// It ends well.
     pub fn pass(&self, text: &str) {
         self.write("");
-        self.write(&format!("{}  {text}", self.paint(Tone::Good, "PASS")));
+        self.write(&format!("{}  {text}", self.paint(Style::Green, "PASS")));
     }
 
     /// It ends badly; `reason` is the error with its causes, outermost first.
@@ -145,7 +145,7 @@ impl Teller {
         let causes = causes.join(": ");
         for (index, line) in causes.lines().enumerate() {
             let head = match index {
-                0 => self.paint(Tone::Bad, "FAIL"),
+                0 => self.paint(Style::Red, "FAIL"),
                 _ => "    ".to_owned(),
             };
             self.write(&format!("{head}  {}", cut(line, REASON_WIDTH)));
@@ -153,10 +153,10 @@ impl Teller {
     }
 }
 
-impl Progress for Teller {
+impl Progress for Console {
     fn step(&self, text: &str) {
         let clock = self.paint(
-            Tone::Quiet,
+            Style::Dim,
             &format!("{:6.1}s", self.began.elapsed().as_secs_f32()),
         );
         self.write(&format!("  {clock}  {text}"));
@@ -175,7 +175,7 @@ fn cut(line: &str, width: usize) -> String {
 
 /// Which way a column leans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lean {
+pub enum Align {
     /// Words.
     Left,
     /// Numbers.
@@ -184,14 +184,14 @@ pub enum Lean {
 
 /// Rows of short texts under named columns.
 pub struct Table {
-    columns: Vec<(&'static str, Lean)>,
+    columns: Vec<(&'static str, Align)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// Without rows.
     #[must_use]
-    pub fn new(columns: &[(&'static str, Lean)]) -> Self {
+    pub fn new(columns: &[(&'static str, Align)]) -> Self {
         Self {
             columns: columns.to_vec(),
             rows: Vec::new(),
@@ -217,14 +217,14 @@ impl Table {
         };
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
         let line = |row: &&Vec<String>| {
-            let cells =
-                row.iter()
-                    .zip(&widths)
-                    .zip(&self.columns)
-                    .map(|((cell, width), (_, lean))| match lean {
-                        Lean::Left => format!("{cell:<width$}"),
-                        Lean::Right => format!("{cell:>width$}"),
-                    });
+            let cells = row
+                .iter()
+                .zip(&widths)
+                .zip(&self.columns)
+                .map(|((cell, width), (_, align))| match align {
+                    Align::Left => format!("{cell:<width$}"),
+                    Align::Right => format!("{cell:>width$}"),
+                });
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         all.iter().map(line).collect()
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let mut table = Table::new(&[("who", Lean::Left), ("gets", Lean::Right)]);
+        let mut table = Table::new(&[("who", Align::Left), ("gets", Align::Right)]);
         table.row(["payee of fjord-gpu", "1.5"]);
         table.row(["tenant", "−1.5"]);
         assert_eq!(

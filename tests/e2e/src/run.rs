@@ -38,7 +38,7 @@ pub fn outage(short: Duration, full: Duration) -> Duration {
 }
 
 /// Runs one of several stories, and says how long it took.
-pub async fn told<T>(story: &str, told: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+pub async fn timed<T>(story: &str, told: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let begun = Instant::now();
     let result = told.await.with_context(|| story.to_owned());
     eprintln!(

@@ -14,8 +14,8 @@ use leasehold_planner::escrow::{Terms, lease_name};
 
 use super::{Outcome, Stage, amount_text, short};
 use crate::{
+    console::{Align, Table},
     stack::{DECIMALS, Stack},
-    tell::{Lean, Table},
     within,
 };
 
@@ -29,7 +29,7 @@ pub(super) fn kubectl(stage: &Stage<'_>, arguments: &[&str]) -> anyhow::Result<(
         false => (*word).to_owned(),
     });
     stage
-        .teller
+        .console
         .command(&format!("kubectl {}", quoted.collect::<Vec<_>>().join(" ")));
     let output = stage
         .stack
@@ -45,17 +45,17 @@ pub(super) fn kubectl(stage: &Stage<'_>, arguments: &[&str]) -> anyhow::Result<(
         arguments.join(" "),
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    stage.teller.words(&String::from_utf8_lossy(&output.stdout));
+    stage.console.output(&String::from_utf8_lossy(&output.stdout));
     Ok(())
 }
 
 /// What could be had, as the status says before any money moves.
 pub(super) fn quote(stage: &Stage<'_>, quote: &Quote) {
     let mut table = Table::new(&[
-        ("provider", Lean::Left),
-        ("class", Lean::Left),
-        ("nodes free", Lean::Right),
-        ("GPU-hour", Lean::Right),
+        ("provider", Align::Left),
+        ("class", Align::Left),
+        ("nodes free", Align::Right),
+        ("GPU-hour", Align::Right),
     ]);
     for offer in &quote.offers {
         table.row([
@@ -80,7 +80,7 @@ pub(super) fn quote(stage: &Stage<'_>, quote: &Quote) {
         quote.considered,
         if fits == 1 { "fits" } else { "fit" }
     );
-    stage.teller.table(&caption, &table);
+    stage.console.table(&caption, &table);
 }
 
 /// The Events of a lease, in the order of their time.
@@ -96,10 +96,10 @@ pub(super) async fn events(stage: &Stage<'_>, lease: &GpuLease, applied: Timesta
         .collect();
     events.sort_by_key(|(at, _)| *at);
     let mut table = Table::new(&[
-        ("after", Lean::Right),
-        ("type", Lean::Left),
-        ("reason", Lean::Left),
-        ("note", Lean::Left),
+        ("after", Align::Right),
+        ("type", Align::Left),
+        ("reason", Align::Left),
+        ("note", Align::Left),
     ]);
     for (at, event) in events {
         let after = at.duration_since(applied).as_secs_f64();
@@ -110,18 +110,18 @@ pub(super) async fn events(stage: &Stage<'_>, lease: &GpuLease, applied: Timesta
             event.note.unwrap_or_default(),
         ]);
     }
-    stage.teller.table("Events of the lease", &table);
+    stage.console.table("Events of the lease", &table);
     Ok(())
 }
 
 /// Every transaction of a story, with who sent it.
 pub(super) fn transactions(stage: &Stage<'_>, outcome: &Outcome) {
     let mut table = Table::new(&[
-        ("block", Lean::Right),
-        ("transaction", Lean::Left),
-        ("call", Lean::Left),
-        ("gas", Lean::Right),
-        ("sent by", Lean::Left),
+        ("block", Align::Right),
+        ("transaction", Align::Left),
+        ("call", Align::Left),
+        ("gas", Align::Right),
+        ("sent by", Align::Left),
     ]);
     for transaction in &outcome.transactions {
         table.row([
@@ -137,23 +137,23 @@ pub(super) fn transactions(stage: &Stage<'_>, outcome: &Outcome) {
                 if transaction.succeeded { "" } else { " (reverted)" }
             ),
             grouped(transaction.gas),
-            stage.purses.name(transaction.from),
+            stage.participants.name(transaction.from),
         ]);
     }
     let caption = format!(
         "Transactions: {} in all, by scanning every block",
         outcome.transactions.len()
     );
-    stage.teller.table(&caption, &table);
+    stage.console.table(&caption, &table);
 }
 
 /// What each provider served and what that cost.
 pub(super) fn bill(stage: &Stage<'_>, outcome: &Outcome) {
     let mut table = Table::new(&[
-        ("provider", Lean::Left),
-        ("served", Lean::Right),
-        ("rate", Lean::Right),
-        ("earned", Lean::Right),
+        ("provider", Align::Left),
+        ("served", Align::Right),
+        ("rate", Align::Right),
+        ("earned", Align::Right),
     ]);
     let shares = outcome
         .lease
@@ -172,7 +172,7 @@ pub(super) fn bill(stage: &Stage<'_>, outcome: &Outcome) {
             format!("{} USDC", amount_text(served.earned)),
         ]);
     }
-    stage.teller.table(
+    stage.console.table(
         "The bill: seconds between the blocks that started and ended each leg",
         &table,
     );
