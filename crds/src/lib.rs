@@ -1,7 +1,7 @@
 //! The API of Leasehold: a module for each domain, with a file for each kind, and the types that the kinds share.
 //!
 //! Amounts of money, sizes and durations are strings on the wire (`"0.85"`, `"128Gi"`, `"2h"`). The schema bounds
-//! their form; [`payment::money`], [`shared::quantity`] and [`shared::duration`] parse them. Serde does not parse
+//! their format; [`payment::money`], [`shared::quantity`] and [`shared::duration`] parse them. Serde does not parse
 //! them, because one malformed object would make a whole watch unreadable.
 
 #![allow(
@@ -25,34 +25,36 @@ pub const GROUP: &str = "leasehold.dev";
 /// Served version of every kind.
 pub const VERSION: &str = "v1alpha1";
 
-/// Label on every object made for a lease: `lease-<26>`, the first 26 characters of the escrow id in base32.
+/// Label on every object that is created for a lease: `lease-<26>`, with the first 26 characters of the account ID in
+/// base32.
 pub const LABEL_LEASE: &str = "leasehold.dev/lease";
-/// Label on a namespace or an object a provider's operator made: the provider's name.
+/// Label on namespaces and objects that a provider operator creates: the name of the provider.
 pub const LABEL_PROVIDER: &str = "leasehold.dev/provider";
-/// Label on what a market's operator made for a lease: the lease's uid.
+/// Label on objects that the market operator creates for a lease: the UID of the lease.
 pub const LABEL_LEASE_UID: &str = "leasehold.dev/lease-uid";
-/// Annotation with the whole escrow id.
+/// Annotation with the complete account ID.
 pub const ANNOTATION_ESCROW: &str = "leasehold.dev/escrow-id";
-/// Annotation of a lease's namespace at its provider: until when what its job left behind is kept, RFC 3339.
+/// Annotation of the namespace of a lease at its provider: the time until which job results are kept, RFC 3339.
 pub const ANNOTATION_RESULTS_UNTIL: &str = "leasehold.dev/results-until";
-/// Annotation of a lease's namespace at its provider: a digest of the objects that are applied for it, there when all of
-/// them are.
+/// Annotation of the namespace of a lease at its provider: a digest of the applied objects. It is set when all of them
+/// have been applied.
 pub const ANNOTATION_APPLIED: &str = "leasehold.dev/applied";
-/// Annotation with which the market's operator marks a lease that it has taken up, so that it seeks what an earlier
-/// life left when finalizer and status are gone.
+/// Annotation with which the market operator marks a lease that it has processed. If the finalizer and the status are
+/// lost, it searches the chain for the account of such a lease.
 pub const ANNOTATION_KNOWN: &str = "leasehold.dev/known";
-/// Annotation by which a person releases a lease whose chain is gone; its value must be the escrow id.
+/// Annotation with which a person releases a lease whose chain is permanently unavailable. Its value must be the
+/// account ID.
 pub const ANNOTATION_ABANDON: &str = "leasehold.dev/abandon";
-/// Finalizer the market's operator holds on a lease and its allocations.
+/// Finalizer of the market operator on leases and allocations.
 pub const FINALIZER_MARKET: &str = "leasehold.dev/market";
-/// Finalizer the provider's operator holds on its own reservations.
+/// Finalizer of the provider operator on its reservations.
 pub const FINALIZER_PROVIDER: &str = "leasehold.dev/provider";
-/// Prefix of a provider's namespace on a market.
+/// Prefix of the namespace of a provider in the market cluster.
 pub const PROVIDER_NAMESPACE_PREFIX: &str = "provider-";
-/// Extended resource the GPUs are requested by.
+/// Extended resource by which GPUs are requested.
 pub const GPU_RESOURCE: &str = "nvidia.com/gpu";
 
-/// Every CRD, in the order they are installed.
+/// All CRDs.
 #[must_use]
 pub fn all()
 -> Vec<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> {

@@ -1,5 +1,5 @@
-//! What a tenant runs: our own bounded type, never a pod template, so that nothing a stranger writes reaches
-//! a provider's node unread.
+//! The workload of a tenant. It is a bounded type instead of a pod template, so that every field that reaches a
+//! provider's node is validated.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::schema;
 
-/// One of `session`, `service`, `job`.
+/// A workload. Exactly one of `session`, `service` and `job` must be set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("[has(self.session), has(self.service), has(self.job)].filter(x, x).size() == 1").message("workload: set exactly one of session, service, job"))]
 pub struct Workload {
-    /// A box to work in: it stays until the lease ends; its tenant is root inside a user namespace.
+    /// An interactive session that runs until the lease ends. The tenant is root inside a user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Box<Session>>,
-    /// A server with exposed ports: it stays until the lease ends.
+    /// A server with exposed ports that runs until the lease ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Box<Service>>,
-    /// A program that runs to its end; the lease closes when it has ended.
+    /// A program that runs to completion. The lease closes when it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Box<Job>>,
 }
 
 impl Workload {
-    /// The container of whichever workload it is.
+    /// The container of the workload.
     #[must_use]
     pub fn container(&self) -> Option<&Container> {
         self.session
@@ -35,17 +35,17 @@ impl Workload {
     }
 }
 
-/// The container of a workload. It gets the whole of `spec.perNode` of each node of the lease.
+/// The container of a workload. It gets all resources in `spec.perNode` on each node of the lease.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Container {
-    /// Image reference, at best with a digest: `ghcr.io/acme/train@sha256:…`.
+    /// Image reference, preferably with a digest: `ghcr.io/acme/train@sha256:…`.
     #[schemars(
         length(min = 1, max = 512),
         regex(pattern = r"^[a-zA-Z0-9][a-zA-Z0-9./:@_-]*$")
     )]
     pub image: String,
-    /// Entry point; the image's own when absent.
+    /// Entry point. Defaults to the entry point of the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "words")]
     pub command: Vec<String>,
@@ -53,10 +53,11 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "words")]
     pub args: Vec<String>,
-    /// Environment, at most 64 variables. `NVIDIA_*` is the provider's to set; `LEASEHOLD_*` is set by the operator.
+    /// Environment variables, at most 64. Names with the prefix `NVIDIA_` or `LEASEHOLD_` are reserved for the
+    /// provider.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
-    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("env: each name once"))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("env: names must be unique"))]
     pub env: Vec<EnvVar>,
 }
 
@@ -68,31 +69,32 @@ fn words(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct EnvVar {
-    /// Name, not beginning with `NVIDIA_` or `LEASEHOLD_`.
+    /// Name of the variable, without the prefix `NVIDIA_` or `LEASEHOLD_`.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
-    #[x_kube(validation = Rule::new("!self.startsWith('NVIDIA_') && !self.startsWith('LEASEHOLD_')").message("env name: NVIDIA_* and LEASEHOLD_* are set by the provider; choose another name"))]
+    #[x_kube(validation = Rule::new("!self.startsWith('NVIDIA_') && !self.startsWith('LEASEHOLD_')").message("env name: the prefixes NVIDIA_ and LEASEHOLD_ are reserved; choose another name"))]
     pub name: String,
-    /// Value, in the clear: a secret does not belong here.
+    /// Value of the variable. It is stored in plain text; do not put secrets here.
     #[serde(default)]
     #[schemars(length(max = 4096), regex(pattern = r"^[^\x00]*$"))]
     pub value: String,
 }
 
-/// A box to work in.
+/// An interactive session.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Session {
-    /// What runs in it.
+    /// The container.
     #[serde(flatten)]
     pub container: Container,
-    /// Public keys, in the form of `authorized_keys`, that may log in; put at `/etc/leasehold/ssh/authorized_keys`.
+    /// Public SSH keys, at most 16, in the format of `authorized_keys`. They are mounted as
+    /// `/etc/leasehold/ssh/authorized_keys`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "ssh_keys")]
     pub ssh_keys: Vec<String>,
-    /// Ports opened to the outside, at most 16; each gets an address in `status.endpoints`.
+    /// Exposed ports, at most 16. `status.endpoints` lists the address of each port.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
-    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("ports: each name once"), validation = Rule::new("self.all(one, self.exists_one(other, other.port == one.port))").message("ports: each port once"))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("ports: names must be unique"), validation = Rule::new("self.all(one, self.exists_one(other, other.port == one.port))").message("ports: port numbers must be unique"))]
     pub ports: Vec<Port>,
 }
 
@@ -101,36 +103,36 @@ fn ssh_keys(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         "pattern": "^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-ssh-ed25519@openssh\\.com|sk-ecdsa-sha2-nistp256@openssh\\.com) [A-Za-z0-9+/=]+( [^\\p{C}]*)?$"}})
 }
 
-/// A server.
+/// A server with exposed ports.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
-    /// What runs in it.
+    /// The container.
     #[serde(flatten)]
     pub container: Container,
-    /// Ports opened to the outside, 1 to 16; each gets an address in `status.endpoints`.
+    /// Exposed ports, 1 to 16. `status.endpoints` lists the address of each port.
     #[schemars(length(min = 1, max = 16))]
-    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("ports: each name once"), validation = Rule::new("self.all(one, self.exists_one(other, other.port == one.port))").message("ports: each port once"))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("ports: names must be unique"), validation = Rule::new("self.all(one, self.exists_one(other, other.port == one.port))").message("ports: port numbers must be unique"))]
     pub ports: Vec<Port>,
-    /// When it counts as ready; without it, as soon as it runs.
+    /// Readiness check. If absent, the service is ready when its container runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness: Option<Readiness>,
 }
 
-/// A program that runs to its end.
+/// A program that runs to completion.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Job {
-    /// What runs in it.
+    /// The container.
     #[serde(flatten)]
     pub container: Container,
-    /// What is kept of it after its end, to be fetched; nothing, when absent.
+    /// Results that are kept after the job has ended. If absent, nothing is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<JobOutput>,
 }
 
-/// A directory of the lease's volume that outlives the job: its provider serves it at `status.results`, encrypted to
-/// `recipients`, until it was fetched or its time is over.
+/// A directory on the volume of the lease that is kept after the job has ended. The provider serves it at
+/// `status.results`, encrypted for `recipients`, until it has been fetched or the retention time is over.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct JobOutput {
@@ -141,12 +143,14 @@ pub struct JobOutput {
     )]
     #[x_kube(validation = Rule::new("!self.contains('..')").message("output.path: an absolute path without \"..\""))]
     pub path: String,
-    /// How long after the job's end it is kept, free of charge, unless it was fetched before: `24h`.
+    /// How long the directory is kept after the job has ended, free of charge, unless it has been fetched before; from
+    /// 10s to 720h (30 days): `24h`.
     #[serde(default = "default_keep_results_for")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('10s') && duration(self) <= duration('720h')").message("output.keepResultsFor: from 10s to 720h (30 days)"))]
     pub keep_results_for: String,
-    /// Public keys, 1 to 8, any of which decrypts it with `age -d`: `age1…`, or `ssh-ed25519 AAAA…` as in `authorized_keys`.
+    /// Public keys, 1 to 8. The private key of any of them decrypts the results with `age -d`: `age1…`, or `ssh-ed25519
+    /// AAAA…` as in `authorized_keys`.
     #[schemars(schema_with = "recipients")]
     pub recipients: Vec<String>,
 }
@@ -160,35 +164,36 @@ fn recipients(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         "pattern": "^(age1[ac-hj-np-z02-9]{58}|ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}( [^\\p{C}]*)?)$"}})
 }
 
-/// A port of the container that is opened to the outside.
+/// An exposed port of the container.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Port {
-    /// Name, unique in the workload.
+    /// Name of the port, unique in the workload.
     #[schemars(
         length(min = 1, max = 15),
         regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     )]
     pub name: String,
-    /// TCP port the container listens on, 1 to 65535.
+    /// TCP port on which the container listens, 1 to 65535.
     #[schemars(schema_with = "schema::bounded::<1, 65535>")]
     pub port: i64,
 }
 
-/// Ready when a TCP connection to `port` opens, or, with `path`, when HTTP GET answers 200 to 399.
+/// A readiness check. It succeeds if a TCP connection to `port` can be opened or, with `path`, if an HTTP GET request
+/// returns a status from 200 to 399.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
-    /// TCP port to ask, 1 to 65535.
+    /// TCP port of the check, 1 to 65535.
     #[schemars(schema_with = "schema::bounded::<1, 65535>")]
     pub port: i64,
-    /// HTTP path to ask, such as `/health`.
+    /// HTTP path of the check, such as `/health`. If absent, only a TCP connection is opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256), regex(pattern = r"^/[!-~]*$"))]
     pub path: Option<String>,
 }
 
-/// The share of one node that a lease takes, on each of its nodes.
+/// Resources that a lease gets on each of its nodes.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeShape {
@@ -200,11 +205,11 @@ pub struct NodeShape {
     #[schemars(schema_with = "schema::bytes")]
     #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("perNode.memory: must be more than zero"))]
     pub memory: String,
-    /// Scratch disk of one node in bytes, gone with the lease: `200Gi`.
+    /// Ephemeral disk of one node in bytes, deleted with the lease: `200Gi`.
     #[serde(default = "default_scratch")]
     #[schemars(schema_with = "schema::bytes")]
     pub ephemeral_storage: String,
-    /// Whole GPUs of one node, 1 to 16.
+    /// Number of whole GPUs of one node, 1 to 16.
     #[schemars(schema_with = "schema::bounded::<1, 16>")]
     pub gpus: i64,
 }
@@ -213,15 +218,15 @@ fn default_scratch() -> String {
     "10Gi".into()
 }
 
-/// A volume of the lease, one on each node; it lives as long as the lease.
+/// A volume on each node that is kept until the lease ends.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
-    /// Size in bytes: `100Gi`.
+    /// Size of the volume in bytes: `100Gi`.
     #[schemars(schema_with = "schema::bytes")]
     #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("storage.size: must be more than zero"))]
     pub size: String,
-    /// Absolute path the volume is mounted at: `/data`.
+    /// Absolute path at which the volume is mounted: `/data`.
     // No empty segment and none of dots alone: `//proc` and `/./proc` are /proc, and `/.` is the root.
     #[schemars(
         length(min = 2, max = 256),
@@ -231,77 +236,78 @@ pub struct Storage {
     pub mount_path: String,
 }
 
-/// Somebody who may read logs, exec and port-forward in the lease's namespace on the provider's cluster.
+/// A user or group that can use logs, exec and port-forward in the namespace of the lease in the provider cluster.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Subject {
-    /// `User` or `Group`, as the provider's cluster authenticates them.
+    /// `User` or `Group`, as authenticated by the provider cluster.
     #[schemars(regex(pattern = r"^(User|Group)$"))]
     pub kind: String,
-    /// The user's or group's name; names beginning with `system:` are refused.
+    /// Name of the user or group. Names with the prefix `system:` are rejected.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[^\p{C}]+$"))]
-    #[x_kube(validation = Rule::new("!self.startsWith('system:')").message("access.subjects name: names beginning with system: belong to the cluster"))]
+    #[x_kube(validation = Rule::new("!self.startsWith('system:')").message("access.subjects name: names with the prefix system: are reserved for the cluster"))]
     pub name: String,
 }
 
-/// Who may reach into the lease.
+/// Access to the pods of a lease.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Access {
-    /// At most 16 users and groups.
+    /// Users and groups with access, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub subjects: Vec<Subject>,
 }
 
-/// How a job ended, as its provider saw it.
+/// Result of a job, as reported by its provider.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct JobResult {
-    /// Exit code of the first container that failed, or 0.
+    /// Exit code of the first container that failed, from 1 to 255; 0 if none failed; -1 if it is unknown.
     #[schemars(schema_with = "schema::bounded::<-1, 255>")]
     pub exit_code: i64,
-    /// The last lines of its log, at most 4 KiB.
+    /// End of the log, at most 4 KiB.
     #[schemars(length(max = 4200))]
     pub log_tail: String,
-    /// SHA-256 of `logTail`, hexadecimal.
+    /// SHA-256 digest of `logTail` in hexadecimal.
     #[schemars(length(max = 64))]
     pub log_digest: String,
-    /// When the last container ended, RFC 3339.
+    /// Time at which the last container ended, RFC 3339.
     #[schemars(length(max = 40))]
     pub finished_at: String,
 }
 
-/// An address at which a port of the lease answers.
+/// The address of an exposed port of the lease.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Name of the port in the workload.
     #[schemars(length(max = 15))]
     pub name: String,
-    /// Host or IP address.
+    /// Host name or IP address.
     #[schemars(length(max = 253))]
     pub host: String,
-    /// TCP port at that host, 1 to 65535.
+    /// TCP port of the host, 1 to 65535.
     #[schemars(schema_with = "schema::bounded::<1, 65535>")]
     pub port: i64,
-    /// Which node of the lease answers, from 0.
+    /// Number of the node within the lease, from 0.
     #[schemars(schema_with = "schema::bounded::<0, 1024>")]
     pub node: i64,
 }
 
-/// Where what one node's job left behind is fetched.
+/// The address from which the results of a job on one node can be fetched.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ResultsAt {
-    /// Which node of the lease, from 0.
+    /// Number of the node within the lease, from 0.
     #[schemars(schema_with = "schema::bounded::<0, 1024>")]
     pub node: i64,
-    /// `GET` gives a tar archive, encrypted for `age -d`; with `/` and the receipt that is in it, `DELETE` says that it was
-    /// fetched, and it is kept no longer. It answers from the job's end on.
+    /// `GET` returns a tar archive that is encrypted with age. `DELETE` of the URL followed by `/` and the receipt from
+    /// the archive confirms that the results have been fetched; they are then deleted. Available after the job has
+    /// ended.
     #[schemars(length(max = 512), regex(pattern = r"^https?://[!-~]+$"))]
     pub url: String,
-    /// Until when it is kept, RFC 3339; absent while the job runs.
+    /// Time until which the results are kept, RFC 3339. Absent while the job runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub until: Option<String>,

@@ -1,4 +1,4 @@
-//! GpuAllocation: the share of a lease that one provider is asked to host.
+//! GpuAllocation: the request of the market operator to one provider to host its part of a lease.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -14,7 +14,7 @@ use crate::{
     shared::schema,
 };
 
-/// The share of a lease that one provider is asked to host.
+/// The request of the market operator to one provider to host its part of a lease.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "leasehold.dev",
@@ -26,7 +26,7 @@ use crate::{
     category = "leasehold",
     derive = "PartialEq",
     derive = "Default",
-    doc = "The share of a lease that one provider is asked to host. The market's operator writes spec, the provider's operator writes status.",
+    doc = "The request of the market operator to one provider to host its part of a lease. The market operator writes the spec, and the provider operator writes the status.",
     printcolumn(name = "Lease", type_ = "string", json_path = ".spec.lease.name"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".spec.nodes"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
@@ -37,175 +37,176 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.lease == oldSelf.lease && self.escrow == oldSelf.escrow && self.leg == oldSelf.leg && self.nodes == oldSelf.nodes && self.round == oldSelf.round").message("lease, escrow, leg, nodes and round are immutable"),
-    validation = Rule::new("self.notAfter >= oldSelf.notAfter").message("notAfter is never lowered"),
-    validation = Rule::new("!oldSelf.release || self.release").message("release is never taken back"),
-    validation = Rule::new("!oldSelf.dropResults || self.dropResults").message("dropResults is never taken back")
+    validation = Rule::new("self.notAfter >= oldSelf.notAfter").message("notAfter cannot be lowered"),
+    validation = Rule::new("!oldSelf.release || self.release").message("release cannot be reset"),
+    validation = Rule::new("!oldSelf.dropResults || self.dropResults").message("dropResults cannot be reset")
 )]
 pub struct GpuAllocationSpec {
-    /// The lease.
+    /// The lease that the allocation belongs to.
     pub lease: LeaseReference,
-    /// Number of this placement of the lease, from 1: a replacement has a higher one.
+    /// Round of the lease, from 1. The allocations of a later round have a higher number.
     #[schemars(schema_with = "schema::bounded::<1, 1000000>")]
     pub round: i64,
-    /// Terms of the account that pays; the provider asks the chain itself.
+    /// Terms of the escrow account that pays. The provider reads the account from the chain itself.
     pub escrow: EscrowTerms,
-    /// Which leg of it is this provider's, from 0.
+    /// Number of this provider's leg in the terms, from 0 to 15.
     #[schemars(schema_with = "schema::bounded::<0, 15>")]
     pub leg: i64,
-    /// Deposit the account must hold before anything runs, base units.
+    /// Minimum deposit of the account before anything runs, in base units.
     #[schemars(schema_with = "schema::amount")]
     pub deposit: String,
-    /// Unix time in seconds after which the account can't be opened any more.
+    /// Unix time in seconds after which the account can no longer be opened.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub open_by: i64,
-    /// Pool of the offer's row.
+    /// Pool of the offer row.
     #[schemars(schema_with = "schema::name")]
     pub pool: String,
     /// GPU class.
     #[schemars(schema_with = "schema::name")]
     pub class: String,
-    /// Price of one GPU-hour in the network's token, as offered.
+    /// Price of one GPU-hour in whole tokens of the network, as offered.
     #[schemars(schema_with = "schema::price")]
     pub price_per_gpu_hour: String,
-    /// Nodes to host, 1 to 64.
+    /// Number of nodes to host, 1 to 64.
     #[schemars(schema_with = "schema::bounded::<1, 64>")]
     pub nodes: i64,
-    /// Rank of the first of these nodes within the lease, from 0.
+    /// Number of the first of these nodes within the lease, from 0 to 63.
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 63>")]
     pub first_rank: i64,
-    /// What the lease takes of each node.
+    /// Resources of each node.
     pub per_node: NodeShape,
-    /// A volume on each node.
+    /// A volume on each node. If absent, there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
-    /// What runs.
+    /// The workload that runs on each node.
     pub workload: Workload,
-    /// Who may reach into it.
+    /// Users and groups with access to the pods of the workload. If absent, nobody has access.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub subjects: Vec<Subject>,
-    /// What happens when the funds end.
+    /// What happens when the funds are spent.
     #[serde(default)]
     pub on_funds_end: OnFundsEnd,
-    /// Unix time in seconds at which the provider stops in any case; never lowered.
+    /// Unix time in seconds at which the provider stops in any case. It is never lowered.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub not_after: i64,
-    /// Asks the provider to stop; never taken back.
+    /// Asks the provider to stop. It is never reset.
     #[serde(default)]
     pub release: bool,
-    /// With `release`: the tenant gave up the lease while its job ran, nothing of it is to be kept; never taken back.
+    /// With `release`: results of the job are not kept, because the tenant deleted the lease while the job ran. It is
+    /// never reset.
     #[serde(default)]
     pub drop_results: bool,
 }
 
-/// Which lease.
+/// Reference to a lease.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LeaseReference {
-    /// Namespace on the market.
+    /// Namespace in the market cluster.
     #[schemars(schema_with = "schema::name")]
     pub namespace: String,
-    /// Name on the market.
+    /// Name in the market cluster.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Uid on the market.
+    /// UID in the market cluster.
     #[schemars(length(min = 1, max = 64))]
     pub uid: String,
 }
 
-/// What the provider says of its share. It is a claim: money moves by the chain alone.
+/// State of the allocation, as reported by the provider. Payments do not depend on it.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuAllocationStatus {
-    /// Generation of the spec that this status answers.
+    /// Generation of the spec that this status refers to.
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub observed_generation: i64,
-    /// How far the provider is.
+    /// Phase of the allocation.
     #[serde(default)]
     pub phase: AllocationPhase,
-    /// The provider's signed word that it has reserved.
+    /// Signed acceptance of the provider. Set when capacity is reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acceptance: Option<Acceptance>,
-    /// Why the provider will not host it.
+    /// Why the provider declined. Absent unless it declined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declined: Option<Declined>,
-    /// Unix time in seconds at which the provider stops in any case: `spec.notAfter`, or earlier where its pool sells no
-    /// longer term.
+    /// Unix time in seconds at which the provider stops in any case: `spec.notAfter`, or earlier if its pool does not
+    /// sell a term of that length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub not_after: Option<i64>,
-    /// How the job ended.
+    /// Result of the job. Absent until the job has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobResult>,
-    /// Where the ports answer.
+    /// Addresses of the exposed ports, at most 256.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub endpoints: Vec<Endpoint>,
-    /// Where what the job left behind is fetched, one for each node.
+    /// Addresses from which the results of the job can be fetched, one per node, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub results: Vec<ResultsAt>,
-    /// When the last pod of this share was gone, RFC 3339.
+    /// Time at which the last pod had stopped, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub stopped_at: Option<String>,
-    /// Why it stopped: a reason of the stop rule.
+    /// Why the provider stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub stop_reason: Option<String>,
-    /// `Reserved`, `Paid`, `Ready`, `GpusHealthy`, `ChainReachable`.
+    /// The conditions of the GpuReservation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
-/// How far the provider is with its share.
+/// Phase of an allocation and of its reservation.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, JsonSchema)]
 pub enum AllocationPhase {
-    /// Not looked at yet.
+    /// Not processed by the provider yet.
     #[default]
     Requested,
-    /// Will not be hosted.
+    /// Declined by the provider.
     Declined,
-    /// Capacity is held; nothing runs.
+    /// Capacity is reserved; nothing runs.
     Reserved,
-    /// Paid for; the workload is being made ready.
+    /// Paid; the workload is being started.
     Provisioning,
-    /// Serving.
+    /// The workload is served and charged.
     Active,
-    /// The funds ended; storage is kept.
+    /// The funds are spent; storage is kept.
     Suspended,
-    /// Pods are going.
+    /// Pods are being stopped.
     Stopping,
-    /// Nothing of it runs any more.
+    /// No pods run.
     Stopped,
 }
 
-/// The provider's signature over {escrow id, leg, rate, notAfter, deadline} by its controller key (EIP-712).
+/// The signature of the provider's controller key over {escrow id, leg, rate, notAfter, deadline} (EIP-712).
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Acceptance {
-    /// `notAfter` that was signed, Unix time in seconds.
+    /// The signed `notAfter`, Unix time in seconds.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub not_after: i64,
-    /// Until when the reservation waits for the money, Unix time in seconds.
+    /// Unix time in seconds until which the reservation waits for the deposit.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub deadline: i64,
-    /// 65 bytes, hexadecimal.
+    /// The signature, 65 bytes in hexadecimal.
     #[schemars(length(max = 132), regex(pattern = r"^0x[0-9a-f]{130}$"))]
     pub signature: String,
 }
 
-/// Why a provider will not host a share.
+/// Why a provider declined an allocation.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Declined {
-    /// One word.
+    /// Reason in CamelCase.
     #[schemars(length(max = 64))]
     pub reason: String,
-    /// For a person.
+    /// Human-readable message.
     #[schemars(length(max = 1100))]
     pub message: String,
 }

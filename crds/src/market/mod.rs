@@ -1,5 +1,5 @@
-//! The kinds through which a market and its providers deal with each other: who a provider is, what it offers, and
-//! what it is asked to host.
+//! Kinds in the market cluster that connect the market and its providers: identity, offers and allocations of a
+//! provider.
 
 pub mod allocation;
 pub mod offer;

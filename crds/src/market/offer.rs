@@ -1,4 +1,4 @@
-//! GpuOffer: what can be had of one provider now.
+//! GpuOffer: the capacity that one provider offers.
 
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::schema;
 
-/// What can be had of one provider now. A Lease object of the same name beside it says that the provider lives.
+/// The capacity that one provider offers. A coordination Lease with the same name shows that the provider is alive.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "leasehold.dev",
@@ -17,7 +17,7 @@ use crate::shared::schema;
     category = "leasehold",
     derive = "PartialEq",
     derive = "Default",
-    doc = "What can be had of one provider now, written by its operator. A coordination Lease of the same name beside it says that the provider lives.",
+    doc = "The capacity that one provider offers, written by the provider operator. A coordination Lease with the same name shows that the provider is alive.",
     printcolumn(name = "Region", type_ = "string", json_path = ".spec.region"),
     printcolumn(name = "Classes", type_ = "string", json_path = ".spec.rows[*].class"),
     printcolumn(name = "Free", type_ = "string", json_path = ".spec.rows[*].nodesFree"),
@@ -25,70 +25,70 @@ use crate::shared::schema;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct GpuOfferSpec {
-    /// Region of the provider: `eu-west`.
+    /// Region of the provider, at most 63 characters: `eu-west`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 63))]
     pub region: String,
-    /// At most 64 rows.
+    /// Offer rows, at most 64.
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub rows: Vec<OfferRow>,
 }
 
-/// Nodes of one pool with equal room.
+/// Nodes of one pool with equal free resources.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OfferRow {
-    /// Pool.
+    /// Name of the GpuPool.
     #[schemars(schema_with = "schema::name")]
     pub pool: String,
     /// GPU class.
     #[schemars(schema_with = "schema::name")]
     pub class: String,
-    /// Nodes with at least this room.
+    /// Number of nodes with these free resources.
     #[schemars(schema_with = "schema::bounded::<0, 100000>")]
     pub nodes_free: i64,
-    /// Free GPUs of each node.
+    /// Free GPUs of each node, 0 to 16.
     #[schemars(schema_with = "schema::bounded::<0, 16>")]
     pub gpus: i64,
-    /// Free CPU of each node.
+    /// Free CPU of each node: `"32"`, `"500m"`.
     #[schemars(schema_with = "schema::cpu")]
     pub cpu: String,
-    /// Free memory of each node.
+    /// Free memory of each node in bytes: `128Gi`.
     #[schemars(schema_with = "schema::bytes")]
     pub memory: String,
-    /// Free scratch disk of each node.
+    /// Free ephemeral disk of each node in bytes: `200Gi`.
     #[schemars(schema_with = "schema::bytes")]
     pub ephemeral_storage: String,
-    /// Largest volume a lease may have here; absent when there are none.
+    /// Largest volume in bytes: `1Ti`. Absent if the pool has no volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bytes")]
     pub storage: Option<String>,
-    /// Nominal memory of one GPU.
+    /// Nominal memory of one GPU in bytes: `80G`.
     #[schemars(schema_with = "schema::bytes")]
     pub gpu_memory: String,
-    /// CUDA compute capability.
+    /// CUDA compute capability: `9.0`.
     #[schemars(schema_with = "schema::version")]
     pub compute_capability: String,
-    /// CUDA version of the driver.
+    /// CUDA version of the driver: `12.4`.
     #[schemars(schema_with = "schema::version")]
     pub cuda: String,
-    /// Price of one GPU-hour in the network's token.
+    /// Price of one GPU-hour in whole tokens of the network.
     #[schemars(schema_with = "schema::price")]
     pub price_per_gpu_hour: String,
-    /// Chain, contract and token the provider wants to be paid by, by its own PaymentNetwork.
+    /// Chain, contract and token in which the provider is paid, according to its own PaymentNetwork.
     pub payment: PaymentIdentity,
-    /// Longest term it sells.
+    /// Longest term: `720h`.
     #[schemars(schema_with = "schema::duration")]
     pub max_duration: String,
-    /// Longest pause it keeps storage for; `0s` when none.
+    /// Longest pause for which storage is kept: `24h`. `0s` if pauses are not offered.
     #[schemars(schema_with = "schema::duration")]
     pub max_pause: String,
-    /// Longest it keeps what a job left behind; `0s` when not at all.
+    /// Longest time for which job results are kept: `24h`. `0s` if results are not kept.
     #[serde(default = "not_at_all")]
     #[schemars(schema_with = "schema::duration")]
     pub max_keep_results_for: String,
-    /// Whether a session may be root inside a user namespace.
+    /// Whether the nodes support user namespaces, which sessions require.
     #[serde(default)]
     pub root_allowed: bool,
 }
@@ -97,17 +97,17 @@ fn not_at_all() -> String {
     "0s".into()
 }
 
-/// Two sides speak of the same money when these are equal.
+/// Identifies the money of a payment. Two PaymentNetworks match if all fields are equal.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentIdentity {
-    /// EIP-155 chain id.
+    /// EIP-155 chain ID.
     #[schemars(schema_with = "schema::bounded::<1, 9007199254740991>")]
     pub chain_id: i64,
-    /// Escrow contract.
+    /// Address of the escrow contract.
     #[schemars(schema_with = "schema::address")]
     pub escrow: String,
-    /// ERC-20 token.
+    /// Address of the ERC-20 token.
     #[schemars(schema_with = "schema::address")]
     pub token: String,
 }

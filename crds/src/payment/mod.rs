@@ -1,4 +1,4 @@
-//! Payment: the network that is paid on, the terms of an escrow account, and amounts of money.
+//! Payment: networks, the terms of escrow accounts, and amounts of money.
 
 pub mod escrow;
 pub mod money;

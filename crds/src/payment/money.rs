@@ -1,12 +1,12 @@
-//! Money in checked integers. The direction of each rounding is in its function's name.
+//! Money in checked integers. The name of each function states its rounding direction.
 
 use std::fmt;
 
-/// Base units of a token (18 decimals do not fit u64: 18.4 tokens).
+/// An amount in base units of a token. With 18 decimals, `u64` would hold only 18.4 tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenAmount(pub u128);
 
-/// 10⁻¹² base units of a token per second, so that a 2 % share of 0.10 USDC/hour is exact enough to add up.
+/// A rate in 10⁻¹² base units of a token per second, so that a 2 % share of 0.10 USDC per hour is still precise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rate(pub u128);
 
@@ -18,16 +18,16 @@ pub struct Price(pub u128);
 pub const RATE_SCALE: u128 = 1_000_000_000_000;
 const PRICE_DECIMALS: u32 = 18;
 
-/// Why a string is no amount of money.
+/// A string is not an amount of money.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MoneyError {
-    /// Anything that is not digits with at most one point.
+    /// The text does not consist of digits with at most one decimal point.
     #[error("{0:?} is not a decimal number: write digits with at most one point, such as \"0.85\"")]
     NotDecimal(String),
-    /// More precision than the token or the price has.
+    /// The text has more decimals than the token or the price.
     #[error("{text:?} has more than {decimals} digits behind the point")]
     TooPrecise { text: String, decimals: u32 },
-    /// Beyond 128 bits.
+    /// The value exceeds 128 bits.
     #[error("{0:?} is too large")]
     Overflow(String),
 }
@@ -56,15 +56,15 @@ fn fixed(text: &str, decimals: u32) -> Result<u128, MoneyError> {
 }
 
 impl TokenAmount {
-    /// Reads a decimal string of base units.
+    /// Parses a decimal string of base units.
     pub fn parse(text: &str) -> Result<Self, MoneyError> {
         fixed(text, 0).map(Self)
     }
-    /// Reads a decimal string of whole tokens (`"60"`, `"0.5"`) of a token with `decimals`.
+    /// Parses a decimal string of whole tokens (`"60"`, `"0.5"`) of a token with `decimals`.
     pub fn parse_tokens(text: &str, decimals: u32) -> Result<Self, MoneyError> {
         fixed(text, decimals).map(Self)
     }
-    /// The amount in whole tokens, exactly, without trailing zeros behind the point.
+    /// Formats the exact amount in whole tokens, without trailing zeros.
     #[must_use]
     pub fn to_tokens(self, decimals: u32) -> String {
         let width = decimals as usize + 1;
@@ -77,7 +77,7 @@ impl TokenAmount {
             format!("{whole}.{fraction}")
         }
     }
-    /// Sum, or `None` beyond 128 bits.
+    /// The sum, or `None` if it exceeds 128 bits.
     #[must_use]
     pub fn checked_add(self, other: Self) -> Option<Self> {
         self.0.checked_add(other.0).map(Self)
@@ -91,35 +91,35 @@ impl fmt::Display for TokenAmount {
 }
 
 impl Rate {
-    /// Reads a decimal string of 10⁻¹² base units per second.
+    /// Parses a decimal string of 10⁻¹² base units per second.
     pub fn parse(text: &str) -> Result<Self, MoneyError> {
         fixed(text, 0).map(Self)
     }
-    /// What `seconds` cost, rounded up to a base unit: what must be deposited so that they are all paid.
+    /// The cost of `seconds`, rounded up to a base unit. This deposit pays for all of them.
     #[must_use]
     pub fn cost_ceil(self, seconds: u64) -> Option<TokenAmount> {
         Some(TokenAmount(
             self.0.checked_mul(u128::from(seconds))?.div_ceil(RATE_SCALE),
         ))
     }
-    /// What `seconds` earn, rounded down to a base unit: what the escrow pays out.
+    /// The earnings of `seconds`, rounded down to a base unit, as paid by the escrow.
     #[must_use]
     pub fn earned_floor(self, seconds: u64) -> Option<TokenAmount> {
         Some(TokenAmount(self.0.checked_mul(u128::from(seconds))? / RATE_SCALE))
     }
-    /// Whole seconds that `amount` pays for, rounded down. A rate of zero runs for ever: `None`.
+    /// The whole seconds that `amount` pays for, rounded down. `None` for a rate of zero, which never ends.
     #[must_use]
     pub fn seconds_floor(self, amount: TokenAmount) -> Option<u64> {
         let seconds = amount.0.checked_mul(RATE_SCALE)?.checked_div(self.0)?;
         u64::try_from(seconds).ok()
     }
-    /// Sum, or `None` beyond 128 bits.
+    /// The sum, or `None` if it exceeds 128 bits.
     #[must_use]
     pub fn checked_add(self, other: Self) -> Option<Self> {
         self.0.checked_add(other.0).map(Self)
     }
-    /// Tokens per hour, for people: to the nearest base unit, so that a price reads as it was offered. Nothing is
-    /// charged by it.
+    /// Tokens per hour for display, rounded to the nearest base unit, so that it equals the offered price. It is not
+    /// used for charging.
     #[must_use]
     pub fn tokens_per_hour_nearest(self, decimals: u32) -> String {
         let base_units = self.0.saturating_mul(3600).saturating_add(RATE_SCALE / 2) / RATE_SCALE;
@@ -134,12 +134,12 @@ impl fmt::Display for Rate {
 }
 
 impl Price {
-    /// Reads a price per GPU-hour in the network's token.
+    /// Parses a price per GPU-hour in whole tokens.
     pub fn parse(text: &str) -> Result<Self, MoneyError> {
         fixed(text, PRICE_DECIMALS).map(Self)
     }
-    /// The rate of `gpus` GPUs at this price in a token with `decimals`, rounded down: a tenant never pays more
-    /// than was shown.
+    /// The rate of `gpus` GPUs at this price in a token with `decimals`, rounded down, so that a tenant never pays more
+    /// than the price.
     #[must_use]
     pub fn rate_floor(self, gpus: u64, decimals: u32) -> Option<Rate> {
         // price·10⁻¹⁸ tokens/h · 10^decimals · 10¹² / 3600 s

@@ -1,4 +1,4 @@
-//! PaymentNetwork: which money, on which chain, by which contract, and when a block counts.
+//! PaymentNetwork: the chain, escrow contract and token of payments, and the required finality.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::schema;
 
-/// Which money, on which chain, by which contract, and when a block counts.
+/// The chain, escrow contract and token of payments, and the required finality.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "leasehold.dev",
@@ -18,7 +18,7 @@ use crate::shared::schema;
     category = "leasehold",
     derive = "PartialEq",
     derive = "Default",
-    doc = "Which money, on which chain, by which contract, and when a block counts. Each side keeps its own and takes none from the other.",
+    doc = "The chain, escrow contract and token of payments, and the required finality. The market and each provider have their own PaymentNetworks and do not use those of the other side.",
     printcolumn(name = "Chain", type_ = "integer", json_path = ".spec.chainId"),
     printcolumn(name = "Token", type_ = "string", json_path = ".spec.token.symbol"),
     printcolumn(
@@ -30,39 +30,40 @@ use crate::shared::schema;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.chainId == oldSelf.chainId").message("chainId is immutable: make another PaymentNetwork").field_path(".chainId"),
-    validation = Rule::new("self.escrow == oldSelf.escrow").message("escrow is immutable: make another PaymentNetwork").field_path(".escrow"),
-    validation = Rule::new("self.token == oldSelf.token").message("token is immutable: make another PaymentNetwork").field_path(".token"),
-    validation = Rule::new("!has(oldSelf.marketId) || (has(self.marketId) && self.marketId == oldSelf.marketId)").message("marketId is immutable once it is set, because accounts are sought by it: make another PaymentNetwork").field_path(".marketId"),
+    validation = Rule::new("self.chainId == oldSelf.chainId").message("chainId is immutable: create another PaymentNetwork").field_path(".chainId"),
+    validation = Rule::new("self.escrow == oldSelf.escrow").message("escrow is immutable: create another PaymentNetwork").field_path(".escrow"),
+    validation = Rule::new("self.token == oldSelf.token").message("token is immutable: create another PaymentNetwork").field_path(".token"),
+    validation = Rule::new("!has(oldSelf.marketId) || (has(self.marketId) && self.marketId == oldSelf.marketId)").message("marketId is immutable once it is set, because accounts are found by it: create another PaymentNetwork").field_path(".marketId"),
     validation = Rule::new("has(self.rpcUrl) != has(self.rpcSecretName)").message("set exactly one of rpcUrl and rpcSecretName").field_path(".rpcUrl")
 )]
 pub struct PaymentNetworkSpec {
-    /// EIP-155 chain id; every answer of the RPC is checked against it.
+    /// EIP-155 chain ID. Responses of the RPC endpoint are checked against it.
     #[schemars(schema_with = "schema::bounded::<1, 9007199254740991>")]
     pub chain_id: i64,
-    /// URL of a JSON-RPC endpoint, where it is no secret.
+    /// URL of a JSON-RPC endpoint, if the URL is not secret. Exactly one of `rpcUrl` and `rpcSecretName` must be set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512), regex(pattern = r"^https?://[!-~]+$"))]
     pub rpc_url: Option<String>,
-    /// Secret in the operator's namespace whose entry `url` is the JSON-RPC endpoint.
+    /// Name of a Secret in the namespace of the operator whose entry `url` is the URL of a JSON-RPC endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::subdomain")]
     pub rpc_secret_name: Option<String>,
     /// Address of the escrow contract.
     #[schemars(schema_with = "schema::address")]
-    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("escrow: the zero address is nobody's"))]
+    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("escrow: must not be the zero address"))]
     pub escrow: String,
-    /// The token.
+    /// Token of the payments.
     pub token: Token,
-    /// Address that names this market in every account; needed by the market's operator only.
+    /// Address that identifies this market in every account. Required only in the market cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::address")]
-    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("marketId: the zero address is nobody's"))]
+    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("marketId: must not be the zero address"))]
     pub market_id: Option<String>,
-    /// Which block counts before a provider begins to provision.
+    /// Finality that a payment must have before a provider starts the workload.
     #[serde(default)]
     pub provision_at: Finality,
-    /// How long a provider serves on, at most once per lease, when the chain can't be read at `paidUntil`: `10m`.
+    /// How long a provider continues to serve if the chain cannot be read when the paid time ends, at most once per
+    /// lease and at most 168h: `10m`.
     #[serde(default = "default_grace")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('168h')").message("outageGrace: at most 168h (a week)"))]
@@ -73,43 +74,43 @@ fn default_grace() -> String {
     "10m".into()
 }
 
-/// An ERC-20 token that neither takes a fee on transfer nor rebases.
+/// An ERC-20 token. Tokens that charge a fee on transfer or rebase are not supported.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Token {
-    /// Address of the contract.
+    /// Address of the token contract.
     #[schemars(schema_with = "schema::address")]
-    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("token.address: the zero address is nobody's"))]
+    #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("token.address: must not be the zero address"))]
     pub address: String,
-    /// Symbol, for people: `USDC`.
+    /// Symbol for display, 1 to 16 characters: `USDC`.
     #[schemars(length(min = 1, max = 16), regex(pattern = r"^[^\p{C}\p{Z}]+$"))]
     pub symbol: String,
-    /// Decimals, 0 to 18.
+    /// Number of decimals, 0 to 18.
     #[schemars(schema_with = "schema::bounded::<0, 18>")]
     pub decimals: i64,
 }
 
-/// Which block counts.
+/// Required finality of a block.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 pub enum Finality {
     /// The newest block.
     #[default]
     Latest,
-    /// The newest block the chain calls safe.
+    /// The newest block that the chain reports as safe.
     Safe,
-    /// The newest block the chain calls final.
+    /// The newest block that the chain reports as finalized.
     Finalized,
 }
 
-/// What the operator finds of a network.
+/// State of a PaymentNetwork, as observed by the operator.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PaymentNetworkStatus {
-    /// Generation of the spec that this status answers.
+    /// Generation of the spec that this status refers to.
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub observed_generation: i64,
-    /// `Reachable`.
+    /// Condition type `Reachable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

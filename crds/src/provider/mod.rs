@@ -1,4 +1,4 @@
-//! The kinds in a provider's own cluster: what it sells, its nodes, and what it has agreed to host.
+//! Kinds in the provider cluster: pools, GPU nodes and reservations.
 
 pub mod node;
 pub mod pool;

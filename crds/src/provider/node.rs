@@ -1,4 +1,4 @@
-//! GpuNode: what NVML and the other witnesses say of one node.
+//! GpuNode: the GPUs of one node, as reported by NVML and the other witnesses.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::schema;
 
-/// What NVML and the other witnesses say of one node.
+/// The GPUs of one node, as reported by NVML and the other witnesses.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "leasehold.dev",
@@ -18,7 +18,7 @@ use crate::shared::schema;
     category = "leasehold",
     derive = "PartialEq",
     derive = "Default",
-    doc = "What NVML and the other witnesses say of one node. Its name is the node's; the provider's admin writes spec, the node's agent writes status.",
+    doc = "The GPUs of one node, as reported by NVML and the other witnesses. It has the name of the Node. The administrator of the provider writes the spec, and the agent of the node writes the status.",
     printcolumn(name = "Class", type_ = "string", json_path = ".status.class"),
     printcolumn(name = "GPUs", type_ = "integer", json_path = ".status.gpuCount"),
     printcolumn(name = "Driver", type_ = "string", json_path = ".status.driverVersion"),
@@ -37,10 +37,10 @@ use crate::shared::schema;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct GpuNodeSpec {
-    /// Whether the node may be sold; false keeps new leases away.
+    /// Whether the node is for sale. `false` prevents new leases.
     #[serde(default = "yes")]
     pub sell: bool,
-    /// GPU class to sell it as, where the agent's own is wrong.
+    /// GPU class that replaces `status.class`, if the agent determines a wrong class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub class_override: Option<String>,
@@ -50,15 +50,16 @@ const fn yes() -> bool {
     true
 }
 
-/// What the agent found. Fast facts (use, power, temperature) are its Prometheus metrics.
+/// State of a node, as observed by the agent. Values that change often (utilization, power, temperature) are Prometheus
+/// metrics of the agent.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuNodeStatus {
-    /// Class of the node's GPUs, or `mixed`.
+    /// Class of the GPUs of the node, or `mixed`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 63))]
     pub class: String,
-    /// GPUs that NVML counts.
+    /// Number of GPUs that NVML reports, 0 to 64.
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 64>")]
     pub gpu_count: i64,
@@ -66,19 +67,19 @@ pub struct GpuNodeStatus {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 80))]
     pub driver_version: String,
-    /// Highest CUDA version the driver serves: `12.8`.
+    /// Highest CUDA version that the driver supports: `12.8`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 9))]
     pub cuda_version: String,
-    /// The GPUs, by index.
+    /// The GPUs in the order of their index, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub devices: Vec<GpuDevice>,
-    /// Who holds GPUs, by the kubelet's pod-resources API.
+    /// Pods that hold GPUs, as reported by the pod-resources API of the kubelet, at most 256.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub holders: Vec<GpuHolder>,
-    /// `Healthy`, `WitnessesAgree`, `NoForeignProcesses`.
+    /// Condition types: `Healthy`, `WitnessesAgree`, `NoForeignProcesses`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -88,53 +89,54 @@ pub struct GpuNodeStatus {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuDevice {
-    /// NVML index.
+    /// Index of the GPU in NVML, 0 to 63.
     #[schemars(schema_with = "schema::bounded::<0, 63>")]
     pub index: i64,
-    /// `GPU-…`.
+    /// UUID of the GPU: `GPU-…`.
     #[schemars(length(max = 96))]
     pub uuid: String,
-    /// Product name as NVML gives it.
+    /// Product name as reported by NVML.
     #[schemars(length(max = 96))]
     pub name: String,
-    /// Class slug from name, memory and form factor: `h100-80g-sxm`.
+    /// Class derived from name, memory and form factor: `h100-80g-sxm`.
     #[schemars(length(max = 63))]
     pub class: String,
-    /// Nominal memory in bytes, as the class is named by.
+    /// Nominal memory in bytes, as in the name of the class.
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub memory_nominal_bytes: i64,
-    /// Memory that programs can use, in bytes.
+    /// Usable memory in bytes.
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub memory_usable_bytes: i64,
     /// CUDA compute capability: `9.0`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 9))]
     pub compute_capability: String,
-    /// PCI bus id: `00000000:1B:00.0`.
+    /// PCI bus ID: `00000000:1B:00.0`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 32))]
     pub pci_bus_id: String,
-    /// NUMA node; absent where the machine has none.
+    /// NUMA node of the GPU. Absent if the machine has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1024>")]
     pub numa_node: Option<i64>,
-    /// UUIDs or bus ids of GPUs it has NVLinks to.
+    /// UUIDs or PCI bus IDs of the GPUs that are connected by NVLink.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "short_texts")]
     pub nvlink_peers: Vec<String>,
-    /// Whether MIG mode is on; absent where the GPU has none.
+    /// Whether MIG mode is enabled. Absent if the GPU does not support MIG.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig_enabled: Option<bool>,
-    /// Whether ECC is on; absent where the GPU has none.
+    /// Whether ECC is enabled. Absent if the GPU does not support ECC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ecc_enabled: Option<bool>,
-    /// State of its health.
+    /// Health of the GPU.
     pub health: DeviceHealth,
-    /// Why it is not healthy, for a person.
+    /// Human-readable reason why the GPU is not healthy.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256))]
     pub message: String,
-    /// When it became so, RFC 3339. Of a fault: when it was last seen well; what follows was perhaps not served.
+    /// Time since which the health has this value, RFC 3339. For a fault: the last time at which the GPU was known to
+    /// be healthy. Seconds after it may not have been served.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 40))]
     pub since: String,
@@ -144,29 +146,29 @@ fn short_texts(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "array", "maxItems": 32, "items": {"type": "string", "maxLength": 96}})
 }
 
-/// State of a GPU's health.
+/// Health of a GPU.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, JsonSchema)]
 pub enum DeviceHealth {
-    /// Fit to be sold.
+    /// The GPU can be sold.
     Healthy,
-    /// Not read yet, or a call hangs.
+    /// The GPU has not been read yet, or a call hangs.
     #[default]
     Unknown,
-    /// Fallen off the bus, or gone from NVML.
+    /// The GPU has fallen off the bus or is missing in NVML.
     Lost,
     /// A fatal Xid was reported.
     FatalXid,
-    /// Uncorrectable memory errors.
+    /// Uncorrectable memory errors were reported.
     EccUncorrectable,
-    /// The same UUID or bus id as another GPU.
+    /// Another GPU has the same UUID or PCI bus ID.
     Duplicate,
     /// The witnesses (NVML, PCI, device plugin) disagree.
     WitnessesDisagree,
-    /// Back after a fault; being watched before it is sold again.
+    /// The GPU has recovered from a fault and is observed before it is sold again.
     Recovering,
 }
 
-/// A container that holds GPUs.
+/// A pod that holds GPUs.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuHolder {
@@ -176,7 +178,7 @@ pub struct GpuHolder {
     /// Name of the pod.
     #[schemars(length(max = 253))]
     pub pod: String,
-    /// UUIDs it holds.
+    /// UUIDs of the GPUs that it holds.
     #[schemars(schema_with = "short_texts")]
     pub uuids: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! GpuPool: what a provider sells.
+//! GpuPool: nodes that a provider sells under the same terms.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shared::schema;
 
-/// What this provider sells.
+/// Nodes that a provider sells under the same terms.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "leasehold.dev",
@@ -20,7 +20,7 @@ use crate::shared::schema;
     category = "leasehold",
     derive = "PartialEq",
     derive = "Default",
-    doc = "What this provider sells: which nodes, at which price, on which terms.",
+    doc = "Nodes that a provider sells under the same terms: labels, GPU class, price, and limits.",
     validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 63").message("metadata.name: at most 63 lower-case letters, digits and hyphens, because it names rows of the offer"),
     printcolumn(name = "Class", type_ = "string", json_path = ".spec.class"),
     printcolumn(name = "Price", type_ = "string", json_path = ".spec.pricePerGpuHour"),
@@ -36,55 +36,59 @@ use crate::shared::schema;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct GpuPoolSpec {
-    /// Name of the GpuProvider whose pool it is, where several providers share a cluster; any, when absent.
+    /// Name of the GpuProvider that sells the pool, if several providers share a cluster. If absent, every provider of
+    /// the cluster sells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub provider: Option<String>,
-    /// Labels a node must have, at most 16; every GPU node, when empty.
+    /// Labels that a node must have, at most 16. If empty, every GPU node is selected.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "schema::labels")]
     pub node_selector: BTreeMap<String, String>,
-    /// GPU class sold; nodes of another class are left out. Any, when absent.
+    /// GPU class of the pool. Nodes of another class are not sold. If absent, any class is sold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub class: Option<String>,
-    /// Price of one GPU-hour in the network's token: `"1.85"`.
+    /// Price of one GPU-hour in whole tokens of the network: `"1.85"`.
     #[schemars(schema_with = "schema::price")]
     #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("pricePerGpuHour: must be more than zero"))]
     pub price_per_gpu_hour: String,
-    /// Name of the PaymentNetwork.
+    /// Name of the PaymentNetwork in the same cluster.
     #[schemars(schema_with = "schema::name")]
     pub network: String,
-    /// Longest term sold.
+    /// Longest term, from 10s to 8784h (366 days): `720h`.
     #[serde(default = "default_max_duration")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('10s') && duration(self) <= duration('8784h')").message("maxDuration: from 10s to 8784h (366 days)"))]
     pub max_duration: String,
-    /// Longest pause that storage is kept for when a lease's funds end; `0s` for none.
+    /// Longest pause for which storage is kept when the funds of a lease are spent, at most 8784h (366 days). `0s`
+    /// permits no pauses.
     #[serde(default = "default_max_pause")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('8784h')").message("maxPause: at most 8784h (366 days)"))]
     pub max_pause: String,
-    /// Longest that what a job left behind is kept on its volume after the end, free of charge; `0s` for not at all.
+    /// Longest time for which job results are kept on their volume, free of charge, at most 720h (30 days). `0s`
+    /// permits no retention.
     #[serde(default = "default_max_keep_results_for")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('720h')").message("maxKeepResultsFor: at most 720h (30 days)"))]
     pub max_keep_results_for: String,
-    /// Volumes for leases; none, when absent.
+    /// Volumes for leases. If absent, leases cannot have volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<PoolStorage>,
-    /// RuntimeClass of the workloads, such as `nvidia`; the node's default when absent.
+    /// RuntimeClass of the workloads, such as `nvidia`. If absent, the default runtime of the node is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub runtime_class_name: Option<String>,
-    /// How ports of a lease are exposed.
+    /// How the ports of a lease are exposed.
     #[serde(default)]
     pub exposure: Exposure,
-    /// When what running leases have earned is sent to the payee; only at the end of each lease, when absent. A later
-    /// change holds for leases that run already.
+    /// When the earnings of running leases are sent to the payee. If absent, earnings are sent only at the end of each
+    /// lease. A change also applies to running leases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withdraw: Option<Withdraw>,
-    /// Hours of sale; always, when empty. Outside of them nothing new is accepted; what runs runs on.
+    /// Hours of sale, at most 14 spans. Outside of them no new leases are accepted, and running leases continue. If
+    /// empty, there is no restriction.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 14))]
     pub hours: Vec<SaleHours>,
@@ -102,31 +106,31 @@ fn default_max_keep_results_for() -> String {
     "24h".into()
 }
 
-/// Volumes for leases.
+/// Volumes for leases of a pool.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolStorage {
-    /// StorageClass; the cluster's default when absent.
+    /// StorageClass of the volumes. If absent, the default of the cluster is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::subdomain")]
     pub class_name: Option<String>,
-    /// Largest volume of one node of a lease.
+    /// Largest volume of one node of a lease in bytes: `1Ti`.
     #[schemars(schema_with = "schema::bytes")]
     #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("storage.maxSize: must be more than zero"))]
     pub max_size: String,
 }
 
-/// When what a running lease has earned is sent to the payee. Each time is a transaction that the controller's key pays
-/// for (about 65,000 gas), and what was sent can't be given back any more for a fault that is noticed later.
+/// When the earnings of a running lease are sent to the payee. Each withdrawal is a transaction that the controller
+/// pays for (about 65,000 gas). Withdrawn earnings cannot be credited for a fault that is detected later.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Withdraw {
-    /// At most so often: once each so many served seconds of a share.
+    /// Minimum served time of a leg between two withdrawals, from 10s to 8784h (366 days): `168h`.
     #[serde(default = "default_withdraw_every")]
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('10s') && duration(self) <= duration('8784h')").message("withdraw.every: from 10s to 8784h (366 days)"))]
     pub every: String,
-    /// And only what is at least so much, in the network's token: `"10.00"`.
+    /// Minimum amount of a withdrawal in whole tokens of the network: `"10.00"`.
     #[serde(default = "default_withdraw_above")]
     #[schemars(schema_with = "schema::price")]
     pub above: String,
@@ -140,29 +144,29 @@ fn default_withdraw_above() -> String {
     "0".into()
 }
 
-/// How ports of a lease are exposed.
+/// How the ports of a lease are exposed.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 pub enum Exposure {
-    /// A port of the nodes.
+    /// A NodePort Service for each node of a lease.
     #[default]
     NodePort,
-    /// A load balancer of the provider's cluster.
+    /// A LoadBalancer Service for each node of a lease.
     LoadBalancer,
 }
 
-/// A span of a week, in UTC.
+/// A daily span of hours in UTC.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.from < self.to").message("hours: to must be later than from; a night is two spans").field_path(".to"))]
+#[x_kube(validation = Rule::new("self.from < self.to").message("hours: to must be later than from; use two spans for a night").field_path(".to"))]
 pub struct SaleHours {
-    /// Days it holds on: `Mon`, `Tue`, `Wed`, `Thu`, `Fri`, `Sat`, `Sun`. Every day, when empty.
+    /// Days of the span: `Mon`, `Tue`, `Wed`, `Thu`, `Fri`, `Sat`, `Sun`. If empty, every day.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 7))]
     pub days: Vec<Day>,
-    /// First minute, `HH:MM` UTC.
+    /// Start of the span, `HH:MM` UTC.
     #[schemars(length(max = 5), regex(pattern = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"))]
     pub from: String,
-    /// Minute it ends at, `HH:MM` UTC, later than `from`; `24:00` for the end of the day.
+    /// End of the span, `HH:MM` UTC, later than `from`. `24:00` is the end of the day.
     #[schemars(length(max = 5), regex(pattern = r"^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$"))]
     pub to: String,
 }
@@ -179,43 +183,43 @@ pub enum Day {
     Sun,
 }
 
-/// What became of a pool.
+/// State of a pool, as observed by the provider operator.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuPoolStatus {
-    /// Generation of the spec that this status answers.
+    /// Generation of the spec that this status refers to.
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub observed_generation: i64,
-    /// Nodes of the pool.
+    /// Number of nodes of the pool.
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 100000>")]
     pub nodes: i64,
-    /// GPUs that can be sold now.
+    /// Number of GPUs that can be sold now.
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 1000000>")]
     pub gpus_free: i64,
-    /// Nodes that are not sold, each with the reason; at most 64.
+    /// Nodes that are not sold, with the reason, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub not_sold: Vec<NotSold>,
-    /// `Selling`.
+    /// Condition type `Selling`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
-/// A node that is not sold.
+/// A node of a pool that is not sold.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NotSold {
-    /// Name of the node.
+    /// Name of the Node.
     #[schemars(length(max = 253))]
     pub node: String,
-    /// One word.
+    /// Reason in CamelCase.
     #[schemars(length(max = 64))]
     pub reason: String,
-    /// What is wrong with it, for a person; absent where the word says all.
+    /// Human-readable message. Absent if the reason is sufficient.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 512))]
     pub message: String,

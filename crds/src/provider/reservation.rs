@@ -1,4 +1,4 @@
-//! GpuReservation: the provider's durable truth of one allocation. It alone decides what runs.
+//! GpuReservation: the provider's own record of an allocation that it accepted. It alone determines what runs.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -13,7 +13,7 @@ use crate::{
     shared::schema,
 };
 
-/// The provider's durable truth of one allocation.
+/// The provider's own record of an allocation that it accepted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "leasehold.dev",
@@ -24,7 +24,7 @@ use crate::{
     category = "leasehold",
     derive = "PartialEq",
     derive = "Default",
-    doc = "The provider's durable truth of one allocation, kept in its own cluster: it alone decides what runs; market objects are requests.",
+    doc = "The provider's own record of an allocation that it accepted, in its own cluster. It alone determines what runs; objects of the market are requests.",
     printcolumn(name = "Lease", type_ = "string", json_path = ".spec.allocation.lease.name"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".spec.allocation.nodes"),
     printcolumn(
@@ -36,61 +36,61 @@ use crate::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.allocationUid == oldSelf.allocationUid && self.allocation.escrow == oldSelf.allocation.escrow && self.hosting == oldSelf.hosting").message("a reservation is for one allocation and one account for ever, on the pool's terms as they were"))]
+#[x_kube(validation = Rule::new("self.allocationUid == oldSelf.allocationUid && self.allocation.escrow == oldSelf.allocation.escrow && self.hosting == oldSelf.hosting").message("allocationUid, allocation.escrow and hosting are immutable"))]
 pub struct GpuReservationSpec {
-    /// Name of the market the allocation came from.
+    /// Name of the market that created the allocation.
     #[schemars(schema_with = "schema::name")]
     pub market: String,
-    /// Namespace of the allocation on the market.
+    /// Namespace of the allocation in the market cluster.
     #[schemars(schema_with = "schema::name")]
     pub allocation_namespace: String,
-    /// Name of the allocation on the market.
+    /// Name of the allocation in the market cluster.
     #[schemars(length(min = 1, max = 253))]
     pub allocation_name: String,
-    /// Uid of the allocation on the market.
+    /// UID of the allocation in the market cluster.
     #[schemars(length(min = 1, max = 64))]
     pub allocation_uid: String,
-    /// The allocation as it was accepted, so that it is served on without the market. `notAfter` follows the
-    /// market upwards.
+    /// The allocation as it was accepted, so that it can be served without the market. `notAfter` follows increases of
+    /// the market operator.
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub allocation: GpuAllocationSpec,
-    /// Nodes that were held for it; a pod may land on others of the pool with equal room.
+    /// Names of the reserved nodes, at most 64. Pods of the reservation are scheduled only to these nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "node_names")]
     pub nodes: Vec<String>,
-    /// How its pods are run.
+    /// How the pods of the reservation are run.
     #[serde(default)]
     pub hosting: Hosting,
-    /// Unix time in seconds until which an unpaid reservation is held.
+    /// Unix time in seconds until which an unpaid reservation is kept.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub deadline: i64,
-    /// The market's request to stop, taken over.
+    /// Whether the market operator has asked the provider to stop.
     #[serde(default)]
     pub release: bool,
 }
 
-/// How the pods of a share are run, by the pool and the nodes as they were when it was reserved: an edited pool changes
-/// nothing that is paid for.
+/// How the pods of a reservation are run, according to the pool and the nodes at the time of the reservation. Later
+/// changes to the pool have no effect on it.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct Hosting {
-    /// RuntimeClass; the node's default when absent.
+    /// RuntimeClass of the pods. If absent, the default runtime of the node is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub runtime_class_name: Option<String>,
-    /// StorageClass of its volumes; the cluster's default when absent.
+    /// StorageClass of the volumes. If absent, the default of the cluster is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
-    /// How its ports are exposed.
+    /// How the ports are exposed.
     #[serde(default)]
     pub exposure: Exposure,
-    /// Whether its pods are in user namespaces: all of its nodes have them.
+    /// Whether the pods run in user namespaces. True if all reserved nodes support them.
     #[serde(default)]
     pub user_namespaces: bool,
-    /// Unix time in seconds after which nothing of it is paid for, however often it is extended: the pool's
-    /// `maxDuration` from the beginning, pauses apart.
+    /// Upper limit of `notAfter` for all extensions, Unix time in seconds: the time of the reservation plus
+    /// `maxDuration` and `maxPause` of the pool and two hours.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub not_after_max: i64,
 }
@@ -99,96 +99,96 @@ fn node_names(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "array", "maxItems": 64, "items": {"type": "string", "maxLength": 253}})
 }
 
-/// What became of a reservation.
+/// State of a reservation, as observed by the provider operator.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuReservationStatus {
-    /// How far it is; never goes back but between Active and Suspended.
+    /// Phase of the reservation. It never goes back, except between Active and Suspended.
     #[serde(default)]
     pub phase: AllocationPhase,
-    /// The account as last read, with both clocks.
+    /// The account as last read from the chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escrow: Option<EscrowSnapshot>,
-    /// A write to the chain that was decided and is not yet seen there.
+    /// A write to the chain that is stored before it is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intent: Option<LegIntent>,
-    /// GPUs bound to the pods, by pod-resources.
+    /// UUIDs of the GPUs that are bound to the pods, as reported by the kubelets, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "node_names")]
     pub gpu_uuids: Vec<String>,
-    /// Since when the chain could not be read, Unix time in seconds.
+    /// Unix time in seconds since which the chain cannot be read. Absent if it can be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub chain_unreadable_since: Option<i64>,
-    /// Whether the one grace for an unreadable chain is spent.
+    /// Whether the grace period for an unreadable chain has been used.
     #[serde(default)]
     pub grace_used: bool,
-    /// Since when a GPU of this share is at fault, Unix time in seconds.
+    /// Unix time in seconds since which a GPU or a node of the reservation is faulty. Absent without a fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub fault_since: Option<i64>,
-    /// Seconds to be given back for that fault; 0 when they have been.
+    /// Seconds to be credited for the fault. 0 when they have been credited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub credit_due: Option<i64>,
-    /// Served seconds that the chain will show once they have been given back.
+    /// Served seconds of the leg on the chain after the credit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub served_after_credit: Option<i64>,
-    /// How the job ended.
+    /// Result of the job. Absent until the job has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobResult>,
-    /// Where the ports answer.
+    /// Addresses of the exposed ports, at most 256.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub endpoints: Vec<Endpoint>,
-    /// Where what the job left behind is fetched, one for each node.
+    /// Addresses from which the results of the job can be fetched, one per node, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub results: Vec<ResultsAt>,
-    /// Unix time in seconds until which what the job left behind is kept; brought forward once it was fetched. Absent while
-    /// the job runs, and where nothing is kept.
+    /// Unix time in seconds until which the results of the job are kept. It is set to an earlier time when they have
+    /// been fetched. Absent while the job runs, and if nothing is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub results_until: Option<i64>,
-    /// Why the stop was decided; once set, nothing of it runs again.
+    /// Why the reservation stops. Once it is set, the workload never runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub stop_reason: Option<String>,
-    /// When the last pod was gone, RFC 3339.
+    /// Time at which the last pod had stopped, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub stopped_at: Option<String>,
-    /// `Reserved`, `Paid`, `Ready`, `GpusHealthy`, `ChainReachable`, `MarketReachable`; `Charged` once a write to the chain
-    /// failed, `ResultsServed` while a job's results are kept.
+    /// Condition types: `Reserved`, `Paid`, `Ready`, `GpusHealthy`, `ChainReachable`, `MarketReachable`; `Charged`
+    /// after a write to the chain has failed; `ResultsServed` while the results of a job are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
-/// A write to the chain for this provider's leg.
+/// A write to the chain for the leg of this provider that is stored before it is sent.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 pub struct LegIntent {
-    /// What is to happen.
+    /// Action to carry out.
     pub action: LegAction,
-    /// When it was written, RFC 3339.
+    /// Time at which the intent was stored, RFC 3339.
     #[schemars(length(max = 40))]
     pub written_at: String,
 }
 
-/// What a leg's controller can do.
+/// Action of the controller of a leg.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, JsonSchema)]
 pub enum LegAction {
-    /// The workload is ready: charge from now.
+    /// Start the leg, because the workload is ready.
     Start,
-    /// A fault: charge no more.
+    /// Pause the leg, because of a fault.
     Pause,
-    /// Give back the seconds between the fault and the pause.
+    /// Credit the seconds between the fault and the pause.
     Credit,
-    /// The workload stopped early: charge no more, for good.
+    /// End the leg permanently, because the workload has stopped.
     End,
-    /// Move what was earned to the payee.
+    /// Send the earnings to the payee.
     Withdraw,
 }

@@ -1,9 +1,9 @@
-//! The condition types and reasons of every kind, and the one way a condition is set.
+//! Conditions of all kinds, and the only function that sets one.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// True, False or Unknown; a failed read is Unknown, never False.
+/// Status of a condition. A failed read is Unknown, never False.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConditionStatus {
     True,
@@ -22,7 +22,7 @@ impl ConditionStatus {
     }
 }
 
-/// A condition before it has a time.
+/// A condition without a transition time, which [`set`] fills in.
 #[must_use]
 pub fn condition(
     kind: &str,
@@ -41,7 +41,7 @@ pub fn condition(
     }
 }
 
-/// Sets `next` in `have`. Its time moves only with its status, so that equal conditions stay equal.
+/// Sets `next` in `have`. The transition time changes only with the status, so that equal conditions stay equal.
 pub fn set(have: &mut Vec<Condition>, mut next: Condition, now: Timestamp) {
     match have.iter_mut().find(|c| c.type_ == next.type_) {
         Some(old) if old.status == next.status => {
@@ -67,13 +67,13 @@ pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition
     conditions.iter().find(|c| c.type_ == kind)
 }
 
-/// Whether the condition of that type is there and True.
+/// Whether the condition of that type exists and is True.
 #[must_use]
 pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
     find(conditions, kind).is_some_and(|c| c.status == "True")
 }
 
-/// The API allows 32,768 bytes in a message; a screen wants far less.
+/// Truncates a message to 1,024 bytes, which fits on a screen. The API permits 32,768 bytes.
 fn bounded(mut message: String) -> String {
     const MAX: usize = 1024;
     if message.len() > MAX {

@@ -1,13 +1,13 @@
-//! Durations as Kubernetes and Go write them, in whole seconds.
+//! Durations in the notation of Kubernetes and Go, in whole seconds.
 
-/// Why a string is no duration.
+/// A string is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a duration: write hours, minutes and seconds in this order, such as \"1h30m\" or \"90s\""
 )]
 pub struct DurationError(pub String);
 
-/// Seconds of `1h30m`, `45m`, `90s`.
+/// Parses `1h30m`, `45m` or `90s` into seconds.
 pub fn seconds(text: &str) -> Result<u64, DurationError> {
     let wrong = || DurationError(text.to_owned());
     let mut rest = text;
@@ -32,7 +32,7 @@ pub fn seconds(text: &str) -> Result<u64, DurationError> {
     }
 }
 
-/// Seconds in the shortest such form: `5400` becomes `1h30m`.
+/// Formats seconds in the shortest form: `5400` becomes `1h30m`.
 #[must_use]
 pub fn text(seconds: u64) -> String {
     let (h, m, s) = (seconds / 3600, seconds % 3600 / 60, seconds % 60);

@@ -1,4 +1,4 @@
-//! Types that several kinds use: conditions, schema fragments, durations and quantities.
+//! Types that several kinds share: conditions, schema fragments, durations and quantities.
 
 pub mod conditions;
 pub mod duration;

@@ -1,16 +1,16 @@
-//! Kubernetes quantities in integers: CPU in thousandths of a core, everything else in bytes.
+//! Kubernetes quantities as integers: CPU in millicores, everything else in bytes.
 
-/// Why a string is no quantity.
+/// A string is not a quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a quantity: write \"32\" or \"500m\" for CPU, \"128Gi\" or \"80G\" for bytes")]
 pub struct QuantityError(pub String);
 
-/// Thousandths of a core; fractions of a thousandth are rounded up, as the scheduler does.
+/// Parses CPU into millicores. Fractions are rounded up, as in the scheduler.
 pub fn millicores(text: &str) -> Result<u64, QuantityError> {
     scaled(text, 1000)
 }
 
-/// Bytes (or pieces, for `nvidia.com/gpu`), rounded up.
+/// Parses bytes (or a count, for `nvidia.com/gpu`), rounded up.
 pub fn bytes(text: &str) -> Result<u64, QuantityError> {
     scaled(text, 1)
 }
@@ -59,7 +59,7 @@ fn scaled(text: &str, unit: u128) -> Result<u64, QuantityError> {
     u64::try_from(value.div_ceil(divide * places)).map_err(|_| wrong())
 }
 
-/// Bytes in the largest binary unit that divides them: `137438953472` becomes `128Gi`.
+/// Formats bytes in the largest binary unit that divides them: `137438953472` becomes `128Gi`.
 #[must_use]
 pub fn bytes_text(bytes: u64) -> String {
     for (shift, unit) in [(50, "Pi"), (40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")] {
@@ -70,7 +70,7 @@ pub fn bytes_text(bytes: u64) -> String {
     bytes.to_string()
 }
 
-/// Thousandths of a core as Kubernetes writes them.
+/// Formats millicores in the notation of Kubernetes.
 #[must_use]
 pub fn millicores_text(millicores: u64) -> String {
     if millicores.is_multiple_of(1000) {

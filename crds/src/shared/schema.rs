@@ -1,6 +1,6 @@
-//! The forms that strings and integers of the API may take, as schema fragments with their bounds.
+//! Schema fragments with bounds for the strings and integers of the API.
 //!
-//! `u32` would emit `format: uint32`, which API servers warn about: integers are int64 with bounds.
+//! Integers are int64 with bounds, because `u32` would emit `format: uint32`, about which API servers warn.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -28,14 +28,14 @@ pub fn amount(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 39, "pattern": "^(0|[1-9][0-9]{0,38})$"})
 }
 
-/// A price in the network's token: at most 9 digits before the point and 18 behind it.
+/// A price in whole tokens: at most 9 digits before the decimal point and 18 after it.
 #[must_use]
 pub fn price(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 28, "pattern": "^(0|[1-9][0-9]{0,8})(\\.[0-9]{1,18})?$"})
 }
 
-/// A duration as Kubernetes and Go write it: `90s`, `30m`, `1h30m`. Never so long that it overflows where it is counted
-/// in nanoseconds, as CEL's `duration()` does.
+/// A duration in the notation of Kubernetes and Go: `90s`, `30m`, `1h30m`. Its length is limited so that it does not
+/// overflow when it is counted in nanoseconds, as by `duration()` in CEL.
 #[must_use]
 pub fn duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 24, "pattern": "^([0-9]{1,5}h)?([0-9]{1,7}m)?([0-9]{1,9}s)?$", "minLength": 2})
@@ -59,32 +59,32 @@ pub fn version(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 9, "pattern": "^[0-9]{1,4}\\.[0-9]{1,4}$"})
 }
 
-/// A name as Kubernetes wants it for objects (RFC 1123 label).
+/// An RFC 1123 label.
 #[must_use]
 pub fn name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"})
 }
 
-/// A name as Kubernetes wants it for most objects (RFC 1123 subdomain): labels joined by dots.
+/// An RFC 1123 subdomain: labels separated by dots.
 #[must_use]
 pub fn subdomain(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "minLength": 1, "maxLength": 253, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"})
 }
 
-/// A region: a name, or nothing.
+/// A region: an RFC 1123 label, or empty.
 #[must_use]
 pub fn region(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 63, "pattern": "^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"})
 }
 
-/// A list of names, at most `MAX`, each once.
+/// A set of at most `MAX` RFC 1123 labels.
 #[must_use]
 pub fn names<const MAX: i64>(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "maxItems": MAX, "x-kubernetes-list-type": "set", "items": name(generator)})
 }
 
-/// Standard conditions, keyed by type. Each is written whole, by one manager: to keep the owner of each of its fields would
-/// make up a third of an object.
+/// Standard conditions, keyed by type. Each condition is atomic and has one field manager, because ownership of single
+/// fields would take a third of an object.
 #[must_use]
 pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
     let mut items =
@@ -95,13 +95,13 @@ pub fn conditions(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "maxItems": 32, "items": items, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
 }
 
-/// A label selector's `matchLabels`: at most 16 labels, whose keys and values Kubernetes would let a node have.
+/// Like `matchLabels` of a label selector: at most 16 labels with keys and values that are valid for a node.
 #[must_use]
 pub fn labels(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "maxProperties": 16,
     "additionalProperties": {"type": "string", "maxLength": 63, "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"},
     "x-kubernetes-validations": [{
         "rule": "self.all(key, key.size() <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))",
-        "message": "a key is no label's: write it as `kubectl label` takes it, such as gpu.example.org/rack",
+        "message": "a label key is invalid: use the format of `kubectl label`, such as gpu.example.org/rack",
     }]})
 }
