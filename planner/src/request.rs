@@ -7,7 +7,7 @@ use leasehold_crds::{
     shared::{duration, quantity},
 };
 
-use crate::provider::workload::results::Kept;
+use crate::provider::workload::results::Retention;
 
 /// A version of two numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -206,7 +206,8 @@ impl Request {
                 OnFundsEnd::Close => 0,
                 OnFundsEnd::Pause => pause,
             },
-            keep_results_seconds: Kept::of(&spec.workload, spec.storage.as_ref())?.map_or(0, |k| k.seconds),
+            keep_results_seconds: Retention::of(&spec.workload, spec.storage.as_ref())?
+                .map_or(0, |k| k.seconds),
             top_up: payment
                 .top_up
                 .as_ref()

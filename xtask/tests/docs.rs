@@ -118,7 +118,7 @@ const SOURCES: &[&str] = &[
     "operator/src/payment_networks.rs",
     "operator/src/market/providers/supply.rs",
     "operator/src/provider/offer/mod.rs",
-    "operator/src/provider/reservation/mod.rs",
+    "operator/src/provider/reservation/report.rs",
     "agent/src/publish/status/mod.rs",
 ];
 /// Words in these files that are no reasons, condition types or Events of ours.

@@ -19,7 +19,7 @@ use kube::Client;
 use leasehold_crds::{GpuPool, GpuReservation, PROVIDER_NAMESPACE_PREFIX};
 use leasehold_planner::{
     ports::{Clock as _, SigningKey},
-    provider::{allocation::accept::Identity, health::Answers},
+    provider::{allocation::accept::Identity, health::Answers, workload::EgressDenylist},
 };
 use leasehold_runtime::{
     Events, Process, SystemClock,
@@ -32,7 +32,6 @@ use self::{
     allocation::capacity::{AssumedReservations, CapacitySnapshot},
     caches::{Caches, Queues},
     reservation::applied::Applied,
-    workload::egress_denylist::Forbidden,
 };
 use crate::{
     payment_networks,
@@ -62,8 +61,8 @@ pub(crate) struct Provider {
     reserving: tokio::sync::Mutex<CapacitySnapshot>,
     assumed: Arc<AssumedReservations>,
     applied: Applied,
-    /// Ranges that no pod of a lease may reach, and when they were computed.
-    forbidden: Mutex<Option<(Instant, Arc<Forbidden>)>>,
+    /// Addresses that no pod of a lease may reach, and when they were computed.
+    denylist: Mutex<Option<(Instant, Arc<EgressDenylist>)>>,
     changed: Arc<Notify>,
     /// Since when this cluster's API server has answered reads about unresponsive nodes.
     answers: Mutex<Answers>,
@@ -136,7 +135,7 @@ impl Provider {
             reserving: tokio::sync::Mutex::default(),
             assumed,
             applied: Applied::default(),
-            forbidden: Mutex::default(),
+            denylist: Mutex::default(),
             changed,
             answers: Mutex::default(),
             args,

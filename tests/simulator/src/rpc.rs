@@ -72,6 +72,11 @@ impl Sim {
         Observed::from_result(self.lag(reader, who).map(|lag| self.chain.back(lag).head))
     }
 
+    /// Reads the time of the newest block.
+    pub(crate) fn read_block_time(&mut self, reader: &mut Reader, who: ProcessId) -> Observed<u64> {
+        Observed::from_result(self.lag(reader, who).map(|lag| self.chain.back(lag).head.time))
+    }
+
     /// Reads the token balance of an address.
     pub(crate) fn read_balance(
         &mut self,

@@ -14,6 +14,7 @@ use leasehold_planner::{
     provider::{
         allocation::accept::{self, Plan, PoolSeen, World},
         offer::supply::PoolSupply,
+        workload::labels,
     },
 };
 use leasehold_runtime::{
@@ -24,7 +25,7 @@ use leasehold_runtime::{
 use leasehold_telemetry::metrics::Controller;
 
 use super::seen::AllocationSeen;
-use crate::provider::{MANAGER, Provider, digest::Digest, offer::Supplies, workload::objects::labels};
+use crate::provider::{MANAGER, Provider, digest::Digest, offer::Supplies};
 
 /// Its status is compared again so often, though nothing told of a change.
 const LOOK_AGAIN: Duration = Duration::from_secs(120);

@@ -29,12 +29,13 @@ use leasehold_planner::{
     provider::{
         health::{self, Health, KubeletWord, NodeWord},
         reservation::{Reading, Running, wants_live},
+        workload,
     },
 };
 use leasehold_runtime::cache;
 use sha2::{Digest as _, Sha256};
 
-use super::{objects, pods::PodSeen};
+use super::pods::PodSeen;
 use crate::provider::Provider;
 
 /// An API server that takes longer to tell of a silent node does not answer.
@@ -60,16 +61,22 @@ impl Provider {
         // What makes pods is looked for first: once it is gone, no pod comes after the list.
         let sets = Api::<StatefulSet>::namespaced(self.client.clone(), &name);
         let jobs = Api::<Job>::namespaced(self.client.clone(), &name);
-        let names = objects::job_names(reservation);
+        let names = workload::job_names(reservation);
         let made = futures::future::try_join_all(names.iter().map(|name| jobs.get_opt(name)));
-        let (set, made) = tokio::try_join!(sets.get_opt(objects::NAME), made)?;
-        let workload = set.is_some() || made.iter().any(Option::is_some);
+        let (set, made) = tokio::try_join!(sets.get_opt(workload::NAME), made)?;
+        let has_workload = set.is_some() || made.iter().any(Option::is_some);
         let pods = Api::<PodSeen>::namespaced(self.client.clone(), &name);
         let mine = ListParams::default().labels(leasehold_crds::LABEL_LEASE);
         let pods = pods.list(&mine).await?.items;
         let pods = pods.into_iter().filter(|p| p.serves.is_none());
         let pods = pods.map(Arc::new).collect();
-        Ok((pods, true, Reading::Live { workload }))
+        Ok((
+            pods,
+            true,
+            Reading::Live {
+                workload: has_workload,
+            },
+        ))
     }
 
     /// What runs of a reservation.
@@ -119,7 +126,7 @@ impl Provider {
         };
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let params = LogParams {
-            container: Some(objects::CONTAINER.into()),
+            container: Some(workload::CONTAINER.into()),
             tail_lines: Some(60),
             ..LogParams::default()
         };
@@ -164,12 +171,12 @@ impl Provider {
         for service in services {
             let Some(rank) = service
                 .labels()
-                .get(objects::LABEL_RANK)
+                .get(workload::LABEL_RANK)
                 .and_then(|r| r.parse::<i64>().ok())
             else {
                 continue;
             };
-            let balanced = balanced(service);
+            let balanced = load_balancer(service);
             let first = reservation.spec.allocation.first_rank;
             let pod = pods.iter().find(|p| p.index.is_some_and(|i| i + first == rank));
             let node = pod
@@ -298,7 +305,7 @@ fn kubelet_word(node: Option<&Node>) -> KubeletWord {
 }
 
 /// Address of the load balancer in front of a service.
-pub(crate) fn balanced(service: &Service) -> Option<String> {
+pub(crate) fn load_balancer(service: &Service) -> Option<String> {
     let status = service.status.as_ref()?;
     let ingress = status.load_balancer.as_ref()?.ingress.as_ref()?.first()?;
     ingress.ip.clone().or_else(|| ingress.hostname.clone())

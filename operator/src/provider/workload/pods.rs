@@ -6,11 +6,8 @@ use leasehold_crds::LABEL_LEASE;
 use leasehold_planner::request::Shape;
 use serde::Deserialize;
 
-use super::{objects, results::LABEL_RESULTS};
 use crate::provider::offer::{plus, shape};
-
-/// Label that a StatefulSet's controller gives its pods: their number in it, from 0.
-const LABEL_INDEX: &str = "apps.kubernetes.io/pod-index";
+use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS};
 
 /// A pod.
 #[derive(Clone, Debug, Deserialize, Resource)]
@@ -103,7 +100,7 @@ fn is_ready(pod: &Pod) -> bool {
 
 fn main_container(pod: &Pod) -> Option<&ContainerStatus> {
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-    statuses.iter().find(|c| c.name == objects::CONTAINER)
+    statuses.iter().find(|c| c.name == CONTAINER)
 }
 
 fn exit(pod: &Pod) -> Option<Exit> {
@@ -188,7 +185,7 @@ mod tests {
                     "overhead": {"memory": "1Mi"},
                     "initContainers": [{"name": "i", "resources": {"requests": {"cpu": "3"}}}],
                     "containers": [
-                        {"name": objects::CONTAINER, "resources": {"requests": {"cpu": "1", "nvidia.com/gpu": "2"}}},
+                        {"name": CONTAINER, "resources": {"requests": {"cpu": "1", "nvidia.com/gpu": "2"}}},
                         {"name": "b", "resources": {"requests": {"cpu": "500m", "memory": "2Mi"}}},
                     ],
                 },
@@ -219,7 +216,7 @@ mod tests {
         assert_eq!(trouble, "workload-1: 0/1 nodes are available");
 
         let state = |state: serde_json::Value| {
-            json!([{"name": objects::CONTAINER, "state": state, "ready": true,
+            json!([{"name": CONTAINER, "state": state, "ready": true,
             "image": "i", "imageID": "", "restartCount": 0}])
         };
         let pulls = state(json!({"waiting": {"reason": "ErrImagePull", "message": "no such image"}}));

@@ -16,7 +16,7 @@ use crate::{
     ports::AcceptanceMessage,
     provider::{
         offer::supply::{PoolSupply, pick},
-        workload::results::{self, Kept},
+        workload::results::{self, Retention},
     },
     request::Shape,
 };
@@ -280,9 +280,10 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
             ));
         }
     }
-    let kept = Kept::of(&spec.workload, spec.storage.as_ref()).map_err(|e| ("BadResults", e.to_string()))?;
+    let retention =
+        Retention::of(&spec.workload, spec.storage.as_ref()).map_err(|e| ("BadResults", e.to_string()))?;
     let longest = results::longest(&seen.pool.spec);
-    if kept.is_some_and(|kept| kept.seconds > longest) {
+    if retention.is_some_and(|retention| retention.seconds > longest) {
         return Err((
             "ResultsTooLong",
             format!("the pool keeps results for at most {}", duration::text(longest)),

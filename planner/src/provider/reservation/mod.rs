@@ -1,6 +1,8 @@
 //! The provider's side of a lease: what runs, and until when. The reservation alone decides; the market asks, the
 //! chain pays.
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     GpuReservation,
@@ -18,8 +20,11 @@ use crate::{
     escrow::{Account, AccountRead, Terms},
     market::lease::is_exhausted,
     observed::Observed,
-    ports::{Head, PaymentError},
-    provider::{health::Health, workload::results},
+    ports::PaymentError,
+    provider::{
+        health::Health,
+        workload::{EgressDenylist, Objects, ResultsObjects, results},
+    },
 };
 
 mod leg;
@@ -98,8 +103,8 @@ pub struct World<'a> {
     pub second: Observed<AccountRead>,
     /// The account at the block the network's policy asks for, while nothing is provisioned.
     pub settled: Option<Observed<AccountRead>>,
-    /// The newest block.
-    pub head: Observed<Head>,
+    /// Time of the newest block, Unix seconds.
+    pub block_time: Observed<u64>,
     /// What runs.
     pub running: Observed<Running>,
     /// Whether the market's object is still there; unknown while the market can't be reached.
@@ -110,20 +115,24 @@ pub struct World<'a> {
     pub health: Health,
     /// When what it has earned goes to the payee while it runs; at the end alone, when absent.
     pub withdraw: Option<Withdrawals>,
+    /// Addresses that its pods may not reach.
+    pub denylist: Arc<EgressDenylist>,
+    /// Image of the pods that serve results.
+    pub results_image: &'a str,
 }
 
-/// What the workload is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The wanted state of the workload.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Workload {
-    /// As it is.
+    /// Unchanged.
     Keep,
-    /// All objects there, pods running.
-    Run,
+    /// These objects exist, and pods run.
+    Run(Box<Objects>),
     /// No pods; namespace and volumes stay.
     Halt,
-    /// No pods but those that serve what the job left on its volumes.
-    KeepResults,
-    /// Nothing left of it.
+    /// No pods but those of these objects, which serve what the job left on its volumes.
+    KeepResults(Box<ResultsObjects>),
+    /// No objects.
     Remove,
 }
 
@@ -273,7 +282,7 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
         let at = &running.results.at;
         // The addresses are told as long as the reservation is there, whoever has deleted what is behind them.
         let at = if at.is_empty() { &plan.status.results } else { at };
-        plan.status.results = results::told(at, plan.status.results_until);
+        plan.status.results = results::published(at, plan.status.results_until);
     }
     conditions(world, now, &mut plan.status);
     plan
@@ -392,9 +401,9 @@ fn stop_reason(
         }
         Observed::Known(AccountRead::Absent) => {
             let past = world
-                .head
+                .block_time
                 .known()
-                .is_some_and(|h| wire(h.time) > spec.allocation.open_by);
+                .is_some_and(|time| wire(*time) > spec.allocation.open_by);
             let agreed = matches!(world.second, Observed::Known(AccountRead::Absent));
             if agreed && before.is_none() && is_asked_no_more(world, &plan.status, now) {
                 return Some("AllocationGone".into());
@@ -557,7 +566,7 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
         }
         (false, _) => {}
     }
-    plan.workload = Workload::Run;
+    plan.workload = Workload::Run(Box::new(Objects::of(world.reservation, &world.denylist)));
     leg::start_or_pause(world, terms, account, now, plan);
 }
 
@@ -598,7 +607,11 @@ fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut
     let until = plan.status.results_until;
     let kept = running.namespace && results::are_kept(world.reservation, until, now);
     plan.workload = match (running.namespace, kept) {
-        (true, true) => Workload::KeepResults,
+        (true, true) => {
+            let (denylist, image) = (&world.denylist, world.results_image);
+            let objects = ResultsObjects::of(world.reservation, denylist, image, until);
+            Workload::KeepResults(Box::new(objects))
+        }
         (true, false) => Workload::Remove,
         (false, _) => Workload::Keep,
     };
@@ -683,7 +696,7 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
             now,
         );
     };
-    match (&world.account, &world.head) {
+    match (&world.account, &world.block_time) {
         (Observed::Unknown(why), _) | (_, Observed::Unknown(why)) => put(
             "ChainReachable",
             ConditionStatus::Unknown,

@@ -7,10 +7,7 @@ use leasehold_crds::{
 };
 
 use super::*;
-use crate::{
-    escrow::{Address, Hash, Leg, LegState},
-    ports::Head,
-};
+use crate::escrow::{Address, Hash, Leg, LegState};
 use leasehold_crds::payment::money::Rate;
 
 const NOW: i64 = 1_800_000_000;
@@ -107,6 +104,10 @@ fn job() -> Share {
     }
 }
 
+fn keeps_results(plan: &Plan) -> bool {
+    matches!(plan.workload, Workload::KeepResults(_))
+}
+
 impl Share {
     fn pass(&mut self) -> Plan {
         let read = Observed::Known(AccountRead::Present(self.account.clone()));
@@ -120,11 +121,7 @@ impl Share {
             account: read.clone(),
             second: read,
             settled: None,
-            head: Observed::Known(Head {
-                number: 1,
-                hash: Hash::default(),
-                time: self.account.block_time,
-            }),
+            block_time: Observed::Known(self.account.block_time),
             running: Observed::Known(self.running.clone()),
             allocation_exists: Observed::Known(false),
             grace_seconds: 0,
@@ -133,6 +130,8 @@ impl Share {
                 due: None,
             },
             withdraw: None,
+            denylist: Arc::default(),
+            results_image: "operator",
         };
         let plan = decide(&world, Timestamp::from_second(self.now).unwrap());
         self.reservation.status = Some(plan.status.clone());
@@ -142,7 +141,7 @@ impl Share {
                 self.running.namespace = false;
                 self.running.results = ResultsSeen::default();
             }
-            Workload::Keep | Workload::Run | Workload::KeepResults => {}
+            Workload::Keep | Workload::Run(_) | Workload::KeepResults(_) => {}
         }
         plan
     }
@@ -198,7 +197,7 @@ fn results_outlive_the_share_until_their_time_is_over() {
     share.pass();
     share.released();
     let plan = share.stopped();
-    assert_eq!((plan.workload, plan.delete), (Workload::KeepResults, false));
+    assert!(keeps_results(&plan) && !plan.delete);
     assert_eq!(
         plan.status.phase,
         AllocationPhase::Stopped,
@@ -207,7 +206,7 @@ fn results_outlive_the_share_until_their_time_is_over() {
     // A restart in between, and a job that was seen already, change nothing.
     share.now = NOW + KEEP - 1;
     let plan = share.pass();
-    assert_eq!(plan.workload, Workload::KeepResults);
+    assert!(keeps_results(&plan));
     assert_eq!(plan.wake.as_second(), NOW + KEEP, "it goes in its second");
     share.now = NOW + KEEP;
     assert_eq!(share.pass().workload, Workload::Remove);
@@ -221,7 +220,7 @@ fn a_market_that_asks_late_takes_nothing_of_their_time() {
     share.pass();
     share.now += 2 * KEEP;
     share.released();
-    assert_eq!(share.stopped().workload, Workload::KeepResults);
+    assert!(keeps_results(&share.stopped()));
     assert_eq!(share.status().results_until, Some(NOW + 3 * KEEP));
 }
 
@@ -231,7 +230,7 @@ fn what_was_fetched_goes_at_once_and_does_not_come_back() {
     share.ended();
     share.pass();
     share.released();
-    assert_eq!(share.stopped().workload, Workload::KeepResults);
+    assert!(keeps_results(&share.stopped()));
     share.running.results.fetched = true;
     share.now += 10;
     assert_eq!(share.pass().workload, Workload::Remove);
@@ -265,7 +264,7 @@ fn a_tenant_who_gives_up_a_running_job_leaves_nothing() {
     share.pass();
     share.reservation.spec.allocation.drop_results = true;
     share.released();
-    assert_eq!(share.stopped().workload, Workload::KeepResults);
+    assert!(keeps_results(&share.stopped()));
 }
 
 #[test]
@@ -282,7 +281,7 @@ fn what_a_job_had_when_the_money_ended_is_kept() {
     assert_eq!(share.status().stop_reason.as_deref(), Some("FundsSpent"));
     assert_eq!(share.status().results_until, Some(NOW + KEEP));
     share.account.closed = true;
-    assert_eq!(share.stopped().workload, Workload::KeepResults);
+    assert!(keeps_results(&share.stopped()));
 }
 
 #[test]
@@ -299,7 +298,7 @@ fn nothing_is_kept_of_what_never_served_and_whoever_deletes_the_reservation_drop
     share.ended();
     share.pass();
     share.released();
-    assert_eq!(share.stopped().workload, Workload::KeepResults);
+    assert!(keeps_results(&share.stopped()));
     share.reservation.metadata.deletion_timestamp = Some(
         k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::from_second(NOW).unwrap()),
     );
@@ -327,11 +326,7 @@ fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64
         account: absent.clone(),
         second: absent,
         settled: None,
-        head: Observed::Known(Head {
-            number: 1,
-            hash: Hash::default(),
-            time: now.unsigned_abs(),
-        }),
+        block_time: Observed::Known(now.unsigned_abs()),
         running: Observed::Known(Running::default()),
         allocation_exists: asked,
         grace_seconds: 0,
@@ -340,6 +335,8 @@ fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64
             due: None,
         },
         withdraw: None,
+        denylist: Arc::default(),
+        results_image: "operator",
     };
     let status = decide(&world, Timestamp::from_second(now).unwrap()).status;
     let reason = status.stop_reason.clone();

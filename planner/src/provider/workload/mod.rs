@@ -1,4 +1,146 @@
-//! What runs for a reservation, and what is kept of a job after its end.
+//! The objects of a workload, from its reservation alone: a namespace that isolates the tenant, what runs in it, and what
+//! serves the results of a job after its end. The same reservation always gives the same objects.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        batch::v1::Job,
+        core::v1::{
+            ConfigMap, LimitRange, Namespace, PersistentVolumeClaim, ResourceQuota, Service, ServiceAccount,
+        },
+        networking::v1::NetworkPolicy,
+        rbac::v1::RoleBinding,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use leasehold_crds::{
+    GpuReservation, LABEL_LEASE, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
+    lease::workload::{Port, Workload},
+    provider::reservation::GpuReservationSpec,
+};
+use serde::Serialize;
+
+use crate::escrow::lease_name;
+
+pub mod egress_denylist;
+mod isolation;
+mod job;
+mod pod;
 pub mod recipient;
 pub mod results;
+mod results_server;
+mod service;
+mod storage;
+
+pub use self::{
+    egress_denylist::EgressDenylist,
+    job::job_names,
+    pod::CONTAINER,
+    results_server::{LABEL_RESULTS, PORT as RESULTS_PORT, ResultsObjects},
+    service::{LABEL_INDEX, LABEL_RANK},
+};
+
+/// Name of the StatefulSet, the ServiceAccount and other objects of which a namespace has one.
+pub const NAME: &str = "lease";
+
+/// Every object of a reservation while its workload runs, in the order in which they are applied: isolation first, so
+/// that no pod exists before what confines it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Objects {
+    /// The namespace that holds all others.
+    pub namespace: Namespace,
+    /// Limits of the namespace.
+    pub quota: ResourceQuota,
+    /// Limits of each container.
+    pub limits: LimitRange,
+    /// Traffic that is allowed; everything else is denied.
+    pub policies: Vec<NetworkPolicy>,
+    /// The identity of the pods, without a token.
+    pub account: ServiceAccount,
+    /// Rights of the tenant's own subjects.
+    pub access: Option<RoleBinding>,
+    /// SSH keys of a session.
+    pub ssh: Option<ConfigMap>,
+    /// Volumes of a job.
+    pub volumes: Vec<PersistentVolumeClaim>,
+    /// Addresses of the nodes' ports, and of results.
+    pub services: Vec<Service>,
+    /// The pods of a session or a service.
+    pub set: Option<StatefulSet>,
+    /// The pods of a job.
+    pub jobs: Vec<Job>,
+}
+
+impl Objects {
+    /// Builds the objects of a reservation.
+    #[must_use]
+    pub fn of(reservation: &GpuReservation, denylist: &EgressDenylist) -> Self {
+        let ports = ports(&reservation.spec.allocation.workload);
+        Self {
+            namespace: isolation::namespace(reservation),
+            quota: isolation::quota(reservation, &ports),
+            limits: isolation::limits(reservation),
+            policies: isolation::policies(reservation, &ports, denylist),
+            account: isolation::account(reservation),
+            access: isolation::access(reservation),
+            ssh: pod::ssh_keys(reservation),
+            volumes: storage::job_volumes(reservation),
+            services: service::services(reservation, &ports),
+            set: service::stateful_set(reservation),
+            jobs: job::jobs(reservation),
+        }
+    }
+}
+
+/// Labels of a reservation and of all objects that are made for it: its lease and its provider.
+#[must_use]
+pub fn labels(spec: &GpuReservationSpec) -> BTreeMap<String, String> {
+    let provider = spec.allocation_namespace.strip_prefix(PROVIDER_NAMESPACE_PREFIX);
+    [
+        (LABEL_LEASE.to_owned(), lease_label(spec)),
+        (LABEL_PROVIDER.to_owned(), provider.unwrap_or_default().to_owned()),
+    ]
+    .into()
+}
+
+fn lease_label(spec: &GpuReservationSpec) -> String {
+    let id = spec.allocation.escrow.id.parse();
+    id.map(lease_name).unwrap_or_default()
+}
+
+/// Name of the reservation and of its namespace.
+fn name_of(reservation: &GpuReservation) -> String {
+    reservation.metadata.name.clone().unwrap_or_default()
+}
+
+/// Metadata of an object in the reservation's namespace.
+fn meta(reservation: &GpuReservation, object: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(object.into()),
+        namespace: Some(name_of(reservation)),
+        labels: Some(labels(&reservation.spec)),
+        ..ObjectMeta::default()
+    }
+}
+
+/// `name` for the first of several objects, `name-1` for the second.
+fn numbered(name: &str, index: i64) -> String {
+    match index {
+        0 => name.to_owned(),
+        index => format!("{name}-{index}"),
+    }
+}
+
+fn ports(workload: &Workload) -> Vec<Port> {
+    workload
+        .session
+        .as_ref()
+        .map(|s| s.ports.clone())
+        .or_else(|| workload.service.as_ref().map(|s| s.ports.clone()))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
-//! What is kept of a job after its end: a directory of its volume, until it was fetched or its time is over. Money never
-//! waits for it: the share has stopped, its GPUs are free, the refund is out.
+//! How long the results of a job are retained after its end: a directory of its volume, until it was fetched or its time
+//! is over. Payment does not wait for it: the reservation has stopped, its GPUs are free, the refund is sent.
 
 use jiff::Timestamp;
 use leasehold_crds::{
@@ -14,20 +14,20 @@ use crate::{
     request::{SpecError, field},
 };
 
-/// What a job asks to be kept.
+/// What a job asks to be retained.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct Retention {
     /// The directory, relative to the volume's root; empty for the root itself.
     pub directory: String,
-    /// For so long after the end.
+    /// How long after the end of the job.
     pub seconds: u64,
 }
 
-impl Kept {
-    /// Reads a workload; `None` where nothing is to be kept.
+impl Retention {
+    /// Reads a workload; `None` where nothing is retained.
     ///
     /// # Errors
-    /// What the schema lets through and can't be served, with the field.
+    /// When the workload passes the schema but cannot be served, with the field.
     pub fn of(workload: &Workload, storage: Option<&Storage>) -> Result<Option<Self>, SpecError> {
         let Some(output) = workload.job.as_ref().and_then(|j| j.output.as_ref()) else {
             return Ok(None);
@@ -51,6 +51,13 @@ impl Kept {
             .map_err(|e| field("workload.job.output.keepResultsFor", e))?;
         Ok(Some(Self { directory, seconds }))
     }
+
+    /// What a reservation's job asks to be retained; `None` also where that cannot be served.
+    #[must_use]
+    pub fn of_reservation(reservation: &GpuReservation) -> Option<Self> {
+        let spec = &reservation.spec.allocation;
+        Self::of(&spec.workload, spec.storage.as_ref()).ok().flatten()
+    }
 }
 
 /// `path` relative to `mount`, if it is the same or below.
@@ -61,31 +68,32 @@ fn below(path: &str, mount: &str) -> Option<String> {
     (inside && plain).then(|| rest.trim_matches('/').to_owned())
 }
 
-/// Longest that a pool keeps results, seconds; 0 where it has no volumes.
+/// Longest retention that a pool offers, seconds; 0 where it has no volumes.
 #[must_use]
 pub fn longest(pool: &GpuPoolSpec) -> u64 {
     let longest = duration::seconds(&pool.max_keep_results_for).unwrap_or(0);
     if pool.storage.is_some() { longest } else { 0 }
 }
 
-/// Until when it is kept, when it ends now: Unix seconds. Whatever the end, but for a tenant who gave up a job that ran.
+/// The end of the retention when the job ends now, Unix seconds. Every end retains results, except that of a tenant who gave
+/// up a running job.
 #[must_use]
 pub fn until(reservation: &GpuReservation, ended_by_itself: bool, now: Timestamp) -> Option<i64> {
     let spec = &reservation.spec.allocation;
-    let kept = Kept::of(&spec.workload, spec.storage.as_ref()).ok().flatten()?;
-    let seconds = i64::try_from(kept.seconds).unwrap_or(i64::MAX / 2);
+    let retention = Retention::of_reservation(reservation)?;
+    let seconds = i64::try_from(retention.seconds).unwrap_or(i64::MAX / 2);
     (ended_by_itself || !spec.drop_results).then(|| now.as_second().saturating_add(seconds))
 }
 
-/// Whether they are kept now. Whoever deletes the reservation gives them up.
+/// Whether results are retained now. Deleting the reservation gives them up.
 #[must_use]
 pub fn are_kept(reservation: &GpuReservation, until: Option<i64>, now: Timestamp) -> bool {
     reservation.metadata.deletion_timestamp.is_none() && until.is_some_and(|until| now.as_second() < until)
 }
 
-/// The addresses with their end.
+/// The addresses with the end of the retention.
 #[must_use]
-pub fn told(at: &[ResultsAt], until: Option<i64>) -> Vec<ResultsAt> {
+pub fn published(at: &[ResultsAt], until: Option<i64>) -> Vec<ResultsAt> {
     let until = until
         .and_then(|s| Timestamp::from_second(s).ok())
         .map(|t| t.to_string());
@@ -104,7 +112,7 @@ mod tests {
 
     const KEY: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
 
-    fn kept(path: &str, mount: Option<&str>, recipients: &[&str]) -> Result<Option<Kept>, SpecError> {
+    fn kept(path: &str, mount: Option<&str>, recipients: &[&str]) -> Result<Option<Retention>, SpecError> {
         let output = JobOutput {
             path: path.into(),
             keep_results_for: "2h".into(),
@@ -121,7 +129,7 @@ mod tests {
             size: "1Gi".into(),
             mount_path: m.into(),
         });
-        Kept::of(&workload, storage.as_ref())
+        Retention::of(&workload, storage.as_ref())
     }
 
     #[test]
@@ -156,6 +164,6 @@ mod tests {
         assert_eq!(nobody.field, "workload.job.output.recipients");
         let typo = kept("/data", Some("/data"), &[KEY, &KEY.replace('z', "x")]).unwrap_err();
         assert_eq!(typo.field, "workload.job.output.recipients");
-        assert_eq!(Kept::of(&Workload::default(), None), Ok(None));
+        assert_eq!(Retention::of(&Workload::default(), None), Ok(None));
     }
 }

@@ -50,7 +50,7 @@ impl Invariants {
             || plan.status.phase != before.phase;
         self.wake(plan.wake, now, notes, "a reservation");
         if before.stop_reason.is_some() {
-            self.require(plan.workload != Workload::Run, || {
+            self.require(!matches!(plan.workload, Workload::Run(_)), || {
                 "a stopped workload is run again".into()
             });
         }

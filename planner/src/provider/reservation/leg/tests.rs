@@ -10,8 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    escrow::{AccountRead, Address, Hash},
-    ports::Head,
+    escrow::{AccountRead, Address},
     provider::{
         health::{Fault, FaultKind, Health},
         reservation::{Reading, Running, decide, wants_second},
@@ -133,11 +132,7 @@ impl Share {
             account: first,
             second,
             settled: None,
-            head: Observed::Known(Head {
-                number: 1,
-                hash: Hash::default(),
-                time: read.block_time,
-            }),
+            block_time: Observed::Known(read.block_time),
             running: Observed::Known(self.running.clone()),
             allocation_exists: Observed::Known(true),
             grace_seconds: 0,
@@ -146,6 +141,8 @@ impl Share {
                 due: None,
             },
             withdraw: self.withdraw,
+            denylist: std::sync::Arc::default(),
+            results_image: "operator",
         };
         let time = i64::try_from(self.account.block_time).unwrap();
         let plan = decide(&world, Timestamp::from_second(time).unwrap());

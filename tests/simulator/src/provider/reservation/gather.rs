@@ -1,10 +1,11 @@
 //! What the reservation controller reads before it decides.
 
+use std::sync::Arc;
+
 use leasehold_crds::{GpuReservation, lease::workload::JobResult, market::allocation::AllocationPhase};
 use leasehold_planner::{
-    escrow::{AccountRead, Hash, Terms},
+    escrow::{AccountRead, Terms},
     observed::Observed,
-    ports::Head,
     provider::reservation::{
         self as planner, Plan, Reading, ResultsSeen, Running, Withdrawals, World, wants_live,
     },
@@ -29,7 +30,7 @@ impl Sim {
         let who = ProcessId::Provider(s, p);
         let now = self.clock(self.sites[s].processes[p].offset_ms);
         let terms = Terms::from_wire(&read.spec.allocation.escrow).map_err(|e| e.to_string());
-        let (account, second, settled, head) = match &terms {
+        let (account, second, settled, block_time) = match &terms {
             Ok(terms) => self.read_chain(s, who, read, terms, reader),
             Err(why) => {
                 let unknown = || why.clone();
@@ -58,7 +59,7 @@ impl Sim {
             account,
             second,
             settled,
-            head,
+            block_time,
             running,
             allocation_exists: match &process.market_error {
                 Some(why) => Observed::Unknown(why.clone()),
@@ -77,13 +78,15 @@ impl Sim {
                 .withdraw
                 .as_ref()
                 .and_then(|w| Withdrawals::of(w, 6)),
+            denylist: Arc::default(),
+            results_image: "operator",
         };
         // Decisions use the time after the reads.
         let now = self.clock_after(process.offset_ms, reader.cost_ms);
         (planner::decide(&world, now), there)
     }
 
-    /// Reads the account, a second time and at the required finality where needed, and the newest block.
+    /// Reads the account, a second time and at the required finality where needed, and the time of the newest block.
     fn read_chain(
         &mut self,
         s: usize,
@@ -95,7 +98,7 @@ impl Sim {
         Observed<AccountRead>,
         Observed<AccountRead>,
         Option<Observed<AccountRead>>,
-        Observed<Head>,
+        Observed<u64>,
     ) {
         let phase = read
             .status
@@ -106,24 +109,20 @@ impl Sim {
         if planner::wants_second(read, &account) {
             second = self.read_account(reader, who, terms, 0);
         }
-        let head = if let Observed::Unknown(why) = &account {
+        let block_time = if let Observed::Unknown(why) = &account {
             Observed::Unknown(why.clone())
         } else if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
             settled = match self.sites[s].finality {
                 0 => Some(account.clone()),
                 behind => Some(self.read_account(reader, who, terms, behind)),
             };
-            self.read_head(reader, who)
+            self.read_block_time(reader, who)
         } else if let Observed::Known(AccountRead::Present(a)) = &account {
-            Observed::Known(Head {
-                number: 0,
-                hash: Hash::default(),
-                time: a.block_time,
-            })
+            Observed::Known(a.block_time)
         } else {
-            self.read_head(reader, who)
+            self.read_block_time(reader, who)
         };
-        (account, second, settled, head)
+        (account, second, settled, block_time)
     }
 
     /// What is running for a reservation.

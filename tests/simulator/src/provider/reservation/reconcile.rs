@@ -159,10 +159,10 @@ impl Sim {
         let now = self.clock(self.sites[s].processes[p].offset_ms).as_second();
         let next = Some((Stage::Call, 1));
         let process = &mut self.sites[s].processes[p];
-        match run.plan.workload {
+        match &run.plan.workload {
             // No tenant of the simulation requests results.
-            Workload::Keep | Workload::KeepResults => next,
-            Workload::Run => {
+            Workload::Keep | Workload::KeepResults(_) => next,
+            Workload::Run(_) => {
                 let recent = |at: i64| now - at < REAPPLY_SECONDS;
                 if process
                     .applied

@@ -1,11 +1,11 @@
 use leasehold_crds::{
-    lease::workload::{Job as JobWish, JobOutput, NodeShape, Storage, Workload},
+    lease::workload::{Job as JobOfLease, JobOutput, NodeShape, Storage, Workload},
     market::allocation::GpuAllocationSpec,
     provider::reservation::{GpuReservationSpec, Hosting},
 };
 
 use super::*;
-use crate::provider::workload::egress_denylist::Forbidden;
+use crate::provider::workload::job_names;
 
 fn reservation(user_namespaces: bool) -> GpuReservation {
     let output = JobOutput {
@@ -27,9 +27,9 @@ fn reservation(user_namespaces: bool) -> GpuReservation {
             mount_path: "/data".into(),
         }),
         workload: Workload {
-            job: Some(Box::new(JobWish {
+            job: Some(Box::new(JobOfLease {
                 output: Some(output),
-                ..JobWish::default()
+                ..JobOfLease::default()
             })),
             ..Workload::default()
         },
@@ -57,7 +57,7 @@ fn pod(user_namespaces: bool) -> PodSpec {
 
 #[test]
 fn each_node_s_volume_is_served_as_its_job_had_it() {
-    let built = build::build(&reservation(true), &Forbidden::default());
+    let built = Objects::of(&reservation(true), &EgressDenylist::default());
     let claim = |job: &Job| {
         let pod = job.spec.clone().unwrap().template.spec.unwrap();
         let volumes = pod.volumes.unwrap();
@@ -66,15 +66,19 @@ fn each_node_s_volume_is_served_as_its_job_had_it() {
             .find_map(|v| Some(v.persistent_volume_claim.clone()?.claim_name))
     };
     let of = |jobs: &[Job]| -> Vec<_> { jobs.iter().map(claim).collect() };
-    let volumes: Vec<_> = built.volumes.iter().map(|v| Some(v.name_any())).collect();
+    let volumes: Vec<_> = built.volumes.iter().map(|v| v.metadata.name.clone()).collect();
     assert_eq!(volumes, [Some("data".into()), Some("data-1".into())]);
     assert_eq!(of(&built.jobs), volumes);
     assert_eq!(of(&jobs(&reservation(true), "operator:1")), volumes);
-    let names: Vec<_> = built.jobs.iter().map(kube::ResourceExt::name_any).collect();
+    let names: Vec<_> = built
+        .jobs
+        .iter()
+        .filter_map(|j| j.metadata.name.clone())
+        .collect();
     assert_eq!(
         names,
-        build::job_names(&reservation(true)),
-        "what is stopped is what was made"
+        job_names(&reservation(true)),
+        "every Job that is created is deleted by name"
     );
     let args = pod(true).containers[0].args.clone().unwrap();
     assert!(args.contains(&"--directory=out".to_owned()), "{args:?}");
@@ -107,8 +111,11 @@ fn it_can_only_read_and_takes_nothing_that_is_sold() {
 #[test]
 fn it_is_reached_at_its_port_alone_and_reaches_nothing() {
     let reservation = reservation(true);
-    let built = build::build(&reservation, &Forbidden::default());
-    let internet = built.policies.iter().find(|p| p.name_any() == "allow-internet");
+    let built = Objects::of(&reservation, &EgressDenylist::default());
+    let internet = built
+        .policies
+        .iter()
+        .find(|p| p.metadata.name.as_deref() == Some("allow-internet"));
     let chosen = internet.unwrap().spec.clone().unwrap().pod_selector;
     assert_eq!(chosen, Some(selector("DoesNotExist")));
     let open = policy(&reservation).unwrap().spec.unwrap();

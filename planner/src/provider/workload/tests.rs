@@ -1,8 +1,11 @@
 use leasehold_crds::{
-    lease::workload::{Job as JobWish, NodeShape, Service as ServiceWish, Session, Storage},
+    lease::workload::{Job as JobSpec, NodeShape, Service as ServiceSpec, Session, Storage},
     market::allocation::GpuAllocationSpec,
     provider::reservation::{GpuReservationSpec, Hosting},
 };
+
+use k8s_openapi::api::core::v1::PodSpec;
+use leasehold_crds::{GPU_RESOURCE, provider::pool::Exposure};
 
 use super::*;
 
@@ -44,16 +47,16 @@ fn service() -> Workload {
         port: 8080,
     };
     Workload {
-        service: Some(Box::new(ServiceWish {
+        service: Some(Box::new(ServiceSpec {
             ports: vec![port],
-            ..ServiceWish::default()
+            ..ServiceSpec::default()
         })),
         ..Workload::default()
     }
 }
 
-fn made(workload: Workload, hosting: Hosting) -> Objects {
-    build(&reservation(workload, hosting), &Forbidden::default())
+fn objects(workload: Workload, hosting: Hosting) -> Objects {
+    Objects::of(&reservation(workload, hosting), &EgressDenylist::default())
 }
 
 fn pod_of(objects: &Objects) -> PodSpec {
@@ -68,12 +71,12 @@ fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
         user_namespaces: true,
         ..Hosting::default()
     };
-    let inside = pod_of(&made(session(), hosting));
+    let inside = pod_of(&objects(session(), hosting));
     assert_eq!(inside.host_users, Some(false));
     let container = inside.containers[0].security_context.clone().unwrap();
     assert_eq!(container.allow_privilege_escalation, Some(true));
 
-    let outside = pod_of(&made(session(), Hosting::default()));
+    let outside = pod_of(&objects(session(), Hosting::default()));
     assert_eq!(outside.host_users, None);
     assert_eq!(outside.security_context.unwrap().run_as_non_root, Some(true));
     let container = outside.containers[0].security_context.clone().unwrap();
@@ -84,11 +87,11 @@ fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
 #[test]
 fn no_workload_shares_the_node_s_namespaces_or_gets_a_token() {
     let job = Workload {
-        job: Some(Box::new(JobWish::default())),
+        job: Some(Box::new(JobSpec::default())),
         ..Workload::default()
     };
     for workload in [session(), service(), job] {
-        let pod = pod_of(&made(workload, Hosting::default()));
+        let pod = pod_of(&objects(workload, Hosting::default()));
         assert_eq!((pod.host_network, pod.host_pid, pod.host_ipc), (None, None, None));
         assert_eq!(pod.automount_service_account_token, Some(false));
         let container = &pod.containers[0];
@@ -108,7 +111,7 @@ fn pods_run_as_the_pool_was_when_it_was_reserved() {
         exposure: Exposure::LoadBalancer,
         ..Hosting::default()
     };
-    let objects = made(service(), hosting);
+    let objects = objects(service(), hosting);
     assert_eq!(pod_of(&objects).runtime_class_name.as_deref(), Some("nvidia"));
     let set = objects.set.unwrap().spec.unwrap();
     let claim = set.volume_claim_templates.unwrap()[0].spec.clone().unwrap();
@@ -123,7 +126,7 @@ fn pods_run_as_the_pool_was_when_it_was_reserved() {
 
 #[test]
 fn shared_memory_is_as_large_as_the_memory_and_volumes_can_be_written() {
-    let pod = pod_of(&made(session(), Hosting::default()));
+    let pod = pod_of(&objects(session(), Hosting::default()));
     let shm = pod.volumes.unwrap().remove(0).empty_dir.unwrap();
     assert_eq!(shm.medium.as_deref(), Some("Memory"));
     assert_eq!(shm.size_limit.unwrap().0, "8Gi");
@@ -133,14 +136,19 @@ fn shared_memory_is_as_large_as_the_memory_and_volumes_can_be_written() {
 }
 
 #[test]
-fn nothing_reaches_it_but_its_open_ports_and_it_reaches_nothing_forbidden() {
-    let forbidden = Forbidden {
+fn only_open_ports_are_reachable_and_denied_ranges_are_not() {
+    let denylist = EgressDenylist {
         v4: vec!["10.0.0.0/8".into()],
         v6: vec!["fc00::/7".into()],
     };
-    let open = build(&reservation(service(), Hosting::default()), &forbidden);
-    let closed = build(&reservation(session(), Hosting::default()), &forbidden);
-    let names = |o: &Objects| -> Vec<String> { o.policies.iter().map(kube::ResourceExt::name_any).collect() };
+    let open = Objects::of(&reservation(service(), Hosting::default()), &denylist);
+    let closed = Objects::of(&reservation(session(), Hosting::default()), &denylist);
+    let names = |o: &Objects| -> Vec<String> {
+        o.policies
+            .iter()
+            .filter_map(|p| p.metadata.name.clone())
+            .collect()
+    };
     assert_eq!(names(&open), ["deny-all", "allow-internet", "allow-ports"]);
     assert_eq!(names(&closed), ["deny-all", "allow-internet"]);
     let internet = open.policies[1].spec.clone().unwrap().egress.unwrap();
@@ -149,14 +157,14 @@ fn nothing_reaches_it_but_its_open_ports_and_it_reaches_nothing_forbidden() {
         .flat_map(|rule| rule.to.iter().flatten())
         .filter_map(|peer| peer.ip_block.clone()?.except)
         .collect();
-    assert_eq!(excepted, [forbidden.v4, forbidden.v6]);
+    assert_eq!(excepted, [denylist.v4, denylist.v6]);
     let ports = open.policies[2].spec.clone().unwrap().ingress.unwrap();
     assert_eq!(ports[0].ports.as_ref().unwrap().len(), 1);
 }
 
 #[test]
 fn the_quota_holds_no_more_than_was_leased() {
-    let quota = made(session(), Hosting::default())
+    let quota = objects(session(), Hosting::default())
         .quota
         .spec
         .unwrap()
@@ -170,13 +178,13 @@ fn the_quota_holds_no_more_than_was_leased() {
 #[test]
 fn everything_is_labelled_with_its_lease_and_its_provider() {
     let mut reservation = reservation(session(), Hosting::default());
-    let id = leasehold_planner::escrow::Hash([7; 32]);
+    let id = crate::escrow::Hash([7; 32]);
     reservation.spec.allocation.escrow.id = id.to_string();
     reservation.spec.allocation_namespace = "provider-prairie".into();
     let expected = labels(&reservation.spec);
     assert_eq!(expected[LABEL_LEASE], lease_name(id));
     assert_eq!(expected[LABEL_PROVIDER], "prairie");
-    let all = build(&reservation, &Forbidden::default());
+    let all = Objects::of(&reservation, &EgressDenylist::default());
     let set = all.set.unwrap();
     let spread = set.spec.unwrap().template.spec.unwrap().affinity.unwrap();
     let spread = serde_json::to_string(&spread.pod_anti_affinity).unwrap();

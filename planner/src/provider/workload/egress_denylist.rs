@@ -1,11 +1,11 @@
-//! Where a stranger's pod may not go: what is not the internet, and the cluster itself.
+//! Addresses that no pod of a tenant may reach: everything that is not the internet, and the cluster itself.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Node;
 
-/// Not the internet: "this" network, private, carrier, loopback, link-local (metadata services), protocol assignments,
+/// Ranges that are not the internet: "this" network, private, carrier, loopback, link-local (metadata services), protocol assignments,
 /// documentation, benchmark, multicast and reserved (IANA special-purpose registry).
 const V4: [&str; 13] = [
     "0.0.0.0/8",
@@ -22,7 +22,7 @@ const V4: [&str; 13] = [
     "203.0.113.0/24",
     "224.0.0.0/3",
 ];
-/// The same of IPv6, and what is translated into IPv4.
+/// The same for IPv6, with the ranges that are translated to IPv4.
 const V6: [&str; 6] = [
     "::/127",
     "64:ff9b::/96",
@@ -32,27 +32,33 @@ const V6: [&str; 6] = [
     "2001:db8::/32",
 ];
 
-/// Ranges that no pod of a lease reaches, each list sorted and without overlaps.
+/// Ranges that no pod of a lease may reach, each list sorted and without overlaps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Forbidden {
-    pub(crate) v4: Vec<String>,
-    pub(crate) v6: Vec<String>,
+pub struct EgressDenylist {
+    /// IPv4 ranges, CIDR.
+    pub v4: Vec<String>,
+    /// IPv6 ranges, CIDR.
+    pub v6: Vec<String>,
 }
 
-/// What is not the internet, this cluster's nodes and their pods, and `own`: what the provider's admin names beside.
-pub(crate) fn forbidden<'a>(nodes: impl IntoIterator<Item = &'a Node>, own: &[IpNet]) -> Forbidden {
-    let nodes = nodes.into_iter().flat_map(of_node);
-    let fixed = V4.iter().chain(&V6).filter_map(|text| text.parse().ok());
-    let (mut v4, mut v6) = (Vec::<Ipv4Net>::new(), Vec::<Ipv6Net>::new());
-    for range in fixed.chain(own.iter().copied()).chain(nodes) {
-        match range {
-            IpNet::V4(range) => v4.push(range),
-            IpNet::V6(range) => v6.push(range),
+impl EgressDenylist {
+    /// Everything that is not the internet, this cluster's nodes and their pods, and `own`: ranges that the provider's
+    /// admin adds.
+    #[must_use]
+    pub fn of<'a>(nodes: impl IntoIterator<Item = &'a Node>, own: &[IpNet]) -> Self {
+        let nodes = nodes.into_iter().flat_map(of_node);
+        let fixed = V4.iter().chain(&V6).filter_map(|text| text.parse().ok());
+        let (mut v4, mut v6) = (Vec::<Ipv4Net>::new(), Vec::<Ipv6Net>::new());
+        for range in fixed.chain(own.iter().copied()).chain(nodes) {
+            match range {
+                IpNet::V4(range) => v4.push(range),
+                IpNet::V6(range) => v6.push(range),
+            }
         }
-    }
-    Forbidden {
-        v4: Ipv4Net::aggregate(&v4).iter().map(ToString::to_string).collect(),
-        v6: Ipv6Net::aggregate(&v6).iter().map(ToString::to_string).collect(),
+        Self {
+            v4: Ipv4Net::aggregate(&v4).iter().map(ToString::to_string).collect(),
+            v6: Ipv6Net::aggregate(&v6).iter().map(ToString::to_string).collect(),
+        }
     }
 }
 
@@ -75,14 +81,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fixed_range_is_one() {
-        let all = forbidden([], &[]);
+    fn every_fixed_range_parses() {
+        let all = EgressDenylist::of([], &[]);
         assert_eq!(all.v4, V4);
         assert_eq!(all.v6.len(), V6.len());
     }
 
     #[test]
-    fn the_cluster_itself_is_forbidden_and_named_once() {
+    fn the_cluster_itself_is_denied_once() {
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": "a"},
             "spec": {"podCIDRs": ["10.42.0.0/24", "2a01:4f8:1:2::/64"]},
@@ -94,7 +100,7 @@ mod tests {
         }))
         .unwrap();
         let own = ["95.217.3.0/28".parse().unwrap()];
-        let all = forbidden([&node], &own);
+        let all = EgressDenylist::of([&node], &own);
         assert!(all.v4.contains(&"95.217.3.0/28".to_owned()));
         assert!(
             !all.v4

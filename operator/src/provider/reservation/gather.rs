@@ -1,0 +1,190 @@
+//! Reads everything that a decision about a reservation needs. Each source is known or unknown; none is required.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use leasehold_chain::EvmEscrow;
+use leasehold_crds::{
+    GpuReservation, PaymentNetwork, market::allocation::AllocationPhase, payment::escrow::EscrowTerms,
+    shared::duration,
+};
+use leasehold_planner::{
+    escrow::{AccountRead, Terms},
+    observed::Observed,
+    ports::{BlockLevel, Payments as _},
+    provider::{
+        reservation::{self as planner, Withdrawals, World},
+        workload::EgressDenylist,
+    },
+};
+use leasehold_runtime::cache;
+use leasehold_telemetry::metrics::ChainAction;
+
+use crate::{payments, provider::Provider};
+
+/// The denylist is computed again at most this often: reading all nodes on each reconcile would take longer than the
+/// reconcile. A node that joins is denied to pods at most this much later.
+const DENYLIST_VALID_FOR: Duration = Duration::from_secs(5);
+
+/// What was read of an account.
+struct AccountReads {
+    account: Observed<AccountRead>,
+    second: Observed<AccountRead>,
+    settled: Option<Observed<AccountRead>>,
+    block_time: Observed<u64>,
+}
+
+impl AccountReads {
+    fn unknown(why: &str) -> Self {
+        Self {
+            account: Observed::Unknown(why.to_owned()),
+            second: Observed::Unknown("not read".into()),
+            settled: None,
+            block_time: Observed::Unknown(why.to_owned()),
+        }
+    }
+}
+
+impl Provider {
+    /// This provider's PaymentNetwork for the chain, contract and token of an account.
+    pub(crate) fn network_of(&self, terms: &EscrowTerms) -> Option<Arc<PaymentNetwork>> {
+        let token = terms.token.to_ascii_lowercase();
+        let contract = terms.contract.to_ascii_lowercase();
+        self.caches.networks.find(|n| {
+            n.spec.chain_id == terms.chain_id
+                && n.spec.escrow.to_ascii_lowercase() == contract
+                && n.spec.token.address.to_ascii_lowercase() == token
+        })
+    }
+
+    /// Reads everything that a decision needs.
+    pub(super) async fn gather<'a>(
+        &'a self,
+        reservation: &'a GpuReservation,
+        now: jiff::Timestamp,
+    ) -> (World<'a>, Option<EvmEscrow>) {
+        let network = self.network_of(&reservation.spec.allocation.escrow);
+        let chain = match &network {
+            Some(network) => self.payments.client(network).await.map_err(|e| e.to_string()),
+            None => Err("there is no PaymentNetwork for this account's money in this cluster".to_owned()),
+        };
+        let terms = Terms::from_wire(&reservation.spec.allocation.escrow).map_err(|e| e.to_string());
+        let reads = match (&chain, &terms) {
+            (Ok(chain), Ok(terms)) => {
+                self.read_account(reservation, (chain, terms), network.as_deref())
+                    .await
+            }
+            (Err(why), _) | (_, Err(why)) => AccountReads::unknown(why),
+        };
+        let world = World {
+            reservation,
+            account: reads.account,
+            second: reads.second,
+            settled: reads.settled,
+            block_time: reads.block_time,
+            running: self.running(reservation).await,
+            allocation_exists: self.allocation_exists(reservation),
+            grace_seconds: network
+                .as_ref()
+                .and_then(|n| duration::seconds(&n.spec.outage_grace).ok())
+                .unwrap_or(0),
+            health: self.health(reservation, now).await,
+            withdraw: self.withdrawals(reservation, network.as_deref()),
+            denylist: self.denylist(),
+            results_image: &self.args.image,
+        };
+        (world, chain.ok())
+    }
+
+    /// The account at the newest block, once more where a decision needs two reads, and at the block level that the
+    /// network's policy asks for while nothing is provisioned.
+    async fn read_account(
+        &self,
+        reservation: &GpuReservation,
+        (chain, terms): (&EvmEscrow, &Terms),
+        network: Option<&PaymentNetwork>,
+    ) -> AccountReads {
+        let account = self.read(chain, terms, BlockLevel::Latest).await;
+        let mut reads = AccountReads {
+            second: Observed::Unknown("not read".into()),
+            settled: None,
+            block_time: Observed::Unknown(String::new()),
+            account,
+        };
+        if planner::wants_second(reservation, &reads.account) {
+            reads.second = self.read(chain, terms, BlockLevel::Latest).await;
+        }
+        let phase = reservation
+            .status
+            .as_ref()
+            .map_or(AllocationPhase::Requested, |s| s.phase);
+        reads.block_time = match &reads.account {
+            // One failed read is enough: waiting for another would delay a stop that is due.
+            Observed::Unknown(why) => Observed::Unknown(why.clone()),
+            Observed::Known(_) if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) => {
+                let level = network.map_or(BlockLevel::Finalized, |n| payments::level(n.spec.provision_at));
+                reads.settled = match level {
+                    BlockLevel::Latest => Some(reads.account.clone()),
+                    BlockLevel::Safe | BlockLevel::Finalized => Some(self.read(chain, terms, level).await),
+                };
+                self.block_time(chain).await
+            }
+            Observed::Known(AccountRead::Present(account)) => Observed::Known(account.block_time),
+            Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => self.block_time(chain).await,
+        };
+        reads
+    }
+
+    async fn block_time(&self, chain: &EvmEscrow) -> Observed<u64> {
+        let head = self.payments.observed(ChainAction::Read, chain.head()).await;
+        Observed::from_result(head.map(|head| head.time))
+    }
+
+    fn allocation_exists(&self, reservation: &GpuReservation) -> Observed<bool> {
+        if let Some(why) = self.market_reach.error() {
+            return Observed::Unknown(why);
+        }
+        let spec = &reservation.spec;
+        let allocations = &self.caches.allocations;
+        let seen = cache::get(
+            allocations,
+            &spec.allocation_name,
+            Some(&spec.allocation_namespace),
+        );
+        Observed::Known(seen.is_some_and(|a| a.has(reservation)))
+    }
+
+    /// By the pool as it is now: withdrawals are the provider's own money, and change nothing that the tenant pays for.
+    fn withdrawals(
+        &self,
+        reservation: &GpuReservation,
+        network: Option<&PaymentNetwork>,
+    ) -> Option<Withdrawals> {
+        let pool = cache::get(&self.caches.pools, &reservation.spec.allocation.pool, None)?;
+        let decimals = u32::try_from(network?.spec.token.decimals).ok()?;
+        Withdrawals::of(pool.spec.withdraw.as_ref()?, decimals)
+    }
+
+    async fn read(&self, chain: &EvmEscrow, terms: &Terms, level: BlockLevel) -> Observed<AccountRead> {
+        Observed::from_result(
+            self.payments
+                .observed(ChainAction::Read, chain.account(terms, level))
+                .await,
+        )
+    }
+
+    /// Addresses that a lease's pods may not reach, by the cluster's nodes as they were a moment ago.
+    fn denylist(&self) -> Arc<EgressDenylist> {
+        let mut known = self.denylist.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((at, denylist)) if at.elapsed() < DENYLIST_VALID_FOR => denylist.clone(),
+            _ => {
+                let nodes = self.caches.nodes.state();
+                let now = EgressDenylist::of(nodes.iter().map(|n| &**n), &self.args.own_ranges);
+                known.insert((Instant::now(), Arc::new(now))).1.clone()
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What confines a tenant: a namespace with its limits, network policies, and an identity without rights.
+
+use k8s_openapi::{
+    api::{
+        core::v1::{
+            LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, ResourceQuota, ResourceQuotaSpec,
+            ServiceAccount,
+        },
+        networking::v1::{
+            IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
+            NetworkPolicyPort, NetworkPolicySpec,
+        },
+        rbac::v1::{RoleBinding, RoleRef, Subject},
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+use leasehold_crds::{ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, lease::workload::Port};
+
+use super::{
+    EgressDenylist, NAME, labels, meta, name_of, pod::resources, results::Retention, results_server,
+};
+
+/// ClusterRole with the rights of `access.subjects`; the chart creates it.
+const ACCESS_ROLE: &str = "leasehold-tenant-access";
+
+/// The namespace, under the baseline Pod Security Standard.
+pub(super) fn namespace(reservation: &GpuReservation) -> Namespace {
+    let mut labels = labels(&reservation.spec);
+    for mode in ["enforce", "warn"] {
+        labels.insert(
+            format!("pod-security.kubernetes.io/{mode}"),
+            "baseline".to_owned(),
+        );
+    }
+    let escrow = &reservation.spec.allocation.escrow;
+    Namespace {
+        metadata: ObjectMeta {
+            name: Some(name_of(reservation)),
+            labels: Some(labels),
+            annotations: Some([(ANNOTATION_ESCROW.to_owned(), escrow.id.clone())].into()),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    }
+}
+
+/// What the namespace may hold in all: the reserved GPUs and pods, and no object that the workload does not need.
+pub(super) fn quota(reservation: &GpuReservation, ports: &[Port]) -> ResourceQuota {
+    let spec = &reservation.spec.allocation;
+    let nodes = spec.nodes;
+    let ports = ports.len() + usize::from(Retention::of_reservation(reservation).is_some());
+    ResourceQuota {
+        metadata: meta(reservation, NAME),
+        spec: Some(ResourceQuotaSpec {
+            hard: Some(
+                [
+                    (
+                        format!("requests.{GPU_RESOURCE}"),
+                        (nodes * spec.per_node.gpus).to_string(),
+                    ),
+                    ("pods".to_owned(), nodes.to_string()),
+                    (
+                        "persistentvolumeclaims".to_owned(),
+                        if spec.storage.is_some() { nodes } else { 0 }.to_string(),
+                    ),
+                    ("services".to_owned(), (nodes + 1).to_string()),
+                    (
+                        "services.nodeports".to_owned(),
+                        (i64::try_from(ports).unwrap_or(16) * nodes).to_string(),
+                    ),
+                    ("configmaps".to_owned(), "4".to_owned()),
+                    ("secrets".to_owned(), "0".to_owned()),
+                ]
+                .into_iter()
+                .map(|(k, v)| (k, Quantity(v)))
+                .collect(),
+            ),
+            ..ResourceQuotaSpec::default()
+        }),
+        ..ResourceQuota::default()
+    }
+}
+
+/// No container may take more than a node of the lease has.
+pub(super) fn limits(reservation: &GpuReservation) -> LimitRange {
+    let max = resources(reservation)
+        .into_iter()
+        .filter(|(resource, _)| resource != GPU_RESOURCE);
+    LimitRange {
+        metadata: meta(reservation, NAME),
+        spec: Some(LimitRangeSpec {
+            limits: vec![LimitRangeItem {
+                type_: "Container".into(),
+                max: Some(max.collect()),
+                ..LimitRangeItem::default()
+            }],
+        }),
+    }
+}
+
+/// The pods' identity: it has no token and no rights.
+pub(super) fn account(reservation: &GpuReservation) -> ServiceAccount {
+    ServiceAccount {
+        metadata: meta(reservation, NAME),
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    }
+}
+
+/// Rights of the tenant's own subjects in the namespace.
+pub(super) fn access(reservation: &GpuReservation) -> Option<RoleBinding> {
+    let api_group = "rbac.authorization.k8s.io";
+    let subjects = &reservation.spec.allocation.subjects;
+    let subject = |s: &leasehold_crds::lease::workload::Subject| Subject {
+        kind: s.kind.clone(),
+        name: s.name.clone(),
+        api_group: Some(api_group.into()),
+        namespace: None,
+    };
+    (!subjects.is_empty()).then(|| RoleBinding {
+        metadata: meta(reservation, NAME),
+        role_ref: RoleRef {
+            api_group: api_group.into(),
+            kind: "ClusterRole".into(),
+            name: ACCESS_ROLE.into(),
+        },
+        subjects: Some(subjects.iter().map(subject).collect()),
+    })
+}
+
+/// Denies everything, then allows DNS and the internet as destinations, traffic between the lease's own pods, its open
+/// ports, and results.
+pub(super) fn policies(
+    reservation: &GpuReservation,
+    ports: &[Port],
+    denylist: &EgressDenylist,
+) -> Vec<NetworkPolicy> {
+    let mut policies = vec![
+        NetworkPolicy {
+            metadata: meta(reservation, "deny-all"),
+            spec: Some(NetworkPolicySpec {
+                pod_selector: Some(LabelSelector::default()),
+                policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+                ..NetworkPolicySpec::default()
+            }),
+        },
+        allow_internet(reservation, denylist),
+    ];
+    if !ports.is_empty() {
+        policies.push(NetworkPolicy {
+            metadata: meta(reservation, "allow-ports"),
+            spec: Some(NetworkPolicySpec {
+                pod_selector: Some(LabelSelector::default()),
+                policy_types: Some(vec!["Ingress".into()]),
+                ingress: Some(vec![NetworkPolicyIngressRule {
+                    from: None,
+                    ports: Some(ports.iter().map(|p| port("TCP", p.port)).collect()),
+                }]),
+                egress: None,
+            }),
+        });
+    }
+    policies.extend(results_server::policy(reservation));
+    policies
+}
+
+fn port(protocol: &str, port: i64) -> NetworkPolicyPort {
+    NetworkPolicyPort {
+        protocol: Some(protocol.into()),
+        port: Some(IntOrString::Int(i32::try_from(port).unwrap_or(0))),
+        ..NetworkPolicyPort::default()
+    }
+}
+
+/// The lease's own pods both ways, the cluster's DNS, and every address that is not denied.
+fn allow_internet(reservation: &GpuReservation, denylist: &EgressDenylist) -> NetworkPolicy {
+    let block = |cidr: &str, except: Vec<String>| NetworkPolicyPeer {
+        ip_block: Some(IPBlock {
+            cidr: cidr.into(),
+            except: Some(except),
+        }),
+        ..NetworkPolicyPeer::default()
+    };
+    let own = NetworkPolicyPeer {
+        pod_selector: Some(LabelSelector::default()),
+        ..NetworkPolicyPeer::default()
+    };
+    let dns = NetworkPolicyPeer {
+        namespace_selector: Some(LabelSelector {
+            match_labels: Some([("kubernetes.io/metadata.name".to_owned(), "kube-system".to_owned())].into()),
+            ..LabelSelector::default()
+        }),
+        pod_selector: Some(LabelSelector {
+            match_labels: Some([("k8s-app".to_owned(), "kube-dns".to_owned())].into()),
+            ..LabelSelector::default()
+        }),
+        ..NetworkPolicyPeer::default()
+    };
+    NetworkPolicy {
+        metadata: meta(reservation, "allow-internet"),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(results_server::selector("DoesNotExist")),
+            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+            ingress: Some(vec![NetworkPolicyIngressRule {
+                from: Some(vec![own.clone()]),
+                ports: None,
+            }]),
+            egress: Some(vec![
+                NetworkPolicyEgressRule {
+                    to: Some(vec![own]),
+                    ports: None,
+                },
+                NetworkPolicyEgressRule {
+                    to: Some(vec![dns]),
+                    ports: Some(vec![port("UDP", 53), port("TCP", 53)]),
+                },
+                NetworkPolicyEgressRule {
+                    to: Some(vec![
+                        block("0.0.0.0/0", denylist.v4.clone()),
+                        block("::/0", denylist.v6.clone()),
+                    ]),
+                    ports: None,
+                },
+            ]),
+        }),
+    }
+}

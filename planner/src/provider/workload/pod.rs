@@ -1,0 +1,347 @@
+//! The pods of a workload.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{
+        Affinity, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort,
+        EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, NodeAffinity, NodeSelector,
+        NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PersistentVolumeClaimVolumeSource,
+        PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+        ResourceRequirements, SeccompProfile, SecurityContext, TCPSocketAction, Toleration, Volume,
+        VolumeMount,
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+use leasehold_crds::{
+    GPU_RESOURCE, GpuReservation, LABEL_LEASE,
+    lease::workload::{Container as ContainerSpec, Port, Readiness, Storage, Workload},
+};
+
+use super::{
+    NAME, labels, lease_label, meta, ports,
+    storage::{VOLUME, claim_name},
+};
+
+/// Name of the workload's container.
+pub const CONTAINER: &str = "main";
+/// Where `sshKeys` are mounted.
+const SSH_PATH: &str = "/etc/leasehold/ssh";
+/// Variable with a node's number in the reservation.
+const INDEX: &str = "LEASEHOLD_INDEX";
+const GRACE_SECONDS: i64 = 30;
+/// Group that owns the volumes.
+pub(super) const FS_GROUP: i64 = 2000;
+
+/// Which pods of a job a template is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum JobPod {
+    /// Those of all nodes, without volumes.
+    AnyNode,
+    /// That of one node, by its number in the reservation, with that node's volume.
+    Node(i64),
+}
+
+/// What each container of the workload requests and is limited to.
+pub(super) fn resources(reservation: &GpuReservation) -> BTreeMap<String, Quantity> {
+    let node = &reservation.spec.allocation.per_node;
+    [
+        ("cpu".to_owned(), Quantity(node.cpu.clone())),
+        ("memory".to_owned(), Quantity(node.memory.clone())),
+        (
+            "ephemeral-storage".to_owned(),
+            Quantity(node.ephemeral_storage.clone()),
+        ),
+        (GPU_RESOURCE.to_owned(), Quantity(node.gpus.to_string())),
+    ]
+    .into()
+}
+
+/// The template of the workload's pods.
+pub(super) fn template(reservation: &GpuReservation, of_job: Option<JobPod>) -> PodTemplateSpec {
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels(&reservation.spec)),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(pod(reservation, of_job)),
+    }
+}
+
+fn pod(reservation: &GpuReservation, of_job: Option<JobPod>) -> PodSpec {
+    let user_namespaces = reservation.spec.hosting.user_namespaces;
+    let spec = &reservation.spec.allocation;
+    let restart_policy = if spec.workload.job.is_some() {
+        "Never"
+    } else {
+        "Always"
+    };
+    PodSpec {
+        service_account_name: Some(NAME.into()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        // Without user namespaces nobody is root on the node's kernel, not even a session.
+        host_users: user_namespaces.then_some(false),
+        restart_policy: Some(restart_policy.into()),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        runtime_class_name: reservation.spec.hosting.runtime_class_name.clone(),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: (!user_namespaces).then_some(true),
+            // An image that runs as another user can write to its volume.
+            fs_group: spec.storage.is_some().then_some(FS_GROUP),
+            fs_group_change_policy: spec.storage.is_some().then(|| "OnRootMismatch".to_owned()),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".into(),
+                localhost_profile: None,
+            }),
+            ..PodSecurityContext::default()
+        }),
+        tolerations: Some(vec![
+            gpu_toleration(),
+            // A lost node is paused on the chain, and may come back with what runs on it: the five minutes that Kubernetes
+            // sets by default would end a job that still runs, and start it a second time.
+            tolerated("node.kubernetes.io/unreachable", "NoExecute"),
+            tolerated("node.kubernetes.io/not-ready", "NoExecute"),
+        ]),
+        affinity: Some(affinity(reservation)),
+        containers: vec![container(reservation, of_job)],
+        volumes: Some(volumes(reservation, of_job)),
+        ..PodSpec::default()
+    }
+}
+
+/// On the reserved nodes, and at most one pod of the lease on each.
+fn affinity(reservation: &GpuReservation) -> Affinity {
+    let same_lease = LabelSelector {
+        match_labels: Some([(LABEL_LEASE.to_owned(), lease_label(&reservation.spec))].into()),
+        ..LabelSelector::default()
+    };
+    Affinity {
+        node_affinity: Some(on_nodes(&reservation.spec.nodes)),
+        pod_anti_affinity: Some(PodAntiAffinity {
+            required_during_scheduling_ignored_during_execution: Some(vec![PodAffinityTerm {
+                label_selector: Some(same_lease),
+                topology_key: "kubernetes.io/hostname".into(),
+                ..PodAffinityTerm::default()
+            }]),
+            ..PodAntiAffinity::default()
+        }),
+        ..Affinity::default()
+    }
+}
+
+fn volumes(reservation: &GpuReservation, of_job: Option<JobPod>) -> Vec<Volume> {
+    let spec = &reservation.spec.allocation;
+    // Frameworks pass tensors between processes by shared memory; the runtime's 64 MiB are too few. It counts as memory.
+    let mut volumes = vec![Volume {
+        name: "shm".into(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: Some("Memory".into()),
+            size_limit: Some(Quantity(spec.per_node.memory.clone())),
+        }),
+        ..Volume::default()
+    }];
+    if has_ssh(&spec.workload) {
+        volumes.push(Volume {
+            name: "ssh".into(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: "ssh".into(),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+    }
+    if let Some(JobPod::Node(index)) = of_job {
+        let source = PersistentVolumeClaimVolumeSource {
+            claim_name: claim_name(index),
+            read_only: None,
+        };
+        volumes.push(Volume {
+            name: VOLUME.into(),
+            persistent_volume_claim: Some(source),
+            ..Volume::default()
+        });
+    }
+    volumes
+}
+
+/// The ConfigMap with a session's SSH keys.
+pub(super) fn ssh_keys(reservation: &GpuReservation) -> Option<ConfigMap> {
+    let session = reservation.spec.allocation.workload.session.as_ref()?;
+    (!session.ssh_keys.is_empty()).then(|| ConfigMap {
+        metadata: meta(reservation, "ssh"),
+        data: Some([("authorized_keys".to_owned(), session.ssh_keys.join("\n") + "\n")].into()),
+        ..ConfigMap::default()
+    })
+}
+
+fn has_ssh(workload: &Workload) -> bool {
+    workload.session.as_ref().is_some_and(|s| !s.ssh_keys.is_empty())
+}
+
+/// Tolerates the taint that device plugins' installers set on nodes with GPUs.
+pub(super) fn gpu_toleration() -> Toleration {
+    tolerated(GPU_RESOURCE, "NoSchedule")
+}
+
+fn tolerated(key: &str, effect: &str) -> Toleration {
+    Toleration {
+        key: Some(key.into()),
+        operator: Some("Exists".into()),
+        effect: Some(effect.into()),
+        ..Toleration::default()
+    }
+}
+
+/// Only the reserved nodes. A field selector takes one name; terms are alternatives.
+pub(super) fn on_nodes(nodes: &[String]) -> NodeAffinity {
+    let terms = nodes
+        .iter()
+        .map(|node| NodeSelectorTerm {
+            match_fields: Some(vec![NodeSelectorRequirement {
+                key: "metadata.name".into(),
+                operator: "In".into(),
+                values: Some(vec![node.clone()]),
+            }]),
+            match_expressions: None,
+        })
+        .collect();
+    NodeAffinity {
+        required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+            node_selector_terms: terms,
+        }),
+        ..NodeAffinity::default()
+    }
+}
+
+fn container(reservation: &GpuReservation, of_job: Option<JobPod>) -> Container {
+    let spec = &reservation.spec.allocation;
+    let default = ContainerSpec::default();
+    let wanted = spec.workload.container().unwrap_or(&default);
+    let ports = ports(&spec.workload);
+    let some = |list: &[String]| (!list.is_empty()).then(|| list.to_vec());
+    let port = |p: &Port| ContainerPort {
+        name: Some(p.name.clone()),
+        container_port: i32::try_from(p.port).unwrap_or(0),
+        ..ContainerPort::default()
+    };
+    let readiness = spec.workload.service.as_ref().and_then(|s| s.readiness.as_ref());
+    // A session's tenant is root in its container: su, package managers and sshd need root and the default capabilities.
+    let is_root = spec.workload.session.is_some() && reservation.spec.hosting.user_namespaces;
+    let all = resources(reservation);
+    Container {
+        name: CONTAINER.into(),
+        image: Some(wanted.image.clone()),
+        image_pull_policy: Some("IfNotPresent".into()),
+        command: some(&wanted.command),
+        args: some(&wanted.args),
+        env: Some(environment(reservation, wanted, of_job)),
+        ports: (!ports.is_empty()).then(|| ports.iter().map(port).collect()),
+        readiness_probe: readiness.map(probe),
+        resources: Some(ResourceRequirements {
+            limits: Some(all.clone()),
+            requests: Some(all),
+            ..ResourceRequirements::default()
+        }),
+        volume_mounts: Some(mounts(&spec.workload, spec.storage.as_ref())),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(is_root),
+            capabilities: (!is_root).then(|| Capabilities {
+                drop: Some(vec!["ALL".into()]),
+                add: None,
+            }),
+            ..SecurityContext::default()
+        }),
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
+        ..Container::default()
+    }
+}
+
+/// The tenant's variables, then those that tell a node its place in the lease.
+fn environment(reservation: &GpuReservation, wanted: &ContainerSpec, of_job: Option<JobPod>) -> Vec<EnvVar> {
+    let spec = &reservation.spec.allocation;
+    let plain = |name: &str, value: String| EnvVar {
+        name: name.into(),
+        value: Some(value),
+        ..EnvVar::default()
+    };
+    let field = |name: &str, path: &str| EnvVar {
+        name: name.into(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: path.into(),
+                api_version: None,
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
+    let index = match of_job {
+        None => field(INDEX, "metadata.labels['apps.kubernetes.io/pod-index']"),
+        Some(JobPod::AnyNode) => field(
+            INDEX,
+            "metadata.labels['batch.kubernetes.io/job-completion-index']",
+        ),
+        Some(JobPod::Node(index)) => plain(INDEX, index.to_string()),
+    };
+    let lease = format!("{}/{}", spec.lease.namespace, spec.lease.name);
+    let own = wanted.env.iter().map(|e| plain(&e.name, e.value.clone()));
+    own.chain([
+        plain("LEASEHOLD_LEASE", lease),
+        plain("LEASEHOLD_NODES", spec.nodes.to_string()),
+        plain("LEASEHOLD_FIRST_RANK", spec.first_rank.to_string()),
+        index,
+    ])
+    .collect()
+}
+
+fn mounts(workload: &Workload, storage: Option<&Storage>) -> Vec<VolumeMount> {
+    let mut mounts: Vec<VolumeMount> = storage
+        .iter()
+        .map(|s| VolumeMount {
+            name: VOLUME.into(),
+            mount_path: s.mount_path.clone(),
+            ..VolumeMount::default()
+        })
+        .collect();
+    mounts.push(VolumeMount {
+        name: "shm".into(),
+        mount_path: "/dev/shm".into(),
+        ..VolumeMount::default()
+    });
+    if has_ssh(workload) {
+        mounts.push(VolumeMount {
+            name: "ssh".into(),
+            mount_path: SSH_PATH.into(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        });
+    }
+    mounts
+}
+
+fn probe(readiness: &Readiness) -> Probe {
+    let port = IntOrString::Int(i32::try_from(readiness.port).unwrap_or(0));
+    let (http_get, tcp_socket) = match &readiness.path {
+        Some(path) => (
+            Some(HTTPGetAction {
+                path: Some(path.clone()),
+                port,
+                ..HTTPGetAction::default()
+            }),
+            None,
+        ),
+        None => (None, Some(TCPSocketAction { port, host: None })),
+    };
+    Probe {
+        http_get,
+        tcp_socket,
+        period_seconds: Some(1),
+        failure_threshold: Some(3),
+        ..Probe::default()
+    }
+}

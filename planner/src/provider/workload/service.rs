@@ -1,0 +1,106 @@
+//! The StatefulSet of a session or a service, and the Services in front of its nodes.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{StatefulSet, StatefulSetSpec},
+        core::v1::{Service, ServicePort, ServiceSpec},
+    },
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use leasehold_crds::{GpuReservation, lease::workload::Port, provider::pool::Exposure};
+
+use super::{NAME, labels, meta, pod::template, results_server, storage::claim};
+
+/// Label with a node's rank in the lease.
+pub const LABEL_RANK: &str = "leasehold.dev/rank";
+/// Label that a StatefulSet's controller gives its pods: their number in it, from 0.
+pub const LABEL_INDEX: &str = "apps.kubernetes.io/pod-index";
+
+/// The pods of a session or a service; none for a job.
+pub(super) fn stateful_set(reservation: &GpuReservation) -> Option<StatefulSet> {
+    let spec = &reservation.spec.allocation;
+    let claims = spec.storage.as_ref().map(|s| vec![claim(reservation, &s.size)]);
+    spec.workload.job.is_none().then(|| StatefulSet {
+        metadata: meta(reservation, NAME),
+        spec: Some(StatefulSetSpec {
+            replicas: Some(i32::try_from(spec.nodes).unwrap_or(1)),
+            pod_management_policy: Some("Parallel".into()),
+            service_name: Some(NAME.into()),
+            selector: LabelSelector {
+                match_labels: Some(labels(&reservation.spec)),
+                ..LabelSelector::default()
+            },
+            template: template(reservation, None),
+            volume_claim_templates: claims,
+            ..StatefulSetSpec::default()
+        }),
+        ..StatefulSet::default()
+    })
+}
+
+/// The Services of the workload's ports and of its results.
+pub(super) fn services(reservation: &GpuReservation, ports: &[Port]) -> Vec<Service> {
+    let mut services = Vec::new();
+    if reservation.spec.allocation.workload.job.is_none() {
+        services.push(headless(reservation));
+        if !ports.is_empty() {
+            let nodes = 0..reservation.spec.allocation.nodes;
+            services.extend(nodes.map(|index| exposed(reservation, index, ports)));
+        }
+    }
+    services.extend(results_server::services(reservation));
+    services
+}
+
+/// A headless Service, by which the nodes of a lease find each other.
+fn headless(reservation: &GpuReservation) -> Service {
+    let metadata = meta(reservation, NAME);
+    Service {
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".into()),
+            selector: metadata.labels.clone(),
+            publish_not_ready_addresses: Some(true),
+            ..ServiceSpec::default()
+        }),
+        metadata,
+        ..Service::default()
+    }
+}
+
+/// The Service of one node, so that each node has an address of its own.
+fn exposed(reservation: &GpuReservation, index: i64, ports: &[Port]) -> Service {
+    let mut metadata = meta(reservation, &format!("{NAME}-{index}"));
+    let mut selector = labels(&reservation.spec);
+    selector.insert(LABEL_INDEX.into(), index.to_string());
+    let rank = reservation.spec.allocation.first_rank + index;
+    metadata
+        .labels
+        .get_or_insert_default()
+        .insert(LABEL_RANK.into(), rank.to_string());
+    let port = |p: &Port| ServicePort {
+        name: Some(p.name.clone()),
+        port: i32::try_from(p.port).unwrap_or(0),
+        target_port: Some(IntOrString::String(p.name.clone())),
+        protocol: Some("TCP".into()),
+        ..ServicePort::default()
+    };
+    Service {
+        metadata,
+        spec: Some(ServiceSpec {
+            type_: Some(service_type(reservation).into()),
+            selector: Some(selector),
+            external_traffic_policy: Some("Local".into()),
+            ports: Some(ports.iter().map(port).collect()),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+/// How the pool exposes its tenants' ports.
+pub(super) const fn service_type(reservation: &GpuReservation) -> &'static str {
+    match reservation.spec.hosting.exposure {
+        Exposure::NodePort => "NodePort",
+        Exposure::LoadBalancer => "LoadBalancer",
+    }
+}
