@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leasehold_testcluster::{Stderr, Tools, ssh_key};
+use leasehold_testcluster::{Stderr, ssh_key};
 
 const PATH: &str = "3f1c0a52-0f5e-4b8e-9a56-6f1f6c1f6a11";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -97,7 +97,7 @@ struct Keys {
 
 impl Keys {
     async fn new() -> Self {
-        let age = Tools::age(&Stderr::default()).await.unwrap();
+        let age = leasehold_testtools::go::age(&Stderr::default()).unwrap();
         Self {
             age,
             folder: tempfile::tempdir().unwrap(),

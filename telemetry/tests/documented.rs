@@ -6,7 +6,7 @@ use leasehold_telemetry::metrics::{Operator, Role, reference};
 
 #[test]
 fn every_metric_of_both_roles_is_documented_as_it_is() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operate/metrics.md");
+    let path = leasehold_testtools::root().join("docs/operate/metrics.md");
     let documented = std::fs::read_to_string(path).unwrap();
     for (role, title) in [
         (Role::Market, "## Operator, role market\n\n"),

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: builds and runs the bench program, which `tests/e2e` holds: it needs this crate's images.
+//! `cargo xtask bench`: prepares what a bench needs and becomes the bench program, which `tests/e2e` holds.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -6,13 +6,25 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xtask::{image, root};
+use leasehold_testtools::cargo;
+
+use crate::prepare::{self, Build};
+
+/// The bench itself, and what runs beside the measured images.
+const PROGRAMS: &[&str] = &[
+    "bench",
+    "leasehold-operator",
+    "leasehold-agent",
+    "gpu-plugin",
+    "kwok-kubelet",
+    "nvml-sim",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Bench {
     /// match, lease, agent, story or scale
     name: String,
-    /// One JSON object a line
+    /// Print one JSON object on each line
     #[arg(long)]
     json: bool,
     /// Further flags of that bench
@@ -21,22 +33,26 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
-    // Optimized is what is measured in this process; in clusters, the images of what is measured. Else the whole
-    // workspace, as for tests: other features would compile every dependency once more.
-    let (flags, folder): (&[&str], _) = match bench.name.as_str() {
-        "match" => (&["--release", "-p", "leasehold-e2e", "--bin", "bench"], "release"),
-        _ => (&["--workspace"], "debug"),
+    // `match` is measured in this process, which must be optimized. The others measure images in a cluster.
+    let folder = if bench.name == "match" {
+        let mut cargo = cargo::cargo();
+        cargo.args([
+            "build",
+            "--locked",
+            "--release",
+            "-p",
+            "leasehold-e2e",
+            "--bin",
+            "bench",
+        ]);
+        let built = cargo.status().context("run cargo")?;
+        ensure!(built.success(), "cargo could not build the bench program");
+        "release"
+    } else {
+        prepare::cluster(Build::Programs(PROGRAMS))?;
+        "debug"
     };
-    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(root())
-        .args(["build", "--locked"])
-        .args(flags)
-        .status()
-        .context("run cargo")?;
-    ensure!(built.success(), "cargo could not build the bench program");
-    let images = image::default_folder();
-    let target = images.parent().context("cargo's target directory")?;
-    let mut program = Command::new(target.join(folder).join("bench"));
+    let mut program = Command::new(cargo::target_folder().join(folder).join("bench"));
     program.arg(&bench.name).args(&bench.flags);
     if bench.json {
         program.arg("--json");

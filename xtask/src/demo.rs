@@ -1,18 +1,28 @@
-//! `cargo xtask demo`: builds everything and runs the demo program, which `tests/e2e` holds: it needs this crate's images.
+//! `cargo xtask demo`: prepares everything and becomes the demo program, which `tests/e2e` holds.
 
 use std::{
     os::unix::process::CommandExt as _,
-    path::PathBuf,
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use leasehold_testcluster::Unavailable;
-use xtask::{image, root};
+use anyhow::{Context as _, Result, bail};
+use leasehold_testtools::{cargo, debian};
+
+use crate::prepare::{self, Build};
+
+/// The demo itself, and what its images hold.
+const PROGRAMS: &[&str] = &[
+    "demo",
+    "leasehold-operator",
+    "leasehold-agent",
+    "gpu-plugin",
+    "kwok-kubelet",
+    "nvml-sim",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Demo {
-    /// Leave the cluster up at the end, to look around in it
+    /// Leave the cluster running at the end, and print its kubeconfig
     #[arg(long)]
     keep: bool,
     /// Break a step on purpose, to see the demo fail
@@ -21,19 +31,10 @@ pub(crate) struct Demo {
 }
 
 pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
-    // Before minutes of building.
-    Unavailable::check()
-        .context("the demo can't run here; become root, for instance by `sudo -E cargo xtask demo`")?;
-    eprintln!("building the workspace; the first time this takes minutes");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // The whole workspace, as for images and tests: other features would compile every dependency once more.
-    let built = Command::new(cargo)
-        .current_dir(root())
-        .args(["build", "--workspace", "--locked"])
-        .status()
-        .context("run cargo")?;
-    ensure!(built.success(), "cargo could not build the workspace");
-    let mut program = Command::new(program()?);
+    debian::require_root()
+        .context("the demo can't run: run it as root, for example by `sudo -E cargo xtask demo`")?;
+    prepare::cluster(Build::Programs(PROGRAMS))?;
+    let mut program = Command::new(cargo::target_folder().join("debug/demo"));
     if demo.keep {
         program.arg("--keep");
     }
@@ -41,11 +42,4 @@ pub(crate) fn run(demo: &Demo) -> Result<ExitCode> {
         program.args(["--break", step]);
     }
     bail!("start the demo: {}", program.exec())
-}
-
-/// Where cargo puts it: beside the folder of images.
-fn program() -> Result<PathBuf> {
-    let folder = image::default_folder();
-    let target = folder.parent().context("cargo's target directory")?;
-    Ok(target.join("debug/demo"))
 }

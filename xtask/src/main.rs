@@ -1,13 +1,15 @@
-//! Tasks around the code, each a subcommand with a file of its own: `cargo xtask --help`.
+//! `cargo xtask`: tasks around the code. This program is small, so that it is compiled within seconds; it starts the
+//! long builds, and the programs that they make do the work.
 
 mod bench;
-mod cluster;
-mod codegen;
 mod contracts;
 mod demo;
-mod images;
+mod packages;
+mod prepare;
 mod suite;
+mod tasks;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,33 +23,48 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Measure, and print a line a metric
+    /// Run two leases on a complete Leasehold on this machine, and account for every unit of money
+    Demo(demo::Demo),
+    /// Run every test: contracts, crates, and the real cluster and chain
+    Test(suite::Suite),
+    /// Measure, and print one line for each metric
     Bench(bench::Bench),
-    /// A Kubernetes with a chain on this machine, for hands
-    #[command(subcommand)]
-    Cluster(cluster::Task),
-    /// Write what follows from the sources: CRDs into the chart, references into docs
-    Codegen(codegen::Codegen),
-    /// The escrow's Solidity sources
+    /// Install the Debian packages that the other tasks need
+    Packages(packages::Packages),
+    /// Compile, test or deploy the escrow contract
     #[command(subcommand)]
     Contracts(contracts::Task),
-    /// Two stories on a whole Leasehold of this machine, told step by step, with the money of everybody at the end
-    Demo(demo::Demo),
-    /// Every test there is: contracts, crates, and the real cluster and chain
-    Test(suite::Suite),
+    /// Run a Kubernetes cluster with a chain on this machine
+    #[command(disable_help_flag = true)]
+    Cluster(Passed),
+    /// Write what follows from the sources: CRDs into the chart, references into docs
+    #[command(disable_help_flag = true)]
+    Codegen(Passed),
     /// Build the images as OCI archives, without a registry or a container engine
-    Image(images::Images),
+    #[command(disable_help_flag = true)]
+    Image(Passed),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    match Arguments::parse().task {
-        Task::Bench(bench) => bench::run(&bench),
-        Task::Cluster(task) => cluster::run(task).await,
-        Task::Codegen(codegen) => codegen::run(&codegen),
-        Task::Contracts(task) => contracts::run(task).await,
+/// What is passed on to the program that does the task, `--help` included.
+#[derive(clap::Args)]
+struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    arguments: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
         Task::Demo(demo) => demo::run(&demo),
-        Task::Test(suite) => suite::run(&suite).await,
-        Task::Image(images) => images::run(images),
-    }
+        Task::Test(suite) => suite::run(&suite),
+        Task::Bench(bench) => bench::run(&bench),
+        Task::Packages(packages) => packages::run(&packages),
+        Task::Contracts(task) => contracts::run(task),
+        Task::Cluster(passed) => tasks::run("cluster", &passed.arguments),
+        Task::Codegen(passed) => tasks::run("codegen", &passed.arguments),
+        Task::Image(passed) => tasks::run("image", &passed.arguments),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("FAIL  {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -2,11 +2,15 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    process::{Command, ExitCode, Stdio},
+    process::{ExitCode, Stdio},
     time::Instant,
 };
 
 use anyhow::{Context as _, Result};
+use leasehold_testtools::{Stderr, cargo, debian};
+
+use crate::contracts;
+use crate::prepare::{self, Build};
 
 #[derive(clap::Args)]
 pub(crate) struct Suite {
@@ -26,20 +30,26 @@ struct Count {
     skipped: u64,
 }
 
-pub(crate) async fn run(suite: &Suite) -> Result<ExitCode> {
+pub(crate) fn run(suite: &Suite) -> Result<ExitCode> {
     let begun = Instant::now();
     let mut count = Count::default();
     let mut failures = Vec::new();
 
+    let quick = suite.quick || !can_run_clusters();
+    if quick {
+        cargo::build_tests(&Stderr::default())?;
+    } else {
+        prepare::cluster(Build::Tests)?;
+    }
+
     heading("contracts");
-    let contracts = super::contracts::run(super::contracts::Task::Test {
+    let contracts = contracts::test(&contracts::Test {
         mutants: !suite.quick && !suite.no_mutants,
         gas: true,
         arguments: Vec::new(),
-    })
-    .await;
+    });
     match contracts {
-        Ok(_) => count.passed += 1,
+        Ok(()) => count.passed += 1,
         Err(error) => {
             eprintln!("{error:#}");
             count.failed += 1;
@@ -47,12 +57,12 @@ pub(crate) async fn run(suite: &Suite) -> Result<ExitCode> {
         }
     }
 
-    heading(if suite.quick {
+    heading(if quick {
         "crates, without a cluster"
     } else {
         "crates, with real clusters and chains"
     });
-    cargo_test(suite.quick, &mut count, &mut failures)?;
+    cargo_test(quick, &mut count, &mut failures)?;
 
     println!();
     for failure in &failures {
@@ -70,18 +80,30 @@ pub(crate) async fn run(suite: &Suite) -> Result<ExitCode> {
     })
 }
 
+/// Whether this process may make a cluster. When it may not, that is printed, as most of what there is to test is then
+/// left out.
+fn can_run_clusters() -> bool {
+    match debian::require_root() {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("SKIPPED: every test with a cluster: {error:#}");
+            false
+        }
+    }
+}
+
 fn heading(text: &str) {
     println!("\n== {text}");
 }
 
 /// Runs cargo's tests, shows what they print, and sums up their closing lines.
 fn cargo_test(quick: bool, count: &mut Count, failures: &mut Vec<String>) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo::cargo();
     cargo
-        .current_dir(xtask::root())
         .args([
             "test",
             "--workspace",
+            "--locked",
             "--lib",
             "--bins",
             "--tests",

@@ -31,8 +31,10 @@ fn binary() -> Option<PathBuf> {
         return Some(named.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let npm = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("contracts/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil");
+    let npm = leasehold_testtools::npm::binary(
+        &leasehold_testtools::contracts::folder().join("node_modules"),
+        "anvil",
+    );
     let mut candidates: Vec<_> = std::env::split_paths(&path)
         .map(|dir| dir.join("anvil"))
         .collect();

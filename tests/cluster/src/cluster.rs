@@ -19,8 +19,8 @@ use crate::process::{self, Process};
 use crate::spec::{ClusterSpec, KwokNode};
 use crate::start::{self, Parts};
 use crate::state::State;
-use crate::tools::Tools;
 use crate::{Progress, Unavailable, kwok};
+use leasehold_testtools::Tools;
 
 /// How long tokens from [`Cluster::token_for`] are good for.
 const TOKEN_SECONDS: i64 = 24 * 60 * 60;
@@ -51,7 +51,7 @@ impl Cluster {
         Unavailable::check()?;
         // Fails if a provider is installed already, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let tools = Tools::ensure(progress).await?;
+        let tools = Tools::ensure(progress)?;
         progress.step(&format!("cluster {}: networks and namespaces", spec.name));
         let (lifeline, cgroups) = start::ground(&spec).await?;
         let parts = match start::start(&spec, &tools, &cgroups, &lifeline, progress).await {

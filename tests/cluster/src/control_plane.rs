@@ -13,7 +13,7 @@ use crate::cgroup::Cgroups;
 use crate::credentials::Authority;
 use crate::network::{self, DNS_SERVICE, KUBERNETES_SERVICE, Network};
 use crate::process::{self, Launch, Probe, Process, Roster};
-use crate::tools::Tools;
+use leasehold_testtools::Tools;
 
 pub(crate) const API_PORT: u16 = 6443;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use crate::Cluster;
-use crate::command;
+use leasehold_testtools::command;
 
 pub(crate) fn write(cluster: &Cluster, directory: &Path) -> Result<()> {
     std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;

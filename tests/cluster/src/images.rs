@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::command;
 use crate::oci::Image;
-use crate::tools::Tools;
+use leasehold_testtools::Tools;
+use leasehold_testtools::command;
 
 /// Every pod's first container.
 pub(crate) const PAUSE: &str = "leasehold.test/pause:1";

@@ -13,11 +13,10 @@
 //! ```
 
 mod base;
-mod cache;
+mod blocking;
 mod cgroup;
 mod chain;
 mod cluster;
-mod command;
 mod control_plane;
 mod credentials;
 mod dump;
@@ -29,27 +28,23 @@ mod network;
 mod node;
 pub mod oci;
 mod process;
-mod progress;
 mod runtime;
 mod spec;
 mod ssh;
 mod start;
 mod state;
-pub mod tools;
 
 pub use base::STORAGE_CLASS;
-pub use cache::root as cache_root;
 pub use chain::{ACCOUNTS, Account};
 pub use cluster::Cluster;
 pub use images::BUSYBOX;
+pub use leasehold_testtools::{Progress, Quiet, Stderr, Tools, cache::root as cache_root};
 pub use network::{CLUSTERS_MAX, NODES_MAX};
 pub use node::{FILES_IN_NODE, KUBELET_ROOT_IN_NODE, Node};
 pub use process::Process;
-pub use progress::{Progress, Quiet, Stderr};
 pub use spec::{Chain, ClusterSpec, KwokNode, NodeSpec};
 pub use ssh::ssh_key;
 pub use state::{State, sweep};
-pub use tools::Tools;
 
 /// Why no cluster can run here. A caller that gets it skips, and says loudly what it left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

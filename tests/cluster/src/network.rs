@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::command;
+use leasehold_testtools::command;
 
 /// Real nodes of one cluster at most: that many pod ranges each has.
 pub const NODES_MAX: u8 = 8;

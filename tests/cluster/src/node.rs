@@ -8,14 +8,14 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::command;
 use crate::control_plane::{Site, text};
 use crate::network::{self, Network};
 use crate::process::{self, Launch, Probe, Process};
 use crate::spec::NodeSpec;
 use crate::state::State;
-use crate::tools::Tools;
 use crate::{kubelet, runtime};
+use leasehold_testtools::Tools;
+use leasehold_testtools::command;
 
 /// The kubelet's directory as pods that mount host paths see it, on every node.
 pub const KUBELET_ROOT_IN_NODE: &str = "/var/lib/kubelet";
@@ -152,7 +152,7 @@ impl Node {
     pub async fn load_image(&self, archive: &Path) -> Result<()> {
         let mut ctr = self.command(&self.ctr)?;
         runtime::import(&mut ctr, archive)?;
-        command::run_blocking(ctr)
+        crate::blocking::run(ctr)
             .await
             .with_context(|| format!("import {} on {}", archive.display(), self.name))
             .map(drop)

@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::command;
+use leasehold_testtools::command;
 
 /// How often a condition is looked at.
 pub(crate) const POLL: Duration = Duration::from_millis(20);

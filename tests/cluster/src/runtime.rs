@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::command;
 use crate::control_plane::{Site, text};
 use crate::images::PAUSE;
 use crate::network::Network;
 use crate::node;
 use crate::process::{Probe, Process};
+use leasehold_testtools::command;
 
 /// Inside the node: its `/run` is its own.
 pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -115,7 +115,7 @@ fn listens_at_socket(site: &Site<'_>, enter: Vec<String>) -> Probe {
             "1s",
             "version",
         ]);
-        Box::pin(async move { command::run_blocking(ask).await.map(drop) })
+        Box::pin(async move { crate::blocking::run(ask).await.map(drop) })
     })
 }
 

@@ -17,8 +17,9 @@ use crate::node::Node;
 use crate::process::{Process, Roster};
 use crate::spec::{Chain, ClusterSpec, KwokNode};
 use crate::state::State;
-use crate::tools::Tools;
-use crate::{Progress, base, cache, chain, dump, images, kwok};
+use crate::{Progress, base, chain, dump, images, kwok};
+use leasehold_testtools::Tools;
+use leasehold_testtools::cache;
 
 /// What a cluster that came up consists of.
 pub(crate) struct Parts {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{self, Lock};
 use crate::cgroup::Cgroups;
 use crate::network::{CLUSTERS_MAX, Network};
+use leasehold_testtools::cache::{self, Lock};
 
 /// How long the processes of a cluster may take to die.
 const DEATH_WITHIN: Duration = Duration::from_secs(20);

@@ -4,7 +4,6 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -111,7 +110,7 @@ async fn a_cluster_does_what_a_cluster_does() {
     for node in cluster.nodes() {
         std::fs::write(node.files.join("name"), &node.name).unwrap();
     }
-    let objects = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/objects.yaml");
+    let objects = leasehold_testtools::root().join("tests/cluster/tests/objects.yaml");
     kubectl(&cluster, &format!("apply -f {}", objects.display())).unwrap();
 
     services_and_logs(&cluster).await;

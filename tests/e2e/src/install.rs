@@ -17,10 +17,10 @@ use leasehold_crds::{
     GPU_RESOURCE, GpuOffer, GpuPool, GpuProvider, PROVIDER_NAMESPACE_PREFIX, shared::conditions::is_true,
 };
 use leasehold_planner::ports::SigningKey;
+use leasehold_tasks::image::{self, Profile};
 use leasehold_testcluster::{Cluster, FILES_IN_NODE, Progress};
 use nvidia_ml_sim::Fixture;
 use serde_json::{Value, json};
-use xtask::image::{self, Profile};
 
 use crate::{
     eventually, kwok,
@@ -246,7 +246,7 @@ fn real_gpu_nodes() -> Value {
 }
 
 pub(crate) fn helm_install(cluster: &Cluster, release: &str, values: &Value) -> anyhow::Result<()> {
-    let chart = xtask::root().join("charts/leasehold");
+    let chart = leasehold_tasks::root().join("charts/leasehold");
     let mut command = cluster.helm();
     command.args(["upgrade", "--install", release]).arg(chart).args([
         "--namespace",
@@ -343,7 +343,7 @@ fn device_plugin() -> anyhow::Result<Value> {
 
 /// Reads a file of the repository.
 pub fn repository_file(path: impl AsRef<Path>) -> anyhow::Result<String> {
-    let path = xtask::root().join(path);
+    let path = leasehold_tasks::root().join(path);
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(text),
         Err(error) => bail!("{}: {error}", path.display()),

@@ -21,7 +21,7 @@ use leasehold_crds::{
 use leasehold_e2e::{NAMESPACE, Stack, StackSpec, Tenant, on_stack, timed, within};
 use leasehold_planner::ports::Clock as _;
 use leasehold_runtime::SystemClock;
-use leasehold_testcluster::{Stderr, Tools, ssh_key};
+use leasehold_testcluster::{Stderr, ssh_key};
 
 const EXAMPLE: &str = "examples/07-results.yaml";
 const LIMIT: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
     let it = It {
         stack,
         tenant: &tenant,
-        age: Tools::age(&Stderr::default()).await?,
+        age: leasehold_testtools::go::age(&Stderr::default())?,
         folder: stack.cluster.directory().to_owned(),
         gpus: offered(stack).await?,
     };

@@ -272,7 +272,7 @@ fn succeed(command: &mut Command) -> anyhow::Result<()> {
 async fn installed(split: &Split) -> anyhow::Result<()> {
     let mut helm = split.market.cluster.helm();
     helm.args(["upgrade", "leasehold"])
-        .arg(xtask::root().join("charts/leasehold"))
+        .arg(leasehold_tasks::root().join("charts/leasehold"))
         .args(["--namespace", NAMESPACE, "--reuse-values"]);
     succeed(&mut helm)?;
     let leases = Api::<GpuLease>::all(split.market.client.clone());

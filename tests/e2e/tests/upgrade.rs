@@ -98,7 +98,7 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
 async fn upgrade(stack: &Stack) -> anyhow::Result<()> {
     let mut helm = stack.cluster.helm();
     helm.args(["upgrade", "leasehold"])
-        .arg(xtask::root().join("charts/leasehold"))
+        .arg(leasehold_tasks::root().join("charts/leasehold"))
         .args(["--namespace", SYSTEM, "--reuse-values"])
         .args(["--set", "market.podAnnotations.version=next"])
         .args(["--set", "provider.podAnnotations.version=next"])

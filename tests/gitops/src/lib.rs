@@ -11,7 +11,7 @@ use serde_json::Value;
 /// The folder of the example.
 #[must_use]
 pub fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/06-gitops")
+    leasehold_testtools::root().join("examples/06-gitops")
 }
 
 /// What a health script says of an object: the status and the message.

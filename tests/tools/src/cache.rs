@@ -22,21 +22,32 @@ pub fn root() -> Result<PathBuf> {
         .context("no place for a cache: set HOME or XDG_CACHE_HOME")
 }
 
-pub(crate) fn tools() -> Result<PathBuf> {
+/// Where built tools are kept.
+///
+/// # Errors
+/// As [`root`].
+pub fn tools() -> Result<PathBuf> {
     Ok(root()?.join("tools"))
 }
 
-pub(crate) fn clusters() -> Result<PathBuf> {
+/// Where running clusters keep their files.
+///
+/// # Errors
+/// As [`root`].
+pub fn clusters() -> Result<PathBuf> {
     Ok(root()?.join("clusters"))
 }
 
 /// Holds a lock of the cache until dropped; the kernel releases it when the process dies.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "closing the file is what unlocks it")] File);
+pub struct Lock(#[expect(dead_code, reason = "closing the file is what unlocks it")] File);
 
 impl Lock {
     /// Blocks until no other process holds the lock of that name.
-    pub(crate) fn take(name: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the lock file can't be made.
+    pub fn take(name: &str) -> Result<Self> {
         let directory = root()?.join("locks");
         std::fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         let path = directory.join(name);

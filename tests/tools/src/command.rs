@@ -10,7 +10,10 @@ use anyhow::{Context as _, Result, bail};
 const TAIL_LINES: usize = 25;
 
 /// Runs the command and returns what it wrote to standard output.
-pub(crate) fn run(command: &mut Command) -> Result<String> {
+///
+/// # Errors
+/// When it can't be started, or ends with another code than 0: then with the last lines of what it wrote.
+pub fn run(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -31,12 +34,8 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// As [`run`], on a thread that may block.
-pub(crate) async fn run_blocking(mut command: Command) -> Result<String> {
-    tokio::task::spawn_blocking(move || run(&mut command)).await?
-}
-
-pub(crate) fn new<I, S>(program: impl AsRef<OsStr>, arguments: I) -> Command
+/// The command with those arguments.
+pub fn new<I, S>(program: impl AsRef<OsStr>, arguments: I) -> Command
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
@@ -55,13 +54,15 @@ fn shown(command: &Command) -> String {
 }
 
 /// The last lines of a text.
-pub(crate) fn tail(text: &str) -> String {
+#[must_use]
+pub fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.trim_end().lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
 
 /// The last lines of a log, or why they can't be read.
-pub(crate) fn tail_of_file(path: &Path) -> String {
+#[must_use]
+pub fn tail_of_file(path: &Path) -> String {
     match std::fs::read(path) {
         Ok(bytes) => tail(&String::from_utf8_lossy(&bytes)),
         Err(error) => format!("(no log at {}: {error})", path.display()),

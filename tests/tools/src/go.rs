@@ -1,21 +1,34 @@
-//! Programs built from Go modules: Kubernetes in one binary of our own, the rest by `go install`.
+//! Programs built from Go modules. `tests/tools/go` is one module that requires all of them, so that what they share,
+//! Kubernetes' client above all, is compiled once: they have some 3,700 packages together, and twice that apart.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
-use super::{exists, hash, once};
-use crate::Progress;
-use crate::command;
+use crate::{Progress, command, exists, hash, once};
 
+/// Of `go.mod`; `kubectl version` and the nodes show it.
 const KUBERNETES: &str = "1.36.3";
-const MAIN: &str = include_str!("../../kubernetes/main.go");
-const VOLUMES: &str = include_str!("../../kubernetes/volumes.go");
-const GO_MOD: &str = include_str!("../../kubernetes/go.mod");
-const GO_SUM: &str = include_str!("../../kubernetes/go.sum");
 
-/// Names under which the one binary is called.
+/// What is built, by import path.
+const PROGRAMS: &[&str] = &[
+    "./kubernetes",
+    "./coredns",
+    "helm.sh/helm/v4/cmd/helm",
+    "sigs.k8s.io/kwok/cmd/kwok",
+    "github.com/containerd/containerd/v2/cmd/containerd",
+    "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+    "github.com/containerd/containerd/v2/cmd/ctr",
+    "filippo.io/age/cmd/age",
+    "filippo.io/age/cmd/age-keygen",
+];
+
+/// Packages that are compiled; what progress is measured against. A few more or less do no harm.
+const PACKAGES: usize = 3700;
+
+/// Names under which the one Kubernetes binary is called.
 const COMPONENTS: &[&str] = &[
     "etcd",
     "kube-apiserver",
@@ -27,159 +40,160 @@ const COMPONENTS: &[&str] = &[
     "local-volumes",
 ];
 
-/// A program, or several of one module, that `go install` builds.
-struct Install {
-    name: &'static str,
-    version: &'static str,
-    packages: &'static [&'static str],
-    cgo: Option<&'static str>,
+/// The module's files, of which a program's bytes follow.
+const SOURCES: &[&str] = &[
+    "go.mod",
+    "go.sum",
+    "kubernetes/main.go",
+    "kubernetes/volumes.go",
+    "coredns/main.go",
+];
+
+fn module() -> PathBuf {
+    crate::root().join("tests/tools/go")
 }
 
-const HELM: Install = Install {
-    name: "helm",
-    version: "v4.3.1",
-    packages: &["helm.sh/helm/v4/cmd/helm"],
-    cgo: None,
-};
-const KWOK: Install = Install {
-    name: "kwok",
-    version: "v0.8.0",
-    packages: &["sigs.k8s.io/kwok/cmd/kwok"],
-    cgo: None,
-};
-const COREDNS: Install = Install {
-    name: "coredns",
-    version: "v1.14.7",
-    packages: &["github.com/coredns/coredns"],
-    cgo: None,
-};
-const CONTAINERD: Install = Install {
-    name: "containerd",
-    version: "v2.4.2",
-    packages: &[
-        "github.com/containerd/containerd/v2/cmd/containerd",
-        "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
-        "github.com/containerd/containerd/v2/cmd/ctr",
-    ],
-    cgo: None,
-};
-const RUNC: Install = Install {
-    name: "runc",
-    version: "v1.5.2",
-    packages: &["github.com/opencontainers/runc"],
-    // Without seccomp runc refuses every pod whose profile is RuntimeDefault.
-    cgo: Some("seccomp"),
-};
-
-/// What a tenant opens results with: the reference implementation of the format.
-const AGE: Install = Install {
-    name: "age",
-    version: "v1.3.2",
-    packages: &["filippo.io/age/cmd/age", "filippo.io/age/cmd/age-keygen"],
-    cgo: None,
-};
-
-pub(super) struct Go {
-    pub(super) kubernetes: PathBuf,
-    pub(super) helm: PathBuf,
-    pub(super) kwok: PathBuf,
-    pub(super) coredns: PathBuf,
-    pub(super) containerd: PathBuf,
-    pub(super) runc: PathBuf,
+/// A name for the programs that changes with the module's sources.
+fn key(program: &str) -> Result<String> {
+    let sources = SOURCES
+        .iter()
+        .map(|name| {
+            let path = module().join(name);
+            std::fs::read(&path).with_context(|| format!("read {}", path.display()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let sources: Vec<&[u8]> = sources.iter().map(Vec::as_slice).collect();
+    Ok(format!("{program}-{}", hash(&sources)))
 }
 
-pub(super) async fn ensure(progress: &dyn Progress) -> Result<Go> {
-    // One after another: each build uses every core.
-    Ok(Go {
-        containerd: install(&CONTAINERD, progress).await?,
-        runc: install(&RUNC, progress).await?,
-        helm: install(&HELM, progress).await?,
-        kwok: install(&KWOK, progress).await?,
-        coredns: install(&COREDNS, progress).await?,
-        kubernetes: kubernetes(progress).await?,
-    })
+/// Whether the programs are in the cache already.
+#[must_use]
+pub fn is_built() -> bool {
+    key("go").is_ok_and(|key| exists(&key))
 }
 
-/// The folder with `age` and `age-keygen`, for tests that want them.
-pub(super) async fn age(progress: &dyn Progress) -> Result<PathBuf> {
-    let program = install(&AGE, progress).await?;
-    Ok(program.parent().map(Path::to_owned).unwrap_or_default())
-}
-
-async fn install(what: &'static Install, progress: &dyn Progress) -> Result<PathBuf> {
-    let key = format!("{}-{}", what.name, what.version);
+/// The folder with every program but runc.
+///
+/// # Errors
+/// When Go fails, with what it printed.
+pub fn ensure(progress: &dyn Progress) -> Result<PathBuf> {
+    let key = key("go")?;
     if !exists(&key) {
-        progress.step(&format!("build {} {} (once a machine)", what.name, what.version));
+        progress
+            .step("build Kubernetes, containerd, CoreDNS, Helm and KWOK from Go modules (once a machine)");
     }
-    let directory = once(key, |draft| {
-        let mut go = go(draft);
-        go.arg("install")
-            .env("GOBIN", draft)
-            .env("CGO_ENABLED", if what.cgo.is_some() { "1" } else { "0" });
-        match what.cgo {
-            Some(tags) => go.args(["-tags", tags]),
-            None => go.arg("-ldflags=-s -w"),
-        };
-        go.args(
-            what.packages
-                .iter()
-                .map(|package| format!("{package}@{}", what.version)),
-        );
-        command::run(&mut go)
-            .with_context(|| format!("build {}", what.name))
-            .map(drop)
-    })
-    .await?;
-    Ok(directory.join(what.name))
-}
-
-async fn kubernetes(progress: &dyn Progress) -> Result<PathBuf> {
-    let sources = [
-        ("main.go", MAIN),
-        ("volumes.go", VOLUMES),
-        ("go.mod", GO_MOD),
-        ("go.sum", GO_SUM),
-    ];
-    let key = format!(
-        "kubernetes-v{KUBERNETES}-{}",
-        hash(&sources.map(|(_, text)| text.as_bytes()))
-    );
-    if !exists(&key) {
-        progress.step(&format!(
-            "build Kubernetes v{KUBERNETES} (once a machine, some minutes)"
-        ));
-    }
-    let directory = once(key, move |draft| {
-        let source = tempfile::tempdir()?;
-        for (name, text) in sources {
-            std::fs::write(source.path().join(name), text)?;
-        }
+    once(&key, |draft| {
         let (major, minor) = KUBERNETES.split_once('.').context("version")?;
         let minor = minor.split('.').next().unwrap_or(minor);
         let version = "-X k8s.io/component-base/version";
-        let mut go = go(source.path());
-        go.arg("build")
-            .arg("-mod=readonly")
+        let mut go = go("build");
+        go.arg("-v")
+            .arg("-ldflags=-s -w")
             .arg(format!(
-                "-ldflags=-s -w {version}.gitVersion=v{KUBERNETES} {version}.gitMajor={major} {version}.gitMinor={minor}"
+                "-ldflags=./kubernetes=-s -w {version}.gitVersion=v{KUBERNETES} {version}.gitMajor={major} \
+                 {version}.gitMinor={minor}"
             ))
             .arg("-o")
-            .arg(draft.join("testcluster"))
-            .arg(".")
+            .arg(draft)
+            .args(PROGRAMS)
             .env("CGO_ENABLED", "0");
-        command::run(&mut go).context("build Kubernetes")?;
+        run(&mut go, progress).context("build Kubernetes and the programs beside it")?;
+        std::fs::rename(draft.join("kubernetes"), draft.join("testcluster"))?;
         for component in COMPONENTS {
             std::os::unix::fs::symlink("testcluster", draft.join(component))?;
         }
         Ok(())
     })
-    .await?;
-    Ok(directory.join("testcluster"))
 }
 
-fn go(directory: &Path) -> Command {
+/// runc. It alone needs a C compiler: without seccomp it refuses every pod whose profile is RuntimeDefault.
+///
+/// # Errors
+/// When Go or the C compiler fails, with what it printed.
+pub fn runc(progress: &dyn Progress) -> Result<PathBuf> {
+    let key = key("runc")?;
+    if !exists(&key) {
+        progress.step("build runc from its Go module (once a machine)");
+    }
+    let folder = once(&key, |draft| {
+        let mut go = go("build");
+        go.args(["-tags", "seccomp", "-o"])
+            .arg(draft.join("runc"))
+            .arg("github.com/opencontainers/runc")
+            .env("CGO_ENABLED", "1");
+        command::run(&mut go).context("build runc").map(drop)
+    })?;
+    Ok(folder.join("runc"))
+}
+
+/// The folder with `age` and `age-keygen`, the reference implementation of the format that results are sealed in.
+///
+/// # Errors
+/// When Go fails.
+pub fn age(progress: &dyn Progress) -> Result<PathBuf> {
+    ensure(progress)
+}
+
+fn go(what: &str) -> Command {
     let mut go = Command::new("go");
-    // A module of another checkout around the directory must not be taken for ours.
-    go.current_dir(directory).env("GOWORK", "off");
+    go.args([what, "-mod=readonly"])
+        .current_dir(module())
+        // A workspace around the checkout must not be taken for the module's own.
+        .env("GOWORK", "off");
     go
+}
+
+/// Runs Go, and reports each package that it compiles.
+fn run(go: &mut Command, progress: &dyn Progress) -> Result<()> {
+    let mut child = go
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start go; Go 1.26 or later is needed")?;
+    let printed = child.stderr.take().context("Go's standard error")?;
+    let mut compiled = 0;
+    let mut said = String::new();
+    for line in BufReader::new(printed).lines() {
+        let line = line?;
+        if is_package(&line) {
+            compiled += 1;
+            progress.advance(compiled, PACKAGES);
+        } else if !line.starts_with("go: downloading") {
+            said.push_str(&line);
+            said.push('\n');
+        }
+    }
+    let status = child.wait().context("wait for go")?;
+    if !status.success() {
+        bail!("{status}\n{}", command::tail(&said));
+    }
+    Ok(())
+}
+
+/// `go build -v` prints an import path a line; what a compiler says has spaces or a colon.
+fn is_package(line: &str) -> bool {
+    !line.is_empty() && !line.contains([' ', ':', '\t'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_told_from_errors() {
+        assert!(is_package("k8s.io/client-go/rest"));
+        assert!(!is_package("go: downloading k8s.io/api v0.36.3"));
+        assert!(!is_package("./main.go:3:2: undefined: x"));
+        assert!(!is_package(""));
+    }
+
+    #[test]
+    fn the_version_that_components_show_is_the_one_that_is_built() {
+        let text = std::fs::read_to_string(module().join("go.mod")).unwrap();
+        assert!(
+            text.contains(&format!("k8s.io/kubernetes v{KUBERNETES}\n")),
+            "go.mod requires another Kubernetes than {KUBERNETES}"
+        );
+    }
 }

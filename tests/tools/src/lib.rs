@@ -1,21 +1,31 @@
-//! Everything a cluster is made of, at pinned versions, fetched or built once a machine by the ordinary
-//! package clients: Go modules, npm packages, Debian packages.
+//! What the machine must have for the demo, the tests and the benches: Debian packages, programs built from Go
+//! modules, programs from npm, and cargo's own builds. Everything is pinned, fetched by the ordinary package
+//! clients, built once a machine, and named here and nowhere else.
+//!
+//! This crate has few dependencies on purpose: `cargo xtask` compiles it first, and starts the long builds from it.
 
-mod debian;
-mod go;
-mod npm;
+pub mod cache;
+pub mod cargo;
+pub mod command;
+pub mod contracts;
+pub mod debian;
+pub mod go;
+pub mod npm;
+mod progress;
+mod repository;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::Progress;
-use crate::cache::{self, Lock};
+use crate::cache::Lock;
+pub use crate::progress::{Progress, Quiet, Stderr};
+pub use crate::repository::root;
 
-/// Paths of the programs, all in place.
+/// Paths of the programs that a test cluster runs, all in place.
 #[derive(Clone, Debug)]
 pub struct Tools {
-    /// The binary that holds etcd and all Kubernetes components; links named after each lie beside it.
+    /// The binary that holds etcd and all Kubernetes components; links named after each are beside it.
     pub kubernetes: PathBuf,
     pub kubectl: PathBuf,
     pub helm: PathBuf,
@@ -37,49 +47,33 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// Finds every tool, building or fetching what is missing. The first time on a machine that takes
-    /// minutes; later a few milliseconds. Several processes may call it at once.
+    /// Finds every tool, and builds or fetches what is missing. The first call on a machine takes minutes, later
+    /// calls take milliseconds. Several processes may call it at once. It blocks.
     ///
     /// # Errors
-    /// When a package client fails, or when a Debian package is missing and this process isn't root.
-    pub async fn ensure(progress: &dyn Progress) -> Result<Self> {
-        // The three kinds don't depend on each other, and the network is slow where the compiler isn't.
-        let (system, node_modules) = tokio::try_join!(debian::ensure(progress), npm::ensure(progress))?;
-        let go = go::ensure(progress).await?;
-        let node_binary = |name: &str| npm::binary(&node_modules, name);
+    /// When a package client fails, or when a Debian package is missing and this process is not root.
+    pub fn ensure(progress: &dyn Progress) -> Result<Self> {
+        debian::ensure(progress)?;
+        let node_modules = npm::ensure(progress)?;
+        let go = go::ensure(progress)?;
+        let runc = go::runc(progress)?;
         Ok(Self {
-            kubectl: go.kubernetes.with_file_name("kubectl"),
-            kubernetes: go.kubernetes,
-            helm: go.helm,
-            kwok: go.kwok,
-            coredns: go.coredns,
-            containerd_shim: go.containerd.with_file_name("containerd-shim-runc-v2"),
-            ctr: go.containerd.with_file_name("ctr"),
-            containerd: go.containerd,
-            runc: go.runc,
-            anvil: node_binary("anvil"),
-            forge: node_binary("forge"),
-            cast: node_binary("cast"),
+            kubernetes: go.join("testcluster"),
+            kubectl: go.join("kubectl"),
+            helm: go.join("helm"),
+            kwok: go.join("kwok"),
+            coredns: go.join("coredns"),
+            containerd: go.join("containerd"),
+            containerd_shim: go.join("containerd-shim-runc-v2"),
+            ctr: go.join("ctr"),
+            runc,
+            anvil: npm::binary(&node_modules, "anvil"),
+            forge: npm::binary(&node_modules, "forge"),
+            cast: npm::binary(&node_modules, "cast"),
             node_modules,
-            cni: system.cni,
-            busybox: system.busybox,
+            cni: PathBuf::from(debian::CNI),
+            busybox: debian::busybox()?,
         })
-    }
-
-    /// The anvil, forge and cast of `chain/contracts` only: they need neither root nor Go.
-    ///
-    /// # Errors
-    /// When npm fails.
-    pub async fn ensure_node_modules(progress: &dyn Progress) -> Result<PathBuf> {
-        npm::ensure(progress).await
-    }
-
-    /// The folder with `age` and `age-keygen`, which open what is encrypted to a tenant; no cluster needs them.
-    ///
-    /// # Errors
-    /// When Go fails.
-    pub async fn age(progress: &dyn Progress) -> Result<PathBuf> {
-        go::age(progress).await
     }
 
     /// Directories that put `kubectl`, `helm`, `ctr` and the chain's programs on a shell's PATH.
@@ -99,29 +93,26 @@ impl Tools {
     }
 }
 
-/// Makes `<cache>/tools/<key>` by `make`, unless it is there. `make` gets an empty directory on the same
-/// file system; it appears under its final name complete or not at all.
-async fn once(key: String, make: impl FnOnce(&Path) -> Result<()> + Send + 'static) -> Result<PathBuf> {
-    tokio::task::spawn_blocking(move || {
-        let tools = cache::tools()?;
-        let finished = tools.join(&key);
-        if finished.exists() {
-            return Ok(finished);
-        }
-        let _lock = Lock::take(&format!("tool-{key}"))?;
-        if finished.exists() {
-            return Ok(finished);
-        }
-        std::fs::create_dir_all(&tools)?;
-        let draft = tempfile::Builder::new().prefix(".draft-").tempdir_in(&tools)?;
-        make(draft.path())?;
-        std::fs::rename(draft.keep(), &finished)?;
-        Ok(finished)
-    })
-    .await?
+/// Makes `<cache>/tools/<key>` by `make`, unless it is there. `make` gets an empty directory on the same file
+/// system; the directory appears under its final name complete or not at all.
+fn once(key: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let tools = cache::tools()?;
+    let finished = tools.join(key);
+    if finished.exists() {
+        return Ok(finished);
+    }
+    let _lock = Lock::take(&format!("tool-{key}"))?;
+    if finished.exists() {
+        return Ok(finished);
+    }
+    std::fs::create_dir_all(&tools)?;
+    let draft = tempfile::Builder::new().prefix(".draft-").tempdir_in(&tools)?;
+    make(draft.path())?;
+    std::fs::rename(draft.keep(), &finished)?;
+    Ok(finished)
 }
 
-/// Is it in the cache already? Progress is told only about work.
+/// Whether the cache has it already. Progress reports work only.
 fn exists(key: &str) -> bool {
     cache::tools().is_ok_and(|tools| tools.join(key).exists())
 }

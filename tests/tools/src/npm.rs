@@ -6,12 +6,14 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{exists, hash, once};
-use crate::Progress;
-use crate::command;
+use crate::{Progress, command, contracts, exists, hash, once};
 
-pub(super) async fn ensure(progress: &dyn Progress) -> Result<PathBuf> {
-    let contracts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../chain/contracts");
+/// The `node_modules` with anvil, forge, cast, solc and the contracts' libraries.
+///
+/// # Errors
+/// When npm fails, or when the lock file brings no program for this platform.
+pub fn ensure(progress: &dyn Progress) -> Result<PathBuf> {
+    let contracts = contracts::folder();
     let read = |name: &str| {
         let path = contracts.join(name);
         std::fs::read(&path).with_context(|| format!("read {}", path.display()))
@@ -19,29 +21,30 @@ pub(super) async fn ensure(progress: &dyn Progress) -> Result<PathBuf> {
     let (package, lock) = (read("package.json")?, read("package-lock.json")?);
     let key = format!("node-{}", hash(&[&package, &lock]));
     if !exists(&key) {
-        progress.step("install anvil, forge and solc from npm (once a machine)");
+        progress.step("install anvil, forge, cast and solc from npm (once a machine)");
     }
-    let directory = once(key, move |draft| {
+    let directory = once(&key, |draft| {
         std::fs::write(draft.join("package.json"), &package)?;
         std::fs::write(draft.join("package-lock.json"), &lock)?;
         let mut npm = Command::new("npm");
-        npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(draft);
-        command::run(&mut npm).context("install the chain's programs")?;
+        npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .current_dir(draft);
+        command::run(&mut npm).context("install the chain's programs; Node 20 or later is needed")?;
         for name in ["anvil", "forge", "cast"] {
-            let binary = binary(&draft.join("node_modules"), name);
             ensure!(
-                binary.exists(),
-                "chain/contracts/package.json brings no {name} for this platform: name @foundry-rs/{name}-{} in it",
+                binary(&draft.join("node_modules"), name).exists(),
+                "chain/contracts/package.json brings no {name} for this platform: add @foundry-rs/{name}-{} to it",
                 platform()
             );
         }
         Ok(())
-    })
-    .await?;
+    })?;
     Ok(directory.join("node_modules"))
 }
 
-pub(super) fn binary(node_modules: &Path, name: &str) -> PathBuf {
+/// A program of Foundry among the installed packages.
+#[must_use]
+pub fn binary(node_modules: &Path, name: &str) -> PathBuf {
     node_modules.join(format!("@foundry-rs/{name}-{}/bin/{name}", platform()))
 }
 

@@ -1,14 +1,18 @@
-//! How a long start tells a person, or a log, what it is doing.
+//! How a long step reports what it does, to a person or to a log.
 
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// Gets one line for each step that takes noticeable time.
+/// Gets one line for each step that takes noticeable time, and the progress within it where it is known.
 pub trait Progress: Send + Sync {
+    /// A step begins.
     fn step(&self, text: &str);
+
+    /// The step has done `done` parts of about `total`; the parts are packages or crates.
+    fn advance(&self, _done: usize, _total: usize) {}
 }
 
-/// Says nothing.
+/// Reports nothing.
 #[derive(Debug, Default)]
 pub struct Quiet;
 

@@ -63,7 +63,7 @@ pub(crate) async fn run(task: Task) -> Result<ExitCode> {
         Task::Shell(Name { name }) => shell(&name).await?,
         Task::Load(Load { name, archives }) => {
             let state = find(&name.name)?;
-            let tools = Tools::ensure(&Quiet).await?;
+            let tools = Tools::ensure(&Quiet)?;
             for archive in archives {
                 state.load_image(&tools, &archive)?;
             }
@@ -103,7 +103,7 @@ fn find(name: &str) -> Result<State> {
 
 async fn shell(name: &str) -> Result<()> {
     let state = find(name)?;
-    let tools = Tools::ensure(&Quiet).await?;
+    let tools = Tools::ensure(&Quiet)?;
     let mut path = tools.path_entries();
     path.extend(std::env::split_paths(
         &std::env::var_os("PATH").unwrap_or_default(),

@@ -6,11 +6,12 @@
 mod base;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use leasehold_testcluster::oci::Image;
-use serde_json::{Value, json};
+use leasehold_testtools::{Quiet, cargo};
+use serde_json::json;
 
 /// Where archives are written unless told otherwise, below the target directory.
 const FOLDER: &str = "images";
@@ -167,53 +168,31 @@ fn write(
 /// Where archives lie unless told otherwise: beside what cargo builds.
 #[must_use]
 pub fn default_folder() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .filter(|folder| !folder.is_empty())
-        .map_or_else(|| crate::root().join("target"), PathBuf::from)
-        .join(FOLDER)
+    cargo::target_folder().join(FOLDER)
 }
 
 /// Compiles what the recipes need and returns the programs' paths.
 fn compile(recipes: &[&Recipe], profile: Profile) -> Result<Vec<PathBuf>> {
-    let packages: Vec<&str> = recipes
-        .iter()
-        .flat_map(|recipe| recipe.binaries)
-        .map(|(package, _, _)| *package)
-        .collect();
+    let binaries = || recipes.iter().flat_map(|recipe| recipe.binaries);
     match profile {
-        Profile::Dev => cargo(&packages, &[]),
-        // Together, each would carry what the others ask of the crates they share: the agent an HTTP client.
-        Profile::Release => {
-            let built = recipes.iter().flat_map(|recipe| {
-                let flags = ["--profile", recipe.release];
-                let packages = recipe.binaries.iter().map(|(package, _, _)| *package);
-                packages.map(move |package| cargo(&[package], &flags))
-            });
-            Ok(built.collect::<Result<Vec<_>>>()?.concat())
+        Profile::Dev => {
+            let programs: Vec<&str> = binaries().map(|(_, program, _)| *program).collect();
+            let folder = cargo::build(&programs, &Quiet)?;
+            Ok(programs.into_iter().map(|program| folder.join(program)).collect())
         }
+        // Each alone: together, each would carry what the others ask of the crates they share, the agent an HTTP client.
+        Profile::Release => recipes
+            .iter()
+            .flat_map(|recipe| recipe.binaries.iter().map(move |binary| (recipe.release, binary)))
+            .map(|(profile, (package, program, _))| {
+                let mut cargo = cargo::cargo();
+                cargo.args(["build", "--locked", "--profile", profile, "-p", package]);
+                let built = cargo.status().context("run cargo")?;
+                ensure!(built.success(), "cargo could not build {package}");
+                Ok(cargo::target_folder().join(profile).join(program))
+            })
+            .collect(),
     }
-}
-
-fn cargo(packages: &[&str], flags: &[&str]) -> Result<Vec<PathBuf>> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(crate::root())
-        .args(["build", "--locked", "--message-format=json-render-diagnostics"])
-        .args(flags)
-        .args(packages.iter().flat_map(|package| ["-p", package]))
-        .stdout(Stdio::piped())
-        .spawn()
-        .and_then(std::process::Child::wait_with_output)
-        .context("run cargo")?;
-    ensure!(
-        output.status.success(),
-        "cargo could not build {}",
-        packages.join(", ")
-    );
-    Ok(String::from_utf8(output.stdout)?
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .collect())
 }
 
 /// A copy of the program without symbols: they are three quarters of a dev build.

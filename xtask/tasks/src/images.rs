@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use xtask::image::{self, Profile};
+use leasehold_tasks::image::{self, Profile};
 
 #[derive(clap::Args)]
 pub(crate) struct Images {

@@ -10,10 +10,8 @@ use serde_json::{Value, json};
 
 struct Helm(Command);
 
-async fn helm() -> Tools {
-    Tools::ensure(&Stderr::default())
-        .await
-        .expect("the tools of the test cluster bring helm")
+fn helm() -> Tools {
+    Tools::ensure(&Stderr::default()).expect("the tools of the test cluster bring helm")
 }
 
 impl Helm {
@@ -22,7 +20,7 @@ impl Helm {
         command
             .args(arguments)
             .args(["-f", "-"])
-            .current_dir(xtask::root().join("charts"));
+            .current_dir(leasehold_tasks::root().join("charts"));
         Self(command)
     }
 
@@ -165,7 +163,7 @@ fn name(object: &Value) -> String {
 
 #[tokio::test]
 async fn every_installation_lints_and_renders() {
-    let tools = helm().await;
+    let tools = helm();
     for (what, values) in every_installation() {
         let (good, text) = Helm::new(&tools, &["lint", "leasehold", "--strict"]).run(&values);
         assert!(good, "{what}: {text}");
@@ -183,7 +181,7 @@ async fn every_installation_lints_and_renders() {
 
 #[tokio::test]
 async fn values_that_cannot_work_are_refused_by_name() {
-    let tools = helm().await;
+    let tools = helm();
     let provider = |more: Value| with(one_cluster(), &json!({"provider": more}));
     let network = |more: Value| {
         with(
@@ -229,7 +227,7 @@ async fn values_that_cannot_work_are_refused_by_name() {
 
 #[tokio::test]
 async fn no_role_holds_wildcards_or_reads_secrets_it_was_not_named() {
-    let tools = helm().await;
+    let tools = helm();
     let mut rules = 0;
     for (what, values) in every_installation() {
         for role in render(&tools, &values)
@@ -282,7 +280,7 @@ async fn no_role_holds_wildcards_or_reads_secrets_it_was_not_named() {
 
 #[tokio::test]
 async fn every_pod_but_the_agents_meets_the_restricted_standard() {
-    let tools = helm().await;
+    let tools = helm();
     let mut pods = 0;
     for (what, values) in every_installation() {
         for object in render(&tools, &values) {
@@ -337,7 +335,7 @@ async fn every_pod_but_the_agents_meets_the_restricted_standard() {
 
 #[tokio::test]
 async fn uninstalling_keeps_the_kinds_and_asks_first() {
-    let tools = helm().await;
+    let tools = helm();
     let objects = render(&tools, &one_cluster());
     let crds: Vec<_> = objects
         .iter()
@@ -364,7 +362,7 @@ async fn uninstalling_keeps_the_kinds_and_asks_first() {
 
 #[tokio::test]
 async fn releases_in_one_cluster_share_no_cluster_wide_name() {
-    let tools = helm().await;
+    let tools = helm();
     let second = with(
         one_cluster(),
         &json!({"crds": {"install": false}, "market": {"enabled": false}, "agent": {"enabled": false},

@@ -76,7 +76,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_link_leads_somewhere() {
     let mut found = Vec::new();
-    pages(&xtask::root(), &mut found);
+    pages(&leasehold_tasks::root(), &mut found);
     assert!(found.len() > 10, "{found:?}");
     let mut broken = Vec::new();
     let mut links = 0;
@@ -150,12 +150,12 @@ fn words(source: &str) -> BTreeSet<&str> {
 
 #[test]
 fn every_reason_is_explained() {
-    let page =
-        std::fs::read_to_string(xtask::root().join("docs/operate/troubleshooting.md")).expect("the page");
+    let page = std::fs::read_to_string(leasehold_tasks::root().join("docs/operate/troubleshooting.md"))
+        .expect("the page");
     let mut missing = BTreeSet::new();
     let mut count = 0;
     for path in SOURCES {
-        let source = std::fs::read_to_string(xtask::root().join(path)).expect("a source");
+        let source = std::fs::read_to_string(leasehold_tasks::root().join(path)).expect("a source");
         for word in words(&source) {
             count += 1;
             if !OTHER_WORDS.contains(&word) && !page.contains(&format!("`{word}`")) {

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Files with objects of Kubernetes and ours. The controllers' own objects in 06 are of kinds that nobody serves here.
 fn files() -> Vec<PathBuf> {
-    let examples = xtask::root().join("examples");
+    let examples = leasehold_tasks::root().join("examples");
     let mut files: Vec<PathBuf> = [examples.clone(), examples.join("06-gitops/team-a")]
         .iter()
         .flat_map(|folder| std::fs::read_dir(folder).unwrap())
@@ -60,7 +60,10 @@ async fn every_example_is_accepted() {
 
     let mut files = files();
     assert!(files.len() >= 7, "{files:?}");
-    for (index, block) in blocks(&xtask::root().join("README.md")).into_iter().enumerate() {
+    for (index, block) in blocks(&leasehold_tasks::root().join("README.md"))
+        .into_iter()
+        .enumerate()
+    {
         // The namespace is the reader's.
         let file = cluster.directory().join(format!("readme-{index}.yaml"));
         std::fs::write(&file, block.replace(", namespace: team-a", "")).unwrap();

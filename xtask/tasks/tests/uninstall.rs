@@ -5,9 +5,9 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use leasehold_tasks::image::{self, Profile};
 use leasehold_testcluster::{Cluster, ClusterSpec, Stderr, Unavailable};
 use serde_json::{Value, json};
-use xtask::image::{self, Profile};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -94,7 +94,7 @@ async fn an_installation_is_not_pulled_from_under_live_leases() {
     cluster.load_image(&archives[0].path).await.unwrap();
     let file = cluster.directory().join("values.json");
     std::fs::write(&file, values().to_string()).unwrap();
-    let chart = xtask::root().join("charts/leasehold");
+    let chart = leasehold_tasks::root().join("charts/leasehold");
     let installed = |words: &str| {
         let mut helm = helm(&cluster, words);
         helm.arg(&chart).arg("--values").arg(&file);

@@ -104,11 +104,11 @@ fn the_machine_is_the_contract() {
             anvil.mint(address(&key), TOKENS_EACH).await;
         }
     });
+    // Proptest wants a text that lives as long as the process.
+    let regressions = leasehold_testtools::root().join("chain/tests/on_anvil/property/regressions");
+    let regressions = Box::leak(regressions.display().to_string().into_boxed_str());
     let mut config = ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/on_anvil/property/regressions"
-        )))),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
         ..ProptestConfig::default()
     };
     if std::env::var_os("PROPTEST_CASES").is_none() {

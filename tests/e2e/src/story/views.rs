@@ -36,7 +36,7 @@ pub(super) fn kubectl(stage: &Stage<'_>, arguments: &[&str]) -> anyhow::Result<(
         .cluster
         .kubectl()
         .args(arguments)
-        .current_dir(xtask::root())
+        .current_dir(leasehold_tasks::root())
         .output()
         .context("run kubectl")?;
     ensure!(

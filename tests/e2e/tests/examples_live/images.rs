@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use leasehold_testcluster::oci::Image;
+use leasehold_testtools::debian;
 use serde_json::json;
 
 /// Name of the box's image.
@@ -19,31 +20,6 @@ pub(crate) const SERVER: &str = "leasehold.test/models-server:1";
 /// A package that the box does not have, in its archive; what a tenant installs.
 pub(crate) const PACKAGE: &str = "/root/hello.deb";
 
-/// The smallest Debian that a person would know, and `hello`, which is not unpacked.
-const PACKAGES: &[&str] = &[
-    "apt",
-    "base-files",
-    "base-passwd",
-    "bash",
-    "coreutils",
-    "dash",
-    "diffutils",
-    "dpkg",
-    "findutils",
-    "grep",
-    "gzip",
-    "hello",
-    "hostname",
-    "libc-bin",
-    "libpam-modules",
-    "libpam-runtime",
-    "login",
-    "openssh-server",
-    "passwd",
-    "sed",
-    "tar",
-    "util-linux",
-];
 /// Texts that nothing here reads, and Perl, which is half of it: archives are written by a debug build.
 const LEFT_OUT: &[&str] = &[
     "usr/share/doc",
@@ -100,8 +76,6 @@ pub(crate) fn write(folder: &Path) -> anyhow::Result<[PathBuf; 2]> {
 
 /// Answers as vLLM would where the example asks; what it is told on its command line is not for it.
 fn server() -> anyhow::Result<Image> {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"];
-    let busybox = busybox.iter().find(|path| Path::new(path).exists());
     let serve = [
         "/bin/busybox",
         "sh",
@@ -110,7 +84,7 @@ fn server() -> anyhow::Result<Image> {
     ];
     Ok(Image::new(SERVER)
         .directory("bin", 0o755)
-        .copy("bin/busybox", busybox.context("install busybox-static")?, 0o755)
+        .copy("bin/busybox", debian::busybox()?, 0o755)
         .directory("www", 0o755)
         .bytes("www/health", "", 0o644)
         .directory("www/v1", 0o755)
@@ -168,25 +142,9 @@ fn fetched() -> anyhow::Result<PathBuf> {
     }
     let draft = root.join(format!("draft-{}", std::process::id()));
     let (packages, tree) = (draft.join("packages"), draft.join("tree"));
-    fs::create_dir_all(packages.join("partial"))?;
+    fs::create_dir_all(&packages)?;
     fs::create_dir_all(&tree)?;
-    // A system on which nothing is installed: apt finds all that is needed.
-    let nothing = draft.join("nothing");
-    File::create(&nothing)?;
-    let mut apt = Command::new("apt-get");
-    apt.args([
-        "install",
-        "-q",
-        "-y",
-        "--download-only",
-        "--no-install-recommends",
-    ]);
-    apt.args(["-o", "Debug::NoLocking=true", "-o"])
-        .arg(format!("Dir::State::status={}", nothing.display()))
-        .arg("-o")
-        .arg(format!("Dir::Cache::archives={}", packages.display()));
-    run(apt.args(PACKAGES)).context("fetch the box's packages (Debian or Ubuntu is needed)")?;
-    fs::remove_dir(packages.join("partial"))?;
+    debian::download_with_dependencies(debian::BOX_IMAGE, &packages)?;
     for package in sorted(&packages)? {
         let hello = package
             .file_name()

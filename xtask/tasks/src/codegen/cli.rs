@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use leasehold_testtools::{Quiet, cargo};
 
 use super::Generated;
 
@@ -81,32 +81,10 @@ fn commands(help: &str) -> Vec<String> {
 }
 
 pub(super) fn build() -> Result<Programs> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(xtask::root())
-        .args(["build", "--locked", "--message-format=json-render-diagnostics"])
-        .args(["-p", "leasehold-operator", "-p", "leasehold-agent"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .and_then(std::process::Child::wait_with_output)
-        .context("run cargo")?;
-    ensure!(
-        output.status.success(),
-        "cargo could not build the operator and the agent"
-    );
-    let built: Vec<PathBuf> = String::from_utf8(output.stdout)?
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .collect();
-    let find = |name: &str| {
-        let program = built
-            .iter()
-            .find(|path| path.file_name().is_some_and(|file| file == name));
-        program.cloned().with_context(|| format!("cargo built no {name}"))
-    };
+    let folder = cargo::build(&["leasehold-operator", "leasehold-agent"], &Quiet)?;
     Ok(Programs {
-        operator: find("leasehold-operator")?,
-        agent: find("leasehold-agent")?,
+        operator: folder.join("leasehold-operator"),
+        agent: folder.join("leasehold-agent"),
     })
 }
 

@@ -40,7 +40,7 @@ fn template(mut crd: CustomResourceDefinition) -> Result<Generated> {
 /// Templates of kinds that are no more.
 pub(super) fn leftovers(generated: &[Generated]) -> Result<Vec<String>> {
     let mut leftovers = Vec::new();
-    for entry in fs::read_dir(xtask::root().join(FOLDER))? {
+    for entry in fs::read_dir(leasehold_testtools::root().join(FOLDER))? {
         let path = format!("{FOLDER}/{}", entry?.file_name().to_string_lossy());
         if !generated.iter().any(|file| file.path == path) {
             leftovers.push(format!("{path}: of no kind; delete it"));

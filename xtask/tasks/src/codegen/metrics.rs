@@ -108,7 +108,8 @@ fn get(address: &str, path: &str) -> Result<String> {
 
 /// A panel over a metric that nobody exports stays empty for ever and looks like peace.
 fn check_dashboard(reference: &str) -> Result<()> {
-    let dashboard = fs::read_to_string(xtask::root().join(DASHBOARD)).context("read the dashboard")?;
+    let dashboard =
+        fs::read_to_string(leasehold_testtools::root().join(DASHBOARD)).context("read the dashboard")?;
     let missing: BTreeSet<&str> = dashboard
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| word.starts_with("leasehold_") || word.starts_with("DCGM_"))

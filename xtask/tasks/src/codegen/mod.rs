@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use leasehold_testtools::{Stderr, contracts};
 
 #[derive(clap::Args)]
 pub(crate) struct Codegen {
@@ -42,7 +43,7 @@ pub(crate) fn run(codegen: &Codegen) -> Result<ExitCode> {
         &mut stale,
     )?;
     if codegen.check && !codegen.no_contracts {
-        super::contracts::check_abi()?;
+        contracts::script("build.sh", &["--check".to_owned()], &Stderr::default())?;
     }
     if stale.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -57,7 +58,7 @@ pub(crate) fn run(codegen: &Codegen) -> Result<ExitCode> {
 /// Writes the files, or notes those that are stale.
 fn settle(codegen: &Codegen, files: &[Generated], stale: &mut Vec<String>) -> Result<()> {
     for file in files {
-        let path = xtask::root().join(&file.path);
+        let path = leasehold_testtools::root().join(&file.path);
         let have = fs::read_to_string(&path).unwrap_or_default();
         if have == file.text {
             continue;

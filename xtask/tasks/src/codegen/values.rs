@@ -21,7 +21,7 @@ struct Entry {
 }
 
 pub(super) fn reference() -> Result<Generated> {
-    let chart = xtask::root().join(CHART);
+    let chart = leasehold_testtools::root().join(CHART);
     let values = fs::read_to_string(chart.join("values.yaml")).context("read values.yaml")?;
     let schema: Value = serde_json::from_slice(&fs::read(chart.join("values.schema.json"))?)
         .context("read values.schema.json")?;

@@ -7,9 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use leasehold_testcluster::oci::Image;
+use leasehold_testtools::debian;
 
-/// Packages of the base. The binaries link to the first two; the third is what TLS trusts.
-const PACKAGES: &[&str] = &["libc6", "libgcc-s1", "ca-certificates"];
 /// Of those packages: character sets, texts and settings that no static or Rust program reads.
 const LEFT_OUT: &[&str] = &["usr/share", "usr/sbin", "gconv", "audit", "locale"];
 
@@ -32,11 +31,7 @@ pub(super) fn ensure() -> Result<PathBuf> {
     let (packages, tree) = (draft.path().join("packages"), draft.path().join("tree"));
     fs::create_dir(&packages)?;
     fs::create_dir(&tree)?;
-    let mut apt = Command::new("apt-get");
-    apt.args(["download", "-q"]).args(PACKAGES).current_dir(&packages);
-    run(&mut apt).context(
-        "fetch the packages of the images' base (Debian or Ubuntu is needed; elsewhere use the Dockerfile)",
-    )?;
+    debian::download(debian::IMAGE_BASE, &packages).context("fetch the packages of the images' base")?;
     for package in sorted(&packages)? {
         run(Command::new("dpkg-deb").arg("-x").args([&package, &tree]))?;
     }
@@ -100,11 +95,7 @@ fn add(mut image: Image, base: &Path, folder: &Path) -> Result<Image> {
 
 /// The image with a shell and the common commands.
 pub(super) fn busybox(image: Image) -> Result<Image> {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
-        .map(PathBuf::from)
-        .into_iter()
-        .find(|path| path.exists())
-        .context("no busybox: install busybox-static")?;
+    let busybox = debian::busybox()?;
     let commands = run(Command::new(&busybox).arg("--list"))?;
     let mut image = image.directory("bin", 0o755).copy("bin/busybox", &busybox, 0o755);
     for command in commands.lines().filter(|command| *command != "busybox") {

@@ -44,7 +44,7 @@ impl Installation {
         std::fs::write(&folder, values.to_string()).unwrap();
         let mut helm = cluster.helm();
         helm.args(["install", "leasehold"])
-            .arg(xtask::root().join("charts/leasehold"))
+            .arg(leasehold_tasks::root().join("charts/leasehold"))
             .args(["--namespace", HOME, "--create-namespace", "--values"])
             .arg(&folder);
         succeed(&mut helm);

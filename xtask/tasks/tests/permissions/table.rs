@@ -202,7 +202,7 @@ pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
             }
         }
     }
-    let document = xtask::root().join(DOCUMENT);
+    let document = leasehold_tasks::root().join(DOCUMENT);
     if std::env::var_os("LEASEHOLD_WRITE").is_some() {
         std::fs::write(&document, &text).unwrap();
     }

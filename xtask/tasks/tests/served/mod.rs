@@ -23,7 +23,7 @@ pub(crate) async fn kinds(name: &str) -> Cluster {
         .unwrap();
     let mut helm = cluster.helm();
     helm.args(["template", "x"])
-        .arg(xtask::root().join("charts/leasehold"));
+        .arg(leasehold_tasks::root().join("charts/leasehold"));
     helm.args([
         "--set",
         "provider.enabled=false",

@@ -1,0 +1,87 @@
+//! Cargo's builds. All of them select the whole workspace, so that they agree on the features of every dependency and
+//! each is compiled once; which programs are built is chosen by name.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::Progress;
+
+/// The cargo that runs this program, or the one on PATH.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(crate::root());
+    cargo
+}
+
+/// Where cargo puts what it builds.
+#[must_use]
+pub fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .filter(|folder| !folder.is_empty())
+        .map_or_else(|| crate::root().join("target"), PathBuf::from)
+}
+
+/// Builds the programs of those names in the dev profile and returns the folder that holds them.
+///
+/// # Errors
+/// When cargo fails, with what it printed.
+pub fn build(programs: &[&str], progress: &dyn Progress) -> Result<PathBuf> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--workspace", "--locked"]);
+    cargo.args(programs.iter().flat_map(|program| ["--bin", program]));
+    run(&mut cargo, progress).with_context(|| format!("cargo could not build {}", programs.join(", ")))?;
+    Ok(target_folder().join("debug"))
+}
+
+/// Compiles every test of the workspace and runs none.
+///
+/// # Errors
+/// When cargo fails, with what it printed.
+pub fn build_tests(progress: &dyn Progress) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args([
+        "test",
+        "--workspace",
+        "--locked",
+        "--lib",
+        "--bins",
+        "--tests",
+        "--no-run",
+    ]);
+    run(&mut cargo, progress).context("cargo could not compile the tests")
+}
+
+/// Crates that are compiled for the demo; what progress is measured against. A few more or less do no harm.
+const CRATES: usize = 480;
+
+fn run(cargo: &mut Command, progress: &dyn Progress) -> Result<()> {
+    let mut child = cargo
+        .env("CARGO_TERM_PROGRESS_WHEN", "never")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start cargo")?;
+    let printed = child.stderr.take().context("cargo's standard error")?;
+    let mut compiled = 0;
+    let mut said = String::new();
+    for line in BufReader::new(printed).lines() {
+        let line = line?;
+        if line.trim_start().starts_with("Compiling ") {
+            compiled += 1;
+            progress.advance(compiled, CRATES);
+        } else if !line.trim_start().starts_with("Download") {
+            said.push_str(&line);
+            said.push('\n');
+        }
+    }
+    let status = child.wait().context("wait for cargo")?;
+    if !status.success() {
+        bail!("{status}\n{said}");
+    }
+    Ok(())
+}
