@@ -1,4 +1,4 @@
-//! The server that a kubelet and a Prometheus ask: `/metrics`, `/healthz`, `/readyz`.
+//! The HTTP server for probes and metrics: `/metrics`, `/healthz`, `/readyz`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Health, Metrics};
 
-/// A running admin server. It outlives the shutdown signal, so that probes are answered while the process
-/// finishes; [`Server::stop`] or a drop ends it.
+/// A running admin server. It continues after the shutdown signal, so that probes are answered while the process
+/// finishes. [`Server::stop`] or a drop ends it.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// The address it listens on.
     pub address: SocketAddr,
     task: JoinHandle<()>,
     stopped: CancellationToken,
 }
 
 impl Server {
-    /// Answers what was asked, then ends.
+    /// Finishes running requests, then ends.
     pub async fn stop(mut self) {
         self.stopped.cancel();
         if let Err(error) = (&mut self.task).await {
-            tracing::warn!(%error, "the admin server ended badly");
+            tracing::warn!(%error, "the admin server ended with an error");
         }
     }
 }
@@ -41,10 +41,11 @@ impl Drop for Server {
     }
 }
 
-/// Serves on `address`; from the moment `shutdown` is cancelled the process reports itself as not ready.
+/// Serves on `address`. Once `shutdown` is cancelled, the process reports itself as not ready.
 ///
 /// # Errors
-/// When the address can't be listened on.
+///
+/// If it cannot listen on the address.
 pub async fn serve(
     address: SocketAddr,
     metrics: Arc<Metrics>,
@@ -55,7 +56,7 @@ pub async fn serve(
         .await
         .with_context(|| format!("listen on {address}: choose another --admin-address"))?;
     let address = listener.local_addr().context("read the admin server's address")?;
-    tracing::info!(%address, "serves /metrics, /healthz and /readyz");
+    tracing::info!(%address, "serving /metrics, /healthz and /readyz");
 
     let routes = Router::new()
         .route("/metrics", get(render))
@@ -171,17 +172,20 @@ mod tests {
         while get(address, "/readyz").await.0 != 503 {
             assert!(
                 tokio::time::Instant::now() < deadline,
-                "still ready after shutdown began"
+                "not ready after shutdown began"
             );
         }
         assert_eq!(
             get(address, "/healthz").await.0,
             200,
-            "probes are answered while it ends"
+            "probes are answered while the process ends"
         );
         heartbeat.finish();
         server.stop().await;
-        assert!(TcpStream::connect(address).await.is_err(), "it listens no more");
+        assert!(
+            TcpStream::connect(address).await.is_err(),
+            "the server no longer listens"
+        );
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
-//! What a process knows of its own health: loops that must beat, and conditions that must hold before it
-//! counts as ready.
+//! The health of a process: loops that must report regularly, and conditions that must hold before it is ready.
 //!
-//! Nothing is assumed: a loop that ended without saying so is dead, a latch nobody set is not ready.
+//! By default nothing is healthy: a loop that ended without finishing is dead, and a latch that was never set is not
+//! ready.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The health of one process; clones share it.
+/// The health of one process. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Mutex<State>>);
 
@@ -32,7 +32,7 @@ impl Health {
         Self::default()
     }
 
-    /// A loop that must beat at least once in every `within`, from now on.
+    /// A loop that must call [`Heartbeat::beat`] at least once in every `within`, starting now.
     #[must_use = "a heartbeat that is dropped counts as a loop that died"]
     pub fn heartbeat(&self, name: &'static str, within: Duration) -> Heartbeat {
         self.state().loops.insert(
@@ -48,7 +48,7 @@ impl Health {
         }
     }
 
-    /// A condition of readiness that is not met until its latch is set.
+    /// A readiness condition, which is not met until its latch is set.
     #[must_use = "the process is not ready until the latch is set"]
     pub fn latch(&self, name: &'static str) -> Latch {
         self.state().latches.insert(name, Some("not yet".to_owned()));
@@ -58,12 +58,12 @@ impl Health {
         }
     }
 
-    /// From now on the process is not ready, so that nobody sends it new work while it ends. Loops may end.
+    /// Makes the process not ready, so that it gets no new work while it ends. Loops may end.
     pub fn end(&self) {
         self.state().ending = true;
     }
 
-    /// Each loop, and what is wrong with it.
+    /// Each loop, and its problem if it has one.
     pub(crate) fn liveness(&self) -> Report {
         let state = self.state();
         let now = Instant::now();
@@ -75,14 +75,14 @@ impl Health {
                 let late = silent > *within;
                 (
                     *name,
-                    late.then(|| format!("silent for {silent:.0?}, allowed are {within:.0?}")),
+                    late.then(|| format!("silent for {silent:.0?}, the limit is {within:.0?}")),
                 )
             }
         });
         Report(lines.collect())
     }
 
-    /// Each condition of readiness, and why it is not met.
+    /// Each readiness condition, and why it is not met.
     pub(crate) fn readiness(&self) -> Report {
         let state = self.state();
         let ending = state.ending.then(|| ("shutdown", Some("ends".to_owned())));
@@ -96,13 +96,13 @@ impl Health {
         )
     }
 
-    // A thread that panicked with the lock held leaves maps that are still whole.
+    // A thread that panics while holding the lock leaves the maps consistent.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Held by a loop; dropped without [`Heartbeat::finish`], as by a panic, it marks the loop dead.
+/// Held by a loop. Dropping it without [`Heartbeat::finish`], for instance by a panic, marks the loop as dead.
 #[derive(Debug)]
 pub struct Heartbeat {
     health: Health,
@@ -110,14 +110,14 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// The loop is alive.
+    /// Reports that the loop is alive.
     pub fn beat(&self) {
         if let Some(Loop::Beats { last, .. }) = self.health.state().loops.get_mut(self.name) {
             *last = Instant::now();
         }
     }
 
-    /// The loop ended as it should, such as when leadership passed on.
+    /// Reports that the loop ended as intended, for instance after leadership was lost.
     pub fn finish(self) {
         self.health.state().loops.remove(self.name);
     }
@@ -131,7 +131,7 @@ impl Drop for Heartbeat {
     }
 }
 
-/// One condition of readiness.
+/// One readiness condition.
 #[derive(Clone, Debug)]
 pub struct Latch {
     health: Health,
@@ -139,12 +139,12 @@ pub struct Latch {
 }
 
 impl Latch {
-    /// The condition holds.
+    /// Reports that the condition holds.
     pub fn set(&self) {
         self.put(None);
     }
 
-    /// The condition does not hold, and why.
+    /// Reports that the condition does not hold, and why.
     pub fn clear(&self, why: impl Into<String>) {
         self.put(Some(why.into()));
     }
@@ -154,7 +154,7 @@ impl Latch {
     }
 }
 
-/// What was asked, and what is wrong with it; nothing wrong is `None`.
+/// Names of the checks, and the problem of each; `None` if it has none.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Report(Vec<(&'static str, Option<String>)>);
 
@@ -163,7 +163,7 @@ impl Report {
         self.0.iter().all(|(_, wrong)| wrong.is_none())
     }
 
-    /// In the form Kubernetes' own components use.
+    /// Formats the report like Kubernetes' own components.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         for (name, wrong) in &self.0 {
@@ -189,7 +189,10 @@ mod tests {
         assert!(health.liveness().is_good());
         heartbeat.beat();
         tokio::time::advance(Duration::from_secs(29)).await;
-        assert!(health.liveness().is_good(), "the beat counts from when it was");
+        assert!(
+            health.liveness().is_good(),
+            "the time is measured from the last beat"
+        );
         tokio::time::advance(Duration::from_secs(2)).await;
         let report = health.liveness();
         assert!(!report.is_good());
@@ -199,7 +202,10 @@ mod tests {
             report.text()
         );
         heartbeat.beat();
-        assert!(health.liveness().is_good(), "a late loop that came back is alive");
+        assert!(
+            health.liveness().is_good(),
+            "a late loop that beats again is alive"
+        );
     }
 
     #[tokio::test]
@@ -246,7 +252,7 @@ mod tests {
         drop(heartbeat);
         assert!(
             health.liveness().is_good(),
-            "the kubelet must not kill a process that is handing over"
+            "the kubelet must not kill a process that is shutting down"
         );
     }
 }

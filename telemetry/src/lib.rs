@@ -1,5 +1,5 @@
-//! How the binaries say what they do: logs and traces whose fields follow a lease, metrics with closed labels,
-//! and health that tells the truth.
+//! Observability for all binaries: logs and traces with the same fields for a lease, metrics with closed sets of
+//! label values, and health reports.
 //!
 //! In `main`, in this order: [`Settings`] from [`Args`], [`start`], the runtime, [`shutdown::on_signals`],
 //! [`Metrics`] and [`Health`], [`admin::serve`].

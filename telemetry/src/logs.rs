@@ -1,4 +1,4 @@
-//! Log lines on standard error, and the one span whose fields follow a lease through every part.
+//! Log lines on standard error, and the span whose fields identify a lease in every component.
 
 use std::io::IsTerminal as _;
 
@@ -10,7 +10,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 use crate::metrics::Controller;
 use crate::{LogFormat, Settings};
 
-/// Keeps telemetry running; dropped last in `main`, it sends what is still held.
+/// Keeps telemetry running. Drop it last in `main`; it then sends what is buffered.
 #[must_use = "telemetry ends when the guard is dropped"]
 pub struct Guard {
     #[cfg(feature = "otlp")]
@@ -26,10 +26,11 @@ impl Drop for Guard {
     }
 }
 
-/// Starts logs, and traces where an endpoint is set, for the whole process.
+/// Starts logs for the whole process, and traces if an endpoint is set.
 ///
 /// # Errors
-/// When it was started before, the filter does not parse, or the exporter refuses its endpoint.
+///
+/// If telemetry was started before, the filter is invalid, or the exporter cannot be created.
 pub fn start(settings: &Settings) -> Result<Guard> {
     let filter = EnvFilter::try_new(&settings.log_filter).context("parse the log filter")?;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -38,7 +39,7 @@ pub fn start(settings: &Settings) -> Result<Guard> {
             .with_ansi(std::io::stderr().is_terminal())
             .with_filter(filter)
             .boxed(),
-        // All spans, not just the innermost: a chain call's line must still name its lease.
+        // All spans, not only the innermost one: a log line of a chain call must contain its lease.
         LogFormat::Json => lines
             .json()
             .flatten_event(true)
@@ -59,16 +60,16 @@ pub fn start(settings: &Settings) -> Result<Guard> {
         .with(traces.as_ref().map(crate::traces::Exporter::layer));
     #[cfg(not(feature = "otlp"))]
     let subscriber = Registry::default().with(lines);
-    tracing::subscriber::set_global_default(subscriber).context("telemetry was started before")?;
+    tracing::subscriber::set_global_default(subscriber).context("telemetry is already started")?;
     Ok(Guard {
         #[cfg(feature = "otlp")]
         traces,
     })
 }
 
-/// The span of one pass over one object. Its fields have the same names in every part, so that one search
-/// finds a lease in the market's, the provider's and the chain's lines: record `lease`, `escrow`, `provider`
-/// and `transaction` on it as soon as they are known.
+/// The span of one reconcile of an object. Its fields have the same names in every component, so that one search
+/// finds a lease in the lines of market, provider and chain: record `lease`, `escrow`, `provider` and `transaction`
+/// as soon as they are known.
 #[must_use]
 pub fn span(controller: Controller, object: &str) -> Span {
     tracing::info_span!(

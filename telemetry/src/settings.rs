@@ -1,4 +1,4 @@
-//! The flags that every binary shares, and what they mean once checked.
+//! The flags that every binary has, and their validated form.
 
 use std::net::SocketAddr;
 
@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use tracing_subscriber::EnvFilter;
 
 /// Flags to flatten into a binary's own: `#[command(flatten)] telemetry: leasehold_telemetry::Args`. They are
-/// understood before and after a subcommand.
+/// accepted before and after a subcommand.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Telemetry")]
-// A binary's own struct may be called Args too, and groups must have names of their own.
+// The group needs a name of its own, because a binary's struct may also be called Args.
 #[group(id = "telemetry")]
 pub struct Args {
     /// How log lines are written: text for people, json for machines.
@@ -41,7 +41,7 @@ pub struct Args {
     pub admin_address: SocketAddr,
 }
 
-/// Flags of binaries that trace, to flatten beside [`Args`].
+/// Flags of binaries that send traces, to flatten beside [`Args`].
 #[cfg(feature = "otlp")]
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Telemetry")]
@@ -52,40 +52,41 @@ pub struct TraceArgs {
     pub otlp_endpoint: Option<String>,
 }
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Checked flags.
+/// Validated flags.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Name of the program in traces: `leasehold-operator-market`.
+    /// Name of the program in traces, such as `leasehold-operator-market`.
     pub service: &'static str,
-    /// How log lines are written.
+    /// Format of log lines.
     pub log_format: LogFormat,
-    /// Which log lines are written, in the syntax of `EnvFilter`; it parses.
+    /// Filter for log lines, in the syntax of `EnvFilter`. It is valid.
     pub log_filter: String,
-    /// Where the admin server listens.
+    /// Address of the admin server.
     pub admin_address: SocketAddr,
     /// Base URL of an OTLP collector.
     pub otlp_endpoint: Option<String>,
 }
 
 impl Settings {
-    /// Checks the flags; `service` is the program's name in traces.
+    /// Validates the flags. `service` is the program's name in traces.
     ///
     /// # Errors
-    /// When the filter does not parse.
+    ///
+    /// If the filter is invalid.
     pub fn new(service: &'static str, args: &Args) -> Result<Self> {
         EnvFilter::try_new(&args.log_filter).with_context(|| {
             format!(
-                "--log-filter {:?}: want a level or target=level, such as info",
+                "--log-filter {:?} is invalid: use a level or target=level, such as info",
                 args.log_filter
             )
         })?;
@@ -98,17 +99,18 @@ impl Settings {
         })
     }
 
-    /// The same, with traces where the flags ask for them.
+    /// Validates the flags, and enables traces if the flags request them.
     ///
     /// # Errors
-    /// When the endpoint is no http URL.
+    ///
+    /// If the endpoint is not an http URL.
     #[cfg(feature = "otlp")]
     pub fn traced(self, args: &TraceArgs) -> Result<Self> {
         let otlp_endpoint = args.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty());
         if let Some(endpoint) = &otlp_endpoint {
             anyhow::ensure!(
                 endpoint.starts_with("http://") || endpoint.starts_with("https://"),
-                "--otlp-endpoint: want the collector's base URL, such as http://collector:4318"
+                "--otlp-endpoint is invalid: use the collector's base URL, such as http://collector:4318"
             );
         }
         Ok(Self {

@@ -1,14 +1,14 @@
-//! The one way a process is asked to end.
+//! Shutdown of a process on signals.
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT. A second one ends the process at once, for a
-/// person who does not want to wait.
+/// A token that is cancelled by the first SIGTERM or SIGINT. A second signal ends the process immediately.
 ///
 /// # Errors
-/// When the handlers can't be installed.
+///
+/// If the signal handlers cannot be installed.
 pub fn on_signals() -> Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
@@ -23,11 +23,14 @@ pub fn on_signals() -> Result<CancellationToken> {
             if attempt > 1 {
                 tracing::warn!(
                     signal = name,
-                    "asked twice: ends at once, leadership is not handed over"
+                    "second signal: exiting immediately without releasing leadership"
                 );
                 std::process::exit(1);
             }
-            tracing::info!(signal = name, "ends: finishes what runs, then hands over");
+            tracing::info!(
+                signal = name,
+                "shutting down: finishing running work, then releasing leadership"
+            );
             cancelled.cancel();
         }
     });

@@ -22,7 +22,7 @@ impl Exporter {
             .with_http()
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .build()
-            .context("make the OTLP exporter; check --otlp-endpoint")?;
+            .context("create the OTLP exporter; check --otlp-endpoint")?;
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_resource(Resource::builder().with_service_name(service).build())
@@ -35,15 +35,15 @@ impl Exporter {
     where
         S: tracing::Subscriber + for<'span> LookupSpan<'span>,
     {
-        // The exporter's own HTTP client traces too: without the filter each batch would cause the next.
+        // The exporter's own HTTP client creates spans too. Without the filter, each batch would cause the next one.
         let ours = filter::Targets::new().with_target("leasehold", LevelFilter::DEBUG);
         OpenTelemetryLayer::new(self.tracer.clone()).with_filter(ours)
     }
 
-    /// Sends what is held, for at most the exporter's own timeout.
+    /// Sends what is buffered, within the exporter's own timeout.
     pub(crate) fn finish(self) {
         if let Err(error) = self.provider.shutdown() {
-            tracing::warn!(%error, "the last traces were not sent");
+            tracing::warn!(%error, "cannot send the last traces");
         }
     }
 }

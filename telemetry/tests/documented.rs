@@ -1,5 +1,5 @@
-//! The documents list what the operators export, no more and no less.
-#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking too")]
+//! The documentation lists exactly the metrics that the operators export.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 use leasehold_telemetry::Metrics;
 use leasehold_telemetry::metrics::{Operator, Role, reference};

@@ -1,7 +1,7 @@
-//! A span that was open reaches the collector, with its fields and the program's name, at the latest when the guard is
+//! An open span reaches the collector with its fields and the program's name, at the latest when the guard is
 //! dropped.
 #![cfg(feature = "otlp")]
-#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking too")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -19,7 +19,7 @@ struct Program {
     traces: TraceArgs,
 }
 
-/// Reads one HTTP request, head and body, and answers it with an empty success.
+/// Reads one HTTP request, and answers it with an empty success response.
 fn take(mut stream: TcpStream) -> Vec<u8> {
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let (mut request, mut chunk) = (Vec::new(), [0; 4096]);
@@ -73,6 +73,6 @@ fn spans_reach_the_collector_before_the_program_ends() {
         "team-a/train",
         "lease-abcdefghijklmnopqrstuvwxyz",
     ] {
-        assert!(text.contains(wanted), "no {wanted:?} in what was sent");
+        assert!(text.contains(wanted), "the request does not contain {wanted:?}");
     }
 }

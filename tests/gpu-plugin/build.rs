@@ -1,4 +1,4 @@
-//! Generates the device plugin API from its definition; protox compiles it, so no `protoc` is needed.
+//! Generates the device plugin API. protox compiles the definition, so no `protoc` is needed.
 
 use anyhow::Context;
 

@@ -1,10 +1,10 @@
-//! The closed sets of label values.
+//! Closed sets of label values.
 
 use leasehold_crds::lease::Phase;
 use leasehold_crds::market::allocation::AllocationPhase;
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
-/// An enum with its label values, listed once.
+/// Defines an enum together with its label values.
 macro_rules! closed {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -12,7 +12,7 @@ macro_rules! closed {
         pub enum $name { $($(#[$variant_doc])* $variant),+ }
 
         impl $name {
-            /// Every value.
+            /// All values.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// The label's value.
@@ -31,27 +31,27 @@ macro_rules! closed {
 }
 
 closed!(
-    /// What reconciles.
+    /// The controllers.
     Controller {
         /// GpuLease, at the market.
         Lease = "lease",
         /// GpuProvider, at the market.
         Provider = "provider",
-        /// PaymentNetwork, on both sides.
+        /// PaymentNetwork, at the market and at the provider.
         Network = "network",
-        /// GpuPool and GpuNode into a GpuOffer, at the provider.
+        /// From GpuPool and GpuNode to a GpuOffer, at the provider.
         Offer = "offer",
-        /// GpuAllocation into a GpuReservation, at the provider; at the market, when it is let go.
+        /// From GpuAllocation to a GpuReservation, at the provider; at the market, the release of a GpuAllocation.
         Allocation = "allocation",
-        /// GpuReservation into what runs, at the provider.
+        /// From GpuReservation to a workload, at the provider.
         Reservation = "reservation",
-        /// The periodic check of chain, objects and what runs.
+        /// The periodic search for orphans on the chain and in the cluster.
         Sweep = "sweep",
     }
 );
 
 impl Controller {
-    /// Whether each of its objects has passes of its own, for which it stands in line.
+    /// Whether it reconciles each object separately, from a queue.
     #[must_use]
     pub const fn has_line(self) -> bool {
         matches!(self, Self::Lease | Self::Allocation | Self::Reservation)
@@ -59,60 +59,60 @@ impl Controller {
 }
 
 closed!(
-    /// What an error wants to be done about it.
+    /// Classes of errors, by what resolves them.
     Class {
-        /// An edit by a person.
+        /// A change of the object by a user.
         User = "user",
-        /// Another try at once, with what was read anew.
+        /// An immediate retry with fresh reads.
         Conflict = "conflict",
-        /// Another try later.
+        /// A later retry.
         Transient = "transient",
     }
 );
 
 closed!(
-    /// What was asked of the chain.
+    /// Kinds of calls to the chain.
     ChainAction {
         /// A read.
         Read = "read",
         /// An account is opened.
         Open = "open",
-        /// An account is filled up.
+        /// An account is funded.
         Fund = "fund",
         /// An account is closed.
         Close = "close",
-        /// A leg begins to be charged.
+        /// Charging of a leg starts.
         Start = "start",
-        /// A leg is charged no more for now.
+        /// Charging of a leg is paused.
         Pause = "pause",
-        /// A leg is charged no more.
+        /// Charging of a leg ends.
         End = "end",
-        /// What was earned moves to the payee.
+        /// Earnings are transferred to the payee.
         Withdraw = "withdraw",
     }
 );
 
 closed!(
-    /// How the chain answered.
+    /// Outcomes of calls to the chain.
     ChainOutcome {
         Ok = "ok",
         /// No answer.
         Unreachable = "unreachable",
-        /// The contract refused.
+        /// The contract reverted the call.
         Reverted = "reverted",
-        /// The signer can't pay for gas.
+        /// The signer has too few native tokens for gas.
         InsufficientGas = "insufficient_gas",
-        /// The payer has too few tokens, or allowed too few.
+        /// The payer has too few tokens, or too small an allowance.
         InsufficientTokens = "insufficient_tokens",
-        /// Another chain answered.
+        /// The endpoint serves another chain.
         WrongChain = "wrong_chain",
-        /// Sent, and not seen mined in time: the intent stays.
+        /// Sent, but not mined in time. The intent is kept.
         Unresolved = "unresolved",
     }
 );
 
 closed!(
-    /// Where a lease is in its life.
+    /// Phases of a lease.
     LeasePhase {
         Pending = "Pending",
         Matched = "Matched",
@@ -126,7 +126,7 @@ closed!(
 );
 
 closed!(
-    /// How far a provider is with its share of a lease.
+    /// Phases of a provider's reservation.
     SharePhase {
         Requested = "Requested",
         Declined = "Declined",

@@ -1,5 +1,5 @@
-//! Metrics whose labels are closed enums, never names or addresses: their number is known before the first
-//! lease, and every series is there from the start, so that a rate over it is never missing its zero.
+//! Metrics. All labels are closed enums, never names or addresses, so that the number of series is known in advance.
+//! Every series exists from the start, so that a rate never lacks its zero.
 
 mod labels;
 mod operator;
@@ -31,20 +31,21 @@ impl Metrics {
         }
     }
 
-    /// Where Leasehold's own metrics are registered: `leasehold_…`.
+    /// The registry for Leasehold's own metrics: `leasehold_…`.
     pub fn own(&mut self) -> &mut Registry {
         self.registry.sub_registry_with_prefix("leasehold")
     }
 
-    /// Where metrics with names that others gave are registered: `DCGM_…`.
+    /// The registry for metrics with names defined elsewhere: `DCGM_…`.
     pub fn foreign(&mut self) -> &mut Registry {
         &mut self.registry
     }
 
-    /// The metrics now, in the OpenMetrics text format.
+    /// Renders the metrics in the OpenMetrics text format.
     ///
     /// # Errors
-    /// When a metric can't be encoded.
+    ///
+    /// If a metric cannot be encoded.
     pub fn render(&self) -> Result<String> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).context("render the metrics")?;

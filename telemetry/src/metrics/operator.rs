@@ -1,4 +1,4 @@
-//! What the operator counts, in both of its roles.
+//! Metrics of the operator, in both of its roles.
 
 use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
@@ -13,7 +13,7 @@ use prometheus_client::registry::Unit;
 
 use super::{ChainAction, ChainOutcome, Class, Controller, LeasePhase, Metrics, SharePhase};
 
-/// Which operator it is.
+/// The role of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Market,
@@ -43,25 +43,25 @@ impl Role {
     }
 }
 
-/// Everything one operator counts. Clones share it.
+/// The metrics of one operator. Clones share their values.
 #[derive(Clone, Debug)]
 pub struct Operator {
-    /// Passes of the controllers.
+    /// Reconciles of the controllers.
     pub reconcile: Reconcile,
     /// Calls to the chain.
     pub chain: Chain,
     /// Whether this replica leads.
     pub leader: Leader,
-    /// What nobody's object names and is still paid for: accounts at a market, namespaces at a provider.
+    /// Orphans that are still paid for: accounts at a market, namespaces at a provider.
     pub orphans: Orphans,
-    /// Leases by phase; only a market's operator has them.
+    /// Leases by phase. Only the operator of a market has them.
     pub leases: Option<Phases<LeasePhase>>,
-    /// Shares of leases by phase; only a provider's operator has them.
+    /// Reservations by phase. Only the operator of a provider has them.
     pub shares: Option<Phases<SharePhase>>,
 }
 
 impl Operator {
-    /// Registers all that an operator of this role counts.
+    /// Registers all metrics of an operator with this role.
     pub fn register(metrics: &mut Metrics, role: Role) -> Self {
         Self {
             reconcile: Reconcile::register(metrics, role),
@@ -98,14 +98,14 @@ struct ByPhase<P> {
     phase: P,
 }
 
-// The derive takes no generics.
+// The derive macro does not support generics.
 impl<P: EncodeLabelValue + Copy> EncodeLabelSet for ByPhase<P> {
     fn encode(&self, encoder: &mut LabelSetEncoder) -> Result<(), std::fmt::Error> {
         EncodeLabel::encode(&("phase", self.phase), encoder.encode_label())
     }
 }
 
-/// Passes of the controllers: how long, and how they failed.
+/// Reconciles: their duration, and failures by class.
 #[derive(Clone, Debug)]
 pub struct Reconcile {
     duration: Family<ByController, Histogram, fn() -> Histogram>,
@@ -114,7 +114,7 @@ pub struct Reconcile {
 }
 
 impl Reconcile {
-    /// Registers the passes of a role's controllers.
+    /// Registers the metrics for the controllers of a role.
     pub fn register(metrics: &mut Metrics, role: Role) -> Self {
         let it = Self {
             duration: Family::new_with_constructor(|| {
@@ -135,34 +135,34 @@ impl Reconcile {
         let registry = metrics.own().sub_registry_with_prefix("reconcile");
         registry.register_with_unit(
             "duration",
-            "Wall time of one pass over one object",
+            "Duration of one reconcile of one object",
             Unit::Seconds,
             it.duration.clone(),
         );
         registry.register_with_unit(
             "waited",
-            "How long an object stood in line for its pass; seconds of it mean that passes, and with them the API server \
-             or the chain, can't keep up",
+            "How long an object was queued before its reconcile; seconds mean that reconciles, and with them the API \
+             server or the chain, cannot keep up",
             Unit::Seconds,
             it.waited.clone(),
         );
         registry.register(
             "failures",
-            "Passes that ended in an error, by what the error wants: user (an edit by a person), conflict \
-             (another try at once), transient (another try later)",
+            "Reconciles that ended in an error, by class: user (needs a change by a user), conflict (retried \
+             immediately), transient (retried later)",
             it.failures.clone(),
         );
         it
     }
 
-    /// An object's turn has come.
+    /// Records how long an object was queued.
     pub fn waited(&self, controller: Controller, waited: Duration) {
         self.waited
             .get_or_create(&ByController { controller })
             .observe(waited.as_secs_f64());
     }
 
-    /// One pass is over.
+    /// Records a finished reconcile.
     pub fn observe(&self, controller: Controller, took: Duration, failed: Option<Class>) {
         self.duration
             .get_or_create(&ByController { controller })
@@ -173,7 +173,7 @@ impl Reconcile {
     }
 }
 
-/// Calls to the chain: what was asked and how it answered.
+/// Calls to the chain, by action and outcome.
 #[derive(Clone, Debug)]
 pub struct Chain {
     calls: Family<ByOutcome, Counter>,
@@ -203,19 +203,19 @@ impl Chain {
         let registry = metrics.own().sub_registry_with_prefix("chain");
         registry.register(
             "calls",
-            "Calls to the chain, by what was asked and how it answered",
+            "Calls to the chain, by action and outcome",
             it.calls.clone(),
         );
         registry.register_with_unit(
             "call_duration",
-            "Wall time of one call to the chain, which who reads at the same moment may share; of a write, until it was seen mined",
+            "Duration of one call to the chain, which concurrent reads may share; of a write, until it was mined",
             Unit::Seconds,
             it.duration.clone(),
         );
         it
     }
 
-    /// One call was answered, or given up.
+    /// Records a call that was answered or timed out.
     pub fn observe(&self, action: ChainAction, outcome: ChainOutcome, took: Duration) {
         self.calls.get_or_create(&ByOutcome { action, outcome }).inc();
         self.duration
@@ -224,7 +224,7 @@ impl Chain {
     }
 }
 
-/// How many are in each phase now, and how many ever entered it.
+/// Objects by phase, and transitions into each phase.
 #[derive(Clone, Debug)]
 pub struct Phases<P: EncodeLabelValue + Clone + Copy + Eq + Hash + std::fmt::Debug + 'static> {
     now: Family<ByPhase<P>, Gauge>,
@@ -247,24 +247,24 @@ impl<P: EncodeLabelValue + Clone + Copy + Eq + Hash + std::fmt::Debug + Send + S
         registry.register(
             many,
             format!(
-                "How many {many} are in each phase, as the leader sees it; 0 at a replica that does not lead"
+                "Number of {many} in each phase, as the leader sees it; 0 at a replica that is not the leader"
             ),
             it.now.clone(),
         );
         registry.register(
             format!("{one}_transitions"),
-            format!("How many {many} entered each phase"),
+            format!("Number of {many} that entered each phase"),
             it.entered.clone(),
         );
         it
     }
 
-    /// One entered that phase.
+    /// Records a transition into a phase.
     pub fn entered(&self, phase: impl Into<P>) {
         self.entered.get_or_create(&ByPhase { phase: phase.into() }).inc();
     }
 
-    /// Counts anew; a replica that lost leadership counts nothing.
+    /// Replaces the counts by phase. A replica that lost leadership passes none.
     pub fn count(&self, phases: impl IntoIterator<Item = impl Into<P>>) {
         let phases: Vec<P> = phases.into_iter().map(Into::into).collect();
         for &phase in self.all {
@@ -276,24 +276,24 @@ impl<P: EncodeLabelValue + Clone + Copy + Eq + Hash + std::fmt::Debug + Send + S
     }
 }
 
-/// How many things nobody's object names while they are still paid for.
+/// Number of orphans that are still paid for.
 #[derive(Clone, Debug)]
 pub struct Orphans(Gauge);
 
 impl Orphans {
-    /// Registers it; there are none at first.
+    /// Registers the metric with the value 0.
     pub fn register(metrics: &mut Metrics) -> Self {
         let it = Self(Gauge::default());
         metrics.own().register(
             "orphans",
-            "Accounts (market) or namespaces (provider) that no object names and that are left alone, because they may \
-             still be paid for; they end at their own deadline",
+            "Accounts (market) or namespaces (provider) without an object, which are kept because they may still be paid \
+             for; they end at their own deadline",
             it.0.clone(),
         );
         it
     }
 
-    /// So many were seen.
+    /// Sets the number of orphans found.
     pub fn set(&self, seen: usize) {
         self.0.set(i64::try_from(seen).unwrap_or(i64::MAX));
     }
@@ -304,16 +304,18 @@ impl Orphans {
 pub struct Leader(Gauge);
 
 impl Leader {
-    /// Registers it; nobody leads at first.
+    /// Registers the metric with the value 0.
     pub fn register(metrics: &mut Metrics) -> Self {
         let it = Self(Gauge::default());
-        metrics
-            .own()
-            .register("leader", "1 while this replica leads, else 0", it.0.clone());
+        metrics.own().register(
+            "leader",
+            "1 while this replica is the leader, else 0",
+            it.0.clone(),
+        );
         it
     }
 
-    /// Leads, or does not.
+    /// Sets whether this replica leads.
     pub fn set(&self, leads: bool) {
         self.0.set(i64::from(leads));
     }
@@ -359,7 +361,7 @@ mod tests {
         );
         assert!(
             !metrics.render().unwrap().contains("leasehold_shares"),
-            "shares are the provider's"
+            "only providers have shares"
         );
     }
 

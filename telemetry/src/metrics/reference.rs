@@ -1,4 +1,4 @@
-//! The metrics of a program as a table for people, read off what it renders, so that no list is kept by hand.
+//! A table of a program's metrics for the documentation, generated from its rendered metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -15,15 +15,16 @@ struct Row {
     labels: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// A Markdown table of every metric: name as Prometheus stores it, type, labels with their values, meaning.
+/// A Markdown table of every metric: name as Prometheus stores it, type, labels with their values, and help.
 ///
 /// # Errors
-/// When the metrics can't be rendered.
+///
+/// If the metrics cannot be rendered.
 pub fn markdown(metrics: &Metrics) -> Result<String> {
     Ok(table(&metrics.render()?))
 }
 
-/// The same of what a program answered at `/metrics`.
+/// The same table from the response of `/metrics`.
 #[must_use]
 pub fn table(exposition: &str) -> String {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
@@ -43,7 +44,7 @@ pub fn table(exposition: &str) -> String {
             None => {
                 let row = rows.entry(name.clone()).or_default();
                 for (label, value) in labels(line) {
-                    // The bounds of a histogram's buckets are no labels of ours.
+                    // `le` is the bucket limit of a histogram.
                     if label != "le" {
                         row.labels.entry(label).or_default().insert(value);
                     }
@@ -67,7 +68,7 @@ pub fn table(exposition: &str) -> String {
         } else {
             labels.join("; ")
         };
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = writeln!(
             text,
             "| `{name}{suffix}` | {} | {labels} | {}. |",
@@ -77,7 +78,7 @@ pub fn table(exposition: &str) -> String {
     text
 }
 
-/// The labels of one sample; values here never hold a quote or a comma, being words of closed sets.
+/// The labels of one sample. The values contain neither quotes nor commas, as they come from closed sets.
 fn labels(sample: &str) -> Vec<(String, String)> {
     let Some((_, rest)) = sample.split_once('{') else {
         return Vec::new();
@@ -103,7 +104,7 @@ mod tests {
         let _operator = Operator::register(&mut metrics, Role::Provider);
         let text = markdown(&metrics).unwrap();
         assert!(
-            text.contains("| `leasehold_leader` | gauge | – | 1 while this replica leads, else 0. |"),
+            text.contains("| `leasehold_leader` | gauge | – | 1 while this replica is the leader, else 0. |"),
             "{text}"
         );
         assert!(

@@ -1,5 +1,5 @@
-//! What GitOps controllers make of our conditions: Argo CD's health scripts in Lua, Flux's expressions in CEL, both as
-//! examples/06-gitops has them.
+//! How GitOps controllers evaluate Leasehold's conditions: Argo CD's health scripts in Lua, Flux's expressions in
+//! CEL, both as in examples/06-gitops.
 
 use std::path::PathBuf;
 
@@ -14,14 +14,15 @@ pub fn folder() -> PathBuf {
     leasehold_testtools::root().join("examples/06-gitops")
 }
 
-/// What a health script says of an object: the status and the message.
+/// Runs a health script on an object. Returns status and message.
 ///
 /// # Errors
-/// When the script fails, or does not answer with one of Argo CD's statuses.
+///
+/// If the script fails, or returns a status that Argo CD does not have.
 pub fn argo(script: &str, object: &Value) -> Result<(String, String)> {
-    // Argo CD gives a script the base library, tables, and two functions of os that these don't use.
+    // Argo CD gives a script the base library, tables, and two functions of os that these scripts do not use.
     let lua = Lua::new_with(StdLib::TABLE, LuaOptions::default())?;
-    // Absent, as in Argo CD: null must not become a value that is not nil.
+    // Absent, as in Argo CD: null must become nil.
     let options = mlua::serde::ser::Options::new()
         .serialize_none_to_null(false)
         .serialize_unit_to_null(false);
@@ -33,18 +34,18 @@ pub fn argo(script: &str, object: &Value) -> Result<(String, String)> {
         "Healthy" | "Suspended" | "Progressing" | "Missing" | "Degraded" | "Unknown" => {
             Ok((status, message.unwrap_or_default()))
         }
-        other => bail!("Argo CD knows no status {other:?}"),
+        other => bail!("Argo CD has no status {other:?}"),
     }
 }
 
-/// What Flux's expressions of a kind say of an object.
+/// Result of Flux's expressions for an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waits {
-    /// It is as it should be.
+    /// The object is ready.
     Current,
-    /// No waiting heals it.
+    /// The object failed permanently.
     Failed,
-    /// Neither yet.
+    /// Neither of both yet.
     InProgress,
 }
 
@@ -55,10 +56,11 @@ pub struct Expressions {
 }
 
 impl Expressions {
-    /// Those of a kind, out of the example's Kustomization.
+    /// The expressions for a kind, from the example's Kustomization.
     ///
     /// # Errors
-    /// When there are none, or they don't compile.
+    ///
+    /// If there are none, or they do not compile.
     pub fn of(kind: &str) -> Result<Self> {
         let text = std::fs::read_to_string(folder().join("flux/kustomization.yaml"))?;
         for document in text.split("\n---") {
@@ -83,13 +85,14 @@ impl Expressions {
         bail!("no expressions for {kind}")
     }
 
-    /// What they say. An expression that can't be evaluated says nothing, as in Flux.
+    /// Evaluates the expressions. As in Flux, an expression that cannot be evaluated counts as false.
     ///
     /// # Errors
-    /// When both are true: the outcome would hang on the order in which they are asked.
+    ///
+    /// If both are true, as the outcome would depend on their order.
     pub fn waits(&self, object: &Value) -> Result<Waits> {
         match (holds(&self.current, object), holds(&self.failed, object)) {
-            (true, true) => bail!("current and failed at once"),
+            (true, true) => bail!("current and failed at the same time"),
             (true, false) => Ok(Waits::Current),
             (false, true) => Ok(Waits::Failed),
             (false, false) => Ok(Waits::InProgress),

@@ -1,5 +1,5 @@
-//! The scripts and expressions of examples/06-gitops over the statuses that leases really take, and over each condition
-//! of the other kinds.
+//! The scripts and expressions of examples/06-gitops, on the statuses of leases in simulation runs and on each
+//! condition of the other kinds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ fn script(kind: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// What an object shows a controller: each is looked at once.
+/// What a controller sees of an object. Each combination is tested once.
 type Look = (Phase, Option<CloseReason>, String, String, String, bool, bool);
 
 fn look(lease: &GpuLease) -> Option<Look> {
@@ -43,7 +43,7 @@ fn look(lease: &GpuLease) -> Option<Look> {
     ))
 }
 
-/// Every different status of the leases in some runs of the simulation.
+/// All distinct statuses of leases in some simulation runs.
 fn leases() -> Vec<GpuLease> {
     let runs = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..2)
@@ -73,7 +73,7 @@ fn leases() -> Vec<GpuLease> {
     all.into_values().collect()
 }
 
-/// What a person would call it, from phase and reasons alone.
+/// The expected result, from phase and reasons alone.
 fn expected(lease: &GpuLease) -> (&'static str, Waits) {
     let Some((phase, closed, ready, reason, _, true, _)) = look(lease) else {
         return ("Progressing", Waits::InProgress);
@@ -153,7 +153,7 @@ fn every_status_of_a_lease_is_understood() {
     }
 }
 
-/// A status of one condition, with the generation that it answers.
+/// An object with conditions for that observed generation.
 fn with(mut object: Value, observed: i64, conditions: Value) -> Value {
     object["metadata"]["generation"] = json!(2);
     object["status"]["observedGeneration"] = json!(observed);
@@ -177,7 +177,7 @@ fn what_nobody_has_looked_at_is_not_ready() {
             "Progressing",
             "{kind}"
         );
-        // A spec that changed after the last look.
+        // The spec has changed since the last reconcile.
         let stale = with(new.clone(), 1, one("Ready", ConditionStatus::True, "Serving", ""));
         assert_eq!(
             argo(&script(kind), &stale).expect("an answer").0,
@@ -195,7 +195,7 @@ fn what_nobody_has_looked_at_is_not_ready() {
     }
 }
 
-/// The simulation shows the frequent ends; each has an answer.
+/// The simulation covers the frequent ends; each has a result.
 #[test]
 fn every_end_of_a_lease_is_understood() {
     let (script, flux) = (
@@ -379,7 +379,7 @@ fn providers_and_networks() {
             "{reason}"
         );
     }
-    // At a provider nobody looks, and nobody should wait.
+    // A provider does not report this condition, so controllers must not wait for it.
     assert_eq!(
         argo(&script("PaymentNetwork"), &network).expect("an answer").0,
         "Healthy"

@@ -1,13 +1,13 @@
-//! From the GPU file to the devices that the kubelet is told of: ids, health, NUMA. Pure.
+//! Converts the GPU file into the devices that are advertised to the kubelet: ids, health, NUMA nodes. Pure.
 
 use nvidia_ml_sim::{Gpu, GpuFile};
 
 use crate::api;
 
-/// Xids that the program on the GPU caused, not the GPU: NVIDIA's own plugin ignores the same ones.
+/// Xids caused by the program on the GPU. NVIDIA's device plugin ignores the same ones.
 const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
 
-/// One device as the kubelet knows it.
+/// One device as advertised to the kubelet.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Device {
     pub(crate) id: String,
@@ -15,13 +15,13 @@ pub(crate) struct Device {
     pub(crate) numa_node: i64,
 }
 
-/// The devices to advertise: whole GPUs, and the slices of those that are cut up. An unplugged GPU is not among
-/// them; of two with one id the first is.
+/// The devices to advertise: whole GPUs, or the MIG slices of a GPU. Unplugged GPUs are left out; of two with the
+/// same id, only the first is advertised.
 pub(crate) fn advertised(file: &GpuFile) -> Vec<Device> {
     let mut devices: Vec<Device> = Vec::new();
     for gpu in file.gpus.iter().filter(|gpu| !gpu.faults.unplugged) {
         let ids: Vec<&str> = match gpu.slices() {
-            [] => vec![gpu.told_uuid()],
+            [] => vec![gpu.reported_uuid()],
             slices => slices.iter().map(|slice| slice.uuid.as_str()).collect(),
         };
         for id in ids {

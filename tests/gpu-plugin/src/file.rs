@@ -1,4 +1,4 @@
-//! Follows the GPU file, so that a fault reaches the kubelet as soon as it is written.
+//! Watches the GPU file, so that a fault reaches the kubelet as soon as it is written.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::devices::{Device, advertised};
 
 const POLL: Duration = Duration::from_millis(100);
 
-/// The devices now and whenever they change. A file that can't be read any more leaves them as they were.
+/// The current devices, and every change. If the file cannot be read, the devices stay unchanged.
 pub(crate) fn follow(path: PathBuf) -> anyhow::Result<watch::Receiver<Vec<Device>>> {
     let (now, devices) = watch::channel(read(&path)?);
     tokio::spawn(async move {
@@ -50,6 +50,6 @@ pub(crate) fn follow(path: PathBuf) -> anyhow::Result<watch::Receiver<Vec<Device
 fn read(path: &PathBuf) -> anyhow::Result<Vec<Device>> {
     let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let file: GpuFile =
-        serde_json::from_slice(&text).with_context(|| format!("{} is no GPU file", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a GPU file", path.display()))?;
     Ok(advertised(&file))
 }

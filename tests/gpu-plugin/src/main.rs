@@ -1,5 +1,5 @@
-//! A Kubernetes device plugin for simulated GPUs: scheduling, allocation and the pod-resources API are then the
-//! kubelet's own. It advertises what the file of `nvml-sim` holds, as NVIDIA's plugin advertises real cards.
+//! A Kubernetes device plugin for simulated GPUs, so that scheduling, allocation and the pod-resources API are those
+//! of the kubelet. It advertises the GPUs in the file of `nvml-sim`, as NVIDIA's plugin advertises real cards.
 
 mod devices;
 mod file;
@@ -42,7 +42,7 @@ struct Args {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let gpus = std::path::absolute(&args.gpus).context("make the path of --gpus absolute")?;
+    let gpus = std::path::absolute(&args.gpus).context("resolve the path of --gpus")?;
     let mounts = plugin::Mounts::of(&gpus, args.library.as_deref())?;
     let session = session::Session {
         sockets: args.kubelet_dir.join("device-plugins"),

@@ -1,4 +1,4 @@
-//! The service that the kubelet calls: which devices there are, and what a container that got some needs.
+//! The device plugin service: the list of devices, and what a container needs for the devices it gets.
 
 use std::{
     collections::HashMap,
@@ -16,12 +16,12 @@ use crate::{
     devices::Device,
 };
 
-/// Where a container finds the simulated driver: the same places where the container toolkit puts the real one.
+/// Paths in a container, the same as those of the container toolkit.
 const FILES_IN_CONTAINER: &str = "/etc/nvml-sim";
 const LIBRARY_IN_CONTAINER: &str = "/usr/lib/libnvidia-ml.so.1";
 const SMI_IN_CONTAINER: &str = "/usr/bin/nvidia-smi";
 
-/// What is mounted into each container that got a GPU.
+/// What is mounted into each container with a GPU.
 #[derive(Clone, Debug)]
 pub(crate) struct Mounts {
     dir: PathBuf,
@@ -29,20 +29,20 @@ pub(crate) struct Mounts {
 }
 
 impl Mounts {
-    /// The directory of the file (never the file alone: it is replaced by rename), the library and `nvidia-smi`.
+    /// The directory of the file (not the file alone, as it is replaced by rename), the library and `nvidia-smi`.
     pub(crate) fn of(gpus: &Path, library: Option<&Path>) -> anyhow::Result<Self> {
         let dir = gpus
             .parent()
-            .context("--gpus names no file in a directory")?
+            .context("--gpus is not the path of a file")?
             .to_owned();
         let library = match library {
-            Some(path) => std::path::absolute(path).context("make the path of --library absolute")?,
+            Some(path) => std::path::absolute(path).context("resolve the path of --library")?,
             None => dir.join(nvidia_ml_sim::LIBRARY_NAME),
         };
         Ok(Self { dir, library })
     }
 
-    /// Those that exist now.
+    /// The mounts whose source exists.
     fn present(&self) -> Vec<api::Mount> {
         let mounts = [
             (self.dir.clone(), FILES_IN_CONTAINER),
@@ -101,7 +101,7 @@ impl DevicePlugin for Plugin {
                 .find(|id| !known.iter().any(|d| d.healthy && d.id == **id));
             if let Some(id) = sick {
                 return Err(Status::failed_precondition(format!(
-                    "{id} is not there or not healthy"
+                    "{id} does not exist or is not healthy"
                 )));
             }
             Ok(api::ContainerAllocateResponse {
@@ -127,7 +127,7 @@ impl DevicePlugin for Plugin {
         _: Request<api::PreferredAllocationRequest>,
     ) -> Result<Response<api::PreferredAllocationResponse>, Status> {
         Err(Status::unimplemented(
-            "the kubelet was told that there is no preference",
+            "the plugin announced that it has no preferred allocation",
         ))
     }
 
@@ -136,7 +136,7 @@ impl DevicePlugin for Plugin {
         _: Request<api::PreStartContainerRequest>,
     ) -> Result<Response<api::PreStartContainerResponse>, Status> {
         Err(Status::unimplemented(
-            "the kubelet was told that no call before the start is needed",
+            "the plugin announced that it needs no call before the start",
         ))
     }
 }

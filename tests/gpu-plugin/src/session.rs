@@ -1,5 +1,5 @@
-//! The life with one kubelet after the other: a kubelet that starts removes every plugin's socket and forgets who
-//! registered, so a session ends when its socket changes, and the next one begins.
+//! Sessions with the kubelet. A kubelet that starts removes every plugin's socket and forgets registrations, so a
+//! session ends when its socket changes, and the next one begins.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ const KUBELET_SOCKET: &str = "kubelet.sock";
 const OWN_SOCKET: &str = "leasehold-gpu-sim.sock";
 const POLL: Duration = Duration::from_millis(200);
 
-/// What a plugin needs to meet kubelets.
+/// Configuration of the plugin's sessions.
 pub(crate) struct Session {
     /// The kubelet's directory of plugin sockets.
     pub(crate) sockets: PathBuf,
@@ -36,11 +36,11 @@ pub(crate) struct Session {
     pub(crate) devices: watch::Receiver<Vec<Device>>,
 }
 
-/// One kubelet's socket, told apart from that of the kubelet before it.
+/// Identity of a kubelet's socket, which differs after a restart.
 type Identity = (u64, u64, i64, i64);
 
 impl Session {
-    /// Serves until told to stop.
+    /// Serves until `stopping` is set.
     pub(crate) async fn run(&self, mut stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
         let mut stop = std::pin::pin!(stopping.wait_for(|stop| *stop));
         loop {
@@ -55,7 +55,7 @@ impl Session {
         }
     }
 
-    /// Waits for a kubelet, serves it, and returns when it is gone or has forgotten this plugin.
+    /// Waits for a kubelet, serves it, and returns when it ended or forgot this plugin.
     async fn meet(&self) -> anyhow::Result<()> {
         let kubelet = self.sockets.join(KUBELET_SOCKET);
         let identity = wait_for(&kubelet).await;
@@ -73,10 +73,10 @@ impl Session {
         Ok(())
     }
 
-    /// Serves on the plugin's socket until the returned end is dropped.
+    /// Serves on the plugin's socket until the returned sender is dropped.
     fn serve(&self, own: &Path) -> anyhow::Result<oneshot::Sender<()>> {
         if own.exists() {
-            fs::remove_file(own).with_context(|| format!("remove the socket {} of before", own.display()))?;
+            fs::remove_file(own).with_context(|| format!("remove the old socket {}", own.display()))?;
         }
         let listener = UnixListener::bind(own).with_context(|| format!("listen on {}", own.display()))?;
         let plugin = Plugin {
@@ -88,7 +88,7 @@ impl Session {
             let server = Server::builder()
                 .add_service(DevicePluginServer::new(plugin))
                 .serve_with_incoming(UnixListenerStream::new(listener));
-            // Not a graceful end: ListAndWatch never ends by itself.
+            // Not a graceful shutdown, as ListAndWatch never ends by itself.
             tokio::select! {
                 _ = ended => (),
                 served = server => if let Err(error) = served {
@@ -101,7 +101,7 @@ impl Session {
 
     async fn register(&self, kubelet: &Path) -> anyhow::Result<()> {
         let path = kubelet.to_owned();
-        // The address is not used: the connector goes to the socket.
+        // The address is not used; the connector connects to the socket.
         let channel = Endpoint::from_static("http://localhost")
             .connect_timeout(Duration::from_secs(5))
             .timeout(Duration::from_secs(5))

@@ -1,5 +1,5 @@
-//! The plugin as a process, met by a kubelet's side of the protocol over real unix sockets.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+//! The plugin as a process, with the kubelet's side of the protocol over real unix sockets.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test panics")]
 
 mod api {
     #![allow(clippy::all, unreachable_pub, reason = "generated")]
@@ -34,7 +34,7 @@ use tonic::{
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The plugin's process, ended with the test.
+/// The plugin's process, killed when the test ends.
 struct Plugin(Child);
 
 impl Drop for Plugin {
@@ -54,7 +54,7 @@ impl Registration for Registered {
     }
 }
 
-/// The registration side of a kubelet. As the real one, it empties its directory when it starts.
+/// The registration server of a kubelet. Like the real one, it empties its directory when it starts.
 struct Kubelet {
     sockets: PathBuf,
     registered: mpsc::Receiver<api::RegisterRequest>,
@@ -130,7 +130,7 @@ fn scene() -> Scene {
 async fn next(lists: &mut Streaming<api::ListAndWatchResponse>) -> Vec<(String, String)> {
     let list = timeout(PATIENCE, lists.message())
         .await
-        .expect("a list in time")
+        .expect("a list before the deadline")
         .unwrap()
         .unwrap();
     list.devices
@@ -204,7 +204,7 @@ async fn gpus_are_advertised_withheld_and_allocated() {
     );
     assert!(
         plugin.allocate(ask(&uuids[1])).await.is_err(),
-        "a sick GPU is given to nobody"
+        "an unhealthy GPU is not allocated"
     );
 
     scene.fixture.fault(1, &"clear".parse().unwrap()).unwrap();

@@ -1,8 +1,8 @@
-//! The C ABI: each symbol that the agent calls through nvml-wrapper, with NVML's own signatures and return codes.
+//! The C ABI: the symbols that the agent calls through nvml-wrapper, with NVML's signatures and return codes.
 //!
-//! Every function is a few lines over [`device`] or [`library`], which decide what all have in common: initialised,
-//! hanging, lost, unsupported. What a symbol answers is the same on a MIG slice as on a real one: its memory and
-//! name are its own, its power and temperature can't be asked.
+//! Every function is a few lines on top of [`device`] or [`library`], which handle what all have in common:
+//! initialisation, hanging, lost and unsupported. A MIG slice answers like a real one: it has its own memory and
+//! name, but no power and temperature.
 #![allow(
     unsafe_code,
     reason = "a C ABI takes raw pointers; each is checked for null before it is written"

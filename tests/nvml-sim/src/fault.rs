@@ -1,44 +1,44 @@
-//! What can be broken, as the command line writes it and as the file holds it.
+//! Faults, in the notation of the command line and as they are stored in the file.
 
 use std::str::FromStr;
 
 use crate::file::{Event, Gpu, Process};
 
-/// Events kept in the file: enough for any test, so that the file stays small.
+/// Maximum number of events kept in the file, to keep it small.
 const EVENTS_MAX: usize = 64;
 
-/// One change of a GPU. All but the last group stay until [`Fault::Clear`].
+/// One change of a GPU. It remains until [`Fault::Clear`], except for the last group.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
     /// `lost`: fallen off the bus.
     Lost,
-    /// `unplug`: gone from NVML, sysfs and the device plugin.
+    /// `unplug`: removed from NVML, sysfs and the device plugin.
     Unplug,
-    /// `withhold`: only the device plugin calls it unhealthy.
+    /// `withhold`: only the device plugin reports it as unhealthy.
     Withhold,
     /// `hang` or `hang=QUERY`: calls block until cleared.
     Hang(String),
     /// `unsupported=QUERY`.
     Unsupported(String),
-    /// `name=TEXT`: NVML lies.
+    /// `name=TEXT`: NVML reports this name.
     Name(String),
-    /// `uuid=TEXT`: NVML lies.
+    /// `uuid=TEXT`: NVML reports this UUID.
     Uuid(String),
-    /// `bus=0000:18:00.0`: NVML lies.
+    /// `bus=0000:18:00.0`: NVML reports this bus address.
     Bus(String),
     /// `ecc` or `ecc=N`: N more uncorrectable errors.
     Ecc(u64),
-    /// `xid=N`: an event for those who watch now.
+    /// `xid=N`: an event for current watchers.
     Xid(u64),
     /// `busy=PID[:BYTES]`: a process computes on the GPU, which draws its power limit meanwhile.
     Busy(Process),
     /// `idle`: no process.
     Idle,
-    /// `clear`: as new, ECC counters and events included; processes stay.
+    /// `clear`: removes faults, ECC errors and events; processes stay.
     Clear,
 }
 
-/// A fault that can't be read or applied.
+/// A fault that cannot be parsed or applied.
 #[derive(Debug, thiserror::Error)]
 pub enum FaultError {
     #[error(

@@ -1,12 +1,11 @@
-//! The file that drives the library: what the simulated node has, and what is wrong with it.
+//! The file behind the library: the GPUs of the simulated node, and their faults.
 //!
-//! One JSON document with one entry a GPU. Values that the hardware fixes (bus, device id) are kept apart from
-//! `faults`, which only change what NVML *says*: so the sysfs tree stays the honest witness that a lying name is
-//! checked against.
+//! One JSON document with one entry per GPU. Values that the hardware determines (bus, device id) are separate from
+//! `faults`, which change only what NVML *reports*. So the sysfs tree always shows the real values.
 
 use serde::{Deserialize, Serialize};
 
-/// The whole node as the simulated driver sees it.
+/// The node as the simulated driver sees it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GpuFile {
@@ -15,7 +14,7 @@ pub struct GpuFile {
     pub driver_version: String,
     /// Highest CUDA version of the driver, `major.minor`.
     pub cuda_version: String,
-    /// Queries of the whole library that block until they are removed from this list; `*` is all of them.
+    /// Queries of the library that block until they are removed from this list; `*` means all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hang: Vec<String>,
     pub gpus: Vec<Gpu>,
@@ -25,12 +24,12 @@ pub struct GpuFile {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Gpu {
-    /// Name of the model that this entry was made from, for people.
+    /// Name of the model of this entry, for information only.
     pub model: String,
     pub name: String,
     pub uuid: String,
     pub serial: String,
-    /// Address on the bus as sysfs writes it: `0000:18:00.0`.
+    /// Bus address in sysfs notation: `0000:18:00.0`.
     pub bus: String,
     /// PCI device id without the vendor, hexadecimal: `2330`.
     pub pci_device: String,
@@ -40,18 +39,18 @@ pub struct Gpu {
     pub pcie_generation: u32,
     pub pcie_width: u32,
     pub memory_bytes: u64,
-    /// Memory the driver keeps for itself.
+    /// Memory reserved by the driver.
     pub reserved_bytes: u64,
     pub used_bytes: u64,
     /// `major.minor`.
     pub compute_capability: String,
-    /// Absent where the model has no MIG.
+    /// Absent if the model has no MIG.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig: Option<Mig>,
-    /// Absent where the model has no ECC.
+    /// Absent if the model has no ECC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ecc: Option<Ecc>,
-    /// Whether NVLink joins this GPU to the others of the node that have it too.
+    /// Whether NVLink connects this GPU to the others of the node that have it too.
     #[serde(default)]
     pub nvlink: bool,
     pub utilization: Utilization,
@@ -67,39 +66,39 @@ pub struct Gpu {
     /// Xid events so far, oldest first. A watcher gets those whose `seq` is above the highest at its registration.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<Event>,
-    /// Sequence number of the next event; it never goes back, not even when `events` is emptied.
+    /// Sequence number of the next event. It never decreases, even if `events` is emptied.
     #[serde(default)]
     pub next_event: u64,
     #[serde(default, skip_serializing_if = "Faults::is_none")]
     pub faults: Faults,
 }
 
-/// What is wrong with a GPU.
+/// Faults of a GPU.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Faults {
     /// Every call on the GPU, and getting its handle, fails with `NVML_ERROR_GPU_IS_LOST`. It stays in sysfs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lost: bool,
-    /// Gone from the count, from sysfs and from the device plugin.
+    /// Removed from the count, from sysfs and from the device plugin.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unplugged: bool,
-    /// The device plugin alone calls it unhealthy; NVML sees nothing.
+    /// Only the device plugin reports it as unhealthy.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub withheld: bool,
-    /// Queries that block until removed from this list; `*` is all of them.
+    /// Queries that block until removed from this list; `*` means all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hang: Vec<String>,
-    /// Queries that answer `NVML_ERROR_NOT_SUPPORTED`.
+    /// Queries that return `NVML_ERROR_NOT_SUPPORTED`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsupported: Vec<String>,
-    /// What NVML says instead of the real name.
+    /// The name that NVML reports instead of the real one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// What NVML says instead of the real UUID.
+    /// The UUID that NVML reports instead of the real one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// What NVML says instead of the real bus address.
+    /// The bus address that NVML reports instead of the real one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
 }
@@ -111,7 +110,7 @@ impl Faults {
     }
 }
 
-/// Multi-instance GPU: the parent is whole, its slices are devices of their own.
+/// Multi-instance GPU: the slices are devices of their own.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Mig {
@@ -150,7 +149,7 @@ pub struct Utilization {
     pub memory: u32,
 }
 
-/// An anchor: the counter stood at `millijoules` at `at_unix_ms` and grows with the power since then.
+/// Base of the energy counter: it had the value `millijoules` at `at_unix_ms`, and has grown with the power since.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Energy {
@@ -168,7 +167,7 @@ pub struct Clocks {
     pub video: u32,
 }
 
-/// Why clocks are held down.
+/// Reasons for throttled clocks.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Throttle {
@@ -197,7 +196,7 @@ pub struct Event {
     pub xid: u64,
 }
 
-/// A value in the file that can't be what it stands for.
+/// An invalid value in the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{field} is {value:?}, expected {expected}")]
 pub struct BadValue {
@@ -207,25 +206,25 @@ pub struct BadValue {
 }
 
 impl Gpu {
-    /// The name that NVML tells.
+    /// The name that NVML reports.
     #[must_use]
-    pub fn told_name(&self) -> &str {
+    pub fn reported_name(&self) -> &str {
         self.faults.name.as_deref().unwrap_or(&self.name)
     }
 
-    /// The UUID that NVML tells.
+    /// The UUID that NVML reports.
     #[must_use]
-    pub fn told_uuid(&self) -> &str {
+    pub fn reported_uuid(&self) -> &str {
         self.faults.uuid.as_deref().unwrap_or(&self.uuid)
     }
 
-    /// The bus address that NVML tells, as sysfs would write it.
+    /// The bus address that NVML reports, in sysfs notation.
     #[must_use]
-    pub fn told_bus(&self) -> &str {
+    pub fn reported_bus(&self) -> &str {
         self.faults.bus.as_deref().unwrap_or(&self.bus)
     }
 
-    /// The slices that exist, none without MIG.
+    /// The MIG slices; none without MIG.
     #[must_use]
     pub fn slices(&self) -> &[MigSlice] {
         match &self.mig {
@@ -241,7 +240,7 @@ impl Gpu {
         self.energy.millijoules + elapsed_ms.saturating_mul(u64::from(self.power_milliwatts)) / 1000
     }
 
-    /// Changes the power and keeps the energy counter monotone.
+    /// Changes the power without decreasing the energy counter.
     pub fn set_power(&mut self, milliwatts: u32, unix_ms: u64) {
         self.energy = Energy {
             millijoules: self.energy_millijoules(unix_ms),
@@ -251,7 +250,7 @@ impl Gpu {
     }
 }
 
-/// `9.0` as two numbers.
+/// Parses a version such as `9.0`.
 pub(crate) fn version(text: &str, field: &'static str) -> Result<(i32, i32), BadValue> {
     let parse = || {
         let (major, minor) = text.split_once('.')?;

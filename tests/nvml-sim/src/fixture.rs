@@ -1,12 +1,12 @@
-//! One directory that holds a simulated node: the file, the sysfs tree, the library and a `nvidia-smi`.
+//! A directory with a simulated node: the file, the sysfs tree, the library and `nvidia-smi`.
 //!
 //! ```text
-//! DIR/gpus.json            what there is, replaced by rename, so a reader never sees half of it
-//! DIR/libnvidia-ml.so.1    the library; it finds gpus.json beside itself
-//! DIR/nvidia-smi           the command line as a workload knows it
-//! DIR/sys/bus/pci/devices  the PCI witness
+//! DIR/gpus.json            the GPUs; replaced by rename, so that a reader never sees a partial file
+//! DIR/libnvidia-ml.so.1    the library, which finds gpus.json in its directory
+//! DIR/nvidia-smi           the command line tool for workloads
+//! DIR/sys/bus/pci/devices  the PCI bus
 //! ```
-//! The directory is mounted whole: a bind mount of the file alone would keep showing the file of the first rename.
+//! Mount the whole directory: a bind mount of the file alone would keep showing the old file after a rename.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use std::{
 
 use crate::{Fault, FaultError, GpuFile, Model, clock::unix_ms, models::MODELS, sysfs};
 
-/// What the driver's library is called.
+/// File name of the driver's library.
 pub const LIBRARY_NAME: &str = "libnvidia-ml.so.1";
 const BUILT_LIBRARY_NAME: &str = "libnvidia_ml_sim.so";
 const COMMAND_NAME: &str = "nvml-sim";
@@ -35,9 +35,9 @@ pub enum FixtureError {
     TooMany(usize),
     #[error("no GPU {index}; the node has {count}")]
     NoGpu { index: usize, count: usize },
-    #[error("{path} can't be read or written", path = path.display())]
+    #[error("cannot read or write {path}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} is no GPU file", path = path.display())]
+    #[error("{path} is not a GPU file", path = path.display())]
     Parse {
         path: PathBuf,
         source: serde_json::Error,
@@ -49,7 +49,7 @@ pub enum FixtureError {
 }
 
 impl Fixture {
-    /// Makes a node with `count` GPUs of one model, with the library in place.
+    /// Creates a node with `count` GPUs of one model, with the library in place.
     pub fn create(dir: &Path, node: &str, model: &str, count: usize) -> Result<Self, FixtureError> {
         let known = Model::find(model).ok_or_else(|| FixtureError::NoModel(model.to_owned()))?;
         let file = known
@@ -58,7 +58,7 @@ impl Fixture {
         Self::create_with(dir, &file)
     }
 
-    /// Makes a node of any description, with the library in place.
+    /// Creates a node from a file, with the library in place.
     pub fn create_with(dir: &Path, file: &GpuFile) -> Result<Self, FixtureError> {
         fs::create_dir_all(dir).map_err(|e| io_at(dir, e))?;
         let fixture = Self { dir: dir.to_owned() };
@@ -67,7 +67,7 @@ impl Fixture {
         Ok(fixture)
     }
 
-    /// A node that was made before.
+    /// Opens an existing node.
     #[must_use]
     pub fn open(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
@@ -78,19 +78,19 @@ impl Fixture {
         &self.dir
     }
 
-    /// The file that drives the library.
+    /// The file behind the library.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.dir.join(FILE_NAME)
     }
 
-    /// What stands for `/sys`.
+    /// The directory that stands for `/sys`.
     #[must_use]
     pub fn sysfs(&self) -> PathBuf {
         self.dir.join("sys")
     }
 
-    /// The library of this node. It finds the file beside itself.
+    /// The library of this node. It finds the file in its own directory.
     #[must_use]
     pub fn library(&self) -> PathBuf {
         self.dir.join(LIBRARY_NAME)
@@ -102,7 +102,7 @@ impl Fixture {
         serde_json::from_slice(&text).map_err(|source| FixtureError::Parse { path, source })
     }
 
-    /// Changes the file under a lock, so that two commands don't lose each other's faults.
+    /// Changes the file under a lock, so that concurrent commands do not overwrite each other's changes.
     pub fn edit<T>(
         &self,
         change: impl FnOnce(&mut GpuFile) -> Result<T, FixtureError>,
@@ -116,7 +116,7 @@ impl Fixture {
         Ok(result)
     }
 
-    /// Breaks one GPU, or clears it.
+    /// Applies a fault to one GPU, or clears its faults.
     pub fn fault(&self, gpu: usize, fault: &Fault) -> Result<(), FixtureError> {
         self.edit(|file| {
             let count = file.gpus.len();
@@ -135,14 +135,14 @@ impl Fixture {
             source,
         })?;
         text.push('\n');
-        // sysfs first: a GPU must not be told by NVML before the bus has it.
+        // sysfs first: NVML must not report a GPU before the bus does.
         sysfs::write(&self.sysfs(), file).map_err(|e| io_at(&self.sysfs(), e))?;
         let draft = self.dir.join(".gpus.json.new");
         fs::write(&draft, text).map_err(|e| io_at(&draft, e))?;
         fs::rename(&draft, &path).map_err(|e| io_at(&path, e))
     }
 
-    /// Copies the library, and the command line where it was built too.
+    /// Copies the library, and the command line tool if it was built.
     fn install(&self) -> Result<(), FixtureError> {
         let built = built_library()?;
         replace(&built, &self.library())?;
@@ -157,11 +157,11 @@ impl Fixture {
     }
 }
 
-/// The library as cargo left it: beside the running program, or beside the tests.
+/// The library that cargo built: beside the running program, or beside the tests.
 pub fn built_library() -> Result<PathBuf, FixtureError> {
     let program = std::env::current_exe().map_err(|e| io_at(Path::new("/proc/self/exe"), e))?;
     let near = up(&program);
-    // `deps` first: a test's build always refreshes the copy there, the one above it only when asked for.
+    // `deps` first: building a test always updates the copy there, the other one only on request.
     [near.join("deps"), near.clone(), up(&near), up(&near).join("deps")]
         .iter()
         .map(|dir| dir.join(BUILT_LIBRARY_NAME))
@@ -173,7 +173,7 @@ fn up(path: &Path) -> PathBuf {
     path.parent().unwrap_or(Path::new("/")).to_owned()
 }
 
-/// By rename: a library that some process has mapped must not be written over.
+/// Replaces by rename, as a library that a process has mapped must not be overwritten.
 fn replace(from: &Path, to: &Path) -> Result<(), FixtureError> {
     let draft = to.with_extension("new");
     fs::copy(from, &draft).map_err(|e| io_at(from, e))?;

@@ -1,10 +1,10 @@
-//! A simulated NVIDIA driver library: every NVML symbol that the agent calls, answered from one JSON file.
+//! A simulated NVIDIA driver library: every NVML symbol that the agent calls, answered from a JSON file.
 //!
-//! Built as `libnvidia_ml_sim.so`, it is loaded like `libnvidia-ml.so.1`, so the agent under test is the one that is
-//! shipped: it has no test mode, only a path to a library. The file is read again whenever it changes, which is how
-//! a test breaks a GPU under a running workload.
+//! Built as `libnvidia_ml_sim.so`, it is loaded like `libnvidia-ml.so.1`. So tests use the same agent that is
+//! shipped: it has no test mode, only a path to a library. The file is read again whenever it changes, which is how a
+//! test applies faults to a GPU under a running workload.
 //!
-//! The rlib of the same crate holds the file's types, the models, the faults and the matching sysfs tree.
+//! The rlib of the same crate contains the file's types, the models, the faults and the matching sysfs tree.
 //! [`Fixture`] puts them together in one directory.
 
 mod clock;

@@ -1,4 +1,5 @@
-//! The file as it is now: read again when its time, size or inode changed, which one `stat` a call tells.
+//! The current file. It is read again when its time, size or inode changed, which is checked with one `stat` per
+//! call.
 
 use std::{
     ffi::{CStr, OsStr},
@@ -16,7 +17,7 @@ use nvml_wrapper_sys::bindings::{
 
 use crate::file::{Gpu, GpuFile};
 
-/// How often a blocked call looks at the file again.
+/// How often a blocked call checks the file.
 const POLL: Duration = Duration::from_millis(10);
 
 #[derive(PartialEq)]
@@ -34,7 +35,7 @@ struct Live {
 
 static LIVE: Mutex<Option<Live>> = Mutex::new(None);
 
-/// The file's present content.
+/// The current content of the file.
 pub(crate) fn file() -> Result<Arc<GpuFile>, nvmlReturn_t> {
     let path = path();
     let about = fs::metadata(path).map_err(|_| DRIVER_NOT_LOADED)?;
@@ -54,7 +55,7 @@ pub(crate) fn file() -> Result<Arc<GpuFile>, nvmlReturn_t> {
     let file: Arc<GpuFile> = match serde_json::from_slice(&text) {
         Ok(file) => Arc::new(file),
         Err(error) => {
-            eprintln!("nvml-sim: {} is no GPU file: {error}", path.display());
+            eprintln!("nvml-sim: {} is not a GPU file: {error}", path.display());
             return Err(UNKNOWN);
         }
     };
@@ -65,7 +66,7 @@ pub(crate) fn file() -> Result<Arc<GpuFile>, nvmlReturn_t> {
     Ok(file)
 }
 
-/// Blocks while `hangs` says so of the present file, as a driver does that waits for a dead GPU.
+/// Blocks while `hangs` holds for the current file, like a driver that waits for a dead GPU.
 pub(crate) fn wait_while(hangs: impl Fn(&GpuFile) -> bool) -> Result<Arc<GpuFile>, nvmlReturn_t> {
     loop {
         let file = file()?;
@@ -76,7 +77,7 @@ pub(crate) fn wait_while(hangs: impl Fn(&GpuFile) -> bool) -> Result<Arc<GpuFile
     }
 }
 
-/// Looks at the file until `found` finds something or the time is over.
+/// Polls the file until `found` returns something or the timeout has passed.
 pub(crate) fn wait_for<T>(
     timeout: Duration,
     found: impl Fn(&GpuFile) -> Option<T>,
@@ -94,22 +95,20 @@ pub(crate) fn wait_for<T>(
     }
 }
 
-/// Not `park_timeout`: that gives the calling thread a thread-local of this library, whose destructor would run after
-/// a `dlclose` had unmapped it.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "polling a file is the wait for a condition, and it has a deadline"
-)]
+/// Not `park_timeout`: it gives the calling thread a thread-local of this library, whose destructor would run after
+/// `dlclose` has unmapped it.
+#[expect(clippy::disallowed_methods, reason = "polling a file, with a deadline")]
 fn sleep(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// Whether a list of queries names this one.
+/// Whether a list of queries contains this one.
 pub(crate) fn names(list: &[String], query: &str) -> bool {
     list.iter().any(|entry| entry == "*" || entry == query)
 }
 
-/// The GPUs that this process may see, with their place in the file: a container sees those that were given to it.
+/// The GPUs that this process may see, with their index in the file. A container sees those that were allocated to
+/// it.
 pub(crate) fn visible(file: &GpuFile) -> Vec<(usize, &Gpu)> {
     let granted = granted();
     file.gpus
@@ -120,7 +119,7 @@ pub(crate) fn visible(file: &GpuFile) -> Vec<(usize, &Gpu)> {
             None => true,
             Some(ids) => ids.iter().any(|id| {
                 *id == gpu.uuid
-                    || *id == gpu.told_uuid()
+                    || *id == gpu.reported_uuid()
                     || id.parse() == Ok(*index)
                     || gpu.slices().iter().any(|slice| slice.uuid == *id)
             }),
@@ -128,13 +127,13 @@ pub(crate) fn visible(file: &GpuFile) -> Vec<(usize, &Gpu)> {
         .collect()
 }
 
-/// Whether this process may see a slice: all of them, unless it was given some by name.
+/// Whether this process may see a slice: all of them, unless some were allocated by name.
 pub(crate) fn sees_slice(uuid: &str) -> bool {
     granted()
         .is_none_or(|ids| !ids.iter().any(|id| id.starts_with("MIG-")) || ids.iter().any(|id| id == uuid))
 }
 
-/// The container toolkit's variable: unset or `all` is every GPU, `void` and `none` are no GPU.
+/// The container toolkit's variable: unset or `all` means every GPU, `void` and `none` mean no GPU.
 fn granted() -> Option<&'static [String]> {
     static GRANTED: OnceLock<Option<Vec<String>>> = OnceLock::new();
     GRANTED
@@ -146,7 +145,7 @@ fn granted() -> Option<&'static [String]> {
         .as_deref()
 }
 
-/// `NVML_SIM_FILE`; else `gpus.json` beside the library; else `/etc/nvml-sim/gpus.json`.
+/// `NVML_SIM_FILE`, or else `gpus.json` in the library's directory, or else `/etc/nvml-sim/gpus.json`.
 fn path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
@@ -160,11 +159,8 @@ fn path() -> &'static Path {
     })
 }
 
-/// Where this library was loaded from.
-#[expect(
-    unsafe_code,
-    reason = "dladdr is the only way for a library to learn its own path"
-)]
+/// The path of this library.
+#[expect(unsafe_code, reason = "only dladdr returns a library's own path")]
 fn own_path() -> Option<PathBuf> {
     let mut about = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
     // SAFETY: the address is one of this library's own functions and `about` has room for the answer. dladdr fills

@@ -1,6 +1,6 @@
-//! `nvml-sim`: makes a simulated node, breaks its GPUs, and prints what the simulated driver says.
+//! `nvml-sim`: creates a simulated node, applies faults to its GPUs, and prints what the simulated driver reports.
 //!
-//! Called as `nvidia-smi` (which is how the device plugin mounts it into a workload) it prints the table.
+//! When called as `nvidia-smi` (the device plugin mounts it into workloads under that name) it prints the table.
 
 mod smi;
 
@@ -13,7 +13,7 @@ use nvidia_ml_sim::{Fault, Fixture, LIBRARY_NAME, MODELS, built_library};
 #[derive(Parser)]
 #[command(
     name = "nvml-sim",
-    about = "A simulated NVIDIA driver: fixtures, faults and what the library says"
+    about = "A simulated NVIDIA driver: fixtures, faults and the library's output"
 )]
 struct Args {
     #[command(subcommand)]
@@ -24,7 +24,7 @@ struct Args {
 enum Command {
     /// Write gpus.json, the library, nvidia-smi and the sysfs tree of a node into a directory.
     Init {
-        /// Directory to write, made if missing.
+        /// Directory to write; created if missing.
         #[arg(long)]
         dir: PathBuf,
         /// Name of the node; the UUIDs are derived from it.
@@ -33,14 +33,15 @@ enum Command {
         /// One of the names that `nvml-sim models` lists.
         #[arg(long, default_value = "h100-80g-sxm")]
         model: String,
-        /// How many, 0 to 16.
+        /// Number of GPUs, 0 to 16.
         #[arg(long, default_value_t = 1)]
         gpus: usize,
     },
-    /// Break GPUs, or clear them; the effect is there with the next call of any process.
+    /// Apply faults to GPUs, or clear them. They take effect with the next call of any process.
     Fault {
         dir: PathBuf,
-        /// Index in gpus.json. Without it `hang[=QUERY]` and `clear` concern the whole library, others every GPU.
+        /// Index in gpus.json. Without it, `hang[=QUERY]` and `clear` apply to the whole library, others to every
+        /// GPU.
         #[arg(long)]
         gpu: Option<usize>,
         /// lost, unplug, withhold, hang[=QUERY], unsupported=QUERY, name=TEXT, uuid=TEXT, bus=ADDRESS, ecc[=N],
@@ -48,14 +49,14 @@ enum Command {
         #[arg(required = true)]
         faults: Vec<Fault>,
     },
-    /// Print what the library says, as a table.
+    /// Print what the library reports, as a table.
     Smi {
-        /// Directory of a node; its library is loaded.
+        /// Directory of a node, whose library is loaded.
         dir: Option<PathBuf>,
         /// Load this library instead.
         #[arg(long)]
         library: Option<PathBuf>,
-        /// One line a GPU: index, uuid and name, as `nvidia-smi -L`.
+        /// Print one line per GPU: index, uuid and name, like `nvidia-smi -L`.
         #[arg(short = 'L', long)]
         list: bool,
     },
@@ -113,7 +114,7 @@ fn apply(fixture: &Fixture, gpu: Option<usize>, fault: &Fault) -> anyhow::Result
             }
             for gpu in 0..fixture
                 .read()
-                .context("no node there; make one with nvml-sim init")?
+                .context("there is no node; create one with nvml-sim init")?
                 .gpus
                 .len()
             {
@@ -132,7 +133,7 @@ fn called_as_smi() -> bool {
     })
 }
 
-/// `NVML_SIM_LIBRARY`; else the one beside this program; else one that cargo built; else where the loader finds it.
+/// `NVML_SIM_LIBRARY`, or else the one beside this program, one that cargo built, or one that the loader finds.
 fn default_library() -> PathBuf {
     let beside = std::env::current_exe()
         .ok()

@@ -1,7 +1,7 @@
-//! The cards that can be simulated, with the figures their drivers report.
+//! The cards that can be simulated, with the values that their drivers report.
 //!
-//! Device ids are those of the PCI ID database; memory sizes are the totals that NVML reports on real cards, which
-//! is why none is a round number of what the box says.
+//! Device ids are those of the PCI ID database. Memory sizes are the totals that NVML reports on real cards, which
+//! differ from the nominal sizes.
 
 use sha2::{Digest, Sha256};
 
@@ -9,7 +9,7 @@ use crate::file::{Clocks, Ecc, Energy, Faults, Gpu, GpuFile, Mig, MigSlice, Util
 
 const MIB: u64 = 1 << 20;
 
-/// What a kind of card fixes.
+/// Properties of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct Model {
     pub slug: &'static str,
@@ -23,14 +23,14 @@ pub struct Model {
     pub power_limit_watts: u32,
     pub idle_watts: u32,
     pub clocks: Clocks,
-    /// None: the card has no ECC. Some: whether it is on.
+    /// `None`: the card has no ECC. `Some`: whether it is enabled.
     pub ecc: Option<bool>,
     pub nvlink: bool,
-    /// None: the card has no MIG. Some: the slices; empty means that MIG is off.
+    /// `None`: the card has no MIG. `Some`: the slices; empty if MIG is disabled.
     pub slices: Option<&'static [Profile]>,
 }
 
-/// A MIG profile as NVIDIA names it.
+/// A MIG profile in NVIDIA's notation.
 #[derive(Clone, Copy, Debug)]
 pub struct Profile {
     name: &'static str,
@@ -80,7 +80,7 @@ const A100_PCIE: Model = Model {
     slices: Some(&[]),
 };
 
-/// Every model, by the name that the command line takes.
+/// Every model, by its name on the command line.
 pub const MODELS: &[Model] = &[
     Model {
         slug: "rtx4090-24g",
@@ -151,7 +151,7 @@ pub const MODELS: &[Model] = &[
         nvlink: false,
         slices: None,
     },
-    // A card that no table knows: nobody's list of names or device ids holds it.
+    // A card that is in no list of names or device ids.
     Model {
         slug: "unknown",
         name: "NVIDIA Xylo 77 Engineering Sample",
@@ -175,19 +175,19 @@ pub const MODELS: &[Model] = &[
     },
 ];
 
-/// Where the GPUs of a node sit, in the order of their index; the first eight are those of an HGX board.
+/// Bus addresses of the GPUs of a node, by index. The first eight are those of an HGX board.
 const BUSES: [u8; 16] = [
     0x18, 0x2a, 0x3a, 0x5d, 0x9a, 0xab, 0xba, 0xdb, 0x1b, 0x2d, 0x3d, 0x61, 0x9d, 0xae, 0xbd, 0xde,
 ];
 
 impl Model {
-    /// The model of a name.
+    /// The model with that name.
     #[must_use]
     pub fn find(slug: &str) -> Option<&'static Model> {
         MODELS.iter().find(|model| model.slug == slug)
     }
 
-    /// A GPU of this model on a node, idle and without a fault. At most 16 fit a node.
+    /// A GPU of this model, idle and without faults. A node has at most 16.
     #[must_use]
     pub fn gpu(&self, node: &str, index: usize, unix_ms: u64) -> Option<Gpu> {
         let bus = *BUSES.get(index)?;
@@ -237,7 +237,7 @@ impl Model {
         })
     }
 
-    /// A node with `count` GPUs of this model. Nothing above 16 fits.
+    /// A node with `count` GPUs of this model, at most 16.
     #[must_use]
     pub fn node(&self, node: &str, count: usize, unix_ms: u64) -> Option<GpuFile> {
         Some(GpuFile {
@@ -265,7 +265,7 @@ impl Profile {
     }
 }
 
-/// The same seed gives the same UUID, so a node that is built again has the GPUs that it had.
+/// The same seed gives the same UUID, so that a rebuilt node has the same GPUs.
 fn uuid(prefix: &str, seed: &str) -> String {
     let hash = Sha256::digest(seed.as_bytes());
     let hex =

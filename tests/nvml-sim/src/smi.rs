@@ -1,16 +1,16 @@
-//! The table of `nvidia-smi`, from the library's own answers: loaded and called as any program would.
+//! The table of `nvidia-smi`, from the library's answers. The library is loaded and called as by any program.
 
 use std::path::Path;
 
 use anyhow::Context;
 use nvml_wrapper::{Device, Nvml, enum_wrappers::device::TemperatureSensor, error::NvmlError};
 
-/// Prints the table, or one line a GPU.
+/// Prints the table, or one line per GPU.
 pub(crate) fn print(library: &Path, list: bool) -> anyhow::Result<()> {
     let nvml = Nvml::builder()
         .lib_path(library.as_os_str())
         .init()
-        .with_context(|| format!("{} can't be loaded", library.display()))?;
+        .with_context(|| format!("cannot load {}", library.display()))?;
     if list {
         print_list(&nvml)
     } else {

@@ -1,13 +1,13 @@
-//! The PCI witness: the part of `/sys` that a kernel would show for the same GPUs.
+//! The PCI bus: the part of `/sys` that a kernel would show for the same GPUs.
 //!
-//! It follows the hardware, never the lies: a GPU that tells NVML a false name has its true device id here. A GPU
-//! that fell off the bus stays listed, as it does on a real machine; an unplugged one is gone.
+//! It shows the hardware, not what NVML reports: a GPU with a false name in NVML has its real device id here. A GPU
+//! that fell off the bus stays listed, as on a real machine; an unplugged one is removed.
 
 use std::{fs, io, path::Path};
 
 use crate::file::{Gpu, GpuFile};
 
-/// Writes the tree under `sysfs` (which stands for `/sys`) and removes devices that are there no longer.
+/// Writes the tree below `sysfs` (which stands for `/sys`) and removes devices that no longer exist.
 pub(crate) fn write(sysfs: &Path, file: &GpuFile) -> io::Result<()> {
     let devices = sysfs.join("bus/pci/devices");
     fs::create_dir_all(&devices)?;
@@ -33,7 +33,7 @@ fn write_device(dir: &Path, gpu: &Gpu) -> io::Result<()> {
         ("device", format!("0x{}", gpu.pci_device)),
         ("subsystem_vendor", format!("0x{subsystem_vendor}")),
         ("subsystem_device", format!("0x{subsystem_device}")),
-        // 3D controller: what a card without a display output is.
+        // 3D controller: the class of cards without display output.
         ("class", "0x030200".to_owned()),
         ("revision", "0xa1".to_owned()),
         ("numa_node", gpu.numa_node.to_string()),
@@ -46,7 +46,7 @@ fn write_device(dir: &Path, gpu: &Gpu) -> io::Result<()> {
     for (name, value) in attributes {
         let path = dir.join(name);
         let text = format!("{value}\n");
-        // Written only when different, so that a reader never sees an attribute half written for nothing.
+        // Write only changed attributes, so that a reader does not see a partially written one.
         if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
             fs::write(path, text)?;
         }

@@ -1,5 +1,5 @@
-//! The command line: what examples and tests of other crates call.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+//! The command line, which examples and tests of other crates call.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test panics")]
 
 use std::process::{Command, Output};
 

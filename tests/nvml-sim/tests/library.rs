@@ -1,5 +1,5 @@
-//! The library as a program meets it: loaded from a path by nvml-wrapper, every value and every fault asked for.
-#![allow(clippy::unwrap_used, reason = "a test that can't go on says where")]
+//! The library as a program sees it: loaded by nvml-wrapper, with every value and every fault.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test panics")]
 
 use std::{
     fs,
@@ -230,7 +230,7 @@ fn xid_events_reach_those_who_registered_before_and_the_timeout_is_honoured() {
     let before = Instant::now();
     assert!(
         matches!(set.wait(150), Err(NvmlError::Timeout)),
-        "the event of before is not told"
+        "the earlier event is not delivered"
     );
     assert!(before.elapsed() >= Duration::from_millis(150));
     n.fault(1, "xid=79");
@@ -244,7 +244,7 @@ fn xid_events_reach_those_who_registered_before_and_the_timeout_is_honoured() {
         );
     }
     assert!(matches!(set.wait(0), Err(NvmlError::Timeout)));
-    // An emptied list doesn't turn sequence numbers back: the next event is new.
+    // Emptying the list does not reset sequence numbers: the next event is new.
     n.fault(1, "clear");
     n.fault(1, "xid=94");
     assert!(matches!(
@@ -271,7 +271,7 @@ fn ecc_errors_are_counted() {
     let plain = node("unknown", 1);
     assert!(
         plain.fixture.fault(0, &Fault::Ecc(1)).is_err(),
-        "a card without ECC has none to break"
+        "a card without ECC cannot have ECC errors"
     );
 }
 

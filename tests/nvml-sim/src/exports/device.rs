@@ -16,12 +16,12 @@ use crate::{
 };
 
 ask_text!(nvmlDeviceGetName, "name", |seen| Ok(match seen.slice {
-    Some(slice) => format!("{} MIG {}", seen.gpu.told_name(), slice.profile),
-    None => seen.gpu.told_name().to_owned(),
+    Some(slice) => format!("{} MIG {}", seen.gpu.reported_name(), slice.profile),
+    None => seen.gpu.reported_name().to_owned(),
 }));
 ask_text!(nvmlDeviceGetUUID, "uuid", |seen| Ok(match seen.slice {
     Some(slice) => slice.uuid.clone(),
-    None => seen.gpu.told_uuid().to_owned(),
+    None => seen.gpu.reported_uuid().to_owned(),
 }));
 ask_text!(nvmlDeviceGetSerial, "serial", |seen| seen
     .whole()
@@ -54,7 +54,7 @@ ask!(
     "utilization",
     nvmlUtilization_t,
     |seen| {
-        // The whole of a GPU with slices has no utilisation, and neither has a slice.
+        // A GPU with MIG slices has no utilisation, and neither has a slice.
         if seen.gpu.slices().is_empty() {
             Ok(nvmlUtilization_t {
                 gpu: seen.gpu.utilization.gpu,
@@ -272,7 +272,7 @@ impl Memory {
 
 fn pci_info(gpu: &Gpu) -> Result<nvmlPciInfo_t, nvmlReturn_t> {
     let hex = |text: &str| c_uint::from_str_radix(text, 16).map_err(|_| UNKNOWN);
-    let told = gpu.told_bus();
+    let told = gpu.reported_bus();
     let mut parts = told.split([':', '.']);
     let mut next = || parts.next().ok_or(UNKNOWN).and_then(hex);
     let (domain, bus, slot, function) = (next()?, next()?, next()?, next()?);

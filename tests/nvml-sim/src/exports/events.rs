@@ -1,6 +1,6 @@
-//! The event set API: how Xid errors are told to those who wait for them.
+//! The event set API, which delivers Xid errors.
 //!
-//! A set hears what happens after a GPU was registered with it, once, and a wait honours its timeout.
+//! A set receives events that happen after the registration of a GPU, once each. A wait respects its timeout.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use nvml_wrapper_sys::bindings::{
 use super::{Answer, Handle, INVALID_ARGUMENT, TIMEOUT, code, device, initialised, library, put};
 use crate::live;
 
-/// Per GPU the sequence number of the last event told.
+/// Sequence number of the last delivered event of each GPU.
 type Told = BTreeMap<usize, u64>;
 
 struct Sets {
@@ -91,7 +91,7 @@ pub extern "C" fn nvmlDeviceRegisterEvents(
         seen.whole()?;
         with_sets(|sets| {
             let told = sets.open.get_mut(&set.addr()).ok_or(INVALID_ARGUMENT)?;
-            // The other kinds of event never happen here, so only this kind has anything to remember.
+            // The other kinds of events never occur, so there is nothing to store for them.
             if types & c_ulonglong::from(nvmlEventTypeXidCriticalError) != 0 {
                 told.insert(seen.handle.gpu, seen.gpu.next_event.saturating_sub(1));
             }

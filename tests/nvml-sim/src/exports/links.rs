@@ -1,4 +1,4 @@
-//! NVLink: which links are up, and which GPUs they join.
+//! NVLink: active links, and the GPUs that they connect.
 
 use std::ffi::c_uint;
 
@@ -7,7 +7,7 @@ use sys::{nvmlDevice_t, nvmlEnableState_t, nvmlGpuP2PCapsIndex_t, nvmlGpuP2PStat
 
 use super::{Handle, INVALID_ARGUMENT, NOT_SUPPORTED, device, put, reachable};
 
-/// Links of an H100 with NVLink.
+/// Number of NVLink links of an H100.
 const NVLINKS: c_uint = 18;
 
 /// # Safety

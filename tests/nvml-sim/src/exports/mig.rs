@@ -1,4 +1,4 @@
-//! Multi-instance GPUs: the mode, the slices of a GPU, and what only a slice can be asked.
+//! Multi-instance GPUs: the mode, the slices of a GPU, and queries for slices.
 
 use std::ffi::c_uint;
 
@@ -7,7 +7,7 @@ use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlDeviceAttributes_t, nvmlRetur
 use super::{Handle, INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED, device, put};
 use crate::live;
 
-/// A GPU has at most seven slices.
+/// Maximum number of slices of a GPU.
 const SLICES_MAX: c_uint = 7;
 
 ask!(nvmlDeviceGetMaxMigDeviceCount, "mig", c_uint, |seen| {

@@ -1,4 +1,4 @@
-//! Who computes on a GPU, told by process id and, with slices, by instance.
+//! Processes on a GPU, by process id and, with MIG, by instance.
 
 use std::ffi::c_uint;
 
@@ -39,7 +39,7 @@ pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
     count: *mut c_uint,
     out: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
-    // SAFETY: the caller's promise. Nobody draws on these cards.
+    // SAFETY: the caller's promise. There are no graphics processes.
     device(handle, "processes", |_| unsafe { put_list(count, out, &[]) })
 }
 
@@ -53,9 +53,10 @@ fn process_info(gpu: &Gpu, process: &Process) -> nvmlProcessInfo_t {
     }
 }
 
-/// NVML's way with lists: too little room is an error that tells how much is needed.
+/// Lists in NVML: if the buffer is too small, the call fails and returns the needed size.
 ///
 /// # Safety
+///
 /// `count` is null or points to the number of entries that `out`, unless null, has room for.
 unsafe fn put_list(count: *mut c_uint, out: *mut nvmlProcessInfo_t, list: &[nvmlProcessInfo_t]) -> Answer {
     if count.is_null() {

@@ -1,4 +1,4 @@
-//! Symbols that concern the library and the driver: life cycle, versions, and how a device is found.
+//! Symbols for the library and the driver: initialisation, versions, and lookup of devices.
 
 use std::{
     ffi::{c_char, c_int, c_uint},
@@ -16,7 +16,7 @@ use crate::{
     live,
 };
 
-/// The version of NVML that these symbols follow.
+/// The version of NVML that these symbols implement.
 const NVML_VERSION: &str = "13.580.95.05";
 
 #[unsafe(no_mangle)]
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
         Ok(uuid) => find(out, NOT_FOUND, |file| {
             live::visible(file)
                 .into_iter()
-                .find(|(_, gpu)| gpu.told_uuid() == uuid)
+                .find(|(_, gpu)| gpu.reported_uuid() == uuid)
         }),
         Err(code) => code,
     }
@@ -121,14 +121,14 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
         Ok(bus) => find(out, NOT_FOUND, |file| {
             live::visible(file).into_iter().find(|(_, gpu)| {
                 bus.to_ascii_lowercase()
-                    .ends_with(&gpu.told_bus().to_ascii_lowercase())
+                    .ends_with(&gpu.reported_bus().to_ascii_lowercase())
             })
         }),
         Err(code) => code,
     }
 }
 
-/// Gives the handle of a GPU, as NVML does: not of one that is lost, and not before one that hangs is free.
+/// Returns the handle of a GPU. As in NVML, this fails for a lost GPU and blocks for a hanging one.
 fn find(
     out: *mut nvmlDevice_t,
     missing: nvmlReturn_t,
@@ -140,7 +140,7 @@ fn find(
         })?;
         let (gpu, entry) = pick(&file).ok_or(missing)?;
         reachable(entry)?;
-        // SAFETY: every caller of this function promised it of its own `out`.
+        // SAFETY: every caller of this function promises it for its own `out`.
         unsafe { put(out, Handle { gpu, slice: None }.to_c()) }
     })
 }

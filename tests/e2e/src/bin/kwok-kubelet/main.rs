@@ -88,7 +88,7 @@ impl Node {
             .gpus
             .iter()
             .filter(fit)
-            .map(|gpu| gpu.told_uuid().to_owned())
+            .map(|gpu| gpu.reported_uuid().to_owned())
             .collect())
     }
 
