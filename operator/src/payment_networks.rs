@@ -1,4 +1,4 @@
-//! Whether each PaymentNetwork can be used, told where its admin looks.
+//! Reports in the status of each PaymentNetwork whether its chain can be reached.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::payments::PaymentClients;
 
 const PERIOD: Duration = Duration::from_secs(15);
 
-/// Who looks: the market of a cluster, or its provider where there is no market.
+/// What the loop needs. It runs in the market of a cluster, or in its provider where the market is elsewhere.
 pub(crate) struct Reachability {
     pub(crate) client: Client,
     pub(crate) networks: Store<PaymentNetwork>,
@@ -60,7 +60,7 @@ async fn status(of: &Reachability, network: &PaymentNetwork, now: jiff::Timestam
             .observed(ChainAction::Read, chain.head())
             .await
             .map_err(|e| e.to_string()),
-        Err(error) => Err(error),
+        Err(error) => Err(error.message()),
     };
     let next = match head {
         Ok(_) if of.market && network.spec.market_id.is_none() => condition(

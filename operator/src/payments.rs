@@ -18,7 +18,7 @@ use leasehold_planner::{
     placement::Currency,
     ports::{BlockLevel, PaymentError, SigningKey},
 };
-use leasehold_telemetry::metrics::{Chain, ChainAction, ChainOutcome};
+use leasehold_telemetry::metrics::{Chain, ChainAction, ChainOutcome, Class};
 use std::time::Instant;
 
 /// Escrow clients by PaymentNetwork, each connected once.
@@ -29,6 +29,50 @@ pub struct PaymentClients {
     mine_deadline: Duration,
     metrics: Chain,
     connected: Arc<Mutex<HashMap<String, (PaymentNetworkSpec, EvmEscrow)>>>,
+}
+
+/// Why a PaymentNetwork has no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// An address of the network's spec can't be parsed.
+    #[error("PaymentNetwork {0}: an address is malformed")]
+    MalformedAddress(String),
+    /// The network names no RPC endpoint.
+    #[error("PaymentNetwork {0}: set rpcUrl or rpcSecretName")]
+    NoUrl(String),
+    /// The Secret that the network names has no URL.
+    #[error("Secret {0} has no entry \"url\"")]
+    NoEntry(String),
+    /// The Secret could not be read.
+    #[error("Secret {secret} with the RPC URL can't be read")]
+    Secret {
+        /// Name of the Secret.
+        secret: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The URL can't be used.
+    #[error("the RPC URL can't be used")]
+    Connect(#[source] PaymentError),
+}
+
+impl ClientError {
+    /// How it is retried.
+    pub const fn class(&self) -> Class {
+        match self {
+            Self::MalformedAddress(_) | Self::NoUrl(_) | Self::NoEntry(_) => Class::User,
+            Self::Secret { .. } | Self::Connect(_) => Class::Transient,
+        }
+    }
+
+    /// The error and its source, for a condition.
+    pub fn message(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
 }
 
 /// Chain, contract and token of a network; `None` when an address is none.
@@ -68,7 +112,10 @@ impl PaymentClients {
     }
 
     /// The escrow client of a network.
-    pub async fn client(&self, network: &PaymentNetwork) -> Result<EvmEscrow, String> {
+    ///
+    /// # Errors
+    /// When the PaymentNetwork is incomplete, or the Secret with its RPC URL can't be read.
+    pub async fn client(&self, network: &PaymentNetwork) -> Result<EvmEscrow, ClientError> {
         let name = network.name_any();
         let known = self
             .connected
@@ -82,12 +129,11 @@ impl PaymentClients {
             return Ok(client);
         }
         let spec = &network.spec;
-        let currency =
-            currency(spec).ok_or_else(|| format!("PaymentNetwork {name}: an address is malformed"))?;
+        let currency = currency(spec).ok_or_else(|| ClientError::MalformedAddress(name.clone()))?;
         let rpc_url = match (&spec.rpc_url, &spec.rpc_secret_name) {
             (Some(url), _) => url.clone(),
             (None, Some(secret)) => self.url(secret).await?,
-            (None, None) => return Err(format!("PaymentNetwork {name}: set rpcUrl or rpcSecretName")),
+            (None, None) => return Err(ClientError::NoUrl(name)),
         };
         let client = EvmEscrow::connect(&Connection {
             rpc_url,
@@ -97,7 +143,7 @@ impl PaymentClients {
             call_deadline: self.call_deadline,
             mine_deadline: self.mine_deadline,
         })
-        .map_err(|e| e.to_string())?;
+        .map_err(ClientError::Connect)?;
         self.connected
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -105,13 +151,13 @@ impl PaymentClients {
         Ok(client)
     }
 
-    async fn url(&self, secret: &str) -> Result<String, String> {
-        let found = self
-            .secrets
-            .get(secret)
-            .await
-            .map_err(|e| format!("Secret {secret} with the RPC URL can't be read: {e}"))?;
-        entry(&found, "url").ok_or_else(|| format!("Secret {secret} has no entry \"url\""))
+    async fn url(&self, secret: &str) -> Result<String, ClientError> {
+        let found = self.secrets.get(secret).await;
+        let found = found.map_err(|source| ClientError::Secret {
+            secret: secret.to_owned(),
+            source: Box::new(source),
+        })?;
+        entry(&found, "url").ok_or_else(|| ClientError::NoEntry(secret.to_owned()))
     }
 
     /// Counts and times a call.

@@ -19,6 +19,17 @@ pub enum Error {
         #[source]
         source: Box<kube::Error>,
     },
+    /// Another dependency failed.
+    #[error("{doing}")]
+    Dependency {
+        /// The step that failed.
+        doing: &'static str,
+        /// How it is retried.
+        class: Class,
+        /// The error of the dependency.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 impl Error {
@@ -34,6 +45,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Self::Object(_) => Class::User,
+            Self::Dependency { class, .. } => *class,
             Self::Kube { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) if status.code == 409 => Class::Conflict,
                 kube::Error::Api(status) if status.code == 422 || status.code == 400 => Class::User,

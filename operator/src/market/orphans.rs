@@ -1,5 +1,5 @@
-//! Every half minute: accounts of this market that no lease names. What is paid for is left alone and counted; what
-//! anybody may close is closed, with the refund to its payer.
+//! Every 30 seconds: finds accounts of this market that have no lease. Those that are paid for are counted and left alone;
+//! those that anybody may close are closed, with the refund to their payer.
 
 use std::{
     collections::HashMap,
@@ -25,9 +25,9 @@ use leasehold_telemetry::{
 use super::Market;
 
 const PERIOD: Duration = Duration::from_secs(30);
-/// Accounts looked at in one sweep of a network.
+/// Accounts of a network that are read each time.
 const ACCOUNTS_MAX: usize = 500;
-/// Accounts closed in one sweep of a network.
+/// Accounts of a network that are closed each time.
 const CLOSES_MAX: usize = 20;
 
 /// Adds the loop that closes orphaned accounts.
@@ -38,7 +38,7 @@ pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
     });
 }
 
-/// Sweeps until the process ends.
+/// Runs until the process ends.
 async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
     let mut suspects: HashMap<String, Suspects<Hash>> = HashMap::new();
     loop {
@@ -48,11 +48,11 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
             heartbeat.beat();
             let name = network.name_any();
             let suspects = suspects.entry(name.clone()).or_default();
-            if let Err(error) = market.sweep(&network, suspects).await {
+            if let Err(error) = market.close_orphans(&network, suspects).await {
                 tracing::debug!(
                     network = name,
                     error = format!("{error:#}"),
-                    "a sweep did not finish"
+                    "the search for orphans did not finish"
                 );
                 failed = Some(Class::Transient);
             }
@@ -75,7 +75,11 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
 }
 
 impl Market {
-    async fn sweep(&self, network: &PaymentNetwork, suspects: &mut Suspects<Hash>) -> anyhow::Result<()> {
+    async fn close_orphans(
+        &self,
+        network: &PaymentNetwork,
+        suspects: &mut Suspects<Hash>,
+    ) -> anyhow::Result<()> {
         let name = network.name_any();
         let Some(market) = network
             .spec
@@ -85,7 +89,7 @@ impl Market {
         else {
             return Ok(());
         };
-        let chain = self.payments.client(network).await.map_err(anyhow::Error::msg)?;
+        let chain = self.payments.client(network).await?;
         let leases = self.leases.state();
         let claims = Claims::of(market, leases.iter().map(|l| &**l));
         let unclaimed = self
@@ -105,7 +109,7 @@ impl Market {
         if agreed.is_empty() {
             return Ok(());
         }
-        // A cache may lag behind a lease that was just made; what is there now has the last word.
+        // The cache may lag behind a lease that was just created: the API server is asked.
         let claims = Claims::of(market, &self.leases_now().await?);
         let nobodys = |verdict: Verdict| -> Vec<&Terms> {
             let agrees = |terms: &&Terms| agreed.get(&terms.salt) == Some(&verdict) && !claims.has(terms);
@@ -126,7 +130,7 @@ impl Market {
             .observed(ChainAction::Close, chain.close(&self.closer, terms, payouts))
             .await
             .with_context(|| format!("close account {}", terms.id()))?;
-        tracing::info!(account = %terms.id(), payer = %terms.payer, transaction = %receipt.transaction, "closed an account that no lease names");
+        tracing::info!(account = %terms.id(), payer = %terms.payer, transaction = %receipt.transaction, "closed an account that has no lease");
         Ok(())
     }
 

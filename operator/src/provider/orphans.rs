@@ -1,5 +1,5 @@
-//! Every half minute: namespaces of this provider's leases that no reservation names. What is still paid for is left
-//! alone and counted; the rest goes.
+//! Every 30 seconds: finds namespaces of leases that have no reservation. Those that are still paid for are counted and left
+//! alone; the others are deleted.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use leasehold_telemetry::{
 use super::{Provider, workload::namespaces::NamespaceSeen};
 
 const PERIOD: Duration = Duration::from_secs(30);
-/// Namespaces judged in one sweep.
+/// Namespaces looked at each time.
 const NAMESPACES_MAX: usize = 100;
 
 /// Adds the loop that deletes orphaned namespaces.
@@ -35,15 +35,18 @@ pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
     });
 }
 
-/// Sweeps until the process ends.
+/// Runs until the process ends.
 async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut suspects = Suspects::default();
     loop {
         heartbeat.beat();
         let begun = Instant::now();
-        let swept = provider.sweep(&mut suspects).await;
-        if let Err(error) = &swept {
-            tracing::warn!(error = format!("{error:#}"), "a sweep did not finish");
+        let result = provider.delete_orphans(&mut suspects).await;
+        if let Err(error) = &result {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the search for orphans did not finish"
+            );
         }
         if let Some(shares) = &provider.metrics.shares {
             let mine = provider.caches.reservations.state_filter(|r| provider.holds(r));
@@ -52,7 +55,7 @@ async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
             shares.count(mine.iter().map(phase));
         }
         provider.metrics.orphans.set(suspects.left());
-        let failed = swept.is_err().then_some(Class::Transient);
+        let failed = result.is_err().then_some(Class::Transient);
         provider
             .metrics
             .reconcile
@@ -62,7 +65,7 @@ async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
 }
 
 impl Provider {
-    async fn sweep(&self, suspects: &mut Suspects<String>) -> anyhow::Result<()> {
+    async fn delete_orphans(&self, suspects: &mut Suspects<String>) -> anyhow::Result<()> {
         let mut nobodys = self.caches.namespaces.state_filter(|n| {
             !n.goes()
                 && n.escrow.is_some()
@@ -71,9 +74,13 @@ impl Provider {
         nobodys.sort_by_key(|n| n.name_any());
         let mut found = BTreeMap::new();
         for namespace in nobodys.into_iter().take(NAMESPACES_MAX) {
-            // One that can't be judged is left, as one that is paid for.
+            // A namespace whose account can't be read is left, as if it were paid for.
             let verdict = self.judge(&namespace).await.unwrap_or_else(|error| {
-                tracing::debug!(namespace = namespace.name_any(), %error, "it can't be told whether it is paid for");
+                tracing::debug!(
+                    namespace = namespace.name_any(),
+                    error = format!("{error:#}"),
+                    "cannot read whether the namespace is paid for"
+                );
                 Verdict::Leave
             });
             let verdict = unless_kept(verdict, namespace.results_until.as_deref(), self.now());
@@ -88,24 +95,24 @@ impl Provider {
             api_writes::ignore_not_found(namespaces.delete(&name, &DeleteParams::default()).await)?;
             tracing::info!(
                 namespace = name,
-                "deleted a lease's namespace that no reservation names"
+                "deleted the namespace of a lease that has no reservation"
             );
         }
         Ok(())
     }
 
-    /// By its account, on whichever of our networks that is; [`Verdict::Over`] when it is on none.
-    async fn judge(&self, namespace: &NamespaceSeen) -> Result<Verdict, String> {
+    /// By its account, on any of this provider's networks; [`Verdict::Over`] when it is on none.
+    async fn judge(&self, namespace: &NamespaceSeen) -> anyhow::Result<Verdict> {
         let Some(id) = namespace.escrow.as_ref().and_then(|id| id.parse::<Hash>().ok()) else {
             return Ok(Verdict::Over);
         };
         for network in self.caches.networks.state() {
             let chain = self.payments.client(&network).await?;
             let opened = self.payments.observed(ChainAction::Read, chain.find(id)).await;
-            if let Some(opened) = opened.map_err(|e| e.to_string())? {
+            if let Some(opened) = opened? {
                 let read = chain.account(&opened.terms, BlockLevel::Latest);
                 let read = self.payments.observed(ChainAction::Read, read).await;
-                return Ok(judge(&opened.terms, &read.map_err(|e| e.to_string())?));
+                return Ok(judge(&opened.terms, &read?));
             }
         }
         Ok(Verdict::Over)

@@ -1,4 +1,4 @@
-//! One pass over an allocation: reserve and sign, decline with a reason, or report what became of it.
+//! The controller of GpuAllocations: each is reserved and signed, declined with a reason, or its status updated.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,17 +18,19 @@ use leasehold_planner::{
     },
 };
 use leasehold_runtime::{
-    Error, Process, api_writes, cache,
+    Error, Process,
+    api_writes::{self, NotFound as _},
+    cache,
     queue::{ReconcileError, RequeueAfter},
 };
+use leasehold_telemetry::metrics::{Class, Controller};
+use tokio::sync::MutexGuard;
 
-use leasehold_telemetry::metrics::Controller;
-
-use super::seen::AllocationSeen;
+use super::{capacity::CapacitySnapshot, seen::AllocationSeen};
 use crate::provider::{MANAGER, Provider, digest::Digest, offer::Supplies};
 
-/// Its status is compared again so often, though nothing told of a change.
-const LOOK_AGAIN: Duration = Duration::from_secs(120);
+/// The status is compared again after this long without an event.
+const COMPARE_AFTER: Duration = Duration::from_secs(120);
 
 /// Adds the controller of GpuAllocations.
 pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
@@ -41,90 +43,88 @@ pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
     );
 }
 
+/// What was gathered.
+struct Gathered<'a> {
+    allocation: GpuAllocation,
+    /// Digest of the status that the market has.
+    published: Option<Digest>,
+    reservation: Option<Arc<GpuReservation>>,
+    /// Held while capacity may be reserved; `None` when a reservation exists.
+    capacity: Option<MutexGuard<'a, CapacitySnapshot>>,
+}
+
 /// Reconciles one allocation.
 async fn reconcile(
     seen: Arc<AllocationSeen>,
     provider: Arc<Provider>,
 ) -> Result<RequeueAfter, ReconcileError> {
-    let name = seen.name_any();
-    let api = Api::<GpuAllocation>::namespaced(provider.market.clone(), &provider.namespace_at_market);
-    let cached = || cache::get(&provider.caches.reservations, &name, None);
-    let there = cached();
-    let (allocation, told) = match there.as_ref().filter(|r| seen.has(r)) {
-        Some(reservation) => (seen.reserved(reservation), seen.told()),
-        None => match api
-            .get_opt(&name)
-            .await
-            .map_err(Error::kube("read the allocation"))?
-        {
-            Some(now) => {
-                let told = now.status.as_ref().map(Digest::of);
-                (now, told)
-            }
-            None => return Ok(None),
-        },
+    let Some(mut gathered) = provider.gather_allocation(&seen).await? else {
+        return Ok(None);
     };
-    let (mut capacity, reservation) = match there {
-        Some(there) => (None, Some(there)),
-        None => {
-            let capacity = provider.reserving.lock().await;
-            // It may have come while others had their turn. Made before shown: never in neither.
-            let made = provider.assumed.get(&name);
-            (Some(capacity), cached().or(made))
-        }
-    };
-    let now = provider.now();
-    let mut plan = match (&mut capacity, &reservation) {
-        (Some(capacity), None) => {
-            let (supplies, new) = capacity.get(&provider).await?;
-            let plan = provider.decide(&allocation, None, supplies, now);
-            let refuses =
-                allocation.status.as_ref().and_then(|s| s.declined.as_ref()) != plan.status.declined.as_ref();
-            if refuses && !new {
-                // Of what was counted a moment ago some may be free again.
-                capacity.invalidate();
-                provider.decide(&allocation, None, capacity.get(&provider).await?.0, now)
-            } else {
-                plan
-            }
-        }
-        (_, reservation) => provider.decide(&allocation, reservation.as_deref(), &Supplies::new(), now),
-    };
-    if let Some(spec) = plan.reserve.take() {
-        if let (Some(capacity), None) = (&mut capacity, &reservation) {
-            // The next question counts it from here on, so that its turn need not wait for the API server.
-            provider
-                .assumed
-                .assume(GpuReservation::new(&name, (*spec).clone()));
-            capacity.subtract(&spec);
-        }
-        drop(capacity);
-        let made = provider.reserve(&allocation, reservation.as_deref(), *spec).await;
-        let made = made.inspect_err(|_| provider.assumed.observed(&name))?;
-        // What is reserved is signed at once: a tenant waits.
-        plan = provider.decide(&allocation, Some(&made), &Supplies::new(), now);
-    } else {
-        drop(capacity);
-    }
-    let status = match plan.accept {
-        Some(message) => provider.sign(&allocation, plan.status, &message).await?,
-        None => plan.status,
-    };
-    if told != Some(Digest::of(&status)) {
-        match api_writes::apply_status(&api, &allocation, MANAGER, &status).await {
-            // Taken back meanwhile: nobody is left to be told.
-            Err(Error::Kube { source, .. }) if matches!(&*source, kube::Error::Api(s) if s.code == 404) => {}
-            other => {
-                other?;
-            }
-        }
-    }
-    Ok(Some(LOOK_AGAIN))
+    let plan = provider.decide_allocation(&mut gathered).await?;
+    let status = provider.apply_allocation(&mut gathered, plan).await?;
+    provider.report_allocation(&gathered, &status).await?;
+    Ok(Some(COMPARE_AFTER))
 }
 
 impl Provider {
-    /// The answer, by what each pool can sell.
-    fn decide(
+    fn allocations(&self) -> Api<GpuAllocation> {
+        Api::namespaced(self.market.clone(), &self.namespace_at_market)
+    }
+
+    /// Reads the allocation and its reservation. `None` when the allocation was deleted.
+    async fn gather_allocation(&self, seen: &AllocationSeen) -> Result<Option<Gathered<'_>>, Error> {
+        let name = seen.name_any();
+        let cached = || cache::get(&self.caches.reservations, &name, None);
+        let mut reservation = cached();
+        let (allocation, published) = match reservation.as_ref().filter(|r| seen.has(r)) {
+            Some(reservation) => (seen.reserved(reservation), seen.published()),
+            None => {
+                let read = self.allocations().get_opt(&name).await;
+                match read.map_err(Error::kube("read the allocation"))? {
+                    Some(allocation) => {
+                        let published = allocation.status.as_ref().map(Digest::of);
+                        (allocation, published)
+                    }
+                    None => return Ok(None),
+                }
+            }
+        };
+        let mut capacity = None;
+        if reservation.is_none() {
+            capacity = Some(self.reserving.lock().await);
+            // It may have been made while this waited for the lock. Assumed ones are read before the cache: a reservation
+            // that is observed in between is in both, never in neither.
+            let assumed = self.assumed.get(&name);
+            reservation = cached().or(assumed);
+        }
+        Ok(Some(Gathered {
+            allocation,
+            published,
+            reservation,
+            capacity,
+        }))
+    }
+
+    /// Decides by the current capacity snapshot; an allocation is only declined by a fresh one, since capacity may have
+    /// been freed.
+    async fn decide_allocation(&self, gathered: &mut Gathered<'_>) -> Result<Plan, Error> {
+        let (allocation, reservation) = (&gathered.allocation, gathered.reservation.as_deref());
+        let now = self.now();
+        let Some(capacity) = gathered.capacity.as_mut().filter(|_| reservation.is_none()) else {
+            return Ok(self.plan_allocation(allocation, reservation, &Supplies::new(), now));
+        };
+        let (supplies, is_fresh) = capacity.get(self).await?;
+        let plan = self.plan_allocation(allocation, None, supplies, now);
+        if is_fresh || !plan.declines(allocation) {
+            return Ok(plan);
+        }
+        capacity.invalidate();
+        let (supplies, _) = capacity.get(self).await?;
+        Ok(self.plan_allocation(allocation, None, supplies, now))
+    }
+
+    fn plan_allocation(
         &self,
         allocation: &GpuAllocation,
         reservation: Option<&GpuReservation>,
@@ -146,33 +146,55 @@ impl Provider {
         accept::decide(&world, now)
     }
 
+    /// Reserves, then signs the acceptance in the same reconcile, because a tenant waits for it.
+    async fn apply_allocation(
+        &self,
+        gathered: &mut Gathered<'_>,
+        plan: Plan,
+    ) -> Result<GpuAllocationStatus, Error> {
+        let (allocation, before) = (&gathered.allocation, gathered.reservation.as_deref());
+        let mut capacity = gathered.capacity.take();
+        if let Some(spec) = plan.reserve {
+            let name = allocation.name_any();
+            if let (Some(capacity), None) = (&mut capacity, before) {
+                // The next allocation counts it from here on, and need not wait for the API server.
+                self.assumed.assume(GpuReservation::new(&name, (*spec).clone()));
+                capacity.subtract(&spec);
+            }
+            drop(capacity);
+            let reserved = self.reserve(allocation, before, *spec).await;
+            reserved.inspect_err(|_| self.assumed.observed(&name))?;
+        } else {
+            drop(capacity);
+        }
+        match plan.accept {
+            Some(message) => self.sign(allocation, plan.status, &message).await,
+            None => Ok(plan.status),
+        }
+    }
+
     async fn reserve(
         &self,
         allocation: &GpuAllocation,
         before: Option<&GpuReservation>,
         spec: GpuReservationSpec,
-    ) -> Result<GpuReservation, Error> {
+    ) -> Result<(), Error> {
         let name = allocation.name_any();
         let mut object = GpuReservation::new(&name, spec);
+        let escrow = object.spec.allocation.escrow.id.clone();
         object.metadata = ObjectMeta {
             name: Some(name.clone()),
             labels: Some(labels(&object.spec)),
             finalizers: Some(vec![FINALIZER_PROVIDER.into()]),
-            annotations: Some(
-                [(
-                    ANNOTATION_ESCROW.to_owned(),
-                    object.spec.allocation.escrow.id.clone(),
-                )]
-                .into(),
-            ),
+            annotations: Some([(ANNOTATION_ESCROW.to_owned(), escrow)].into()),
             resource_version: before.and_then(kube::ResourceExt::resource_version),
             ..ObjectMeta::default()
         };
-        let made = api_writes::apply(&Api::all(self.client.clone()), &object, MANAGER).await?;
+        api_writes::apply(&Api::all(self.client.clone()), &object, MANAGER).await?;
         if before.is_none() {
-            tracing::info!(share = name, nodes = ?object.spec.nodes, "reserved");
+            tracing::info!(reservation = name, nodes = ?object.spec.nodes, "reserved");
         }
-        Ok(made)
+        Ok(())
     }
 
     async fn sign(
@@ -181,18 +203,43 @@ impl Provider {
         mut status: GpuAllocationStatus,
         message: &AcceptanceMessage,
     ) -> Result<GpuAllocationStatus, Error> {
-        let network = self
-            .network_of(&allocation.spec.escrow)
-            .ok_or_else(|| Error::Object("there is no PaymentNetwork for this allocation's money".into()))?;
-        let chain = self.payments.client(&network).await.map_err(Error::Object)?;
-        let signature = chain
-            .sign_acceptance(&self.key, message)
-            .map_err(|e| Error::Object(e.to_string()))?;
+        let network = self.network_of(&allocation.spec.escrow).ok_or_else(|| {
+            Error::Object("there is no PaymentNetwork for this allocation's currency".into())
+        })?;
+        let chain = self.payments.client(&network).await;
+        let chain = chain.map_err(|error| Error::Dependency {
+            doing: "connect to the allocation's chain",
+            class: error.class(),
+            source: error.into(),
+        })?;
+        let signature = chain.sign_acceptance(&self.key, message);
+        let signature = signature.map_err(|error| Error::Dependency {
+            doing: "sign the acceptance",
+            class: Class::User,
+            source: error.into(),
+        })?;
         status.acceptance = Some(Acceptance {
             not_after: i64::try_from(message.not_after).unwrap_or(i64::MAX),
             deadline: i64::try_from(message.deadline).unwrap_or(i64::MAX),
             signature: format!("0x{}", data_encoding::HEXLOWER.encode(&signature)),
         });
         Ok(status)
+    }
+
+    /// Writes the status where it differs from what the market has. An allocation that was deleted meanwhile needs none.
+    async fn report_allocation(
+        &self,
+        gathered: &Gathered<'_>,
+        status: &GpuAllocationStatus,
+    ) -> Result<(), Error> {
+        if gathered.published == Some(Digest::of(status)) {
+            return Ok(());
+        }
+        let written =
+            api_writes::apply_status(&self.allocations(), &gathered.allocation, MANAGER, status).await;
+        match written {
+            Err(error) if error.is_not_found() => Ok(()),
+            written => written.map(|_| ()),
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Of each allocation what can still change of it, or is still asked, once it is reserved, some hundred bytes: its
-//! reservation repeats the rest, and a provider keeps thousands of both in memory.
+//! The fields of an allocation that can still change once it is reserved, some hundred bytes: its reservation repeats the
+//! rest, and a provider keeps thousands of both in memory.
 
 use kube::{Resource, api::ObjectMeta};
 use leasehold_crds::{
@@ -23,8 +23,8 @@ pub(crate) struct AllocationSeen {
     drop_results: bool,
     acceptance: Option<Acceptance>,
     declined: Option<Declined>,
-    /// What its status says.
-    told: Option<Digest>,
+    /// Digest of its status.
+    published: Option<Digest>,
 }
 
 impl AllocationSeen {
@@ -33,8 +33,8 @@ impl AllocationSeen {
         self.metadata.uid.as_ref() == Some(&reservation.spec.allocation_uid)
     }
 
-    /// All of it that a decision needs, by the reservation that was made for it: of its status only what no reservation
-    /// says.
+    /// The allocation as decisions need it, from the reservation that was made for it. Its status has only what no
+    /// reservation contains.
     pub(crate) fn reserved(&self, reservation: &GpuReservation) -> GpuAllocation {
         GpuAllocation {
             metadata: self.metadata.clone(),
@@ -53,9 +53,9 @@ impl AllocationSeen {
         }
     }
 
-    /// What its status says.
-    pub(crate) const fn told(&self) -> Option<Digest> {
-        self.told
+    /// Digest of its status.
+    pub(crate) const fn published(&self) -> Option<Digest> {
+        self.published
     }
 }
 
@@ -66,7 +66,7 @@ impl From<GpuAllocation> for AllocationSeen {
             spec,
             status,
         } = allocation;
-        let told = status.as_ref().map(Digest::of);
+        let published = status.as_ref().map(Digest::of);
         let status = status.unwrap_or_default();
         Self {
             metadata: ObjectMeta {
@@ -83,7 +83,7 @@ impl From<GpuAllocation> for AllocationSeen {
             drop_results: spec.drop_results,
             acceptance: status.acceptance,
             declined: status.declined,
-            told,
+            published,
         }
     }
 }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn with_its_reservation_it_is_the_allocation_again() {
+    fn with_its_reservation_it_equals_the_allocation() {
         let mut allocation = allocation();
         allocation.status = Some(GpuAllocationStatus {
             acceptance: Some(Acceptance {
@@ -132,7 +132,7 @@ mod tests {
             allocation
         );
 
-        // What the market changed since is its word, not the reservation's.
+        // Later changes by the market are in the allocation, not in the reservation.
         allocation.spec.not_after = 8;
         allocation.spec.release = true;
         allocation.spec.drop_results = true;
@@ -145,16 +145,16 @@ mod tests {
     }
 
     #[test]
-    fn what_its_status_says_is_known_by_its_digest() {
+    fn its_status_is_compared_by_digest() {
         let (mut allocation, nothing) = (allocation(), GpuAllocationStatus::default());
-        assert_eq!(AllocationSeen::from(allocation.clone()).told(), None);
+        assert_eq!(AllocationSeen::from(allocation.clone()).published(), None);
         allocation.status = Some(nothing.clone());
-        let told = AllocationSeen::from(allocation.clone()).told();
-        assert_eq!(told, Some(Digest::of(&nothing)));
+        let published = AllocationSeen::from(allocation.clone()).published();
+        assert_eq!(published, Some(Digest::of(&nothing)));
         allocation.status = Some(GpuAllocationStatus {
             stop_reason: Some("Released".into()),
             ..nothing
         });
-        assert_ne!(AllocationSeen::from(allocation).told(), told);
+        assert_ne!(AllocationSeen::from(allocation).published(), published);
     }
 }

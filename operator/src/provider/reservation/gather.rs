@@ -67,7 +67,7 @@ impl Provider {
     ) -> (World<'a>, Option<EvmEscrow>) {
         let network = self.network_of(&reservation.spec.allocation.escrow);
         let chain = match &network {
-            Some(network) => self.payments.client(network).await.map_err(|e| e.to_string()),
+            Some(network) => self.payments.client(network).await.map_err(|e| e.message()),
             None => Err("there is no PaymentNetwork for this account's money in this cluster".to_owned()),
         };
         let terms = Terms::from_wire(&reservation.spec.allocation.escrow).map_err(|e| e.to_string());

@@ -1,10 +1,10 @@
-//! The provider's answer to an allocation: reserve and sign, decline with a reason, or report.
+//! The provider's answer to an allocation: reserve nodes and sign an acceptance, decline with a reason, or report.
 
 use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation, GpuPool, GpuReservation,
     lease::OnFundsEnd,
-    market::allocation::{AllocationPhase, Declined, GpuAllocationStatus},
+    market::allocation::{AllocationPhase, Declined, GpuAllocationSpec, GpuAllocationStatus},
     payment::money::{Price, TokenAmount},
     provider::reservation::{GpuReservationSpec, Hosting},
     shared::{duration, quantity},
@@ -15,13 +15,13 @@ use crate::{
     placement::Currency,
     ports::AcceptanceMessage,
     provider::{
-        offer::supply::{PoolSupply, pick},
+        offer::supply::{FreeNode, PoolSupply, pick},
         workload::results::{self, Retention},
     },
     request::Shape,
 };
 
-/// Who this provider is, and by what it is paid.
+/// This provider, and the addresses of its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Name of this market, for reservations.
@@ -43,34 +43,54 @@ pub struct PoolSeen<'a> {
     pub currency: Option<(Currency, u32)>,
 }
 
-/// What was seen.
+/// Everything that was read.
 #[derive(Clone, Debug)]
 pub struct World<'a> {
-    /// The question.
+    /// The allocation.
     pub allocation: &'a GpuAllocation,
-    /// What is reserved for it.
+    /// The reservation that was made for it.
     pub reservation: Option<&'a GpuReservation>,
     /// The pool it names, if this provider has it.
     pub pool: Option<PoolSeen<'a>>,
-    /// Who we are.
+    /// This provider.
     pub identity: &'a Identity,
 }
 
-/// What is to be done.
+/// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// A reservation to be made or followed upwards (release, notAfter).
+    /// The reservation to be created, or updated with a later `notAfter` or a release.
     pub reserve: Option<Box<GpuReservationSpec>>,
-    /// An acceptance to be signed into the status.
+    /// An acceptance to be signed into the status, once the reservation is stored.
     pub accept: Option<AcceptanceMessage>,
     /// The status to be reported.
     pub status: GpuAllocationStatus,
 }
 
+impl Plan {
+    /// A plan that only reports.
+    const fn report(status: GpuAllocationStatus) -> Self {
+        Self {
+            reserve: None,
+            accept: None,
+            status,
+        }
+    }
+
+    /// Whether it declines an allocation that was not declined before.
+    #[must_use]
+    pub fn declines(&self, allocation: &GpuAllocation) -> bool {
+        let before = allocation.status.as_ref().and_then(|s| s.declined.as_ref());
+        self.status.declined.is_some() && before != self.status.declined.as_ref()
+    }
+}
+
 /// An unpaid reservation outlives `openBy` by this, so that a payment in the last second finds it.
 pub const DEADLINE_MARGIN_SECONDS: i64 = 30;
-/// A question that could be paid later than this from now is declined: it would hold room for nothing.
+/// An allocation that could be paid later than this from now is declined: it would hold capacity without payment.
 const OPEN_BY_SECONDS_MAX: i64 = 300;
+/// A lease may be extended beyond the longest term and pause by this: time to provision and to settle.
+const EXTENSION_MARGIN_SECONDS: u64 = 7200;
 
 /// Decides.
 #[must_use]
@@ -81,82 +101,76 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
     let spec = &allocation.spec;
     if let Some(reservation) = world.reservation {
         if Some(&reservation.spec.allocation_uid) != allocation.metadata.uid.as_ref() {
-            // Left of an earlier question under this name; it goes by its own deadline, and its room with it.
-            return Plan {
-                reserve: None,
-                accept: None,
-                status,
-            };
+            // It belongs to an earlier allocation of this name, and ends by its own deadline.
+            return Plan::report(status);
         }
         mirror(reservation, &mut status);
         let mut follow = reservation.spec.clone();
         follow.release |= spec.release;
         follow.allocation.drop_results |= spec.drop_results;
-        // Upwards, and never beyond the longest term this pool sold it for.
+        // Only later, and never beyond the longest term that the pool sold.
         let asked = spec.not_after.min(follow.hosting.not_after_max);
         follow.allocation.not_after = follow.allocation.not_after.max(asked);
-        let reserve = (follow != reservation.spec).then(|| Box::new(follow));
-        let accept = (status.acceptance.is_none() && now.as_second() < spec.open_by && !spec.release)
-            .then(|| message(world, reservation))
-            .flatten();
+        status.not_after = Some(follow.allocation.not_after);
         return Plan {
-            reserve,
-            accept,
+            accept: acceptance(world, &follow, &status, now),
+            reserve: (follow != reservation.spec).then(|| Box::new(follow)),
             status,
         };
     }
     if status.stopped_at.is_some() || status.declined.is_some() {
-        return Plan {
-            reserve: None,
-            accept: None,
-            status,
-        };
+        return Plan::report(status);
     }
     if spec.release || status.acceptance.is_some() {
-        // Nothing of it is here (any more).
+        // Its reservation does not exist, or not any more.
         status.phase = AllocationPhase::Stopped;
         status.stopped_at = Some(now.to_string());
-        return Plan {
-            reserve: None,
-            accept: None,
-            status,
-        };
+        return Plan::report(status);
     }
     match reserve(world, now) {
-        Ok(reservation) => Plan {
-            reserve: Some(Box::new(reservation)),
-            accept: None,
-            status,
-        },
+        Ok(reservation) => {
+            status.phase = AllocationPhase::Reserved;
+            status.not_after = Some(reservation.allocation.not_after);
+            Plan {
+                accept: acceptance(world, &reservation, &status, now),
+                reserve: Some(Box::new(reservation)),
+                status,
+            }
+        }
         Err((reason, message)) => {
             status.phase = AllocationPhase::Declined;
             status.declined = Some(Declined {
                 reason: reason.into(),
                 message: message.chars().take(1000).collect(),
             });
-            Plan {
-                reserve: None,
-                accept: None,
-                status,
-            }
+            Plan::report(status)
         }
     }
 }
 
-fn message(world: &World<'_>, reservation: &GpuReservation) -> Option<AcceptanceMessage> {
+/// The acceptance of an allocation that has none yet and can still be paid.
+fn acceptance(
+    world: &World<'_>,
+    reservation: &GpuReservationSpec,
+    status: &GpuAllocationStatus,
+    now: Timestamp,
+) -> Option<AcceptanceMessage> {
     let spec = &world.allocation.spec;
+    if status.acceptance.is_some() || now.as_second() >= spec.open_by || spec.release {
+        return None;
+    }
     let terms = Terms::from_wire(&spec.escrow).ok()?;
     let leg = usize::try_from(spec.leg).ok()?;
     Some(AcceptanceMessage {
         escrow_id: terms.id(),
         leg: u16::try_from(spec.leg).ok()?,
         rate: terms.legs.get(leg)?.rate.0,
-        not_after: u64::try_from(reservation.spec.allocation.not_after).ok()?,
-        deadline: u64::try_from(reservation.spec.deadline).ok()?,
+        not_after: u64::try_from(reservation.allocation.not_after).ok()?,
+        deadline: u64::try_from(reservation.deadline).ok()?,
     })
 }
 
-/// What the reservation says is what the market is told.
+/// The market is told what the reservation's status says.
 fn mirror(reservation: &GpuReservation, status: &mut GpuAllocationStatus) {
     status.not_after = Some(reservation.spec.allocation.not_after);
     let Some(from) = &reservation.status else {
@@ -169,7 +183,7 @@ fn mirror(reservation: &GpuReservation, status: &mut GpuAllocationStatus) {
     status.results.clone_from(&from.results);
     status.stopped_at.clone_from(&from.stopped_at);
     status.stop_reason.clone_from(&from.stop_reason);
-    // Of this object, whose generations are not the reservation's.
+    // Conditions observe this object, whose generations differ from the reservation's.
     status.conditions.clone_from(&from.conditions);
     for condition in &mut status.conditions {
         condition.observed_generation = Some(status.observed_generation);
@@ -195,122 +209,29 @@ impl MaxReserved for AllocationPhase {
     }
 }
 
+/// Reason and message of a declined allocation.
 type Refusal = (&'static str, String);
 
-/// Checks the question against our own pools, prices and money, and picks nodes for it.
+fn refusal<T>(reason: &'static str, message: impl Into<String>) -> Result<T, Refusal> {
+    Err((reason, message.into()))
+}
+
+/// Checks the allocation against this provider's pools, prices and currency, and picks nodes for it.
 fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refusal> {
     let spec = &world.allocation.spec;
-    let wrong = |reason, message: &str| Err((reason, message.to_owned()));
     let Some(seen) = &world.pool else {
-        return Err((
+        return refusal(
             "UnknownPool",
             format!("this provider has no pool {:?}", spec.pool),
-        ));
+        );
     };
-    let Some((currency, decimals)) = seen.currency else {
-        return wrong("NoPaymentNetwork", "the pool's PaymentNetwork can't be used now");
-    };
-    let terms = Terms::from_wire(&spec.escrow).map_err(|e| ("BadTerms", e.to_string()))?;
-    let same = i64::try_from(currency.chain_id) == Ok(spec.escrow.chain_id)
-        && spec.escrow.contract.parse() == Ok(currency.escrow)
-        && terms.token == currency.token;
-    if !same {
-        return wrong(
-            "OtherMoney",
-            "chain, escrow contract or token are not this provider's",
-        );
-    }
-    let leg = usize::try_from(spec.leg)
-        .ok()
-        .and_then(|i| terms.legs.get(i))
-        .ok_or(("BadTerms", "there is no such leg".to_owned()))?;
-    if leg.payee != world.identity.payee || leg.controller != world.identity.controller {
-        return wrong(
-            "OtherPayee",
-            "the leg does not pay this provider, or another key controls it",
-        );
-    }
-    let shape = Shape::from_wire(&spec.per_node).map_err(|e| ("BadShape", e.to_string()))?;
-    let nodes = usize::try_from(spec.nodes).map_err(|_| ("BadShape", "nodes is out of range".to_owned()))?;
-    let price = Price::parse(&seen.pool.spec.price_per_gpu_hour).map_err(|e| ("BadPrice", e.to_string()))?;
-    let fair = price.rate_floor(shape.gpus.saturating_mul(nodes as u64), decimals);
-    if fair.is_none_or(|fair| leg.rate < fair) {
-        return Err(("PriceTooLow", format!("the pool's price is {price} per GPU-hour")));
-    }
-    if TokenAmount::parse(&spec.deposit).is_ok_and(|d| d.0 == 0) {
-        return wrong("NoDeposit", "nothing would be deposited");
-    }
-    if spec.open_by <= now.as_second() || spec.open_by > now.as_second() + OPEN_BY_SECONDS_MAX {
-        return wrong(
-            "BadDeadline",
-            "openBy is past or too far ahead; are both clocks right?",
-        );
-    }
-    let longest = duration::seconds(&seen.pool.spec.max_duration).unwrap_or(0)
-        + duration::seconds(&seen.pool.spec.max_pause).unwrap_or(0)
-        + 7200;
-    let not_after_max = now
-        .as_second()
-        .saturating_add(i64::try_from(longest).unwrap_or(i64::MAX / 2));
-    if spec.not_after > not_after_max {
-        return Err((
-            "TooLong",
-            format!("the pool sells at most {}", seen.pool.spec.max_duration),
-        ));
-    }
-    let pausable = duration::seconds(&seen.pool.spec.max_pause).unwrap_or(0);
-    if spec.on_funds_end == OnFundsEnd::Pause && u64::from(terms.pause_for) > pausable {
-        return Err((
-            "PauseTooLong",
-            format!("the pool keeps storage for at most {}", seen.pool.spec.max_pause),
-        ));
-    }
-    if let Some(storage) = &spec.storage {
-        let most = seen
-            .pool
-            .spec
-            .storage
-            .as_ref()
-            .and_then(|s| quantity::bytes(&s.max_size).ok())
-            .unwrap_or(0);
-        if quantity::bytes(&storage.size).map_err(|e| ("BadShape", e.to_string()))? > most {
-            return Err((
-                "StorageTooLarge",
-                format!("the pool has volumes of at most {most} bytes"),
-            ));
-        }
-    }
-    let retention =
-        Retention::of(&spec.workload, spec.storage.as_ref()).map_err(|e| ("BadResults", e.to_string()))?;
-    let longest = results::longest(&seen.pool.spec);
-    if retention.is_some_and(|retention| retention.seconds > longest) {
-        return Err((
-            "ResultsTooLong",
-            format!("the pool keeps results for at most {}", duration::text(longest)),
-        ));
-    }
+    let (terms, shape, nodes) = check_payment(world, seen)?;
+    let not_after_max = check_term(spec, seen.pool, &terms, now)?;
+    check_storage(spec, seen.pool)?;
     if !seen.supply.selling {
-        return wrong("NotSelling", "the pool is not for sale at this hour");
+        return refusal("NotSelling", "the pool is not for sale at this hour");
     }
-    // A session's tenant is root inside a user namespace: where there is none, its pods would never start.
-    let root = spec.workload.session.is_some();
-    let mut free = seen.supply.free.clone();
-    free.retain(|node| node.user_namespaces || !root);
-    let Some(picked) = pick(&free, &shape, nodes) else {
-        if pick(&seen.supply.free, &shape, nodes).is_some() {
-            return wrong(
-                "RootNotAllowed",
-                "a session is root in a user namespace, and too few of the pool's nodes have these",
-            );
-        }
-        return Err((
-            "NoRoom",
-            format!(
-                "{} nodes of the pool have room, none or too few for {nodes} of this share",
-                seen.supply.free.len()
-            ),
-        ));
-    };
+    let picked = pick_nodes(spec, seen.supply, &shape, nodes)?;
     let meta = &world.allocation.metadata;
     Ok(GpuReservationSpec {
         market: world.identity.market.clone(),
@@ -325,10 +246,137 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
             user_namespaces: picked.iter().all(|n| n.user_namespaces),
             not_after_max,
         },
-        nodes: picked.into_iter().map(|n| n.name.clone()).collect(),
+        nodes: picked.into_iter().map(|n| n.name).collect(),
         deadline: spec.open_by + DEADLINE_MARGIN_SECONDS,
         release: false,
     })
+}
+
+/// The leg pays this provider, in its currency, at least the pool's price.
+fn check_payment(world: &World<'_>, seen: &PoolSeen<'_>) -> Result<(Terms, Shape, usize), Refusal> {
+    let spec = &world.allocation.spec;
+    let Some((currency, decimals)) = seen.currency else {
+        return refusal("NoPaymentNetwork", "the pool's PaymentNetwork can't be used now");
+    };
+    let terms = Terms::from_wire(&spec.escrow).map_err(|e| ("BadTerms", e.to_string()))?;
+    let same = i64::try_from(currency.chain_id) == Ok(spec.escrow.chain_id)
+        && spec.escrow.contract.parse() == Ok(currency.escrow)
+        && terms.token == currency.token;
+    if !same {
+        return refusal(
+            "OtherMoney",
+            "chain, escrow contract or token are not this provider's",
+        );
+    }
+    let leg = usize::try_from(spec.leg)
+        .ok()
+        .and_then(|i| terms.legs.get(i))
+        .ok_or(("BadTerms", "there is no such leg".to_owned()))?;
+    if leg.payee != world.identity.payee || leg.controller != world.identity.controller {
+        return refusal(
+            "OtherPayee",
+            "the leg does not pay this provider, or another key controls it",
+        );
+    }
+    let shape = Shape::from_wire(&spec.per_node).map_err(|e| ("BadShape", e.to_string()))?;
+    let nodes = usize::try_from(spec.nodes).map_err(|_| ("BadShape", "nodes is out of range".to_owned()))?;
+    let price = Price::parse(&seen.pool.spec.price_per_gpu_hour).map_err(|e| ("BadPrice", e.to_string()))?;
+    let lowest = price.rate_floor(shape.gpus.saturating_mul(nodes as u64), decimals);
+    if lowest.is_none_or(|lowest| leg.rate < lowest) {
+        return refusal("PriceTooLow", format!("the pool's price is {price} per GPU-hour"));
+    }
+    if TokenAmount::parse(&spec.deposit).is_ok_and(|d| d.0 == 0) {
+        return refusal("NoDeposit", "nothing would be deposited");
+    }
+    Ok((terms, shape, nodes))
+}
+
+/// The allocation is no longer than the pool sells. Returns the longest `notAfter` that it can be extended to.
+fn check_term(
+    spec: &GpuAllocationSpec,
+    pool: &GpuPool,
+    terms: &Terms,
+    now: Timestamp,
+) -> Result<i64, Refusal> {
+    if spec.open_by <= now.as_second() || spec.open_by > now.as_second() + OPEN_BY_SECONDS_MAX {
+        return refusal(
+            "BadDeadline",
+            "openBy is past or too far ahead; are both clocks right?",
+        );
+    }
+    let pausable = duration::seconds(&pool.spec.max_pause).unwrap_or(0);
+    let longest =
+        duration::seconds(&pool.spec.max_duration).unwrap_or(0) + pausable + EXTENSION_MARGIN_SECONDS;
+    let not_after_max = now
+        .as_second()
+        .saturating_add(i64::try_from(longest).unwrap_or(i64::MAX / 2));
+    if spec.not_after > not_after_max {
+        return refusal(
+            "TooLong",
+            format!("the pool sells at most {}", pool.spec.max_duration),
+        );
+    }
+    if spec.on_funds_end == OnFundsEnd::Pause && u64::from(terms.pause_for) > pausable {
+        return refusal(
+            "PauseTooLong",
+            format!("the pool keeps storage for at most {}", pool.spec.max_pause),
+        );
+    }
+    Ok(not_after_max)
+}
+
+/// Volumes are no larger, and results retained no longer, than the pool offers.
+fn check_storage(spec: &GpuAllocationSpec, pool: &GpuPool) -> Result<(), Refusal> {
+    if let Some(storage) = &spec.storage {
+        let offered = pool.spec.storage.as_ref();
+        let most = offered
+            .and_then(|s| quantity::bytes(&s.max_size).ok())
+            .unwrap_or(0);
+        if quantity::bytes(&storage.size).map_err(|e| ("BadShape", e.to_string()))? > most {
+            return refusal(
+                "StorageTooLarge",
+                format!("the pool has volumes of at most {most} bytes"),
+            );
+        }
+    }
+    let retention =
+        Retention::of(&spec.workload, spec.storage.as_ref()).map_err(|e| ("BadResults", e.to_string()))?;
+    let longest = results::longest(&pool.spec);
+    if retention.is_some_and(|retention| retention.seconds > longest) {
+        return refusal(
+            "ResultsTooLong",
+            format!("the pool keeps results for at most {}", duration::text(longest)),
+        );
+    }
+    Ok(())
+}
+
+fn pick_nodes(
+    spec: &GpuAllocationSpec,
+    supply: &PoolSupply,
+    shape: &Shape,
+    nodes: usize,
+) -> Result<Vec<FreeNode>, Refusal> {
+    // A session's tenant is root inside a user namespace: on a node without these, its pods would never start.
+    let root = spec.workload.session.is_some();
+    let mut free = supply.free.clone();
+    free.retain(|node| node.user_namespaces || !root);
+    if let Some(picked) = pick(&free, shape, nodes) {
+        return Ok(picked.into_iter().cloned().collect());
+    }
+    if pick(&supply.free, shape, nodes).is_some() {
+        return refusal(
+            "RootNotAllowed",
+            "a session is root in a user namespace, and too few of the pool's nodes have these",
+        );
+    }
+    refusal(
+        "NoRoom",
+        format!(
+            "{} nodes of the pool have room, none or too few for {nodes} of this share",
+            supply.free.len()
+        ),
+    )
 }
 
 #[cfg(test)]

@@ -1,0 +1,288 @@
+//! Reads everything that a decision about a lease needs. Each source but the lease itself is known or unknown.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, ResourceExt as _, api::ListParams};
+use leasehold_chain::EvmEscrow;
+use leasehold_crds::{
+    GpuAllocation, GpuLease, LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX, lease::Phase, payment::money::Rate,
+};
+use leasehold_planner::{
+    escrow::{AccountRead, Terms},
+    market::lease::{self, AllocationSeen, Network, Wallet, World},
+    observed::Observed,
+    ports::{AcceptanceMessage, BlockLevel, Payments as _, SigningKey},
+};
+use leasehold_runtime::cache;
+use leasehold_telemetry::metrics::ChainAction;
+
+use crate::{
+    market::Market,
+    payments::{currency, entry, parse_key},
+};
+
+/// What is gathered beside the world, for the edge alone: a client and a key.
+pub(super) struct Handles {
+    pub(super) chain: Option<EvmEscrow>,
+    pub(super) key: Option<SigningKey>,
+}
+
+impl Market {
+    /// Reads everything that a decision needs. Only the lease itself must be readable.
+    pub(super) async fn gather(&self, lease: Arc<GpuLease>) -> (World, Handles) {
+        let status = lease.status.clone().unwrap_or_default();
+        let supply = self.supply.snapshot();
+        let (network, chain) = self.network(&lease).await;
+        let why_no_client = match &network {
+            Observed::Unknown(why) => why.clone(),
+            Observed::Known(_) => "there is no usable PaymentNetwork".into(),
+        };
+        let (allocations, why_not_listed) = if lease::seeks_prior(&lease) {
+            match self.allocations_now(&lease, chain.as_ref()).await {
+                Ok(allocations) => (allocations, None),
+                Err(error) => (
+                    Vec::new(),
+                    Some(format!("the allocations can't be listed: {error}")),
+                ),
+            }
+        } else {
+            (self.allocations_of(&lease, chain.as_ref()), None)
+        };
+        let mut world = World {
+            unfunded_in_namespace: self.unfunded_beside(&lease),
+            unanswered: self.provider_queue.unanswered(&lease),
+            lease,
+            network,
+            providers: supply.providers,
+            candidates: supply.candidates,
+            allocations,
+            wallet: Observed::Known(Wallet::NotAsked),
+            balances: None,
+            head: Observed::Unknown(why_no_client.clone()),
+            account: None,
+            second_account: None,
+            prior: Observed::Known(None),
+        };
+        let mut key = None;
+        if lease::needs_wallet(&world) {
+            (world.wallet, key) = self.wallet(&world.lease).await;
+        }
+        let terms = status
+            .escrow
+            .as_ref()
+            .and_then(|e| Terms::from_wire(&e.terms).ok());
+        let closed = status.phase == Phase::Closed;
+        if let (Some(chain), false) = (&chain, closed) {
+            world.head = Observed::from_result(self.payments.observed(ChainAction::Read, chain.head()).await);
+            if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
+                let balances = self
+                    .payments
+                    .observed(ChainAction::Read, chain.balances(*address));
+                world.balances = Some(Observed::from_result(balances.await));
+            }
+            if let Some(terms) = &terms {
+                let read = self.read(chain, terms).await;
+                if lease::wants_second(&read) {
+                    world.second_account = Some(self.read(chain, terms).await);
+                }
+                world.account = Some(read);
+            }
+        } else if terms.is_some() && !closed {
+            world.account = Some(Observed::Unknown(why_no_client));
+        }
+        world.prior = match why_not_listed {
+            Some(why) => Observed::Unknown(why),
+            None => self.prior(&world, chain.as_ref()).await,
+        };
+        // Other leases may have made allocations since.
+        world.unanswered = self.provider_queue.unanswered(&world.lease);
+        (world, Handles { chain, key })
+    }
+
+    /// Other leases of the namespace that are matched and unfunded; counted where a round may begin.
+    fn unfunded_beside(&self, lease: &GpuLease) -> usize {
+        if lease.status.as_ref().is_some_and(|s| s.escrow.is_some()) {
+            return 0;
+        }
+        let others = |l: &GpuLease| {
+            l.metadata.namespace == lease.metadata.namespace
+                && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
+        };
+        self.leases.state_filter(others).len()
+    }
+
+    async fn read(&self, chain: &EvmEscrow, terms: &Terms) -> Observed<AccountRead> {
+        Observed::from_result(
+            self.payments
+                .observed(ChainAction::Read, chain.account(terms, BlockLevel::Latest))
+                .await,
+        )
+    }
+
+    async fn network(&self, lease: &GpuLease) -> (Observed<Option<Network>>, Option<EvmEscrow>) {
+        let Some(object) = cache::get(&self.networks, &lease.spec.payment.network, None) else {
+            return (Observed::Known(None), None);
+        };
+        let spec = &object.spec;
+        let market_id = spec.market_id.as_deref().and_then(|m| m.parse().ok());
+        let (Some(currency), Some(market_id), Ok(decimals)) =
+            (currency(spec), market_id, u32::try_from(spec.token.decimals))
+        else {
+            return (Observed::Known(None), None);
+        };
+        match self.payments.client(&object).await {
+            Ok(chain) => {
+                let symbol = spec.token.symbol.clone();
+                let network = Network {
+                    currency,
+                    market_id,
+                    closer: self.closer_address,
+                    symbol,
+                    decimals,
+                };
+                (Observed::Known(Some(network)), Some(chain))
+            }
+            Err(error) => (Observed::Unknown(error.message()), None),
+        }
+    }
+
+    /// Allocations of the account in status, or all with the lease's uid where status has no account.
+    fn allocations_of(&self, lease: &GpuLease, chain: Option<&EvmEscrow>) -> Vec<AllocationSeen> {
+        let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+        let found: Vec<Arc<GpuAllocation>> = match escrow {
+            Some(escrow) => {
+                let Ok(terms) = Terms::from_wire(&escrow.terms) else {
+                    return Vec::new();
+                };
+                let key = |(leg, share): (usize, &leasehold_crds::lease::Share)| {
+                    let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider);
+                    cache::get(
+                        &self.allocations,
+                        &lease::allocation_name(&terms, leg),
+                        Some(&namespace),
+                    )
+                };
+                escrow.shares.iter().enumerate().filter_map(key).collect()
+            }
+            None => {
+                let uid = lease.uid();
+                self.allocations
+                    .state_filter(|a| Some(&a.spec.lease.uid) == uid.as_ref())
+            }
+        };
+        seen(found, chain)
+    }
+
+    /// Every allocation of the lease, read from the API server.
+    async fn allocations_now(
+        &self,
+        lease: &GpuLease,
+        chain: Option<&EvmEscrow>,
+    ) -> Result<Vec<AllocationSeen>, kube::Error> {
+        let label = format!("{LABEL_LEASE_UID}={}", lease.uid().unwrap_or_default());
+        let api = Api::<GpuAllocation>::all(self.client.clone());
+        let list = api.list(&ListParams::default().labels(&label)).await?;
+        Ok(seen(list.items.into_iter().map(Arc::new), chain))
+    }
+
+    /// The payer's key, from the one Secret that the tenant's namespace lets the operator read.
+    async fn wallet(&self, lease: &GpuLease) -> (Observed<Wallet>, Option<SigningKey>) {
+        let namespace = lease.namespace().unwrap_or_default();
+        let name = &lease.spec.payment.wallet.secret_name;
+        let secrets = Api::<Secret>::namespaced(self.client.clone(), &namespace);
+        match secrets.get(name).await {
+            Ok(secret) => match entry(&secret, "privateKey").and_then(|t| parse_key(&t)) {
+                Some(key) => match leasehold_chain::address_of(&key) {
+                    Ok(address) => (Observed::Known(Wallet::Ready(address)), Some(key)),
+                    Err(_) => (Observed::Known(Wallet::Malformed(malformed(name))), None),
+                },
+                None => (Observed::Known(Wallet::Malformed(malformed(name))), None),
+            },
+            Err(kube::Error::Api(status)) if status.code == 404 => (
+                Observed::Known(Wallet::NotReadable(format!(
+                    "there is no Secret {name} in namespace {namespace}"
+                ))),
+                None,
+            ),
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                let account = &self.account;
+                (
+                    Observed::Known(Wallet::NotReadable(format!(
+                        "namespace {namespace} has not opted in: run `kubectl -n {namespace} create role leasehold-wallet --verb=get \
+                         --resource=secrets --resource-name={name} && kubectl -n {namespace} create rolebinding leasehold-wallet \
+                         --role=leasehold-wallet --serviceaccount={account}`"
+                    ))),
+                    None,
+                )
+            }
+            Err(error) => (
+                Observed::Unknown(format!("Secret {name} can't be read: {error}")),
+                None,
+            ),
+        }
+    }
+
+    /// The account that this lease opened before its status was lost; looked up only where status has none.
+    async fn prior(
+        &self,
+        world: &World,
+        chain: Option<&EvmEscrow>,
+    ) -> Observed<Option<lease::RecoveredAccount>> {
+        let lease = &world.lease;
+        if !lease::seeks_prior(lease) {
+            return Observed::Known(None);
+        }
+        match (&world.network, chain) {
+            (Observed::Known(Some(network)), Some(chain)) => {
+                let uid = lease.uid().unwrap_or_default();
+                let name = &lease.spec.payment.network;
+                let prior = self.index.prior(name, chain, network.market_id, &uid);
+                Observed::from_result(prior.await)
+            }
+            (Observed::Known(_), _) => Observed::Known(None),
+            (Observed::Unknown(why), _) => Observed::Unknown(why.clone()),
+        }
+    }
+}
+
+fn malformed(name: &str) -> String {
+    format!("Secret {name} needs an entry privateKey with 0x and 64 hexadecimal digits")
+}
+
+fn seen(
+    objects: impl IntoIterator<Item = Arc<GpuAllocation>>,
+    chain: Option<&EvmEscrow>,
+) -> Vec<AllocationSeen> {
+    let seen = |object: Arc<GpuAllocation>| AllocationSeen {
+        signed: chain.is_some_and(|r| is_signed(r, &object)),
+        object,
+    };
+    objects.into_iter().map(seen).collect()
+}
+
+/// Whether the acceptance in an allocation's status is its leg's controller's, over what was asked.
+fn is_signed(chain: &EvmEscrow, allocation: &GpuAllocation) -> bool {
+    let check = || {
+        let acceptance = allocation.status.as_ref()?.acceptance.as_ref()?;
+        let terms = Terms::from_wire(&allocation.spec.escrow).ok()?;
+        let leg = terms.legs.get(usize::try_from(allocation.spec.leg).ok()?)?;
+        let digits = acceptance.signature.strip_prefix("0x")?;
+        let signature: [u8; 65] = data_encoding::HEXLOWER_PERMISSIVE
+            .decode(digits.as_bytes())
+            .ok()?
+            .try_into()
+            .ok()?;
+        let Rate(rate) = leg.rate;
+        let message = AcceptanceMessage {
+            escrow_id: terms.id(),
+            leg: u16::try_from(allocation.spec.leg).ok()?,
+            rate,
+            not_after: u64::try_from(acceptance.not_after).ok()?,
+            deadline: u64::try_from(acceptance.deadline).ok()?,
+        };
+        let signer = chain.acceptance_signer(&message, &signature)?;
+        Some(signer == leg.controller && acceptance.deadline >= allocation.spec.open_by)
+    };
+    check().unwrap_or(false)
+}
