@@ -1,4 +1,4 @@
-//! How a story is told: short aligned lines for a person at a terminal, the same lines without colours for a log.
+//! Output of the stories: short aligned lines for a terminal, and the same lines without colours for a log.
 
 use std::{
     io::{IsTerminal as _, Write},
@@ -11,17 +11,17 @@ use leasehold_testcluster::Progress;
 /// Longer lines of other programs are cut.
 const WIDTH: usize = 128;
 
-/// A reason may be long, but not without end.
+/// Maximum length of a reason.
 const REASON_WIDTH: usize = 400;
 
-/// Writes the lines of a story.
+/// Prints the lines of a story.
 pub struct Console {
     out: Mutex<Box<dyn Write + Send>>,
     colours: bool,
     began: Instant,
 }
 
-/// How a piece of text stands out.
+/// Style of a piece of text.
 #[derive(Clone, Copy, Debug)]
 enum Style {
     Bold,
@@ -42,14 +42,14 @@ impl Style {
 }
 
 impl Console {
-    /// To standard output; in colours when that is a terminal and NO_COLOR is not set.
+    /// Prints to standard output, in colours if it is a terminal and NO_COLOR is not set.
     #[must_use]
     pub fn terminal() -> Self {
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         Self::to(Box::new(std::io::stdout()), colours)
     }
 
-    /// To standard error, plain.
+    /// Prints to standard error, without colours.
     #[must_use]
     pub fn log() -> Self {
         Self::to(Box::new(std::io::stderr()), false)
@@ -63,7 +63,7 @@ impl Console {
         }
     }
 
-    /// Since the first line.
+    /// Time since the console was created.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
@@ -71,7 +71,7 @@ impl Console {
 
     fn write(&self, line: &str) {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        // A reader that has gone away is no reason to leave the stage unfinished.
+        // Continue the story even if nobody reads the output any more.
         let _ = writeln!(out, "{}", line.trim_end());
         let _ = out.flush();
     }
@@ -84,38 +84,38 @@ impl Console {
         }
     }
 
-    /// Begins a part.
+    /// Prints the title of a section.
     pub fn title(&self, text: &str) {
         self.write("");
         self.write(&self.paint(Style::Bold, text));
         self.write(&self.paint(Style::Dim, &"─".repeat(text.chars().count())));
     }
 
-    /// A sentence.
+    /// Prints a sentence.
     pub fn line(&self, text: &str) {
         self.write(&format!("  {text}"));
     }
 
-    /// A command as the person in the story types it.
+    /// Prints a command that a user would type.
     pub fn command(&self, text: &str) {
         self.write("");
         self.write(&self.paint(Style::Bold, &format!("  $ {text}")));
     }
 
-    /// What happened, and when after `since`.
+    /// Prints an event and its time since the start.
     pub fn at(&self, since: Duration, what: &str, text: &str) {
         let clock = self.paint(Style::Dim, &format!("{:+7.1}s", since.as_secs_f64()));
         self.write(&format!("  {clock}  {what:<14} {text}"));
     }
 
-    /// What another program said, in its own words.
+    /// Prints the output of another program.
     pub fn output(&self, text: &str) {
         for line in text.trim_end().lines() {
             self.write(&format!("    {}", cut(line, WIDTH)));
         }
     }
 
-    /// A table under a line that says what it shows.
+    /// Prints a table with a caption.
     pub fn table(&self, caption: &str, table: &Table) {
         self.write("");
         self.write(&format!("  {caption}"));
@@ -128,13 +128,13 @@ impl Console {
         }
     }
 
-    /// It ends well.
+    /// Prints that the story passed.
     pub fn pass(&self, text: &str) {
         self.write("");
         self.write(&format!("{}  {text}", self.paint(Style::Green, "PASS")));
     }
 
-    /// It ends badly; `reason` is the error with its causes, outermost first.
+    /// Prints that the story failed. `reason` is the error with its causes, the outermost first.
     pub fn fail(&self, reason: &anyhow::Error) {
         self.write("");
         let causes: Vec<String> = reason
@@ -173,23 +173,23 @@ fn cut(line: &str, width: usize) -> String {
     short
 }
 
-/// Which way a column leans.
+/// Alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
+    /// For text.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
-/// Rows of short texts under named columns.
+/// A table of short texts.
 pub struct Table {
     columns: Vec<(&'static str, Align)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Without rows.
+    /// Creates a table without rows.
     #[must_use]
     pub fn new(columns: &[(&'static str, Align)]) -> Self {
         Self {
@@ -198,7 +198,7 @@ impl Table {
         }
     }
 
-    /// One more row.
+    /// Adds a row.
     pub fn row<I>(&mut self, cells: I)
     where
         I: IntoIterator,

@@ -1,4 +1,4 @@
-//! Waiting for a condition with a deadline.
+//! Waits for conditions, with a deadline.
 
 use std::{
     fmt::Debug,
@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::bail;
 
-/// Asks until the answer is `Some`, or fails with what was waited for and the last thing seen.
+/// Polls until the answer is `Ok`, or fails with a description of the condition and the last value seen.
 pub async fn within<T, F, D>(limit: Duration, what: &str, mut ask: impl FnMut() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<Result<T, D>>>,
@@ -29,7 +29,7 @@ where
     }
 }
 
-/// [`within`] a minute.
+/// [`within`] one minute.
 pub async fn eventually<T, F, D>(what: &str, ask: impl FnMut() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<Result<T, D>>>,

@@ -1,5 +1,5 @@
-//! Installs Leasehold as a person would: images into the nodes, Secrets, the chart, PaymentNetwork, pools; beside
-//! it the simulated driver and its device plugin.
+//! Installs Leasehold like an administrator: images on the nodes, Secrets, the chart, PaymentNetwork and pools. It
+//! also installs the simulated driver and its device plugin.
 
 use std::{
     io::Write as _,
@@ -31,13 +31,13 @@ use crate::{
 pub const NAMESPACE: &str = "leasehold-system";
 /// Name of the PaymentNetwork.
 pub const NETWORK: &str = "anvil";
-/// Label of a node with GPUs: whose it is.
+/// Label of a node with GPUs, whose value is the provider's name.
 pub const PROVIDER_LABEL: &str = "leasehold.test/provider";
 
-/// Image archives to be loaded.
+/// Image archives to load.
 pub struct Archives(Vec<PathBuf>);
 
-/// Builds the images from this tree, those with the given names optimized.
+/// Builds the images from this source tree, those with the given names optimized.
 pub async fn archives(optimized: &[&'static str], progress: &dyn Progress) -> anyhow::Result<Archives> {
     progress.step("building images of the operator and the agent");
     let optimized = optimized.to_vec();
@@ -46,7 +46,7 @@ pub async fn archives(optimized: &[&'static str], progress: &dyn Progress) -> an
         let names: Vec<&str> = image::PRODUCT.iter().chain(image::TESTS).copied().collect();
         let mut archives = image::build(&names, Profile::Dev, "dev", &folder)?;
         if !optimized.is_empty() {
-            // Apart: a test may be loading the others.
+            // In a folder of their own, as another test may be loading the others.
             let release = image::build(&optimized, Profile::Release, "dev", &folder.join("release"))?;
             archives.retain(|a| release.iter().all(|r| r.name != a.name));
             archives.extend(release);
@@ -56,7 +56,7 @@ pub async fn archives(optimized: &[&'static str], progress: &dyn Progress) -> an
     .await?
 }
 
-/// Loads them into every real node.
+/// Loads the images on every real node.
 pub async fn images(cluster: &Cluster, archives: &Archives, progress: &dyn Progress) -> anyhow::Result<()> {
     progress.step("loading images");
     for path in &archives.0 {
@@ -72,7 +72,7 @@ fn hex(key: &SigningKey) -> String {
     format!("0x{}", data_encoding::HEXLOWER.encode(&key.0))
 }
 
-/// Applies a manifest with kubectl, as a person would.
+/// Applies a manifest with kubectl.
 pub fn kubectl_apply(cluster: &Cluster, manifest: &str) -> anyhow::Result<String> {
     run_with_input(cluster.kubectl().args(["apply", "-f", "-"]), manifest)
 }
@@ -112,7 +112,7 @@ fn yaml(objects: &[Value]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Everything, in order; returns when every provider with nodes has an offer.
+/// Installs everything in order. Returns when every provider with nodes has an offer.
 pub async fn all(
     cluster: &Cluster,
     client: &Client,
@@ -133,7 +133,7 @@ pub async fn all(
         };
         helm_install(cluster, &release, &values)?;
         if index == 0 && spec.has_kwok_nodes() {
-            progress.step("starting the agents of the nodes that KWOK plays");
+            progress.step("starting the agents of the nodes simulated by KWOK");
             kwok::equip(cluster, spec).await?;
         }
     }
@@ -162,7 +162,7 @@ pub async fn all(
     Ok(())
 }
 
-/// Makes the operators' namespace and their keys' Secrets.
+/// Creates the operators' namespace and the Secrets with their keys.
 pub(crate) fn secrets(cluster: &Cluster, spec: &StackSpec) -> anyhow::Result<()> {
     kubectl_apply(
         cluster,
@@ -182,7 +182,7 @@ pub(crate) fn secrets(cluster: &Cluster, spec: &StackSpec) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Chart values of the release of the provider with that number; the first is also the market.
+/// Chart values for the release of that provider. The release of the first one also contains the market.
 pub(crate) fn values(spec: &StackSpec, money: &PaymentFixture, index: usize) -> anyhow::Result<Value> {
     let first = index == 0;
     let provider = &spec.providers[index];
@@ -207,7 +207,7 @@ pub(crate) fn values(spec: &StackSpec, money: &PaymentFixture, index: usize) -> 
         "name": provider.name, "provider": provider.name, "pricePerGpuHour": provider.price, "network": NETWORK, "maxPause": "1h",
         "nodeSelector": {PROVIDER_LABEL: provider.name}, "storage": {"maxSize": "100Gi"},
     });
-    // A test that failed wants every word; who measures wants what people run.
+    // A failed test needs all log lines; a benchmark needs the default.
     let log_filter = if spec.optimized.is_empty() {
         "info,leasehold_operator=debug"
     } else {
@@ -225,7 +225,7 @@ pub(crate) fn values(spec: &StackSpec, money: &PaymentFixture, index: usize) -> 
         },
         "agent": {
             "enabled": first,
-            // Agents of KWOK nodes are processes with the same ServiceAccount and its rights.
+            // Agents of KWOK nodes are processes that use the same ServiceAccount.
             "affinity": real_gpu_nodes(),
             "driver": {"from": "hostPath", "library": format!("{FILES_IN_NODE}/{}", nvidia_ml_sim::LIBRARY_NAME)},
             "sysfsHostPath": format!("{FILES_IN_NODE}/sys"),
@@ -276,7 +276,7 @@ pub(crate) async fn deployments_ready(client: &Client) -> anyhow::Result<()> {
     .await
 }
 
-/// Writes each node's GPUs, runs the device plugin, waits until kubelets allocate them.
+/// Writes each node's GPUs, runs the device plugin, and waits until kubelets can allocate the GPUs.
 pub(crate) async fn gpus(cluster: &Cluster, client: &Client, spec: &StackSpec) -> anyhow::Result<()> {
     let mut expected = Vec::new();
     for provider in &spec.providers {

@@ -1,5 +1,5 @@
-//! What KWOK nodes lack to be GPU nodes: simulated GPUs, the kubelet's pod-resources API, and the real agent as a
-//! process, confined by a token that names its node as a pod's would. All of it lives and ends with the cluster.
+//! What KWOK nodes need to be GPU nodes: simulated GPUs, the kubelet's pod-resources API, and the real agent as a
+//! process with a token that is bound to its node, like a pod's. All of it ends with the cluster.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,10 @@ use crate::{
     stack::{GpuNodes, StackSpec},
 };
 
-/// The ServiceAccount that the chart makes for agents.
+/// The ServiceAccount that the chart creates for agents.
 const AGENT_ACCOUNT: &str = "leasehold-agent";
 
-/// Makes the GPUs of the stack's KWOK nodes and starts an agent for each. The chart must be installed.
+/// Creates the GPUs of the stack's KWOK nodes and starts an agent for each. The chart must be installed.
 pub async fn equip(cluster: &Cluster, spec: &StackSpec) -> anyhow::Result<()> {
     let root = cluster.directory().join("kwok");
     let mut nodes = Vec::new();
@@ -72,7 +72,7 @@ async fn agent(cluster: &Cluster, node: &str, directory: &Path) -> anyhow::Resul
         format!("--kubeconfig={}", kubeconfig.display()),
         format!("--nvml={}", at(nvidia_ml_sim::LIBRARY_NAME)),
         format!("--sysfs={}", at("sys")),
-        // No process of this machine is one of that node's.
+        // No process of this machine belongs to that node.
         format!("--proc={}", at("proc")),
         format!("--pod-logs={}", at("proc")),
         format!("--pod-resources={}", at("kubelet.sock")),
@@ -92,7 +92,7 @@ async fn agent(cluster: &Cluster, node: &str, directory: &Path) -> anyhow::Resul
         .map(drop)
 }
 
-/// A program that cargo built with this one.
+/// Path of a program that cargo built together with this one.
 fn program(name: &str) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe()?;
     own.ancestors()

@@ -1,5 +1,5 @@
-//! A whole Leasehold on one machine: a real Kubernetes, a real chain, the chart, simulated GPUs behind the real NVML
-//! symbols. The demo tells a story on it, the end-to-end tests check one.
+//! Leasehold on one machine: a real Kubernetes, a real chain, the chart, and simulated GPUs behind the real NVML
+//! symbols. The demo and the end-to-end tests run on it.
 
 mod console;
 mod eventually;

@@ -1,4 +1,4 @@
-//! How an end-to-end test is run: on a stack of its own that is always ended, and whose logs are kept when it fails.
+//! Runs end-to-end tests, each on a stack of its own that is always taken down. Logs of a failed test are kept.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use leasehold_testcluster::{Stderr, Unavailable, cache_root};
 
 use crate::stack::{Stack, StackSpec};
 
-/// Runs a story on a stack of its own. Where there can be no cluster it is skipped, and says so.
+/// Runs a story on a stack of its own. Without the means for a cluster, it prints that it is skipped.
 pub async fn on_stack(
     spec: StackSpec,
     story: impl AsyncFnOnce(&Stack) -> anyhow::Result<()>,
@@ -27,7 +27,7 @@ pub async fn on_stack(
     result
 }
 
-/// How long an outage lasts: short enough for every day, or in full with `LEASEHOLD_OUTAGES=full`.
+/// Duration of an outage: short by default, or the full one with `LEASEHOLD_OUTAGES=full`.
 #[must_use]
 pub fn outage(short: Duration, full: Duration) -> Duration {
     if std::env::var("LEASEHOLD_OUTAGES").is_ok_and(|v| v == "full") {
@@ -37,10 +37,10 @@ pub fn outage(short: Duration, full: Duration) -> Duration {
     }
 }
 
-/// Runs one of several stories, and says how long it took.
-pub async fn timed<T>(story: &str, told: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+/// Runs one of several stories, and prints how long it took.
+pub async fn timed<T>(story: &str, story_run: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let begun = Instant::now();
-    let result = told.await.with_context(|| story.to_owned());
+    let result = story_run.await.with_context(|| story.to_owned());
     eprintln!(
         "{:>6.1}s  {story}: {}",
         begun.elapsed().as_secs_f64(),

@@ -1,4 +1,4 @@
-//! Two control planes: the market on one, a provider on the other, which has nothing of the market but its token.
+//! Two control planes: the market on one and a provider on the other, which has only a token for the market.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ use crate::{
 
 /// A market and a provider, each on a control plane of its own.
 pub struct Split {
-    /// The market, with the chain beside it.
+    /// The market, with the chain.
     pub market: Stack,
     /// The provider's cluster.
     pub provider: Cluster,
-    /// An admin's client of the provider's cluster.
+    /// A client of the provider's cluster with administrator permissions.
     pub client: Client,
-    /// A client with the provider's token at the market, and nothing else.
+    /// A client of the market with only the provider's token.
     pub token_at_market: Client,
 }
 
@@ -109,7 +109,7 @@ impl Split {
         })
     }
 
-    /// Ends both.
+    /// Takes both down.
     pub async fn down(self) -> anyhow::Result<()> {
         let provider = self.provider.down().await;
         self.market.down().await?;
@@ -133,7 +133,7 @@ async fn install_market(market: &Cluster, spec: &StackSpec, money: &PaymentFixtu
     install::deployments_ready(&market.client()).await
 }
 
-/// Installs the chart with the provider alone, which reaches the market by the kubeconfig.
+/// Installs the chart with the provider alone, which uses the kubeconfig to reach the market.
 async fn install_provider(
     provider: &Cluster,
     spec: &StackSpec,

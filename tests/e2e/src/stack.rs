@@ -1,4 +1,4 @@
-//! Brings the whole of it up and tells what is where.
+//! Brings up the cluster, the chain and Leasehold.
 
 use std::{path::Path, time::Duration};
 
@@ -24,17 +24,17 @@ pub struct ProviderSpec {
     pub nodes: GpuNodes,
 }
 
-/// Where a provider's GPUs are.
+/// The GPUs of a provider.
 #[derive(Clone, Debug)]
 pub enum GpuNodes {
-    /// Real nodes with a kubelet and containers: (node name, model, GPUs) each.
+    /// Real nodes with a kubelet and containers, each with name, model and number of GPUs.
     Real(Vec<(String, String, usize)>),
-    /// Nodes that KWOK plays: (node name, model, what it allocates) each.
+    /// Nodes simulated by KWOK, each with name, model and allocatable resources.
     Kwok(Vec<(String, String, NodeShape)>),
 }
 
 impl GpuNodes {
-    /// Whether there are none: whoever brings the stack up adds them.
+    /// Whether there are no nodes, as the caller adds them later.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         match self {
@@ -44,7 +44,7 @@ impl GpuNodes {
     }
 }
 
-/// What is to be brought up.
+/// Configuration of a stack.
 #[derive(Clone, Debug)]
 pub struct StackSpec {
     /// Name of the cluster.
@@ -53,18 +53,18 @@ pub struct StackSpec {
     pub providers: Vec<ProviderSpec>,
     /// Seconds between blocks.
     pub block_time: Duration,
-    /// Tokens the tenant begins with, whole.
+    /// Initial tokens of the tenant, in whole tokens.
     pub tenant_tokens: u64,
     /// Replicas of each operator.
     pub replicas: usize,
-    /// Images that are compiled for use, as what is measured must be: `operator`, `agent`; the others are quick to build.
+    /// Images to compile with optimization, for benchmarks: `operator`, `agent`. Other images build faster.
     pub optimized: Vec<&'static str>,
     /// Further flags of the chart's agents.
     pub agent_args: Vec<String>,
 }
 
 impl StackSpec {
-    /// One real node with GPUs, one provider.
+    /// One provider with one real GPU node.
     #[must_use]
     pub fn one_node(name: &str) -> Self {
         Self {
@@ -79,12 +79,12 @@ impl StackSpec {
             tenant_tokens: 1_000,
             replicas: 1,
             optimized: Vec::new(),
-            // Tests wait for what it sees.
+            // Tests wait for what the agent reports.
             agent_args: vec!["--period=1s".into(), "--holders-period=500ms".into()],
         }
     }
 
-    /// Three providers in three places, each a node of 32 CPU, 128Gi and 4 GPUs that KWOK plays.
+    /// Three providers in three regions, each with a node of 32 CPU, 128Gi and 4 GPUs simulated by KWOK.
     #[must_use]
     pub fn three_providers(name: &str) -> Self {
         Self {
@@ -93,7 +93,7 @@ impl StackSpec {
         }
     }
 
-    /// One provider with a real node, and the three.
+    /// One provider with a real node, and the three with KWOK nodes.
     #[must_use]
     pub fn four_providers(name: &str) -> Self {
         let mut spec = Self::one_node(name);
@@ -101,7 +101,7 @@ impl StackSpec {
         spec
     }
 
-    /// Whether some node of it is played by KWOK.
+    /// Whether any of its nodes is simulated by KWOK.
     #[must_use]
     pub fn has_kwok_nodes(&self) -> bool {
         self.providers
@@ -132,12 +132,12 @@ fn kwok_provider((name, region, price): (&str, &str, &str)) -> ProviderSpec {
     }
 }
 
-/// A node of a provider that KWOK plays.
+/// A node of a provider, simulated by KWOK.
 #[must_use]
 pub fn kwok_node(provider: &str, name: &str, shape: &NodeShape) -> KwokNode {
     KwokNode::named(name)
         .label(install::PROVIDER_LABEL, provider)
-        // As GPU nodes usually have it; here it also keeps off what needs containers.
+        // GPU nodes commonly have this taint. Here it also keeps pods away that need containers.
         .taint(GPU_RESOURCE)
         .capacity("cpu", &shape.cpu)
         .capacity("memory", &shape.memory)
@@ -145,7 +145,7 @@ pub fn kwok_node(provider: &str, name: &str, shape: &NodeShape) -> KwokNode {
         .capacity(GPU_RESOURCE, &shape.gpus.to_string())
 }
 
-/// The money of the stack.
+/// Payment addresses of the stack.
 #[derive(Clone, Debug)]
 pub struct PaymentFixture {
     /// JSON-RPC endpoint.
@@ -160,7 +160,7 @@ pub struct PaymentFixture {
     pub market_id: Address,
 }
 
-/// The development accounts of anvil, by what they do here. Payees are addresses without a key anywhere.
+/// The roles of anvil's development accounts. Payees are addresses without a known key.
 #[derive(Clone, Copy, Debug)]
 pub enum Role {
     /// Deploys the contracts and mints.
@@ -169,7 +169,7 @@ pub enum Role {
     Closer,
     /// The tenant.
     Tenant,
-    /// Another tenant, whose wallet is empty until somebody fills it.
+    /// Another tenant, whose wallet is empty at first.
     OtherTenant,
     /// The controller of the provider with that number.
     Controller(usize),
@@ -179,20 +179,20 @@ pub enum Role {
 pub struct Stack {
     /// The cluster.
     pub cluster: Cluster,
-    /// An admin's client of it.
+    /// A client of the cluster with administrator permissions.
     pub client: Client,
-    /// The money.
+    /// Payment addresses.
     pub money: PaymentFixture,
-    /// A rail to look at the chain by.
+    /// A client of the escrow, to read the chain.
     pub payments: EvmEscrow,
-    /// What was brought up.
+    /// Configuration of the stack.
     pub spec: StackSpec,
 }
 
-/// Tokens have this many decimals.
+/// Decimals of the token.
 pub const DECIMALS: u32 = 6;
 
-/// A development key.
+/// Returns a development key.
 pub fn key(role: Role) -> anyhow::Result<SigningKey> {
     let index = match role {
         Role::Deployer => 0,
@@ -219,7 +219,7 @@ pub fn address(role: Role) -> anyhow::Result<Address> {
     Ok(address_of(&key(role)?)?)
 }
 
-/// The cold address of the provider with that number.
+/// The payee address of the provider with that number.
 #[must_use]
 pub fn payee(index: usize) -> Address {
     let mut bytes = [0xc0; 20];
@@ -228,7 +228,7 @@ pub fn payee(index: usize) -> Address {
 }
 
 impl Stack {
-    /// Brings it up; on failure nothing of it stays.
+    /// Brings the stack up. If that fails, everything is removed.
     pub async fn up(spec: StackSpec, progress: &dyn Progress) -> anyhow::Result<Self> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut cluster_spec = ClusterSpec::new(&spec.name, 0).with_chain(Chain::Own {
@@ -237,7 +237,7 @@ impl Stack {
         for provider in &spec.providers {
             match &provider.nodes {
                 GpuNodes::Real(nodes) => {
-                    // The operators run on the first one's: another's may die in a test.
+                    // The operators run on the first provider's node, as tests may stop others.
                     let own = cluster_spec.nodes.is_empty();
                     cluster_spec.nodes.extend(nodes.iter().map(|(name, ..)| {
                         let node = NodeSpec::named(name).label(install::PROVIDER_LABEL, &provider.name);
@@ -253,7 +253,7 @@ impl Stack {
             }
         }
         if cluster_spec.nodes.is_empty() {
-            // The operators run as pods, and KWOK runs nothing.
+            // The operators run as pods, which KWOK cannot run.
             cluster_spec.nodes.push(NodeSpec::named("system"));
         }
         let archives = install::archives(&spec.optimized, progress).await?;
@@ -268,9 +268,14 @@ impl Stack {
                 let _ = cluster.dump(&kept);
                 let error = match cluster.down().await {
                     Ok(()) => error,
-                    Err(left) => error.context(format!("and the cluster is not fully gone: {left:#}")),
+                    Err(left) => error.context(format!(
+                        "and the cluster could not be removed completely: {left:#}"
+                    )),
                 };
-                Err(error.context(format!("it did not come up; logs are in {}", kept.display())))
+                Err(error.context(format!(
+                    "the stack did not come up; logs are in {}",
+                    kept.display()
+                )))
             }
         }
     }
@@ -334,15 +339,15 @@ impl Stack {
         })
     }
 
-    /// Ends it; nothing stays.
+    /// Takes the stack down.
     pub async fn down(self) -> anyhow::Result<()> {
         self.cluster.down().await
     }
 
-    /// Logs of everything, for a failure.
+    /// Writes all logs to a directory.
     pub fn dump(&self, directory: &Path) {
         if let Err(error) = self.cluster.dump(directory) {
-            eprintln!("the logs could not be kept: {error:#}");
+            eprintln!("cannot write the logs: {error:#}");
         }
     }
 }

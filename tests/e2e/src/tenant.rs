@@ -1,4 +1,4 @@
-//! A tenant: a namespace with a wallet that it opts in, and leases applied from the examples.
+//! A tenant: a namespace with a wallet and the permission to use it, and leases applied from the examples.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
     within,
 };
 
-/// A tenant's namespace, its wallet's Secret, and the RoleBinding that opts it in.
+/// A tenant's namespace, the Secret with its wallet, and the RoleBinding that lets the market use it.
 #[must_use]
 pub fn opted_in(namespace: &str, wallet: &SigningKey) -> [serde_json::Value; 4] {
     let wallet = format!("0x{}", data_encoding::HEXLOWER.encode(&wallet.0));
@@ -39,17 +39,17 @@ pub struct Tenant<'a> {
     pub stack: &'a Stack,
     /// The namespace.
     pub namespace: String,
-    /// Whose wallet it has.
+    /// The role whose key is in the wallet.
     wallet: Role,
 }
 
 impl<'a> Tenant<'a> {
-    /// Makes the namespace, the wallet's Secret, and the RoleBinding that opts it in.
+    /// Creates the namespace, the Secret with the wallet, and the RoleBinding that lets the market use it.
     pub fn new(stack: &'a Stack, namespace: &str) -> anyhow::Result<Self> {
         Self::with_purse(stack, namespace, Role::Tenant)
     }
 
-    /// The same with another's wallet, filled as the tenant's: what one spends is not seen in the other's.
+    /// Creates a tenant with another wallet, so that the balances of both are independent.
     pub async fn another(stack: &'a Stack, namespace: &str) -> anyhow::Result<Self> {
         let wallet = (
             address(Role::OtherTenant)?,
@@ -77,7 +77,7 @@ impl<'a> Tenant<'a> {
         Api::namespaced(self.stack.client.clone(), &self.namespace)
     }
 
-    /// The first GpuLease of an example file, with this namespace and, where given, another name.
+    /// The first GpuLease of an example file, in this namespace and, if given, with another name.
     pub fn example(&self, file: &str, name: Option<&str>) -> anyhow::Result<GpuLease> {
         let text = repository_file(file)?;
         for document in text.split("\n---") {
@@ -129,13 +129,13 @@ impl<'a> Tenant<'a> {
         .await
     }
 
-    /// Asks for the lease's deletion.
+    /// Deletes the lease, without waiting.
     pub async fn delete(&self, name: &str) -> anyhow::Result<()> {
         self.leases().delete(name, &DeleteParams::default()).await?;
         Ok(())
     }
 
-    /// Waits until the lease is gone.
+    /// Waits until the lease no longer exists.
     pub async fn until_gone(&self, name: &str, limit: Duration) -> anyhow::Result<()> {
         let api = self.leases();
         within(limit, &format!("{name} to be gone"), || async {
@@ -147,7 +147,7 @@ impl<'a> Tenant<'a> {
         .await
     }
 
-    /// The lease's account as the chain shows it.
+    /// The lease's account on the chain.
     pub async fn account(&self, lease: &GpuLease) -> anyhow::Result<(Terms, Account)> {
         let escrow = lease
             .status
@@ -157,16 +157,16 @@ impl<'a> Tenant<'a> {
         let terms = Terms::from_wire(&escrow.terms)?;
         match self.stack.payments.account(&terms, BlockLevel::Latest).await? {
             AccountRead::Present(account) => Ok((terms, account)),
-            other => anyhow::bail!("the chain shows {other:?}"),
+            other => anyhow::bail!("the chain returned {other:?}"),
         }
     }
 
-    /// Base units of the token at an address.
+    /// Token balance of an address, in base units.
     pub async fn balance(&self, of: Address) -> anyhow::Result<TokenAmount> {
         Ok(self.stack.payments.balances(of).await?.token)
     }
 
-    /// Base units of the token at the tenant's address.
+    /// Token balance of the tenant, in base units.
     pub async fn own_balance(&self) -> anyhow::Result<TokenAmount> {
         self.balance(address(self.wallet)?).await
     }

@@ -1,4 +1,4 @@
-//! The demo can fail: a broken step ends it with FAIL, the reason, and an exit code that a script sees.
+//! The demo can fail: a broken step ends it with FAIL, the reason, and a non-zero exit code.
 
 use std::process::{Command, Output};
 
@@ -17,25 +17,30 @@ fn a_tenant_without_funds_fails_the_demo_with_the_reason() {
         eprintln!("SKIPPED: {why}");
         return;
     }
-    let output = demo("funds");
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    let (_, end) = told.split_once("\nFAIL  ").unwrap_or_else(|| panic!("{told}"));
+    let finished = demo("funds");
+    let output = String::from_utf8_lossy(&finished.stdout);
+    assert_eq!(finished.status.code(), Some(1), "{output}");
+    let (_, end) = output
+        .split_once("\nFAIL  ")
+        .unwrap_or_else(|| panic!("{output}"));
     assert!(end.contains("InsufficientFunds"), "{end}");
-    assert!(end.contains("send it the difference"), "what to do: {end}");
-    assert!(!told.contains("PASS"), "{told}");
+    assert!(
+        end.contains("send it the difference"),
+        "the message says what to do: {end}"
+    );
+    assert!(!output.contains("PASS"), "{output}");
     assert!(
         State::find("demo-broken")
-            .expect("the cache can be read")
+            .expect("the cache is readable")
             .is_none(),
-        "nothing stays"
+        "nothing remains"
     );
 }
 
 #[test]
 fn an_unknown_step_is_refused_before_anything_is_built() {
-    let output = demo("nothing");
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("funds"), "it names those there are: {said}");
+    let finished = demo("nothing");
+    assert!(!finished.status.success());
+    let errors = String::from_utf8_lossy(&finished.stderr);
+    assert!(errors.contains("funds"), "it lists the valid steps: {errors}");
 }

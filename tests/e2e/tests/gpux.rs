@@ -1,5 +1,5 @@
-//! GPUX's example: one lease over three providers, extended by three hours and refunded, with real transactions counted
-//! and every purse checked to the unit.
+//! GPUX's example: one lease over three providers, extended by three hours and refunded, with all transactions
+//! counted and all balances checked to the unit.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn tell(stack: &Stack) -> anyhow::Result<()> {
     outcome.check_money(&stage.participants)?;
     outcome.check_returned()?;
 
-    // Three legs of three payees; each was paid for seconds of the chain's own clock.
+    // Three legs with three payees, each paid for the seconds of block times.
     let mut payees: Vec<_> = outcome.terms.legs.iter().map(|leg| leg.payee).collect();
     payees.sort_by_key(|payee| payee.0);
     assert_eq!(payees, [payee(0), payee(1), payee(2)]);
@@ -40,10 +40,10 @@ async fn tell(stack: &Stack) -> anyhow::Result<()> {
     assert_eq!(
         stage.tenant.balance(stack.money.escrow).await?.0,
         0,
-        "nothing stays in the escrow"
+        "the escrow holds nothing"
     );
 
-    // By whom each transaction was sent, and what it was.
+    // The called functions, by sender.
     let calls = |from| -> Vec<&str> {
         let sent = outcome.transactions.iter().filter(|t| t.from == from);
         sent.map(|t| t.call.as_str()).collect()
@@ -53,7 +53,7 @@ async fn tell(stack: &Stack) -> anyhow::Result<()> {
     assert_eq!(
         calls(address(Role::Closer)?),
         ["close"],
-        "one call pays everybody out"
+        "one call pays all providers"
     );
     for index in 0..3 {
         assert_eq!(calls(address(Role::Controller(index))?), ["start"]);
@@ -64,7 +64,7 @@ async fn tell(stack: &Stack) -> anyhow::Result<()> {
 
     for returned in &outcome.returned {
         eprintln!(
-            "{}: for sale again {:.2} s after its pod's end",
+            "{}: offered again {:.2} s after its pod's end",
             returned.provider,
             returned.after_pod().as_secs_f64()
         );

@@ -37,12 +37,12 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
     assert_eq!(
         tenant.balance(terms.legs[0].payee).await?,
         earned,
-        "the payee has what was earned"
+        "the payee has the earned amount"
     );
     assert_eq!(
         tenant.balance(stack.money.escrow).await?.0,
         0,
-        "nothing stays in the escrow"
+        "the escrow holds nothing"
     );
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! What a job left on its volume: kept after the lease is closed and refunded and its GPU is sold again, fetched by its
-//! tenant as the example says, and gone then, or when its time is over, or never kept where the tenant gave up the job.
+//! Results on a job's volume. They are kept after the lease is closed and refunded and its GPU is offered again. The
+//! tenant fetches them as the example describes. They are deleted after that or when their time is over, and never
+//! kept if the tenant deletes the lease while the job runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +26,7 @@ use leasehold_testcluster::{Stderr, ssh_key};
 
 const EXAMPLE: &str = "examples/07-results.yaml";
 const LIMIT: Duration = Duration::from_secs(60);
-/// So long the short lease's results are kept.
+/// How long the results of the short lease are kept, in seconds.
 const SHORT: i64 = 20;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,14 +43,13 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
         folder: stack.cluster.directory().to_owned(),
         gpus: offered(stack).await?,
     };
-    let [(mine, recipient), (strangers, _)] =
-        [ssh_key(&it.folder, "mine")?, ssh_key(&it.folder, "strangers")?];
-    timed("nobody keeps them so long", it.too_long(&recipient)).await?;
+    let [(mine, recipient), (another, _)] = [ssh_key(&it.folder, "mine")?, ssh_key(&it.folder, "another")?];
+    timed("longer than the pool keeps results", it.too_long(&recipient)).await?;
     let url = timed("kept, and refunded", it.kept(&recipient)).await?;
     timed("over", it.over(&recipient)).await?;
     timed("given up", it.given_up(&recipient)).await?;
-    timed("still there after a restart", it.restarted(&url)).await?;
-    timed("fetched", it.fetched(&url, &mine, &strangers)).await
+    timed("kept across a restart", it.restarted(&url)).await?;
+    timed("fetched", it.fetched(&url, &mine, &another)).await
 }
 
 struct It<'a> {
@@ -57,7 +57,7 @@ struct It<'a> {
     tenant: &'a Tenant<'a>,
     age: PathBuf,
     folder: PathBuf,
-    /// GPUs that are offered while nothing runs.
+    /// Number of offered GPUs while nothing runs.
     gpus: i64,
 }
 
@@ -66,13 +66,13 @@ impl It<'_> {
     fn lease(&self, name: &str, recipient: &str, keep: &str) -> anyhow::Result<GpuLease> {
         let mut lease = self.tenant.example(EXAMPLE, Some(name))?;
         let job = lease.spec.workload.job.as_mut().context("a job")?;
-        let output = job.output.as_mut().context("with an output")?;
+        let output = job.output.as_mut().context("the example has an output")?;
         output.recipients = vec![recipient.into()];
         output.keep_results_for = keep.into();
         Ok(lease)
     }
 
-    /// A pool keeps a day unless it says otherwise; who wants more is told so before anything is paid.
+    /// A pool keeps results for a day by default. A lease that wants more is not matched, and nothing is paid.
     async fn too_long(&self, recipient: &str) -> anyhow::Result<()> {
         self.tenant.apply(&self.lease("long", recipient, "25h")?)?;
         let waits = |l: &GpuLease| {
@@ -85,7 +85,7 @@ impl It<'_> {
         };
         let lease = self
             .tenant
-            .until("long", LIMIT, "a quote that says why", waits)
+            .until("long", LIMIT, "a quote with the reason", waits)
             .await?;
         ensure!(
             lease.status.context("status")?.escrow.is_none(),
@@ -95,7 +95,7 @@ impl It<'_> {
         self.tenant.until_gone("long", LIMIT).await
     }
 
-    /// Closed and refunded to the unit, the GPU for sale again, with the results still there.
+    /// The lease is closed and refunded exactly, and the GPU is offered again, while the results are still there.
     async fn kept(&self, recipient: &str) -> anyhow::Result<String> {
         let before = self.tenant.own_balance().await?;
         self.tenant.apply(&self.lease("train", recipient, "24h")?)?;
@@ -111,26 +111,22 @@ impl It<'_> {
         let earned = terms.legs[0].rate.earned_floor(served).context("in range")?;
         ensure!(
             self.tenant.own_balance().await?.0 == before.0 - earned.0,
-            "refunded to the unit"
+            "the refund is exact"
         );
         let at = results(&closed)?;
         let until: Timestamp = at.until.as_deref().context("until when")?.parse()?;
         let left = until.as_second() - now.as_second();
         ensure!(
             (86_300..=86_400).contains(&left),
-            "kept a day from the end: {left} s"
+            "kept for a day after the end: {left} s"
         );
-        within(
-            Duration::from_secs(30),
-            "the GPU to be for sale again",
-            || async {
-                let gpus = offered(self.stack).await?;
-                Ok(if gpus == self.gpus { Ok(()) } else { Err(gpus) })
-            },
-        )
+        within(Duration::from_secs(30), "the GPU to be offered again", || async {
+            let gpus = offered(self.stack).await?;
+            Ok(if gpus == self.gpus { Ok(()) } else { Err(gpus) })
+        })
         .await?;
         eprintln!(
-            "         for sale {:.1} s after the close",
+            "         offered {:.1} s after the close",
             closed_at.elapsed().as_secs_f64()
         );
         self.serves(&at.url).await?;
@@ -140,7 +136,7 @@ impl It<'_> {
         Ok(at.url)
     }
 
-    /// Kept for its time and not a moment less; then nothing is left. Both GPUs are leased meanwhile.
+    /// Results are kept exactly for their time, and nothing remains afterwards. Both GPUs are leased meanwhile.
     async fn over(&self, recipient: &str) -> anyhow::Result<()> {
         let mut lease = self.lease("short", recipient, &format!("{SHORT}s"))?;
         lease.spec.per_node.gpus = 2;
@@ -151,12 +147,12 @@ impl It<'_> {
         self.serves(&at.url).await?;
         self.until_nothing_is_left(&closed).await?;
         let late = SystemClock.now().as_second() - until.as_second();
-        ensure!(late >= 0, "gone {late} s after its time");
-        eprintln!("         nothing left {late} s after its time");
+        ensure!(late >= 0, "deleted {late} s after its time");
+        eprintln!("         nothing remains {late} s after its time");
         Ok(())
     }
 
-    /// Whoever deletes a lease whose job runs wants nothing of it.
+    /// When a lease is deleted while its job runs, no results are kept.
     async fn given_up(&self, recipient: &str) -> anyhow::Result<()> {
         let mut lease = self.lease("given-up", recipient, "24h")?;
         let job = lease.spec.workload.job.as_mut().context("a job")?;
@@ -164,13 +160,16 @@ impl It<'_> {
         self.tenant.apply(&lease)?;
         let active = self.tenant.until_phase("given-up", Phase::Active, LIMIT).await?;
         let at = results(&active)?;
-        ensure!(at.until.is_none(), "the address is known, the end is not: {at:?}");
+        ensure!(
+            at.until.is_none(),
+            "the address is known, but not the end: {at:?}"
+        );
         self.tenant.delete("given-up").await?;
         self.tenant.until_gone("given-up", LIMIT).await?;
         self.until_nothing_is_left(&active).await
     }
 
-    /// The provider's operator is killed, and its successor has swept: a day's results are not taken for an orphan.
+    /// The provider's operator is killed. Its successor does not mistake kept results for an orphan.
     async fn restarted(&self, url: &str) -> anyhow::Result<()> {
         let pods = Api::<Pod>::namespaced(self.stack.client.clone(), NAMESPACE);
         let operators = ListParams::default().labels("app.kubernetes.io/component=provider");
@@ -182,15 +181,15 @@ impl It<'_> {
         let reservations = Api::<GpuReservation>::all(self.stack.client.clone());
         let namespaces = Api::<Namespace>::all(self.stack.client.clone());
         let name = namespace(&lease)?;
-        // Two sweeps of half a minute, by whoever leads now.
+        // Two searches for orphans, half a minute apart, by the current leader.
         let begun = Instant::now();
         within(Duration::from_secs(90), "two sweeps", || async {
             ensure!(
                 reservations.get_opt(&name).await?.is_some(),
-                "the reservation is there"
+                "the reservation exists"
             );
             let deleted = namespaces.get(&name).await?.metadata.deletion_timestamp;
-            ensure!(deleted.is_none(), "the namespace is there");
+            ensure!(deleted.is_none(), "the namespace exists");
             let passed = begun.elapsed();
             Ok(if passed > Duration::from_secs(75) {
                 Ok(())
@@ -202,16 +201,16 @@ impl It<'_> {
         self.serves(url).await
     }
 
-    /// As the example's comments say, after strangers have tried.
-    async fn fetched(&self, url: &str, mine: &Path, strangers: &Path) -> anyhow::Result<()> {
+    /// Fetches as the example's comments describe, after attempts without the path and with another key.
+    async fn fetched(&self, url: &str, mine: &Path, another: &Path) -> anyhow::Result<()> {
         let lease = self.tenant.leases().get("train").await?;
         let root = url.rsplit_once('/').context("a path")?.0;
         ensure!(
             !curl(&[root])?.status.success(),
-            "who doesn't know the path finds nothing"
+            "without the path nothing is served"
         );
         let wrong = curl(&["-X", "DELETE", &format!("{url}/{}", "0".repeat(64))])?;
-        ensure!(!wrong.status.success(), "a guess is no receipt: {wrong:?}");
+        ensure!(!wrong.status.success(), "a wrong receipt is refused: {wrong:?}");
         let unpack = |key: &Path, into: &str| -> anyhow::Result<(PathBuf, Output)> {
             let into = self.folder.join(into);
             std::fs::create_dir(&into)?;
@@ -221,19 +220,22 @@ impl It<'_> {
             let output = bash.current_dir(&into).output()?;
             Ok((into, output))
         };
-        let (_, refused) = unpack(strangers, "strangers-results")?;
+        let (_, refused) = unpack(another, "others-results")?;
         ensure!(
             !refused.status.success(),
-            "another's key opens nothing: {refused:?}"
+            "another key cannot decrypt: {refused:?}"
         );
         let (into, opened) = unpack(mine, "my-results")?;
         ensure!(opened.status.success(), "{opened:?}");
         let gpus = std::fs::read_to_string(into.join("out/gpus.txt"))?;
-        ensure!(gpus.contains("H100"), "what the job wrote: {gpus}");
-        ensure!(!into.join("leasehold-left-out").exists(), "all of it");
+        ensure!(gpus.contains("H100"), "the output of the job: {gpus}");
+        ensure!(
+            !into.join("leasehold-left-out").exists(),
+            "the results are complete"
+        );
         let receipt = std::fs::read_to_string(into.join("leasehold-receipt"))?;
-        let told = curl(&["-X", "DELETE", &format!("{url}/{receipt}")])?;
-        ensure!(told.status.success(), "{told:?}");
+        let result = curl(&["-X", "DELETE", &format!("{url}/{receipt}")])?;
+        ensure!(result.status.success(), "{result:?}");
         self.until_nothing_is_left(&lease).await
     }
 
@@ -251,7 +253,7 @@ impl It<'_> {
         let name = namespace(lease)?;
         let namespaces = Api::<Namespace>::all(self.stack.client.clone());
         let reservations = Api::<GpuReservation>::all(self.stack.client.clone());
-        within(LIMIT, "nothing to be left", || async {
+        within(LIMIT, "nothing to remain", || async {
             let left = (
                 namespaces.get_opt(&name).await?.map(|n| n.status),
                 reservations.get_opt(&name).await?.map(|r| r.status),
@@ -268,7 +270,7 @@ fn results(lease: &GpuLease) -> anyhow::Result<ResultsAt> {
     Ok(status.results[0].clone())
 }
 
-/// At the provider's cluster; the reservation's name too.
+/// The namespace at the provider's cluster, which is also the reservation's name.
 fn namespace(lease: &GpuLease) -> anyhow::Result<String> {
     let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
     Ok(escrow.context("an account")?.shares[0].namespace.clone())

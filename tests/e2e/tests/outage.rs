@@ -1,5 +1,5 @@
 //! Crashes and outages: operators killed at random moments while two of each act without leadership, a chain that
-//! hangs, an API server that dies. Nothing is opened twice, paid work runs on, what is owed is exact.
+//! hangs, an API server that stops. Nothing is opened twice, paid workloads continue, and all amounts are exact.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -34,20 +34,20 @@ async fn leases_outlive_crashes_and_outages() -> anyhow::Result<()> {
 
 async fn stories(stack: &Stack) -> anyhow::Result<()> {
     let tenant = Tenant::new(stack, "team-a")?;
-    everybody_leads(stack).await?;
+    all_replicas_act(stack).await?;
     timed("killed at random moments", killed_at_random_moments(&tenant)).await?;
     timed("the chain hangs", chain_hangs(&tenant)).await?;
     timed(
-        "the chain hangs for longer than is paid",
+        "the chain hangs beyond the paid time",
         chain_hangs_too_long(&tenant),
     )
     .await?;
-    timed("given up while the chain is gone", given_up(&tenant)).await?;
-    timed("the API server dies", api_server_dies(&tenant)).await
+    timed("given up during an outage of the chain", given_up(&tenant)).await?;
+    timed("the API server stops", api_server_dies(&tenant)).await
 }
 
-/// Two replicas of each operator, and both act: leadership is an optimisation.
-async fn everybody_leads(stack: &Stack) -> anyhow::Result<()> {
+/// Two replicas of each operator that both act, as leadership is only an optimisation.
+async fn all_replicas_act(stack: &Stack) -> anyhow::Result<()> {
     let deployments =
         Api::<k8s_openapi::api::apps::v1::Deployment>::namespaced(stack.client.clone(), "leasehold-system");
     for name in ["leasehold-market", "leasehold-provider"] {
@@ -94,7 +94,7 @@ fn service(tenant: &Tenant<'_>, name: &str, term: &str) -> anyhow::Result<GpuLea
     Ok(lease)
 }
 
-/// Lives of leases one after the other, in three lanes, while operators are killed.
+/// Creates and deletes leases in three concurrent sequences, while operators are killed.
 async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let stack = tenant.stack;
     let before = tenant.own_balance().await?;
@@ -102,7 +102,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
         let pods = Api::<Pod>::namespaced(stack.client.clone(), "leasehold-system");
         let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
         for _ in 0..KILLS {
-            // A fixed sequence of pauses from 0.3 to 2.3 s, and of victims.
+            // A fixed sequence of pauses from 0.3 to 2.3 s, and of operators to kill.
             seed = seed
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
@@ -118,7 +118,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
                 })
                 .collect();
             if let Some(victim) = operators.get(usize::try_from(seed >> 40)? % operators.len().max(1)) {
-                // Grace 0 is a SIGKILL: nothing is finished, nothing handed over.
+                // A grace period of 0 is a SIGKILL: nothing is finished and no leadership is released.
                 pods.delete(&victim.name_any(), &DeleteParams::default().grace_period(0))
                     .await?;
             }
@@ -173,7 +173,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The account is closed and every leg earned its rate times its seconds; returns the sum.
+/// Checks that the account is closed and every leg earned its rate times its seconds. Returns the sum.
 async fn closed(stack: &Stack, terms: &Terms, deposited: Option<u128>) -> anyhow::Result<u128> {
     let read = stack.payments.account(terms, BlockLevel::Latest).await?;
     let account = read.present().context("the account")?;
@@ -192,7 +192,7 @@ async fn closed(stack: &Stack, terms: &Terms, deposited: Option<u128>) -> anyhow
     Ok(earned)
 }
 
-/// The one pod of the one lease that lives, with how often its container was started.
+/// The pod of the only running lease, and the restarts of its container.
 async fn pod(stack: &Stack) -> anyhow::Result<Option<(String, i32)>> {
     let pods = Api::<Pod>::all(stack.client.clone())
         .list(&ListParams::default().labels("leasehold.dev/lease"))
@@ -228,7 +228,7 @@ async fn chain_hangs(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let anvil = stack.cluster.anvil().context("a chain")?;
     anvil.suspend()?;
     let hung = async {
-        // The tenant extends while the chain hangs: nothing is lost, nothing done twice.
+        // The tenant extends while the chain hangs: the extension is paid once, after the outage.
         let longer = json!({"spec": {"term": {"duration": "40m"}}});
         tenant
             .leases()
@@ -245,7 +245,7 @@ async fn chain_hangs(tenant: &Tenant<'_>) -> anyhow::Result<()> {
             .await?;
         ensure!(
             lease.status.is_some_and(|s| s.phase == Phase::Active),
-            "an unknown ends nothing"
+            "an unknown state ends nothing"
         );
         tokio::time::sleep(outage(Duration::from_secs(20), Duration::from_secs(60))).await;
         ensure!(pod(stack).await? == before, "the workload is untouched");
@@ -272,7 +272,7 @@ async fn chain_hangs(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// It serves on what is paid and the grace, then stops by itself; afterwards what was paid is settled exactly.
+/// The workload continues for the paid time and the grace, then stops. Afterwards the paid time is settled exactly.
 async fn chain_hangs_too_long(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     const GRACE: i64 = 10;
     let stack = tenant.stack;
@@ -298,7 +298,7 @@ async fn chain_hangs_too_long(tenant: &Tenant<'_>) -> anyhow::Result<()> {
             .map(ResourceExt::name_any)
             .find(|n| n.starts_with(&leasehold_planner::escrow::lease_name(terms.id())))
             .context("the reservation")?;
-        within(LIMIT, "the stop by the rule", || async {
+        within(LIMIT, "the stop after the grace", || async {
             let status = reservations.get(&name).await?.status.unwrap_or_default();
             Ok(if status.stop_reason.as_deref() == Some("FundsUnknown") {
                 Ok(())
@@ -315,7 +315,7 @@ async fn chain_hangs_too_long(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     eprintln!("         stopped {late} s after paidUntil + grace");
     ensure!(
         (0..=8).contains(&late),
-        "it stopped {late} s after paidUntil + grace"
+        "the workload stopped {late} s after paidUntil + grace"
     );
     let lease = tenant.until_phase("outlasted", Phase::Closed, LIMIT).await?;
     let reason = lease.status.and_then(|s| s.close_reason);
@@ -326,14 +326,14 @@ async fn chain_hangs_too_long(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let earned = closed(stack, &terms, None).await?;
     ensure!(
         Some(earned) == terms.rate().earned_floor(20).map(|a| a.0),
-        "what was paid for, and nothing of the grace: {earned}"
+        "the paid time was earned, and nothing of the grace: {earned}"
     );
     tenant.delete("outlasted").await?;
     tenant.until_gone("outlasted", LIMIT).await
 }
 
-/// The tenant deletes the lease while the chain is gone, and then lets go of its account too. The object goes and the
-/// pods stop; when the chain is there again, the refund comes all the same.
+/// The tenant deletes the lease during an outage of the chain and gives up its account. The lease is removed and the
+/// pods stop. After the outage, the refund is still made.
 async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let stack = tenant.stack;
     no_pods(stack).await?;
@@ -350,7 +350,7 @@ async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
             reason == Some(CloseReason::Deleted)
         };
         tenant
-            .until("given-up", LIMIT, "an end that waits for the chain", ends)
+            .until("given-up", LIMIT, "an end blocked on the chain", ends)
             .await?;
         no_pods(stack).await?;
         let let_go = |id: String| json!({"metadata": {"annotations": {"leasehold.dev/abandon": id}}});
@@ -361,7 +361,7 @@ async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
                 .patch("given-up", &PatchParams::default(), &patch)
                 .await
         };
-        // Somebody else's id lets go of nothing.
+        // The id of another account does not give up this one.
         annotate(format!("0x{}", "0".repeat(64))).await?;
         let unknown = |l: &GpuLease| {
             let status = l.status.as_ref();
@@ -373,7 +373,7 @@ async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
             .await?;
         ensure!(
             lease.status.is_some_and(|s| s.phase != Phase::Closed),
-            "it waits for the chain"
+            "the lease waits for the chain"
         );
         annotate(terms.id().to_string()).await?;
         tenant.until_gone("given-up", LIMIT).await?;
@@ -381,18 +381,18 @@ async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
             Api::<k8s_openapi::api::events::v1::Event>::namespaced(stack.client.clone(), &tenant.namespace);
         within(LIMIT, "an Event that names the refund's call", || async {
             let said = events.list(&ListParams::default()).await?.items;
-            let told = said.iter().any(|e| {
+            let found = said.iter().any(|e| {
                 let note = e.note.as_deref().unwrap_or_default();
                 e.reason.as_deref() == Some("Abandoned") && note.contains(&terms.id().to_string())
             });
-            Ok(if told { Ok(()) } else { Err(said.len()) })
+            Ok(if found { Ok(()) } else { Err(said.len()) })
         })
         .await
     };
     let result = hung.await;
     anvil.resume()?;
     result?;
-    // The leg's controller ends it, and then anybody may close: the sweep does.
+    // The leg's controller ends the leg, and then anybody may close; the search for orphans does.
     within(Duration::from_secs(240), "the refund", || async {
         let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
         let open = read.present().filter(|a| !a.closed).cloned();
@@ -402,14 +402,14 @@ async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let earned = closed(stack, &terms, None).await?;
     ensure!(
         before.0 - tenant.own_balance().await?.0 == earned,
-        "all but what was served came back"
+        "everything except the served time was refunded"
     );
     Ok(())
 }
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the clock that the kubelet's and the chain's times are compared with"
+    reason = "compared with times of the kubelet and the chain"
 )]
 fn now() -> i64 {
     jiff::Timestamp::now().as_second()

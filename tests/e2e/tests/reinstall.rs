@@ -1,5 +1,5 @@
-//! The market's kinds deleted under a paid lease and installed anew: the workload serves to its own deadline and stops by
-//! itself, nothing is charged beyond, and both operators go on without anybody's help.
+//! The market's CRDs are deleted under a paid lease and installed again. The workload runs until its paid deadline
+//! and stops, nothing is charged beyond, and both operators continue without intervention.
 
 use std::{process::Command, time::Duration};
 
@@ -78,7 +78,7 @@ async fn story(split: &Split) -> anyhow::Result<()> {
         .await?;
         ensure!(
             status.stop_reason.is_none(),
-            "it is not stopped for that: {status:?}"
+            "the reservation is not stopped because of that: {status:?}"
         );
         leased_again(&tenant, &lease).await
     })?
@@ -93,7 +93,7 @@ async fn story(split: &Split) -> anyhow::Result<()> {
     let leg = &spent.legs[0];
     ensure!(
         leg.served_seconds == TERM_SECONDS && spent.running == 0,
-        "exactly what was paid for is charged: {spent:?}"
+        "exactly the paid time is charged: {spent:?}"
     );
     ensure!(
         before.0 - tenant.own_balance().await?.0 == spent.deposited.0 + again.0,
@@ -110,7 +110,7 @@ async fn story(split: &Split) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A session of one GPU, for a minute.
+/// A session with one GPU, for one minute.
 fn lease(tenant: &Tenant<'_>) -> anyhow::Result<GpuLease> {
     let mut lease = tenant.example("examples/01-job.yaml", Some(NAME))?;
     lease.spec.term.duration = format!("{TERM_SECONDS}s");
@@ -134,7 +134,7 @@ async fn operators_of(client: &Client) -> anyhow::Result<Vec<(String, Option<Str
         .await?
         .items
         .into_iter()
-        // Jobs apply what values ask for, and end.
+        // Jobs of the chart apply objects and end.
         .filter(|pod| !pod.labels().contains_key("batch.kubernetes.io/job-name"))
         .map(|pod| (pod.name_any(), pod.uid(), restarts(&pod)))
         .collect();
@@ -153,13 +153,13 @@ fn restarts(pod: &Pod) -> i32 {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the clock that the kubelet's and the chain's times are compared with"
+    reason = "compared with times of the kubelet and the chain"
 )]
 fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// Looks at the pod all the time: it is there, the same and never restarted, until its paid second has come; then it goes.
+/// Polls the pod: it must exist without restarts until the paid time is over, and must be deleted afterwards.
 async fn served_to_the_end(split: &Split, pod: &Pod, account: &Account) -> anyhow::Result<()> {
     let paid_until = i64::try_from(account.paid_until)?;
     let pods = Api::<Pod>::namespaced(
@@ -174,9 +174,13 @@ async fn served_to_the_end(split: &Split, pod: &Pod, account: &Account) -> anyho
             seen.uid() == pod.uid() && seen.metadata.deletion_timestamp.is_none() && running
         });
         if let Some(seen) = &seen {
-            ensure!(restarts(seen) == 0, "it was never restarted: {:?}", seen.status);
+            ensure!(
+                restarts(seen) == 0,
+                "the container was never restarted: {:?}",
+                seen.status
+            );
         }
-        // Blocks and this machine read the same clock, to the second.
+        // Block times and this machine's clock agree within a second.
         ensure!(
             serves || now >= paid_until - 1,
             "{} s before its paid time is over: {:?}",
@@ -189,15 +193,14 @@ async fn served_to_the_end(split: &Split, pod: &Pod, account: &Account) -> anyho
         }
         ensure!(
             now < paid_until + 45,
-            "it stops by itself: {:?}",
+            "the workload stops at its deadline: {:?}",
             seen.map(|s| s.metadata)
         );
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
 }
 
-/// All kinds deleted, as one who has read too little would: by the command that gets rid of everything, and by taking the
-/// finalizers off what hangs.
+/// Deletes all CRDs with the command that deletes everything, and removes the finalizers of objects that hang.
 async fn deleted(split: &Split, tenant: &Tenant<'_>, terms: &Terms) -> anyhow::Result<()> {
     let mut kubectl = split.market.cluster.kubectl();
     kubectl.args([
@@ -209,23 +212,27 @@ async fn deleted(split: &Split, tenant: &Tenant<'_>, terms: &Terms) -> anyhow::R
     ]);
     succeed(&mut kubectl)?;
     let events = Api::<Event>::namespaced(split.market.client.clone(), &tenant.namespace);
-    within(LIMIT, "the market to say why the lease hangs", || async {
-        let told = events.list(&ListParams::default()).await?.items;
-        let reasons: Vec<_> = told.into_iter().filter_map(|e| e.reason).collect();
-        Ok(if reasons.iter().any(|r| r == "KindDeleted") {
-            Ok(())
-        } else {
-            Err(reasons)
-        })
-    })
+    within(
+        LIMIT,
+        "the market to report why the lease is not deleted",
+        || async {
+            let all = events.list(&ListParams::default()).await?.items;
+            let reasons: Vec<_> = all.into_iter().filter_map(|e| e.reason).collect();
+            Ok(if reasons.iter().any(|r| r == "KindDeleted") {
+                Ok(())
+            } else {
+                Err(reasons)
+            })
+        },
+    )
     .await?;
     let account = present(split, terms).await?;
     ensure!(
         !account.closed && account.running != 0,
-        "nobody asked for the lease's end: {account:?}"
+        "the account is still open: {account:?}"
     );
     let kinds = Api::<CustomResourceDefinition>::all(split.market.client.clone());
-    within(LIMIT, "the kinds to be gone", || async {
+    within(LIMIT, "the CRDs to be deleted", || async {
         let client = &split.market.client;
         without_finalizers::<GpuLease>(client).await?;
         without_finalizers::<GpuAllocation>(client).await?;
@@ -253,7 +260,7 @@ where
     let none = Patch::Merge(json!({"metadata": {"finalizers": null}}));
     for object in list.items {
         let api = Api::<K>::namespaced(client.clone(), &object.namespace().unwrap_or_default());
-        // Gone meanwhile is as good.
+        // A missing object is fine.
         let _ = api
             .patch(&object.name_any(), &PatchParams::default(), &none)
             .await;
@@ -268,7 +275,7 @@ fn succeed(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The same release again, with the values it had.
+/// Installs the same release again, with its previous values.
 async fn installed(split: &Split) -> anyhow::Result<()> {
     let mut helm = split.market.cluster.helm();
     helm.args(["upgrade", "leasehold"])
@@ -287,7 +294,7 @@ async fn installed(split: &Split) -> anyhow::Result<()> {
     .await
 }
 
-/// The reservation's status, when it is as wanted.
+/// The reservation's status, once it satisfies a condition.
 async fn reservation(
     split: &Split,
     pod: &Pod,
@@ -295,7 +302,7 @@ async fn reservation(
     wanted: impl Fn(&GpuReservationStatus) -> bool,
 ) -> anyhow::Result<GpuReservationStatus> {
     let api = Api::<GpuReservation>::all(split.client.clone());
-    // Reservation and namespace have one name.
+    // Reservation and namespace have the same name.
     let name = pod.namespace().context("it has a namespace")?;
     within(LIMIT, what, || async {
         let status = api.get(&name).await?.status.unwrap_or_default();
@@ -304,7 +311,8 @@ async fn reservation(
     .await
 }
 
-/// The same manifest applied again is another lease: served, ended, refunded. What it cost.
+/// Applies the same manifest again, which is another lease, and waits until it is served, ended and refunded. Returns
+/// its price.
 async fn leased_again(tenant: &Tenant<'_>, lease: &GpuLease) -> anyhow::Result<TokenAmount> {
     tenant.apply(lease)?;
     let active = tenant.until_phase(NAME, Phase::Active, LIMIT).await?;
@@ -313,7 +321,7 @@ async fn leased_again(tenant: &Tenant<'_>, lease: &GpuLease) -> anyhow::Result<T
     tenant.until_gone(NAME, LIMIT).await?;
     let read = tenant.stack.payments.account(&terms, BlockLevel::Latest).await?;
     let account = read.present().context("its account")?;
-    ensure!(account.closed, "it is closed");
+    ensure!(account.closed, "the account is closed");
     let leg = &account.legs[0];
     ensure!(leg.served_seconds > 0, "it served");
     terms.legs[0]
@@ -324,5 +332,5 @@ async fn leased_again(tenant: &Tenant<'_>, lease: &GpuLease) -> anyhow::Result<T
 
 async fn present(split: &Split, terms: &Terms) -> anyhow::Result<Account> {
     let read = split.market.payments.account(terms, BlockLevel::Latest).await?;
-    Ok(read.present().context("the account is there")?.clone())
+    Ok(read.present().context("the account exists")?.clone())
 }

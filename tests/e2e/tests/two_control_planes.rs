@@ -1,5 +1,5 @@
-//! A lease whose provider is on a control plane of its own, with nothing of the market but its token: served,
-//! extended, cut off from the market, refunded.
+//! A lease whose provider has a control plane of its own and only a token for the market: served, extended,
+//! disconnected from the market, refunded.
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
         .await?
         .items
         .len();
-    ensure!(at_market == 0, "nothing of it runs at the market");
+    ensure!(at_market == 0, "nothing of the lease runs at the market");
 
     network_is_reachable(split).await?;
     token_reaches_only_its_own(split).await?;
@@ -100,8 +100,8 @@ async fn network_is_reachable(split: &Split) -> anyhow::Result<()> {
     within(LIMIT, "the provider's PaymentNetwork", || async {
         let list = networks.list(&ListParams::default()).await?.items;
         let status = list.into_iter().next().and_then(|n| n.status).unwrap_or_default();
-        let told = find(&status.conditions, "Reachable").is_some_and(|c| c.status == "True");
-        Ok(if told { Ok(()) } else { Err(status.conditions) })
+        let found = find(&status.conditions, "Reachable").is_some_and(|c| c.status == "True");
+        Ok(if found { Ok(()) } else { Err(status.conditions) })
     })
     .await
 }
@@ -198,9 +198,9 @@ async fn refunded(
     );
     ensure!(
         tenant.balance(terms.legs[0].payee).await? == earned,
-        "the payee has it"
+        "the payee has the earned amount"
     );
-    within(LIMIT, "nothing to be left at the provider", || async {
+    within(LIMIT, "nothing to remain at the provider", || async {
         let left = reservations.list(&ListParams::default()).await?.items.len()
             + Api::<Namespace>::all(split.client.clone())
                 .list(&ListParams::default())
@@ -228,13 +228,16 @@ impl SamePod for Api<Pod> {
     }
 }
 
-/// The provider's own token at the market: its allocations' status, its offer, its entry; no more.
+/// The provider's token reaches only its own objects at the market: the status of its allocations, its offer, its
+/// provider.
 async fn token_reaches_only_its_own(split: &Split) -> anyhow::Result<()> {
     let client = &split.token_at_market;
     let namespace = format!("provider-{}", split.market.spec.providers[0].name);
     let allocations = Api::<GpuAllocation>::namespaced(client.clone(), &namespace);
     let mine = allocations.list(&ListParams::default()).await?.items;
-    let allocation = mine.first().context("it reads its allocations")?;
+    let allocation = mine
+        .first()
+        .context("the token can read the provider's allocations")?;
     ensure!(
         allocation
             .status
@@ -243,7 +246,7 @@ async fn token_reaches_only_its_own(split: &Split) -> anyhow::Result<()> {
     );
     let forbidden = |result: Result<(), kube::Error>, what: &str| match result {
         Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
-        other => Err(anyhow::anyhow!("{what}: {other:?}, and it should be forbidden")),
+        other => Err(anyhow::anyhow!("{what}: {other:?}, but it should be forbidden")),
     };
     let spec = json!({"spec": {"release": true}});
     forbidden(

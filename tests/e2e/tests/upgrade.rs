@@ -1,5 +1,5 @@
-//! Everything is upgraded and rolled back under ten leases that run: no workload restarts, nobody pays for a second that
-//! was not served.
+//! Leasehold is upgraded and rolled back while ten leases run: no workload restarts, and no tenant pays for a second
+//! that was not served.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -31,7 +31,7 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
     let tenant = Tenant::new(stack, "team-a")?;
     let before = tenant.own_balance().await?;
     for index in 0..LEASES {
-        tenant.apply(&wish(&tenant, &format!("box-{index}"))?)?;
+        tenant.apply(&lease(&tenant, &format!("box-{index}"))?)?;
     }
     for index in 0..LEASES {
         tenant
@@ -52,7 +52,7 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
     rolled_out(stack, &new).await?;
     unharmed(&tenant, &running).await.context("after the rollback")?;
 
-    // Served from before the first charged second to after the last: charged is what the account's clock counted.
+    // Each lease served from its first charged second to its last: the charge equals the account's paid seconds.
     let mut spent = 0;
     for index in 0..LEASES {
         let name = format!("box-{index}");
@@ -64,7 +64,7 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
             .clone();
         let pod = running
             .get(&(namespace, "lease-0".to_owned()))
-            .context("its namespace is told")?;
+            .context("the pod of the lease was seen")?;
         tenant.delete(&name).await?;
         let closed = within(LIMIT, "the close", || async {
             let (_, account) = tenant.account(&lease).await?;
@@ -80,7 +80,7 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
         let served = closed.legs[0].served_seconds;
         ensure!(
             served == closed.paid_seconds,
-            "{served} served, {} burned",
+            "{served} s served, but {} s paid",
             closed.paid_seconds
         );
         spent += terms.rate().cost_ceil(served).context("cost")?.0;
@@ -89,7 +89,7 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
     let left = before.0 - tenant.own_balance().await?.0;
     ensure!(
         spent.abs_diff(left) <= LEASES as u128,
-        "{left} left the tenant, {spent} was served (a unit of rounding a lease at most)"
+        "the tenant spent {left}, but {spent} was served (rounding may add one unit per lease)"
     );
     Ok(())
 }
@@ -118,7 +118,7 @@ async fn upgrade(stack: &Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn wish(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
+fn lease(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
@@ -167,7 +167,8 @@ async fn pods(stack: &Stack) -> anyhow::Result<BTreeMap<(String, String), Runnin
     Ok(list.items.into_iter().map(of).collect())
 }
 
-/// The same pods, none restarted nor ever unready, what makes them unchanged, every lease Active and its clock running.
+/// Checks that the pods are the same, not restarted or unready, with unchanged owners, and every lease Active and
+/// running.
 async fn unharmed(tenant: &Tenant<'_>, before: &BTreeMap<(String, String), Running>) -> anyhow::Result<()> {
     let now = pods(tenant.stack).await?;
     ensure!(*before == now, "before {before:?}\nnow {now:?}");
@@ -191,7 +192,7 @@ async fn unharmed(tenant: &Tenant<'_>, before: &BTreeMap<(String, String), Runni
 /// Uids of the pods of the operators and the agent.
 async fn rollout(stack: &Stack) -> anyhow::Result<Vec<String>> {
     let pods = Api::<Pod>::namespaced(stack.client.clone(), SYSTEM);
-    // The installation's own jobs are not restarted.
+    // Jobs of the installation are not restarted.
     let labels = ListParams::default()
         .labels("app.kubernetes.io/name=leasehold,app.kubernetes.io/component in (market,provider,agent)")
         .fields("status.phase!=Succeeded");
@@ -199,7 +200,7 @@ async fn rollout(stack: &Stack) -> anyhow::Result<Vec<String>> {
     Ok(list.items.iter().filter_map(kube::ResourceExt::uid).collect())
 }
 
-/// Waits until none of the old pods is left and all new ones are ready.
+/// Waits until all old pods are gone and all new ones are ready.
 async fn rolled_out(stack: &Stack, old: &[String]) -> anyhow::Result<Vec<String>> {
     let deployments = Api::<Deployment>::namespaced(stack.client.clone(), SYSTEM);
     let sets = Api::<DaemonSet>::namespaced(stack.client.clone(), SYSTEM);

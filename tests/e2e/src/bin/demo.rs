@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: a whole Leasehold on this machine, two stories as a tenant lives them, and the money of both to
-//! the last unit. It ends with PASS, or with FAIL and why; nothing of it stays unless asked.
+//! `cargo xtask demo`: Leasehold on this machine, two stories of a tenant, and all balances to the last unit. It ends
+//! with PASS, or with FAIL and the reason. Nothing of it remains unless requested.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Name of the cluster.
 const CLUSTER: &str = "demo";
-/// Name of the cluster in which a step is broken on purpose: it leaves one that was kept alone.
+/// Name of the cluster for a demo with a broken step, so that a kept cluster is not affected.
 const BROKEN_CLUSTER: &str = "demo-broken";
 /// The tenant's namespace.
 const NAMESPACE: &str = "team-a";
@@ -24,25 +24,25 @@ const NAMESPACE: &str = "team-a";
 #[derive(Parser)]
 #[command(
     name = "cargo xtask demo",
-    about = "A whole Leasehold on this machine, and two stories on it"
+    about = "Leasehold on this machine, with two stories"
 )]
 struct Args {
-    /// Leave the cluster up at the end, to look around in it
+    /// Keep the cluster at the end
     #[arg(long)]
     keep: bool,
-    /// Break a step on purpose, to see the demo fail
+    /// Break a step to see the demo fail
     #[arg(long = "break", value_name = "STEP", hide = true)]
     sabotage: Option<Sabotage>,
 }
 
-/// What is broken on purpose: a demo that can't fail shows nothing.
+/// Steps that can be broken, to show that the demo can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Sabotage {
     /// The tenant has no tokens.
     Funds,
-    /// The closer has nothing to pay for gas with, so that nobody gets the refund sent.
+    /// The closer has no native tokens for gas, so that the refund is not sent.
     Refund,
-    /// One base unit comes to a payee from elsewhere.
+    /// A payee gets one base unit from elsewhere.
     Unit,
 }
 
@@ -67,18 +67,17 @@ async fn main() -> ExitCode {
 
 async fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     console.title("Leasehold: GPUs from four providers, paid by the second");
-    console.line(
-        "A Kubernetes with a chain beside it, the chart, and simulated GPUs behind the real NVML symbols.",
-    );
-    console.line("rhine-west has a real node with 2 H100, on which containers run; the nodes of alpine-one,");
-    console.line("fjord-gpu and prairie, 4 A100 each, are played by KWOK, with the real agent on each.");
+    console.line("Kubernetes and a chain, the Helm chart, and simulated GPUs behind the real NVML symbols.");
+    console.line("rhine-west has a real node with 2 H100 that runs containers; the nodes of alpine-one,");
+    console.line("fjord-gpu and prairie, 4 A100 each, are simulated by KWOK, each with the real agent.");
     console.line("");
     if let Err(why) = Unavailable::check() {
-        return Err(anyhow::Error::new(why)
-            .context("the demo can't run here; become root, for instance by `sudo -E cargo xtask demo`"));
+        return Err(anyhow::Error::new(why).context(
+            "the demo cannot run here; run it as root, for instance with `sudo -E cargo xtask demo`",
+        ));
     }
     let mut terminated = signal(SignalKind::terminate())?;
-    // Whatever is interrupted is dropped, and takes the cluster down with it.
+    // When interrupted, the future is dropped, which takes the cluster down.
     tokio::select! {
         done = play(args, console) => done,
         _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted; the cluster is down"),
@@ -97,13 +96,13 @@ async fn play(args: &Args, console: &Console) -> anyhow::Result<()> {
     }
     let stack = Stack::up(spec, console).await?;
     console.step("four providers offer GPUs");
-    let told = stories(args, &stack, console).await;
-    if told.is_err() {
+    let result = stories(args, &stack, console).await;
+    if result.is_err() {
         keep_logs(&stack, console);
     }
     if args.keep {
         let state = stack.cluster.detach()?;
-        console.title("The cluster stays");
+        console.title("The cluster keeps running");
         console.line(&format!("export KUBECONFIG={}", state.kubeconfig().display()));
         if let Some(rpc_url) = &state.rpc_url {
             console.line(&format!("export ETH_RPC_URL={rpc_url}"));
@@ -112,16 +111,16 @@ async fn play(args: &Args, console: &Console) -> anyhow::Result<()> {
             "cargo xtask cluster shell --name {cluster}   a shell with kubectl, helm and cast"
         ));
         console.line(&format!(
-            "cargo xtask cluster down --name {cluster}    ends it, the agents of KWOK nodes too"
+            "cargo xtask cluster down --name {cluster}    takes it down, with the agents of KWOK nodes"
         ));
-        console.line("The tokens of those agents last a day.");
+        console.line("The tokens of these agents are valid for one day.");
     } else {
         stack.down().await.context("take the cluster down")?;
     }
-    told
+    result
 }
 
-/// Keeps what a failure can be understood from.
+/// Keeps logs and objects of a failed run.
 fn keep_logs(stack: &Stack, console: &Console) {
     if let Ok(root) = leasehold_testcluster::cache_root() {
         let place = root.join("failed").join(stack.cluster.name());
@@ -139,12 +138,14 @@ async fn stories(args: &Args, stack: &Stack, console: &Console) -> anyhow::Resul
     let before = stage.balances().await?;
 
     console.title("1  A job on one GPU");
-    console.line("It prints what the driver says and ends; the lease closes by itself.");
+    console.line("It prints the driver's output and ends; the lease closes by itself.");
     let job = story::job(&stage).await.context("story 1 failed")?;
     let between = stage.balances().await?;
 
     console.title("2  GPUX: one lease over three providers");
-    console.line("Three nodes of 32 CPU, 128Gi and 4 GPUs for two hours, three hours more, then deleted.");
+    console.line(
+        "Three nodes of 32 CPU, 128Gi and 4 GPUs for two hours, extended by three hours, then deleted.",
+    );
     let gpux = story::gpux(&stage).await.context("story 2 failed")?;
     if args.sabotage == Some(Sabotage::Unit) {
         let key = leasehold_e2e::key(Role::Deployer)?;
@@ -156,12 +157,12 @@ async fn stories(args: &Args, stack: &Stack, console: &Console) -> anyhow::Resul
     console.title("The money");
     let columns = [&before, &between, &after];
     console.table(
-        "USDC of everybody, as the chain's token contract has them",
+        "USDC of all participants, according to the token contract",
         &sum(&stage.participants, columns)?,
     );
     figures(console, &job, &gpux);
 
-    // Each check names what it found; the first that fails is the reason of the failure.
+    // The first failed check is the reason of the failure.
     ensure!(
         job.exit_code == 0,
         "the job ended with exit code {}",
@@ -169,7 +170,7 @@ async fn stories(args: &Args, stack: &Stack, console: &Console) -> anyhow::Resul
     );
     ensure!(
         job.log_tail.contains("H100"),
-        "the job's log does not show what the driver says: {}",
+        "the job's log does not contain the driver's output: {}",
         job.log_tail
     );
     job.outcome.check_money(&stage.participants).context("story 1")?;
@@ -184,14 +185,14 @@ async fn stories(args: &Args, stack: &Stack, console: &Console) -> anyhow::Resul
     let total = |balances: &Balances| balances.iter().map(|b| b.0).sum::<u128>();
     ensure!(
         total(&before) == total(&after),
-        "tokens came or went: {} base units before, {} after",
+        "the total of all balances changed: {} base units before, {} after",
         total(&before),
         total(&after)
     );
     Ok(())
 }
 
-/// Balances before, between and after the stories, with what each story changed.
+/// Balances before, between and after the stories, and the changes by each story.
 fn sum(participants: &Participants, [before, between, after]: [&Balances; 3]) -> anyhow::Result<Table> {
     let units = |amount: &TokenAmount| i128::try_from(amount.0).context("a balance in range");
     let mut table = Table::new(&[
@@ -212,7 +213,7 @@ fn sum(participants: &Participants, [before, between, after]: [&Balances; 3]) ->
         for (total, cell) in totals.iter_mut().zip(cells) {
             *total += cell;
         }
-        // Controllers sign and pay gas; tokens never come near them. They are shown if they do.
+        // Controllers sign and pay gas, but never hold tokens. They are listed only if they do.
         if name.starts_with("controller") && cells == [0; 4] {
             continue;
         }
@@ -237,7 +238,7 @@ fn row(name: &str, before: &TokenAmount, cells: [i128; 4], after: &TokenAmount) 
     ]
 }
 
-/// What the stories measured.
+/// Measurements of the stories.
 fn figures(console: &Console, job: &story::Job, gpux: &story::Gpux) {
     let mut table = Table::new(&[
         ("", Align::Left),
@@ -255,12 +256,12 @@ fn figures(console: &Console, job: &story::Job, gpux: &story::Gpux) {
         "",
     ]);
     table.row([
-        "job: GPU for sale again after the pod's end",
+        "job: GPU offered again after the pod's end",
         &slowest(&job.outcome),
         "≤ 5 s",
     ]);
     table.row([
-        "GPUX: from apply until all three serve",
+        "GPUX: from apply until all three nodes serve",
         &seconds(gpux.to_ready),
         "",
     ]);
@@ -270,7 +271,7 @@ fn figures(console: &Console, job: &story::Job, gpux: &story::Gpux) {
         "",
     ]);
     table.row([
-        "GPUX: GPUs for sale again after their pods' end",
+        "GPUX: GPUs offered again after their pods' end",
         &slowest(&gpux.outcome),
         "≤ 5 s",
     ]);

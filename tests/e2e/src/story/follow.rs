@@ -1,4 +1,4 @@
-//! A tenant's eyes on one lease: each phase as the API server tells it, and why it does not go on.
+//! Follows one lease: prints each phase as the API server reports it, and fails early if a lease cannot proceed.
 
 use std::{
     future::Future,
@@ -19,8 +19,8 @@ use leasehold_crds::{
 
 use crate::{Tenant, console::Console};
 
-/// Reasons that no waiting cures: somebody has to do something.
-const HOPELESS: &[(&str, &[&str])] = &[
+/// Reasons that require a user's action, so that waiting is useless.
+const NEEDS_ACTION: &[(&str, &[&str])] = &[
     (
         "Funded",
         &[
@@ -33,7 +33,7 @@ const HOPELESS: &[(&str, &[&str])] = &[
     ("Settled", &["InsufficientGas", "Refused"]),
 ];
 
-/// Watches one lease and tells each phase.
+/// Watches one lease and prints each phase.
 pub struct Follow<'a> {
     console: &'a Console,
     name: String,
@@ -41,12 +41,12 @@ pub struct Follow<'a> {
     stream: BoxStream<'a, watcher::Result<Event<GpuLease>>>,
     latest: Option<GpuLease>,
     gone: bool,
-    /// Each phase and when it was seen, after the lease was applied.
+    /// Each phase and the time at which it was seen, since the lease was applied.
     pub phases: Vec<(Phase, Duration)>,
 }
 
 impl<'a> Follow<'a> {
-    /// Begins before the lease is there.
+    /// Creates it before the lease exists.
     #[must_use]
     pub fn new(console: &'a Console, tenant: &Tenant<'_>, name: &str) -> Self {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
@@ -63,23 +63,23 @@ impl<'a> Follow<'a> {
         }
     }
 
-    /// The time of the story begins now.
+    /// Starts the clock of the story.
     pub fn begin(&mut self) {
         self.began = Instant::now();
     }
 
-    /// Since [`begin`](Self::begin).
+    /// Time since [`begin`](Self::begin).
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// Tells what happened just now.
-    pub fn tell(&self, what: &str, text: &str) {
+    /// Prints what just happened.
+    pub fn event(&self, what: &str, text: &str) {
         self.console.at(self.began.elapsed(), what, text);
     }
 
-    /// Waits until the lease is as wanted.
+    /// Waits until the lease satisfies a condition.
     pub async fn until(
         &mut self,
         limit: Duration,
@@ -94,14 +94,14 @@ impl<'a> Follow<'a> {
                 return Ok(lease.clone());
             }
             if self.gone {
-                bail!("{} is gone; what was waited for: {what}", self.name);
+                bail!("{} is gone while waiting for: {what}", self.name);
             }
             self.hopeless()?;
             self.next(deadline, limit, what).await?;
         }
     }
 
-    /// Waits until the API server has the lease no more, and returns it as it was last.
+    /// Waits until the lease no longer exists, and returns its last state.
     pub async fn until_gone(&mut self, limit: Duration) -> anyhow::Result<GpuLease> {
         let deadline = Instant::now() + limit;
         while !self.gone {
@@ -113,7 +113,7 @@ impl<'a> Follow<'a> {
             .with_context(|| format!("{} was never seen", self.name))
     }
 
-    /// Looks on while something else is waited for.
+    /// Keeps following while other work is done.
     pub async fn meanwhile<T>(&mut self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         tokio::pin!(work);
         loop {
@@ -127,11 +127,11 @@ impl<'a> Follow<'a> {
     async fn next(&mut self, deadline: Instant, limit: Duration, what: &str) -> anyhow::Result<()> {
         match tokio::time::timeout_at(deadline.into(), self.stream.next()).await {
             Ok(Some(Ok(event))) => self.take(event),
-            // The watch begins again by itself.
+            // The watch restarts by itself.
             Ok(Some(Err(_))) => {}
             Ok(None) => bail!("the watch of {} ended", self.name),
             Err(_) => bail!(
-                "{} did not get there within {} s ({what}); {}",
+                "{}: condition not met within {} s ({what}); {}",
                 self.name,
                 limit.as_secs(),
                 self.state()
@@ -164,7 +164,7 @@ impl<'a> Follow<'a> {
         let Some(status) = self.latest.as_ref().and_then(|l| l.status.as_ref()) else {
             return Ok(());
         };
-        for (kind, reasons) in HOPELESS {
+        for (kind, reasons) in NEEDS_ACTION {
             if let Some(condition) = conditions::find(&status.conditions, kind)
                 && condition.status == "False"
                 && reasons.contains(&condition.reason.as_str())
@@ -181,10 +181,10 @@ impl<'a> Follow<'a> {
         Ok(())
     }
 
-    /// Where the lease is and why, for a person.
+    /// Describes the state of the lease and its reason.
     fn state(&self) -> String {
         let Some(status) = self.latest.as_ref().and_then(|l| l.status.as_ref()) else {
-            return "the operator has not answered it".into();
+            return "the operator has not reconciled it".into();
         };
         let ready = conditions::find(&status.conditions, "Ready");
         let why = ready.map(|c| format!("{} {}", c.reason, c.message));
@@ -194,13 +194,13 @@ impl<'a> Follow<'a> {
 
 const fn meaning(phase: Phase) -> &'static str {
     match phase {
-        Phase::Pending => "offers are compared; nothing is paid",
-        Phase::Matched => "providers reserve and sign; nothing is paid",
+        Phase::Pending => "matching offers; nothing is paid",
+        Phase::Matched => "providers reserve and accept; nothing is paid",
         Phase::Funded => "the deposit is in the escrow",
-        Phase::Provisioning => "the workload is made ready; nothing is charged yet",
-        Phase::Active => "it serves, and is charged by the second from now on",
-        Phase::Suspended => "the funds are spent; the storage stays",
-        Phase::Settling => "it ends; the escrow is being closed",
+        Phase::Provisioning => "the workload is starting; nothing is charged yet",
+        Phase::Active => "the workload serves, and is charged per second",
+        Phase::Suspended => "the funds are spent; the storage is kept",
+        Phase::Settling => "the lease ends; the escrow account is being closed",
         Phase::Closed => "providers are paid, the rest is refunded",
     }
 }

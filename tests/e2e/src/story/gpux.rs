@@ -25,32 +25,32 @@ use crate::{
 /// The example that the story applies.
 pub const GPUX: &str = "examples/04-gpux.yaml";
 const NAME: &str = "gpux";
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Nodes of the lease, each at a provider of its own, and GPUs of each.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Nodes of the lease, each at a different provider, and GPUs per node.
 const NODES: usize = 3;
 const GPUS_OF_A_NODE: usize = 4;
-/// The extension, and the term after it.
+/// The extension, and the total term after it.
 const EXTENSION: &str = r#"{"spec":{"term":{"duration":"5h"}}}"#;
 const EXTENDED_SECONDS: u64 = 5 * 3600;
-/// Seconds that are served before the tenant ends it.
+/// Seconds of service before the tenant deletes the lease.
 const SERVED_SECONDS: u64 = 8;
 
-/// What it came to.
+/// Result of the story.
 #[derive(Clone, Debug)]
 pub struct Gpux {
-    /// Its lease and money.
+    /// The lease and its money.
     pub outcome: Outcome,
-    /// From `kubectl apply` until all three nodes served.
+    /// Time from `kubectl apply` until all three nodes served.
     pub to_ready: Duration,
-    /// From `kubectl delete` until the lease was gone, and its refund with the payer.
+    /// Time from `kubectl delete` until the lease was gone and refunded.
     pub to_refund: Duration,
-    /// GPUs that the reservations had bound, by the kubelet's pod-resources.
+    /// GPUs of the reservations, as reported by the kubelet's pod-resources API.
     pub gpus: Vec<String>,
-    /// The tenant's transactions and their gas.
+    /// Number of the tenant's transactions, and their gas.
     pub tenant_transactions: usize,
     /// See `tenant_transactions`.
     pub tenant_gas: u64,
-    /// The deposit after the extension, and what five hours of all legs cost.
+    /// The deposit after the extension, and the price of five hours of all legs.
     pub deposited: leasehold_crds::payment::money::TokenAmount,
     /// See `deposited`.
     pub five_hours: leasehold_crds::payment::money::TokenAmount,
@@ -72,9 +72,9 @@ pub async fn gpux(stage: &Stage<'_>) -> anyhow::Result<Gpux> {
     follow.begin();
     let applied: Timestamp = SystemClock.now();
 
-    let ready = follow.until(PATIENCE, "all three nodes serve", all_serve).await?;
+    let ready = follow.until(TIMEOUT, "all three nodes serve", all_serve).await?;
     let to_ready = follow.elapsed();
-    follow.tell("Ready", "three nodes of three providers serve");
+    follow.event("Ready", "three nodes of three providers serve");
     let (terms, _) = account_of(&stage.tenant, &ready).await?;
     let quote = ready.status.as_ref().and_then(|s| s.quote.clone());
     views::quote(stage, &quote.context("the status has a quote")?);
@@ -139,7 +139,7 @@ async fn extend(stage: &Stage<'_>, follow: &mut Follow<'_>, ready: &GpuLease) ->
     views::kubectl(stage, &patch)?;
     let was = ready.status.as_ref().and_then(|s| s.money.clone());
     let extended = follow
-        .until(PATIENCE, "the extension is paid", |s| {
+        .until(TIMEOUT, "the extension is paid", |s| {
             s.intent.is_none() && s.money.as_ref().map(|m| &m.deposited) != was.as_ref().map(|m| &m.deposited)
         })
         .await?;
@@ -148,7 +148,7 @@ async fn extend(stage: &Stage<'_>, follow: &mut Follow<'_>, ready: &GpuLease) ->
         .as_ref()
         .and_then(|s| s.money.clone())
         .unwrap_or_default();
-    follow.tell(
+    follow.event(
         "Extended",
         &format!(
             "{} USDC deposited in all, paid until {}",
@@ -176,16 +176,16 @@ async fn delete(
     let shares = views::shares(terms, ready);
     let returned = views::watch_return(stack, terms, shares, had);
     let returned = follow.meanwhile(returned).await?;
-    let gone = follow.until_gone(PATIENCE).await?;
+    let gone = follow.until_gone(TIMEOUT).await?;
     let to_refund = follow.elapsed() - deleted;
-    follow.tell(
+    follow.event(
         "Gone",
         &format!("{:.1} s after the deletion", to_refund.as_secs_f64()),
     );
     Ok((gone, to_refund, returned))
 }
 
-/// The GPUs that each provider's kubelet says its pod holds.
+/// The GPUs that each provider's kubelet reports for its pod.
 async fn bound_gpus(stage: &Stage<'_>, terms: &Terms) -> anyhow::Result<Vec<String>> {
     let bound = views::bound(stage.stack, terms, NODES * GPUS_OF_A_NODE).await?;
     let mut table = Table::new(&[
@@ -197,7 +197,7 @@ async fn bound_gpus(stage: &Stage<'_>, terms: &Terms) -> anyhow::Result<Vec<Stri
         table.row([nodes.join(","), uuids.join("  ")]);
     }
     stage.console.table(
-        "Bound GPUs, as each provider's GpuReservation has them from the node's agent",
+        "GPUs of the lease, as reported by each node's agent and copied into the provider's GpuReservation",
         &table,
     );
     Ok(bound.into_iter().flat_map(|(_, _, uuids)| uuids).collect())
@@ -225,7 +225,7 @@ fn not_before_ready(outcome: &Outcome, ready: &[(String, u64)]) -> anyhow::Resul
             .with_context(|| format!("leg {leg} was never started"))?;
         ensure!(
             started.time >= *ready,
-            "leg {leg} was charged from {} on, its pod was ready at {ready}",
+            "leg {leg} was charged from {} on, but its pod was ready at {ready}",
             started.time
         );
     }
@@ -233,18 +233,18 @@ fn not_before_ready(outcome: &Outcome, ready: &[(String, u64)]) -> anyhow::Resul
 }
 
 impl Gpux {
-    /// What the story promises beside its money.
+    /// Checks what the story promises besides its money.
     pub fn check(&self) -> anyhow::Result<()> {
         let outcome = &self.outcome;
         ensure!(outcome.terms.legs.len() == NODES, "the account has three legs");
         let reason = outcome.lease.status.as_ref().and_then(|s| s.close_reason);
         ensure!(
             reason == Some(CloseReason::Deleted),
-            "it closed for another reason than its deletion: {reason:?}"
+            "it closed with reason {reason:?} instead of Deleted"
         );
         ensure!(
             self.deposited == self.five_hours,
-            "after the extension {} base units are deposited, five hours cost {}",
+            "after the extension {} base units are deposited, but five hours cost {}",
             self.deposited,
             self.five_hours
         );
@@ -253,24 +253,24 @@ impl Gpux {
         distinct.dedup();
         ensure!(
             distinct.len() == NODES * GPUS_OF_A_NODE,
-            "{} different GPUs are bound, 12 are leased",
+            "{} different GPUs are bound, but 12 are leased",
             distinct.len()
         );
         let reverted = outcome.transactions.iter().filter(|t| !t.succeeded).count();
         ensure!(reverted == 0, "{reverted} transactions reverted");
         ensure!(
             self.tenant_transactions <= 3,
-            "the tenant sent {} transactions, 3 are promised",
+            "the tenant sent {} transactions; the limit is 3",
             self.tenant_transactions
         );
         ensure!(
             outcome.transactions.len() <= 6,
-            "{} transactions were sent in all, 6 are promised",
+            "{} transactions were sent in total; the limit is 6",
             outcome.transactions.len()
         );
         ensure!(
             self.tenant_gas <= 300_000,
-            "the tenant's transactions used {} gas, 300,000 are promised",
+            "the tenant's transactions used {} gas; the limit is 300,000",
             self.tenant_gas
         );
         Ok(())

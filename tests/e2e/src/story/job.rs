@@ -13,23 +13,23 @@ use super::{Outcome, Stage, account_of, follow::Follow, money, views};
 /// The example that the story applies.
 pub const JOB: &str = "examples/01-job.yaml";
 const NAME: &str = "hello";
-/// For anything that a tenant waits for.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit for each wait.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the job came to.
+/// Result of the story.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Its lease and money.
+    /// The lease and its money.
     pub outcome: Outcome,
-    /// From `kubectl apply` to the first paid second.
+    /// Time from `kubectl apply` to the first paid second.
     pub to_active: Duration,
-    /// What the job printed at its end.
+    /// The last output of the job.
     pub log_tail: String,
     /// Its exit code.
     pub exit_code: i64,
 }
 
-/// Tells it.
+/// Runs the story.
 pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
     let (stack, namespace) = (stage.stack, stage.tenant.namespace.as_str());
     let before = stage.balances().await?;
@@ -41,7 +41,7 @@ pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
     let applied: Timestamp = SystemClock.now();
 
     let active = follow
-        .until(PATIENCE, "Active", |s| s.phase == Phase::Active)
+        .until(TIMEOUT, "Active", |s| s.phase == Phase::Active)
         .await?;
     let to_active = follow.elapsed();
     let (terms, _) = account_of(&stage.tenant, &active).await?;
@@ -63,17 +63,17 @@ pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
             .meanwhile(async { tokio::try_join!(returned, look) })
             .await?;
         let closed = follow
-            .until(PATIENCE, "Closed", |s| s.phase == Phase::Closed)
+            .until(TIMEOUT, "Closed", |s| s.phase == Phase::Closed)
             .await?;
         (returned, closed)
     };
     let status = closed.status.clone().unwrap_or_default();
     ensure!(
         status.close_reason == Some(CloseReason::JobSucceeded),
-        "the job closed for another reason than its success: {:?}",
+        "the lease closed with reason {:?} instead of JobSucceeded",
         status.close_reason
     );
-    let result = status.job.context("the status tells how the job ended")?;
+    let result = status.job.context("the status contains the job's result")?;
     views::kubectl(
         stage,
         &[

@@ -1,4 +1,4 @@
-//! What really happened on the chain: every transaction of every block, with who sent it and what its gas was.
+//! All transactions of the chain, read block by block, with sender and gas.
 
 use std::{collections::BTreeMap, future::IntoFuture as _};
 
@@ -14,7 +14,7 @@ use leasehold_planner::escrow::{Address, Hash};
 
 use crate::{install::repository_file, stack::PaymentFixture};
 
-/// A transaction that is in a block.
+/// A mined transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
     /// Its hash.
@@ -25,7 +25,7 @@ pub struct Transaction {
     pub time: u64,
     /// Who signed it.
     pub from: Address,
-    /// The escrow's function that it calls; empty when it is not to the escrow.
+    /// The called function of the escrow; empty if the transaction is not sent to the escrow.
     pub call: String,
     /// Gas it used.
     pub gas: u64,
@@ -33,7 +33,7 @@ pub struct Transaction {
     pub succeeded: bool,
 }
 
-/// Reads the chain by itself, beside every part of the product.
+/// Reads the chain independently of the product.
 pub struct Ledger {
     provider: RootProvider<Ethereum>,
     escrow: Address,
@@ -41,7 +41,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Of the stack's chain.
+    /// Opens the stack's chain.
     pub fn open(money: &PaymentFixture) -> anyhow::Result<Self> {
         let text = repository_file("chain/contracts/abi/Escrow.json")?;
         let file: serde_json::Value = serde_json::from_str(&text)?;
@@ -58,7 +58,7 @@ impl Ledger {
         Ok(self.provider.get_block_number().await?)
     }
 
-    /// Every transaction, whoever sent it, in the blocks after that one.
+    /// All transactions of all senders in the blocks after that one.
     pub async fn since(&self, block: u64) -> anyhow::Result<Vec<Transaction>> {
         let mut found = Vec::new();
         for number in block + 1..=self.head().await? {
@@ -91,7 +91,7 @@ impl Ledger {
         Ok(found)
     }
 
-    /// Takes all of an address's money for gas away, as no chain but a test's can: to see what then happens.
+    /// Removes all native tokens of an address, which only a test chain permits, to test what happens then.
     pub async fn starve_of_gas(&self, of: Address) -> anyhow::Result<()> {
         let nothing = (alloy::primitives::Address::from(of.0), U256::ZERO);
         let call = self

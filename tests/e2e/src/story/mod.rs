@@ -1,5 +1,5 @@
-//! The stories: what a tenant does and sees, step by step, with what it moved on the chain. The demo tells them, the
-//! end-to-end tests check the same run.
+//! The stories: what a tenant does and sees, step by step, and the resulting transactions. The demo prints them, and
+//! the end-to-end tests check the same run.
 
 mod follow;
 mod gpux;
@@ -22,22 +22,22 @@ pub use views::{Returned, grouped};
 
 use crate::{Console, Role, Stack, Tenant, address};
 
-/// Where a story happens, and who listens.
+/// The environment of a story.
 pub struct Stage<'a> {
     /// The stack.
     pub stack: &'a Stack,
     /// The tenant.
     pub tenant: Tenant<'a>,
-    /// Who is told.
+    /// Where output goes.
     pub console: &'a Console,
-    /// The chain, read apart from the product.
+    /// The chain, read independently of the product.
     pub ledger: Ledger,
-    /// Everybody's purse.
+    /// Everyone who can hold tokens.
     pub participants: Participants,
 }
 
 impl<'a> Stage<'a> {
-    /// Makes the tenant's namespace and wallet.
+    /// Creates the tenant's namespace and wallet.
     pub fn set(stack: &'a Stack, namespace: &str, console: &'a Console) -> anyhow::Result<Self> {
         Ok(Self {
             stack,
@@ -48,50 +48,50 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Every balance now.
+    /// All current balances.
     pub async fn balances(&self) -> anyhow::Result<Balances> {
         self.participants.read(&self.stack.payments).await
     }
 }
 
-/// What a lease came to, by the chain.
+/// Result of a lease, according to the chain.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The lease as it was last seen.
+    /// The last state of the lease.
     pub lease: GpuLease,
-    /// Each phase and when it was seen, after the lease was applied.
+    /// Each phase and the time at which it was seen, since the lease was applied.
     pub phases: Vec<(Phase, Duration)>,
     /// Terms of its account.
     pub terms: Terms,
     /// The account at the end.
     pub account: Account,
-    /// Every transaction on the chain from before the lease to its end.
+    /// All transactions on the chain from before the lease until its end.
     pub transactions: Vec<Transaction>,
-    /// What each leg served, by the times of blocks.
+    /// What each leg served, according to the times of blocks.
     pub served: Vec<Served>,
-    /// Balances before and after.
+    /// Balances before the lease.
     pub before: Balances,
-    /// See `before`.
+    /// Balances after the lease.
     pub after: Balances,
-    /// When each provider's GPUs were for sale again.
+    /// When each provider's GPUs were offered again.
     pub returned: Vec<Returned>,
 }
 
 impl Outcome {
-    /// How many transactions an address sent, and their gas.
+    /// Number of transactions that an address sent, and their gas.
     #[must_use]
     pub fn sent_by(&self, from: Address) -> (usize, u64) {
         let sent = self.transactions.iter().filter(|t| t.from == from);
         sent.fold((0, 0), |(count, gas), t| (count + 1, gas + t.gas))
     }
 
-    /// What must be true of every story's money, to the unit.
+    /// Checks the money of a story, to the unit.
     pub fn check_money(&self, participants: &Participants) -> anyhow::Result<()> {
         ensure!(self.account.closed, "the account is still open on chain");
         for (leg, (served, state)) in self.served.iter().zip(&self.account.legs).enumerate() {
             ensure!(
                 served.seconds == state.served_seconds,
-                "leg {leg} served {} s by the times of blocks, the escrow says {} s",
+                "leg {leg} served {} s according to block times, but {} s according to the escrow",
                 served.seconds,
                 state.served_seconds
             );
@@ -105,12 +105,12 @@ impl Outcome {
         )
     }
 
-    /// What must be true of every story's GPUs: all are for sale again within 5 seconds of their pod's end.
+    /// Checks that all GPUs were offered again within 5 seconds after their pods ended.
     pub fn check_returned(&self) -> anyhow::Result<()> {
         for returned in &self.returned {
             ensure!(
                 returned.after_pod() <= Duration::from_secs(5),
-                "the GPUs of {} were for sale again {:.1} s after their pod's end, 5 s are promised",
+                "the GPUs of {} were offered again {:.1} s after their pod's end; the limit is 5 s",
                 returned.provider,
                 returned.after_pod().as_secs_f64()
             );
@@ -119,7 +119,7 @@ impl Outcome {
     }
 }
 
-/// Account and terms of a lease that has one.
+/// Terms and account of a lease that has an account.
 async fn account_of(tenant: &Tenant<'_>, lease: &GpuLease) -> anyhow::Result<(Terms, Account)> {
     tenant
         .account(lease)

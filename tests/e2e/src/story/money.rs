@@ -1,5 +1,5 @@
-//! The sum of a story: what every purse gained against what the chain's own clock says it should. Pure but for reading
-//! the balances.
+//! Checks the money of a story: compares each participant's change of balance with what block times imply. Pure
+//! except for reading the balances.
 
 use anyhow::{bail, ensure};
 use leasehold_chain::EvmEscrow;
@@ -12,18 +12,18 @@ use leasehold_planner::{
 use super::Transaction;
 use crate::stack::{DECIMALS, Role, Stack, address, payee};
 
-/// Everybody who could hold tokens of the stack.
+/// Everyone who can hold tokens of the stack.
 #[derive(Clone, Debug)]
 pub struct Participants {
-    /// Who, as a reader knows them, and where.
+    /// Name and address of each.
     pub rows: Vec<(String, Address)>,
 }
 
-/// Tokens of each purse, in the order of [`Participants`].
+/// Token balances, in the order of [`Participants`].
 pub type Balances = Vec<TokenAmount>;
 
 impl Participants {
-    /// Of a stack: the tenant, the providers' payees, the escrow, the closer, the providers' controllers.
+    /// The participants of a stack: tenant, payees, escrow, closer and controllers.
     pub fn of(stack: &Stack) -> anyhow::Result<Self> {
         let mut rows = vec![("tenant".to_owned(), address(Role::Tenant)?)];
         for (index, provider) in stack.spec.providers.iter().enumerate() {
@@ -40,7 +40,7 @@ impl Participants {
         Ok(Self { rows })
     }
 
-    /// Reads every balance.
+    /// Reads all balances.
     pub async fn read(&self, payments: &EvmEscrow) -> anyhow::Result<Balances> {
         let mut balances = Vec::new();
         for (_, address) in &self.rows {
@@ -49,7 +49,7 @@ impl Participants {
         Ok(balances)
     }
 
-    /// What a reader calls an address.
+    /// Name of an address.
     #[must_use]
     pub fn name(&self, address: Address) -> String {
         let known = self.rows.iter().find(|(_, a)| *a == address);
@@ -62,7 +62,7 @@ impl Participants {
     }
 }
 
-/// `0x1234…cdef`.
+/// Shortens an address to `0x1234…cdef`.
 #[must_use]
 pub fn short(hex: &str) -> String {
     match (hex.get(..6), hex.get(hex.len().saturating_sub(4)..)) {
@@ -75,7 +75,7 @@ fn signed(amount: TokenAmount) -> i128 {
     i128::try_from(amount.0).unwrap_or(i128::MAX)
 }
 
-/// A change in whole tokens, with its sign: `-0.012334`, and nothing for none.
+/// Formats a change in whole tokens with its sign, such as `-0.012334`; empty for no change.
 #[must_use]
 pub fn change_text(units: i128) -> String {
     let text = TokenAmount(units.unsigned_abs()).to_tokens(DECIMALS);
@@ -87,7 +87,7 @@ pub fn change_text(units: i128) -> String {
     }
 }
 
-/// An amount in whole tokens with every digit, so that columns line up at the point.
+/// Formats an amount in whole tokens with all decimals, so that columns align at the decimal point.
 #[must_use]
 pub fn amount_text(amount: TokenAmount) -> String {
     padded(&amount.to_tokens(DECIMALS))
@@ -101,17 +101,18 @@ fn padded(text: &str) -> String {
 /// What a leg served and earned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// Who is paid.
+    /// Its payee.
     pub payee: Address,
     /// Seconds between the blocks that started and ended it.
     pub seconds: u64,
-    /// Price of a second.
+    /// Price per second.
     pub rate: Rate,
-    /// What those seconds cost, rounded down.
+    /// Price of these seconds, rounded down.
     pub earned: TokenAmount,
 }
 
-/// The seconds of each leg by the blocks of the transactions that started and ended it, and what they cost.
+/// Computes the served seconds of each leg from the blocks of the transactions that started and ended it, and their
+/// price.
 pub fn served(terms: &Terms, transactions: &[Transaction]) -> anyhow::Result<Vec<Served>> {
     let serve = |leg: &leasehold_planner::escrow::Leg| {
         let (mut since, mut seconds) = (None, 0);
@@ -121,7 +122,7 @@ pub fn served(terms: &Terms, transactions: &[Transaction]) -> anyhow::Result<Vec
                 "start" if own => since = Some(transaction.time),
                 "pause" | "endLeg" if own => seconds += since.take().map_or(0, |s| transaction.time - s),
                 "close" => seconds += since.take().map_or(0, |s| transaction.time - s),
-                "credit" => bail!("a leg was credited, which these stories don't tell"),
+                "credit" => bail!("a leg was credited, which does not happen in these stories"),
                 _ => {}
             }
         }
@@ -141,8 +142,8 @@ pub fn served(terms: &Terms, transactions: &[Transaction]) -> anyhow::Result<Vec
     terms.legs.iter().map(serve).collect()
 }
 
-/// Whether every purse gained what it should, to the unit: each payee what its seconds cost, the tenant the opposite of
-/// their sum, everybody else nothing.
+/// Checks each participant's change of balance to the unit: each payee gains the price of its seconds, the tenant
+/// loses their sum, and all others change by nothing.
 pub fn settle(
     participants: &Participants,
     payer: Address,
@@ -161,7 +162,7 @@ pub fn settle(
         let gained = participants.gain(*address, before, after);
         ensure!(
             gained == right,
-            "the money does not add up: {name} changed by {gained} base units, by the chain's clock {right} is right"
+            "the money does not add up: {name} changed by {gained} base units, but block times imply {right}"
         );
     }
     Ok(())
@@ -193,7 +194,7 @@ mod tests {
         let leg = |payee, controller| Leg {
             payee: at(payee),
             controller: at(controller),
-            // One and a half base units a second.
+            // One and a half base units per second.
             rate: Rate(1_500_000_000_000),
         };
         Terms {

@@ -1,4 +1,4 @@
-//! What a tenant or a provider looks at during a story: kubectl's own words, the quote, Events, pods and offers.
+//! What a tenant or a provider sees during a story: the output of kubectl, the quote, Events, pods and offers.
 
 use std::{
     collections::BTreeMap,
@@ -19,10 +19,10 @@ use crate::{
     within,
 };
 
-/// How often pods and offers are looked at where a time is measured.
+/// How often pods and offers are polled to measure times.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Runs kubectl as the tenant types it, and repeats what it said.
+/// Runs kubectl as a tenant would, and prints the command and its output.
 pub(super) fn kubectl(stage: &Stage<'_>, arguments: &[&str]) -> anyhow::Result<()> {
     let quoted = arguments.iter().map(|word| match word.contains(['{', ' ']) {
         true => format!("'{word}'"),
@@ -49,7 +49,7 @@ pub(super) fn kubectl(stage: &Stage<'_>, arguments: &[&str]) -> anyhow::Result<(
     Ok(())
 }
 
-/// What could be had, as the status says before any money moves.
+/// Prints the quote of the status.
 pub(super) fn quote(stage: &Stage<'_>, quote: &Quote) {
     let mut table = Table::new(&[
         ("provider", Align::Left),
@@ -72,7 +72,7 @@ pub(super) fn quote(stage: &Stage<'_>, quote: &Quote) {
     let rest: Vec<String> = rest.collect();
     let rest = match rest.is_empty() {
         true => String::new(),
-        false => format!("; the others fail: {}", rest.join(", ")),
+        false => format!("; the others do not match: {}", rest.join(", ")),
     };
     let fits = quote.offers.len();
     let caption = format!(
@@ -83,7 +83,7 @@ pub(super) fn quote(stage: &Stage<'_>, quote: &Quote) {
     stage.console.table(&caption, &table);
 }
 
-/// The Events of a lease, in the order of their time.
+/// Prints the Events of a lease, in the order of their time.
 pub(super) async fn events(stage: &Stage<'_>, lease: &GpuLease, applied: Timestamp) -> anyhow::Result<()> {
     let api = Api::<Event>::namespaced(stage.stack.client.clone(), &stage.tenant.namespace);
     let mut events: Vec<(Timestamp, Event)> = api
@@ -114,7 +114,7 @@ pub(super) async fn events(stage: &Stage<'_>, lease: &GpuLease, applied: Timesta
     Ok(())
 }
 
-/// Every transaction of a story, with who sent it.
+/// Prints every transaction of a story with its sender.
 pub(super) fn transactions(stage: &Stage<'_>, outcome: &Outcome) {
     let mut table = Table::new(&[
         ("block", Align::Right),
@@ -147,7 +147,7 @@ pub(super) fn transactions(stage: &Stage<'_>, outcome: &Outcome) {
     stage.console.table(&caption, &table);
 }
 
-/// What each provider served and what that cost.
+/// Prints what each provider served and its price.
 pub(super) fn bill(stage: &Stage<'_>, outcome: &Outcome) {
     let mut table = Table::new(&[
         ("provider", Align::Left),
@@ -178,7 +178,7 @@ pub(super) fn bill(stage: &Stage<'_>, outcome: &Outcome) {
     );
 }
 
-/// `1,234,567`.
+/// Formats a number as `1,234,567`.
 #[must_use]
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -192,14 +192,14 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// The lease's pods, of all its providers.
+/// The lease's pods at all providers.
 pub(super) async fn pods(stack: &Stack, terms: &Terms) -> anyhow::Result<Vec<Pod>> {
     let name = lease_name(terms.id());
     let wanted = ListParams::default().labels(&format!("{LABEL_LEASE}={name}"));
     Ok(Api::<Pod>::all(stack.client.clone()).list(&wanted).await?.items)
 }
 
-/// When each pod became ready, Unix seconds: (namespace, time).
+/// Namespace of each pod and the time when it became ready, in Unix seconds.
 pub(super) async fn ready_since(stack: &Stack, terms: &Terms) -> anyhow::Result<Vec<(String, u64)>> {
     let ready = |pod: &Pod| {
         let conditions = pod.status.as_ref()?.conditions.as_ref()?;
@@ -212,7 +212,7 @@ pub(super) async fn ready_since(stack: &Stack, terms: &Terms) -> anyhow::Result<
     Ok(pods(stack, terms).await?.iter().filter_map(ready).collect())
 }
 
-/// GPUs that the reservations of a lease have bound: (namespace, nodes, UUIDs) each, once there are `gpus` in all.
+/// Namespace, nodes and UUIDs of the reservations of a lease, once they have `gpus` GPUs in total.
 pub(super) async fn bound(
     stack: &Stack,
     terms: &Terms,
@@ -242,26 +242,26 @@ pub(super) async fn bound(
     .await
 }
 
-/// When a provider's GPUs were for sale again.
+/// When a provider's GPUs were offered again.
 #[derive(Clone, Debug)]
 pub struct Returned {
-    /// Whose.
+    /// The provider.
     pub provider: String,
     /// When its pods of the lease had ended.
     pub pod_ended: Instant,
-    /// When its offer was what it had been before the lease.
+    /// When its offer was the same as before the lease.
     pub offered: Instant,
 }
 
 impl Returned {
-    /// From the pod's end to the offer.
+    /// Time from the end of the pods to the offer.
     #[must_use]
     pub fn after_pod(&self) -> Duration {
         self.offered.saturating_duration_since(self.pod_ended)
     }
 }
 
-/// GPUs that each provider offers, by name.
+/// Number of GPUs that each provider offers, by name.
 pub(super) async fn offered(stack: &Stack) -> anyhow::Result<BTreeMap<String, i64>> {
     let offers = Api::<GpuOffer>::all(stack.client.clone())
         .list(&ListParams::default())
@@ -270,7 +270,7 @@ pub(super) async fn offered(stack: &Stack) -> anyhow::Result<BTreeMap<String, i6
     Ok(offers.items.iter().map(|o| (o.name_any(), gpus(o))).collect())
 }
 
-/// Looks on until each of the lease's providers offers again what it had, and notes when.
+/// Waits until each of the lease's providers offers as many GPUs as before, and notes when.
 pub(super) async fn watch_return(
     stack: &Stack,
     terms: &Terms,
@@ -283,7 +283,7 @@ pub(super) async fn watch_return(
     while returned.len() < shares.len() {
         ensure!(
             Instant::now() < deadline,
-            "after 90 s only {} of {} providers offer their GPUs again",
+            "after 90 s, {} of {} providers offer their GPUs again",
             returned.len(),
             shares.len()
         );
@@ -313,7 +313,7 @@ pub(super) async fn watch_return(
     Ok(returned)
 }
 
-/// The namespaces of a lease's legs on their providers' clusters, with the providers' names.
+/// The namespaces of a lease's legs on their providers' clusters, and the providers' names.
 pub(super) fn shares(terms: &Terms, lease: &GpuLease) -> Vec<(String, String)> {
     let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
     let shares = escrow.map(|e| e.shares.as_slice()).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Images for the examples whose own are in registries: a Debian of the packages that the machine's own archive has, with
-//! sshd and apt as a box's image brings them, and a server of two pages.
+//! Images for examples that normally use images from registries: a Debian from the packages of the machine's archive, with
+//! sshd and apt as in a box's image, and a server with two pages.
 
 use std::{
     fs::{self, File},
@@ -13,14 +13,14 @@ use leasehold_testcluster::oci::Image;
 use leasehold_testtools::debian;
 use serde_json::json;
 
-/// Name of the box's image.
+/// Name of the image with a box.
 pub(crate) const BOX: &str = "leasehold.test/debian-box:1";
-/// Name of the server's.
+/// Name of the image with the server.
 pub(crate) const SERVER: &str = "leasehold.test/models-server:1";
-/// A package that the box does not have, in its archive; what a tenant installs.
+/// Path of a package in the box that is not installed; the tenant installs it.
 pub(crate) const PACKAGE: &str = "/root/hello.deb";
 
-/// Texts that nothing here reads, and Perl, which is half of it: archives are written by a debug build.
+/// Documentation, and Perl, which is half of the size: writing archives is slow in a debug build.
 const LEFT_OUT: &[&str] = &[
     "usr/share/doc",
     "usr/share/man",
@@ -32,7 +32,7 @@ const LEFT_OUT: &[&str] = &[
     "perl5",
 ];
 
-/// What the packages' own scripts would have written, which are not run.
+/// Files that the packages' scripts would write, as these scripts are not run.
 const FILES: &[(&str, u32, &str)] = &[
     (
         "etc/shadow",
@@ -66,7 +66,7 @@ const FILES: &[(&str, u32, &str)] = &[
     ),
 ];
 
-/// Writes both archives below `folder`.
+/// Writes both image archives into `folder`.
 pub(crate) fn write(folder: &Path) -> anyhow::Result<[PathBuf; 2]> {
     let archives = [folder.join("box.tar"), folder.join("server.tar")];
     debian()?.write(&archives[0])?;
@@ -74,7 +74,7 @@ pub(crate) fn write(folder: &Path) -> anyhow::Result<[PathBuf; 2]> {
     Ok(archives)
 }
 
-/// Answers as vLLM would where the example asks; what it is told on its command line is not for it.
+/// Answers the requests of the example like vLLM, and ignores its command line.
 fn server() -> anyhow::Result<Image> {
     let serve = [
         "/bin/busybox",
@@ -119,23 +119,24 @@ fn debian() -> anyhow::Result<Image> {
     Ok(image.copy(PACKAGE, packages.join("hello.deb"), 0o644))
 }
 
-/// What is unpacked, as dpkg keeps it.
+/// The status file of dpkg for the unpacked packages.
 fn installed(packages: &Path) -> anyhow::Result<String> {
     let mut status = String::new();
     for package in sorted(packages)?.iter().filter(|p| !p.ends_with("hello.deb")) {
         let about = run(Command::new("dpkg-deb").arg("--field").arg(package))?;
-        let (name, rest) = about.split_once('\n').context("a package says what it is")?;
+        let (name, rest) = about.split_once('\n').context("a package has a description")?;
         status += &format!("{name}\nStatus: install ok installed\n{rest}\n");
     }
     Ok(status)
 }
 
-/// The packages, and the tree that they make; fetched once a machine.
+/// The packages and their unpacked tree, fetched once per machine.
 fn fetched() -> anyhow::Result<PathBuf> {
     let root = leasehold_testcluster::cache_root()?.join("image-debian");
     fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
     let lock = File::create(root.join("lock"))?;
-    lock.lock().context("wait for another process that fetches it")?;
+    lock.lock()
+        .context("wait for another process that fetches the packages")?;
     let ready = root.join("1");
     if ready.exists() {
         return Ok(ready);
@@ -165,7 +166,7 @@ fn add(mut image: Image, root: &Path, folder: &Path) -> anyhow::Result<Image> {
         let name = path
             .strip_prefix(root)?
             .to_str()
-            .context("a file name that is no text")?;
+            .context("a file name that is not UTF-8")?;
         if LEFT_OUT
             .iter()
             .any(|left| name == *left || name.ends_with(&format!("/{left}")))
@@ -176,7 +177,7 @@ fn add(mut image: Image, root: &Path, folder: &Path) -> anyhow::Result<Image> {
         let mode = about.permissions().mode() & 0o7777;
         image = if about.is_symlink() {
             let target = fs::read_link(&path)?;
-            image.link(name, target.to_str().context("a link that is no text")?)
+            image.link(name, target.to_str().context("a link that is not UTF-8")?)
         } else if about.is_dir() {
             add(image.directory(name, mode), root, &path)?
         } else {

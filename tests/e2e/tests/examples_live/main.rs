@@ -1,5 +1,5 @@
-//! The examples with a box and with a service, lived in: applied as they stand but for images, keys and the size of the
-//! node, then used as their comments say a person would.
+//! The examples with a box and with a service, applied unchanged except for images, keys and the size of the node,
+//! and then used as their comments describe.
 
 mod images;
 
@@ -71,18 +71,18 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
         tenant.until_gone(&name, LIMIT).await?;
         let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
         let account = read.present().context("the account")?;
-        ensure!(account.closed, "{name} is closed");
+        ensure!(account.closed, "the account of {name} is closed");
         let served = account.legs[0].served_seconds;
         spent += terms.legs[0].rate.earned_floor(served).context("in range")?.0;
     }
     ensure!(
         before.0 - tenant.own_balance().await?.0 == spent,
-        "the rest came back, to the unit"
+        "the refund is exact"
     );
     Ok(())
 }
 
-/// On a machine that may have two cores. What is asked of the GPU stays.
+/// Reduces CPU and memory for a machine with two cores. The GPU request stays.
 fn small(mut lease: GpuLease) -> GpuLease {
     let node = &mut lease.spec.per_node;
     (node.cpu, node.memory, node.ephemeral_storage) = ("200m".into(), "256Mi".into(), "1Gi".into());
@@ -133,7 +133,7 @@ async fn ssh(endpoint: &Endpoint, key: &Path, command: &str) -> anyhow::Result<O
     Ok(tokio::time::timeout(LIMIT, ssh.output()).await??)
 }
 
-/// What the box answers; an error is what it said to it.
+/// Runs a command in the box. Returns its output, or the error output.
 async fn says(endpoint: &Endpoint, key: &Path, command: &str) -> anyhow::Result<String> {
     let output = ssh(endpoint, key, command).await?;
     let [said, complained] =
@@ -150,38 +150,41 @@ async fn in_the_box(endpoint: &Endpoint, mine: &Path, anothers: &Path) -> anyhow
     let outside: Vec<&str> = map.split_whitespace().collect();
     ensure!(
         outside[0] == "0" && outside[1] != "0",
-        "and nobody outside of it: {map}"
+        "root in the box is not root outside: {map}"
     );
     ensure!(say("su - -c 'id -u; pwd'").await? == "0\n/root", "su -");
     ensure!(
         say("useradd --create-home ada && su - ada -c 'id -un; pwd'").await? == "ada\n/home/ada",
-        "somebody else, too"
+        "another user, too"
     );
     let gpus = say("nvidia-smi").await?;
-    ensure!(gpus.contains("H100"), "the GPU is seen: {gpus}");
+    ensure!(gpus.contains("H100"), "the GPU is visible: {gpus}");
     ensure!(
         say("command -v hello || true").await?.is_empty(),
-        "it has no hello yet"
+        "hello is not installed yet"
     );
     let install = format!(
         "DEBIAN_FRONTEND=noninteractive apt-get install -q -y {}",
         images::PACKAGE
     );
     say(&install).await?;
-    ensure!(say("hello").await? == "Hello, world!", "what was installed runs");
+    ensure!(
+        say("hello").await? == "Hello, world!",
+        "the installed program runs"
+    );
     ensure!(
         say("echo kept > /data/note && cat /data/note && mountpoint -q /data").await? == "kept",
-        "the volume is there"
+        "the volume is mounted"
     );
     let refused = ssh(endpoint, anothers, "id -u").await?;
     ensure!(
         !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("Permission denied"),
-        "another's key opens nothing: {refused:?}"
+        "another key is refused: {refused:?}"
     );
     Ok(())
 }
 
-/// As `curl http://HOST:PORT/v1/models` would.
+/// Sends the request of `curl http://HOST:PORT/v1/models`.
 async fn asked(endpoint: &Endpoint) -> anyhow::Result<()> {
     let address = format!("{}:{}", endpoint.host, endpoint.port);
     let answer = within(LIMIT, "the models", || async {

@@ -9,14 +9,14 @@ use leasehold_e2e::{Tenant, eventually};
 use leasehold_planner::escrow::Account;
 use nvidia_ml_sim::{Fault, Fixture};
 
-use super::{HONEST, LIMIT, NODE, PodState, bound, is_offered, lease, running, served::Served};
+use super::{HEALTHY_PROVIDER, LIMIT, NODE, PodState, bound, is_offered, lease, running, served::Served};
 
-/// Everybody is to know within 15 s with the agent's own period of 10 s; here it looks every second.
-const TOLD_WITHIN: Duration = Duration::from_secs(15 - 9);
+/// The limit is 15 s with the agent's default period of 10 s. Here the period is 1 s.
+const SHOWN_WITHIN: Duration = Duration::from_secs(15 - 9);
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a test's own clock is the world's: agents and the chain go by it too"
+    reason = "the agents and the chain use the same clock"
 )]
 fn unix() -> anyhow::Result<u64> {
     Ok(SystemTime::now()
@@ -27,7 +27,7 @@ fn unix() -> anyhow::Result<u64> {
 pub(super) async fn story(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let stack = tenant.stack;
     let before = tenant.own_balance().await?;
-    tenant.apply(&lease(tenant, "train", HONEST, "service")?)?;
+    tenant.apply(&lease(tenant, "train", HEALTHY_PROVIDER, "service")?)?;
     let active = tenant.until_phase("train", Phase::Active, LIMIT).await?;
     let (terms, account) = tenant.account(&active).await?;
     let reservation = bound(&active, stack).await?;
@@ -38,7 +38,7 @@ pub(super) async fn story(tenant: &Tenant<'_>) -> anyhow::Result<()> {
         terms,
     };
     let ran = running(stack, &reservation).await?;
-    is_offered(stack, HONEST, 1).await?;
+    is_offered(stack, HEALTHY_PROVIDER, 1).await?;
     served.served_at_least(5).await?;
 
     // The GPU falls off the bus.
@@ -47,7 +47,7 @@ pub(super) async fn story(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let index = gpus
         .iter()
         .position(|g| g.uuid == served.gpu)
-        .context("its GPU is one of the node's")?;
+        .context("the lease's GPU is one of the node's")?;
     let well = unix()? - account.started_at;
     fixture.fault(index, &Fault::Lost)?;
     let paused = shown_as_lost(&served, well).await?;
@@ -57,7 +57,7 @@ pub(super) async fn story(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     fixture.fault(index, &Fault::Clear)?;
     shown_as_healthy(&served, &reservation, kept).await?;
     served.ends_exactly(before).await?;
-    is_offered(stack, HONEST, 2).await
+    is_offered(stack, HEALTHY_PROVIDER, 2).await
 }
 
 /// GpuNode, lease, offer and account show the lost GPU in time. Returns the paused account.
@@ -80,11 +80,11 @@ async fn shown_as_lost(served: &Served<'_>, well: u64) -> anyhow::Result<Account
         ("the offer", seen.sale),
     ] {
         let when = when.unwrap_or(Duration::MAX);
-        ensure!(when < TOLD_WITHIN, "{what} showed it after {when:?}");
+        ensure!(when < SHOWN_WITHIN, "{what} showed it after {when:?}");
     }
     ensure!(
         kept <= well && kept + 3 >= well,
-        "served {kept} s, it was well for {well} s: an agent that looks each second costs a provider two at most"
+        "served {kept} s, but the GPU was healthy for {well} s; with a period of one second a provider may lose two seconds"
     );
     Ok(paused)
 }
@@ -96,7 +96,7 @@ async fn nothing_is_charged(
     paused: &Account,
     ran: &[PodState],
 ) -> anyhow::Result<()> {
-    let later = eventually("five seconds more on the chain", || async {
+    let later = eventually("five more seconds on the chain", || async {
         let account = served.account().await?;
         let gone = account.block_time - paused.block_time;
         Ok(if gone >= 5 { Ok(account) } else { Err(gone) })
@@ -118,7 +118,7 @@ async fn shown_as_healthy(
 ) -> anyhow::Result<()> {
     let seen = served.watch(false, 0).await?;
     eprintln!(
-        "         back: GpuNode {:.1?}, lease {:.1?}, for sale {:.1?}, charged again {:.1?}",
+        "         recovered: GpuNode {:.1?}, lease {:.1?}, offered {:.1?}, charged again {:.1?}",
         seen.node.unwrap_or_default(),
         seen.lease.unwrap_or_default(),
         seen.sale.unwrap_or_default(),
@@ -127,7 +127,7 @@ async fn shown_as_healthy(
     let after = served.served_at_least(kept + 3).await?;
     ensure!(
         after.paid_seconds >= after.legs[0].served_seconds + 5,
-        "the account's time went on, the fault's seconds are set aside: {after:?}"
+        "the account's time continued, and the seconds of the fault are not paid: {after:?}"
     );
     let status = Api::<GpuReservation>::all(served.tenant.stack.client.clone())
         .get(&reservation.name_any())
@@ -136,7 +136,7 @@ async fn shown_as_healthy(
         .context("status")?;
     ensure!(
         status.fault_since.is_none() && status.credit_due.is_none() && status.intent.is_none(),
-        "nothing of the fault is left: {status:?}"
+        "nothing of the fault remains: {status:?}"
     );
     Ok(())
 }

@@ -19,11 +19,11 @@ use leasehold_e2e::{GpuNodes, ProviderSpec, Stack, StackSpec, Tenant, eventually
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(60);
-const HONEST: &str = "rhine-west";
-const DUBIOUS: &str = "alpine-one";
-const MORTAL: &str = "fjord-gpu";
+const HEALTHY_PROVIDER: &str = "rhine-west";
+const FALSE_REPORTS: &str = "alpine-one";
+const LOST_PROVIDER: &str = "fjord-gpu";
 const NODE: &str = "node-1";
-const MORTAL_NODE: &str = "node-2";
+const LOST_NODE: &str = "node-2";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gpus_break_under_a_lease_and_lies_are_not_sold() -> anyhow::Result<()> {
@@ -38,7 +38,7 @@ async fn gpus_break_under_a_lease_and_lies_are_not_sold() -> anyhow::Result<()> 
         (name.to_owned(), "a100-80g-pcie".to_owned(), shape)
     };
     spec.providers.push(ProviderSpec {
-        name: DUBIOUS.into(),
+        name: FALSE_REPORTS.into(),
         region: "eu-central".into(),
         price: "1.20".into(),
         nodes: GpuNodes::Kwok(vec![
@@ -49,10 +49,10 @@ async fn gpus_break_under_a_lease_and_lies_are_not_sold() -> anyhow::Result<()> 
         ]),
     });
     spec.providers.push(ProviderSpec {
-        name: MORTAL.into(),
+        name: LOST_PROVIDER.into(),
         region: "eu-north".into(),
         price: "1.15".into(),
-        nodes: GpuNodes::Real(vec![(MORTAL_NODE.into(), "t4-16g".into(), 1)]),
+        nodes: GpuNodes::Real(vec![(LOST_NODE.into(), "t4-16g".into(), 1)]),
     });
     on_stack(spec, stories).await
 }
@@ -62,7 +62,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     timed("no root without user namespaces", no_root::story(&tenant)).await?;
     tokio::try_join!(
         timed("a GPU is lost under a lease", gpu_lost::story(&tenant)),
-        timed("lies are not sold", false_reports::story(stack)),
+        timed("false reports are not offered", false_reports::story(stack)),
         timed("a node dies under a lease", node_lost::story(stack)),
     )?;
     Ok(())
@@ -87,7 +87,7 @@ fn lease(tenant: &Tenant<'_>, name: &str, provider: &str, workload: &str) -> any
     Ok(serde_json::from_value(lease)?)
 }
 
-/// GPUs of a provider that the market can sell.
+/// Number of GPUs that a provider offers.
 async fn offered(stack: &Stack, provider: &str) -> anyhow::Result<i64> {
     let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{provider}");
     let offer = Api::<GpuOffer>::namespaced(stack.client.clone(), &namespace)
@@ -104,7 +104,7 @@ async fn is_offered(stack: &Stack, provider: &str, gpus: i64) -> anyhow::Result<
     .await
 }
 
-/// Nodes of a pool that are not sold: reason and message, by node.
+/// Nodes of a pool that are not offered: reason and message, by node.
 async fn not_sold(stack: &Stack, pool: &str) -> anyhow::Result<BTreeMap<String, (String, String)>> {
     let pool = Api::<GpuPool>::all(stack.client.clone()).get(pool).await?;
     let entries = pool.status.map(|s| s.not_sold).unwrap_or_default();
@@ -118,7 +118,7 @@ async fn gpu_node(stack: &Stack, name: &str) -> anyhow::Result<GpuNode> {
     Ok(Api::all(stack.client.clone()).get(name).await?)
 }
 
-/// The lease's reservation, once it names the GPU that the lease holds.
+/// The lease's reservation, once it contains the GPU of the lease.
 async fn bound(lease: &GpuLease, stack: &Stack) -> anyhow::Result<GpuReservation> {
     let uid = lease.uid();
     eventually("the GPU that the lease holds", || async {

@@ -3,11 +3,11 @@
 use anyhow::{Context as _, ensure};
 use leasehold_e2e::Tenant;
 
-use super::{DUBIOUS, LIMIT, lease};
+use super::{FALSE_REPORTS, LIMIT, lease};
 
-/// A session's tenant is root in a user namespace; nodes that KWOK plays have none.
+/// The user of a session is root in a user namespace, which nodes simulated by KWOK do not have.
 pub(super) async fn story(tenant: &Tenant<'_>) -> anyhow::Result<()> {
-    tenant.apply(&lease(tenant, "rootless", DUBIOUS, "session")?)?;
+    tenant.apply(&lease(tenant, "rootless", FALSE_REPORTS, "session")?)?;
     let lease = tenant
         .until("rootless", LIMIT, "reasons", |l| {
             l.status
@@ -20,8 +20,8 @@ pub(super) async fn story(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let miss = quote
         .misses
         .iter()
-        .find(|m| m.provider == DUBIOUS)
-        .context("its rows are the nearest")?;
+        .find(|m| m.provider == FALSE_REPORTS)
+        .context("its rows are the closest misses")?;
     let failed: Vec<_> = miss.failed.iter().map(|f| f.dimension.as_str()).collect();
     ensure!(failed == ["rootNotAllowed"], "{failed:?}");
     tenant.delete("rootless").await?;

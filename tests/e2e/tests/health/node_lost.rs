@@ -1,4 +1,4 @@
-//! A node dies whole under a lease: its cable is pulled, so that kubelet, agent and containers are heard of no more.
+//! A node fails under a lease: it is disconnected, so that kubelet, agent and containers are unreachable.
 
 use std::time::{Duration, Instant};
 
@@ -9,19 +9,19 @@ use leasehold_crds::{GpuReservation, lease::Phase, shared::conditions::find};
 use leasehold_e2e::{NAMESPACE, Stack, Tenant, outage, within};
 
 use super::{
-    LIMIT, MORTAL, MORTAL_NODE, bound, is_offered, lease, not_sold, offered, running, served::Served,
+    LIMIT, LOST_NODE, LOST_PROVIDER, bound, is_offered, lease, not_sold, offered, running, served::Served,
 };
 
-/// The cluster takes 50 s to say that a kubelet is silent, and the silence must last for a minute.
+/// The cluster takes 50 s to notice that a kubelet is silent, and the silence must last for one minute.
 const LOST_WITHIN: Duration = Duration::from_secs(240);
-/// How long a node stays away that is lost. In full, longer than the five minutes after which Kubernetes itself would take
-/// the pod for dead.
+/// How long the node stays disconnected. The full duration exceeds the five minutes after which Kubernetes itself
+/// would evict the pod.
 const AWAY: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(330)];
 
 pub(super) async fn story(stack: &Stack) -> anyhow::Result<()> {
     let tenant = Tenant::another(stack, "team-b").await?;
     let before = tenant.own_balance().await?;
-    tenant.apply(&lease(&tenant, "lonely", MORTAL, "service")?)?;
+    tenant.apply(&lease(&tenant, "lonely", LOST_PROVIDER, "service")?)?;
     let active = tenant.until_phase("lonely", Phase::Active, LIMIT).await?;
     let (terms, account) = tenant.account(&active).await?;
     let reservation = bound(&active, stack).await?;
@@ -34,11 +34,11 @@ pub(super) async fn story(stack: &Stack) -> anyhow::Result<()> {
     let ran = running(stack, &reservation).await?;
     served.served_at_least(5).await?;
 
-    let node = stack.cluster.node(MORTAL_NODE);
+    let node = stack.cluster.node(LOST_NODE);
     node.partition()?;
     let fell = Instant::now();
     let heard = Api::<Liveness>::namespaced(stack.client.clone(), NAMESPACE)
-        .get(MORTAL_NODE)
+        .get(LOST_NODE)
         .await?
         .spec
         .and_then(|s| s.renew_time)
@@ -58,14 +58,14 @@ pub(super) async fn story(stack: &Stack) -> anyhow::Result<()> {
     .await?;
     let kept = paused.legs[0].served_seconds;
     eprintln!(
-        "         dead: paused and credited after {:.1?}; charged {kept} of the {well} s until it was last heard of",
+        "         lost: paused and credited after {:.1?}; charged {kept} of the {well} s until its last heartbeat",
         fell.elapsed()
     );
-    ensure!(kept == well, "served {kept} s, it was heard of for {well} s");
+    ensure!(kept == well, "served {kept} s, but heartbeats came for {well} s");
 
     shown_as_lost(stack, &tenant, &reservation).await?;
 
-    // Nothing is charged while it is away, and its pod is left to it.
+    // Nothing is charged while the node is disconnected, and its pod is left alone.
     let [short, full] = AWAY;
     let away = outage(short, full).as_secs();
     let later = within(Duration::from_secs(away) + LIMIT, "time on the chain", || async {
@@ -82,13 +82,13 @@ pub(super) async fn story(stack: &Stack) -> anyhow::Result<()> {
     let healed = Instant::now();
     let again = served.served_at_least(kept + 3).await?;
     eprintln!(
-        "         back: charged again for 3 s after {:.1?}",
+        "         recovered: charged again for 3 s after {:.1?}",
         healed.elapsed()
     );
     ensure!(again.running == 1);
     ensure!(
         running(stack, &reservation).await? == ran,
-        "the same pod, not run again"
+        "the pod was not replaced or restarted"
     );
     tenant
         .until("lonely", LIMIT, "ready again", |l| {
@@ -97,7 +97,7 @@ pub(super) async fn story(stack: &Stack) -> anyhow::Result<()> {
         })
         .await?;
     served.ends_exactly(before).await?;
-    is_offered(stack, MORTAL, 1).await
+    is_offered(stack, LOST_PROVIDER, 1).await
 }
 
 /// Lease, offer, pool and Events show the lost node.
@@ -111,11 +111,11 @@ async fn shown_as_lost(
     ensure!(
         lonely.phase == Phase::Active
             && (ready.status.as_str(), ready.reason.as_str()) == ("False", "NodeLost")
-            && ready.message.contains(MORTAL_NODE),
+            && ready.message.contains(LOST_NODE),
         "{ready:?}"
     );
-    ensure!(offered(stack, MORTAL).await? == 0);
-    ensure!(not_sold(stack, MORTAL).await?.contains_key(MORTAL_NODE));
+    ensure!(offered(stack, LOST_PROVIDER).await? == 0);
+    ensure!(not_sold(stack, LOST_PROVIDER).await?.contains_key(LOST_NODE));
     for (kind, name, reason) in [
         ("GpuReservation", reservation.name_any(), "NodeLost"),
         ("GpuLease", "lonely".to_owned(), "NotReady"),
@@ -129,8 +129,8 @@ async fn shown_as_lost(
                 .filter(of)
                 .map(|e| (e.reason.clone(), e.message.clone()))
                 .collect();
-            let told = notes.iter().any(|(word, _)| word.as_deref() == Some(reason));
-            Ok(if told { Ok(()) } else { Err(notes) })
+            let found = notes.iter().any(|(word, _)| word.as_deref() == Some(reason));
+            Ok(if found { Ok(()) } else { Err(notes) })
         })
         .await?;
     }

@@ -16,7 +16,7 @@ use leasehold_planner::{
     ports::{BlockLevel, Payments as _},
 };
 
-use super::{HONEST, LIMIT, NODE, gpu_node, not_sold, offered};
+use super::{HEALTHY_PROVIDER, LIMIT, NODE, gpu_node, not_sold, offered};
 
 /// When each came, since the GPU broke or was well again.
 #[derive(Debug, Default)]
@@ -95,8 +95,8 @@ impl Served<'_> {
                 gpu_node(stack, NODE),
                 async { anyhow::Ok(self.tenant.leases().get(self.name).await?) },
                 self.account(),
-                offered(stack, HONEST),
-                not_sold(stack, HONEST),
+                offered(stack, HEALTHY_PROVIDER),
+                not_sold(stack, HEALTHY_PROVIDER),
             )?;
             let now = begun.elapsed();
             let note = |when: &mut Option<Duration>, so: bool| {

@@ -17,10 +17,10 @@ use leasehold_planner::{
 
 use super::{LIMIT, closed_exactly, reservations, service};
 
-/// A lease deleted after its intent to open was stored is let go once no `open` of it can be mined any more.
+/// Time until no `open` of a lease can be mined any more. A lease deleted after its intent to open is kept that long.
 const UNOPENED: Duration = Duration::from_secs(OPEN_WITHIN_SECONDS + LAG_SECONDS.unsigned_abs());
 
-/// Deleted as soon as each phase is seen; the Secret is deleted first in one of them.
+/// Deletes a lease as soon as each phase is seen. In one of them the Secret is deleted first.
 pub(super) async fn deleted_in_each_phase(stack: &Stack, tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let before = tenant.own_balance().await?;
     let mut earned = 0;
@@ -35,7 +35,7 @@ pub(super) async fn deleted_in_each_phase(stack: &Stack, tenant: &Tenant<'_>) ->
         let name = format!("at-{}", format!("{phase:?}").to_lowercase());
         tenant.apply(&service(tenant, &name, "30m")?)?;
         if phase != Phase::Pending {
-            // A phase may be over before it is seen; then the deletion comes in the one after it.
+            // A phase can be over before it is seen; then the lease is deleted in the next one.
             let last = (phase as u8).min(Phase::Active as u8);
             let reached = |l: &GpuLease| l.status.as_ref().is_some_and(|s| s.phase as u8 >= last);
             tenant.until(&name, LIMIT, &format!("{phase:?}"), reached).await?;
@@ -70,7 +70,7 @@ pub(super) async fn deleted_in_each_phase(stack: &Stack, tenant: &Tenant<'_>) ->
             Tenant::new(stack, &tenant.namespace)?;
         }
     }
-    // A lease that was deleted before its terms were seen may have opened an account after all: it is closed too.
+    // A lease that was deleted before its terms were seen may have opened an account, which is closed too.
     let mut all = 0;
     let (opened, _) = stack.payments.opened_since(stack.money.market_id, None).await?;
     for account in &opened {
@@ -115,9 +115,9 @@ pub(super) async fn namespace_deleted(stack: &Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nothing of any lease is left anywhere, and the escrow holds nothing.
+/// Nothing of any lease remains anywhere, and the escrow holds nothing.
 pub(super) async fn nothing_left(stack: &Stack) -> anyhow::Result<()> {
-    within(LIMIT, "everything to be gone", || async {
+    within(LIMIT, "everything to be deleted", || async {
         let namespaces = Api::<Namespace>::all(stack.client.clone())
             .list(&ListParams::default())
             .await?

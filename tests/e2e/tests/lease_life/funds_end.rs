@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{LIMIT, closed_exactly, ends, service};
 
-/// The whole term is served and charged, not a second more.
+/// The whole term is served and charged, and not a second more.
 pub(super) async fn term_over(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
     tenant.apply(&service(tenant, "short", "10s")?)?;
     let lease = tenant.until_phase("short", Phase::Active, LIMIT).await?;
@@ -45,7 +45,7 @@ pub(super) async fn paused_and_resumed(tenant: &Tenant<'_>) -> anyhow::Result<To
     let earned = closed_exactly(tenant, &terms).await?;
     ensure!(
         Some(earned) == terms.rate().earned_floor(20),
-        "twenty seconds were charged, the gap was not: {earned}"
+        "twenty seconds were charged, without the pause: {earned}"
     );
     Ok(earned)
 }
@@ -61,7 +61,7 @@ pub(super) async fn topped_up_by_policy(tenant: &Tenant<'_>) -> anyhow::Result<T
     tenant.apply(&lease)?;
     let lease = tenant.until_phase("topped", Phase::Active, LIMIT).await?;
     let (terms, _) = tenant.account(&lease).await?;
-    // 30 s, and 10 s more once, long before the end; a second top-up would pass the cap.
+    // 30 s, and one top-up of 10 s long before the end. A second top-up would exceed the limit.
     let earned = ends(tenant, "topped", CloseReason::TermOver, 2 * LIMIT).await?;
     let seconds = terms.rate().seconds_floor(earned).context("seconds")?;
     ensure!(

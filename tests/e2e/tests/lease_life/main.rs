@@ -92,7 +92,7 @@ async fn reservations(stack: &Stack) -> anyhow::Result<Vec<GpuReservation>> {
         .items)
 }
 
-/// Asks the chain: closed, and each leg earned its rate times its seconds. Returns what all legs earned.
+/// Checks on the chain that the account is closed and each leg earned its rate times its seconds. Returns the sum.
 async fn closed_exactly(
     tenant: &Tenant<'_>,
     terms: &leasehold_planner::escrow::Terms,
@@ -118,7 +118,7 @@ async fn closed_exactly(
     Ok(TokenAmount(earned))
 }
 
-/// Waits for the end, checks it, deletes the lease, returns what was earned.
+/// Waits for the end and checks it, deletes the lease, and returns what was earned.
 async fn ends(
     tenant: &Tenant<'_>,
     name: &str,

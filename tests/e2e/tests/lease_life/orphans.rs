@@ -1,4 +1,4 @@
-//! What nobody's object names any more: it lives as long as it is paid for, and is cleared within a minute afterwards.
+//! Orphans: workloads without an object run as long as they are paid for, and are removed within a minute afterwards.
 
 use std::time::Duration;
 
@@ -23,11 +23,11 @@ use serde_json::json;
 
 use super::{LIMIT, closed_exactly, ends, service};
 
-/// Two sweeps, half a minute apart, and what they start: pods that take all of their half minute to end, and the look after
-/// them by which a namespace goes.
-const SWEPT: Duration = Duration::from_secs(120);
+/// Two searches for orphans, half a minute apart, and their effects: pods that take their full grace period, and the
+/// deletion of the namespace.
+const CLEARED_WITHIN: Duration = Duration::from_secs(120);
 
-/// A person took the lease away with its finalizer. What is paid for runs on, and ends at its own deadline.
+/// The lease is removed together with its finalizer. Its workload runs as long as it is paid for, and then ends.
 pub(crate) async fn lease_removed_forcibly(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
     let stack = tenant.stack;
     tenant.apply(&service(tenant, "torn-out", "40s")?)?;
@@ -51,12 +51,12 @@ pub(crate) async fn lease_removed_forcibly(tenant: &Tenant<'_>) -> anyhow::Resul
         let now = uid(pods.list(&ListParams::default()).await?.items);
         ensure!(
             now == before,
-            "the pod of paid work is {now:?}, it was {before:?}"
+            "the pod of a paid workload is {now:?}, it was {before:?}"
         );
         Ok(Err(account.paid_until - account.block_time))
     })
     .await?;
-    within(SWEPT, "the orphan to be closed", || async {
+    within(CLEARED_WITHIN, "the orphan to be closed", || async {
         let account = present(tenant, &terms).await?;
         Ok(if account.closed { Ok(()) } else { Err(account) })
     })
@@ -72,7 +72,7 @@ pub(crate) async fn lease_removed_forcibly(tenant: &Tenant<'_>) -> anyhow::Resul
     Ok(earned)
 }
 
-/// The provider's own record was taken away: the market is told that it stopped, and what runs is cleared.
+/// The reservation is removed. The market learns that the provider stopped, and the workload is removed.
 pub(crate) async fn reservation_removed_forcibly(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
     tenant.apply(&service(tenant, "unreserved", "10m")?)?;
     let lease = tenant.until_phase("unreserved", Phase::Active, LIMIT).await?;
@@ -96,8 +96,9 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {
     let bare = json!({"metadata": {"finalizers": null}});
-    within(LIMIT, &format!("{name} to be torn out"), || async {
-        // Only in the version without finalizers: whoever holds it again in between would see it deleted and act.
+    within(LIMIT, &format!("{name} to be removed"), || async {
+        // With a precondition on the version without finalizers: an operator that adds one again would see the
+        // deletion and act.
         let bared = api
             .patch(name, &PatchParams::default(), &Patch::Merge(&bare))
             .await?;
@@ -120,7 +121,7 @@ async fn present(tenant: &Tenant<'_>, terms: &Terms) -> anyhow::Result<leasehold
 
 async fn gone(tenant: &Tenant<'_>, namespace: &str) -> anyhow::Result<()> {
     let namespaces = Api::<Namespace>::all(tenant.stack.client.clone());
-    within(SWEPT, &format!("{namespace} to be gone"), || async {
+    within(CLEARED_WITHIN, &format!("{namespace} to be gone"), || async {
         Ok(match namespaces.get_opt(namespace).await? {
             None => Ok(()),
             Some(left) => Err(left.status),

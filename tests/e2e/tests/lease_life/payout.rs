@@ -1,4 +1,4 @@
-//! A provider that wants its money before the end of the lease.
+//! A provider that withdraws its earnings before the end of the lease.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::{LIMIT, closed_exactly, service};
 
-/// Served seconds between two withdrawals, the least that a pool may say.
+/// Served seconds between two withdrawals, the minimum of a pool.
 const EVERY: u64 = 10;
 
-/// Money arrives at the payee while the lease runs, and together with what comes at the end it is what the lease earned.
+/// Earnings arrive at the payee while the lease runs. Together with those at the end they are what the lease earned.
 pub(crate) async fn paid_while_it_runs(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let stack = tenant.stack;
     let pools = Api::<GpuPool>::all(stack.client.clone());
@@ -33,7 +33,7 @@ pub(crate) async fn paid_while_it_runs(tenant: &Tenant<'_>) -> anyhow::Result<()
     let lease = tenant.until_phase("steady", Phase::Active, LIMIT).await?;
     let (terms, _) = tenant.account(&lease).await?;
     let rate = terms.legs[0].rate;
-    // It runs already: the pool's word holds from when it is given.
+    // The lease is already running: the policy of the pool applies when it is set.
     policy(json!({"every": format!("{EVERY}s"), "above": "0"})).await?;
     let twice = async || -> anyhow::Result<Result<Account, Account>> {
         let (_, account) = tenant.account(&lease).await?;
@@ -46,14 +46,17 @@ pub(crate) async fn paid_while_it_runs(tenant: &Tenant<'_>) -> anyhow::Result<()
     };
     let account = within(Duration::from_secs(3 * EVERY) + LIMIT, "two withdrawals", twice).await?;
     policy(Value::Null).await?;
-    ensure!(account.running == 1 && !account.closed, "it runs on: {account:?}");
+    ensure!(
+        account.running == 1 && !account.closed,
+        "the lease continues: {account:?}"
+    );
     let now = tenant.leases().get("steady").await?;
     ensure!(now.status.context("status")?.phase == Phase::Active);
     let (_, account) = tenant.account(&lease).await?;
     let arrived = tenant.balance(payee(0)).await?.0 - payee_before.0;
     ensure!(
         arrived == account.legs[0].withdrawn.0,
-        "the payee got {arrived}, the leg has paid out {}",
+        "the payee got {arrived}, but the leg has paid out {}",
         account.legs[0].withdrawn
     );
 
@@ -64,7 +67,7 @@ pub(crate) async fn paid_while_it_runs(tenant: &Tenant<'_>) -> anyhow::Result<()
     let got = tenant.balance(payee(0)).await?.0 - payee_before.0;
     ensure!(
         earned.0 == spent && earned.0 == got,
-        "{earned} were earned, {spent} spent, the payee has {got}"
+        "{earned} were earned, but {spent} spent, and the payee has {got}"
     );
     eprintln!("         {arrived} of {got} base units arrived while it ran");
     Ok(())

@@ -77,7 +77,7 @@ async fn port_answers(tenant: &Tenant<'_>) -> anyhow::Result<()> {
         })
         .await?;
     let endpoint = lease.status.context("status")?.endpoints[0].clone();
-    eventually("the port to answer", || async {
+    eventually("an answer of the port", || async {
         let address = format!("{}:{}", endpoint.host, endpoint.port);
         Ok(
             tokio::time::timeout(Duration::from_secs(2), tokio::net::TcpStream::connect(&address))
@@ -110,7 +110,7 @@ async fn funded_for_the_extension(tenant: &Tenant<'_>, terms: &Terms) -> anyhow:
 
 /// After the pods are gone, the GPU is offered again within seconds.
 async fn gpu_is_offered_again(stack: &Stack, namespace: &str, free: i64) -> anyhow::Result<()> {
-    within(LIMIT, "the pods' end", || async {
+    within(LIMIT, "the end of the pods", || async {
         let left = Api::<Pod>::namespaced(stack.client.clone(), namespace)
             .list(&ListParams::default())
             .await?
@@ -126,7 +126,7 @@ async fn gpu_is_offered_again(stack: &Stack, namespace: &str, free: i64) -> anyh
     })
     .await?;
     eprintln!(
-        "         the GPU is back in the offer {:.1}s after the pod's end",
+        "         the GPU is offered again {:.1}s after the pod's end",
         ended.elapsed().as_secs_f64()
     );
     Ok(())

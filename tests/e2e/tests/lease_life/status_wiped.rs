@@ -8,7 +8,7 @@ use leasehold_planner::{escrow::salt, ports::Payments as _};
 
 use super::{LIMIT, closed_exactly, service};
 
-/// The status is wiped mid-life: the same account is found again, no second one is opened.
+/// When the status is wiped, the same account is found again and no second one is opened.
 pub(super) async fn same_account_is_found(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
     tenant.apply(&service(tenant, "wiped", "30m")?)?;
     let lease = tenant.until_phase("wiped", Phase::Active, LIMIT).await?;

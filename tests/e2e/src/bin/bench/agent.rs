@@ -1,5 +1,5 @@
-//! What the agent costs a node: the chart's DaemonSet with a release image, a real kubelet and API server, the
-//! simulated driver with eight GPUs, the chart's own pace.
+//! Resources that the agent uses on a node: the chart's DaemonSet with a release image, a real kubelet and API
+//! server, the simulated driver with eight GPUs, and the chart's default period.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use leasehold_testcluster::Stderr;
 use crate::{process::Watched, report::Report};
 
 const PROGRAM: &str = "leasehold-agent";
-/// Its start, with the first reading of every slow fact, is no part of what it costs from then on.
+/// The start, with the first reading of all facts, is not measured.
 const SETTLE: Duration = Duration::from_secs(25);
 
-/// Watches the agent's process.
+/// Measures the agent's process.
 pub(crate) async fn run(report: &Report, seconds: u64) -> anyhow::Result<()> {
     let mut spec = StackSpec::one_node("bench-agent");
     spec.optimized = vec!["agent"];
@@ -34,7 +34,7 @@ pub(crate) async fn run(report: &Report, seconds: u64) -> anyhow::Result<()> {
 struct Cost {
     resident: f64,
     anonymous: f64,
-    /// Of one core.
+    /// Percent of one core.
     cpu_percent: f64,
 }
 

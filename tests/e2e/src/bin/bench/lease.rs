@@ -1,5 +1,5 @@
-//! A lease's own way: from `kubectl apply` to Active, and from its deletion to the refund, on a real node and a chain
-//! with blocks of 1 s.
+//! The time of single leases from `kubectl apply` to Active, and from the deletion to the refund, on a real node and
+//! a chain with blocks of 1 s.
 
 use std::{
     collections::BTreeMap,
@@ -21,12 +21,12 @@ use serde_json::json;
 
 use crate::report::Report;
 
-/// One lease of one GPU.
-fn wish(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
+/// A lease of one GPU.
+fn lease(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": tenant.namespace},
         "spec": {
-            // Less processor time, and the kernel holds back even the container runtime's own start of the pod.
+            // With less CPU, the kernel would throttle the container runtime's start of the pod.
             "perNode": {"cpu": "1", "memory": "32Mi", "ephemeralStorage": "20Mi", "gpus": 1},
             "term": {"duration": "1h"},
             "workload": {"session": {
@@ -38,7 +38,7 @@ fn wish(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
     }))?)
 }
 
-/// Lives of leases, one after the other.
+/// Runs leases, one after the other.
 pub(crate) async fn run(report: &Report, leases: usize) -> anyhow::Result<()> {
     let mut spec = StackSpec::one_node("bench-lease");
     spec.optimized = vec!["operator"];
@@ -75,17 +75,17 @@ pub(crate) async fn run(report: &Report, leases: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One lease's times in seconds.
+/// Times of one lease, in seconds.
 struct Life {
     active: f64,
     refund: f64,
-    /// How long each phase was seen.
+    /// How long each phase lasted, as far as seen.
     phases: Vec<(String, f64)>,
-    /// From `kubectl apply` to each step that was seen.
+    /// Time from `kubectl apply` to each step.
     steps: BTreeMap<Step, f64>,
 }
 
-/// Where the time to Active goes, as far as it can be seen from outside.
+/// Steps on the way to Active, as far as they are visible from outside.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Named,
@@ -118,7 +118,7 @@ impl Step {
     }
 }
 
-/// Notes what is seen for the first time.
+/// Notes the steps that are seen for the first time.
 async fn look(
     tenant: &Tenant<'_>,
     lease: &GpuLease,
@@ -157,7 +157,7 @@ async fn look(
 async fn lives(stack: &Stack, leases: usize) -> anyhow::Result<Vec<Life>> {
     let tenant = Tenant::new(stack, "bench")?;
     let mut all = Vec::new();
-    // One after the other: what is measured is a lease's own way, not a queue.
+    // One after the other, so that leases do not wait for each other.
     for index in 0..leases {
         all.push(
             life(&tenant, &format!("bench-{index}"))
@@ -171,7 +171,7 @@ async fn lives(stack: &Stack, leases: usize) -> anyhow::Result<Vec<Life>> {
 async fn life(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<Life> {
     let api = tenant.leases();
     let begun = Instant::now();
-    tenant.apply(&wish(tenant, name)?)?;
+    tenant.apply(&lease(tenant, name)?)?;
     let mut phases: Vec<(Phase, Instant)> = vec![(Phase::Pending, begun)];
     let mut steps = BTreeMap::new();
     loop {

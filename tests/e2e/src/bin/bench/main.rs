@@ -1,4 +1,4 @@
-//! Speed, measured: `cargo xtask bench NAME --json` prints a line a metric. Nothing here fails on time.
+//! Benchmarks: `cargo xtask bench NAME --json` prints one line per metric. Nothing here fails because of a time.
 
 mod agent;
 mod lease;
@@ -13,11 +13,11 @@ use clap::{Parser, Subcommand};
 use report::Report;
 
 #[derive(Parser)]
-#[command(name = "bench", about = "Measures, and prints a line a metric")]
+#[command(name = "bench", about = "Runs a benchmark and prints one line per metric")]
 struct Flags {
     #[command(subcommand)]
     bench: Bench,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long, global = true)]
     json: bool,
 }
@@ -28,20 +28,20 @@ enum Bench {
     Match,
     /// Leases on a real node from apply to Active and from deletion to the refund, one after the other
     Lease {
-        /// How many
+        /// Number of leases
         #[arg(long, default_value_t = 30)]
         leases: usize,
     },
     /// Memory and processor time of an optimized agent with eight GPUs and its default period
     Agent {
-        /// For how long, after a minute of settling
+        /// Seconds to measure, after the agent has settled
         #[arg(long, default_value_t = 120)]
         seconds: u64,
     },
     /// Transactions and gas of the story with three providers
     Story,
-    /// Many leases at once on nodes that KWOK plays. Its GpuNodes are written by the bench itself, no agents run:
-    /// what is measured is the operators
+    /// Many leases at once on nodes simulated by KWOK. The benchmark writes the GpuNodes and no agents run, so that
+    /// the operators are measured
     Scale(scale::Flags),
 }
 

@@ -1,4 +1,4 @@
-//! One lease against many offers: the pure function alone, in this process.
+//! Matches one lease with many offers: the pure function alone, in this process.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use leasehold_planner::{
 
 use crate::report::Report;
 
-/// Rows that differ in room, price, region and class; a request that a third of them fits.
+/// Rows that differ in capacity, price, region and class, and a request that a third of them satisfies.
 pub(crate) fn run(report: &Report) {
     const ROWS: usize = 10_000;
     const PASSES: usize = 1_000;
@@ -82,7 +82,7 @@ pub(crate) fn run(report: &Report) {
             let begun = Instant::now();
             let placed = place(&request, currency, 6, &providers, &rows);
             let took = begun.elapsed();
-            assert_eq!(placed.choices.len(), 3, "it is placed");
+            assert_eq!(placed.choices.len(), 3, "the lease is placed");
             took.as_secs_f64() * 1e3
         })
         .collect();

@@ -1,4 +1,4 @@
-//! A process of a pod, looked at from outside: its memory and its time on a CPU, as the kernel tells them.
+//! Memory and CPU time of a process in a pod, as the kernel reports them.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-/// The kernel's ticks a second; Linux shows this number to programs on every machine.
+/// Kernel ticks per second. Linux reports this number to programs on every machine.
 const TICKS_PER_SECOND: u64 = 100;
 
 /// A process.
@@ -22,7 +22,7 @@ impl Watched {
             let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else {
                 continue;
             };
-            // A process may end while it is looked at.
+            // A process can end while it is read.
             let read =
                 |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
             let command = read("cmdline");
@@ -31,10 +31,10 @@ impl Watched {
                 return Ok(Self(pid));
             }
         }
-        bail!("no process {program} of pod {} runs", pod.name_any())
+        bail!("no process {program} of pod {} is running", pod.name_any())
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub(crate) fn kill(self) -> anyhow::Result<()> {
         let status = std::process::Command::new("kill")
             .args(["-KILL", &self.0.to_string()])
@@ -43,17 +43,17 @@ impl Watched {
         Ok(())
     }
 
-    /// Resident memory now, MiB.
+    /// Current resident memory, in MiB.
     pub(crate) fn resident(self) -> anyhow::Result<f64> {
         self.mebibytes("VmRSS")
     }
 
-    /// Most resident memory it ever had, MiB.
+    /// Maximum resident memory so far, in MiB.
     pub(crate) fn resident_most(self) -> anyhow::Result<f64> {
         self.mebibytes("VmHWM")
     }
 
-    /// Resident memory that is the process's own, MiB: without the pages of its program file.
+    /// Resident anonymous memory, in MiB: without the pages of the program file.
     pub(crate) fn anonymous(self) -> anyhow::Result<f64> {
         self.mebibytes("RssAnon")
     }
@@ -69,11 +69,11 @@ impl Watched {
         Ok(f64::from(kibibytes) / 1024.0)
     }
 
-    /// Time it has spent on a CPU, all its threads together.
+    /// CPU time of all its threads.
     pub(crate) fn cpu(self) -> anyhow::Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0))
             .with_context(|| format!("process {} has ended", self.0))?;
-        // The second field is the program's name in brackets, which may hold blanks.
+        // The second field is the program's name in brackets, which can contain spaces.
         let (_, fields) = stat.rsplit_once(')').context("the process's stat")?;
         let ticks = fields
             .split_whitespace()

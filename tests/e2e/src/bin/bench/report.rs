@@ -1,15 +1,15 @@
-//! A line a metric, for people or for programs.
+//! Prints one line per metric, for people or for programs.
 
 use serde_json::json;
 
-/// Where figures go.
+/// Output of metrics.
 pub(crate) struct Report {
-    /// One JSON object a line.
+    /// Whether to print one JSON object per line.
     pub(crate) json: bool,
 }
 
 impl Report {
-    /// One figure, from `n` measurements.
+    /// Prints one value, from `n` measurements.
     pub(crate) fn line(&self, metric: &str, value: f64, unit: &str, n: usize) {
         if self.json {
             println!(
@@ -21,7 +21,7 @@ impl Report {
         }
     }
 
-    /// The wanted percentiles of what was measured; nothing when nothing was.
+    /// Prints percentiles of the values, or nothing if there are none.
     pub(crate) fn quantiles(&self, metric: &str, mut values: Vec<f64>, unit: &str, wanted: &[(&str, usize)]) {
         values.sort_by(f64::total_cmp);
         let n = values.len();

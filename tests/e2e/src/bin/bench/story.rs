@@ -1,4 +1,4 @@
-//! What the story with three providers costs: its transactions and their gas, as the chain has them.
+//! Transactions and gas of the story with three providers, from the chain.
 
 use leasehold_e2e::{
     Console, Stack, StackSpec,
@@ -8,12 +8,12 @@ use leasehold_testcluster::Stderr;
 
 use crate::report::Report;
 
-/// One story, told on standard error; its own promises are checked.
+/// Runs the story with output on standard error, and checks its limits.
 pub(crate) async fn run(report: &Report) -> anyhow::Result<()> {
     let stack = Stack::up(StackSpec::three_providers("bench-story"), &Stderr::default()).await?;
-    let told = tell(&stack).await;
+    let result = run_story(&stack).await;
     stack.down().await?;
-    let gpux = told?;
+    let gpux = result?;
     let transactions = u32::try_from(gpux.outcome.transactions.len())?;
     let tenant = u32::try_from(gpux.tenant_transactions)?;
     let gas = u32::try_from(gpux.tenant_gas)?;
@@ -25,7 +25,7 @@ pub(crate) async fn run(report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn tell(stack: &Stack) -> anyhow::Result<Gpux> {
+async fn run_story(stack: &Stack) -> anyhow::Result<Gpux> {
     let console = Console::log();
     let stage = Stage::set(stack, "bench", &console)?;
     let gpux = story::gpux(&stage).await?;

@@ -1,18 +1,18 @@
-//! Which pod of a node holds which GPUs: first come, first served, kept until the pod has ended. Pure.
+//! Allocation of a node's GPUs to pods: in order of arrival, until the pod has ended. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A pod that the scheduler bound to the node and that has not ended.
+/// A pod that is scheduled to the node and has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wish {
     pub(crate) uid: String,
     pub(crate) namespace: String,
     pub(crate) pod: String,
-    /// GPUs that each container asks for, by the container's name.
+    /// Number of GPUs that each container requests, by the container's name.
     pub(crate) containers: Vec<(String, usize)>,
 }
 
-/// What a pod holds, by container.
+/// GPUs of a pod, by container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) namespace: String,
@@ -20,13 +20,13 @@ pub(crate) struct Held {
     pub(crate) containers: Vec<(String, Vec<String>)>,
 }
 
-/// The books of one node.
+/// Allocations of one node.
 #[derive(Debug, Default)]
 pub(crate) struct Books(BTreeMap<String, Held>);
 
 impl Books {
-    /// Takes back what pods that are gone held, and gives the others what they ask for, the oldest first. A pod that
-    /// can't have all of it gets nothing: a kubelet would refuse to admit it.
+    /// Frees the GPUs of pods that are gone, and allocates to the others, the oldest first. A pod gets all that it
+    /// requests or nothing, as a kubelet would not admit it otherwise.
     pub(crate) fn settle(&mut self, pods: &[Wish], gpus: &[String]) {
         self.0.retain(|uid, _| pods.iter().any(|pod| pod.uid == *uid));
         for wish in pods {
@@ -89,10 +89,10 @@ mod tests {
         let mut books = Books::default();
         books.settle(&[wish("one", 2), wish("two", 2), wish("three", 1)], &gpus);
         assert_eq!(ids(&books, "one"), ["a", "b"]);
-        assert_eq!(ids(&books, "two"), [""; 0], "two of which one is there: nothing");
+        assert_eq!(ids(&books, "two"), [""; 0], "two requested, one free: nothing");
         assert_eq!(ids(&books, "three"), ["c"]);
         books.settle(&[wish("two", 2), wish("three", 1)], &gpus);
         assert_eq!(ids(&books, "two"), ["a", "b"]);
-        assert_eq!(ids(&books, "three"), ["c"], "what is held stays");
+        assert_eq!(ids(&books, "three"), ["c"], "allocations do not change");
     }
 }

@@ -1,10 +1,10 @@
-//! The kubelet's pod-resources API for nodes that KWOK plays, a socket for each node.
+//! The kubelet's pod-resources API for nodes simulated by KWOK, with one socket per node.
 //!
-//! KWOK plays a kubelet towards the API server alone: it runs no containers and gives out no devices. This program plays
-//! that other part. It follows the pods that the real scheduler bound to its nodes, gives each as many of the node's
-//! simulated GPUs as it asks for, as the kubelet's device manager would, and says so to the real agent of the node. So
-//! what is told of holders on KWOK nodes shows what the product makes of it, not that a kubelet gives devices out like
-//! this: that is shown on real nodes, by `gpu-plugin` and a real kubelet.
+//! KWOK simulates a kubelet only towards the API server: it runs no containers and allocates no devices. This program
+//! adds the allocation. It follows the pods that the real scheduler assigned to its nodes, allocates simulated GPUs
+//! to them like the kubelet's device manager, and reports them to the node's real agent. So holders on KWOK nodes
+//! show how the product handles them, not how a kubelet allocates devices; that is tested on real nodes, with
+//! `gpu-plugin` and a real kubelet.
 
 mod allocate;
 
@@ -33,23 +33,23 @@ use tonic::{Request, Response, Status, transport::Server};
 use allocate::{Books, Wish};
 use api::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 
-/// The API of k8s.io/kubelet, generated.
+/// Generated from the API of k8s.io/kubelet.
 mod api {
     #![allow(clippy::all, unreachable_pub, reason = "generated")]
     tonic::include_proto!("v1");
 }
 
-/// Serves the pod-resources API of nodes that KWOK plays.
+/// Serves the pod-resources API of nodes simulated by KWOK.
 #[derive(Parser)]
 #[command(name = "kwok-kubelet")]
 struct Args {
-    /// Kubeconfig that may watch pods.
+    /// Kubeconfig with permission to watch pods.
     #[arg(long)]
     kubeconfig: PathBuf,
-    /// File that is made when every socket answers.
+    /// File that is created when every socket is served.
     #[arg(long)]
     started: PathBuf,
-    /// A node and the directory of its simulated GPUs, where its kubelet.sock is made; several times.
+    /// A node and the directory of its simulated GPUs, in which its kubelet.sock is created; can be repeated.
     #[arg(long = "node", value_name = "NAME=DIR", value_parser = node)]
     nodes: Vec<(String, PathBuf)>,
 }
@@ -61,7 +61,7 @@ fn node(text: &str) -> Result<(String, PathBuf), String> {
     Ok((name.to_owned(), directory.into()))
 }
 
-/// One node's side of the API.
+/// The API of one node.
 #[derive(Clone)]
 struct Node {
     gpus: Fixture,
@@ -80,7 +80,7 @@ impl Node {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ids of GPUs that a device plugin would call healthy.
+    /// Ids of GPUs that a device plugin would report as healthy.
     fn healthy(&self) -> anyhow::Result<Vec<String>> {
         let fit = |gpu: &&Gpu| !(gpu.faults.unplugged || gpu.faults.lost || gpu.faults.withheld);
         let file = self.gpus.read()?;
@@ -148,7 +148,7 @@ impl PodResourcesLister for Node {
         &self,
         _: Request<api::GetPodResourcesRequest>,
     ) -> Result<Response<api::GetPodResourcesResponse>, Status> {
-        Err(Status::unimplemented("the agent doesn't ask for single pods"))
+        Err(Status::unimplemented("not used by the agent"))
     }
 }
 
@@ -157,7 +157,7 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
-        .map_err(|_| anyhow::anyhow!("the TLS provider was set before"))?;
+        .map_err(|_| anyhow::anyhow!("the TLS provider is already set"))?;
     let nodes: BTreeMap<String, Node> = args
         .nodes
         .iter()
@@ -182,7 +182,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Keeps the books of all nodes by the API server's pods.
+/// Updates the allocations of all nodes from the API server's pods.
 async fn follow(kubeconfig: &Path, nodes: &BTreeMap<String, Node>) -> anyhow::Result<()> {
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
@@ -194,7 +194,7 @@ async fn follow(kubeconfig: &Path, nodes: &BTreeMap<String, Node>) -> anyhow::Re
     let mut stream = pin!(stream.default_backoff().reflect(writer));
     while let Some(event) = stream.next().await {
         if let Err(error) = event {
-            eprintln!("pods can't be watched: {error}");
+            eprintln!("cannot watch pods: {error}");
             continue;
         }
         let mut all = pods.state();
@@ -207,7 +207,7 @@ async fn follow(kubeconfig: &Path, nodes: &BTreeMap<String, Node>) -> anyhow::Re
     anyhow::bail!("the watch of pods ended")
 }
 
-/// What a pod asks of a node, if it is bound to it and has not ended.
+/// What a pod requests of a node, if it is scheduled to it and has not ended.
 fn wish(pod: &Pod, node: &str) -> Option<Wish> {
     let spec = pod.spec.as_ref()?;
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());

@@ -1,17 +1,17 @@
-//! What was written to the API server, by its own count.
+//! Writes to the API server, from its own metrics.
 
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use kube::Client;
 
-/// What nodes' heartbeats are, and what the bench writes in place of agents.
+/// Heartbeats of nodes, and objects that the benchmark writes in place of agents.
 const NOT_COUNTED: [&str; 4] = ["leases", "nodes", "gpunodes", "selfsubjectaccessreviews"];
-/// What is posted and written nowhere: questions.
+/// Groups whose requests are posted but not stored.
 const NO_WRITES: [&str; 2] = ["authorization.k8s.io", "authentication.k8s.io"];
 const VERBS: [&str; 6] = ["POST", "PUT", "PATCH", "APPLY", "DELETE", "DELETECOLLECTION"];
 
-/// Writes by resource and verb since the API server began.
+/// Writes by resource and verb since the API server's start.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ApiWrites(BTreeMap<String, f64>);
 
@@ -57,7 +57,7 @@ impl ApiWrites {
         Self(writes)
     }
 
-    /// What came since then.
+    /// Writes since an earlier reading.
     pub(super) fn since(&self, before: &Self) -> Self {
         let came = self.0.iter().map(|(name, count)| {
             let was = before.0.get(name).copied().unwrap_or_default();
@@ -66,12 +66,12 @@ impl ApiWrites {
         Self(came.filter(|(_, count)| *count > 0.0).collect())
     }
 
-    /// All together.
+    /// Total of all writes.
     pub(super) fn all(&self) -> f64 {
         self.0.values().sum()
     }
 
-    /// The most frequent, in that order.
+    /// The most frequent writes, in descending order.
     pub(super) fn most(&self, n: usize) -> Vec<(&str, f64)> {
         let mut all: Vec<_> = self
             .0

@@ -1,5 +1,6 @@
-//! Many leases at once: how fast they are placed and served, what that costs the API server and the operators, and how
-//! soon restarted operators are up to date. Nodes are KWOK's; their GpuNodes are written here and by no agent.
+//! Many leases at once: how fast they are matched and become Active, what that costs the API server and the
+//! operators, and how soon restarted operators are up to date. The nodes are simulated by KWOK; this program writes
+//! their GpuNodes.
 
 mod api_writes;
 mod nodes;
@@ -20,24 +21,24 @@ use self::{
 };
 use crate::report::Report;
 
-/// Name of the one provider.
+/// Name of the only provider.
 const PROVIDER: &str = "plain";
-/// Whole GPUs of a node; a lease takes one.
+/// GPUs of a node. A lease takes one.
 const GPUS_OF_A_NODE: usize = 8;
-/// A lease that is not Active so long after the last one that became so never will be.
+/// When no further lease has become Active for this long, the benchmark stops waiting.
 const STANDSTILL: Duration = Duration::from_secs(90);
 
 #[derive(clap::Args)]
 pub(crate) struct Flags {
-    /// How many leases, each of one GPU
+    /// Number of leases, each of one GPU
     #[arg(long, default_value_t = 2_000)]
     leases: usize,
-    /// Minutes after which it takes what was reached, and goes on to the restart
+    /// Minutes after which it stops waiting, and continues with the restart
     #[arg(long, default_value_t = 30)]
     minutes: u64,
 }
 
-/// All of it, on a cluster of its own.
+/// Runs the benchmark on a cluster of its own.
 pub(crate) async fn run(report: &Report, flags: &Flags) -> anyhow::Result<()> {
     let mut spec = StackSpec::one_node("bench-scale");
     spec.optimized = vec!["operator"];
@@ -59,13 +60,13 @@ pub(crate) async fn run(report: &Report, flags: &Flags) -> anyhow::Result<()> {
 async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::Result<()> {
     let progress = Stderr::default();
     let deadline = Instant::now() + Duration::from_secs(60 * flags.minutes);
-    // A tenth more room than is asked for: what is measured is not the search for the last GPU.
+    // A tenth more capacity than needed, so that the search for the last free GPU is not measured.
     let count = (flags.leases + flags.leases / 10).div_ceil(GPUS_OF_A_NODE) + 1;
     progress.step(&format!(
-        "making {count} nodes and writing their GpuNodes, as no agent runs"
+        "creating {count} nodes and their GpuNodes, as no agents run"
     ));
     let fleet = nodes::Fleet::make(stack, count).await?;
-    progress.step("making tenants with wallets");
+    progress.step("creating tenants with wallets");
     let tenants = Tenants::make(stack, flags.leases).await?;
     let operators = Operators::find(stack).await?;
     fleet.offered(stack).await?;
@@ -82,15 +83,15 @@ async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::R
         .until_active(flags.leases, deadline, STANDSTILL, |line| progress.step(line))
         .await;
     let (active, n) = (reached.active, reached.active.max(1));
-    // What is written about the last of them is written in a moment.
+    // The last writes follow shortly.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let written = ApiWrites::read(&stack.client).await?.since(&writes);
     for (resource, count) in written.most(30) {
-        progress.step(&format!("{:>8.2} a lease: {resource}", count / as_float(n)));
+        progress.step(&format!("{:>8.2} per lease: {resource}", count / as_float(n)));
     }
     report_figures(report, &reached, &operators, &written)?;
 
-    for line in progress::left_behind(&stack.client).await? {
+    for line in progress::not_active(&stack.client).await? {
         progress.step(&line);
     }
 
@@ -99,7 +100,7 @@ async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::R
     report.line("scale.restart_to_converged", converged.as_secs_f64(), "s", active);
     if active < flags.leases {
         progress.step(&format!(
-            "gave up: {active} of {} became Active; figures are of those",
+            "stopped waiting: {active} of {} became Active; the values are for those",
             flags.leases
         ));
     }
@@ -107,7 +108,7 @@ async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::R
     Ok(())
 }
 
-/// Reports what was measured of the leases that became Active.
+/// Reports values for the leases that became Active.
 fn report_figures(
     report: &Report,
     reached: &Reached,

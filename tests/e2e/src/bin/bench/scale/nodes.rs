@@ -1,4 +1,4 @@
-//! The GPUs of nodes that run nothing: what agents would say of them is written here.
+//! GPUs of nodes that run nothing. This program writes what agents would report.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,21 +36,21 @@ use serde_json::json;
 use super::{GPUS_OF_A_NODE, PROVIDER};
 
 const CLASS: &str = "a100-80g-pcie";
-/// Requests under way at once.
+/// Concurrent requests.
 const AT_ONCE: usize = 16;
-/// An agent asks its kubelet who holds GPUs this often when it is in a hurry.
+/// An agent with a short period asks its kubelet this often for the holders of GPUs.
 const HOLDERS_PERIOD: Duration = Duration::from_millis(250);
-/// The nodes' agents are heard of until then: nobody renews.
+/// Validity of the agents' Leases, as nobody renews them.
 const HEARD_FOR: SignedDuration = SignedDuration::from_hours(6);
 
-/// The nodes, and the task that tells who holds their GPUs.
+/// The nodes, and the task that writes the holders of their GPUs.
 pub(super) struct Fleet {
     nodes: usize,
     holders: tokio::task::JoinHandle<()>,
 }
 
 impl Fleet {
-    /// Makes so many nodes with GPUs.
+    /// Creates nodes with GPUs.
     pub(super) async fn make(stack: &mut Stack, nodes: usize) -> anyhow::Result<Self> {
         let shape = NodeShape {
             cpu: "64".into(),
@@ -88,13 +88,13 @@ impl Fleet {
         .await
     }
 
-    /// Tells no more.
+    /// Stops writing holders.
     pub(super) fn end(self) {
         self.holders.abort();
     }
 }
 
-/// A GpuNode with healthy GPUs, and its agent's sign of life.
+/// Creates a GpuNode with healthy GPUs, and its agent's Lease.
 async fn introduce(client: &Client, node: &str) -> anyhow::Result<()> {
     let api = Api::<GpuNode>::all(client.clone());
     let object: GpuNode = serde_json::from_value(json!({
@@ -102,7 +102,7 @@ async fn introduce(client: &Client, node: &str) -> anyhow::Result<()> {
     }))?;
     api.create(&PostParams::default(), &object)
         .await
-        .with_context(|| format!("make GpuNode {node}"))?;
+        .with_context(|| format!("create GpuNode {node}"))?;
     write(&api, node, &[]).await?;
     let heard = Liveness {
         metadata: ObjectMeta {
@@ -119,7 +119,7 @@ async fn introduce(client: &Client, node: &str) -> anyhow::Result<()> {
     Api::<Liveness>::namespaced(client.clone(), NAMESPACE)
         .create(&PostParams::default(), &heard)
         .await
-        .with_context(|| format!("make the sign of life of {node}"))?;
+        .with_context(|| format!("create the agent's Lease of {node}"))?;
     Ok(())
 }
 
@@ -170,7 +170,7 @@ async fn write(api: &Api<GpuNode>, node: &str, holders: &[GpuHolder]) -> anyhow:
 /// Namespace and name of the pod on each GPU of a node.
 type Slots = [Option<(String, String)>; GPUS_OF_A_NODE];
 
-/// Says of each node which pods hold its GPUs, until it is aborted.
+/// Writes the holders of GPUs into each GpuNode, until it is aborted.
 async fn tell_holders(client: Client) {
     let pods = Api::<Pod>::all(client.clone());
     let api = Arc::new(Api::<GpuNode>::all(client));
@@ -185,7 +185,7 @@ async fn tell_holders(client: Client) {
                 Ok(Event::Apply(pod) | Event::InitApply(pod)) => note(&mut nodes, &mut changed, &pod, true),
                 Ok(Event::Delete(pod)) => note(&mut nodes, &mut changed, &pod, false),
                 Ok(Event::Init | Event::InitDone) => {}
-                Err(error) => eprintln!("the watch of pods is interrupted: {error}"),
+                Err(error) => eprintln!("watch of pods interrupted: {error}"),
             },
             _ = tick.tick() => {
                 let due: Vec<_> = std::mem::take(&mut changed).into_iter().collect();
@@ -203,7 +203,7 @@ async fn tell_holders(client: Client) {
     }
 }
 
-/// Gives a pod that runs a GPU of its node, and takes it from one that has gone.
+/// Assigns a GPU of its node to a running pod, and frees it when the pod is gone.
 fn note(nodes: &mut BTreeMap<String, Slots>, changed: &mut BTreeSet<String>, pod: &Pod, there: bool) {
     let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.clone()) else {
         return;

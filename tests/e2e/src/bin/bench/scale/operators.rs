@@ -1,4 +1,4 @@
-//! The operators' processes: what they take, and how soon they are up to date after they were killed.
+//! The operators' processes: their resources, and how soon they are up to date after a restart.
 
 use std::time::{Duration, Instant};
 
@@ -12,17 +12,17 @@ use super::tenants::Tenants;
 use crate::process::Watched;
 
 const PROGRAM: &str = "leasehold-operator";
-/// Each role with the controller that has an object a lease.
+/// Each role, with the controller that has one object per lease.
 const ROLES: [(&str, &str); 2] = [("market", "lease"), ("provider", "reservation")];
 
-/// Successors that are not up to date by then never will be.
+/// Time limit for restarted operators to be up to date.
 const CONVERGED_WITHIN: Duration = Duration::from_secs(300);
 
-/// One process a role.
+/// One process per role.
 pub(super) struct Operators(Vec<(&'static str, Watched)>);
 
 impl Operators {
-    /// Finds them.
+    /// Finds the processes.
     pub(super) async fn find(stack: &Stack) -> anyhow::Result<Self> {
         let mut found = Vec::new();
         for (role, _) in ROLES {
@@ -32,7 +32,7 @@ impl Operators {
         Ok(Self(found))
     }
 
-    /// Most resident memory of each so far, MiB.
+    /// Maximum resident memory of each so far, in MiB.
     pub(super) fn most_resident(&self) -> anyhow::Result<Vec<(&'static str, f64)>> {
         self.0
             .iter()
@@ -40,12 +40,12 @@ impl Operators {
             .collect()
     }
 
-    /// Time on a CPU of each so far.
+    /// CPU time of each so far.
     pub(super) fn cpu(&self) -> anyhow::Result<Vec<(&'static str, Duration)>> {
         self.0.iter().map(|(role, p)| Ok((*role, p.cpu()?))).collect()
     }
 
-    /// Kills both at once; how long until their successors have looked at every lease and a fresh one is Active.
+    /// Kills both. Returns the time until their successors have reconciled every lease and a new lease is Active.
     pub(super) async fn restart(
         &self,
         stack: &Stack,
@@ -63,13 +63,13 @@ impl Operators {
             let fresh = api.get(name).await?.status.unwrap_or_default().phase;
             let mut waits = Vec::new();
             if fresh != Phase::Active {
-                waits.push(format!("the fresh lease is {fresh:?}"));
+                waits.push(format!("the new lease is {fresh:?}"));
             }
             for (role, controller) in ROLES {
-                // It does not answer until it runs again.
+                // The operator does not answer until it runs again.
                 let passes = passes(&stack.client, role, controller).await.unwrap_or(0);
                 if passes < leases {
-                    waits.push(format!("{role} made {passes} passes of {leases}"));
+                    waits.push(format!("{role} made {passes} of {leases} reconciles"));
                 }
             }
             if waits.is_empty() {
@@ -90,14 +90,14 @@ async fn pod_of(client: &Client, role: &str) -> anyhow::Result<Pod> {
     let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
     let selector = ListParams::default().labels(&format!("app.kubernetes.io/component={role}"));
     let mut found = pods.list(&selector).await?.items;
-    // What an upgrade or an uninstallation runs has the label too.
+    // Jobs of an upgrade or uninstallation have the label too.
     found.retain(|pod| pod.name_any().starts_with(&format!("leasehold-{role}-")));
     found
         .pop()
         .with_context(|| format!("the {role}'s operator has a pod"))
 }
 
-/// Passes that a controller of the running process has finished, by its own metrics.
+/// Reconciles that a controller of the running process has finished, from its own metrics.
 async fn passes(client: &Client, role: &str, controller: &str) -> anyhow::Result<usize> {
     let pod = pod_of(client, role).await?.name_any();
     let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
@@ -106,5 +106,8 @@ async fn passes(client: &Client, role: &str, controller: &str) -> anyhow::Result
         .await?;
     let series = format!("leasehold_reconcile_duration_seconds_count{{controller=\"{controller}\"}} ");
     let value = text.lines().find_map(|line| line.strip_prefix(series.as_str()));
-    Ok(value.context("the operator counts its passes")?.trim().parse()?)
+    Ok(value
+        .context("the operator's metrics count its reconciles")?
+        .trim()
+        .parse()?)
 }

@@ -1,4 +1,4 @@
-//! When each lease was first quoted, reserved and Active, by watches of its own.
+//! When each lease was first quoted, reserved and Active, from watches.
 
 use std::{
     collections::HashMap,
@@ -18,8 +18,8 @@ use leasehold_e2e::Stack;
 
 use super::as_float;
 
-/// Leases that did not become Active are told one by one, up to so many.
-const LEFT_BEHIND_TOLD: usize = 8;
+/// Number of leases that did not become Active to report individually.
+const LEFT_BEHIND_MAX: usize = 8;
 
 #[derive(Clone, Copy, Default)]
 struct Life {
@@ -37,30 +37,30 @@ pub(super) struct Lives {
     watches: [tokio::task::JoinHandle<()>; 2],
 }
 
-/// What the leases came to.
+/// Results for all leases.
 pub(super) struct Reached {
     pub(super) reserved: usize,
     pub(super) active: usize,
-    /// From the first seen to Active, of each that came so far.
+    /// Seconds from the first sight to Active, of each lease that became Active.
     pub(super) seconds_to_active: Vec<f64>,
     matching: Duration,
     serving: Duration,
 }
 
 impl Reached {
-    /// From the first quote to the last reservation.
+    /// Rate from the first quote to the last reservation.
     pub(super) fn matched_per_second(&self) -> f64 {
         as_float(self.reserved) / self.matching.as_secs_f64().max(1e-3)
     }
 
-    /// From the first lease to the last that became Active.
+    /// Rate from the first lease to the last that became Active.
     pub(super) fn active_per_second(&self) -> f64 {
         as_float(self.active) / self.serving.as_secs_f64().max(1e-3)
     }
 }
 
 impl Lives {
-    /// Begins to watch.
+    /// Starts the watches.
     pub(super) fn watch(stack: &Stack) -> Self {
         let table = Table::default();
         let leases = {
@@ -94,7 +94,7 @@ impl Lives {
         }
     }
 
-    /// Waits until so many are Active, or nothing moves any more.
+    /// Waits until that many are Active, or until there is no more progress.
     pub(super) async fn until_active(
         self,
         leases: usize,
@@ -106,7 +106,7 @@ impl Lives {
         let (mut best, mut moved, mut said) = (0, Instant::now(), Instant::now());
         loop {
             let reached = self.reached();
-            // Leases that are funded late come late: matching counts as movement too.
+            // Leases that are funded late become Active late, so reservations count as progress too.
             if reached.active + reached.reserved > best {
                 (best, moved) = (reached.active + reached.reserved, Instant::now());
             }
@@ -125,7 +125,7 @@ impl Lives {
                     reached.active
                 ));
             }
-            // When each came so far was noted as it did.
+            // The watches note when each lease becomes Active.
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
@@ -155,27 +155,27 @@ impl Lives {
     }
 }
 
-/// What some of the leases say that are not Active; who only stands in line has the last word.
-pub(super) async fn left_behind(client: &Client) -> anyhow::Result<Vec<String>> {
+/// Describes some of the leases that are not Active; those that are only queued come last.
+pub(super) async fn not_active(client: &Client) -> anyhow::Result<Vec<String>> {
     let leases = Api::<GpuLease>::all(client.clone());
     let leases = leases.list(&ListParams::default()).await?;
-    let told = leases.iter().filter_map(|lease| {
+    let lines = leases.iter().filter_map(|lease| {
         let status = lease.status.clone().unwrap_or_default();
         if status.phase == Phase::Active {
             return None;
         }
         let namespace = lease.namespace().unwrap_or_default();
-        let mut told = format!("{namespace}/{} is {:?}", lease.name_any(), status.phase);
+        let mut line = format!("{namespace}/{} is {:?}", lease.name_any(), status.phase);
         for condition in status.conditions.iter().filter(|c| c.status != "True") {
             let (reason, message) = (&condition.reason, &condition.message);
-            told.push_str(&format!("; {} {reason} {message}", condition.type_));
+            line.push_str(&format!("; {} {reason} {message}", condition.type_));
         }
-        Some((status.phase == Phase::Pending, told))
+        Some((status.phase == Phase::Pending, line))
     });
-    let mut told: Vec<_> = told.collect();
-    told.sort_by_key(|(stands_in_line, _)| *stands_in_line);
-    told.truncate(LEFT_BEHIND_TOLD);
-    Ok(told.into_iter().map(|(_, told)| told).collect())
+    let mut lines: Vec<_> = lines.collect();
+    lines.sort_by_key(|(queued, _)| *queued);
+    lines.truncate(LEFT_BEHIND_MAX);
+    Ok(lines.into_iter().map(|(_, lines)| lines).collect())
 }
 
 fn note(table: &Table, namespace: &str, name: &str, change: impl FnOnce(&mut Life, Instant)) {

@@ -1,4 +1,4 @@
-//! Tenants with wallets of their own, and the leases they apply.
+//! Tenants with wallets of their own, and their leases.
 
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,11 @@ use leasehold_e2e::{DECIMALS, Role as KeyRole, Stack, key, opted_in};
 use leasehold_planner::ports::SigningKey;
 use serde_json::json;
 
-/// Leases of a tenant: as many as a namespace may have unfunded at a time, so that none waits for another of its own.
+/// Leases per tenant: the number of unfunded leases that a namespace may have, so that none waits for another.
 const LEASES_EACH: usize = 20;
-/// Requests under way at once.
+/// Concurrent requests.
 const AT_ONCE: usize = 16;
-/// Tokens of each, whole, and wei for gas.
+/// Whole tokens of each tenant, and wei for gas.
 const TOKENS: u128 = 1_000;
 const WEI: u128 = 10_000_000_000_000_000_000;
 
@@ -27,7 +27,7 @@ const WEI: u128 = 10_000_000_000_000_000_000;
 pub(super) struct Tenants(Vec<String>);
 
 impl Tenants {
-    /// Makes as many as so many leases take.
+    /// Creates the tenants for that many leases.
     pub(super) async fn make(stack: &Stack, leases: usize) -> anyhow::Result<Self> {
         let count = leases.div_ceil(LEASES_EACH).max(1);
         let keys: Vec<SigningKey> = (1..=count).map(wallet).collect();
@@ -35,7 +35,7 @@ impl Tenants {
         let amount = TokenAmount(TOKENS * 10u128.pow(DECIMALS));
         let participants: Vec<_> = addresses.iter().map(|a| (*a, amount)).collect();
         let (rpc, deployer) = (&stack.money.rpc_url, key(KeyRole::Deployer)?);
-        // Some at a time: a node keeps only so many of one sender's transactions.
+        // In batches, as a node limits the pending transactions of one sender.
         for (some, participants) in addresses.chunks(50).zip(participants.chunks(50)) {
             deploy::send_gas(rpc, &deployer, some, WEI)
                 .await
@@ -51,7 +51,7 @@ impl Tenants {
         Ok(Self(names))
     }
 
-    /// Applies so many leases as fast as they are taken; how long that took.
+    /// Applies that many leases as fast as possible. Returns the duration.
     pub(super) async fn apply(&self, stack: &Stack, leases: usize) -> anyhow::Result<Duration> {
         let begun = Instant::now();
         let names = (0..leases).map(|n| Ok::<_, anyhow::Error>(format!("lease-{n:05}")));
@@ -63,18 +63,18 @@ impl Tenants {
         Ok(begun.elapsed())
     }
 
-    /// Applies one more of the tenant with that number; its namespace.
+    /// Applies one more lease of a tenant. Returns its namespace.
     pub(super) async fn apply_one(&self, client: &Client, tenant: usize, name: &str) -> anyhow::Result<&str> {
         let namespace = self.0[tenant % self.0.len()].as_str();
         let api = Api::<GpuLease>::namespaced(client.clone(), namespace);
-        api.create(&PostParams::default(), &wish(namespace, name)?)
+        api.create(&PostParams::default(), &lease(namespace, name)?)
             .await
             .with_context(|| format!("apply {namespace}/{name}"))?;
         Ok(namespace)
     }
 }
 
-/// The private key of a tenant: it has money on this run's chain alone.
+/// The private key of a tenant. It has funds only on the chain of this run.
 fn wallet(number: usize) -> SigningKey {
     let mut bytes = [0x5c; 32];
     bytes[24..].copy_from_slice(&(number as u64).to_be_bytes());
@@ -102,15 +102,15 @@ async fn move_in(client: &Client, name: &str, key: &SigningKey) -> anyhow::Resul
     Ok(())
 }
 
-/// A lease of one GPU for an hour.
-fn wish(namespace: &str, name: &str) -> anyhow::Result<GpuLease> {
+/// A lease of one GPU for one hour.
+fn lease(namespace: &str, name: &str) -> anyhow::Result<GpuLease> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease", "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "perNode": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "20Gi", "gpus": 1},
             "gpu": {"memory": "80G"},
             "term": {"duration": "1h"},
-            // No port: a cluster has fewer node ports than there may be leases.
+            // Without a port: a cluster has fewer node ports than there can be leases.
             "workload": {"job": {"image": "leasehold.test/busybox:1"}},
             "payment": {"network": "anvil", "maxPricePerGpuHour": "1.90", "wallet": {"secretName": "wallet"}},
         },
