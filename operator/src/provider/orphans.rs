@@ -48,11 +48,11 @@ async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
                 "the search for orphans did not finish"
             );
         }
-        if let Some(shares) = &provider.metrics.shares {
+        if let Some(reservations) = &provider.metrics.reservations {
             let mine = provider.caches.reservations.state_filter(|r| provider.holds(r));
             let phase =
                 |r: &Arc<GpuReservation>| r.status.as_ref().map_or(AllocationPhase::Requested, |s| s.phase);
-            shares.count(mine.iter().map(phase));
+            reservations.count(mine.iter().map(phase));
         }
         provider.metrics.orphans.set(suspects.left());
         let failed = result.is_err().then_some(Class::Transient);

@@ -127,7 +127,7 @@ closed!(
 
 closed!(
     /// Phases of a provider's reservation.
-    SharePhase {
+    ReservationPhase {
         Requested = "Requested",
         Declined = "Declined",
         Reserved = "Reserved",
@@ -154,7 +154,7 @@ impl From<Phase> for LeasePhase {
     }
 }
 
-impl From<AllocationPhase> for SharePhase {
+impl From<AllocationPhase> for ReservationPhase {
     fn from(phase: AllocationPhase) -> Self {
         match phase {
             AllocationPhase::Requested => Self::Requested,

@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Unit;
 
-use super::{ChainAction, ChainOutcome, Class, Controller, LeasePhase, Metrics, SharePhase};
+use super::{ChainAction, ChainOutcome, Class, Controller, LeasePhase, Metrics, ReservationPhase};
 
 /// The role of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct Operator {
     /// Leases by phase. Only the operator of a market has them.
     pub leases: Option<Phases<LeasePhase>>,
     /// Reservations by phase. Only the operator of a provider has them.
-    pub shares: Option<Phases<SharePhase>>,
+    pub reservations: Option<Phases<ReservationPhase>>,
 }
 
 impl Operator {
@@ -70,8 +70,8 @@ impl Operator {
             orphans: Orphans::register(metrics),
             leases: (role == Role::Market)
                 .then(|| Phases::register(metrics, "leases", "lease", LeasePhase::ALL)),
-            shares: (role == Role::Provider)
-                .then(|| Phases::register(metrics, "shares", "share", SharePhase::ALL)),
+            reservations: (role == Role::Provider)
+                .then(|| Phases::register(metrics, "reservations", "reservation", ReservationPhase::ALL)),
         }
     }
 }
@@ -360,8 +360,8 @@ mod tests {
             "0"
         );
         assert!(
-            !metrics.render().unwrap().contains("leasehold_shares"),
-            "only providers have shares"
+            !metrics.render().unwrap().contains("leasehold_reservations"),
+            "only providers have reservations"
         );
     }
 

@@ -108,7 +108,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("| `leasehold_share_transitions_total` | counter | `phase`: `Active`,"),
+            text.contains("| `leasehold_reservation_transitions_total` | counter | `phase`: `Active`,"),
             "{text}"
         );
         assert!(!text.contains("`le`"), "{text}");

@@ -24,7 +24,7 @@ impl Provider {
             let written = api_writes::apply_status(&api, reservation, MANAGER, &status).await?;
             if before.map(|s| s.phase) != Some(status.phase) {
                 tracing::info!(reservation = reservation.name_any(), phase = ?status.phase, reason = status.stop_reason, "phase changed");
-                if let Some(phases) = &self.metrics.shares {
+                if let Some(phases) = &self.metrics.reservations {
                     phases.entered(status.phase);
                 }
                 let note = match &status.stop_reason {

@@ -160,32 +160,33 @@ pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
         "only {} resources were found",
         resources.len()
     );
-    // What everybody who is somebody may do is no right of ours.
+    // Permissions of every authenticated account are not listed.
     let nobody = it.cluster.token_for("default", "default").await.unwrap();
     let nobody = rights(&it.cluster.client_with_token(&nobody).await.unwrap(), &resources).await;
     let mut text = String::from(
-        "# Who may do what\n\n\
-         Written and checked by `cargo test -p xtask --test permissions` with the tokens of an installed chart: every verb, \
-         resource and subresource that the API server serves was asked for, and what is not listed was refused. The chart \
-         here is release `leasehold` in `leasehold-system`, market and provider `rhine-west` in one cluster, and a provider \
-         `elbe` that comes from outside. Rights to single named objects don't show here; they are named below.\n\n\
-         Admission policies narrow this further:\n\n\
-         - **Agent**: writes only the GpuNode and the Lease named after the node that its token was made on, and never a \
-         GpuNode's `spec`.\n\
-         - **Provider**: writes namespaced objects only in namespaces `lease-*` that carry \
-         `leasehold.dev/provider=<its name>`; makes, changes and deletes only such namespaces; writes only its own \
+        "# Permissions\n\n\
+         Generated and checked by `cargo test -p leasehold-tasks --test permissions` with the tokens of an installed chart. \
+         The test requests every verb on every resource and subresource that the API server serves. Requests that are not \
+         listed here were denied. The chart is installed as release `leasehold` in `leasehold-system`, with the market and \
+         the provider `rhine-west` in one cluster, and the provider `elbe` in another cluster. Permissions for single \
+         objects by name do not appear in the tables; they are listed below.\n\n\
+         Admission policies restrict these permissions further:\n\n\
+         - **Agent**: writes only the GpuNode and the Lease of the node for which its token was issued, and never the `spec` \
+         of a GpuNode.\n\
+         - **Provider operator**: writes namespaced objects only in namespaces `lease-*` with the label \
+         `leasehold.dev/provider=<its name>`; creates, changes and deletes only such namespaces; writes only its own \
          GpuReservations.\n\n\
-         By name: the market's operator may get the Secrets with RPC URLs in its own namespace and each wallet that a \
-         tenant's Role names; each operator renews its own leader Lease; a provider may get and patch its own GpuProvider; \
-         the provider's operator may bind the ClusterRole `leasehold-tenant-access` and no other.\n",
+         Permissions by name: the market operator can get the Secrets with RPC URLs in its own namespace, and each wallet that \
+         the Role of a tenant names; each operator can renew its own leader Lease; a provider can get and patch its own \
+         GpuProvider; the provider operator can bind the ClusterRole `leasehold-tenant-access` and no other.\n",
     );
     for (title, who) in [
-        ("Market's operator", &it.market),
+        ("Market operator", &it.market),
         (
-            "Provider's operator, in the cluster that is the market too",
+            "Provider operator, in a cluster that is also the market",
             &it.provider,
         ),
-        ("Provider `elbe` on this market", &it.guest),
+        ("Provider `elbe` in this market", &it.guest),
         ("Agent", &it.agent),
     ] {
         writeln!(
@@ -210,13 +211,13 @@ pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
     let pairs = documented.lines().zip(text.lines()).enumerate();
     if let Some((line, (has, is))) = pairs.into_iter().find(|(_, (has, is))| has != is) {
         panic!(
-            "{DOCUMENT}:{}: says {has:?}, the cluster {is:?}; with LEASEHOLD_WRITE=1 the test writes it",
+            "{DOCUMENT}:{}: has {has:?}, but the cluster permits {is:?}; run the test with LEASEHOLD_WRITE=1 to update it",
             line + 1
         );
     }
     assert_eq!(
         documented.lines().count(),
         text.lines().count(),
-        "{DOCUMENT}: with LEASEHOLD_WRITE=1 the test writes it"
+        "{DOCUMENT} is stale; run the test with LEASEHOLD_WRITE=1 to update it"
     );
 }
