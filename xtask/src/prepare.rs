@@ -2,7 +2,7 @@
 //! packages come first, as builds need them. The rest runs at the same time, because downloads and the last crates of
 //! a build leave cores idle.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,18 +39,19 @@ impl Build {
 /// When a part fails, after the other parts have ended.
 pub(crate) fn cluster(build: Build) -> Result<()> {
     let began = Instant::now();
-    if !go::is_built() {
-        let cores = thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let cores = thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let estimate = (!go::is_built()).then(|| Duration::from_secs(CORE_SECONDS / cores));
+    if let Some(estimate) = estimate {
         eprintln!(
             "The first run on a machine builds everything once: about {} minutes on {cores} cores.",
-            (CORE_SECONDS / cores).div_ceil(60)
+            minutes(estimate)
         );
     }
     let part = |number, name| Part {
         label: format!("[{number}/4] {name}"),
         began,
-        done: AtomicUsize::new(0),
-        total: AtomicUsize::new(0),
+        estimate,
+        compiled: Mutex::default(),
     };
     let packages = part(1, "Debian packages");
     packages.report(debian::ensure(&packages))?;
@@ -81,7 +82,7 @@ pub(crate) fn cluster(build: Build) -> Result<()> {
                     errors.extend(parts[index].report(result).err());
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    running.iter().for_each(|index: &usize| parts[*index].advanced())
+                    running.iter().for_each(|index: &usize| parts[*index].show())
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -101,12 +102,19 @@ pub(crate) fn cluster(build: Build) -> Result<()> {
     Tools::ensure(&Quiet).map(drop)
 }
 
+/// Whole minutes, rounded up.
+fn minutes(time: Duration) -> u64 {
+    time.as_secs().div_ceil(60)
+}
+
 /// One part of the preparation, and how far it is.
 struct Part {
     label: String,
     began: Instant,
-    done: AtomicUsize,
-    total: AtomicUsize,
+    /// How long all parts take together, on the first run.
+    estimate: Option<Duration>,
+    /// How many packages or crates a compiler has begun with, and the newest.
+    compiled: Mutex<(usize, String)>,
 }
 
 impl Part {
@@ -115,15 +123,23 @@ impl Part {
         eprintln!("{:3}:{:02}  {}: {text}", seconds / 60, seconds % 60, self.label);
     }
 
-    fn advanced(&self) {
-        let (done, total) = (
-            self.done.load(Ordering::Relaxed),
-            self.total.load(Ordering::Relaxed),
-        );
-        if let Some(percent) = (done * 100).checked_div(total) {
-            // The total is an estimate, and a part that has not ended is not complete.
-            self.line(&format!("{done} compiled, {} %", percent.min(99)));
+    fn compiled(&self) -> std::sync::MutexGuard<'_, (usize, String)> {
+        self.compiled
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn show(&self) {
+        let (count, newest) = self.compiled().clone();
+        if count == 0 {
+            return;
         }
+        let left = self
+            .estimate
+            .and_then(|estimate| estimate.checked_sub(self.began.elapsed()))
+            .map(|left| format!("; about {} min left in all", minutes(left)))
+            .unwrap_or_default();
+        self.line(&format!("{count} compiled, now {newest}{left}"));
     }
 
     fn report(&self, result: Result<()>) -> Result<()> {
@@ -137,8 +153,9 @@ impl Progress for Part {
         self.line(text);
     }
 
-    fn advance(&self, done: usize, total: usize) {
-        self.done.store(done, Ordering::Relaxed);
-        self.total.store(total, Ordering::Relaxed);
+    fn compiling(&self, name: &str) {
+        let mut compiled = self.compiled();
+        compiled.0 += 1;
+        name.clone_into(&mut compiled.1);
     }
 }

@@ -16,7 +16,10 @@ fn checkout(at: &Path, text: &str, age: Duration) {
         file.set_modified(UNIX_EPOCH + Duration::from_secs(1_700_000_000) + age)
             .unwrap();
     };
-    write("Cargo.toml", "[workspace]\nresolver = \"3\"\nmembers = [\"say\"]\n");
+    write(
+        "Cargo.toml",
+        "[workspace]\nresolver = \"3\"\nmembers = [\"say\"]\n",
+    );
     write(
         "Cargo.lock",
         "version = 4\n\n[[package]]\nname = \"say\"\nversion = \"0.1.0\"\n",
@@ -25,7 +28,10 @@ fn checkout(at: &Path, text: &str, age: Duration) {
         "say/Cargo.toml",
         "[package]\nname = \"say\"\nversion = \"0.1.0\"\nedition = \"2024\"\n",
     );
-    write("say/src/main.rs", &format!("fn main() {{ print!(\"{text}\"); }}\n"));
+    write(
+        "say/src/main.rs",
+        &format!("fn main() {{ print!(\"{text}\"); }}\n"),
+    );
 }
 
 /// What the checkout's program prints, built in that target directory.

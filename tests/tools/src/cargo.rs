@@ -55,9 +55,6 @@ pub fn build_tests(progress: &dyn Progress) -> Result<()> {
     run(&mut cargo, progress).context("cargo could not compile the tests")
 }
 
-/// Crates that are compiled for the demo; what progress is measured against. A few more or less do no harm.
-const CRATES: usize = 480;
-
 fn run(cargo: &mut Command, progress: &dyn Progress) -> Result<()> {
     let mut child = cargo
         .env("CARGO_TERM_PROGRESS_WHEN", "never")
@@ -67,13 +64,11 @@ fn run(cargo: &mut Command, progress: &dyn Progress) -> Result<()> {
         .spawn()
         .context("start cargo")?;
     let printed = child.stderr.take().context("cargo's standard error")?;
-    let mut compiled = 0;
     let mut said = String::new();
     for line in BufReader::new(printed).lines() {
         let line = line?;
-        if line.trim_start().starts_with("Compiling ") {
-            compiled += 1;
-            progress.advance(compiled, CRATES);
+        if let Some(compiling) = line.trim_start().strip_prefix("Compiling ") {
+            progress.compiling(compiling.split_whitespace().next().unwrap_or_default());
         } else if !line.trim_start().starts_with("Download") {
             said.push_str(&line);
             said.push('\n');

@@ -25,9 +25,6 @@ const PROGRAMS: &[&str] = &[
     "filippo.io/age/cmd/age-keygen",
 ];
 
-/// Packages that are compiled; what progress is measured against. A few more or less do no harm.
-const PACKAGES: usize = 3700;
-
 /// Names under which the one Kubernetes binary is called.
 const COMPONENTS: &[&str] = &[
     "etcd",
@@ -152,13 +149,11 @@ fn run(go: &mut Command, progress: &dyn Progress) -> Result<()> {
         .spawn()
         .context("start go; Go 1.26 or later is needed")?;
     let printed = child.stderr.take().context("Go's standard error")?;
-    let mut compiled = 0;
     let mut said = String::new();
     for line in BufReader::new(printed).lines() {
         let line = line?;
         if is_package(&line) {
-            compiled += 1;
-            progress.advance(compiled, PACKAGES);
+            progress.compiling(&line);
         } else if !line.starts_with("go: downloading") {
             said.push_str(&line);
             said.push('\n');

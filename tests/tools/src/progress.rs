@@ -3,13 +3,13 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-/// Gets one line for each step that takes noticeable time, and the progress within it where it is known.
+/// Gets one line for each step that takes noticeable time, and what a build within it compiles.
 pub trait Progress: Send + Sync {
     /// A step begins.
     fn step(&self, text: &str);
 
-    /// The step has done `done` parts of about `total`; the parts are packages or crates.
-    fn advance(&self, _done: usize, _total: usize) {}
+    /// A compiler begins with that package or crate.
+    fn compiling(&self, _name: &str) {}
 }
 
 /// Reports nothing.
