@@ -70,3 +70,36 @@ pub fn all()
         PaymentNetwork::crd(),
     ]
 }
+
+/// Words that appear in statuses and Events, by the enum that they belong to: condition types, reasons, phases.
+#[must_use]
+pub fn words() -> Vec<(&'static str, Vec<&'static str>)> {
+    fn of<T: shared::words::Word>(name: &'static str, all: &[T]) -> (&'static str, Vec<&'static str>) {
+        (name, all.iter().map(|word| word.as_str()).collect())
+    }
+    use lease::conditions::{LeaseCondition, LeaseEvent, LeaseReason};
+    use market::{allocation, provider as gpu_provider};
+    use payment::network;
+    use provider::{node, pool, reservation};
+    vec![
+        of("lease Phase", lease::Phase::ALL),
+        of("CloseReason", lease::CloseReason::ALL),
+        of("Blocker", lease::Blocker::ALL),
+        of("LeaseCondition", LeaseCondition::ALL),
+        of("LeaseReason", LeaseReason::ALL),
+        of("LeaseEvent", LeaseEvent::ALL),
+        of("AllocationPhase", allocation::AllocationPhase::ALL),
+        of("StopReason", allocation::StopReason::ALL),
+        of("DeclineReason", allocation::DeclineReason::ALL),
+        of("ProviderCondition", gpu_provider::ProviderCondition::ALL),
+        of("ProviderReason", gpu_provider::ProviderReason::ALL),
+        of("NetworkCondition", network::NetworkCondition::ALL),
+        of("NetworkReason", network::NetworkReason::ALL),
+        of("PoolCondition", pool::PoolCondition::ALL),
+        of("PoolReason", pool::PoolReason::ALL),
+        of("NodeCondition", node::NodeCondition::ALL),
+        of("NodeReason", node::NodeReason::ALL),
+        of("ReservationCondition", reservation::ReservationCondition::ALL),
+        of("ReservationReason", reservation::ReservationReason::ALL),
+    ]
+}

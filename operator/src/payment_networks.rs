@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::{Api, Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     PaymentNetwork,
-    payment::network::PaymentNetworkStatus,
+    payment::network::{NetworkCondition, NetworkReason, PaymentNetworkStatus},
     shared::conditions::{ConditionStatus, condition, set},
 };
 use leasehold_planner::ports::{Clock as _, Payments as _};
@@ -64,23 +64,23 @@ async fn status(of: &Reachability, network: &PaymentNetwork, now: jiff::Timestam
     };
     let next = match head {
         Ok(_) if of.market && network.spec.market_id.is_none() => condition(
-            "Reachable",
+            NetworkCondition::Reachable,
             ConditionStatus::False,
-            "NoMarketId",
+            NetworkReason::NoMarketId,
             "set spec.marketId: leases are not served on this network without it",
             generation,
         ),
         Ok(_) => condition(
-            "Reachable",
+            NetworkCondition::Reachable,
             ConditionStatus::True,
-            "Reachable",
+            NetworkReason::Reachable,
             String::new(),
             generation,
         ),
         Err(why) => condition(
-            "Reachable",
+            NetworkCondition::Reachable,
             ConditionStatus::Unknown,
-            "Unreachable",
+            NetworkReason::Unreachable,
             why,
             generation,
         ),

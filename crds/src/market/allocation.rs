@@ -11,7 +11,7 @@ use crate::{
         workload::{Endpoint, JobResult, NodeShape, ResultsAt, Storage, Subject, Workload},
     },
     payment::escrow::EscrowTerms,
-    shared::schema,
+    shared::{schema, words::words},
 };
 
 /// The request of the market operator to one provider to host its part of a lease.
@@ -154,34 +154,107 @@ pub struct GpuAllocationStatus {
     pub stopped_at: Option<String>,
     /// Why the provider stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub stop_reason: Option<String>,
+    pub stop_reason: Option<StopReason>,
     /// The conditions of the GpuReservation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
-/// Phase of an allocation and of its reservation.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, JsonSchema)]
-pub enum AllocationPhase {
-    /// Not processed by the provider yet.
-    #[default]
-    Requested,
-    /// Declined by the provider.
-    Declined,
-    /// Capacity is reserved; nothing runs.
-    Reserved,
-    /// Paid; the workload is being started.
-    Provisioning,
-    /// The workload is served and charged.
-    Active,
-    /// The funds are spent; storage is kept.
-    Suspended,
-    /// Pods are being stopped.
-    Stopping,
-    /// No pods run.
-    Stopped,
+words! {
+    /// Phase of an allocation and of its reservation.
+    #[derive(Serialize, Deserialize, Default, JsonSchema)]
+    pub enum AllocationPhase {
+        /// Not processed by the provider yet.
+        #[default]
+        Requested,
+        /// Declined by the provider.
+        Declined,
+        /// Capacity is reserved; nothing runs.
+        Reserved,
+        /// Paid; the workload is being started.
+        Provisioning,
+        /// The workload is served and charged.
+        Active,
+        /// The funds are spent; storage is kept.
+        Suspended,
+        /// Pods are being stopped.
+        Stopping,
+        /// No pods run.
+        Stopped,
+    }
+}
+
+impl AllocationPhase {
+    /// Nothing is paid yet, or never will be.
+    #[must_use]
+    pub const fn is_unpaid(self) -> bool {
+        match self {
+            Self::Requested | Self::Declined | Self::Reserved => true,
+            Self::Provisioning | Self::Active | Self::Suspended | Self::Stopping | Self::Stopped => false,
+        }
+    }
+
+    /// The workload is prepared or serves.
+    #[must_use]
+    pub const fn is_running(self) -> bool {
+        match self {
+            Self::Provisioning | Self::Active => true,
+            Self::Requested
+            | Self::Declined
+            | Self::Reserved
+            | Self::Suspended
+            | Self::Stopping
+            | Self::Stopped => false,
+        }
+    }
+
+    /// The provider is stopping or has stopped.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        match self {
+            Self::Stopping | Self::Stopped => true,
+            Self::Requested
+            | Self::Declined
+            | Self::Reserved
+            | Self::Provisioning
+            | Self::Active
+            | Self::Suspended => false,
+        }
+    }
+}
+
+words! {
+    /// Why a provider stops hosting an allocation.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    pub enum StopReason {
+        /// The market released the allocation.
+        Released,
+        /// The reservation was deleted.
+        ReservationDeleted,
+        /// The account was closed.
+        AccountClosed,
+        /// No leg started in time.
+        NeverStarted,
+        /// The account has other terms.
+        AccountMismatch,
+        /// The unpaid allocation was deleted.
+        AllocationGone,
+        /// The deposit was not paid in time.
+        Unpaid,
+        /// Whether the deposit was paid could not be read.
+        PaymentUnknown,
+        /// The funds are spent.
+        FundsSpent,
+        /// The funds are spent, and the pause is over.
+        PauseOver,
+        /// `notAfter` has passed.
+        NotAfter,
+        /// The chain could not be read until the end of the paid time and the grace.
+        FundsUnknown,
+        /// The terms cannot be read.
+        BadTerms,
+    }
 }
 
 /// The signature of the provider's controller key over {escrow id, leg, rate, notAfter, deadline} (EIP-712).
@@ -197,6 +270,48 @@ pub struct Acceptance {
     /// The signature, 65 bytes in hexadecimal.
     #[schemars(length(max = 132), regex(pattern = r"^0x[0-9a-f]{130}$"))]
     pub signature: String,
+}
+
+words! {
+    /// Why a provider declines an allocation.
+    pub enum DeclineReason {
+        /// `openBy` is in the past or too far ahead.
+        BadDeadline,
+        /// The pool's price cannot be read.
+        BadPrice,
+        /// The results that the job asks to keep cannot be served.
+        BadResults,
+        /// A quantity of the allocation cannot be read.
+        BadShape,
+        /// The terms cannot be read, or have no such leg.
+        BadTerms,
+        /// The deposit is zero.
+        NoDeposit,
+        /// The pool's PaymentNetwork cannot be used.
+        NoPaymentNetwork,
+        /// Too few nodes have the capacity.
+        NoRoom,
+        /// The pool is outside its hours of sale.
+        NotSelling,
+        /// Chain, escrow contract or token are not the pool's.
+        OtherMoney,
+        /// The leg pays another address, or another key controls it.
+        OtherPayee,
+        /// The pause is longer than the pool sells.
+        PauseTooLong,
+        /// The leg's rate is below the pool's price.
+        PriceTooLow,
+        /// The results are to be kept longer than the pool sells.
+        ResultsTooLong,
+        /// Too few nodes support user namespaces.
+        RootNotAllowed,
+        /// The volume is larger than the pool sells.
+        StorageTooLarge,
+        /// The term is longer than the pool sells.
+        TooLong,
+        /// The provider has no such pool.
+        UnknownPool,
+    }
 }
 
 /// Why a provider declined an allocation.

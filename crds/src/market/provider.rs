@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::schema;
+use crate::shared::{conditions::ConditionType, schema, words::words};
 
 /// The identity of a provider in this market.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -47,4 +47,30 @@ pub struct GpuProviderStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+words! {
+    /// Types of a GpuProvider's conditions.
+    pub enum ProviderCondition {
+        /// The provider's offers are considered.
+        Ready,
+    }
+}
+
+words! {
+    /// Reasons of a GpuProvider's conditions.
+    pub enum ProviderReason {
+        /// It reports and offers GPUs.
+        Offering,
+        /// It reports and offers nothing now.
+        NothingOffered,
+        /// It did not answer its last allocations in time.
+        NotAnswering,
+        /// It has not reported for a minute.
+        Silent,
+    }
+}
+
+impl ConditionType for ProviderCondition {
+    type Reason = ProviderReason;
 }

@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::schema;
+use crate::shared::{conditions::ConditionType, schema, words::words};
 
 /// The chain, escrow contract and token of payments, and the required finality.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -114,4 +114,28 @@ pub struct PaymentNetworkStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+words! {
+    /// Types of a PaymentNetwork's conditions.
+    pub enum NetworkCondition {
+        /// The network can be used.
+        Reachable,
+    }
+}
+
+words! {
+    /// Reasons of a PaymentNetwork's conditions.
+    pub enum NetworkReason {
+        /// The endpoint answers.
+        Reachable,
+        /// The endpoint does not answer.
+        Unreachable,
+        /// `marketId` is missing, so that no lease is served on it.
+        NoMarketId,
+    }
+}
+
+impl ConditionType for NetworkCondition {
+    type Reason = NetworkReason;
 }

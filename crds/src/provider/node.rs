@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::schema;
+use crate::shared::{conditions::ConditionType, schema, words::words};
 
 /// The GPUs of one node, as reported by NVML and the other witnesses.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -181,4 +181,66 @@ pub struct GpuHolder {
     /// UUIDs of the GPUs that it holds.
     #[schemars(schema_with = "short_texts")]
     pub uuids: Vec<String>,
+}
+
+words! {
+    /// Types of a GpuNode's conditions.
+    pub enum NodeCondition {
+        /// The node's GPUs can be sold.
+        Healthy,
+        /// NVML, the PCI bus and the device plugin agree.
+        WitnessesAgree,
+        /// Only processes of holders compute on the GPUs.
+        NoForeignProcesses,
+    }
+}
+
+words! {
+    /// Reasons of a GpuNode's conditions.
+    pub enum NodeReason {
+        /// All GPUs are healthy.
+        AllHealthy,
+        /// The health of a GPU is unknown.
+        NotVouchedFor,
+        /// A GPU has fallen off the bus.
+        GpuLost,
+        /// A GPU reported a fatal Xid.
+        FatalXid,
+        /// A GPU has uncorrectable memory errors.
+        EccUncorrectable,
+        /// Two GPUs have the same UUID or bus id.
+        Duplicate,
+        /// The sources disagree about a GPU.
+        WitnessesDisagree,
+        /// A GPU is observed after a fault.
+        Recovering,
+        /// NVML reports no GPU.
+        NoGpus,
+        /// The NVML library cannot be loaded.
+        NoLibrary,
+        /// A call of NVML failed.
+        NvmlFailed,
+        /// A call of NVML does not return.
+        NvmlHung,
+        /// NVML is unavailable.
+        NvmlSilent,
+        /// The PCI bus cannot be read.
+        PciSilent,
+        /// The kubelet cannot be read.
+        KubeletSilent,
+        /// NVML does not report a device that another source reports.
+        NotInNvml,
+        /// All sources agree.
+        Agree,
+        /// Only processes of holders compute on the GPUs.
+        OnlyHolders,
+        /// A process of somebody else computes on a GPU.
+        ForeignProcess,
+        /// The owners of the processes are unknown.
+        OwnersUnknown,
+    }
+}
+
+impl ConditionType for NodeCondition {
+    type Reason = NodeReason;
 }

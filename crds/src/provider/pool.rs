@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::schema;
+use crate::shared::{conditions::ConditionType, schema, words::words};
 
 /// Nodes that a provider sells under the same terms.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -223,4 +223,30 @@ pub struct NotSold {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 512))]
     pub message: String,
+}
+
+words! {
+    /// Types of a GpuPool's conditions.
+    pub enum PoolCondition {
+        /// The pool is offered.
+        Selling,
+    }
+}
+
+words! {
+    /// Reasons of a GpuPool's conditions.
+    pub enum PoolReason {
+        /// The pool is offered.
+        Offered,
+        /// No node of the pool can be sold now.
+        NothingFree,
+        /// It is outside the hours of sale.
+        OutsideHours,
+        /// There is no usable PaymentNetwork of that name.
+        NoPaymentNetwork,
+    }
+}
+
+impl ConditionType for PoolCondition {
+    type Reason = PoolReason;
 }

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     lease::workload::{Endpoint, JobResult, ResultsAt},
-    market::allocation::{AllocationPhase, GpuAllocationSpec},
+    market::allocation::{AllocationPhase, GpuAllocationSpec, StopReason},
     payment::escrow::EscrowSnapshot,
     provider::pool::Exposure,
-    shared::schema,
+    shared::{conditions::ConditionType, schema, words::words},
 };
 
 /// The provider's own record of an allocation that it accepted.
@@ -153,8 +153,7 @@ pub struct GpuReservationStatus {
     pub results_until: Option<i64>,
     /// Why the reservation stops. Once it is set, the workload never runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub stop_reason: Option<String>,
+    pub stop_reason: Option<StopReason>,
     /// Time at which the last pod had stopped, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
@@ -191,4 +190,86 @@ pub enum LegAction {
     End,
     /// Send the earnings to the payee.
     Withdraw,
+}
+
+words! {
+    /// Types of a GpuReservation's conditions; its GpuAllocation reports the same.
+    pub enum ReservationCondition {
+        /// Capacity is held.
+        Reserved,
+        /// The account holds the deposit.
+        Paid,
+        /// The pods are ready and their GPUs are bound.
+        Ready,
+        /// All GPUs are healthy.
+        GpusHealthy,
+        /// The chain can be read.
+        ChainReachable,
+        /// The market can be reached and has the allocation.
+        MarketReachable,
+        /// The leg's last transaction was mined; set once one failed.
+        Charged,
+        /// The job's results are served; set while they are kept.
+        ResultsServed,
+    }
+}
+
+words! {
+    /// Reasons of a GpuReservation's conditions.
+    pub enum ReservationReason {
+        /// Capacity is held.
+        Held,
+        /// The deposit is in the account.
+        Deposited,
+        /// The account holds less than the deposit of the lease.
+        DepositTooSmall,
+        /// The payment is not yet in a block of the required finality.
+        NotFinalYet,
+        /// The terms cannot be read.
+        BadTerms,
+        /// The pods are ready.
+        PodsReady,
+        /// A pod is not ready.
+        PodsNotReady,
+        /// Not all GPUs are reported as bound to the pods.
+        GpusNotBound,
+        /// The reservation is stopping or has stopped.
+        Stopped,
+        /// The pods could not be read.
+        Unknown,
+        /// All GPUs are healthy.
+        Healthy,
+        /// A GPU is faulty.
+        GpuFault,
+        /// A node does not report.
+        NodeLost,
+        /// The state of the GPUs is unknown.
+        AgentSilent,
+        /// It answers.
+        Reachable,
+        /// It does not answer.
+        Unreachable,
+        /// The time of the newest block is far from the local clock.
+        ClockOffset,
+        /// The market has no such allocation.
+        AllocationGone,
+        /// The results are served.
+        Served,
+        /// The results are not served yet.
+        NotServed,
+        /// The transaction was mined.
+        Mined,
+        /// The transaction is not mined yet.
+        Pending,
+        /// The contract rejected the transaction.
+        Refused,
+        /// The controller holds too little native token.
+        InsufficientGas,
+        /// The controller holds too few tokens.
+        InsufficientFunds,
+    }
+}
+
+impl ConditionType for ReservationCondition {
+    type Reason = ReservationReason;
 }

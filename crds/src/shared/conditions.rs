@@ -1,17 +1,25 @@
-//! Conditions of all kinds, and the only function that sets one.
+//! Conditions of all kinds, and the only function that sets one. The types and reasons of a kind's conditions are enums beside the kind.
+//!
+//! Conditions are output: no decision reads them.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
+use super::words::Word;
+
 /// Status of a condition. A failed read is Unknown, never False.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConditionStatus {
+    /// What the type names is so.
     True,
+    /// It is not so.
     False,
+    /// It could not be read.
     Unknown,
 }
 
 impl ConditionStatus {
+    /// The word on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -22,19 +30,25 @@ impl ConditionStatus {
     }
 }
 
+/// The types of one kind's conditions.
+pub trait ConditionType: Word {
+    /// The reasons of that kind's conditions.
+    type Reason: Word;
+}
+
 /// A condition without a transition time, which [`set`] fills in.
 #[must_use]
-pub fn condition(
-    kind: &str,
-    truth: ConditionStatus,
-    reason: &str,
+pub fn condition<T: ConditionType>(
+    type_: T,
+    status: ConditionStatus,
+    reason: T::Reason,
     message: impl Into<String>,
     generation: i64,
 ) -> Condition {
     Condition {
-        type_: kind.to_owned(),
-        status: truth.as_str().to_owned(),
-        reason: reason.to_owned(),
+        type_: type_.as_str().to_owned(),
+        status: status.as_str().to_owned(),
+        reason: reason.as_str().to_owned(),
         message: bounded(message.into()),
         observed_generation: Some(generation),
         last_transition_time: Time(Timestamp::UNIX_EPOCH),
@@ -63,14 +77,14 @@ pub fn set(have: &mut Vec<Condition>, mut next: Condition, now: Timestamp) {
 
 /// The condition of that type.
 #[must_use]
-pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
-    conditions.iter().find(|c| c.type_ == kind)
+pub fn find(conditions: &[Condition], type_: impl AsRef<str>) -> Option<&Condition> {
+    conditions.iter().find(|c| c.type_ == type_.as_ref())
 }
 
 /// Whether the condition of that type exists and is True.
 #[must_use]
-pub fn is_true(conditions: &[Condition], kind: &str) -> bool {
-    find(conditions, kind).is_some_and(|c| c.status == "True")
+pub fn is_true(conditions: &[Condition], type_: impl AsRef<str>) -> bool {
+    find(conditions, type_).is_some_and(|c| c.status == ConditionStatus::True.as_str())
 }
 
 /// Truncates a message to 1,024 bytes, which fits on a screen. The API permits 32,768 bytes.

@@ -4,3 +4,4 @@ pub mod conditions;
 pub mod duration;
 pub mod quantity;
 pub mod schema;
+pub mod words;

@@ -9,7 +9,10 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use kube::{Client, ResourceExt as _, runtime::reflector::Store};
-use leasehold_crds::{GpuAllocation, GpuLease, PaymentNetwork, lease::Phase, shared::conditions::find};
+use leasehold_crds::{
+    GpuAllocation, GpuLease, PaymentNetwork,
+    lease::{Blocker, Phase},
+};
 use leasehold_planner::{
     escrow::Address,
     market::lease::{trim_allocation, trim_lease},
@@ -150,11 +153,10 @@ impl Market {
 }
 
 /// Enqueues the leases that are not matched for such a reason. A lease without status is queued by its own watch.
-fn enqueue_pending(leases: &Store<GpuLease>, queue: &Queue<GpuLease>, concerns: impl Fn(&str) -> bool) {
+fn enqueue_pending(leases: &Store<GpuLease>, queue: &Queue<GpuLease>, concerns: impl Fn(Blocker) -> bool) {
     for lease in leases.state() {
         let pending = lease.status.as_ref().filter(|s| s.phase == Phase::Pending);
-        let matched = pending.and_then(|s| find(&s.conditions, "Matched"));
-        if matched.is_some_and(|c| concerns(&c.reason)) {
+        if pending.and_then(|s| s.blocked_on).is_some_and(&concerns) {
             queue.enqueue_name(&lease.name_any(), lease.namespace().as_deref());
         }
     }

@@ -12,6 +12,7 @@ use kube::{
 use leasehold_crds::{
     GpuLease, GpuReservation, PaymentNetwork,
     lease::{CloseReason, Phase},
+    market::allocation::StopReason,
     shared::conditions::find,
 };
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, outage, timed, within};
@@ -300,7 +301,7 @@ async fn chain_hangs_too_long(tenant: &Tenant<'_>) -> anyhow::Result<()> {
             .context("the reservation")?;
         within(LIMIT, "the stop after the grace", || async {
             let status = reservations.get(&name).await?.status.unwrap_or_default();
-            Ok(if status.stop_reason.as_deref() == Some("FundsUnknown") {
+            Ok(if status.stop_reason == Some(StopReason::FundsUnknown) {
                 Ok(())
             } else {
                 Err(status.stop_reason)

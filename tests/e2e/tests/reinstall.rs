@@ -13,8 +13,8 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use leasehold_crds::{
-    GROUP, GpuAllocation, GpuLease, GpuReservation, lease::Phase, payment::money::TokenAmount,
-    provider::reservation::GpuReservationStatus, shared::conditions::find,
+    GROUP, GpuAllocation, GpuLease, GpuReservation, lease::Phase, market::allocation::StopReason,
+    payment::money::TokenAmount, provider::reservation::GpuReservationStatus, shared::conditions::find,
 };
 use leasehold_e2e::{Split, Tenant, within};
 use leasehold_planner::{
@@ -85,10 +85,7 @@ async fn story(split: &Split) -> anyhow::Result<()> {
     .1;
 
     let stopped = reservation(split, pod, "a stop reason", |status| status.stop_reason.is_some()).await?;
-    ensure!(
-        stopped.stop_reason.as_deref() == Some("FundsSpent"),
-        "{stopped:?}"
-    );
+    ensure!(stopped.stop_reason == Some(StopReason::FundsSpent), "{stopped:?}");
     let spent = present(split, &terms).await?;
     let leg = &spent.legs[0];
     ensure!(

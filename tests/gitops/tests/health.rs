@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use leasehold_crds::{
     GpuLease, GpuPool, GpuProvider, PaymentNetwork,
-    lease::{CloseReason, GpuLeaseStatus, Phase},
+    lease::{
+        CloseReason, GpuLeaseStatus, Phase,
+        conditions::{LeaseCondition, LeaseReason},
+    },
     provider::pool::NotSold,
     shared::conditions::{ConditionStatus, condition, find},
 };
@@ -162,9 +165,10 @@ fn with(mut object: Value, observed: i64, conditions: Value) -> Value {
 }
 
 fn one(kind: &str, truth: ConditionStatus, reason: &str, message: &str) -> Value {
-    let mut condition = condition(kind, truth, reason, message, 2);
-    condition.last_transition_time.0 = Timestamp::UNIX_EPOCH;
-    json!([condition])
+    json!([{
+        "type": kind, "status": truth.as_str(), "reason": reason, "message": message, "observedGeneration": 2,
+        "lastTransitionTime": Timestamp::UNIX_EPOCH.to_string(),
+    }])
 }
 
 #[test]
@@ -247,11 +251,17 @@ fn faults_and_failed_top_ups_of_a_lease_are_told() {
         );
     }
 
-    let ready = condition("Ready", ConditionStatus::True, "Serving", "", 2);
+    let ready = condition(
+        LeaseCondition::Ready,
+        ConditionStatus::True,
+        LeaseReason::Serving,
+        "",
+        2,
+    );
     let funded = condition(
-        "Funded",
+        LeaseCondition::Funded,
         ConditionStatus::False,
-        "InsufficientFunds",
+        LeaseReason::InsufficientFunds,
         "0x… holds too little",
         2,
     );

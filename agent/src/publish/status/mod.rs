@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use leasehold_crds::{
-    provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
+    provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus, NodeCondition, NodeReason},
     shared::conditions::{ConditionStatus, condition, set},
 };
 
@@ -19,13 +19,6 @@ use crate::{
     sources::kubelet::Allocation,
     sources::nvml::watchdog::Outcome,
 };
-
-/// Condition: whether all GPUs of the node are healthy.
-pub(crate) const HEALTHY: &str = "Healthy";
-/// Condition: whether NVML, the PCI bus and the device plugin agree.
-pub(crate) const WITNESSES_AGREE: &str = "WitnessesAgree";
-/// Condition: whether only holders compute on the GPUs.
-pub(crate) const NO_FOREIGN_PROCESSES: &str = "NoForeignProcesses";
 
 /// Limits of the schema.
 const DEVICES_MAX: usize = 64;
@@ -154,22 +147,25 @@ fn holders(allocation: &Allocation) -> Vec<GpuHolder> {
 }
 
 fn healthy(known: &Known<'_>) -> Condition {
-    let say =
-        |truth, reason: &str, message: String| condition(HEALTHY, truth, reason, message, known.generation);
+    let say = |truth, reason, message: String| {
+        condition(NodeCondition::Healthy, truth, reason, message, known.generation)
+    };
     match known.outcome {
         Outcome::Hung => {
             let message = "a call to the driver does not return, so the state of the GPUs is unknown; see `dmesg`, and reboot the node if it persists";
-            say(ConditionStatus::Unknown, "NvmlHung", message.to_owned())
+            say(ConditionStatus::Unknown, NodeReason::NvmlHung, message.to_owned())
         }
         Outcome::Failed(error @ ProbeError::NoLibrary(_)) if known.history.gpus.is_empty() => {
-            say(ConditionStatus::False, "NoLibrary", error.to_string())
+            say(ConditionStatus::False, NodeReason::NoLibrary, error.to_string())
         }
         Outcome::Failed(error @ ProbeError::NoLibrary(_)) => {
-            say(ConditionStatus::Unknown, "NoLibrary", error.to_string())
+            say(ConditionStatus::Unknown, NodeReason::NoLibrary, error.to_string())
         }
-        Outcome::Failed(error @ ProbeError::Failed(_)) => {
-            say(ConditionStatus::Unknown, "NvmlFailed", error.to_string())
-        }
+        Outcome::Failed(error @ ProbeError::Failed(_)) => say(
+            ConditionStatus::Unknown,
+            NodeReason::NvmlFailed,
+            error.to_string(),
+        ),
         Outcome::Read(_) => {
             let (truth, reason, message) = of_devices(&known.history.gpus);
             say(truth, reason, message)
@@ -177,34 +173,42 @@ fn healthy(known: &Known<'_>) -> Condition {
     }
 }
 
-fn of_devices(gpus: &[Record]) -> (ConditionStatus, &'static str, String) {
+fn of_devices(gpus: &[Record]) -> (ConditionStatus, NodeReason, String) {
     let broken: Vec<&Record> = gpus.iter().filter(|record| is_fault(record.health)).collect();
     let unknown: Vec<&Record> = gpus
         .iter()
         .filter(|record| record.health == DeviceHealth::Unknown)
         .collect();
     match (broken.first(), unknown.first()) {
-        _ if gpus.is_empty() => (ConditionStatus::False, "NoGpus", "NVML reports no GPU".to_owned()),
+        _ if gpus.is_empty() => (
+            ConditionStatus::False,
+            NodeReason::NoGpus,
+            "NVML reports no GPU".to_owned(),
+        ),
         (Some(first), _) => (ConditionStatus::False, reason(first.health), list(&broken)),
-        (None, Some(_)) => (ConditionStatus::Unknown, "NotVouchedFor", list(&unknown)),
+        (None, Some(_)) => (
+            ConditionStatus::Unknown,
+            NodeReason::NotVouchedFor,
+            list(&unknown),
+        ),
         (None, None) => (
             ConditionStatus::True,
-            "AllHealthy",
+            NodeReason::AllHealthy,
             format!("all {} GPUs are healthy", gpus.len()),
         ),
     }
 }
 
-const fn reason(health: DeviceHealth) -> &'static str {
+const fn reason(health: DeviceHealth) -> NodeReason {
     match health {
-        DeviceHealth::Healthy => "AllHealthy",
-        DeviceHealth::Unknown => "NotVouchedFor",
-        DeviceHealth::Lost => "GpuLost",
-        DeviceHealth::FatalXid => "FatalXid",
-        DeviceHealth::EccUncorrectable => "EccUncorrectable",
-        DeviceHealth::Duplicate => "Duplicate",
-        DeviceHealth::WitnessesDisagree => "WitnessesDisagree",
-        DeviceHealth::Recovering => "Recovering",
+        DeviceHealth::Healthy => NodeReason::AllHealthy,
+        DeviceHealth::Unknown => NodeReason::NotVouchedFor,
+        DeviceHealth::Lost => NodeReason::GpuLost,
+        DeviceHealth::FatalXid => NodeReason::FatalXid,
+        DeviceHealth::EccUncorrectable => NodeReason::EccUncorrectable,
+        DeviceHealth::Duplicate => NodeReason::Duplicate,
+        DeviceHealth::WitnessesDisagree => NodeReason::WitnessesDisagree,
+        DeviceHealth::Recovering => NodeReason::Recovering,
     }
 }
 
@@ -219,8 +223,14 @@ fn list(records: &[&Record]) -> String {
 }
 
 fn witnesses_agree(known: &Known<'_>) -> Condition {
-    let say = |truth, reason: &str, message: String| {
-        condition(WITNESSES_AGREE, truth, reason, message, known.generation)
+    let say = |truth, reason, message: String| {
+        condition(
+            NodeCondition::WitnessesAgree,
+            truth,
+            reason,
+            message,
+            known.generation,
+        )
     };
     let disagreeing: Vec<&Record> = known
         .history
@@ -238,50 +248,64 @@ fn witnesses_agree(known: &Known<'_>) -> Condition {
         return say(ConditionStatus::False, reason(first.health), list(&disagreeing));
     }
     if !unmatched_devices.is_empty() {
-        return say(ConditionStatus::False, "NotInNvml", unmatched_devices.join("; "));
+        return say(
+            ConditionStatus::False,
+            NodeReason::NotInNvml,
+            unmatched_devices.join("; "),
+        );
     }
     if let (Outcome::Hung | Outcome::Failed(_), _) = (known.outcome, ()) {
         return say(
             ConditionStatus::Unknown,
-            "NvmlSilent",
+            NodeReason::NvmlSilent,
             "NVML is unavailable".to_owned(),
         );
     }
     if let Source::Unavailable(why) = known.pci {
-        return say(ConditionStatus::Unknown, "PciSilent", why.clone());
+        return say(ConditionStatus::Unknown, NodeReason::PciSilent, why.clone());
     }
     if let Source::Unavailable(why) = known.kubelet {
-        return say(ConditionStatus::Unknown, "KubeletSilent", why.clone());
+        return say(ConditionStatus::Unknown, NodeReason::KubeletSilent, why.clone());
     }
     let witnesses = match known.kubelet {
         Source::Absent => "NVML and the PCI bus agree; this node has no kubelet",
         Source::Reported(_) | Source::Unavailable(_) => "NVML, the PCI bus and the device plugin agree",
     };
-    say(ConditionStatus::True, "Agree", witnesses.to_owned())
+    say(ConditionStatus::True, NodeReason::Agree, witnesses.to_owned())
 }
 
 fn no_foreign_processes(known: &Known<'_>) -> Condition {
-    let say = |truth, reason: &str, message: String| {
-        condition(NO_FOREIGN_PROCESSES, truth, reason, message, known.generation)
+    let say = |truth, reason, message: String| {
+        condition(
+            NodeCondition::NoForeignProcesses,
+            truth,
+            reason,
+            message,
+            known.generation,
+        )
     };
     if !matches!(known.outcome, Outcome::Read(_)) {
         return say(
             ConditionStatus::Unknown,
-            "NvmlSilent",
+            NodeReason::NvmlSilent,
             "NVML is unavailable".to_owned(),
         );
     }
     match known.foreign_processes {
         Source::Reported(found) if found.is_empty() => say(
             ConditionStatus::True,
-            "OnlyHolders",
+            NodeReason::OnlyHolders,
             "only pods that hold a GPU compute on it".to_owned(),
         ),
-        Source::Reported(found) => say(ConditionStatus::False, "ForeignProcess", found.join("; ")),
-        Source::Unavailable(why) => say(ConditionStatus::Unknown, "OwnersUnknown", why.clone()),
+        Source::Reported(found) => say(
+            ConditionStatus::False,
+            NodeReason::ForeignProcess,
+            found.join("; "),
+        ),
+        Source::Unavailable(why) => say(ConditionStatus::Unknown, NodeReason::OwnersUnknown, why.clone()),
         Source::Absent => say(
             ConditionStatus::Unknown,
-            "OwnersUnknown",
+            NodeReason::OwnersUnknown,
             "the owners of the processes are unknown".to_owned(),
         ),
     }

@@ -86,9 +86,9 @@ impl Fixture {
     }
 
     /// Status and reason of a condition.
-    fn condition(&self, kind: &str) -> (String, String) {
+    fn condition(&self, type_: NodeCondition) -> (String, String) {
         let status = self.status(&GpuNodeStatus::default(), 9);
-        let condition = find(&status.conditions, kind).unwrap();
+        let condition = find(&status.conditions, type_).unwrap();
         assert!(!condition.message.is_empty());
         (condition.status.clone(), condition.reason.clone())
     }
@@ -164,36 +164,42 @@ fn time_alone_changes_nothing() {
 fn each_way_of_not_knowing_has_its_reason() {
     let no_library = Outcome::Failed(ProbeError::NoLibrary("no such file".to_owned()));
     assert_eq!(
-        scene(no_library.clone()).condition(HEALTHY),
+        scene(no_library.clone()).condition(NodeCondition::Healthy),
         pair("False", "NoLibrary")
     );
     let mut known = scene(reading(vec![gpu(0)]));
     known.outcome = no_library;
     assert_eq!(
-        known.condition(HEALTHY),
+        known.condition(NodeCondition::Healthy),
         pair("Unknown", "NoLibrary"),
         "its GPUs were read before"
     );
     assert_eq!(
-        scene(Outcome::Hung).condition(HEALTHY),
+        scene(Outcome::Hung).condition(NodeCondition::Healthy),
         pair("Unknown", "NvmlHung")
     );
     assert_eq!(
-        scene(Outcome::Hung).condition(WITNESSES_AGREE),
+        scene(Outcome::Hung).condition(NodeCondition::WitnessesAgree),
         pair("Unknown", "NvmlSilent")
     );
     let failed = Outcome::Failed(ProbeError::Failed("driver not loaded".to_owned()));
-    assert_eq!(scene(failed).condition(HEALTHY), pair("Unknown", "NvmlFailed"));
-    assert_eq!(scene(reading(vec![])).condition(HEALTHY), pair("False", "NoGpus"));
+    assert_eq!(
+        scene(failed).condition(NodeCondition::Healthy),
+        pair("Unknown", "NvmlFailed")
+    );
+    assert_eq!(
+        scene(reading(vec![])).condition(NodeCondition::Healthy),
+        pair("False", "NoGpus")
+    );
     let mut silent = scene(reading(vec![gpu(0)]));
     silent.kubelet = Source::Unavailable("away".to_owned());
     assert_eq!(
-        silent.condition(WITNESSES_AGREE),
+        silent.condition(NodeCondition::WitnessesAgree),
         pair("Unknown", "KubeletSilent")
     );
     silent.foreign_processes = Source::Unavailable("away".to_owned());
     assert_eq!(
-        silent.condition(NO_FOREIGN_PROCESSES),
+        silent.condition(NodeCondition::NoForeignProcesses),
         pair("Unknown", "OwnersUnknown")
     );
 }
@@ -206,13 +212,16 @@ fn faults_and_intruders_name_the_gpu() {
     };
     let mut scene = scene(reading(vec![gpu(0), broken]));
     scene.foreign_processes = Source::Reported(vec!["process 7 of the host on GPU-0".to_owned()]);
-    assert_eq!(scene.condition(HEALTHY), pair("False", "EccUncorrectable"));
     assert_eq!(
-        scene.condition(NO_FOREIGN_PROCESSES),
+        scene.condition(NodeCondition::Healthy),
+        pair("False", "EccUncorrectable")
+    );
+    assert_eq!(
+        scene.condition(NodeCondition::NoForeignProcesses),
         pair("False", "ForeignProcess")
     );
     let status = scene.status(&GpuNodeStatus::default(), 9);
-    let healthy = find(&status.conditions, HEALTHY).unwrap();
+    let healthy = find(&status.conditions, NodeCondition::Healthy).unwrap();
     assert!(
         healthy.message.starts_with("GPU 1 (GPU-1): 3 uncorrectable"),
         "{}",

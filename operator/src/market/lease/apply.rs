@@ -11,7 +11,7 @@ use leasehold_crds::{
     LABEL_LEASE_UID, lease::GpuLeaseStatus,
 };
 use leasehold_planner::{
-    escrow::{Terms, lease_name},
+    escrow::lease_name,
     market::lease::{self, AllocationWrite, ChainCall, Plan, World},
     ports::{PaymentError, Payments as _},
 };
@@ -87,18 +87,18 @@ impl Market {
             AllocationWrite::Create {
                 namespace,
                 name,
+                escrow_id,
                 spec,
             } => {
-                let terms = Terms::from_wire(&spec.escrow).map_err(|e| Error::Object(e.to_string()))?;
                 let mut object = GpuAllocation::new(&name, *spec);
                 object.metadata = ObjectMeta {
                     finalizers: Some(vec![FINALIZER_MARKET.into()]),
-                    annotations: Some([(ANNOTATION_ESCROW.to_owned(), terms.id().to_string())].into()),
+                    annotations: Some([(ANNOTATION_ESCROW.to_owned(), escrow_id.to_string())].into()),
                     ..api_writes::meta(
                         &name,
                         Some(&namespace),
                         &[
-                            (LABEL_LEASE, &lease_name(terms.id())),
+                            (LABEL_LEASE, &lease_name(escrow_id)),
                             (LABEL_LEASE_UID, &world.lease.uid().unwrap_or_default()),
                         ],
                     )

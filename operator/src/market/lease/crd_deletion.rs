@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use leasehold_crds::{
-    GpuLease,
-    lease::{GpuLeaseStatus, Phase},
-};
+use leasehold_crds::{GpuLease, lease::GpuLeaseStatus};
 use leasehold_planner::observed::Observed;
 
 use crate::market::Market;
@@ -51,9 +48,5 @@ impl Market {
 
 /// Whether it holds money that serves, and nothing has begun to end it.
 fn is_paid(status: &GpuLeaseStatus) -> bool {
-    let paid = matches!(
-        status.phase,
-        Phase::Funded | Phase::Provisioning | Phase::Active | Phase::Suspended
-    );
-    paid && status.close_reason.is_none()
+    status.phase.is_paid() && status.close_reason.is_none()
 }

@@ -10,7 +10,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{AccountRead, Terms},
-    market::lease::{self, AllocationSeen, Network, Wallet, World},
+    market::lease::{self, AllocationSeen, Network, Parsed, Wallet, World},
     observed::Observed,
     ports::{AcceptanceMessage, BlockLevel, Payments as _, SigningKey},
 };
@@ -31,9 +31,10 @@ pub(super) struct Handles {
 impl Market {
     /// Reads everything that a decision needs. Only the lease itself must be readable.
     pub(super) async fn gather(&self, lease: Arc<GpuLease>) -> (World, Handles) {
-        let status = lease.status.clone().unwrap_or_default();
         let supply = self.supply.snapshot();
         let (network, chain) = self.network(&lease).await;
+        let parsed = Parsed::of(&lease, &network, &supply.providers, &supply.candidates);
+        let terms = parsed.terms.clone().and_then(Result::ok);
         let why_no_client = match &network {
             Observed::Unknown(why) => why.clone(),
             Observed::Known(_) => "there is no usable PaymentNetwork".into(),
@@ -47,12 +48,13 @@ impl Market {
                 ),
             }
         } else {
-            (self.allocations_of(&lease, chain.as_ref()), None)
+            (self.allocations_of(&lease, terms.as_ref(), chain.as_ref()), None)
         };
         let mut world = World {
             unfunded_in_namespace: self.unfunded_beside(&lease),
             unanswered: self.provider_queue.unanswered(&lease),
             lease,
+            parsed,
             network,
             providers: supply.providers,
             candidates: supply.candidates,
@@ -68,14 +70,10 @@ impl Market {
         if lease::needs_wallet(&world) {
             (world.wallet, key) = self.wallet(&world.lease).await;
         }
-        let terms = status
-            .escrow
-            .as_ref()
-            .and_then(|e| Terms::from_wire(&e.terms).ok());
-        let closed = status.phase == Phase::Closed;
+        let closed = world.lease.status.as_ref().is_some_and(|s| s.phase.is_over());
         if let (Some(chain), false) = (&chain, closed) {
             world.head = Observed::from_result(self.payments.observed(ChainAction::Read, chain.head()).await);
-            if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
+            if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &world.parsed.terms) {
                 let balances = self
                     .payments
                     .observed(ChainAction::Read, chain.balances(*address));
@@ -148,18 +146,23 @@ impl Market {
     }
 
     /// Allocations of the account in status, or all with the lease's uid where status has no account.
-    fn allocations_of(&self, lease: &GpuLease, chain: Option<&EvmEscrow>) -> Vec<AllocationSeen> {
+    fn allocations_of(
+        &self,
+        lease: &GpuLease,
+        terms: Option<&Terms>,
+        chain: Option<&EvmEscrow>,
+    ) -> Vec<AllocationSeen> {
         let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
         let found: Vec<Arc<GpuAllocation>> = match escrow {
             Some(escrow) => {
-                let Ok(terms) = Terms::from_wire(&escrow.terms) else {
+                let Some(terms) = terms else {
                     return Vec::new();
                 };
                 let key = |(leg, share): (usize, &leasehold_crds::lease::Share)| {
                     let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider);
                     cache::get(
                         &self.allocations,
-                        &lease::allocation_name(&terms, leg),
+                        &lease::allocation_name(terms, leg),
                         Some(&namespace),
                     )
                 };

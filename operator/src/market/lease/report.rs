@@ -26,8 +26,11 @@ impl Market {
         if before.as_ref() != Some(&written.status) {
             object =
                 Arc::new(api_writes::apply_status(&api, object.as_ref(), MANAGER, &written.status).await?);
-            for (warning, reason, note) in lease::events(before.as_ref(), &written.status) {
-                self.events.publish(object.as_ref(), warning, reason, note).await;
+            for event in lease::events(before.as_ref(), &written.status) {
+                let reason = event.reason.as_str();
+                self.events
+                    .publish(object.as_ref(), event.warning, reason, event.note)
+                    .await;
             }
             if before.as_ref().map(|s| s.phase) != Some(written.status.phase)
                 && let Some(phases) = &self.metrics.leases

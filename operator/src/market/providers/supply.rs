@@ -10,10 +10,11 @@ use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v
 use kube::{Api, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{
     GpuOffer, GpuProvider, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
+    lease::Blocker,
+    market::provider::{ProviderCondition, ProviderReason},
     shared::conditions::{ConditionStatus, condition, set},
 };
 use leasehold_planner::{
-    market::lease::QUEUED,
     placement::{Candidate, Provider},
     provider::health::speaks,
 };
@@ -202,8 +203,8 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
         heartbeat.beat();
         let woken = |news: News| {
             // Who stands in line for a provider looks further when that one isn't asked any more.
-            enqueue_pending(&market.leases, &market.queues.leases, |reason| {
-                reason == "NoOffer" || news.providers && reason == QUEUED
+            enqueue_pending(&market.leases, &market.queues.leases, |blocker| {
+                blocker == Blocker::NoOffer || news.providers && blocker == Blocker::Queued
             });
         };
         market
@@ -218,17 +219,17 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
 fn ready(provider: &Provider, rows: usize, generation: i64) -> Condition {
     let (truth, reason, message) = if !provider.alive {
         let message = "not heard of for a minute: its offers are not considered";
-        (ConditionStatus::False, "Silent", message)
+        (ConditionStatus::False, ProviderReason::Silent, message)
     } else if !provider.answers {
         let message = "its last questions lapsed unanswered: its offers are not considered for five minutes";
-        (ConditionStatus::False, "NotAnswering", message)
+        (ConditionStatus::False, ProviderReason::NotAnswering, message)
     } else if rows == 0 {
         let message = "it is heard of, and offers nothing now";
-        (ConditionStatus::False, "NothingOffered", message)
+        (ConditionStatus::False, ProviderReason::NothingOffered, message)
     } else {
-        (ConditionStatus::True, "Offering", "")
+        (ConditionStatus::True, ProviderReason::Offering, "")
     };
-    condition("Ready", truth, reason, message, generation)
+    condition(ProviderCondition::Ready, truth, reason, message, generation)
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ impl From<GpuAllocation> for AllocationSeen {
 
 #[cfg(test)]
 mod tests {
-    use leasehold_crds::provider::reservation::GpuReservationSpec;
+    use leasehold_crds::{market::allocation::StopReason, provider::reservation::GpuReservationSpec};
 
     use super::*;
 
@@ -152,7 +152,7 @@ mod tests {
         let published = AllocationSeen::from(allocation.clone()).published();
         assert_eq!(published, Some(Digest::of(&nothing)));
         allocation.status = Some(GpuAllocationStatus {
-            stop_reason: Some("Released".into()),
+            stop_reason: Some(StopReason::Released),
             ..nothing
         });
         assert_ne!(AllocationSeen::from(allocation).published(), published);

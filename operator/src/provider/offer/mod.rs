@@ -26,7 +26,7 @@ use leasehold_crds::{
     },
     provider::{
         node::GpuNodeStatus,
-        pool::{GpuPoolStatus, NotSold},
+        pool::{GpuPoolStatus, NotSold, PoolCondition, PoolReason},
     },
     shared::{
         conditions::{ConditionStatus, condition, set},
@@ -264,9 +264,9 @@ impl Provider {
             status.not_sold.clone_from(&supply.not_sold);
             let next = if self.payment(pool).is_none() {
                 condition(
-                    "Selling",
+                    PoolCondition::Selling,
                     ConditionStatus::False,
-                    "NoPaymentNetwork",
+                    PoolReason::NoPaymentNetwork,
                     format!(
                         "there is no usable PaymentNetwork {:?} in this cluster",
                         pool.spec.network
@@ -275,25 +275,25 @@ impl Provider {
                 )
             } else if !supply.selling {
                 condition(
-                    "Selling",
+                    PoolCondition::Selling,
                     ConditionStatus::False,
-                    "OutsideHours",
+                    PoolReason::OutsideHours,
                     "nothing new is sold at this hour; what runs runs on",
                     generation,
                 )
             } else if supply.rows.is_empty() {
                 condition(
-                    "Selling",
+                    PoolCondition::Selling,
                     ConditionStatus::False,
-                    "NothingFree",
+                    PoolReason::NothingFree,
                     "no node of the pool can be sold now: status.notSold says why",
                     generation,
                 )
             } else {
                 condition(
-                    "Selling",
+                    PoolCondition::Selling,
                     ConditionStatus::True,
-                    "Offered",
+                    PoolReason::Offered,
                     String::new(),
                     generation,
                 )

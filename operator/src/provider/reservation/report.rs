@@ -2,7 +2,8 @@
 
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{
-    FINALIZER_PROVIDER, GpuReservation, market::allocation::AllocationPhase,
+    FINALIZER_PROVIDER, GpuReservation,
+    market::allocation::{AllocationPhase, StopReason},
     provider::reservation::GpuReservationStatus,
 };
 use leasehold_planner::provider::reservation::{self as planner, Plan};
@@ -23,16 +24,16 @@ impl Provider {
         if before != Some(&status) {
             let written = api_writes::apply_status(&api, reservation, MANAGER, &status).await?;
             if before.map(|s| s.phase) != Some(status.phase) {
-                tracing::info!(reservation = reservation.name_any(), phase = ?status.phase, reason = status.stop_reason, "phase changed");
+                tracing::info!(reservation = reservation.name_any(), phase = ?status.phase, reason = status.stop_reason.map(StopReason::as_str), "phase changed");
                 if let Some(phases) = &self.metrics.reservations {
                     phases.entered(status.phase);
                 }
-                let note = match &status.stop_reason {
+                let note = match status.stop_reason {
                     Some(reason) => format!("stopped: {reason}"),
                     None => phase_note(reservation, status.phase),
                 };
                 self.events
-                    .publish(&written, false, phase_reason(status.phase), note)
+                    .publish(&written, false, status.phase.as_str(), note)
                     .await;
             }
             if let Some(news) = planner::news_of_gpus(before, &status) {
@@ -76,18 +77,5 @@ fn phase_note(reservation: &GpuReservation, phase: AllocationPhase) -> String {
             format!("for {}/{} on {nodes}", lease.namespace, lease.name)
         }
         _ => String::new(),
-    }
-}
-
-const fn phase_reason(phase: AllocationPhase) -> &'static str {
-    match phase {
-        AllocationPhase::Requested => "Requested",
-        AllocationPhase::Declined => "Declined",
-        AllocationPhase::Reserved => "Reserved",
-        AllocationPhase::Provisioning => "Provisioning",
-        AllocationPhase::Active => "Active",
-        AllocationPhase::Suspended => "Suspended",
-        AllocationPhase::Stopping => "Stopping",
-        AllocationPhase::Stopped => "Stopped",
     }
 }

@@ -2,27 +2,19 @@
 
 use leasehold_crds::{
     ANNOTATION_ABANDON,
-    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase, workload::JobResult},
-    market::allocation::AllocationPhase,
+    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, workload::JobResult},
+    market::allocation::StopReason,
 };
 
-use super::{
-    LAG_SECONDS,
-    world::{Network, World},
-};
+use super::{LAG_SECONDS, world::World};
 use crate::{
-    escrow::{Account, AccountRead, Terms, TermsError},
+    escrow::{Account, AccountRead, Terms},
     observed::Observed,
-    request::{Request, SpecError},
 };
 
 /// What follows from a [`World`].
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// The spec in numbers.
-    pub request: Result<Request, SpecError>,
-    /// Terms in status.
-    pub terms: Option<Result<Terms, TermsError>>,
     /// Our account, when the chain shows it.
     pub account: Option<Account>,
     /// What is at the account's id.
@@ -57,39 +49,34 @@ pub enum AccountState {
 /// Checks a world.
 #[must_use]
 pub fn check(world: &World) -> Checked {
-    let status = world.lease.status.clone().unwrap_or_default();
-    let request = Request::from_spec(&world.lease.spec);
-    let terms = status.escrow.as_ref().map(|e| Terms::from_wire(&e.terms));
-    let account_state = account_state(world, &status);
+    let nothing = GpuLeaseStatus::default();
+    let status = world.lease.status.as_ref().unwrap_or(&nothing);
+    let account_state = account_state(world, status);
     let account = match &world.account {
         Some(Observed::Known(AccountRead::Present(account))) => Some(account.clone()),
         _ => None,
     };
     let exhausted = account
         .as_ref()
-        .zip(terms.as_ref().and_then(|t| t.as_ref().ok()))
+        .zip(terms(world))
         .is_some_and(|(account, terms)| {
             is_exhausted(account, terms) && agreed(world, |a| is_exhausted(a, terms))
         });
     let job = job(world);
-    let end = end(
-        world,
-        &status,
-        request.as_ref().ok(),
-        account.as_ref(),
-        account_state,
-        exhausted,
-        job.as_ref(),
-    );
-    Checked {
-        request,
-        terms,
+    let mut checked = Checked {
         account,
         account_state,
         exhausted,
-        end,
+        end: None,
         job,
-    }
+    };
+    checked.end = end(world, status, &checked);
+    checked
+}
+
+/// The terms in status, if they can be read.
+fn terms(world: &World) -> Option<&Terms> {
+    world.parsed.terms.as_ref()?.as_ref().ok()
 }
 
 fn account_state(world: &World, status: &GpuLeaseStatus) -> AccountState {
@@ -135,8 +122,7 @@ pub(super) fn may_be_under_way(status: &GpuLeaseStatus) -> bool {
         .intent
         .as_ref()
         .is_some_and(|i| i.action == IntentAction::Open);
-    let seen = !matches!(status.phase, Phase::Pending | Phase::Matched);
-    intended || seen
+    intended || !status.phase.is_unpaid()
 }
 
 pub(super) fn deleting(world: &World) -> bool {
@@ -147,26 +133,18 @@ pub(super) fn deleting(world: &World) -> bool {
 const LAST_SECONDS: u64 = 5;
 
 /// The reasons to end, in the order of their priority. The first that was stored stays, but for an account given up.
-fn end(
-    world: &World,
-    status: &GpuLeaseStatus,
-    request: Option<&Request>,
-    account: Option<&Account>,
-    account_state: AccountState,
-    exhausted: bool,
-    job: Option<&JobResult>,
-) -> Option<CloseReason> {
+fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked) -> Option<CloseReason> {
     // Whoever gives the account up has most often tried to end the lease before.
-    if status.phase != Phase::Closed && abandoned(world, status) {
+    if !status.phase.is_over() && abandoned(world, status) {
         return Some(CloseReason::Abandoned);
     }
     if status.close_reason.is_some() {
         return status.close_reason;
     }
-    if status.phase == Phase::Closed {
+    if status.phase.is_over() {
         return Some(CloseReason::ClosedOnChain);
     }
-    if let Some(job) = job {
+    if let Some(job) = &checked.job {
         return Some(if job.exit_code == 0 {
             CloseReason::JobSucceeded
         } else {
@@ -176,61 +154,90 @@ fn end(
     if deleting(world) {
         return Some(CloseReason::Deleted);
     }
-    if account_state == AccountState::NeverOpened && !matches!(status.phase, Phase::Pending | Phase::Matched)
-    {
+    if checked.account_state == AccountState::NeverOpened && !status.phase.is_unpaid() {
         // It was seen, and the chain has dropped it.
         return Some(CloseReason::ClosedOnChain);
     }
-    let account = account?;
+    let account = checked.account.as_ref()?;
     if account.closed {
         return agreed(world, |a| a.closed).then_some(CloseReason::ClosedOnChain);
     }
-    let now = account.block_time;
     if account.started_at == 0 {
-        let start_by = status
-            .escrow
-            .as_ref()
-            .and_then(|e| u64::try_from(e.terms.start_by).ok());
-        let late = |s: u64| now > s && agreed(world, |a| a.started_at == 0 && a.block_time > s);
-        return start_by.is_some_and(late).then_some(CloseReason::NeverStarted);
+        return never_started(world, status, account);
     }
-    let stopped = |phase| matches!(phase, AllocationPhase::Stopping | AllocationPhase::Stopped);
-    let statuses = || world.allocations.iter().filter_map(|a| a.object.status.as_ref());
-    if exhausted {
-        let since = second(world).map_or(account.exhausted_at, |a| a.exhausted_at.max(account.exhausted_at));
-        let waited = now.saturating_sub(since);
-        let patience = match world.lease.spec.payment.on_funds_end {
-            OnFundsEnd::Close => 0,
-            OnFundsEnd::Pause => request.map_or(0, |r| r.pause_seconds),
-        };
-        // The tenant may have extended in the last second: that intent is carried out first.
-        let extending = status
-            .intent
-            .as_ref()
-            .is_some_and(|i| i.action == IntentAction::Fund);
-        if waited >= patience && !extending {
-            let whole = request.is_some_and(|r| account.paid_seconds >= r.term_seconds);
-            return Some(if whole {
-                CloseReason::TermOver
-            } else {
-                CloseReason::FundsSpent
-            });
-        }
-        return None;
+    if checked.exhausted {
+        return funds_ended(world, status, account);
     }
-    // A provider that reads the end of the funds a block before us stops first: our own reading tells in a moment.
-    let terms = status
+    provider_stopped(world, account)
+}
+
+/// No leg has started, and none may any more.
+fn never_started(world: &World, status: &GpuLeaseStatus, account: &Account) -> Option<CloseReason> {
+    let start_by = status
         .escrow
         .as_ref()
-        .and_then(|e| Terms::from_wire(&e.terms).ok());
-    let at_the_end = terms.is_some_and(|t| is_exhausted(account, &t))
-        || (account.running != 0 && account.paid_until.saturating_sub(now) <= LAST_SECONDS);
-    let first = statuses().find(|s| stopped(s.phase)).filter(|_| !at_the_end)?;
-    // Funds that come after their end resume nothing that stopped for it.
-    Some(match first.stop_reason.as_deref() {
-        Some("FundsSpent") => CloseReason::FundsSpent,
-        _ => CloseReason::ProviderStopped,
+        .and_then(|e| u64::try_from(e.terms.start_by).ok())?;
+    let late = |a: &Account| a.started_at == 0 && a.block_time > start_by;
+    (account.block_time > start_by && agreed(world, late)).then_some(CloseReason::NeverStarted)
+}
+
+/// The funds are spent: the lease ends at once, or after the pause.
+fn funds_ended(world: &World, status: &GpuLeaseStatus, account: &Account) -> Option<CloseReason> {
+    let request = world.parsed.request.as_ref().ok();
+    let since = second(world).map_or(account.exhausted_at, |a| a.exhausted_at.max(account.exhausted_at));
+    let waited = account.block_time.saturating_sub(since);
+    let patience = match world.lease.spec.payment.on_funds_end {
+        OnFundsEnd::Close => 0,
+        OnFundsEnd::Pause => request.map_or(0, |r| r.pause_seconds),
+    };
+    // The tenant may have extended in the last second: that intent is carried out first.
+    let extending = status
+        .intent
+        .as_ref()
+        .is_some_and(|i| i.action == IntentAction::Fund);
+    let whole = request.is_some_and(|r| account.paid_seconds >= r.term_seconds);
+    (waited >= patience && !extending).then_some(if whole {
+        CloseReason::TermOver
+    } else {
+        CloseReason::FundsSpent
     })
+}
+
+/// A provider has stopped before the end of the funds.
+fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
+    // A provider that reads the end of the funds a block before us stops first: our own reading tells in a moment.
+    let seconds_left = account.paid_until.saturating_sub(account.block_time);
+    let at_the_end = terms(world).is_some_and(|t| is_exhausted(account, t))
+        || (account.running != 0 && seconds_left <= LAST_SECONDS);
+    if at_the_end {
+        return None;
+    }
+    let mut reports = world.allocations.iter().filter_map(|a| a.object.status.as_ref());
+    let stopped = reports.find(|s| s.phase.is_over())?;
+    Some(close_reason(stopped.stop_reason))
+}
+
+/// Why a lease ends whose provider has stopped for that reason.
+const fn close_reason(stopped: Option<StopReason>) -> CloseReason {
+    match stopped {
+        // Funds that come after their end resume nothing that stopped for it.
+        Some(StopReason::FundsSpent) => CloseReason::FundsSpent,
+        Some(
+            StopReason::Released
+            | StopReason::ReservationDeleted
+            | StopReason::AccountClosed
+            | StopReason::NeverStarted
+            | StopReason::AccountMismatch
+            | StopReason::AllocationGone
+            | StopReason::Unpaid
+            | StopReason::PaymentUnknown
+            | StopReason::PauseOver
+            | StopReason::NotAfter
+            | StopReason::FundsUnknown
+            | StopReason::BadTerms,
+        )
+        | None => CloseReason::ProviderStopped,
+    }
 }
 
 /// Whether the funds are spent: the clock stands since `exhausted_at`, and what is left does not cover a second.
@@ -285,21 +292,4 @@ fn job(world: &World) -> Option<JobResult> {
             }
         })
         .map(|j| (*j).clone())
-}
-
-impl Checked {
-    /// The network, or why the lease has to wait for it.
-    pub(super) fn network(world: &World) -> Result<&Network, (&'static str, String)> {
-        match &world.network {
-            Observed::Known(Some(network)) => Ok(network),
-            Observed::Known(None) => Err((
-                "NetworkNotFound",
-                format!(
-                    "there is no usable PaymentNetwork {:?} on this market: `kubectl get paymentnetworks` lists them",
-                    world.lease.spec.payment.network
-                ),
-            )),
-            Observed::Unknown(why) => Err(("NetworkUnknown", why.clone())),
-        }
-    }
 }

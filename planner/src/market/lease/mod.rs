@@ -1,13 +1,22 @@
-//! The market's side of a lease: from the tenant's wish to the refund.
+//! The market's side of a lease, from the spec to the refund.
 //!
-//! [`World`] is what was seen, [`check`] what follows from it, [`decide`] what is to be done, [`conditions`] what a
-//! person is told. A write to the chain happens only for an intent that an earlier pass stored (M2).
+//! [`World`] is what was read, [`check`] what follows from it, [`decide`] what is done, [`conditions`] and [`events`] what
+//! is reported. A write to the chain happens only for an intent that an earlier pass stored (M2).
 
 mod check;
+mod closing;
 mod conditions;
 mod decide;
+mod events;
+mod matching;
+mod opening;
 pub mod phase;
+mod plan;
 mod reads;
+mod recover;
+mod reports;
+mod serving;
+mod summary;
 mod trim;
 mod world;
 
@@ -16,11 +25,14 @@ mod tests;
 
 pub(crate) use check::is_exhausted;
 pub use check::{Checked, check};
-pub use conditions::{chain_failure, events};
-pub use decide::{AllocationWrite, ChainCall, Plan, QUEUED, allocation_name, decide};
+pub use conditions::chain_failure;
+pub use decide::decide;
+pub use events::{Event, events};
+pub use opening::allocation_name;
+pub use plan::{AllocationWrite, ChainCall, Plan};
 pub use reads::{needs_wallet, seeks_prior, wants_second};
 pub use trim::{trim_allocation, trim_lease};
-pub use world::{AllocationSeen, Network, RecoveredAccount, Wallet, World};
+pub use world::{AllocationSeen, Network, Parsed, RecoveredAccount, Wallet, World};
 
 /// Seconds a reservation waits for the money; also how long a signed `open` stays valid.
 pub const OPEN_WITHIN_SECONDS: u64 = 60;

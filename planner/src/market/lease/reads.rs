@@ -2,15 +2,11 @@
 
 use leasehold_crds::{
     ANNOTATION_KNOWN, FINALIZER_MARKET, GpuLease,
-    lease::{GpuLeaseStatus, IntentAction, Phase},
-    shared::conditions::find,
+    lease::{GpuLeaseStatus, IntentAction},
 };
 
-use super::{check::Checked, decide::first_saturated_provider, world::World};
-use crate::{escrow::AccountRead, observed::Observed, placement::place, request::Request};
-
-/// Reason of a lease whose chain can't be read.
-pub(super) const CHAIN_UNREACHABLE: &str = "ChainUnreachable";
+use super::{matching::first_saturated_provider, world::World};
+use crate::{escrow::AccountRead, observed::Observed};
 
 /// The payer's key is read only when a round could begin or a stored intent needs it. Of the world, what takes no asking
 /// must be there already.
@@ -24,7 +20,7 @@ pub fn needs_wallet(world: &World) -> bool {
         let intent = status.intent.as_ref();
         intent.is_some_and(|i| matches!(i.action, IntentAction::Open | IntentAction::Fund))
     };
-    status.phase != Phase::Closed
+    !status.phase.is_over()
         && !ends
         && match status.escrow {
             Some(_) => intends(),
@@ -34,17 +30,9 @@ pub fn needs_wallet(world: &World) -> bool {
 
 /// Whether offers fit, of providers who can be asked now.
 fn could_begin(world: &World) -> bool {
-    let (Ok(request), Ok(network)) = (Request::from_spec(&world.lease.spec), Checked::network(world)) else {
-        return false;
-    };
-    let placed = place(
-        &request,
-        network.currency,
-        network.decimals,
-        &world.providers,
-        &world.candidates,
-    );
-    !placed.choices.is_empty() && first_saturated_provider(world, &placed.choices).is_none()
+    world.parsed.placement.as_ref().is_some_and(|placed| {
+        !placed.choices.is_empty() && first_saturated_provider(world, &placed.choices).is_none()
+    })
 }
 
 /// What could lead to something destructive is read twice.
@@ -63,11 +51,13 @@ pub fn wants_second(read: &Observed<AccountRead>) -> bool {
 pub fn seeks_prior(lease: &GpuLease) -> bool {
     let nothing = GpuLeaseStatus::default();
     let status = lease.status.as_ref().unwrap_or(&nothing);
-    // Once it was sought and nothing found, the lease says what it waits for instead.
-    let sought = find(&status.conditions, "Matched").is_some_and(|c| c.reason != CHAIN_UNREACHABLE);
     let annotations = lease.metadata.annotations.as_ref();
     let known = has_finalizer(lease) || annotations.is_some_and(|a| a.contains_key(ANNOTATION_KNOWN));
-    known && !sought && status.escrow.is_none() && status.phase != Phase::Closed && status.round == 0
+    known
+        && !status.recovery_checked
+        && status.escrow.is_none()
+        && !status.phase.is_over()
+        && status.round == 0
 }
 
 /// Whether our finalizer is on the lease.

@@ -4,9 +4,11 @@ use jiff::Timestamp;
 use leasehold_crds::{
     FINALIZER_MARKET, GpuAllocation, GpuLease,
     lease::{
-        CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share, workload::ResultsAt,
+        CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share,
+        conditions::{LeaseCondition, LeaseEvent, LeaseReason},
+        workload::ResultsAt,
     },
-    market::allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus},
+    market::allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus, StopReason},
     payment::money::{Rate, TokenAmount},
     shared::conditions::{ConditionStatus, condition, find, is_true, set},
 };
@@ -125,9 +127,11 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
         ..GpuAllocationStatus::default()
     });
     let read = Some(Observed::Known(account));
+    let network = Observed::Known(Some(network()));
     World {
+        parsed: Parsed::of(&lease, &network, &[], &[]),
         lease: Arc::new(lease),
-        network: Observed::Known(Some(network())),
+        network,
         providers: Arc::from([]),
         candidates: Arc::from([]),
         allocations: vec![AllocationSeen {
@@ -147,6 +151,25 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
         unfunded_in_namespace: 0,
         unanswered: BTreeMap::new(),
     }
+}
+
+/// The world with its lease parsed anew, as the next reconcile reads it.
+fn parsed(world: &World) -> World {
+    let mut world = world.clone();
+    world.parsed = Parsed::of(&world.lease, &world.network, &world.providers, &world.candidates);
+    world
+}
+
+fn check(world: &World) -> Checked {
+    super::check(&parsed(world))
+}
+
+fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
+    super::decide(&parsed(world), checked, now)
+}
+
+fn needs_wallet(world: &World) -> bool {
+    super::needs_wallet(&parsed(world))
 }
 
 fn end_of(account: Account, provider: AllocationPhase) -> Option<CloseReason> {
@@ -176,7 +199,7 @@ fn one_that_reads_the_end_of_the_funds_before_us_did_not() {
 fn funds_that_come_after_their_end_were_too_late() {
     let mut late = world(AccountRead::Present(account(600)), AllocationPhase::Stopped);
     let allocation = Arc::make_mut(&mut late.allocations[0].object);
-    allocation.status.as_mut().unwrap().stop_reason = Some("FundsSpent".into());
+    allocation.status.as_mut().unwrap().stop_reason = Some(StopReason::FundsSpent);
     assert_eq!(check(&late).end, Some(CloseReason::FundsSpent));
 }
 
@@ -233,7 +256,13 @@ fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
     let stops_at = i64::try_from(NOW).unwrap() + 300;
     let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
-    let deposited = condition("Funded", ConditionStatus::True, "Deposited", String::new(), 1);
+    let deposited = condition(
+        LeaseCondition::Funded,
+        ConditionStatus::True,
+        LeaseReason::Deposited,
+        String::new(),
+        1,
+    );
     set(&mut status.conditions, deposited, now());
     let told = |world: &mut World, answered: i64, stops_at: i64| {
         let allocation = Arc::make_mut(&mut world.allocations[0].object);
@@ -246,7 +275,7 @@ fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
         let events = events(before.as_ref(), &plan.status);
         let warned = events
             .iter()
-            .filter(|(_, reason, _)| *reason == "LongerThanSold")
+            .filter(|event| event.reason == LeaseEvent::LongerThanSold)
             .count();
         Arc::make_mut(&mut world.lease).status = Some(plan.status);
         (funded.status, funded.reason, warned)
@@ -606,7 +635,7 @@ fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile(
     let matched = find(&plan.status.conditions, "Matched").unwrap();
     assert_eq!(
         (plan.status.phase, matched.reason.as_str()),
-        (Phase::Pending, QUEUED)
+        (Phase::Pending, "Queued")
     );
     assert_eq!(plan.queued_at.as_deref(), Some("p"));
     // Others lease nodes meanwhile: that alone is nothing to write.

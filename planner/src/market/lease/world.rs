@@ -1,14 +1,15 @@
-//! What the market's operator saw on one pass.
+//! What the market's operator has read of a lease and around it, and its spec and terms as numbers.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use leasehold_crds::{GpuAllocation, GpuLease};
+use leasehold_crds::{GpuAllocation, GpuLease, lease::Blocker};
 
 use crate::{
-    escrow::{AccountRead, Address, Terms},
+    escrow::{AccountRead, Address, Terms, TermsError},
     observed::Observed,
-    placement::{Candidate, Currency, Provider},
+    placement::{Candidate, Currency, Placement, Provider, place},
     ports::{Balances, Head},
+    request::{Request, SpecError},
 };
 
 /// A PaymentNetwork in numbers.
@@ -57,11 +58,56 @@ pub struct RecoveredAccount {
     pub terms: Terms,
 }
 
+/// A lease in numbers, parsed once for a reconcile.
+#[derive(Clone, Debug)]
+pub struct Parsed {
+    /// The spec.
+    pub request: Result<Request, SpecError>,
+    /// The terms of the account in status.
+    pub terms: Option<Result<Terms, TermsError>>,
+    /// Where it can be placed; only for a lease that could begin a round.
+    pub placement: Option<Placement>,
+}
+
+impl Parsed {
+    /// Parses `lease`, and matches it if it could begin a round.
+    #[must_use]
+    pub fn of(
+        lease: &GpuLease,
+        network: &Observed<Option<Network>>,
+        providers: &[Provider],
+        candidates: &[Candidate],
+    ) -> Self {
+        let request = Request::from_spec(&lease.spec);
+        let status = lease.status.as_ref();
+        let escrow = status.and_then(|s| s.escrow.as_ref());
+        let ends = lease.metadata.deletion_timestamp.is_some()
+            || status.is_some_and(|s| s.close_reason.is_some() || s.phase.is_over());
+        let placement = match (&request, network) {
+            (Ok(request), Observed::Known(Some(network))) if escrow.is_none() && !ends => Some(place(
+                request,
+                network.currency,
+                network.decimals,
+                providers,
+                candidates,
+            )),
+            _ => None,
+        };
+        Self {
+            request,
+            terms: escrow.map(|e| Terms::from_wire(&e.terms)),
+            placement,
+        }
+    }
+}
+
 /// Everything that was seen. Only the lease itself must be readable.
 #[derive(Clone, Debug)]
 pub struct World {
     /// The lease, or what [`super::trim_lease`] leaves of it.
     pub lease: Arc<GpuLease>,
+    /// Its spec, terms and placement.
+    pub parsed: Parsed,
     /// Its PaymentNetwork; `Known(None)` when there is none of that name.
     pub network: Observed<Option<Network>>,
     /// Providers of this market.
@@ -86,4 +132,21 @@ pub struct World {
     pub unfunded_in_namespace: usize,
     /// Questions that wait for an answer, by provider; none where it is not named.
     pub unanswered: BTreeMap<String, usize>,
+}
+
+impl World {
+    /// The network, or why the lease has to wait for it.
+    pub(super) fn network(&self) -> Result<&Network, (Blocker, String)> {
+        match &self.network {
+            Observed::Known(Some(network)) => Ok(network),
+            Observed::Known(None) => Err((
+                Blocker::NetworkNotFound,
+                format!(
+                    "there is no usable PaymentNetwork {:?} on this market: `kubectl get paymentnetworks` lists them",
+                    self.lease.spec.payment.network
+                ),
+            )),
+            Observed::Unknown(why) => Err((Blocker::NetworkUnknown, why.clone())),
+        }
+    }
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation, GpuPool, GpuReservation,
     lease::OnFundsEnd,
-    market::allocation::{AllocationPhase, Declined, GpuAllocationSpec, GpuAllocationStatus},
+    market::allocation::{AllocationPhase, DeclineReason, Declined, GpuAllocationSpec, GpuAllocationStatus},
     payment::money::{Price, TokenAmount},
     provider::reservation::{GpuReservationSpec, Hosting},
     shared::{duration, quantity},
@@ -140,7 +140,7 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
         Err((reason, message)) => {
             status.phase = AllocationPhase::Declined;
             status.declined = Some(Declined {
-                reason: reason.into(),
+                reason: reason.to_string(),
                 message: message.chars().take(1000).collect(),
             });
             Plan::report(status)
@@ -182,7 +182,7 @@ fn mirror(reservation: &GpuReservation, status: &mut GpuAllocationStatus) {
     status.endpoints.clone_from(&from.endpoints);
     status.results.clone_from(&from.results);
     status.stopped_at.clone_from(&from.stopped_at);
-    status.stop_reason.clone_from(&from.stop_reason);
+    status.stop_reason = from.stop_reason;
     // Conditions observe this object, whose generations differ from the reservation's.
     status.conditions.clone_from(&from.conditions);
     for condition in &mut status.conditions {
@@ -210,9 +210,9 @@ impl MaxReserved for AllocationPhase {
 }
 
 /// Reason and message of a declined allocation.
-type Refusal = (&'static str, String);
+type Refusal = (DeclineReason, String);
 
-fn refusal<T>(reason: &'static str, message: impl Into<String>) -> Result<T, Refusal> {
+fn refusal<T>(reason: DeclineReason, message: impl Into<String>) -> Result<T, Refusal> {
     Err((reason, message.into()))
 }
 
@@ -221,7 +221,7 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
     let spec = &world.allocation.spec;
     let Some(seen) = &world.pool else {
         return refusal(
-            "UnknownPool",
+            DeclineReason::UnknownPool,
             format!("this provider has no pool {:?}", spec.pool),
         );
     };
@@ -229,7 +229,7 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
     let not_after_max = check_term(spec, seen.pool, &terms, now)?;
     check_storage(spec, seen.pool)?;
     if !seen.supply.selling {
-        return refusal("NotSelling", "the pool is not for sale at this hour");
+        return refusal(DeclineReason::NotSelling, "the pool is not for sale at this hour");
     }
     let picked = pick_nodes(spec, seen.supply, &shape, nodes)?;
     let meta = &world.allocation.metadata;
@@ -256,37 +256,45 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
 fn check_payment(world: &World<'_>, seen: &PoolSeen<'_>) -> Result<(Terms, Shape, usize), Refusal> {
     let spec = &world.allocation.spec;
     let Some((currency, decimals)) = seen.currency else {
-        return refusal("NoPaymentNetwork", "the pool's PaymentNetwork can't be used now");
+        return refusal(
+            DeclineReason::NoPaymentNetwork,
+            "the pool's PaymentNetwork can't be used now",
+        );
     };
-    let terms = Terms::from_wire(&spec.escrow).map_err(|e| ("BadTerms", e.to_string()))?;
+    let terms = Terms::from_wire(&spec.escrow).map_err(|e| (DeclineReason::BadTerms, e.to_string()))?;
     let same = i64::try_from(currency.chain_id) == Ok(spec.escrow.chain_id)
         && spec.escrow.contract.parse() == Ok(currency.escrow)
         && terms.token == currency.token;
     if !same {
         return refusal(
-            "OtherMoney",
+            DeclineReason::OtherMoney,
             "chain, escrow contract or token are not this provider's",
         );
     }
     let leg = usize::try_from(spec.leg)
         .ok()
         .and_then(|i| terms.legs.get(i))
-        .ok_or(("BadTerms", "there is no such leg".to_owned()))?;
+        .ok_or((DeclineReason::BadTerms, "there is no such leg".to_owned()))?;
     if leg.payee != world.identity.payee || leg.controller != world.identity.controller {
         return refusal(
-            "OtherPayee",
+            DeclineReason::OtherPayee,
             "the leg does not pay this provider, or another key controls it",
         );
     }
-    let shape = Shape::from_wire(&spec.per_node).map_err(|e| ("BadShape", e.to_string()))?;
-    let nodes = usize::try_from(spec.nodes).map_err(|_| ("BadShape", "nodes is out of range".to_owned()))?;
-    let price = Price::parse(&seen.pool.spec.price_per_gpu_hour).map_err(|e| ("BadPrice", e.to_string()))?;
+    let shape = Shape::from_wire(&spec.per_node).map_err(|e| (DeclineReason::BadShape, e.to_string()))?;
+    let nodes = usize::try_from(spec.nodes)
+        .map_err(|_| (DeclineReason::BadShape, "nodes is out of range".to_owned()))?;
+    let price = Price::parse(&seen.pool.spec.price_per_gpu_hour)
+        .map_err(|e| (DeclineReason::BadPrice, e.to_string()))?;
     let lowest = price.rate_floor(shape.gpus.saturating_mul(nodes as u64), decimals);
     if lowest.is_none_or(|lowest| leg.rate < lowest) {
-        return refusal("PriceTooLow", format!("the pool's price is {price} per GPU-hour"));
+        return refusal(
+            DeclineReason::PriceTooLow,
+            format!("the pool's price is {price} per GPU-hour"),
+        );
     }
     if TokenAmount::parse(&spec.deposit).is_ok_and(|d| d.0 == 0) {
-        return refusal("NoDeposit", "nothing would be deposited");
+        return refusal(DeclineReason::NoDeposit, "nothing would be deposited");
     }
     Ok((terms, shape, nodes))
 }
@@ -300,7 +308,7 @@ fn check_term(
 ) -> Result<i64, Refusal> {
     if spec.open_by <= now.as_second() || spec.open_by > now.as_second() + OPEN_BY_SECONDS_MAX {
         return refusal(
-            "BadDeadline",
+            DeclineReason::BadDeadline,
             "openBy is past or too far ahead; are both clocks right?",
         );
     }
@@ -312,13 +320,13 @@ fn check_term(
         .saturating_add(i64::try_from(longest).unwrap_or(i64::MAX / 2));
     if spec.not_after > not_after_max {
         return refusal(
-            "TooLong",
+            DeclineReason::TooLong,
             format!("the pool sells at most {}", pool.spec.max_duration),
         );
     }
     if spec.on_funds_end == OnFundsEnd::Pause && u64::from(terms.pause_for) > pausable {
         return refusal(
-            "PauseTooLong",
+            DeclineReason::PauseTooLong,
             format!("the pool keeps storage for at most {}", pool.spec.max_pause),
         );
     }
@@ -332,19 +340,19 @@ fn check_storage(spec: &GpuAllocationSpec, pool: &GpuPool) -> Result<(), Refusal
         let most = offered
             .and_then(|s| quantity::bytes(&s.max_size).ok())
             .unwrap_or(0);
-        if quantity::bytes(&storage.size).map_err(|e| ("BadShape", e.to_string()))? > most {
+        if quantity::bytes(&storage.size).map_err(|e| (DeclineReason::BadShape, e.to_string()))? > most {
             return refusal(
-                "StorageTooLarge",
+                DeclineReason::StorageTooLarge,
                 format!("the pool has volumes of at most {most} bytes"),
             );
         }
     }
-    let retention =
-        Retention::of(&spec.workload, spec.storage.as_ref()).map_err(|e| ("BadResults", e.to_string()))?;
+    let retention = Retention::of(&spec.workload, spec.storage.as_ref())
+        .map_err(|e| (DeclineReason::BadResults, e.to_string()))?;
     let longest = results::longest(&pool.spec);
     if retention.is_some_and(|retention| retention.seconds > longest) {
         return refusal(
-            "ResultsTooLong",
+            DeclineReason::ResultsTooLong,
             format!("the pool keeps results for at most {}", duration::text(longest)),
         );
     }
@@ -366,12 +374,12 @@ fn pick_nodes(
     }
     if pick(&supply.free, shape, nodes).is_some() {
         return refusal(
-            "RootNotAllowed",
+            DeclineReason::RootNotAllowed,
             "a session is root in a user namespace, and too few of the pool's nodes have these",
         );
     }
     refusal(
-        "NoRoom",
+        DeclineReason::NoRoom,
         format!(
             "{} nodes of the pool have room, none or too few for {nodes} of this share",
             supply.free.len()

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+    provider::{
+        node::{DeviceHealth, GpuDevice, GpuNodeStatus, NodeCondition},
+        reservation::ReservationReason,
+    },
     shared::conditions::{find, is_true},
 };
 
@@ -52,10 +55,10 @@ pub enum FaultKind {
 impl FaultKind {
     /// Reason of the condition `GpusHealthy`.
     #[must_use]
-    pub const fn reason(self) -> &'static str {
+    pub const fn reason(self) -> ReservationReason {
         match self {
-            Self::Gpu => "GpuFault",
-            Self::Node => "NodeLost",
+            Self::Gpu => ReservationReason::GpuFault,
+            Self::Node => ReservationReason::NodeLost,
         }
     }
 }
@@ -185,17 +188,17 @@ fn unix(time: Timestamp) -> u64 {
 #[must_use]
 pub fn unfit(status: &GpuNodeStatus) -> Option<(String, String)> {
     let conditions = &status.conditions;
-    if let Some(kind) = ["Healthy", "WitnessesAgree"]
-        .iter()
-        .find(|kind| !is_true(conditions, kind))
+    if let Some(type_) = [NodeCondition::Healthy, NodeCondition::WitnessesAgree]
+        .into_iter()
+        .find(|type_| !is_true(conditions, type_))
     {
-        let said = find(conditions, kind).map(|c| (c.reason.clone(), c.message.clone()));
+        let said = find(conditions, type_).map(|c| (c.reason.clone(), c.message.clone()));
         return Some(said.unwrap_or_default());
     }
     if status.devices.is_empty() {
         return Some(Default::default());
     }
-    find(conditions, "NoForeignProcesses")
+    find(conditions, NodeCondition::NoForeignProcesses)
         .filter(|c| c.status == "False")
         .map(|c| (c.reason.clone(), c.message.clone()))
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus},
+    provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus, NodeReason},
     shared::conditions::{ConditionStatus, condition},
 };
 
@@ -209,31 +209,49 @@ fn a_lost_gpu_is_no_claim() {
 
 #[test]
 fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
-    let said = |truths: &[(&str, ConditionStatus)]| {
+    let said = |truths: &[(NodeCondition, ConditionStatus)]| {
         let mut seen = status(&[device("a", DeviceHealth::Healthy)]);
         seen.conditions = truths
             .iter()
-            .map(|(kind, truth)| condition(kind, *truth, "Word", "words", 0))
+            .map(|(kind, truth)| condition(*kind, *truth, NodeReason::Agree, "words", 0))
             .collect();
         unfit(&seen)
     };
     use ConditionStatus::{False, True, Unknown};
-    let word = Some(("Word".to_owned(), "words".to_owned()));
+    let word = Some(("Agree".to_owned(), "words".to_owned()));
     let silence = Some((String::new(), String::new()));
-    assert_eq!(said(&[("Healthy", True), ("WitnessesAgree", True)]), None);
     assert_eq!(
-        said(&[("Healthy", True)]),
+        said(&[
+            (NodeCondition::Healthy, True),
+            (NodeCondition::WitnessesAgree, True)
+        ]),
+        None
+    );
+    assert_eq!(
+        said(&[(NodeCondition::Healthy, True)]),
         silence,
         "nobody asked the other witnesses"
     );
     assert_eq!(said(&[]), silence);
-    assert_eq!(said(&[("Healthy", Unknown), ("WitnessesAgree", True)]), word);
-    assert_eq!(said(&[("Healthy", True), ("WitnessesAgree", False)]), word);
+    assert_eq!(
+        said(&[
+            (NodeCondition::Healthy, Unknown),
+            (NodeCondition::WitnessesAgree, True)
+        ]),
+        word
+    );
+    assert_eq!(
+        said(&[
+            (NodeCondition::Healthy, True),
+            (NodeCondition::WitnessesAgree, False)
+        ]),
+        word
+    );
     let processes = |truth| {
         said(&[
-            ("Healthy", True),
-            ("WitnessesAgree", True),
-            ("NoForeignProcesses", truth),
+            (NodeCondition::Healthy, True),
+            (NodeCondition::WitnessesAgree, True),
+            (NodeCondition::NoForeignProcesses, truth),
         ])
     };
     assert_eq!(processes(True), None);

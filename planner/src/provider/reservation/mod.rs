@@ -10,9 +10,11 @@ use leasehold_crds::{
         OnFundsEnd,
         workload::{Endpoint, JobResult, ResultsAt},
     },
-    market::allocation::AllocationPhase,
+    market::allocation::{AllocationPhase, StopReason},
     payment::{escrow::EscrowSnapshot, money::TokenAmount},
-    provider::reservation::{GpuReservationStatus, LegAction, LegIntent},
+    provider::reservation::{
+        GpuReservationStatus, LegAction, LegIntent, ReservationCondition, ReservationReason,
+    },
     shared::conditions::{ConditionStatus, condition, find, set},
 };
 
@@ -32,7 +34,7 @@ pub mod stop;
 
 use leg::Readiness;
 pub use leg::Withdrawals;
-use stop::{CHAIN_OUTAGE_SECONDS_MIN, FreshReads, OFFSET_MAX_SECONDS, Snapshot, StopReason, Verdict};
+use stop::{CHAIN_OUTAGE_SECONDS_MIN, FreshReads, OFFSET_MAX_SECONDS, Snapshot, StopCause, Verdict};
 
 /// How what runs was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -202,8 +204,6 @@ impl Plan {
 const END_AFTER_SECONDS: i64 = 45;
 /// Two readings of one pass are at most some blocks apart.
 const BLOCK_SECONDS: u64 = 15;
-/// Reason of `MarketReachable` when the market answers and shows no such allocation.
-const ALLOCATION_GONE: &str = "AllocationGone";
 /// An unpaid reservation that nobody asks for is given up so long after its allocation went.
 const TAKEN_BACK_SECONDS: i64 = 5;
 /// An unpaid reservation on an unreadable chain is given up so long after its deadline.
@@ -240,13 +240,13 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
     let terms = Terms::from_wire(&world.reservation.spec.allocation.escrow);
     match &terms {
         Err(error) => {
-            plan.status.stop_reason.get_or_insert_with(|| "BadTerms".into());
+            plan.status.stop_reason.get_or_insert(StopReason::BadTerms);
             set(
                 &mut plan.status.conditions,
                 condition(
-                    "Paid",
+                    ReservationCondition::Paid,
                     ConditionStatus::False,
-                    "BadTerms",
+                    ReservationReason::BadTerms,
                     error.to_string(),
                     generation(world),
                 ),
@@ -375,29 +375,29 @@ fn stop_reason(
     before: Option<&EscrowSnapshot>,
     now: Timestamp,
     plan: &mut Plan,
-) -> Option<String> {
+) -> Option<StopReason> {
     let spec = &world.reservation.spec;
     if spec.release {
-        return Some("Released".into());
+        return Some(StopReason::Released);
     }
     if world.reservation.metadata.deletion_timestamp.is_some() {
-        return Some("ReservationDeleted".into());
+        return Some(StopReason::ReservationDeleted);
     }
     match &world.account {
         Observed::Known(AccountRead::Present(account)) if account.closed => {
             return present(&world.second)
                 .is_some_and(|a| a.closed)
-                .then(|| "AccountClosed".into());
+                .then_some(StopReason::AccountClosed);
         }
         Observed::Known(AccountRead::Present(account)) if account.started_at == 0 => {
             let late = |a: &Account| a.started_at == 0 && a.block_time > terms.start_by;
             let agreed = late(account) && present(&world.second).is_some_and(late);
-            return agreed.then(|| "NeverStarted".into());
+            return agreed.then_some(StopReason::NeverStarted);
         }
         Observed::Known(AccountRead::Present(_)) => {}
         Observed::Known(AccountRead::Mismatch) => {
             let agreed = matches!(world.second, Observed::Known(AccountRead::Mismatch));
-            return agreed.then(|| "AccountMismatch".into());
+            return agreed.then_some(StopReason::AccountMismatch);
         }
         Observed::Known(AccountRead::Absent) => {
             let past = world
@@ -406,13 +406,13 @@ fn stop_reason(
                 .is_some_and(|time| wire(*time) > spec.allocation.open_by);
             let agreed = matches!(world.second, Observed::Known(AccountRead::Absent));
             if agreed && before.is_none() && is_asked_no_more(world, &plan.status, now) {
-                return Some("AllocationGone".into());
+                return Some(StopReason::AllocationGone);
             }
-            return (past && agreed && now.as_second() > spec.deadline).then(|| "Unpaid".into());
+            return (past && agreed && now.as_second() > spec.deadline).then_some(StopReason::Unpaid);
         }
         Observed::Unknown(_) if before.is_none() => {
             let waited = now.as_second() > spec.deadline + UNKNOWN_PAYMENT_SECONDS;
-            return waited.then(|| "PaymentUnknown".into());
+            return waited.then_some(StopReason::PaymentUnknown);
         }
         Observed::Unknown(_) => {}
     }
@@ -448,18 +448,18 @@ fn stop_reason(
             plan.wake = plan.wake.min(later(now, until.saturating_sub(unix(now)).max(1)));
             None
         }
-        Verdict::Stop(StopReason::FundsSpent) => match spec.allocation.on_funds_end {
-            OnFundsEnd::Close => Some("FundsSpent".into()),
+        Verdict::Stop(StopCause::FundsSpent) => match spec.allocation.on_funds_end {
+            OnFundsEnd::Close => Some(StopReason::FundsSpent),
             OnFundsEnd::Pause => {
                 let waited = |a: &Account| a.block_time >= a.exhausted_at + u64::from(terms.pause_for);
                 let over = |read| present(read).is_some_and(waited);
                 plan.wake = plan.wake.min(later(now, 5));
-                (over(&world.account) && over(&world.second)).then(|| "PauseOver".into())
+                (over(&world.account) && over(&world.second)).then_some(StopReason::PauseOver)
             }
         },
-        Verdict::Stop(StopReason::NotAfter) => Some("NotAfter".into()),
-        Verdict::Stop(StopReason::FundsUnknown) => match spec.allocation.on_funds_end {
-            OnFundsEnd::Close => Some("FundsUnknown".into()),
+        Verdict::Stop(StopCause::NotAfter) => Some(StopReason::NotAfter),
+        Verdict::Stop(StopCause::FundsUnknown) => match spec.allocation.on_funds_end {
+            OnFundsEnd::Close => Some(StopReason::FundsUnknown),
             OnFundsEnd::Pause => {
                 // What it has stays, as after any end of the funds; the chain will tell for how long.
                 suspend(now, plan);
@@ -473,7 +473,8 @@ fn stop_reason(
 /// Whether the market took its question back some time ago. Room that was never seen paid is not held for nobody; were it
 /// paid after all, it would be refunded whole, as nobody starts it.
 fn is_asked_no_more(world: &World<'_>, status: &GpuReservationStatus, now: Timestamp) -> bool {
-    let gone = find(&status.conditions, "MarketReachable").filter(|c| c.reason == ALLOCATION_GONE);
+    let gone = find(&status.conditions, ReservationCondition::MarketReachable)
+        .filter(|c| c.reason == ReservationReason::AllocationGone.as_str());
     let since = gone.map(|c| c.last_transition_time.0.as_second());
     world.allocation_exists == Observed::Known(false)
         && since.is_some_and(|since| now.as_second() - since >= TAKEN_BACK_SECONDS)
@@ -482,10 +483,10 @@ fn is_asked_no_more(world: &World<'_>, status: &GpuReservationStatus, now: Times
 /// Not to stop: hold, provision, start, serve, pause at a fault, halt when funds are out.
 fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
     let spec = &world.reservation.spec;
-    let put = |status: &mut GpuReservationStatus, kind, truth, reason: &str, message: String| {
+    let put = |status: &mut GpuReservationStatus, type_, truth, reason, message: String| {
         set(
             &mut status.conditions,
-            condition(kind, truth, reason, message, generation(world)),
+            condition(type_, truth, reason, message, generation(world)),
             now,
         );
     };
@@ -493,9 +494,9 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
         plan.status.phase = AllocationPhase::Reserved;
         put(
             &mut plan.status,
-            "Reserved",
+            ReservationCondition::Reserved,
             ConditionStatus::True,
-            "Held",
+            ReservationReason::Held,
             format!("on {}", spec.nodes.join(", ")),
         );
     }
@@ -516,18 +517,18 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
             Some(Some(deposited)) if deposited >= deposit => {
                 put(
                     &mut plan.status,
-                    "Paid",
+                    ReservationCondition::Paid,
                     ConditionStatus::True,
-                    "Deposited",
+                    ReservationReason::Deposited,
                     String::new(),
                 );
             }
             Some(Some(_)) => {
                 put(
                     &mut plan.status,
-                    "Paid",
+                    ReservationCondition::Paid,
                     ConditionStatus::False,
-                    "DepositTooSmall",
+                    ReservationReason::DepositTooSmall,
                     "the account holds less than the lease's deposit".into(),
                 );
                 plan.wake = plan.wake.min(later(now, 5));
@@ -536,9 +537,9 @@ fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
             _ => {
                 put(
                     &mut plan.status,
-                    "Paid",
+                    ReservationCondition::Paid,
                     ConditionStatus::False,
-                    "NotFinalYet",
+                    ReservationReason::NotFinalYet,
                     "the payment is not yet in a block of the level this provider's PaymentNetwork asks for"
                         .into(),
                 );
@@ -688,28 +689,28 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
     // A write that failed is told until nothing is left to be written.
     let settled = status.intent.is_none();
     let phase = status.phase;
-    let stopped = status.stop_reason.clone();
-    let mut put = |kind, truth, reason: &str, message: String| {
+    let stopped = status.stop_reason;
+    let mut put = |type_, truth, reason, message: String| {
         set(
             &mut status.conditions,
-            condition(kind, truth, reason, message, generation(world)),
+            condition(type_, truth, reason, message, generation(world)),
             now,
         );
     };
     match (&world.account, &world.block_time) {
         (Observed::Unknown(why), _) | (_, Observed::Unknown(why)) => put(
-            "ChainReachable",
+            ReservationCondition::ChainReachable,
             ConditionStatus::Unknown,
-            "Unreachable",
+            ReservationReason::Unreachable,
             why.clone(),
         ),
         (Observed::Known(AccountRead::Present(a)), _)
             if unix(now).abs_diff(a.block_time) > OFFSET_MAX_SECONDS =>
         {
             put(
-                "ChainReachable",
+                ReservationCondition::ChainReachable,
                 ConditionStatus::Unknown,
-                "ClockOffset",
+                ReservationReason::ClockOffset,
                 format!(
                     "the newest block is {} s away from this machine's clock: check both",
                     unix(now).abs_diff(a.block_time)
@@ -717,42 +718,62 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
             )
         }
         _ => put(
-            "ChainReachable",
+            ReservationCondition::ChainReachable,
             ConditionStatus::True,
-            "Reachable",
+            ReservationReason::Reachable,
             String::new(),
         ),
     }
     match &world.health.fault {
-        Observed::Known(None) => put("GpusHealthy", ConditionStatus::True, "Healthy", String::new()),
+        Observed::Known(None) => put(
+            ReservationCondition::GpusHealthy,
+            ConditionStatus::True,
+            ReservationReason::Healthy,
+            String::new(),
+        ),
         Observed::Known(Some(fault)) => put(
-            "GpusHealthy",
+            ReservationCondition::GpusHealthy,
             ConditionStatus::False,
             fault.kind.reason(),
             fault.message.clone(),
         ),
         Observed::Unknown(why) => put(
-            "GpusHealthy",
+            ReservationCondition::GpusHealthy,
             ConditionStatus::Unknown,
-            "AgentSilent",
+            ReservationReason::AgentSilent,
             why.clone(),
         ),
     }
     if let (Observed::Known(running), true) = (&world.running, kept) {
         let (seen, nodes) = (&running.results, world.reservation.spec.allocation.nodes);
         if i64::try_from(seen.ready).is_ok_and(|ready| ready >= nodes) {
-            put("ResultsServed", ConditionStatus::True, "Served", String::new());
+            put(
+                ReservationCondition::ResultsServed,
+                ConditionStatus::True,
+                ReservationReason::Served,
+                String::new(),
+            );
         } else {
             let message = match seen.trouble.as_str() {
                 "" => format!("those of {} of {nodes} nodes are served", seen.ready),
                 trouble => trouble.to_owned(),
             };
-            put("ResultsServed", ConditionStatus::False, "NotServed", message);
+            put(
+                ReservationCondition::ResultsServed,
+                ConditionStatus::False,
+                ReservationReason::NotServed,
+                message,
+            );
         }
     }
-    match (&stopped, &world.running) {
+    match (stopped, &world.running) {
         // What is on its way out is not ready, whatever its pods say last.
-        (Some(reason), _) => put("Ready", ConditionStatus::False, "Stopped", reason.clone()),
+        (Some(reason), _) => put(
+            ReservationCondition::Ready,
+            ConditionStatus::False,
+            ReservationReason::Stopped,
+            reason.to_string(),
+        ),
         (None, Observed::Known(running)) => {
             let share = &world.reservation.spec.allocation;
             let nodes = share.nodes;
@@ -762,61 +783,76 @@ fn conditions(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStat
                         "" => format!("{ready} of {nodes} pods are ready"),
                         trouble => format!("{ready} of {nodes} pods are ready: {trouble}"),
                     };
-                    put("Ready", ConditionStatus::False, "PodsNotReady", message);
+                    put(
+                        ReservationCondition::Ready,
+                        ConditionStatus::False,
+                        ReservationReason::PodsNotReady,
+                        message,
+                    );
                 }
                 // While it serves, an agent that begins anew says for a moment that nobody holds a GPU.
                 Readiness::GpusMissing(bound, wanted) if phase != AllocationPhase::Active => put(
-                    "Ready",
+                    ReservationCondition::Ready,
                     ConditionStatus::False,
-                    "GpusNotBound",
+                    ReservationReason::GpusNotBound,
                     format!(
                         "the kubelets' word is there of {bound} of {wanted} GPUs: nothing is charged before"
                     ),
                 ),
                 Readiness::GpusMissing(..) | Readiness::Ready => {
-                    put("Ready", ConditionStatus::True, "PodsReady", String::new());
+                    put(
+                        ReservationCondition::Ready,
+                        ConditionStatus::True,
+                        ReservationReason::PodsReady,
+                        String::new(),
+                    );
                 }
             }
         }
-        (None, Observed::Unknown(why)) => put("Ready", ConditionStatus::Unknown, "Unknown", why.clone()),
+        (None, Observed::Unknown(why)) => put(
+            ReservationCondition::Ready,
+            ConditionStatus::Unknown,
+            ReservationReason::Unknown,
+            why.clone(),
+        ),
     }
-    if settled && find(&status.conditions, "Charged").is_some() {
+    if settled && find(&status.conditions, ReservationCondition::Charged).is_some() {
         set(
             &mut status.conditions,
             condition(
-                "Charged",
+                ReservationCondition::Charged,
                 ConditionStatus::True,
-                "Mined",
+                ReservationReason::Mined,
                 String::new(),
                 generation(world),
             ),
             now,
         );
     }
-    let mut put = |kind, truth, reason: &str, message: String| {
+    let mut put = |type_, truth, reason, message: String| {
         set(
             &mut status.conditions,
-            condition(kind, truth, reason, message, generation(world)),
+            condition(type_, truth, reason, message, generation(world)),
             now,
         );
     };
     match &world.allocation_exists {
         Observed::Known(true) => put(
-            "MarketReachable",
+            ReservationCondition::MarketReachable,
             ConditionStatus::True,
-            "Reachable",
+            ReservationReason::Reachable,
             String::new(),
         ),
         Observed::Known(false) => put(
-            "MarketReachable",
+            ReservationCondition::MarketReachable,
             ConditionStatus::False,
-            ALLOCATION_GONE,
+            ReservationReason::AllocationGone,
             "the market shows no such allocation; paid work runs to its own deadline".into(),
         ),
         Observed::Unknown(why) => put(
-            "MarketReachable",
+            ReservationCondition::MarketReachable,
             ConditionStatus::Unknown,
-            "Unreachable",
+            ReservationReason::Unreachable,
             why.clone(),
         ),
     }
@@ -836,8 +872,10 @@ pub struct News {
 /// What is to be told of the GPUs: that something is wrong with them, or that they are well again.
 #[must_use]
 pub fn news_of_gpus(before: Option<&GpuReservationStatus>, now: &GpuReservationStatus) -> Option<News> {
-    let word = |s: &GpuReservationStatus| find(&s.conditions, "GpusHealthy").map(|c| c.status.clone());
-    let is = find(&now.conditions, "GpusHealthy")?;
+    let word = |s: &GpuReservationStatus| {
+        find(&s.conditions, ReservationCondition::GpusHealthy).map(|c| c.status.clone())
+    };
+    let is = find(&now.conditions, ReservationCondition::GpusHealthy)?;
     let changed = before.and_then(word).as_ref() != Some(&is.status);
     let was_at_fault = before.is_some_and(|s| s.fault_since.is_some());
     let news = match is.status.as_str() {
@@ -861,17 +899,19 @@ pub fn chain_failure(
 ) {
     let (truth, reason) = match error {
         PaymentError::Unreachable(_) | PaymentError::WrongChain { .. } | PaymentError::Malformed(_) => {
-            (ConditionStatus::Unknown, "Unreachable")
+            (ConditionStatus::Unknown, ReservationReason::Unreachable)
         }
-        PaymentError::Pending { .. } => (ConditionStatus::Unknown, "Pending"),
-        PaymentError::Reverted { .. } => (ConditionStatus::False, "Refused"),
-        PaymentError::InsufficientGas { .. } => (ConditionStatus::False, "InsufficientGas"),
-        PaymentError::InsufficientTokens { .. } => (ConditionStatus::False, "InsufficientFunds"),
+        PaymentError::Pending { .. } => (ConditionStatus::Unknown, ReservationReason::Pending),
+        PaymentError::Reverted { .. } => (ConditionStatus::False, ReservationReason::Refused),
+        PaymentError::InsufficientGas { .. } => (ConditionStatus::False, ReservationReason::InsufficientGas),
+        PaymentError::InsufficientTokens { .. } => {
+            (ConditionStatus::False, ReservationReason::InsufficientFunds)
+        }
     };
     set(
         &mut status.conditions,
         condition(
-            "Charged",
+            ReservationCondition::Charged,
             truth,
             reason,
             error.to_string(),

@@ -51,9 +51,9 @@ pub enum FreshReads {
 /// what counts as its grace.
 pub const CHAIN_OUTAGE_SECONDS_MIN: u64 = 15;
 
-/// Why a share stops.
+/// Why the rule stops a share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
+pub enum StopCause {
     /// `notAfter` is here.
     NotAfter,
     /// The funds are spent.
@@ -70,7 +70,7 @@ pub enum Verdict {
     /// Serve on the grace for an unreadable chain, until that local Unix second. It is now used up.
     ServeOnGrace(u64),
     /// Stop.
-    Stop(StopReason),
+    Stop(StopCause),
 }
 
 /// The rule. `now` and `not_after` are local Unix seconds, `grace` is in seconds, `grace_used` says whether the one
@@ -85,7 +85,7 @@ pub const fn verdict(
     grace_used: bool,
 ) -> Verdict {
     if now >= not_after {
-        return Verdict::Stop(StopReason::NotAfter);
+        return Verdict::Stop(StopCause::NotAfter);
     }
     let end = snapshot.paid_until_local();
     if now < end {
@@ -93,7 +93,7 @@ pub const fn verdict(
         return Verdict::ServeUntil(min(end, not_after));
     }
     match reads {
-        FreshReads::Spent => Verdict::Stop(StopReason::FundsSpent),
+        FreshReads::Spent => Verdict::Stop(StopCause::FundsSpent),
         FreshReads::Paid => Verdict::ServeUntil(min(now + 1, not_after)),
         FreshReads::Unreadable { since } => {
             // Read after that end and not spent, the account waits for its legs to start again.
@@ -103,7 +103,7 @@ pub const fn verdict(
                 max(end, since).saturating_add(grace)
             };
             if now >= last {
-                Verdict::Stop(StopReason::FundsUnknown)
+                Verdict::Stop(StopCause::FundsUnknown)
             } else {
                 Verdict::ServeOnGrace(min(last, not_after))
             }
@@ -145,7 +145,7 @@ mod tests {
         );
         assert_eq!(
             verdict(1_105, 9_999, SNAPSHOT, FreshReads::Spent, 600, false),
-            Verdict::Stop(StopReason::FundsSpent)
+            Verdict::Stop(StopCause::FundsSpent)
         );
         assert_eq!(
             verdict(1_105, 9_999, SNAPSHOT, FreshReads::Paid, 600, false),
@@ -153,7 +153,7 @@ mod tests {
         );
         assert_eq!(
             verdict(1_050, 1_050, SNAPSHOT, FreshReads::Paid, 600, false),
-            Verdict::Stop(StopReason::NotAfter)
+            Verdict::Stop(StopCause::NotAfter)
         );
     }
 
@@ -163,8 +163,8 @@ mod tests {
         let at = |now, used| verdict(now, 9_999, SNAPSHOT, silent, 600, used);
         assert_eq!(at(1_105, false), Verdict::ServeOnGrace(1_705));
         assert_eq!(at(1_704, false), Verdict::ServeOnGrace(1_705));
-        assert_eq!(at(1_705, false), Verdict::Stop(StopReason::FundsUnknown));
-        assert_eq!(at(1_105, true), Verdict::Stop(StopReason::FundsUnknown));
+        assert_eq!(at(1_705, false), Verdict::Stop(StopCause::FundsUnknown));
+        assert_eq!(at(1_105, true), Verdict::Stop(StopCause::FundsUnknown));
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
         let at = |now, used| verdict(now, 9_999, SNAPSHOT, silent, 600, used);
         assert_eq!(at(5_000, false), Verdict::ServeOnGrace(5_600));
         assert_eq!(at(5_000, true), Verdict::ServeOnGrace(5_015));
-        assert_eq!(at(5_015, true), Verdict::Stop(StopReason::FundsUnknown));
+        assert_eq!(at(5_015, true), Verdict::Stop(StopCause::FundsUnknown));
     }
 
     proptest! {
@@ -187,9 +187,9 @@ mod tests {
             let reads = [FreshReads::Spent, FreshReads::Paid, silent][kind];
             match verdict(now, not_after, s, reads, grace, used) {
                 Verdict::ServeUntil(t) | Verdict::ServeOnGrace(t) => prop_assert!(t > now && t <= not_after),
-                Verdict::Stop(StopReason::NotAfter) => prop_assert!(now >= not_after),
-                Verdict::Stop(StopReason::FundsSpent) => prop_assert!(now >= s.paid_until_local() && reads == FreshReads::Spent),
-                Verdict::Stop(StopReason::FundsUnknown) => prop_assert!(reads == silent && now >= s.paid_until_local()),
+                Verdict::Stop(StopCause::NotAfter) => prop_assert!(now >= not_after),
+                Verdict::Stop(StopCause::FundsSpent) => prop_assert!(now >= s.paid_until_local() && reads == FreshReads::Spent),
+                Verdict::Stop(StopCause::FundsUnknown) => prop_assert!(reads == silent && now >= s.paid_until_local()),
             }
         }
     }

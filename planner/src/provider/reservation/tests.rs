@@ -278,7 +278,7 @@ fn what_a_job_had_when_the_money_ended_is_kept() {
     for _ in 0..2 {
         share.pass();
     }
-    assert_eq!(share.status().stop_reason.as_deref(), Some("FundsSpent"));
+    assert_eq!(share.status().stop_reason, Some(StopReason::FundsSpent));
     assert_eq!(share.status().results_until, Some(NOW + KEEP));
     share.account.closed = true;
     assert!(keeps_results(&share.stopped()));
@@ -319,7 +319,7 @@ fn unpaid() -> GpuReservation {
 }
 
 /// One pass by a chain that shows no account; whether the market still shows the question.
-fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64) -> Option<String> {
+fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64) -> Option<StopReason> {
     let absent = Observed::Known(AccountRead::Absent);
     let world = World {
         reservation,
@@ -339,7 +339,7 @@ fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64
         results_image: "operator",
     };
     let status = decide(&world, Timestamp::from_second(now).unwrap()).status;
-    let reason = status.stop_reason.clone();
+    let reason = status.stop_reason;
     reservation.status = Some(status);
     reason
 }
@@ -359,7 +359,7 @@ fn unpaid_room_is_given_back_some_seconds_after_its_question_was() {
     );
     assert_eq!(unpaid_pass(&mut share, gone(), NOW + 8), None, "it begins anew");
     let reason = unpaid_pass(&mut share, gone(), NOW + 13);
-    assert_eq!(reason.as_deref(), Some("AllocationGone"));
+    assert_eq!(reason, Some(StopReason::AllocationGone));
 }
 
 #[test]

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leasehold_crds::{
-    lease::GpuLeaseStatus, market::allocation::AllocationPhase, payment::money::TokenAmount,
+    lease::GpuLeaseStatus,
+    market::allocation::{AllocationPhase, StopReason},
+    payment::money::TokenAmount,
 };
 use leasehold_planner::escrow::{Account, AccountRead, Hash, Terms};
 
@@ -56,7 +58,7 @@ type LegActionName = &'static str;
 struct ReservationState {
     terms: Option<Terms>,
     phase: AllocationPhase,
-    stop_reason: Option<String>,
+    stop_reason: Option<StopReason>,
     was_suspended: bool,
     not_after: i64,
     lease_uid: String,

@@ -1,7 +1,9 @@
 //! Stored allocations and reservations: phases move forward, and a stop is final and has a true reason.
 
 use leasehold_crds::{
-    GpuAllocation, GpuReservation, market::allocation::AllocationPhase, provider::reservation::LegAction,
+    GpuAllocation, GpuReservation,
+    market::allocation::{AllocationPhase, StopReason},
+    provider::reservation::LegAction,
     shared::conditions::is_true,
 };
 use leasehold_planner::escrow::{Account, AccountRead, Terms};
@@ -105,13 +107,13 @@ impl Sim {
         if !reservation.exists {
             *reservation = fresh();
         }
-        let (was, stopped) = (reservation.phase, reservation.stop_reason.clone());
+        let (was, stopped) = (reservation.phase, reservation.stop_reason);
         let terms = reservation.terms.clone();
         reservation.phase = status.phase;
         reservation.not_after = spec.not_after;
         reservation.has_job_result = status.job.is_some();
         reservation.was_suspended |= status.phase == AllocationPhase::Suspended;
-        reservation.stop_reason.clone_from(&status.stop_reason);
+        reservation.stop_reason = status.stop_reason;
         let paid_until_before = reservation.paid_until;
         reservation.paid_until = status.escrow.as_ref().map_or(0, |e| e.paid_until);
         if status.phase != was {
@@ -132,7 +134,7 @@ impl Sim {
         self.invariants
             .require(!both, || format!("reservation {name} is stopped and Ready"));
         if stopped.is_none()
-            && let (Some(reason), Some(terms)) = (&status.stop_reason, &terms)
+            && let (Some(reason), Some(terms)) = (status.stop_reason, &terms)
         {
             self.invariants.count(format!("reservation stops {reason}"));
             let justified = self.may_stop(reason, terms, site, object, paid_until_before);
@@ -145,7 +147,7 @@ impl Sim {
 
     fn may_stop(
         &self,
-        reason: &str,
+        reason: StopReason,
         terms: &Terms,
         site: usize,
         object: &GpuReservation,
@@ -158,27 +160,27 @@ impl Sim {
         let clocks = || self.sites[site].processes.iter().map(|p| p.offset_ms);
         let latest = clocks().max().map_or(0, |o| self.clock(o).as_second());
         match reason {
-            "Released" => spec.release,
-            "ReservationDeleted" => object.metadata.deletion_timestamp.is_some(),
-            "AccountClosed" => of_chain(&|a, _| a.closed),
-            "NeverStarted" => of_chain(&|a, time| a.started_at == 0 && time > terms.start_by),
-            "Unpaid" => {
+            StopReason::Released => spec.release,
+            StopReason::ReservationDeleted => object.metadata.deletion_timestamp.is_some(),
+            StopReason::AccountClosed => of_chain(&|a, _| a.closed),
+            StopReason::NeverStarted => of_chain(&|a, time| a.started_at == 0 && time > terms.start_by),
+            StopReason::Unpaid => {
                 self.chain.account(terms) == AccountRead::Absent
                     && i64::try_from(self.chain.newest().head.time).unwrap_or(0) > spec.allocation.open_by
             }
-            "AllocationGone" => {
+            StopReason::AllocationGone => {
                 let asks = |a: &GpuAllocation| a.metadata.uid.as_ref() == Some(&spec.allocation_uid);
                 !self.allocations.all().any(|(_, a)| asks(a))
                     && self.seen(terms, |read, _| *read == AccountRead::Absent)
             }
-            "AccountMismatch" => self.seen(terms, |read, _| *read == AccountRead::Mismatch),
-            "PaymentUnknown" => latest > spec.deadline,
-            "FundsSpent" => of_chain(&|a, _| exhausted(a, terms)),
-            "PauseOver" => of_chain(&|a, time| {
+            StopReason::AccountMismatch => self.seen(terms, |read, _| *read == AccountRead::Mismatch),
+            StopReason::PaymentUnknown => latest > spec.deadline,
+            StopReason::FundsSpent => of_chain(&|a, _| exhausted(a, terms)),
+            StopReason::PauseOver => of_chain(&|a, time| {
                 exhausted(a, terms) && time >= a.exhausted_at + u64::from(terms.pause_for)
             }),
-            "NotAfter" => latest >= spec.allocation.not_after,
-            "FundsUnknown" => {
+            StopReason::NotAfter => latest >= spec.allocation.not_after,
+            StopReason::FundsUnknown => {
                 let spread = clocks().max().unwrap_or(0) - clocks().min().unwrap_or(0);
                 let grace = i64::try_from(self.sites[site].grace_seconds).unwrap_or(0);
                 let used = object.status.as_ref().is_some_and(|s| s.grace_used);
@@ -192,7 +194,7 @@ impl Sim {
                 let dark = (0..2).all(|p| read_by(p).is_none_or(|at| self.now - at > 1_000));
                 now >= paid_until + if used { 0 } else { grace } && (dark || spread > 0)
             }
-            _ => false,
+            StopReason::BadTerms => false,
         }
     }
 }

@@ -9,7 +9,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Terms, salt},
-    market::lease::{self, AllocationSeen, Network, ROUNDS_MAX, RecoveredAccount, Wallet, World},
+    market::lease::{self, AllocationSeen, Network, Parsed, ROUNDS_MAX, RecoveredAccount, Wallet, World},
     observed::Observed,
     ports::Balances,
 };
@@ -33,11 +33,15 @@ impl Sim {
             symbol: "USDC".into(),
             decimals: 6,
         };
+        let network = Observed::Known(Some(network));
+        let market = &self.markets[m];
+        let (providers, candidates) = (market.providers.clone(), market.candidates.clone());
         let mut world = World {
             lease: read.clone(),
-            network: Observed::Known(Some(network)),
-            providers: self.markets[m].providers.clone(),
-            candidates: self.markets[m].candidates.clone(),
+            parsed: Parsed::of(read, &network, &providers, &candidates),
+            network,
+            providers,
+            candidates,
             allocations: self.allocations_of(m, read, &status),
             wallet: Observed::Known(Wallet::NotAsked),
             balances: None,
@@ -57,10 +61,7 @@ impl Sim {
                 Observed::Unknown("the API server is unreachable".into())
             };
         }
-        let terms = status
-            .escrow
-            .as_ref()
-            .and_then(|e| Terms::from_wire(&e.terms).ok());
+        let terms = world.parsed.terms.clone().and_then(Result::ok);
         if !closed {
             world.head = self.read_head(reader, who);
             if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {

@@ -166,9 +166,10 @@ impl Sim {
             AllocationWrite::Create {
                 namespace,
                 name,
+                escrow_id,
                 spec,
             } => {
-                let id = spec.escrow.id.clone();
+                let id = escrow_id.to_string();
                 let mut object = GpuAllocation::new(&name, *spec);
                 object.metadata.finalizers = Some(vec![FINALIZER_MARKET.into()]);
                 object.metadata.annotations = Some([(ANNOTATION_ESCROW.to_owned(), id)].into());

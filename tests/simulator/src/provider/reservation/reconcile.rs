@@ -310,7 +310,7 @@ impl Sim {
             if before.map(|s| s.phase) != Some(run.status.phase)
                 || before.map(|s| &s.intent) != Some(&run.status.intent)
             {
-                let (phase, reason) = (run.status.phase, run.status.stop_reason.clone());
+                let (phase, reason) = (run.status.phase, run.status.stop_reason);
                 let intent = run.status.intent.as_ref().map(|i| i.action);
                 let ok = written.as_ref().err();
                 self.note(|| {

@@ -25,7 +25,7 @@ use kube::{
 use leasehold_crds::{
     GpuNode, GpuOffer, LABEL_LEASE, PROVIDER_NAMESPACE_PREFIX,
     lease::workload::NodeShape,
-    provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus},
+    provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus, NodeCondition, NodeReason},
     shared::conditions::{ConditionStatus, condition},
 };
 use leasehold_e2e::{NAMESPACE, Stack, kwok_node, within};
@@ -141,9 +141,9 @@ fn status(node: &str, holders: &[GpuHolder]) -> GpuNodeStatus {
         ..GpuDevice::default()
     };
     let well = [
-        ("Healthy", "AllHealthy"),
-        ("WitnessesAgree", "Agree"),
-        ("NoForeignProcesses", "OnlyHolders"),
+        (NodeCondition::Healthy, NodeReason::AllHealthy),
+        (NodeCondition::WitnessesAgree, NodeReason::Agree),
+        (NodeCondition::NoForeignProcesses, NodeReason::OnlyHolders),
     ];
     GpuNodeStatus {
         class: CLASS.into(),
@@ -153,8 +153,8 @@ fn status(node: &str, holders: &[GpuHolder]) -> GpuNodeStatus {
         devices: (0..GPUS_OF_A_NODE).map(device).collect(),
         holders: holders.to_vec(),
         conditions: well
-            .iter()
-            .map(|(kind, reason)| condition(kind, ConditionStatus::True, reason, String::new(), 1))
+            .into_iter()
+            .map(|(type_, reason)| condition(type_, ConditionStatus::True, reason, String::new(), 1))
             .collect(),
     }
 }

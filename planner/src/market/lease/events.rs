@@ -1,0 +1,179 @@
+//! The Events of a lease: what changed that a person would want to know.
+
+use leasehold_crds::{
+    lease::{
+        AccountSummary, CloseReason, GpuLeaseStatus, Phase,
+        conditions::{LeaseCondition, LeaseEvent, LeaseReason},
+    },
+    shared::conditions::{ConditionStatus, find},
+};
+
+use super::conditions::ended;
+
+/// An Event to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Whether it is a warning.
+    pub warning: bool,
+    /// Its reason.
+    pub reason: LeaseEvent,
+    /// For a person.
+    pub note: String,
+}
+
+impl Event {
+    fn normal(reason: LeaseEvent, note: impl Into<String>) -> Self {
+        Self {
+            warning: false,
+            reason,
+            note: note.into(),
+        }
+    }
+
+    fn warning(reason: LeaseEvent, note: impl Into<String>) -> Self {
+        Self {
+            warning: true,
+            reason,
+            note: note.into(),
+        }
+    }
+}
+
+/// The Events of the change from `old` to `new`.
+#[must_use]
+pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<Event> {
+    let was = old.map_or(Phase::Pending, |s| s.phase);
+    let mut events = Vec::new();
+    if was != new.phase {
+        events.push(entered(new));
+    }
+    let longer = |s: &GpuLeaseStatus| {
+        let funded = find(&s.conditions, LeaseCondition::Funded)
+            .filter(|c| c.reason == LeaseReason::LongerThanSold.as_str());
+        funded.map(|c| c.message.clone())
+    };
+    if let Some(message) = longer(new).filter(|_| old.and_then(longer).is_none()) {
+        events.push(Event::warning(LeaseEvent::LongerThanSold, message));
+    }
+    events.extend(conditions_changed(old, new));
+    if let (Some(old), Some(summary)) = (old.and_then(|s| s.money.as_ref()), &new.money)
+        && old.deposited != summary.deposited
+        && was != Phase::Pending
+    {
+        events.push(Event::normal(
+            LeaseEvent::ToppedUp,
+            format!("deposited {} in all, was {}", summary.deposited, old.deposited),
+        ));
+    }
+    let abandoned = new.close_reason == Some(CloseReason::Abandoned);
+    if new.phase.is_over() && !was.is_over() && abandoned {
+        let id = new
+            .escrow
+            .as_ref()
+            .map(|e| e.terms.id.clone())
+            .unwrap_or_default();
+        events.push(Event::warning(
+            LeaseEvent::Abandoned,
+            format!("the payer gets the rest back by calling close(terms, 0) on the escrow for account {id}"),
+        ));
+    }
+    events
+}
+
+/// The lease has entered its phase.
+fn entered(new: &GpuLeaseStatus) -> Event {
+    let AccountSummary {
+        deposited,
+        rate,
+        paid_until,
+        spent,
+        refunded,
+        ..
+    } = new.money.clone().unwrap_or_default();
+    match new.phase {
+        Phase::Pending => Event::warning(
+            LeaseEvent::RoundLapsed,
+            "nothing was paid; the next round begins by itself",
+        ),
+        Phase::Matched => Event::normal(LeaseEvent::Matched, format!("asked {} to reserve", new.providers)),
+        Phase::Funded => Event::normal(
+            LeaseEvent::Funded,
+            format!("deposited {deposited}, {rate} at most"),
+        ),
+        Phase::Provisioning => Event::normal(
+            LeaseEvent::Provisioning,
+            "providers make the workload ready; nothing is charged yet",
+        ),
+        Phase::Active => Event::normal(
+            LeaseEvent::Active,
+            format!(
+                "serving and charged by the second, paid until {}",
+                paid_until.unwrap_or_default()
+            ),
+        ),
+        Phase::Suspended => Event::warning(
+            LeaseEvent::Suspended,
+            "the funds are spent; storage is kept for pauseFor",
+        ),
+        Phase::Settling => Event::normal(
+            LeaseEvent::Settling,
+            format!("ending: {}", ended(new.close_reason)),
+        ),
+        Phase::Closed => Event::normal(
+            LeaseEvent::Closed,
+            format!(
+                "{}: spent {}, refunded {}",
+                ended(new.close_reason),
+                spent.unwrap_or_else(|| "0".into()),
+                refunded.unwrap_or_else(|| "0".into())
+            ),
+        ),
+    }
+}
+
+/// Conditions that are not True and whose reason has changed.
+fn conditions_changed(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> impl Iterator<Item = Event> {
+    LeaseCondition::ALL.iter().filter_map(move |type_| {
+        let event = event_of(*type_)?;
+        let before = old.and_then(|s| find(&s.conditions, type_));
+        let after = find(&new.conditions, type_)?;
+        let changed = after.status != ConditionStatus::True.as_str()
+            && !after.message.is_empty()
+            && before.is_none_or(|b| b.reason != after.reason);
+        (changed && is_news(*type_, &after.reason, new.phase))
+            .then(|| Event::warning(event, format!("{}: {}", after.reason, after.message)))
+    })
+}
+
+/// Whether a condition that is not True deserves a warning: what every lease passes through does not.
+fn is_news(type_: LeaseCondition, reason: &str, phase: Phase) -> bool {
+    let passing = match type_ {
+        LeaseCondition::Funded => Some(LeaseReason::NotOpened),
+        LeaseCondition::Matched => Some(LeaseReason::Queued),
+        LeaseCondition::Provisioned
+        | LeaseCondition::Ready
+        | LeaseCondition::ChainReachable
+        | LeaseCondition::ProviderReachable
+        | LeaseCondition::Settled => None,
+    };
+    if passing.is_some_and(|passing| passing.as_str() == reason) {
+        return false;
+    }
+    match phase {
+        Phase::Pending | Phase::Matched => type_ != LeaseCondition::Ready,
+        Phase::Active | Phase::Suspended => true,
+        Phase::Funded | Phase::Provisioning | Phase::Settling | Phase::Closed => false,
+    }
+}
+
+/// The reason of the Event of a condition that is not True; `None` where there is none.
+const fn event_of(type_: LeaseCondition) -> Option<LeaseEvent> {
+    match type_ {
+        LeaseCondition::Matched => Some(LeaseEvent::NotMatched),
+        LeaseCondition::Funded => Some(LeaseEvent::NotFunded),
+        LeaseCondition::Ready => Some(LeaseEvent::NotReady),
+        LeaseCondition::ChainReachable => Some(LeaseEvent::ChainUnreachable),
+        LeaseCondition::ProviderReachable => Some(LeaseEvent::ProviderSilent),
+        LeaseCondition::Provisioned | LeaseCondition::Settled => None,
+    }
+}

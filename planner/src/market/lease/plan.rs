@@ -1,0 +1,114 @@
+//! The plan of a reconcile: what is written to the chain, to allocations and to the status, and when to look again.
+
+use jiff::{SignedDuration, Timestamp};
+use leasehold_crds::{
+    lease::GpuLeaseStatus, market::allocation::GpuAllocationSpec, payment::money::TokenAmount,
+};
+
+use super::world::AllocationSeen;
+use crate::escrow::{Hash, Terms};
+
+/// A write to the chain that a stored intent asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChainCall {
+    /// Open the account with that deposit; refused after `valid_until` (Unix seconds).
+    Open {
+        terms: Terms,
+        deposit: TokenAmount,
+        valid_until: u64,
+    },
+    /// Fill it up to that total.
+    Fund { terms: Terms, total: TokenAmount },
+    /// Close it and pay out the legs in the bitmap.
+    Close { terms: Terms, payouts: u16 },
+}
+
+/// A write to an allocation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AllocationWrite {
+    /// Ask a provider.
+    Create {
+        namespace: String,
+        name: String,
+        /// Id of the account that pays for it.
+        escrow_id: Hash,
+        spec: Box<GpuAllocationSpec>,
+    },
+    /// Ask it to stop.
+    Release {
+        namespace: String,
+        name: String,
+        /// Whether what its job left behind goes too.
+        drop_results: bool,
+    },
+    /// Let it serve longer.
+    Prolong {
+        namespace: String,
+        name: String,
+        not_after: i64,
+    },
+    /// Nothing was ever paid: take the question back.
+    Delete { namespace: String, name: String },
+}
+
+/// What is to be done on this pass, and when to look again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Whether the finalizer is to be held; `None` leaves it as it is.
+    pub finalizer: Option<bool>,
+    /// Writes to allocations, in this order.
+    pub allocations: Vec<AllocationWrite>,
+    /// The write to the chain that an intent stored earlier asks for.
+    pub call: Option<ChainCall>,
+    /// The status to be reported.
+    pub status: GpuLeaseStatus,
+    /// The provider whose answers to others are waited for; when there is one less of them, it is time to look again.
+    pub queued_at: Option<String>,
+    /// When to look again at the latest.
+    pub wake: Timestamp,
+}
+
+impl Plan {
+    /// What is reported when not every write to an allocation was done: a lease is not closed before what it asked for was
+    /// taken back, as nobody would do it after that.
+    #[must_use]
+    pub fn status_if_incomplete(&self, before: &GpuLeaseStatus) -> GpuLeaseStatus {
+        if self.status.phase.is_over() {
+            before.clone()
+        } else {
+            self.status.clone()
+        }
+    }
+
+    /// The questions that begin with this plan: provider and name of the allocation.
+    pub fn new_allocations(&self, before: &GpuLeaseStatus) -> impl Iterator<Item = (&str, &str)> {
+        let begins = (before.round, &before.escrow) != (self.status.round, &self.status.escrow);
+        let escrow = self.status.escrow.as_ref().filter(|_| begins);
+        let shares = escrow.into_iter().flat_map(|e| &e.shares);
+        shares.map(|share| (share.provider.as_str(), share.namespace.as_str()))
+    }
+
+    /// Whether what begins is to be noted before anything is done: the status is written, and nothing else (M2).
+    #[must_use]
+    pub fn must_persist_first(&self, before: &GpuLeaseStatus) -> bool {
+        let after = &self.status;
+        let round = (before.round, &before.escrow) != (after.round, &after.escrow);
+        round || (after.intent.is_some() && before.intent != after.intent)
+    }
+}
+
+/// The time so many seconds from now.
+pub(super) fn in_seconds(now: Timestamp, seconds: u64) -> Timestamp {
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX / 4).min(1 << 33);
+    now.checked_add(SignedDuration::from_secs(seconds))
+        .unwrap_or(Timestamp::MAX)
+}
+
+/// Namespace and name of an allocation.
+pub(super) fn keys(seen: &AllocationSeen) -> (String, String) {
+    let meta = &seen.object.metadata;
+    (
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    )
+}

@@ -1,0 +1,126 @@
+//! A lease whose status was lost: the account and the allocations that are still there tell what it was.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    PROVIDER_NAMESPACE_PREFIX,
+    lease::{Intent, IntentAction, LeaseEscrow, Share},
+};
+
+use super::{
+    decide::Step,
+    opening::allocation_name,
+    plan::Plan,
+    world::{AllocationSeen, RecoveredAccount, World},
+};
+use crate::{
+    escrow::{Leg, Terms},
+    observed::Observed,
+};
+
+/// Status was lost: it is written again from the account that was found and the allocations that are there.
+pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
+    let mine = || {
+        let mine = |a: &&AllocationSeen| Terms::from_wire(&a.object.spec.escrow).as_ref() == Ok(&prior.terms);
+        world.allocations.iter().filter(mine)
+    };
+    let (chain_id, contract) = match (&world.network, mine().next()) {
+        (Observed::Known(Some(n)), _) => (n.currency.chain_id, n.currency.escrow),
+        (_, Some(seen)) => (
+            u64::try_from(seen.object.spec.escrow.chain_id).unwrap_or_default(),
+            seen.object.spec.escrow.contract.parse().unwrap_or_default(),
+        ),
+        _ => return,
+    };
+    let share = |index: usize, leg: &Leg| {
+        let of_leg = |a: &&AllocationSeen| usize::try_from(a.object.spec.leg) == Ok(index);
+        if let Some(seen) = mine().find(of_leg) {
+            let spec = &seen.object.spec;
+            return Share {
+                provider: provider_of(seen),
+                pool: spec.pool.clone(),
+                class: spec.class.clone(),
+                namespace: allocation_name(&prior.terms, index),
+                nodes: spec.nodes,
+                price_per_gpu_hour: spec.price_per_gpu_hour.clone(),
+            };
+        }
+        // Its allocation is gone: the leg itself says who serves it.
+        let serves = |p: &&crate::placement::Provider| (p.payee, p.controller) == (leg.payee, leg.controller);
+        let provider = world.providers.iter().find(serves).map_or("unknown", |p| &p.name);
+        Share {
+            provider: provider.into(),
+            pool: "unknown".into(),
+            class: "unknown".into(),
+            namespace: allocation_name(&prior.terms, index),
+            nodes: 1,
+            price_per_gpu_hour: "0".into(),
+        }
+    };
+    plan.status.round = i64::try_from(prior.round).unwrap_or(i64::MAX);
+    plan.status.escrow = Some(LeaseEscrow {
+        terms: prior.terms.to_wire(chain_id, contract),
+        open_by: mine().next().map_or(0, |a| a.object.spec.open_by),
+        shares: prior
+            .terms
+            .legs
+            .iter()
+            .enumerate()
+            .map(|(i, l)| share(i, l))
+            .collect(),
+    });
+    plan.status.providers = providers_text(plan.status.escrow.as_ref());
+}
+
+/// Status was lost before the chain shows an account: the newest question that is still there tells the round. When
+/// every provider was asked the account may be under way, so it is that round which goes on.
+pub(super) fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
+    let newest = world.allocations.iter().max_by_key(|a| a.object.spec.round)?;
+    let spec = &newest.object.spec;
+    let round = spec.round.max(1);
+    let mine = || {
+        let same = |a: &&AllocationSeen| a.object.spec.escrow == spec.escrow;
+        world.allocations.iter().filter(same)
+    };
+    let asked = |terms: &Terms| mine().count() >= terms.legs.len();
+    match Terms::from_wire(&spec.escrow) {
+        Ok(terms) if asked(&terms) => {
+            let round = round.unsigned_abs();
+            if mine().filter(|a| a.signed).count() >= terms.legs.len() {
+                // All had accepted: the intent to open may have been stored, and may have been carried out.
+                plan.status.intent = Some(Intent {
+                    action: IntentAction::Open,
+                    total: Some(spec.deposit.clone()),
+                    written_at: now.to_string(),
+                });
+            }
+            adopt(world, &RecoveredAccount { round, terms }, plan);
+        }
+        _ => plan.status.round = round,
+    }
+    Some(Step::unchanged())
+}
+
+/// Name of the provider that an allocation is addressed to.
+pub(super) fn provider_of(allocation: &AllocationSeen) -> String {
+    let namespace = allocation
+        .object
+        .metadata
+        .namespace
+        .as_deref()
+        .unwrap_or_default();
+    namespace
+        .strip_prefix(PROVIDER_NAMESPACE_PREFIX)
+        .unwrap_or(namespace)
+        .to_owned()
+}
+
+/// Names of the providers, joined by commas.
+pub(super) fn providers_text(escrow: Option<&LeaseEscrow>) -> String {
+    let mut names: Vec<&str> = escrow
+        .iter()
+        .flat_map(|e| &e.shares)
+        .map(|s| s.provider.as_str())
+        .collect();
+    names.dedup();
+    names.join(",")
+}

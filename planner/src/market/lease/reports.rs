@@ -1,0 +1,26 @@
+//! What providers report of a lease, copied into its status.
+
+use std::collections::BTreeMap;
+
+use leasehold_crds::lease::{GpuLeaseStatus, workload::ResultsAt};
+
+use super::{check::Checked, world::World};
+/// What providers report is taken over as they say it; money never depends on it.
+pub(super) fn copy_provider_reports(world: &World, checked: &Checked, status: &mut GpuLeaseStatus) {
+    if let Some(job) = &checked.job {
+        status.job = Some(job.clone());
+    }
+    let reports = || {
+        let allocations = world.allocations.iter();
+        allocations.filter_map(|a| a.object.status.as_ref())
+    };
+    let mut endpoints: Vec<_> = reports().flat_map(|s| s.endpoints.clone()).collect();
+    // An allocation that is gone takes nothing along: its results outlive it.
+    let results = reports().flat_map(|s| s.results.iter().cloned());
+    let mut by_node: BTreeMap<i64, ResultsAt> = status.results.drain(..).map(|r| (r.node, r)).collect();
+    by_node.extend(results.map(|r| (r.node, r)));
+    status.results = by_node.into_values().take(64).collect();
+    endpoints.truncate(256);
+    endpoints.sort_by(|a, b| (a.node, &a.name).cmp(&(b.node, &b.name)));
+    status.endpoints = endpoints;
+}

@@ -1,0 +1,164 @@
+//! A lease whose account is open: it is provisioned, served and funded.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    lease::{Intent, IntentAction},
+    payment::money::TokenAmount,
+};
+
+use super::{
+    NOT_AFTER_MARGIN_SECONDS,
+    check::Checked,
+    decide::Step,
+    phase::Fact,
+    plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
+    world::World,
+};
+use crate::{
+    escrow::{Account, Terms},
+    request::Request,
+};
+/// The account is open: provision, serve, fund.
+pub(super) fn serve(
+    world: &World,
+    checked: &Checked,
+    account: &Account,
+    terms: &Terms,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Step {
+    if plan
+        .status
+        .intent
+        .as_ref()
+        .is_some_and(|i| i.action == IntentAction::Open)
+    {
+        plan.status.intent = None;
+    }
+    let seconds_left = account.paid_until.saturating_sub(account.block_time);
+    plan.wake = in_seconds(
+        now,
+        if account.running == 0 {
+            5
+        } else {
+            seconds_left.clamp(1, 60)
+        },
+    );
+    if let Ok(request) = &world.parsed.request {
+        fund(world, request, account, checked.exhausted, terms, now, plan);
+        prolong(world, request, account, plan);
+    }
+    if account.running != 0 {
+        return Step::at(Fact::Serving);
+    }
+    if account.started_at != 0 {
+        // The clock may run with every leg paused: paid time passes, nobody serves.
+        return if checked.exhausted {
+            Step::at(Fact::OutOfFunds)
+        } else {
+            Step::unchanged()
+        };
+    }
+    let provisioning = world
+        .allocations
+        .iter()
+        .any(|a| a.object.status.as_ref().is_some_and(|s| s.phase.is_running()));
+    Step::at(if provisioning {
+        Fact::Provisioning
+    } else {
+        Fact::Open
+    })
+}
+
+/// Funds the account when the term grew or the runway is short: stores the intent, or carries out the stored one.
+fn fund(
+    world: &World,
+    request: &Request,
+    account: &Account,
+    exhausted: bool,
+    terms: &Terms,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    if let Some(intent) = plan.status.intent.clone() {
+        let total = intent.total.as_deref().and_then(|t| TokenAmount::parse(t).ok());
+        match (intent.action, total) {
+            (IntentAction::Fund, Some(total)) if account.deposited < total => {
+                plan.call = Some(ChainCall::Fund {
+                    terms: terms.clone(),
+                    total,
+                });
+                plan.wake = in_seconds(now, 5);
+                return;
+            }
+            (IntentAction::Fund, _) => plan.status.intent = None,
+            (IntentAction::Open | IntentAction::Close, _) => return,
+        }
+    }
+    let Some(total) = wanted_total(world, request, account, exhausted, terms) else {
+        return;
+    };
+    if total > account.deposited {
+        plan.status.intent = Some(Intent {
+            action: IntentAction::Fund,
+            total: Some(total.to_string()),
+            written_at: now.to_string(),
+        });
+        plan.wake = now;
+    }
+}
+
+/// What the account should hold in all: the term's cost, or more by the top-up policy.
+fn wanted_total(
+    world: &World,
+    request: &Request,
+    account: &Account,
+    exhausted: bool,
+    terms: &Terms,
+) -> Option<TokenAmount> {
+    let rate = terms.rate();
+    let term = rate.cost_ceil(request.term_seconds)?;
+    let Some(rule) = &request.top_up else {
+        return Some(term);
+    };
+    let Ok(network) = world.network() else {
+        return Some(term);
+    };
+    let cap = rule.cap(network.decimals).ok()?;
+    let runway = match account.paid_until {
+        0 => return Some(term),
+        _ if exhausted => 0,
+        _ if account.exhausted_at != 0 => return Some(term),
+        until => until.saturating_sub(account.block_time),
+    };
+    if runway >= rule.when_below_seconds {
+        return Some(term);
+    }
+    let topped = account
+        .deposited
+        .checked_add(rate.cost_ceil(rule.extend_seconds)?)?;
+    Some(if topped <= cap { topped.max(term) } else { term })
+}
+
+/// `notAfter` follows the paid time upwards.
+fn prolong(world: &World, request: &Request, account: &Account, plan: &mut Plan) {
+    if account.paid_until == 0 {
+        return;
+    }
+    let wanted = account.paid_until + request.pause_seconds + NOT_AFTER_MARGIN_SECONDS;
+    let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
+    plan.allocations.extend(
+        world
+            .allocations
+            .iter()
+            .filter(|a| a.object.spec.not_after < wanted && !a.object.spec.release)
+            .map(|a| {
+                let (namespace, name) = keys(a);
+                AllocationWrite::Prolong {
+                    namespace,
+                    name,
+                    not_after: wanted,
+                }
+            }),
+    );
+}
