@@ -1,6 +1,6 @@
 //! The escrow as decisions see it: terms, accounts, ids. No chain library's types, no IO.
 //!
-//! The contract is `chain/contracts/src/Escrow.sol`; the names here are its names.
+//! The contract is `chain/contracts/src/escrow/Escrow.sol`; the names here are its names.
 
 use std::{fmt, str::FromStr};
 

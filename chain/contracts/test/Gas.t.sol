@@ -3,7 +3,7 @@
 // gas/escrow.json. Without --isolate the values are 3 to 13 times too low and must not be used.
 pragma solidity ^0.8.28;
 
-import {Authorization, Permit, Terms} from "../src/EscrowTypes.sol";
+import {Authorization, Permit, Terms} from "../src/escrow/EscrowTypes.sol";
 import {Stage} from "./Stage.sol";
 import {vm} from "./Vm.sol";
 

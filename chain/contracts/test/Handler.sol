@@ -4,8 +4,8 @@
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
-import {Leg, Phase, Terms} from "../src/EscrowTypes.sol";
-import {IEscrow} from "../src/IEscrow.sol";
+import {Leg, Phase, Terms} from "../src/escrow/EscrowTypes.sol";
+import {IEscrow} from "../src/escrow/IEscrow.sol";
 import {TestToken} from "../src/TestToken.sol";
 import {Ghost, GhostLeg, Model} from "./Model.sol";
 import {vm} from "./Vm.sol";

@@ -2,7 +2,7 @@
 // Invariants after any sequence of actions of any callers.
 pragma solidity ^0.8.28;
 
-import {LegView, Phase, Snapshot, Terms} from "../src/EscrowTypes.sol";
+import {LegView, Phase, Snapshot, Terms} from "../src/escrow/EscrowTypes.sol";
 import {Handler} from "./Handler.sol";
 import {Ghost, Model} from "./Model.sol";
 import {Stage} from "./Stage.sol";

@@ -2,8 +2,8 @@
 // Outgoing money: withdrawals, closes by each permitted caller, notice, refunds, and the corresponding views.
 pragma solidity ^0.8.28;
 
-import {Account, Phase, Snapshot, Terms} from "../src/EscrowTypes.sol";
-import {IEscrow} from "../src/IEscrow.sol";
+import {Account, Phase, Snapshot, Terms} from "../src/escrow/EscrowTypes.sol";
+import {IEscrow} from "../src/escrow/IEscrow.sol";
 import {Stage} from "./Stage.sol";
 import {vm} from "./Vm.sol";
 

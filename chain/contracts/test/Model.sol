@@ -3,7 +3,7 @@
 // formula with the contract. The invariants compare the two.
 pragma solidity ^0.8.28;
 
-import {Phase} from "../src/EscrowTypes.sol";
+import {Phase} from "../src/escrow/EscrowTypes.sol";
 
 struct GhostLeg {
     uint256 rate;

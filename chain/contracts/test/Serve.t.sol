@@ -3,8 +3,8 @@
 pragma solidity ^0.8.28;
 
 import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
-import {Permit, Phase, Snapshot, Terms} from "../src/EscrowTypes.sol";
-import {IEscrow} from "../src/IEscrow.sol";
+import {Permit, Phase, Snapshot, Terms} from "../src/escrow/EscrowTypes.sol";
+import {IEscrow} from "../src/escrow/IEscrow.sol";
 import {Stage} from "./Stage.sol";
 import {vm} from "./Vm.sol";
 

@@ -3,8 +3,8 @@
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
-import {Authorization, Leg, LegView, Permit, Snapshot, Terms} from "../src/EscrowTypes.sol";
-import {IEscrow} from "../src/IEscrow.sol";
+import {Authorization, Leg, LegView, Permit, Snapshot, Terms} from "../src/escrow/EscrowTypes.sol";
+import {IEscrow} from "../src/escrow/IEscrow.sol";
 import {TestToken} from "../src/TestToken.sol";
 import {vm} from "./Vm.sol";
 
