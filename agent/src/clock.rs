@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_began_before_any_time_in_it() {
+    fn a_time_is_rounded_down_to_its_second() {
         let time = Timestamp::from_microsecond(1_700_000_000_900_001).unwrap();
         assert_eq!(second(time), Timestamp::from_second(1_700_000_000).unwrap());
     }

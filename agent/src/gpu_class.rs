@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slug_is_a_name_for_kubernetes_whatever_the_card_is_called() {
+    fn a_slug_is_a_valid_kubernetes_name_for_any_card_name() {
         for name in [
             "x".repeat(200),
             "Ω Ω Ω".to_owned(),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_factor_of_a_device_id_is_not_given_to_a_card_that_lies_about_its_name() {
+    fn the_form_factor_of_a_device_id_is_not_used_for_a_card_with_another_name() {
         assert_eq!(
             Class::of("NVIDIA GeForce RTX 4090", 81559 * MIB, 0x2330).form_factor,
             None

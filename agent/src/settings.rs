@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_flags_say_what_would_be_right() {
+    fn invalid_flags_are_refused_with_the_valid_form() {
         for (flags, says) in [
             (["--node-name", "n1", "--period", "10"], "write 10s"),
             (["--node-name", "n1", "--period", "1ms"], "shorter than 100ms"),

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_what_is_true_at_each_moment() {
+    async fn probes_report_the_current_state() {
         let loopback = "127.0.0.1:0".parse().unwrap();
         let (health, shutdown) = (Health::new(), CancellationToken::new());
         let heartbeat = health.heartbeat("sweep", Duration::from_secs(60));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_taken_address_is_refused_with_the_flag_that_changes_it() {
+    async fn an_address_in_use_is_refused_with_the_flag_to_change() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
         let error = serve(address, Arc::default(), Health::new(), CancellationToken::new())

@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_lives_as_long_as_it_beats() {
+    async fn a_loop_is_alive_as_long_as_it_beats() {
         let health = Health::new();
         let heartbeat = health.heartbeat("sweep", Duration::from_secs(30));
         tokio::time::advance(Duration::from_secs(29)).await;

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_understood_after_a_subcommand() {
+    fn flags_are_accepted_after_a_subcommand() {
         #[derive(Parser)]
         struct Args {
             #[command(subcommand)]
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_does_not_parse_is_refused_by_its_flag() {
+    fn an_invalid_filter_is_refused_with_its_flag() {
         let error = settings(&["--log-filter", "a=b=c"]).unwrap_err();
         assert!(error.to_string().contains("--log-filter"), "{error}");
     }

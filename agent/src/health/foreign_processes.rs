@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_its_holder_may_compute_on_a_gpu() {
+    fn only_holders_may_compute_on_a_gpu() {
         let pod = |name: &str| {
             Owner::Pod(PodName {
                 namespace: "team-a".to_owned(),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn one_reading_is_no_proof_and_silence_is_no_answer() {
+    fn a_foreign_process_needs_two_readings_and_available_sources() {
         let once = ForeignProcesses::default().after(vec!["x".to_owned()]);
         assert!(once.is_unconfirmed() && once.confirmed().is_empty());
         let twice = once.clone().after(vec!["x".to_owned()]);

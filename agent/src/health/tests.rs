@@ -116,12 +116,12 @@ impl Node {
 }
 
 #[test]
-fn a_gpu_that_all_witnesses_vouch_for_is_healthy_at_once() {
+fn a_gpu_confirmed_by_all_sources_is_healthy_immediately() {
     assert_eq!(node(4).health(), [DeviceHealth::Healthy; 4]);
 }
 
 #[test]
-fn a_gpu_is_not_sold_before_the_device_plugin_offers_it() {
+fn a_gpu_is_not_healthy_before_the_device_plugin_advertises_it() {
     let mut node = node(1);
     node.history = HealthHistory::default();
     node.allocatable().clear();
@@ -137,7 +137,7 @@ fn a_gpu_is_not_sold_before_the_device_plugin_offers_it() {
 }
 
 #[test]
-fn one_reading_takes_no_gpu_out_of_sale_and_the_second_does() {
+fn a_fault_needs_two_readings() {
     let mut node = node(2);
     node.world.reading.slots[0] = Slot::Lost;
     node.observe();
@@ -152,7 +152,7 @@ fn one_reading_takes_no_gpu_out_of_sale_and_the_second_does() {
 }
 
 #[test]
-fn a_fault_seen_once_and_gone_was_none() {
+fn a_fault_seen_only_once_is_ignored() {
     let mut node = node(1);
     node.world.reading.slots[0] = Slot::Lost;
     node.observe();
@@ -165,7 +165,7 @@ fn a_fault_seen_once_and_gone_was_none() {
 }
 
 #[test]
-fn a_lost_gpu_comes_back_after_some_clean_readings_and_the_plugin_s_word() {
+fn a_lost_gpu_recovers_after_clean_readings_and_when_it_is_advertised() {
     let mut node = node(1);
     node.world.reading.slots[0] = Slot::Lost;
     node.allocatable().clear();
@@ -216,7 +216,7 @@ fn an_unplugged_gpu_is_lost_and_the_others_keep_their_health() {
 }
 
 #[test]
-fn a_fatal_xid_counts_at_once_and_until_the_gpu_was_reset() {
+fn a_fatal_xid_counts_immediately_and_until_the_gpu_was_reset() {
     let mut node = node(1);
     node.xid(79);
     node.observe();
@@ -242,7 +242,7 @@ fn a_fatal_xid_counts_at_once_and_until_the_gpu_was_reset() {
 }
 
 #[test]
-fn a_counter_that_starts_anew_is_a_trace_of_a_reset() {
+fn a_counter_that_restarted_shows_a_reset() {
     let mut node = node(1);
     node.change(0, |gpu| gpu.fast.energy_millijoules = Some(1000));
     node.xid(48);
@@ -271,7 +271,7 @@ fn uncorrectable_memory_errors_count_until_a_reset_clears_them() {
 }
 
 #[test]
-fn eight_gpus_on_one_bus_are_eight_duplicates_and_recover_when_the_lie_ends() {
+fn eight_gpus_with_one_bus_address_are_duplicates_and_recover() {
     let mut node = node(8);
     for index in 0..8 {
         node.change(index, |gpu| gpu.bus = "00000000:10:00.0".to_owned());
@@ -289,7 +289,7 @@ fn eight_gpus_on_one_bus_are_eight_duplicates_and_recover_when_the_lie_ends() {
 }
 
 #[test]
-fn two_gpus_with_one_uuid_are_duplicates_and_leave_no_ghost() {
+fn two_gpus_with_one_uuid_are_duplicates_and_recover() {
     let mut node = node(2);
     node.change(1, |gpu| gpu.uuid = "GPU-0".to_owned());
     node.observe();
@@ -301,7 +301,7 @@ fn two_gpus_with_one_uuid_are_duplicates_and_leave_no_ghost() {
 }
 
 #[test]
-fn a_card_that_lies_about_its_name_is_found_by_its_device_id() {
+fn a_card_with_a_false_name_is_found_by_its_device_id() {
     let mut node = node(1);
     node.change(0, |gpu| gpu.name = "NVIDIA GeForce RTX 4090".to_owned());
     node.observe();
@@ -326,7 +326,7 @@ fn a_card_that_lies_about_its_name_is_found_by_its_device_id() {
 }
 
 #[test]
-fn a_silent_witness_neither_breaks_a_gpu_nor_vouches_for_one() {
+fn an_unavailable_source_is_neither_a_fault_nor_a_confirmation() {
     let mut node = node(1);
     node.world.pci = Source::Unavailable("no /sys".to_owned());
     node.world.kubelet = Source::Unavailable("away".to_owned());
@@ -353,7 +353,7 @@ fn a_silent_witness_neither_breaks_a_gpu_nor_vouches_for_one() {
 }
 
 #[test]
-fn a_hanging_driver_makes_health_unknown_and_faults_stay_faults() {
+fn a_hanging_driver_makes_health_unknown_and_keeps_faults() {
     let mut node = node(2);
     node.world.reading.slots[0] = Slot::Lost;
     node.observe();
@@ -366,7 +366,7 @@ fn a_hanging_driver_makes_health_unknown_and_faults_stay_faults() {
 }
 
 #[test]
-fn a_card_that_only_the_bus_sees_is_a_disagreement_of_the_node() {
+fn a_card_that_only_the_pci_bus_reports_is_unmatched() {
     let mut node = node(2);
     node.world.reading.slots.pop();
     node.history = HealthHistory::default();
@@ -396,7 +396,7 @@ fn a_card_that_only_the_bus_sees_is_a_disagreement_of_the_node() {
 }
 
 #[test]
-fn a_gpu_that_was_never_read_is_said_to_be_there() {
+fn a_gpu_that_was_never_read_is_reported() {
     let mut node = node(1);
     node.history = HealthHistory::default();
     node.world.reading.slots[0] = Slot::Lost;
@@ -410,7 +410,7 @@ fn a_gpu_that_was_never_read_is_said_to_be_there() {
 }
 
 #[test]
-fn a_restart_forgets_no_fault_and_a_reboot_is_a_reset() {
+fn a_restart_keeps_faults_and_a_reboot_is_a_reset() {
     let mut node = node(1);
     node.xid(79);
     node.observe();
@@ -447,7 +447,7 @@ fn a_card_taken_out_while_the_machine_was_off_is_forgotten() {
 }
 
 #[test]
-fn a_time_moves_with_the_health_alone() {
+fn since_changes_only_with_the_health() {
     let mut node = node(1);
     let since = node.history.gpus[0].since;
     for _ in 0..5 {
@@ -457,7 +457,7 @@ fn a_time_moves_with_the_health_alone() {
 }
 
 #[test]
-fn a_fault_is_as_old_as_the_last_reading_that_showed_the_gpu_well() {
+fn a_fault_begins_at_the_last_healthy_reading() {
     let mut node = node(1);
     node.observe();
     let well = Timestamp::from_second(node.second).unwrap();

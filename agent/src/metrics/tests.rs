@@ -61,7 +61,7 @@ fn names_and_labels_are_those_of_dcgm_exporter() {
 }
 
 #[test]
-fn the_last_xid_stays_and_a_silent_driver_leaves_no_old_figures() {
+fn the_last_xid_is_kept_and_an_unavailable_driver_has_no_stale_values() {
     let mut metrics = Metrics::new();
     let agent = AgentMetrics::register(&mut metrics, "n1");
     agent.read(

@@ -55,7 +55,7 @@ fn not_found() -> Value {
 }
 
 #[tokio::test]
-async fn a_missing_gpu_node_is_made_and_goes_with_its_node() {
+async fn a_missing_gpu_node_is_created_and_owned_by_its_node() {
     let (mut publisher, mut server) = publisher();
     let serve = async {
         let (method, path, ..) = answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
@@ -120,7 +120,7 @@ async fn a_status_is_written_on_change_only() {
 }
 
 #[tokio::test]
-async fn what_was_wiped_is_written_again_and_what_failed_is_tried_again() {
+async fn a_wiped_status_is_written_again_and_a_failed_write_is_retried() {
     let (mut publisher, mut server) = publisher();
     let status = GpuNodeStatus {
         gpu_count: 4,

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bus_address_is_the_same_in_either_writing() {
+    fn a_bus_address_is_equal_in_both_notations() {
         assert_eq!(bus_key("00000000:1B:00.0"), bus_key("0000:1b:00.0"));
         assert_eq!(bus_key("00010000:01:00.0"), "10000:01:00.0");
         assert_ne!(bus_key("00000001:1B:00.0"), bus_key("0000:1b:00.0"));

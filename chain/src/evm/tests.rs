@@ -157,7 +157,7 @@ async fn a_revert_is_named_by_escrow_token_or_solidity() {
 }
 
 #[tokio::test]
-async fn an_endpoints_complaint_is_an_outage_without_its_secrets() {
+async fn an_error_of_the_endpoint_is_an_outage_and_contains_no_secrets() {
     let (escrow, asserter) = scripted();
     asserter.push_failure(ErrorPayload {
         code: -32_005,
@@ -173,7 +173,7 @@ async fn an_endpoints_complaint_is_an_outage_without_its_secrets() {
 }
 
 #[tokio::test]
-async fn too_little_gas_money_is_seen_before_and_at_sending() {
+async fn insufficient_gas_is_detected_before_and_while_sending() {
     let (escrow, asserter) = scripted();
     up_to_simulation(&asserter);
     let mut queue = asserter.write_q();
@@ -194,7 +194,7 @@ async fn too_little_gas_money_is_seen_before_and_at_sending() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_snapshot_is_malformed() {
+async fn an_answer_that_is_not_a_snapshot_is_malformed() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
     asserter.push_success(&Bytes::from_static(&[1; 31]));
@@ -241,7 +241,7 @@ async fn three_ask_at_once(escrow: &EvmEscrow) -> [Result<AccountRead, PaymentEr
 }
 
 #[tokio::test]
-async fn who_asks_at_once_is_answered_by_one_call() {
+async fn concurrent_reads_share_one_call() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
     let rows = vec![row(false), row(true), row(false)];
@@ -263,7 +263,7 @@ async fn who_asks_at_once_is_answered_by_one_call() {
 }
 
 #[tokio::test]
-async fn terms_that_fail_the_call_keep_nobody_elses_account_from_being_read() {
+async fn terms_that_make_a_call_fail_do_not_block_other_reads() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
     // First all three in one call, then the first alone, then the other two. The last one fails alone and is read
@@ -286,7 +286,7 @@ async fn terms_that_fail_the_call_keep_nobody_elses_account_from_being_read() {
 }
 
 #[tokio::test]
-async fn a_read_that_reverts_is_asked_once_more() {
+async fn a_read_that_reverts_is_repeated_once() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
     asserter.push_failure(revert(Panic::from(PanicKind::UnderOverflow).abi_encode()));
@@ -298,7 +298,7 @@ async fn a_read_that_reverts_is_asked_once_more() {
 }
 
 #[tokio::test]
-async fn one_silence_is_enough_for_all_who_asked() {
+async fn an_outage_fails_all_reads_of_a_batch() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
     // The batched call gets no answer. If each read were sent again, this answer would be used.
@@ -314,7 +314,7 @@ async fn one_silence_is_enough_for_all_who_asked() {
 }
 
 #[tokio::test]
-async fn who_stops_waiting_takes_no_answer_from_others() {
+async fn a_dropped_read_does_not_affect_others() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
     asserter.push_success(&block(1));
@@ -325,7 +325,7 @@ async fn who_stops_waiting_takes_no_answer_from_others() {
 }
 
 #[tokio::test]
-async fn a_reader_far_behind_goes_on_in_bounded_steps() {
+async fn a_reader_far_behind_continues_in_bounded_steps() {
     let (escrow, asserter) = scripted();
     let cursor = Cursor {
         number: 10,

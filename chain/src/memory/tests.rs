@@ -53,7 +53,7 @@ async fn a_lost_reply_has_its_effect_and_an_outage_has_none() {
 }
 
 #[tokio::test]
-async fn what_pends_is_mined_or_dropped() {
+async fn pending_transactions_are_mined_or_dropped() {
     let (escrow, terms) = stage();
     let open = async || {
         escrow.set_fault(Some(Fault::Pend));
@@ -127,7 +127,7 @@ async fn levels_and_stale_reads_lag() {
 }
 
 #[tokio::test]
-async fn an_empty_purse_is_told_apart() {
+async fn insufficient_tokens_and_gas_have_their_own_errors() {
     let (escrow, terms) = stage();
     assert_eq!(
         escrow.open(&key(1), &terms, TokenAmount(10_001), LATER).await,

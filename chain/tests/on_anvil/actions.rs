@@ -110,7 +110,7 @@ async fn a_lease_from_deposit_to_refund() {
 }
 
 #[tokio::test]
-async fn gas_suffices_when_a_block_costs_more_than_its_simulation() {
+async fn the_gas_limit_suffices_when_a_block_costs_more_than_its_simulation() {
     let Some(anvil) = Anvil::start().await else { return };
     let escrow = anvil.client();
     let [payer, one] = anvil.keys(1).await;

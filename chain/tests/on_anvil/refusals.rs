@@ -114,7 +114,7 @@ async fn the_contracts_errors_have_their_names_and_cost_nothing() {
 }
 
 #[tokio::test]
-async fn an_empty_purse_is_seen_before_anything_is_sent() {
+async fn insufficient_tokens_and_gas_are_detected_before_sending() {
     let Some(anvil) = Anvil::start().await else { return };
     let escrow = anvil.client();
     let [payer, one] = anvil.keys(1).await;
@@ -160,7 +160,7 @@ async fn an_empty_purse_is_seen_before_anything_is_sent() {
 }
 
 #[tokio::test]
-async fn a_hanging_endpoint_ends_at_the_deadline_and_is_asked_again_after_it() {
+async fn a_hanging_call_ends_at_its_deadline_and_later_calls_succeed() {
     let Some(anvil) = Anvil::start().await else { return };
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
@@ -234,7 +234,7 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
 }
 
 #[tokio::test]
-async fn an_unreachable_endpoint_keeps_its_secrets() {
+async fn an_error_of_an_unreachable_endpoint_contains_no_secrets() {
     let Some(anvil) = Anvil::start().await else { return };
     let port = anvil.url.rsplit(':').next().unwrap().to_owned();
     let network = Network {

@@ -63,7 +63,7 @@ async fn two_operators_open_once_and_fund_exactly() {
 }
 
 #[tokio::test]
-async fn two_operators_meet_in_the_pool() {
+async fn two_operators_have_conflicting_pending_transactions() {
     let Some(anvil) = Anvil::start().await else { return };
     let (a, b) = (anvil.client(), anvil.client());
     let [payer, one] = anvil.keys(1).await;
@@ -128,7 +128,7 @@ async fn one_payers_accounts_open_in_one_block() {
 }
 
 #[tokio::test]
-async fn two_operators_spend_permits_of_one_payer() {
+async fn two_operators_use_permits_of_one_payer() {
     let Some(anvil) = Anvil::start().await else { return };
     let (a, b) = (anvil.client(), anvil.client());
     let [payer, one] = anvil.keys(1).await;

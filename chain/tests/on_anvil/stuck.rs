@@ -65,7 +65,7 @@ async fn open_hindered(anvil: &Anvil, hinder: impl AsyncFnOnce(), release: impl 
 }
 
 #[tokio::test]
-async fn a_transaction_that_no_block_takes_bids_more() {
+async fn a_transaction_that_is_not_mined_raises_its_fees() {
     let Some(anvil) = Anvil::start().await else { return };
     let narrow = async || set_block_gas(&anvil, 30_000).await;
     let wide = async || set_block_gas(&anvil, 30_000_000).await;
@@ -73,7 +73,7 @@ async fn a_transaction_that_no_block_takes_bids_more() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_the_node_dropped_comes_back_with_a_higher_bid() {
+async fn a_transaction_that_the_node_dropped_is_sent_again_with_higher_fees() {
     let Some(anvil) = Anvil::start().await else { return };
     // anvil drops transactions that offer less than the base fee.
     let raise = async || {
@@ -85,7 +85,7 @@ async fn a_transaction_that_the_node_dropped_comes_back_with_a_higher_bid() {
 }
 
 #[tokio::test]
-async fn what_is_pending_is_joined_by_the_next_try() {
+async fn a_later_call_joins_the_pending_transaction() {
     let Some(anvil) = Anvil::start().await else { return };
     let escrow = EvmEscrow::connect(&Network {
         mine_deadline: Duration::from_secs(1),
@@ -139,7 +139,7 @@ async fn send_unfitting(anvil: &Anvil, key: &SigningKey, nonce: u64) {
 }
 
 #[tokio::test]
-async fn an_unknown_transaction_in_the_way_is_replaced_by_nothing() {
+async fn an_unknown_blocking_transaction_is_replaced_by_an_empty_one() {
     let Some(anvil) = Anvil::start().await else { return };
     let escrow = patient(&anvil);
     let [payer, one] = anvil.keys(1).await;

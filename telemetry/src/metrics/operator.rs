@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn every_series_is_there_before_anything_happened() {
+    fn every_series_exists_from_the_start() {
         let mut metrics = Metrics::new();
         let _operator = Operator::register(&mut metrics, Role::Market);
         assert_eq!(value(&metrics, r#"leasehold_leases{phase="Suspended"}"#), "0");
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_observed_is_rendered() {
+    fn observed_values_are_rendered() {
         let mut metrics = Metrics::new();
         let operator = Operator::register(&mut metrics, Role::Market);
         operator.reconcile.observe(

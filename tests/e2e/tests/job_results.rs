@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const SHORT: i64 = 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn results_outlive_the_lease_and_then_go() -> anyhow::Result<()> {
+async fn results_are_kept_after_the_lease_and_then_deleted() -> anyhow::Result<()> {
     on_stack(StackSpec::one_node("e2e-results"), story).await
 }
 

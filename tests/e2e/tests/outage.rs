@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const KILLS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leases_outlive_crashes_and_outages() -> anyhow::Result<()> {
+async fn leases_survive_crashes_and_outages() -> anyhow::Result<()> {
     let mut spec = StackSpec::one_node("e2e-outage");
     spec.replicas = 2;
     spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), 8)]);

@@ -31,7 +31,7 @@ const NAME: &str = "afar";
 const NAMESPACE: &str = "leasehold-system";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paid_lease_outlives_the_markets_kinds() -> anyhow::Result<()> {
+async fn a_paid_lease_survives_the_deletion_of_the_crds() -> anyhow::Result<()> {
     if let Err(why) = Unavailable::check() {
         eprintln!("SKIPPED: {why}");
         return Ok(());

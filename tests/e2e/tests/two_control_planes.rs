@@ -24,7 +24,7 @@ use serde_json::json;
 const LIMIT: Duration = Duration::from_secs(90);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_lives_across_two_control_planes() -> anyhow::Result<()> {
+async fn a_lease_is_served_across_two_control_planes() -> anyhow::Result<()> {
     if let Err(why) = Unavailable::check() {
         eprintln!("SKIPPED: {why}");
         return Ok(());

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const SYSTEM: &str = "leasehold-system";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upgrade_and_a_rollback_touch_no_running_lease() -> anyhow::Result<()> {
+async fn an_upgrade_and_a_rollback_do_not_affect_running_leases() -> anyhow::Result<()> {
     let mut spec = StackSpec::one_node("e2e-upgrade");
     spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), LEASES)]);
     on_stack(spec, story).await

@@ -113,7 +113,7 @@ fn expected(lease: &GpuLease) -> (&'static str, Waits) {
 }
 
 #[test]
-fn every_status_of_a_lease_is_understood() {
+fn every_status_of_a_lease_is_evaluated() {
     let (script, flux) = (
         script("GpuLease"),
         Expressions::of("GpuLease").expect("expressions"),
@@ -172,7 +172,7 @@ fn one(kind: &str, truth: ConditionStatus, reason: &str, message: &str) -> Value
 }
 
 #[test]
-fn what_nobody_has_looked_at_is_not_ready() {
+fn an_object_that_was_not_reconciled_is_not_ready() {
     for kind in ["GpuLease", "GpuPool", "GpuProvider", "PaymentNetwork"] {
         let new =
             json!({"kind": kind, "metadata": {"name": "x", "generation": 1}, "spec": {"marketId": "0x1"}});
@@ -201,7 +201,7 @@ fn what_nobody_has_looked_at_is_not_ready() {
 
 /// The simulation covers the frequent ends; each has a result.
 #[test]
-fn every_end_of_a_lease_is_understood() {
+fn every_end_of_a_lease_is_evaluated() {
     let (script, flux) = (
         script("GpuLease"),
         Expressions::of("GpuLease").expect("expressions"),
@@ -234,7 +234,7 @@ fn every_end_of_a_lease_is_understood() {
 }
 
 #[test]
-fn faults_and_failed_top_ups_of_a_lease_are_told() {
+fn faults_and_failed_top_ups_of_a_lease_are_reported() {
     let lease = serde_json::to_value(GpuLease::new("x", Default::default())).expect("JSON");
     let mut active = lease.clone();
     for (reason, message) in [("GpuFault", "node-1: GPU 0 lost"), ("NodeLost", "node-1")] {
@@ -275,7 +275,7 @@ fn faults_and_failed_top_ups_of_a_lease_are_told() {
 }
 
 #[test]
-fn a_pool_is_degraded_only_by_what_is_wrong() {
+fn a_pool_is_degraded_only_by_errors() {
     let pool = serde_json::to_value(GpuPool::new("x", Default::default())).expect("JSON");
     let flux = Expressions::of("GpuPool").expect("expressions");
     let sold = |reason: &str| {

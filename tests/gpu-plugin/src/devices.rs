@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sick_gpu_is_unhealthy_and_an_unplugged_one_gone() {
+    fn a_faulty_gpu_is_unhealthy_and_an_unplugged_one_is_removed() {
         for (fault, expected) in [
             ("idle", Some(true)),
             ("xid=13", Some(true)),
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_that_is_cut_up_is_advertised_by_its_slices() {
+    fn a_gpu_with_mig_is_advertised_by_its_slices() {
         let file = file("a100-80g-pcie-mig", 2);
         let devices = advertised(&file);
         assert_eq!(devices.len(), 8);

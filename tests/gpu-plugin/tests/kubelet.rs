@@ -215,7 +215,7 @@ async fn gpus_are_advertised_withheld_and_allocated() {
 }
 
 #[tokio::test]
-async fn a_restarted_kubelet_is_registered_with_again() {
+async fn the_plugin_registers_again_with_a_restarted_kubelet() {
     let scene = scene();
     for _ in 0..3 {
         let mut kubelet = Kubelet::start(&scene.kubelet_dir);

@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn handles_survive_the_way_through_c() {
+    fn handles_survive_the_conversion_to_c() {
         for handle in [
             Handle { gpu: 0, slice: None },
             Handle {

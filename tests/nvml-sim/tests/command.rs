@@ -22,7 +22,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn a_node_is_made_broken_and_shown() {
+fn a_node_is_created_gets_a_fault_and_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
     text(&sim(&[
@@ -56,7 +56,7 @@ fn a_node_is_made_broken_and_shown() {
 }
 
 #[test]
-fn as_nvidia_smi_it_shows_a_container_only_its_own_gpus() {
+fn as_nvidia_smi_it_prints_only_the_gpus_of_the_container() {
     let dir = tempfile::tempdir().unwrap();
     let fixture = Fixture::create(dir.path(), "n1", "t4-16g", 4).unwrap();
     let uuids: Vec<String> = fixture.read().unwrap().gpus.into_iter().map(|g| g.uuid).collect();
@@ -75,7 +75,7 @@ fn as_nvidia_smi_it_shows_a_container_only_its_own_gpus() {
 }
 
 #[test]
-fn a_fault_that_is_none_is_refused_with_the_list() {
+fn an_unknown_fault_is_refused_with_the_valid_ones() {
     let output = sim(&["fault", "/nowhere", "melted"]);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("one of lost, unplug"));

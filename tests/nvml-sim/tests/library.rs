@@ -49,7 +49,7 @@ impl Node {
 }
 
 #[test]
-fn an_h100_says_what_an_h100_says() {
+fn an_h100_answers_like_a_real_one() {
     let n = node("h100-80g-sxm", 4);
     assert_eq!(n.nvml.sys_driver_version().unwrap(), "580.95.05");
     assert_eq!(n.nvml.sys_cuda_driver_version().unwrap(), 13000);
@@ -91,7 +91,7 @@ fn an_h100_says_what_an_h100_says() {
 }
 
 #[test]
-fn nvlink_joins_the_h100s_and_not_the_4090s() {
+fn nvlink_connects_h100s_and_not_4090s() {
     let linked = |model| {
         let n = node(model, 2);
         let (a, b) = (
@@ -309,7 +309,7 @@ fn an_unsupported_query_says_so_and_the_others_answer() {
 }
 
 #[test]
-fn nvml_lies_and_sysfs_does_not() {
+fn nvml_reports_false_values_and_sysfs_the_real_ones() {
     let n = node("t4-16g", 2);
     let file = n.fixture.read().unwrap();
     n.fault(0, "name=NVIDIA H100 80GB HBM3");
@@ -366,7 +366,7 @@ fn a_busy_gpu_shows_its_process_and_its_energy_never_goes_back() {
 }
 
 #[test]
-fn sysfs_has_what_a_kernel_shows() {
+fn sysfs_contains_what_a_kernel_shows() {
     let n = node("h100-80g-sxm", 8);
     let device = n.fixture.sysfs().join("bus/pci/devices/0000:9a:00.0");
     for (attribute, value) in [
@@ -400,7 +400,7 @@ fn without_a_file_there_is_no_driver() {
 }
 
 #[test]
-fn a_symbol_that_nobody_wrote_is_a_clean_error() {
+fn a_missing_symbol_is_an_error() {
     let n = node("t4-16g", 1);
     let gpu = n.nvml.device_by_index(0).unwrap();
     assert!(matches!(

@@ -99,7 +99,7 @@ fn pair(status: &str, reason: &str) -> (String, String) {
 }
 
 #[test]
-fn a_healthy_node_says_what_it_has() {
+fn a_healthy_node_reports_its_devices() {
     let status = scene(reading(vec![gpu(0), gpu(1)])).status(&GpuNodeStatus::default(), 9);
     assert_eq!((status.class.as_str(), status.gpu_count), ("t4-16g", 2));
     let device = &status.devices[1];
@@ -161,7 +161,7 @@ fn time_alone_changes_nothing() {
 }
 
 #[test]
-fn each_way_of_not_knowing_has_its_reason() {
+fn each_unknown_state_has_its_reason() {
     let no_library = Outcome::Failed(ProbeError::NoLibrary("no such file".to_owned()));
     assert_eq!(
         scene(no_library.clone()).condition(NodeCondition::Healthy),
@@ -205,7 +205,7 @@ fn each_way_of_not_knowing_has_its_reason() {
 }
 
 #[test]
-fn faults_and_intruders_name_the_gpu() {
+fn faults_and_foreign_processes_name_the_gpu() {
     let broken = GpuFacts {
         ecc_uncorrected: Some(3),
         ..gpu(1)
@@ -230,7 +230,7 @@ fn faults_and_intruders_name_the_gpu() {
 }
 
 #[test]
-fn holders_are_listed_and_kept_while_the_kubelet_is_silent() {
+fn holders_are_kept_while_the_kubelet_is_unavailable() {
     let mut scene = scene(reading(vec![gpu(0)]));
     let holder = Holder {
         namespace: "team-a".to_owned(),

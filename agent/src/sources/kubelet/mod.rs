@@ -264,7 +264,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_without_a_kubelet_has_no_such_witness() {
+    async fn a_node_without_a_kubelet_has_no_such_source() {
         assert_eq!(Kubelet::at(None).read().await, Source::Absent);
     }
 }

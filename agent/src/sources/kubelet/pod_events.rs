@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pod_that_comes_or_goes_is_news_once() {
+    async fn pods_that_start_or_end_are_reported_once() {
         let logs = tempfile::tempdir().unwrap();
         let pod_events = PodEvents::watch(logs.path());
         let soon = async |what: &str| {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_the_directory_nobody_tells() {
+    async fn without_the_directory_nothing_is_reported() {
         let logs = tempfile::tempdir().unwrap();
         let pod_events = PodEvents::watch(&logs.path().join("none"));
         let told = tokio::time::timeout(Duration::from_millis(50), pod_events.next()).await;

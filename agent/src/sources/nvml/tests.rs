@@ -43,7 +43,7 @@ impl Node {
 }
 
 #[test]
-fn an_h100_is_read_whole() {
+fn an_h100_is_read_completely() {
     let n = node("h100-80g-sxm", 4);
     n.fault(1, "busy=4242");
     let reading = n.with(|probe| probe.read().unwrap());
@@ -94,7 +94,7 @@ fn every_model_has_the_class_it_is_named_by() {
 }
 
 #[test]
-fn what_a_card_lacks_is_none_and_not_an_error() {
+fn an_unsupported_value_is_none_and_not_an_error() {
     let gpu = node("unknown", 1).gpu(0);
     assert_eq!(
         (gpu.mig_enabled, gpu.ecc_enabled, gpu.ecc_uncorrected),
@@ -131,7 +131,7 @@ fn a_mig_gpu_has_its_slices() {
 }
 
 #[test]
-fn a_lost_gpu_is_one_lost_slot_among_good_ones() {
+fn a_lost_gpu_does_not_affect_the_others() {
     let n = node("h100-80g-sxm", 3);
     n.fault(1, "lost");
     let slots = n.read();
@@ -145,7 +145,7 @@ fn a_lost_gpu_is_one_lost_slot_among_good_ones() {
 }
 
 #[test]
-fn xids_are_heard_of_the_gpu_they_came_from_even_when_it_is_gone() {
+fn xids_are_attributed_to_their_gpu_even_when_it_is_lost() {
     let n = node("h100-80g-sxm", 2);
     let uuid = n.fixture.read().unwrap().gpus[1].uuid.clone();
     let heard = n.with(|probe| {
@@ -169,7 +169,7 @@ fn without_a_library_the_error_says_what_to_do() {
 }
 
 #[test]
-fn without_a_driver_the_library_opens_and_says_so() {
+fn without_a_driver_the_library_opens_and_returns_an_error() {
     let n = node("t4-16g", 1);
     std::fs::remove_file(n.fixture.file()).unwrap();
     let error = with_probe(&n.fixture.library(), &mut |_| panic!("opened")).unwrap_err();

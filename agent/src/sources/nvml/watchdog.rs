@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hanging_call_is_reported_in_time_and_forgiven_when_it_comes_back() {
+    async fn a_hanging_call_is_reported_in_time_and_its_thread_is_reused() {
         let probe = HangingProbe::default();
         let mut watchdog = watchdog(&probe);
         assert!(is_read(&watchdog.read(Session::Keep).await));
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_driver_that_swallows_threads_gets_no_more_than_a_few() {
+    async fn a_hanging_driver_uses_a_limited_number_of_threads() {
         let probe = HangingProbe::default();
         probe.hangs.store(true, Ordering::Release);
         let mut watchdog = watchdog(&probe);
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_are_heard_while_nothing_is_asked() {
+    async fn events_are_received_between_requests() {
         let probe = HangingProbe::default();
         let mut watchdog = watchdog(&probe);
         assert!(is_read(&watchdog.read(Session::Keep).await));
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_library_that_can_t_be_opened_is_tried_again() {
+    async fn a_library_that_cannot_be_opened_is_tried_again() {
         let tries = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&tries);
         let mut watchdog = Watchdog::new(

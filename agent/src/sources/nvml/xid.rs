@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_s_error_is_no_broken_gpu() {
+    fn an_error_of_a_program_is_not_fatal() {
         for xid in [13, 31, 43, 45, 63, 68, 92, 94, 109, 999] {
             assert_eq!(severity(xid), Severity::NonFatal, "{xid}");
         }

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tree_says_what_to_do() {
+    fn a_missing_tree_is_reported_with_a_remedy() {
         let error = gpus(Path::new("/nowhere")).unwrap_err().to_string();
         assert!(error.contains("--sysfs"), "{error}");
     }

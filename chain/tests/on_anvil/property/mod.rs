@@ -90,7 +90,7 @@ async fn play(
 }
 
 #[test]
-fn the_machine_is_the_contract() {
+fn the_machine_behaves_like_the_contract() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

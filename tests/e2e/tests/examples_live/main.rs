@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 const LIMIT: Duration = Duration::from_secs(90);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_box_and_a_service_are_lived_in() -> anyhow::Result<()> {
+async fn a_box_and_a_service_are_used_as_their_examples_describe() -> anyhow::Result<()> {
     on_stack(StackSpec::one_node("e2e-examples"), stories).await
 }
 

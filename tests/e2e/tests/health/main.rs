@@ -26,7 +26,7 @@ const NODE: &str = "node-1";
 const LOST_NODE: &str = "node-2";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gpus_break_under_a_lease_and_lies_are_not_sold() -> anyhow::Result<()> {
+async fn faulty_gpus_pause_a_lease_and_false_reports_are_not_offered() -> anyhow::Result<()> {
     let mut spec = StackSpec::one_node("e2e-health");
     let played = |name: &str, gpus| {
         let shape = NodeShape {

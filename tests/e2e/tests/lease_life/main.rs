@@ -25,7 +25,7 @@ use serde_json::json;
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leases_live_and_end_on_one_control_plane() -> anyhow::Result<()> {
+async fn leases_are_served_and_end_on_one_control_plane() -> anyhow::Result<()> {
     let mut spec = StackSpec::one_node("e2e-life");
     spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), 8)]);
     on_stack(spec, stories).await

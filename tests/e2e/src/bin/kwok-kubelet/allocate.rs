@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn no_gpu_is_given_twice_and_each_comes_back() {
+    fn no_gpu_is_allocated_twice_and_each_is_freed() {
         let gpus: Vec<String> = ["a", "b", "c"].map(String::from).into();
         let mut books = Books::default();
         books.settle(&[wish("one", 2), wish("two", 2), wish("three", 1)], &gpus);
