@@ -144,7 +144,7 @@ mod tests {
     async fn probes_report_the_current_state() {
         let loopback = "127.0.0.1:0".parse().unwrap();
         let (health, shutdown) = (Health::new(), CancellationToken::new());
-        let heartbeat = health.heartbeat("sweep", Duration::from_secs(60));
+        let heartbeat = health.heartbeat("orphans", Duration::from_secs(60));
         let cache = health.latch("cache");
         let mut metrics = Metrics::new();
         let leader = crate::metrics::Leader::register(&mut metrics);
@@ -156,7 +156,7 @@ mod tests {
 
         assert_eq!(
             get(address, "/healthz").await,
-            (200, "[+]sweep ok\nok\n".to_owned())
+            (200, "[+]orphans ok\nok\n".to_owned())
         );
         assert_eq!(get(address, "/readyz").await.0, 503);
         cache.set();

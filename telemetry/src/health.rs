@@ -184,7 +184,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_loop_is_alive_as_long_as_it_beats() {
         let health = Health::new();
-        let heartbeat = health.heartbeat("sweep", Duration::from_secs(30));
+        let heartbeat = health.heartbeat("orphans", Duration::from_secs(30));
         tokio::time::advance(Duration::from_secs(29)).await;
         assert!(health.liveness().is_good());
         heartbeat.beat();
@@ -197,7 +197,7 @@ mod tests {
         let report = health.liveness();
         assert!(!report.is_good());
         assert!(
-            report.text().contains("[-]sweep failed: silent for 31s"),
+            report.text().contains("[-]orphans failed: silent for 31s"),
             "{}",
             report.text()
         );
@@ -211,15 +211,15 @@ mod tests {
     #[tokio::test]
     async fn a_loop_that_panicked_is_dead_and_one_that_finished_is_not() {
         let health = Health::new();
-        let heartbeat = health.heartbeat("sweep", Duration::from_secs(30));
+        let heartbeat = health.heartbeat("orphans", Duration::from_secs(30));
         let panicked = tokio::spawn(async move {
             let _heartbeat = heartbeat;
             panic!("as a loop might");
         });
         assert!(panicked.await.is_err());
-        assert_eq!(health.liveness().text(), "[-]sweep failed: ended\nfailed\n");
+        assert_eq!(health.liveness().text(), "[-]orphans failed: ended\nfailed\n");
 
-        health.heartbeat("sweep", Duration::from_secs(30)).finish();
+        health.heartbeat("orphans", Duration::from_secs(30)).finish();
         assert!(health.liveness().is_good());
     }
 
@@ -247,7 +247,7 @@ mod tests {
     #[tokio::test]
     async fn loops_may_end_while_the_process_ends() {
         let health = Health::new();
-        let heartbeat = health.heartbeat("sweep", Duration::from_secs(30));
+        let heartbeat = health.heartbeat("orphans", Duration::from_secs(30));
         health.end();
         drop(heartbeat);
         assert!(

@@ -69,7 +69,7 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
         market
             .metrics
             .reconcile
-            .observe(Controller::Sweep, begun.elapsed(), failed);
+            .observe(Controller::Orphans, begun.elapsed(), failed);
         tokio::time::sleep(PERIOD).await;
     }
 }

@@ -59,7 +59,7 @@ async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
         provider
             .metrics
             .reconcile
-            .observe(Controller::Sweep, begun.elapsed(), failed);
+            .observe(Controller::Orphans, begun.elapsed(), failed);
         tokio::time::sleep(PERIOD).await;
     }
 }

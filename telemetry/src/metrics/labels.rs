@@ -35,25 +35,19 @@ closed!(
     Controller {
         /// GpuLease, at the market.
         Lease = "lease",
-        /// GpuProvider, at the market.
-        Provider = "provider",
-        /// PaymentNetwork, at the market and at the provider.
-        Network = "network",
-        /// From GpuPool and GpuNode to a GpuOffer, at the provider.
-        Offer = "offer",
         /// From GpuAllocation to a GpuReservation, at the provider; at the market, the release of a GpuAllocation.
         Allocation = "allocation",
         /// From GpuReservation to a workload, at the provider.
         Reservation = "reservation",
         /// The periodic search for orphans on the chain and in the cluster.
-        Sweep = "sweep",
+        Orphans = "orphans",
     }
 );
 
 impl Controller {
     /// Whether it reconciles each object separately, from a queue.
     #[must_use]
-    pub const fn has_line(self) -> bool {
+    pub const fn has_queue(self) -> bool {
         matches!(self, Self::Lease | Self::Allocation | Self::Reservation)
     }
 }

@@ -28,16 +28,12 @@ impl Role {
             Self::Market => &[
                 Controller::Lease,
                 Controller::Allocation,
-                Controller::Provider,
-                Controller::Network,
-                Controller::Sweep,
+                Controller::Orphans,
             ],
             Self::Provider => &[
-                Controller::Offer,
                 Controller::Allocation,
                 Controller::Reservation,
-                Controller::Network,
-                Controller::Sweep,
+                Controller::Orphans,
             ],
         }
     }
@@ -125,7 +121,7 @@ impl Reconcile {
         };
         for &controller in role.controllers() {
             drop(it.duration.get_or_create(&ByController { controller }));
-            if controller.has_line() {
+            if controller.has_queue() {
                 drop(it.waited.get_or_create(&ByController { controller }));
             }
             for &class in Class::ALL {
