@@ -25,11 +25,7 @@ impl Role {
     #[must_use]
     pub const fn controllers(self) -> &'static [Controller] {
         match self {
-            Self::Market => &[
-                Controller::Lease,
-                Controller::Allocation,
-                Controller::Orphans,
-            ],
+            Self::Market => &[Controller::Lease, Controller::Allocation, Controller::Orphans],
             Self::Provider => &[
                 Controller::Allocation,
                 Controller::Reservation,

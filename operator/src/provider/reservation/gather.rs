@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kube::Api;
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
-    GpuReservation, PaymentNetwork, market::allocation::AllocationPhase, payment::escrow::EscrowTerms,
-    shared::duration,
+    GpuAllocation, GpuReservation, PaymentNetwork, market::allocation::AllocationPhase,
+    payment::escrow::EscrowTerms, shared::duration,
 };
 use leasehold_planner::{
     escrow::{AccountRead, Terms},
@@ -85,7 +86,7 @@ impl Provider {
             settled: reads.settled,
             block_time: reads.block_time,
             running: self.running(reservation).await,
-            allocation_exists: self.allocation_exists(reservation),
+            allocation_exists: self.allocation_exists(reservation).await,
             grace_seconds: network
                 .as_ref()
                 .and_then(|n| duration::seconds(&n.spec.outage_grace).ok())
@@ -142,18 +143,30 @@ impl Provider {
         Observed::from_result(head.map(|head| head.time))
     }
 
-    fn allocation_exists(&self, reservation: &GpuReservation) -> Observed<bool> {
+    /// An allocation that is not in the cache is read from the API server: a watch may be behind, and an unpaid
+    /// reservation is given up when its allocation is gone.
+    async fn allocation_exists(&self, reservation: &GpuReservation) -> Observed<bool> {
         if let Some(why) = self.market_reach.error() {
             return Observed::Unknown(why);
         }
         let spec = &reservation.spec;
         let allocations = &self.caches.allocations;
-        let seen = cache::get(
+        let cached = cache::get(
             allocations,
             &spec.allocation_name,
             Some(&spec.allocation_namespace),
         );
-        Observed::Known(seen.is_some_and(|a| a.has(reservation)))
+        if cached.is_some_and(|a| a.has(reservation)) {
+            return Observed::Known(true);
+        }
+        let api = Api::<GpuAllocation>::namespaced(self.market.clone(), &spec.allocation_namespace);
+        match api.get_metadata_opt(&spec.allocation_name).await {
+            Ok(found) => {
+                let uid = found.and_then(|found| found.metadata.uid);
+                Observed::Known(uid.as_ref() == Some(&spec.allocation_uid))
+            }
+            Err(error) => Observed::Unknown(format!("the allocation can't be read: {error}")),
+        }
     }
 
     /// By the pool as it is now: withdrawals are the provider's own money, and change nothing that the tenant pays for.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use leasehold_crds::{GpuReservation, lease::workload::JobResult, market::allocation::AllocationPhase};
+use leasehold_crds::{
+    GpuAllocation, GpuReservation, lease::workload::JobResult, market::allocation::AllocationPhase,
+};
 use leasehold_planner::{
     escrow::{AccountRead, Terms},
     observed::Observed,
@@ -63,12 +65,18 @@ impl Sim {
             running,
             allocation_exists: match &process.market_error {
                 Some(why) => Observed::Unknown(why.clone()),
-                None => Observed::Known(
-                    process
-                        .allocation_store
-                        .get(&at)
-                        .is_some_and(|a| a.metadata.uid.as_deref() == Some(&read.spec.allocation_uid)),
-                ),
+                // An allocation that is not in the cache is read from the API.
+                None => {
+                    let uid = read.spec.allocation_uid.as_str();
+                    let is_wanted = |a: &Arc<GpuAllocation>| a.metadata.uid.as_deref() == Some(uid);
+                    let cached = process.allocation_store.get(&at).is_some_and(is_wanted);
+                    let market_up = self.faults.market_up && !self.faults.cut_from_market.contains(&s);
+                    match (cached, market_up) {
+                        (true, _) => Observed::Known(true),
+                        (false, true) => Observed::Known(self.allocations.get(&at).is_some_and(is_wanted)),
+                        (false, false) => Observed::Unknown("the allocation can't be read".into()),
+                    }
+                }
             },
             grace_seconds: self.sites[s].grace_seconds,
             health,
