@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use leasehold_planner::{escrow::Address, provider::workload::recipient::Recipient};
 use leasehold_runtime::ProcessArgs;
 
-/// Leasehold's operator: a market's or a provider's.
+/// The Leasehold operator, for a market or for a provider.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "leasehold-operator", version, about, max_term_width = 110)]
 pub struct Cli {
@@ -22,20 +22,20 @@ pub struct Cli {
     pub traces: leasehold_telemetry::TraceArgs,
 }
 
-/// What this process is.
+/// The role or the task of the process.
 #[derive(Subcommand, Debug, Clone)]
 pub enum Command {
-    /// Places tenants' leases on providers and moves the money for them.
+    /// Run the market operator: place leases on providers, and open, fund and close their escrow accounts.
     Market(MarketArgs),
-    /// Offers this cluster's GPUs and runs what is paid for.
+    /// Run the provider operator: offer the GPUs of this cluster, and run paid workloads.
     Provider(ProviderArgs),
-    /// Tells whether an installation can work: kinds, permissions, payment networks.
+    /// Check an installation: CRDs, permissions, PaymentNetworks.
     CheckInstall(CheckArgs),
-    /// Fails, and lists them, while leases or reservations are live.
+    /// Fail while leases or reservations are active, and list them.
     CheckUninstall(CheckArgs),
-    /// Applies the objects that an installation asks for, once their kinds are served.
+    /// Apply the objects of an installation as soon as their CRDs are established.
     Apply(ApplyArgs),
-    /// Serves what a job left on its volume, encrypted, until it was fetched. A provider's operator runs it in a pod.
+    /// Serve the encrypted results of a job until they have been fetched. The provider operator runs this in a pod.
     Results(ResultsArgs),
 }
 
@@ -44,13 +44,14 @@ pub enum Command {
 pub struct CommonArgs {
     #[command(flatten)]
     pub process: ProcessArgs,
-    /// ServiceAccount it runs as: condition messages name it, so that tenants can let it read their wallet.
+    /// Name of the operator's own ServiceAccount. Condition messages contain it, so that tenants can permit it to read
+    /// their wallet.
     #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "leasehold-market")]
     pub service_account: String,
-    /// Seconds in which a call to the chain must be answered.
+    /// Timeout of a call to the chain, in seconds.
     #[arg(long, default_value_t = 5, value_name = "SECONDS")]
     pub chain_deadline: u64,
-    /// Seconds in which a transaction must be mined; after that the next reconcile checks it.
+    /// Seconds to wait until a transaction is mined. After that the next reconcile checks it.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub mine_deadline: u64,
 }
@@ -60,7 +61,7 @@ pub struct CommonArgs {
 pub struct MarketArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// File with the private key that may close accounts, with the refund to the payer alone.
+    /// File with the private key that closes accounts. The remainder is refunded to the payer only.
     #[arg(long, value_name = "FILE")]
     pub closer_key_file: PathBuf,
 }
@@ -70,32 +71,32 @@ pub struct MarketArgs {
 pub struct ProviderArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Name of the GpuProvider on the market; its namespace there is provider-NAME.
+    /// Name of the GpuProvider in the market cluster. Its namespace there is provider-NAME.
     #[arg(long, value_name = "NAME")]
     pub provider_name: String,
-    /// Address that is paid; its key belongs nowhere near a cluster.
+    /// Address that receives the earnings. Do not store its key in a cluster.
     #[arg(long, value_name = "ADDRESS")]
     pub payee: Address,
-    /// Region that tenants select by.
+    /// Region by which tenants select providers.
     #[arg(long, default_value = "", value_name = "REGION")]
     pub region: String,
-    /// File with the private key that starts, pauses and credits this provider's legs.
+    /// File with the private key that starts, pauses, credits and ends the legs of this provider.
     #[arg(long, value_name = "FILE")]
     pub controller_key_file: PathBuf,
-    /// Kubeconfig of the market; this cluster is the market when absent.
+    /// Kubeconfig of the market cluster. If absent, this cluster is the market.
     #[arg(long, value_name = "FILE")]
     pub market_kubeconfig: Option<PathBuf>,
     /// Name of the market in reservations.
     #[arg(long, default_value = "default", value_name = "NAME")]
     pub market_name: String,
-    /// This operator's own image, by which pods serve what jobs left behind; a node must be able to pull it without a Secret.
+    /// Image of this operator, which pods use to serve job results. Nodes must be able to pull it without a Secret.
     #[arg(long, env = "LEASEHOLD_IMAGE", value_name = "IMAGE")]
     pub image: String,
-    /// Address that tenants reach node ports at; each node's own when absent.
+    /// Address of node ports for tenants. If absent, the address of each node is used.
     #[arg(long, value_name = "IP")]
     pub node_port_address: Option<IpAddr>,
-    /// Range of this cluster's pods, services or API servers that lies outside the private ones; no lease reaches it.
-    /// Addresses and pod ranges of the nodes are known. May be repeated.
+    /// Public range of pods, Services or API servers of this cluster that leases must not reach. The addresses and pod
+    /// ranges of the nodes are always excluded. Can be repeated.
     #[arg(long = "own-range", value_name = "CIDR")]
     pub own_ranges: Vec<IpNet>,
 }
@@ -103,16 +104,16 @@ pub struct ProviderArgs {
 /// Flags of the checks.
 #[derive(clap::Args, Debug, Clone)]
 pub struct CheckArgs {
-    /// Kubeconfig of the cluster; the pod's own ServiceAccount when absent.
+    /// Kubeconfig of the cluster. If absent, the ServiceAccount of the pod is used.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// ServiceAccount of the market's operator, whose permissions are checked too.
+    /// ServiceAccount of the market operator. Its permissions are checked.
     #[arg(long, env = "LEASEHOLD_MARKET_ACCOUNT", value_name = "NAMESPACE:NAME")]
     pub market_account: Option<String>,
-    /// ServiceAccount of the provider's operator, whose permissions are checked too.
+    /// ServiceAccount of the provider operator. Its permissions are checked.
     #[arg(long, env = "LEASEHOLD_PROVIDER_ACCOUNT", value_name = "NAMESPACE:NAME")]
     pub provider_account: Option<String>,
-    /// Provider whose reservations count; every provider's when absent.
+    /// Provider whose reservations are checked. If absent, those of every provider are.
     #[arg(long, env = "LEASEHOLD_PROVIDER_NAME", value_name = "NAME")]
     pub provider_name: Option<String>,
 }
@@ -120,10 +121,10 @@ pub struct CheckArgs {
 /// Flags of `apply`.
 #[derive(clap::Args, Debug, Clone)]
 pub struct ApplyArgs {
-    /// Kubeconfig of the cluster; the pod's own ServiceAccount when absent.
+    /// Kubeconfig of the cluster. If absent, the ServiceAccount of the pod is used.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// File with a JSON list of objects of Leasehold's kinds.
+    /// File with a JSON list of objects of the Leasehold API.
     #[arg(long, value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -131,25 +132,25 @@ pub struct ApplyArgs {
 /// Flags of `results`.
 #[derive(clap::Args, Debug, Clone)]
 pub struct ResultsArgs {
-    /// Where the volume is mounted.
+    /// Directory at which the volume is mounted.
     #[arg(long, value_name = "DIRECTORY")]
     pub volume: PathBuf,
-    /// Directory in the volume; all of it when absent.
+    /// Directory in the volume. If absent, the entire volume is served.
     #[arg(long, value_name = "PATH")]
     pub directory: Option<PathBuf>,
     /// Name of that directory in the archive.
     #[arg(long, default_value = "results", value_name = "NAME")]
     pub name: String,
-    /// Path it is served at: whoever doesn't know it finds nothing.
+    /// Secret URL path of the archive.
     #[arg(long, value_name = "PATH")]
     pub path: String,
-    /// Public key that the archive is encrypted to, `age1…` or `ssh-ed25519 …`. May be repeated.
+    /// Public key for the encryption of the archive, `age1…` or `ssh-ed25519 …`. Can be repeated.
     #[arg(long = "recipient", required = true, value_name = "KEY")]
     pub recipients: Vec<Recipient>,
-    /// Most bytes of files in the archive.
+    /// Maximum size of all files in the archive, in bytes.
     #[arg(long, value_name = "BYTES")]
     pub bytes_max: u64,
-    /// Address to serve at.
+    /// Address of the server.
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 }

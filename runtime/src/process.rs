@@ -33,16 +33,17 @@ use crate::{
 /// Flags of every process with controllers.
 #[derive(clap::Args, Debug, Clone)]
 pub struct ProcessArgs {
-    /// Namespace of this operator: its leader Lease and the Secrets it may read are there.
+    /// Namespace of this operator, with its leader Lease and the Secrets that it reads.
     #[arg(long, env = "POD_NAMESPACE", default_value = "leasehold-system")]
     pub namespace: String,
     /// Name of this replica in leader Leases and Events.
     #[arg(long, env = "POD_NAME", default_value = "leasehold-operator")]
     pub identity: String,
-    /// Kubeconfig of the cluster it runs for; the pod's own ServiceAccount when absent.
+    /// Kubeconfig of the cluster. If absent, the ServiceAccount of the pod is used.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Acts without waiting for leadership. Safe, because the chain and resource versions decide, but wasteful: for tests.
+    /// Act without leader election. This is safe, because resource versions and the chain prevent conflicts, but
+    /// wasteful. For tests.
     #[arg(long, hide = true)]
     pub no_leader_election: bool,
 }

@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 // The group needs a name of its own, because a binary's struct may also be called Args.
 #[group(id = "telemetry")]
 pub struct Args {
-    /// How log lines are written: text for people, json for machines.
+    /// Format of log lines: text for people, json for machines.
     #[arg(
         long,
         global = true,
@@ -21,7 +21,7 @@ pub struct Args {
         env = "LEASEHOLD_LOG_FORMAT"
     )]
     pub log_format: LogFormat,
-    /// Which log lines are written: a level, or levels by target such as `info,leasehold_operator=debug`.
+    /// Log level, or levels by target such as `info,leasehold_operator=debug`.
     #[arg(
         long,
         global = true,
@@ -30,7 +30,7 @@ pub struct Args {
         value_name = "FILTER"
     )]
     pub log_filter: String,
-    /// Where /metrics, /healthz and /readyz are served.
+    /// Address of /metrics, /healthz and /readyz.
     #[arg(
         long,
         global = true,
@@ -47,7 +47,8 @@ pub struct Args {
 #[command(next_help_heading = "Telemetry")]
 #[group(id = "traces")]
 pub struct TraceArgs {
-    /// Sends traces to this OTLP collector (HTTP, protobuf), such as `http://collector:4318`; none, when absent.
+    /// URL of an OTLP collector (HTTP, protobuf) for traces, such as `http://collector:4318`. If absent, no traces are
+    /// sent.
     #[arg(long, global = true, env = "LEASEHOLD_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
 }

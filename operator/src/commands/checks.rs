@@ -83,19 +83,19 @@ pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
     {
         let status = network.status.clone().unwrap_or_default();
         let reachable = find(&status.conditions, "Reachable");
-        // Only a market's operator looks and says so in status.
+        // Without the market role, the status is not checked.
         let good = args.market_account.is_none() || reachable.is_some_and(|c| c.status == "True");
         tell(
             good,
             format!(
                 "PaymentNetwork {}: {}",
                 network.name_any(),
-                reachable.map_or("not looked at yet", |c| c.message.as_str())
+                reachable.map_or("not processed yet", |c| c.message.as_str())
             ),
         );
     }
     println!(
-        "note whether this cluster's network enforces NetworkPolicy can't be asked of its API; without it tenants are not isolated from each other"
+        "note: the Kubernetes API does not show whether the network plugin enforces NetworkPolicies; without enforcement tenants are not isolated"
     );
     Ok(if failed == 0 {
         ExitCode::SUCCESS
@@ -132,7 +132,7 @@ async fn may(
     let answer = Api::<SubjectAccessReview>::all(client.clone())
         .create(&PostParams::default(), &review)
         .await
-        .context("ask what the operators may do")?;
+        .context("check the permissions of the operators")?;
     Ok(answer.status.is_some_and(|s| s.allowed))
 }
 
@@ -179,8 +179,8 @@ pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
                     match (status.stopped_at, until) {
                         (None, _) => Some(format!("GpuReservation {}", r.name_any())),
                         (Some(_), Some(until)) => Some(format!(
-                            "GpuReservation {} keeps a job's results until {until}, unless they are fetched before; deleting it \
-                             gives them up",
+                            "GpuReservation {} keeps the results of a job until {until}, unless they are fetched before; deleting it \
+                             deletes them",
                             r.name_any()
                         )),
                         (Some(_), None) => None,
@@ -194,9 +194,9 @@ pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "These are live; uninstalling would strand what is paid for or kept. Delete the leases, wait for their refund and uninstall \
-         again; or keep the release: `helm history` tells its last revision, `helm rollback RELEASE REVISION` makes Helm \
-         take it for deployed again. To uninstall all the same: `helm uninstall --no-hooks`."
+        "The following objects are active. Without the operators, their money would remain locked and their results would not be \
+         served. Delete the leases, wait for their refund, and uninstall again. To keep the release, run `helm rollback RELEASE \
+         REVISION` with the last revision from `helm history`. To uninstall anyway, run `helm uninstall --no-hooks`."
     );
     for line in live {
         println!("  {line}");
