@@ -94,28 +94,47 @@ async fn an_installation_is_not_pulled_from_under_live_leases() {
     cluster.load_image(&archives[0].path).await.unwrap();
     let file = cluster.directory().join("values.json");
     std::fs::write(&file, values().to_string()).unwrap();
-    let chart = leasehold_tasks::root().join("charts/leasehold");
-    let installed = |words: &str| {
-        let mut helm = helm(&cluster, words);
-        helm.arg(&chart).arg("--values").arg(&file);
-        helm
-    };
-    succeed(&mut installed("install leasehold --create-namespace"));
 
+    succeed(&mut with_chart(&cluster, "install leasehold --create-namespace"));
+    values_are_applied(&cluster).await;
+    live_leases_prevent_an_uninstallation(&cluster);
+    an_uninstallation_keeps_what_people_own(&cluster);
+
+    // Leases are live, and the administrator forces the uninstallation.
+    succeed(&mut with_chart(&cluster, "install leasehold"));
+    apply(&cluster, &reservation("lease-live", "rhine-west"));
+    succeed(&mut with_chart(
+        &cluster,
+        "upgrade leasehold --set uninstall.force=true",
+    ));
+    succeed(&mut helm(&cluster, "uninstall leasehold --timeout 60s"));
+    cluster.down().await.unwrap();
+}
+
+/// helm with the chart and the values of this test.
+fn with_chart(cluster: &Cluster, words: &str) -> Command {
+    let mut helm = helm(cluster, words);
+    helm.arg(leasehold_tasks::root().join("charts/leasehold"))
+        .arg("--values")
+        .arg(cluster.directory().join("values.json"));
+    helm
+}
+
+async fn values_are_applied(cluster: &Cluster) {
     // What values ask for is there although its kinds came with the same release.
     let deadline = Instant::now() + PATIENCE;
     let found = "get gpupools,gpuproviders -o jsonpath={.items[*].metadata.name}";
-    while run(&mut kubectl(&cluster, found)).1 != "h100 elbe rhine-west" {
-        let jobs = || run(&mut kubectl(&cluster, "-n leasehold-system describe pods")).1;
+    while run(&mut kubectl(cluster, found)).1 != "h100 elbe rhine-west" {
+        let jobs = || run(&mut kubectl(cluster, "-n leasehold-system describe pods")).1;
         assert!(
             Instant::now() < deadline,
             "{}\n{}",
-            run(&mut kubectl(&cluster, found)).1,
+            run(&mut kubectl(cluster, found)).1,
             jobs()
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let tested = succeed(&mut helm(&cluster, "test leasehold --logs --timeout 60s"));
+    let tested = succeed(&mut helm(cluster, "test leasehold --logs --timeout 60s"));
     for line in [
         "gpuleases.leasehold.dev is served",
         "leasehold-system:leasehold-provider may create namespaces",
@@ -125,17 +144,19 @@ async fn an_installation_is_not_pulled_from_under_live_leases() {
             "no {line:?} in\n{tested}"
         );
     }
+}
 
-    apply(&cluster, &reservation("lease-live", "rhine-west"));
-    apply(&cluster, &reservation("lease-of-another-release", "oder"));
-    apply(&cluster, &reservation("lease-kept", "rhine-west"));
+fn live_leases_prevent_an_uninstallation(cluster: &Cluster) {
+    apply(cluster, &reservation("lease-live", "rhine-west"));
+    apply(cluster, &reservation("lease-of-another-release", "oder"));
+    apply(cluster, &reservation("lease-kept", "rhine-west"));
     let kept = json!({"status": {
         "stoppedAt": "2026-01-01T00:00:00Z",
         "results": [{"node": 0, "url": "http://192.0.2.1:30000/u", "until": "2026-01-02T00:00:00Z"}],
     }});
     let patch = "patch gpureservation lease-kept --subresource=status --type=merge -p";
-    succeed(kubectl(&cluster, patch).arg(kept.to_string()));
-    let (went, said) = run(&mut helm(&cluster, "uninstall leasehold --timeout 60s"));
+    succeed(kubectl(cluster, patch).arg(kept.to_string()));
+    let (went, said) = run(&mut helm(cluster, "uninstall leasehold --timeout 60s"));
     assert!(
         said.contains("GpuReservation lease-kept keeps a job's results until 2026-01-02T00:00:00Z"),
         "{said}"
@@ -143,43 +164,38 @@ async fn an_installation_is_not_pulled_from_under_live_leases() {
     assert!(!went && said.contains("GpuReservation lease-live"), "{said}");
     assert!(!said.contains("lease-of-another-release"), "{said}");
     succeed(&mut kubectl(
-        &cluster,
+        cluster,
         "-n leasehold-system get deployment leasehold-market leasehold-provider",
     ));
     // The way back that it names leads to a release that can be worked with.
     assert!(said.contains("helm rollback RELEASE REVISION"), "{said}");
-    succeed(&mut helm(&cluster, "rollback leasehold 1"));
-    succeed(&mut installed("upgrade leasehold"));
+    succeed(&mut helm(cluster, "rollback leasehold 1"));
+    succeed(&mut with_chart(cluster, "upgrade leasehold"));
+}
 
+fn an_uninstallation_keeps_what_people_own(cluster: &Cluster) {
     succeed(&mut kubectl(
-        &cluster,
+        cluster,
         "delete gpureservation lease-live lease-kept",
     ));
-    succeed(&mut helm(&cluster, "uninstall leasehold --timeout 60s"));
+    succeed(&mut helm(cluster, "uninstall leasehold --timeout 60s"));
     let kinds = succeed(&mut kubectl(
-        &cluster,
+        cluster,
         "get crd -l app.kubernetes.io/part-of=leasehold -o name",
     ));
     assert_eq!(kinds.lines().count(), leasehold_crds::all().len(), "{kinds}");
     let pool = "get gpupool h100 -o jsonpath={.spec.maxDuration}";
     assert_eq!(
-        succeed(&mut kubectl(&cluster, pool)),
+        succeed(&mut kubectl(cluster, pool)),
         "2h",
         "what people own is still there"
     );
     let left = succeed(&mut kubectl(
-        &cluster,
+        cluster,
         "get clusterroles,clusterrolebindings,validatingadmissionpolicies -l app.kubernetes.io/instance=leasehold -o name",
     ));
     assert_eq!(
         left.trim(),
         "clusterrole.rbac.authorization.k8s.io/leasehold-tenant-access"
     );
-
-    // Leases live, and the admin means it.
-    succeed(&mut installed("install leasehold"));
-    apply(&cluster, &reservation("lease-live", "rhine-west"));
-    succeed(&mut installed("upgrade leasehold --set uninstall.force=true"));
-    succeed(&mut helm(&cluster, "uninstall leasehold --timeout 60s"));
-    cluster.down().await.unwrap();
 }

@@ -107,6 +107,13 @@ pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Install
             );
         }
     }
+    provider_namespaces(it).await;
+    provider_cluster_objects(it).await;
+}
+
+/// Which namespaces a provider may make, change and delete: `lease-*` with its own label.
+async fn provider_namespaces(it: &Installation) {
+    let (own, other, bare) = ("lease-own", "lease-other", "lease-bare");
     allowed(
         "a namespace of its own",
         write(&it.provider, &namespace("lease-new", PROVIDER)).await,
@@ -139,8 +146,11 @@ pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Install
             "may make, change and delete only",
         );
     }
+}
 
-    let mut admin = contents(own).pop().unwrap();
+/// What a provider may not reach beside namespaces: other accounts' permissions, Secrets, reservations and leader Leases.
+async fn provider_cluster_objects(it: &Installation) {
+    let mut admin = contents("lease-own").pop().unwrap();
     admin["roleRef"]["name"] = json!("cluster-admin");
     refused(
         "a binding to cluster-admin",
@@ -229,46 +239,51 @@ pub(crate) async fn providers_answer_allocations_and_change_nothing_else(it: &In
             "cannot patch",
         );
 
-        let provider = |name: &str, payee: &str| {
-            json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuProvider", "metadata": {"name": name},
-                "spec": {"payee": format!("0x{}", payee.repeat(40)), "controller": format!("0x{}", "1".repeat(40))}})
-        };
-        it.apply(&provider(own, "1")).await;
-        it.apply(&provider(other, "1")).await;
-        let payee = json!({"spec": {"payee": format!("0x{}", "9".repeat(40))}});
-        allowed("its own payee", patch(who, &provider(own, "1"), "", &payee).await);
-        refused(
-            "another's payee",
-            patch(who, &provider(other, "1"), "", &payee).await,
-            "cannot patch",
-        );
-        let standing = json!({"status": {"observedGeneration": 1}});
-        refused(
-            "its standing",
-            patch(who, &provider(own, "1"), "/status", &standing).await,
-            "cannot patch",
-        );
-        let offer = |name: &str| {
-            json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuOffer",
-                "metadata": {"name": name, "namespace": format!("provider-{name}")}, "spec": {"rows": []}})
-        };
-        allowed("its offer", write(who, &offer(own)).await);
-        refused("another's offer", write(who, &offer(other)).await, "cannot patch");
-        allowed(
-            "its sign of life",
-            write(who, &lease(&format!("provider-{own}"), own)).await,
-        );
-        refused(
-            "another's",
-            write(who, &lease(&format!("provider-{other}"), other)).await,
-            "cannot patch",
-        );
-        refused(
-            "leases of tenants",
-            read(who, "/apis/leasehold.dev/v1alpha1/gpuleases").await,
-            "cannot list",
-        );
+        provider_publishes(it, who, own, other).await;
     }
+}
+
+/// A provider writes its own payee, offer and liveness, and no other's.
+async fn provider_publishes(it: &Installation, who: &Client, own: &str, other: &str) {
+    let provider = |name: &str, payee: &str| {
+        json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuProvider", "metadata": {"name": name},
+                "spec": {"payee": format!("0x{}", payee.repeat(40)), "controller": format!("0x{}", "1".repeat(40))}})
+    };
+    it.apply(&provider(own, "1")).await;
+    it.apply(&provider(other, "1")).await;
+    let payee = json!({"spec": {"payee": format!("0x{}", "9".repeat(40))}});
+    allowed("its own payee", patch(who, &provider(own, "1"), "", &payee).await);
+    refused(
+        "another's payee",
+        patch(who, &provider(other, "1"), "", &payee).await,
+        "cannot patch",
+    );
+    let standing = json!({"status": {"observedGeneration": 1}});
+    refused(
+        "its standing",
+        patch(who, &provider(own, "1"), "/status", &standing).await,
+        "cannot patch",
+    );
+    let offer = |name: &str| {
+        json!({"apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuOffer",
+                "metadata": {"name": name, "namespace": format!("provider-{name}")}, "spec": {"rows": []}})
+    };
+    allowed("its offer", write(who, &offer(own)).await);
+    refused("another's offer", write(who, &offer(other)).await, "cannot patch");
+    allowed(
+        "its sign of life",
+        write(who, &lease(&format!("provider-{own}"), own)).await,
+    );
+    refused(
+        "another's",
+        write(who, &lease(&format!("provider-{other}"), other)).await,
+        "cannot patch",
+    );
+    refused(
+        "leases of tenants",
+        read(who, "/apis/leasehold.dev/v1alpha1/gpuleases").await,
+        "cannot list",
+    );
 }
 
 pub(crate) async fn the_market_reads_only_the_wallets_it_was_given(it: &Installation) {
