@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use leasehold_crds::{GpuLease, lease::Phase};
+use leasehold_crds::GpuLease;
 
 use crate::{
     escrow::{Account, AccountRead, Address, Hash, Terms, salt},
@@ -69,7 +69,7 @@ impl Claims {
     pub fn of<'a>(market: Address, leases: impl IntoIterator<Item = &'a GpuLease>) -> Self {
         let mut claims = Self::default();
         // A closed lease asks nothing more of its account: a person may have given it up.
-        let live = |l: &&GpuLease| l.status.as_ref().is_none_or(|s| s.phase != Phase::Closed);
+        let live = |l: &&GpuLease| l.status.as_ref().is_none_or(|s| !s.phase.is_over());
         for lease in leases.into_iter().filter(live) {
             if let Some(escrow) = lease.status.as_ref().and_then(|s| s.escrow.as_ref()) {
                 claims.ids.insert(escrow.terms.id.to_ascii_lowercase());
@@ -114,7 +114,7 @@ impl<K: Ord + Clone> Suspects<K> {
 #[cfg(test)]
 mod tests {
     use leasehold_crds::{
-        lease::{GpuLeaseSpec, GpuLeaseStatus, LeaseEscrow},
+        lease::{GpuLeaseSpec, GpuLeaseStatus, LeaseEscrow, Phase},
         payment::{
             escrow::EscrowTerms,
             money::{Rate, TokenAmount},

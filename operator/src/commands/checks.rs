@@ -12,8 +12,7 @@ use kube::{
     api::{ListParams, PostParams},
 };
 use leasehold_crds::{
-    GpuLease, GpuReservation, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, lease::Phase,
-    shared::conditions::find,
+    GpuLease, GpuReservation, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, shared::conditions::find,
 };
 
 use leasehold_runtime::cache;
@@ -151,7 +150,7 @@ pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
                 .filter(|l| {
                     l.status
                         .as_ref()
-                        .is_some_and(|s| s.escrow.is_some() && s.phase != Phase::Closed)
+                        .is_some_and(|s| s.escrow.is_some() && !s.phase.is_over())
                 })
                 .map(|l| format!("GpuLease {}/{}", l.namespace().unwrap_or_default(), l.name_any())),
         ),

@@ -56,7 +56,7 @@ impl Provider {
     fn waiting(&self) -> BTreeMap<String, (Arc<PaymentNetwork>, Vec<Arc<GpuReservation>>)> {
         let waits = |r: &GpuReservation| {
             let phase = r.status.as_ref().map_or(AllocationPhase::Requested, |s| s.phase);
-            let unpaid = matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved);
+            let unpaid = phase.is_unpaid();
             unpaid && self.holds(r)
         };
         let mut networks = BTreeMap::new();

@@ -124,7 +124,7 @@ impl Provider {
         reads.block_time = match &reads.account {
             // One failed read is enough: waiting for another would delay a stop that is due.
             Observed::Unknown(why) => Observed::Unknown(why.clone()),
-            Observed::Known(_) if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) => {
+            Observed::Known(_) if phase.is_unpaid() => {
                 let level = network.map_or(BlockLevel::Finalized, |n| payments::level(n.spec.provision_at));
                 reads.settled = match level {
                     BlockLevel::Latest => Some(reads.account.clone()),

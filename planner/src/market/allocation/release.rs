@@ -2,7 +2,7 @@
 //! itself.
 
 use jiff::Timestamp;
-use leasehold_crds::{GpuAllocation, GpuLease, lease::Phase};
+use leasehold_crds::{GpuAllocation, GpuLease};
 
 /// Both clocks may be off by so much: a provider that can't be heard has stopped by `notAfter` and twice this.
 pub const SKEW_SECONDS: i64 = 60;
@@ -59,7 +59,7 @@ fn may_go(allocation: &GpuAllocation, lease: Option<&GpuLease>, now: Timestamp) 
 fn is_awaited(lease: &GpuLease, allocation: &GpuAllocation) -> bool {
     let same = lease.metadata.uid.as_deref() == Some(&allocation.spec.lease.uid);
     same && lease.status.as_ref().is_some_and(|s| {
-        s.phase != Phase::Closed
+        !s.phase.is_over()
             && s.escrow
                 .as_ref()
                 .is_some_and(|e| e.terms.id == allocation.spec.escrow.id)

@@ -1,0 +1,125 @@
+//! Why a lease ends, and when the intent to close is stored.
+
+use super::*;
+
+#[test]
+fn a_provider_that_stops_with_paid_time_left_gave_up() {
+    assert_eq!(end_of(account(600), AllocationPhase::Active), None);
+    let gave_up = end_of(account(600), AllocationPhase::Stopping);
+    assert_eq!(gave_up, Some(CloseReason::ProviderStopped));
+}
+
+#[test]
+fn one_that_reads_the_end_of_the_funds_before_us_did_not() {
+    assert_eq!(end_of(account(5), AllocationPhase::Stopped), None);
+    let mut early = world(AccountRead::Present(exhausted()), AllocationPhase::Stopped);
+    early.second_account = Some(Observed::Known(AccountRead::Present(account(1))));
+    assert_eq!(check(&early).end, None, "one reading is none");
+    assert_eq!(
+        end_of(exhausted(), AllocationPhase::Stopped),
+        Some(CloseReason::FundsSpent)
+    );
+}
+
+#[test]
+fn funds_that_come_after_their_end_were_too_late() {
+    let mut late = world(AccountRead::Present(account(600)), AllocationPhase::Stopped);
+    let allocation = Arc::make_mut(&mut late.allocations[0].object);
+    allocation.status.as_mut().unwrap().stop_reason = Some(StopReason::FundsSpent);
+    assert_eq!(check(&late).end, Some(CloseReason::FundsSpent));
+}
+
+/// What hangs on a chain that is gone has most often been deleted before.
+#[test]
+fn an_account_is_given_up_by_its_id_alone_also_by_who_tried_to_end_the_lease_before() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    world.account = Some(Observed::Unknown("the chain is gone".into()));
+    world.second_account = None;
+    let name = |world: &mut World, id: &str| {
+        let lease = Arc::make_mut(&mut world.lease);
+        let abandon = [(leasehold_crds::ANNOTATION_ABANDON.to_owned(), id.to_owned())];
+        lease.metadata.annotations = Some(abandon.into());
+    };
+    let id = world
+        .lease
+        .status
+        .as_ref()
+        .unwrap()
+        .escrow
+        .as_ref()
+        .unwrap()
+        .terms
+        .id
+        .clone();
+    for before in [None, Some(CloseReason::Deleted)] {
+        Arc::make_mut(&mut world.lease)
+            .status
+            .as_mut()
+            .unwrap()
+            .close_reason = before;
+        name(&mut world, "0x00");
+        assert_eq!(check(&world).end, before, "another's id gives up nothing");
+        name(&mut world, &id);
+        assert_eq!(check(&world).end, Some(CloseReason::Abandoned));
+        let plan = decide(&world, &check(&world), now());
+        assert_eq!(plan.status.phase, Phase::Closed);
+        assert!(
+            matches!(plan.allocations.as_slice(), [AllocationWrite::Release { .. }]),
+            "its providers are told to stop"
+        );
+    }
+    let closed = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    (closed.phase, closed.close_reason) = (Phase::Closed, Some(CloseReason::TermOver));
+    assert_eq!(
+        check(&world).end,
+        Some(CloseReason::TermOver),
+        "what is closed stays"
+    );
+}
+
+#[test]
+fn a_close_is_noted_before_it_is_sent() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Stopping);
+    let first = decide(&world, &check(&world), now());
+    assert_eq!(first.call, None);
+    let intent = first.status.intent.clone().unwrap();
+    assert_eq!(intent.action, IntentAction::Close);
+    Arc::make_mut(&mut world.lease).status = Some(first.status);
+    let second = decide(&world, &check(&world), now());
+    assert_eq!(
+        second.call,
+        Some(ChainCall::Close {
+            terms: terms(),
+            payouts: 1
+        })
+    );
+}
+
+/// A lease whose providers have all accepted, and which is deleted before anything was intended.
+#[test]
+fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
+    let mut accepted = world(AccountRead::Absent, AllocationPhase::Reserved);
+    let lease = Arc::make_mut(&mut accepted.lease);
+    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    lease.metadata.deletion_timestamp = Some(at);
+    lease.status.as_mut().unwrap().phase = Phase::Matched;
+    lease.status.as_mut().unwrap().escrow.as_mut().unwrap().open_by = i64::try_from(NOW).unwrap() + 50;
+    assert_eq!(check(&accepted).account_state, AccountState::NeverOpened);
+    assert_eq!(decide(&accepted, &check(&accepted), now()).finalizer, Some(false));
+
+    let allocation = Arc::make_mut(&mut accepted.allocations[0].object);
+    allocation.spec.open_by = i64::try_from(NOW).unwrap() + 50;
+    // The same with its status lost: an open may be under way.
+    let mut lost = accepted.clone();
+    Arc::make_mut(&mut lost.lease).status = None;
+    lost.account = None;
+    lost.second_account = None;
+    let plan = decide(&lost, &check(&lost), now());
+    assert_eq!(plan.finalizer, None);
+    assert_eq!(plan.status.intent.as_ref().unwrap().action, IntentAction::Open);
+    let absent = Some(Observed::Known(AccountRead::Absent));
+    (lost.account, lost.second_account) = (absent.clone(), absent);
+    Arc::make_mut(&mut lost.lease).status = Some(plan.status);
+    assert_eq!(check(&lost).account_state, AccountState::Absent);
+    assert_eq!(decide(&lost, &check(&lost), now()).finalizer, None);
+}

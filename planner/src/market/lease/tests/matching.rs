@@ -1,0 +1,110 @@
+//! A lease without an account.
+
+use super::*;
+
+/// A lease that nobody was asked for yet, a payer with money, and one provider whose offer fits.
+fn unasked() -> World {
+    let mut world = world(AccountRead::Absent, AllocationPhase::Requested);
+    Arc::make_mut(&mut world.lease).status = None;
+    world.allocations.clear();
+    (world.account, world.second_account) = (None, None);
+    let provider = crate::placement::Provider {
+        name: "p".into(),
+        region: "eu-west".into(),
+        payee: Address([1; 20]),
+        controller: Address([2; 20]),
+        alive: true,
+        answers: true,
+    };
+    let row = crate::placement::Candidate {
+        provider: 0,
+        pool: "pool".into(),
+        class: "a100-80g-pcie".into(),
+        nodes_free: 100,
+        room: crate::request::Shape {
+            gpus: 8,
+            millicores: 64_000,
+            memory: 512 << 30,
+            scratch: 1 << 40,
+        },
+        storage: 0,
+        gpu_memory: 80_000_000_000,
+        compute_capability: crate::request::Version(8, 0),
+        cuda: crate::request::Version(12, 8),
+        price: leasehold_crds::payment::money::Price::parse("1.85").unwrap(),
+        currency: network().currency,
+        max_term: 86_400,
+        max_pause: 0,
+        max_keep_results: 0,
+        root_allowed: false,
+    };
+    world.providers = Arc::from([provider]);
+    world.candidates = Arc::from([row]);
+    world
+}
+
+#[test]
+fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile() {
+    let mut world = unasked();
+    assert!(needs_wallet(&world));
+    world.wallet = Observed::Known(Wallet::Ready(Address([3; 20])));
+    world.balances = Some(Observed::Known(crate::ports::Balances {
+        token: TokenAmount(10_000_000),
+        gas_wei: 1,
+    }));
+    let decided = |world: &World| decide(world, &check(world), now());
+    let plan = decided(&world);
+    assert_eq!(plan.status.phase, Phase::Matched);
+    let before = GpuLeaseStatus::default();
+    assert_eq!(
+        plan.new_allocations(&before).map(|(p, _)| p).collect::<Vec<_>>(),
+        ["p"]
+    );
+    assert_eq!(
+        plan.new_allocations(&plan.status).count(),
+        0,
+        "the same is asked once"
+    );
+
+    world.unanswered = [("p".to_owned(), UNANSWERED_PER_PROVIDER_MAX)].into();
+    assert!(!needs_wallet(&world));
+    world.wallet = Observed::Known(Wallet::NotAsked);
+    let plan = decided(&world);
+    let matched = find(&plan.status.conditions, "Matched").unwrap();
+    assert_eq!(
+        (plan.status.phase, matched.reason.as_str()),
+        (Phase::Pending, "Queued")
+    );
+    assert_eq!(plan.queued_at.as_deref(), Some("p"));
+    // Others lease nodes meanwhile: that alone is nothing to write.
+    Arc::make_mut(&mut world.lease).status = Some(plan.status.clone());
+    Arc::make_mut(&mut world.candidates)[0].nodes_free -= 1;
+    assert_eq!(decided(&world).status, plan.status);
+    Arc::make_mut(&mut world.lease).status = None;
+    assert_eq!(plan.new_allocations(&before).count(), 0);
+
+    // Others were answered while this pass read on: it reads again, and says nothing wrong of the wallet.
+    world.unanswered.clear();
+    let plan = decided(&world);
+    assert_eq!((plan.status.phase, plan.wake), (Phase::Pending, now()));
+    assert!(plan.queued_at.is_none() && find(&plan.status.conditions, "Funded").is_none());
+}
+
+/// A question that could not be taken back would be nobody's once its lease is closed.
+#[test]
+fn a_lease_is_not_closed_before_its_questions_are_taken_back() {
+    let mut world = unasked();
+    let lease = Arc::make_mut(&mut world.lease);
+    let deleted = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    lease.metadata.deletion_timestamp = Some(deleted);
+    world.allocations = self::world(AccountRead::Absent, AllocationPhase::Reserved).allocations;
+    let asked = GpuLeaseStatus {
+        phase: Phase::Matched,
+        round: 1,
+        ..GpuLeaseStatus::default()
+    };
+    lease.status = Some(asked.clone());
+    let plan = decide(&world, &check(&world), now());
+    assert_eq!((plan.status.phase, plan.allocations.len()), (Phase::Closed, 1));
+    assert_eq!(plan.status_if_incomplete(&asked), asked);
+}

@@ -1,0 +1,184 @@
+//! Tests of the decisions about a lease, and the worlds that they share.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    FINALIZER_MARKET, GpuAllocation, GpuLease,
+    lease::{
+        CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share,
+        conditions::{LeaseCondition, LeaseEvent, LeaseReason},
+        workload::ResultsAt,
+    },
+    market::allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus, StopReason},
+    payment::money::{Rate, TokenAmount},
+    shared::conditions::{ConditionStatus, condition, find, is_true, set},
+};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::{check::AccountState, *};
+use crate::{
+    escrow::{Account, AccountRead, Address, Hash, Leg, Terms, salt},
+    observed::Observed,
+    placement::Currency,
+    ports::{Head, PaymentError},
+};
+
+mod ending;
+mod matching;
+mod properties;
+mod reporting;
+
+const NOW: u64 = 1_800_000_000;
+const MARKET: Address = Address([4; 20]);
+
+fn now() -> Timestamp {
+    Timestamp::from_second(i64::try_from(NOW).unwrap()).unwrap()
+}
+
+fn network() -> Network {
+    Network {
+        currency: Currency {
+            chain_id: 31_337,
+            escrow: Address([8; 20]),
+            token: Address([5; 20]),
+        },
+        market_id: MARKET,
+        closer: Address([6; 20]),
+        symbol: "USDC".into(),
+        decimals: 6,
+    }
+}
+
+fn terms() -> Terms {
+    Terms {
+        payer: Address([3; 20]),
+        market: MARKET,
+        token: network().currency.token,
+        closer: network().closer,
+        salt: salt(MARKET, "uid", 1),
+        start_by: NOW + 900,
+        notice_seconds: 0,
+        pause_for: 0,
+        legs: vec![Leg {
+            payee: Address([1; 20]),
+            controller: Address([2; 20]),
+            rate: Rate(500_000_000_000_000),
+        }],
+    }
+}
+
+/// Started a minute ago, and paid for so many seconds from now.
+fn account(left: u64) -> Account {
+    Account {
+        closed: false,
+        deposited: TokenAmount(1_000_000),
+        balance_scaled: u128::from(left) * 500_000_000_000_000,
+        block_time: NOW,
+        paid_until: NOW + left,
+        exhausted_at: 0,
+        started_at: NOW - 60,
+        paid_seconds: 60,
+        running: 1,
+        ended: 0,
+        legs: vec![],
+    }
+}
+
+fn exhausted() -> Account {
+    Account {
+        exhausted_at: NOW - 1,
+        paid_until: NOW - 1,
+        running: 0,
+        ..account(0)
+    }
+}
+
+/// A lease that serves, with its one allocation.
+fn world(account: AccountRead, provider: AllocationPhase) -> World {
+    let lease = json!({
+        "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease",
+        "metadata": {"name": "l", "namespace": "team", "uid": "uid", "generation": 1, "finalizers": [FINALIZER_MARKET]},
+        "spec": {
+            "perNode": {"cpu": "1", "memory": "1Gi", "ephemeralStorage": "1Gi", "gpus": 1},
+            "term": {"duration": "1h"},
+            "workload": {"service": {"image": "i", "ports": [{"name": "http", "port": 80}]}},
+            "payment": {"network": "n", "maxPricePerGpuHour": "1.90", "wallet": {"secretName": "w"}},
+        },
+    });
+    let mut lease: GpuLease = serde_json::from_value(lease).unwrap();
+    let wire = terms().to_wire(network().currency.chain_id, network().currency.escrow);
+    lease.status = Some(GpuLeaseStatus {
+        phase: Phase::Active,
+        round: 1,
+        escrow: Some(LeaseEscrow {
+            terms: wire.clone(),
+            open_by: i64::try_from(NOW).unwrap() - 100,
+            shares: vec![Share::default()],
+        }),
+        ..GpuLeaseStatus::default()
+    });
+    let mut allocation = GpuAllocation::new(
+        "a",
+        GpuAllocationSpec {
+            round: 1,
+            escrow: wire,
+            nodes: 1,
+            not_after: i64::try_from(NOW).unwrap() + 7_200,
+            ..GpuAllocationSpec::default()
+        },
+    );
+    allocation.status = Some(GpuAllocationStatus {
+        phase: provider,
+        ..GpuAllocationStatus::default()
+    });
+    let read = Some(Observed::Known(account));
+    let network = Observed::Known(Some(network()));
+    World {
+        parsed: Parsed::of(&lease, &network, &[], &[]),
+        lease: Arc::new(lease),
+        network,
+        providers: Arc::from([]),
+        candidates: Arc::from([]),
+        allocations: vec![AllocationSeen {
+            object: Arc::new(allocation),
+            signed: true,
+        }],
+        wallet: Observed::Known(Wallet::NotAsked),
+        balances: None,
+        head: Observed::Known(Head {
+            number: 1,
+            hash: Hash::default(),
+            time: NOW,
+        }),
+        account: read.clone(),
+        second_account: read,
+        prior: Observed::Known(None),
+        unfunded_in_namespace: 0,
+        unanswered: BTreeMap::new(),
+    }
+}
+
+/// The world with its lease parsed anew, as the next reconcile reads it.
+fn parsed(world: &World) -> World {
+    let mut world = world.clone();
+    world.parsed = Parsed::of(&world.lease, &world.network, &world.providers, &world.candidates);
+    world
+}
+
+fn check(world: &World) -> Checked {
+    super::check(&parsed(world))
+}
+
+fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
+    super::decide(&parsed(world), checked, now)
+}
+
+fn needs_wallet(world: &World) -> bool {
+    super::needs_wallet(&parsed(world))
+}
+
+fn end_of(account: Account, provider: AllocationPhase) -> Option<CloseReason> {
+    check(&world(AccountRead::Present(account), provider)).end
+}

@@ -1,0 +1,145 @@
+//! What is reported of a lease.
+
+use super::*;
+
+#[test]
+fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let stops_at = i64::try_from(NOW).unwrap() + 300;
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    let deposited = condition(
+        LeaseCondition::Funded,
+        ConditionStatus::True,
+        LeaseReason::Deposited,
+        String::new(),
+        1,
+    );
+    set(&mut status.conditions, deposited, now());
+    let told = |world: &mut World, answered: i64, stops_at: i64| {
+        let allocation = Arc::make_mut(&mut world.allocations[0].object);
+        allocation.metadata.generation = Some(2);
+        let status = allocation.status.as_mut().unwrap();
+        (status.observed_generation, status.not_after) = (answered, Some(stops_at));
+        let plan = decide(world, &check(world), now());
+        let funded = find(&plan.status.conditions, "Funded").cloned().unwrap();
+        let before = world.lease.status.clone();
+        let events = events(before.as_ref(), &plan.status);
+        let warned = events
+            .iter()
+            .filter(|event| event.reason == LeaseEvent::LongerThanSold)
+            .count();
+        Arc::make_mut(&mut world.lease).status = Some(plan.status);
+        (funded.status, funded.reason, warned)
+    };
+    let said = |reason: &str, warned| ("True".to_owned(), reason.to_owned(), warned);
+    assert_eq!(
+        told(&mut world, 1, stops_at),
+        said("Deposited", 0),
+        "it may still be granted"
+    );
+    assert_eq!(told(&mut world, 2, stops_at), said("LongerThanSold", 1));
+    assert_eq!(told(&mut world, 2, stops_at), said("LongerThanSold", 0), "once");
+    assert_eq!(
+        told(&mut world, 2, stops_at + 300),
+        said("Deposited", 0),
+        "all of it is served"
+    );
+}
+
+/// What a person reads stands until it is no longer true, and does not flap meanwhile.
+#[test]
+fn where_results_are_outlives_the_allocation_that_told_it() {
+    let mut world = world(AccountRead::Present(account(60)), AllocationPhase::Active);
+    let at = |node, url: &str| ResultsAt {
+        node,
+        url: url.into(),
+        until: None,
+    };
+    let mut lease = GpuLease::clone(&world.lease);
+    if let Some(status) = &mut lease.status {
+        status.results = vec![at(0, "http://old"), at(1, "http://other")];
+    }
+    world.lease = Arc::new(lease);
+    let mut allocation = GpuAllocation::clone(&world.allocations[0].object);
+    if let Some(status) = &mut allocation.status {
+        status.results = vec![at(0, "http://new")];
+    }
+    world.allocations[0].object = Arc::new(allocation);
+    let told = |world: &World| decide(world, &check(world), now()).status.results;
+    let both = vec![at(0, "http://new"), at(1, "http://other")];
+    assert_eq!(told(&world), both, "each node's latest word");
+    let mut lease = GpuLease::clone(&world.lease);
+    if let Some(status) = &mut lease.status {
+        status.results.clone_from(&both);
+    }
+    world.lease = Arc::new(lease);
+    world.allocations.clear();
+    assert_eq!(told(&world), both);
+}
+
+#[test]
+fn only_a_tenant_who_deletes_a_lease_drops_its_results() {
+    let dropped = |world: &World| {
+        let plan = decide(world, &check(world), now());
+        plan.allocations.into_iter().find_map(|write| match write {
+            AllocationWrite::Release { drop_results, .. } => Some(drop_results),
+            _ => None,
+        })
+    };
+    let mut deleted = world(AccountRead::Present(account(60)), AllocationPhase::Active);
+    let mut lease = GpuLease::clone(&deleted.lease);
+    lease.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()));
+    deleted.lease = Arc::new(lease);
+    assert_eq!(dropped(&deleted), Some(true));
+    let given_up = world(AccountRead::Present(account(60)), AllocationPhase::Stopped);
+    assert_eq!(dropped(&given_up), Some(false));
+}
+
+#[test]
+fn a_failed_write_is_told_until_one_is_mined() {
+    let short = PaymentError::InsufficientGas {
+        address: Address([3; 20]),
+    };
+    let funding = ChainCall::Fund {
+        terms: terms(),
+        total: TokenAmount(2_000_000),
+    };
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    status.intent = Some(Intent {
+        action: IntentAction::Fund,
+        total: Some("2000000".into()),
+        written_at: now().to_string(),
+    });
+    chain_failure(status, &funding, &short, 1, now());
+    let told = |world: &World| {
+        let plan = decide(world, &check(world), now());
+        let funded = find(&plan.status.conditions, "Funded").cloned().unwrap();
+        (funded.reason, plan.status)
+    };
+    let (reason, _) = told(&world);
+    assert_eq!(reason, "InsufficientGas", "not True again before the next try");
+    let mined = Account {
+        deposited: TokenAmount(2_000_000),
+        ..account(600)
+    };
+    world.account = Some(Observed::Known(AccountRead::Present(mined.clone())));
+    let (reason, status) = told(&world);
+    assert_eq!((reason.as_str(), status.intent), ("Deposited", None));
+
+    let close = ChainCall::Close {
+        terms: terms(),
+        payouts: 1,
+    };
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    (status.intent, status.close_reason) = (None, Some(CloseReason::Deleted));
+    chain_failure(status, &close, &short, 1, now());
+    let closed = Some(Observed::Known(AccountRead::Present(Account {
+        closed: true,
+        ..mined
+    })));
+    (world.account, world.second_account) = (closed.clone(), closed);
+    let (_, status) = told(&world);
+    assert_eq!(status.phase, Phase::Closed);
+    assert!(is_true(&status.conditions, "Settled"));
+}

@@ -1,0 +1,123 @@
+//! The dimensions in which an offer row can fail a request.
+
+use super::candidate::{Candidate, Currency, Provider};
+use crate::request::Request;
+
+/// A property of an offer row that a request compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Dimension {
+    ProviderSilent,
+    ProviderNotAnswering,
+    Provider,
+    Region,
+    Payment,
+    Class,
+    GpuMemory,
+    ComputeCapability,
+    Cuda,
+    Gpus,
+    Cpu,
+    Memory,
+    EphemeralStorage,
+    Storage,
+    RootNotAllowed,
+    Duration,
+    Pause,
+    KeepResults,
+    Price,
+    NodesFree,
+}
+
+/// Every dimension, in the order of [`Dimension`].
+pub const DIMENSIONS: [Dimension; 20] = [
+    Dimension::ProviderSilent,
+    Dimension::ProviderNotAnswering,
+    Dimension::Provider,
+    Dimension::Region,
+    Dimension::Payment,
+    Dimension::Class,
+    Dimension::GpuMemory,
+    Dimension::ComputeCapability,
+    Dimension::Cuda,
+    Dimension::Gpus,
+    Dimension::Cpu,
+    Dimension::Memory,
+    Dimension::EphemeralStorage,
+    Dimension::Storage,
+    Dimension::RootNotAllowed,
+    Dimension::Duration,
+    Dimension::Pause,
+    Dimension::KeepResults,
+    Dimension::Price,
+    Dimension::NodesFree,
+];
+
+impl Dimension {
+    /// Its name in a quote.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ProviderSilent => "providerSilent",
+            Self::ProviderNotAnswering => "providerNotAnswering",
+            Self::Provider => "provider",
+            Self::Region => "region",
+            Self::Payment => "payment",
+            Self::Class => "class",
+            Self::GpuMemory => "gpuMemory",
+            Self::ComputeCapability => "computeCapability",
+            Self::Cuda => "cuda",
+            Self::Gpus => "gpus",
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::EphemeralStorage => "ephemeralStorage",
+            Self::Storage => "storage",
+            Self::RootNotAllowed => "rootNotAllowed",
+            Self::Duration => "duration",
+            Self::Pause => "pause",
+            Self::KeepResults => "keepResultsFor",
+            Self::Price => "price",
+            Self::NodesFree => "nodesFree",
+        }
+    }
+}
+
+/// The dimensions in which a row fails, as a bitmap by [`Dimension`].
+pub(super) fn failures(request: &Request, currency: Currency, provider: &Provider, row: &Candidate) -> u32 {
+    let any = |list: &[String], value: &str| list.is_empty() || list.iter().any(|x| x == value);
+    let checks = [
+        (Dimension::ProviderSilent, provider.alive),
+        (Dimension::ProviderNotAnswering, provider.answers),
+        (Dimension::Provider, any(&request.providers, &provider.name)),
+        (Dimension::Region, any(&request.regions, &provider.region)),
+        (Dimension::Payment, row.currency == currency),
+        (Dimension::Class, any(&request.classes, &row.class)),
+        (Dimension::GpuMemory, request.gpu_memory <= row.gpu_memory),
+        (
+            Dimension::ComputeCapability,
+            request.compute_capability <= row.compute_capability,
+        ),
+        (Dimension::Cuda, request.cuda <= row.cuda),
+        (Dimension::Gpus, request.shape.gpus <= row.room.gpus),
+        (Dimension::Cpu, request.shape.millicores <= row.room.millicores),
+        (Dimension::Memory, request.shape.memory <= row.room.memory),
+        (
+            Dimension::EphemeralStorage,
+            request.shape.scratch <= row.room.scratch,
+        ),
+        (Dimension::Storage, request.storage <= row.storage),
+        (Dimension::RootNotAllowed, !request.root || row.root_allowed),
+        (Dimension::Duration, request.term_seconds <= row.max_term),
+        (Dimension::Pause, request.pause_seconds <= row.max_pause),
+        (
+            Dimension::KeepResults,
+            request.keep_results_seconds <= row.max_keep_results,
+        ),
+        (Dimension::Price, row.price <= request.price_cap),
+        (Dimension::NodesFree, row.nodes_free > 0),
+    ];
+    checks
+        .iter()
+        .filter(|(_, fits)| !fits)
+        .fold(0, |map, (d, _)| map | 1 << *d as u8)
+}

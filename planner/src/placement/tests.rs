@@ -1,0 +1,165 @@
+//! Matching: the cheapest nodes that fit, all or nothing, and what a quote explains.
+
+use leasehold_crds::{lease::Spread, payment::money::Price};
+
+use super::*;
+use crate::{
+    escrow::Address,
+    request::{Shape, Version},
+};
+
+pub(crate) fn request() -> Request {
+    Request {
+        nodes: 1,
+        shape: Shape {
+            gpus: 4,
+            millicores: 32_000,
+            memory: 128 << 30,
+            scratch: 0,
+        },
+        classes: vec![],
+        gpu_memory: 0,
+        compute_capability: Version(0, 0),
+        cuda: Version(0, 0),
+        regions: vec![],
+        providers: vec![],
+        spread: Spread::Any,
+        term_seconds: 7200,
+        storage: 0,
+        root: false,
+        price_cap: Price::parse("2").unwrap(),
+        pause_seconds: 0,
+        keep_results_seconds: 0,
+        top_up: None,
+    }
+}
+
+const CURRENCY: Currency = Currency {
+    chain_id: 1,
+    escrow: Address([1; 20]),
+    token: Address([2; 20]),
+};
+
+fn provider(name: &str) -> Provider {
+    Provider {
+        name: name.into(),
+        region: "eu-west".into(),
+        payee: Address([3; 20]),
+        controller: Address([4; 20]),
+        alive: true,
+        answers: true,
+    }
+}
+
+fn row(provider: usize, price: &str, nodes_free: u64) -> Candidate {
+    Candidate {
+        provider,
+        pool: "pool".into(),
+        class: "h100-80g-sxm".into(),
+        nodes_free,
+        room: Shape {
+            gpus: 4,
+            millicores: 32_000,
+            memory: 128 << 30,
+            scratch: 0,
+        },
+        storage: 0,
+        gpu_memory: 80_000_000_000,
+        compute_capability: Version(9, 0),
+        cuda: Version(12, 4),
+        price: Price::parse(price).unwrap(),
+        currency: CURRENCY,
+        max_term: 86_400,
+        max_pause: 0,
+        max_keep_results: 0,
+        root_allowed: false,
+    }
+}
+
+#[test]
+fn takes_the_cheapest_nodes_all_or_nothing() {
+    let providers = [provider("a"), provider("b"), provider("c")];
+    let rows = [row(0, "1.9", 1), row(1, "1.1", 1), row(2, "1.5", 1)];
+    let mut wish = request();
+    wish.nodes = 2;
+    let placed = place(&wish, CURRENCY, 6, &providers, &rows);
+    assert_eq!(
+        placed.choices.iter().map(|c| c.provider).collect::<Vec<_>>(),
+        [1, 2]
+    );
+    wish.nodes = 4;
+    let placed = place(&wish, CURRENCY, 6, &providers, &rows);
+    assert!(placed.choices.is_empty());
+    assert_eq!(placed.problem, "3 nodes fit, 4 are wanted");
+}
+
+#[test]
+fn spread_is_kept() {
+    let providers = [provider("a"), provider("b")];
+    let rows = [row(0, "1.1", 2), row(1, "1.5", 3)];
+    let mut wish = request();
+    wish.nodes = 3;
+    wish.spread = Spread::SameProvider;
+    assert_eq!(
+        place(&wish, CURRENCY, 6, &providers, &rows).choices[0].provider,
+        1
+    );
+    wish.nodes = 2;
+    wish.spread = Spread::DistinctProviders;
+    let placed = place(&wish, CURRENCY, 6, &providers, &rows);
+    assert_eq!(
+        placed
+            .choices
+            .iter()
+            .map(|c| (c.provider, c.nodes))
+            .collect::<Vec<_>>(),
+        [(0, 1), (1, 1)]
+    );
+}
+
+#[test]
+fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
+    let mut silent = provider("a");
+    (silent.alive, silent.answers) = (false, false);
+    let providers = [silent];
+    let mut wish = request();
+    wish.shape.gpus = 8;
+    wish.root = true;
+    wish.classes = vec!["t4-16g".into()];
+    wish.price_cap = Price::parse("0.5").unwrap();
+    wish.compute_capability = Version(10, 0);
+    wish.keep_results_seconds = 1;
+    let placed = place(&wish, CURRENCY, 6, &providers, &[row(0, "1.1", 1)]);
+    let failed: Vec<_> = placed.quote.misses[0]
+        .failed
+        .iter()
+        .map(|f| f.dimension.as_str())
+        .collect();
+    assert_eq!(
+        failed,
+        [
+            "providerSilent",
+            "providerNotAnswering",
+            "class",
+            "computeCapability",
+            "gpus",
+            "rootNotAllowed",
+            "keepResultsFor",
+            "price"
+        ]
+    );
+    assert_eq!(placed.quote.misses[0].failed[3].wanted, "10.0");
+    assert_eq!(placed.quote.counts.len(), 8);
+    assert!(
+        placed.problem.starts_with("none of 1 offered rows fits"),
+        "{}",
+        placed.problem
+    );
+}
+
+#[test]
+fn dimensions_are_numbered_as_listed() {
+    for (i, d) in DIMENSIONS.iter().enumerate() {
+        assert_eq!(*d as usize, i);
+    }
+}
