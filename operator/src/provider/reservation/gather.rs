@@ -23,7 +23,10 @@ use leasehold_planner::{
 use leasehold_runtime::cache;
 use leasehold_telemetry::metrics::ChainAction;
 
-use crate::{payments, provider::Provider};
+use crate::{
+    payments,
+    provider::{Provider, workload::observe::API_DEADLINE},
+};
 
 /// The denylist is computed again at most this often: reading all nodes on each reconcile would take longer than the
 /// reconcile. A node that joins is denied to pods at most this much later.
@@ -160,12 +163,14 @@ impl Provider {
             return Observed::Known(true);
         }
         let api = Api::<GpuAllocation>::namespaced(self.market.clone(), &spec.allocation_namespace);
-        match api.get_metadata_opt(&spec.allocation_name).await {
-            Ok(found) => {
+        // A market that does not answer must not delay a stop.
+        match tokio::time::timeout(API_DEADLINE, api.get_metadata_opt(&spec.allocation_name)).await {
+            Ok(Ok(found)) => {
                 let uid = found.and_then(|found| found.metadata.uid);
                 Observed::Known(uid.as_ref() == Some(&spec.allocation_uid))
             }
-            Err(error) => Observed::Unknown(format!("the allocation can't be read: {error}")),
+            Ok(Err(error)) => Observed::Unknown(format!("the allocation can't be read: {error}")),
+            Err(_) => Observed::Unknown("the market's API server does not answer".to_owned()),
         }
     }
 

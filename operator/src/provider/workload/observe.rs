@@ -38,8 +38,8 @@ use sha2::{Digest as _, Sha256};
 use super::pods::PodSeen;
 use crate::provider::Provider;
 
-/// An API server that takes longer to tell of a silent node does not answer.
-const API_DEADLINE: Duration = Duration::from_secs(5);
+/// An API server that takes longer does not answer, and nothing that must end in time waits for it.
+pub(crate) const API_DEADLINE: Duration = Duration::from_secs(5);
 
 impl Provider {
     /// Pods of a reservation's namespace, whether that is there, and how they were read.
