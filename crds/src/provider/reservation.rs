@@ -151,6 +151,11 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub results_until: Option<i64>,
+    /// Unix time in seconds since which the market has no such allocation. Absent while it has, and while the market cannot
+    /// be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub allocation_gone_since: Option<i64>,
     /// Why the reservation stops. Once it is set, the workload never runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_reason: Option<StopReason>,

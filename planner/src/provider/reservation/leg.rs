@@ -7,7 +7,7 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    market::allocation::{AllocationPhase, GpuAllocationSpec},
+    market::allocation::GpuAllocationSpec,
     payment::money::{RATE_SCALE, Rate, TokenAmount},
     provider::{
         pool,
@@ -16,7 +16,11 @@ use leasehold_crds::{
     shared::duration,
 };
 
-use super::{LegCall, Plan, Running, World, later, present, wire};
+use super::{
+    LegCall, Plan, Running, World, later,
+    phase::{PhaseEvent, advance},
+    present, wire,
+};
 use crate::{
     escrow::{Account, LegState, Terms},
     observed::Observed,
@@ -65,7 +69,7 @@ pub(super) fn start_or_pause(
     // Nothing new starts on an unknown: a node that fell silent may have lost its GPUs.
     let well = matches!(fault, Observed::Known(None));
     if leg.runs {
-        plan.status.phase = AllocationPhase::Active;
+        advance(&mut plan.status, PhaseEvent::Charged);
         let due = world
             .withdraw
             .is_some_and(|w| w.are_due(&leg.state, leg.rate(terms)));

@@ -1,14 +1,23 @@
 //! What a job left behind, told pass by pass: kept after its end, served, fetched or over, and then gone.
 
+use std::sync::Arc;
+
 use leasehold_crds::{
+    GpuReservation,
     lease::workload::{Job, JobOutput, JobResult, ResultsAt, Storage},
-    market::allocation::GpuAllocationSpec,
-    provider::reservation::GpuReservationSpec,
+    market::allocation::{AllocationPhase, GpuAllocationSpec, StopReason},
+    payment::{
+        escrow::EscrowSnapshot,
+        money::{Rate, TokenAmount},
+    },
+    provider::reservation::{GpuReservationSpec, GpuReservationStatus},
 };
 
 use super::*;
-use crate::escrow::{Address, Hash, Leg, LegState};
-use leasehold_crds::payment::money::Rate;
+use crate::{
+    escrow::{Address, Hash, Leg, LegState, Terms},
+    provider::health::Health,
+};
 
 const NOW: i64 = 1_800_000_000;
 const KEEP: i64 = 3600;

@@ -2,7 +2,7 @@
 
 use leasehold_crds::{
     GpuReservation,
-    market::allocation::GpuAllocationSpec,
+    market::allocation::{AllocationPhase, GpuAllocationSpec},
     payment::{escrow::EscrowTerms, money::TokenAmount},
     provider::reservation::GpuReservationSpec,
 };

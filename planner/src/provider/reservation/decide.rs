@@ -1,0 +1,116 @@
+//! The decision about a reservation: whether it stops, and if not, how it is served.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    market::allocation::{AllocationPhase, StopReason},
+    provider::reservation::{GpuReservationStatus, ReservationCondition, ReservationReason},
+    shared::conditions::ConditionStatus,
+};
+
+use super::{
+    conditions::{conditions, put},
+    later,
+    phase::{PhaseEvent, advance},
+    plan::{Plan, Workload},
+    serving::serving,
+    settle::stopping,
+    snapshot::record_chain,
+    stop_reason::stop_reason,
+    world::World,
+};
+use crate::{escrow::Terms, observed::Observed, provider::workload::results};
+
+/// Decides what is to be done about a reservation.
+#[must_use]
+pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
+    let mut plan = Plan {
+        workload: Workload::Keep,
+        call: None,
+        delete: false,
+        status: world.reservation.status.clone().unwrap_or_default(),
+        wake: later(now, 30),
+    };
+    let before = plan.status.escrow.clone();
+    record_chain(world, now, &mut plan.status);
+    record_allocation(world, now, &mut plan.status);
+    record_running(world, now, &mut plan.status);
+    let terms = Terms::from_wire(&world.reservation.spec.allocation.escrow);
+    match &terms {
+        Err(error) => {
+            plan.status.stop_reason.get_or_insert(StopReason::BadTerms);
+            put(
+                (world, now),
+                &mut plan.status,
+                ReservationCondition::Paid,
+                ConditionStatus::False,
+                ReservationReason::BadTerms,
+                error.to_string(),
+            );
+            stopping(world, None, now, &mut plan);
+        }
+        Ok(terms) => {
+            if plan.status.stop_reason.is_some() {
+                stopping(world, Some(terms), now, &mut plan);
+            } else if let Some(reason) = stop_reason(world, terms, before.as_ref(), now, &mut plan) {
+                stop(world, reason, now, &mut plan);
+            } else {
+                serving(world, terms, now, &mut plan);
+            }
+        }
+    }
+    if let (Some(due), None) = (world.health.due, &plan.status.stopped_at) {
+        plan.wake = plan.wake.min(due.max(later(now, 1)));
+    }
+    if let Observed::Known(running) = &world.running {
+        let at = &running.results.at;
+        // The addresses are published as long as the reservation exists, even if their Services were deleted.
+        let at = if at.is_empty() { &plan.status.results } else { at };
+        plan.status.results = results::published(at, plan.status.results_until);
+    }
+    conditions(world, now, &mut plan.status);
+    plan
+}
+
+/// Records since when the market has no such allocation.
+fn record_allocation(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {
+    match world.allocation_exists {
+        Observed::Known(false) => {
+            status.allocation_gone_since.get_or_insert(now.as_second());
+        }
+        Observed::Known(true) | Observed::Unknown(_) => status.allocation_gone_since = None,
+    }
+}
+
+/// Records GPUs, endpoints and the result of a job.
+fn record_running(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {
+    let Observed::Known(running) = &world.running else {
+        return;
+    };
+    if !running.gpu_uuids.is_empty() {
+        status.gpu_uuids.clone_from(&running.gpu_uuids);
+    }
+    if running.job.is_some() {
+        // The retention of a job that is being stopped was decided with the stop.
+        if status.job.is_none() && status.stop_reason.is_none() {
+            status.results_until = results::until(world.reservation, true, now);
+        }
+        status.job.clone_from(&running.job);
+    }
+    status.endpoints.clone_from(&running.endpoints);
+}
+
+/// Decides a stop.
+fn stop(world: &World<'_>, reason: StopReason, now: Timestamp, plan: &mut Plan) {
+    plan.status.stop_reason = Some(reason);
+    // A job that is stopped before its end may have left results, unless it was never served.
+    let served = matches!(
+        plan.status.phase,
+        AllocationPhase::Active | AllocationPhase::Suspended
+    );
+    if served && plan.status.job.is_none() {
+        plan.status.results_until = results::until(world.reservation, false, now);
+    }
+    advance(&mut plan.status, PhaseEvent::StopDecided);
+    plan.workload = Workload::Halt;
+    plan.wake = plan.wake.min(later(now, 1));
+}

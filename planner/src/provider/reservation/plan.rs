@@ -1,0 +1,62 @@
+//! What is to be done about a reservation.
+
+use jiff::Timestamp;
+use leasehold_crds::{market::allocation::AllocationPhase, provider::reservation::GpuReservationStatus};
+
+use crate::provider::workload::{Objects, ResultsObjects};
+
+/// The wanted state of the workload.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Workload {
+    /// Unchanged.
+    Keep,
+    /// These objects exist, and pods run.
+    Run(Box<Objects>),
+    /// No pods; namespace and volumes stay.
+    Halt,
+    /// No pods but those of these objects, which serve what the job left on its volumes.
+    KeepResults(Box<ResultsObjects>),
+    /// No objects.
+    Remove,
+}
+
+/// A call to the chain that a stored intent asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LegCall {
+    /// Start the leg.
+    Start,
+    /// Pause it.
+    Pause,
+    /// Credit this many seconds to the tenant.
+    Credit(u64),
+    /// End it.
+    End,
+    /// Withdraw its earnings to the payee.
+    Withdraw,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The wanted state of the workload.
+    pub workload: Workload,
+    /// The call to the chain that an intent stored earlier asks for.
+    pub call: Option<LegCall>,
+    /// Whether the reservation is deleted.
+    pub delete: bool,
+    /// The status to be reported.
+    pub status: GpuReservationStatus,
+    /// When to reconcile again at the latest.
+    pub wake: Timestamp,
+}
+
+impl Plan {
+    /// Whether a stop is stored before it is carried out: the next reconcile, or another process with an older read of
+    /// the chain, must not run again what this one stops.
+    #[must_use]
+    pub fn must_persist_first(&self, before: Option<&GpuReservationStatus>) -> bool {
+        let ends = |s: &GpuReservationStatus| s.stop_reason.is_some();
+        let pauses = |s: &GpuReservationStatus| s.phase == AllocationPhase::Suspended;
+        ends(&self.status) && !before.is_some_and(ends) || pauses(&self.status) && !before.is_some_and(pauses)
+    }
+}

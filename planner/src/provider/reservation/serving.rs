@@ -1,0 +1,106 @@
+//! A reservation that does not stop: held, provisioned once paid, started, paused at a fault, suspended without funds.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    market::allocation::AllocationPhase,
+    payment::money::TokenAmount,
+    provider::reservation::{ReservationCondition, ReservationReason},
+    shared::conditions::ConditionStatus,
+};
+
+use super::{
+    conditions::put,
+    later, leg,
+    phase::{PhaseEvent, advance},
+    plan::{Plan, Workload},
+    present,
+    world::World,
+};
+use crate::{escrow::Terms, market::lease::is_exhausted, provider::workload::Objects};
+
+/// Decides about a reservation that does not stop.
+pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
+    let spec = &world.reservation.spec;
+    if plan.status.phase == AllocationPhase::Requested {
+        advance(&mut plan.status, PhaseEvent::Held);
+        put(
+            (world, now),
+            &mut plan.status,
+            ReservationCondition::Reserved,
+            ConditionStatus::True,
+            ReservationReason::Held,
+            format!("on {}", spec.nodes.join(", ")),
+        );
+    }
+    let Some(account) = present(&world.account) else {
+        // Not paid yet, which a new block shows sooner; or the chain can't be read: the workload continues, and nothing
+        // new starts.
+        let unpaid = plan.status.phase == AllocationPhase::Reserved;
+        plan.wake = plan.wake.min(later(now, if unpaid { 5 } else { 2 }));
+        return;
+    };
+    if plan.status.phase == AllocationPhase::Reserved {
+        if !is_paid(world, now, plan) {
+            plan.wake = plan.wake.min(later(now, 5));
+            return;
+        }
+        advance(&mut plan.status, PhaseEvent::Paid);
+    }
+    let second = present(&world.second).map(|a| is_exhausted(a, terms));
+    let suspended = plan.status.phase == AllocationPhase::Suspended;
+    match (is_exhausted(account, terms), second) {
+        (true, Some(true)) => {
+            suspend(now, plan);
+            return;
+        }
+        // Two reads that differ decide nothing, neither an end nor a resumption.
+        (true, _) | (false, Some(true)) => {
+            plan.wake = plan.wake.min(later(now, 1));
+            return;
+        }
+        (false, None) if suspended => {
+            plan.wake = plan.wake.min(later(now, 1));
+            return;
+        }
+        (false, _) => {}
+    }
+    plan.workload = Workload::Run(Box::new(Objects::of(world.reservation, &world.denylist)));
+    leg::start_or_pause(world, terms, account, now, plan);
+}
+
+/// Whether the deposit is in a block of the level that the network's policy asks for.
+fn is_paid(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> bool {
+    let wanted = &world.reservation.spec.allocation.deposit;
+    let wanted = TokenAmount::parse(wanted).unwrap_or(TokenAmount(u128::MAX));
+    let settled = world.settled.as_ref().and_then(present).map(|a| a.deposited);
+    let (status, reason, message) = match settled {
+        Some(deposited) if deposited >= wanted => (ConditionStatus::True, ReservationReason::Deposited, ""),
+        Some(_) => (
+            ConditionStatus::False,
+            ReservationReason::DepositTooSmall,
+            "the account holds less than the lease's deposit",
+        ),
+        None => (
+            ConditionStatus::False,
+            ReservationReason::NotFinalYet,
+            "the payment is not yet in a block of the level this provider's PaymentNetwork asks for",
+        ),
+    };
+    put(
+        (world, now),
+        &mut plan.status,
+        ReservationCondition::Paid,
+        status,
+        reason,
+        message.to_owned(),
+    );
+    status == ConditionStatus::True
+}
+
+/// Stops the pods until there are funds again.
+pub(super) fn suspend(now: Timestamp, plan: &mut Plan) {
+    plan.status.intent = None;
+    advance(&mut plan.status, PhaseEvent::FundsSpent);
+    plan.workload = Workload::Halt;
+    plan.wake = plan.wake.min(later(now, 5));
+}

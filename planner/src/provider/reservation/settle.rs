@@ -1,0 +1,127 @@
+//! A reservation that stops: its pods, its results, its leg on the chain, and its deletion.
+
+use jiff::Timestamp;
+use leasehold_crds::provider::reservation::{LegAction, LegIntent};
+
+use super::{
+    later,
+    phase::{PhaseEvent, advance},
+    plan::{LegCall, Plan, Workload},
+    present,
+    world::{Reading, World},
+};
+use crate::{
+    escrow::{Account, AccountRead, Terms},
+    observed::Observed,
+    provider::workload::{ResultsObjects, results},
+};
+
+/// A leg that serves nothing is ended by its controller when the market has not closed the account for this long.
+const END_AFTER_SECONDS: i64 = 45;
+/// Retained results are checked this often without an event.
+const RETENTION_CHECK_SECONDS: u64 = 60;
+
+/// Decides about a reservation that stops: first its pods are deleted, then the namespace (later, where results are
+/// retained), then the leg is ended if the market does not close the account, then the reservation is deleted.
+pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp, plan: &mut Plan) {
+    plan.wake = plan.wake.min(later(now, 3));
+    let Observed::Known(running) = &world.running else {
+        return;
+    };
+    let quiet = running.pods_alive == 0 && running.reading == (Reading::Live { workload: false });
+    if !quiet && plan.status.stopped_at.is_none() {
+        plan.workload = Workload::Halt;
+        advance(&mut plan.status, PhaseEvent::StopDecided);
+        plan.wake = plan.wake.min(later(now, 1));
+        return;
+    }
+    advance(&mut plan.status, PhaseEvent::PodsGone);
+    if plan.status.stopped_at.is_none() {
+        plan.status.stopped_at = Some(now.to_string());
+        // Results are served from now on: a market that was unreachable, and released late, does not shorten their time.
+        if let Some(until) = &mut plan.status.results_until {
+            *until = results::until(world.reservation, true, now).map_or(*until, |u| u.max(*until));
+        }
+    }
+    if running.results.fetched {
+        let until = &mut plan.status.results_until;
+        *until = until.map(|until| until.min(now.as_second()));
+    }
+    let until = plan.status.results_until;
+    let retained = running.namespace && results::are_kept(world.reservation, until, now);
+    plan.workload = match (running.namespace, retained) {
+        (true, true) => {
+            let (denylist, image) = (&world.denylist, world.results_image);
+            let objects = ResultsObjects::of(world.reservation, denylist, image, until);
+            Workload::KeepResults(Box::new(objects))
+        }
+        (true, false) => Workload::Remove,
+        (false, _) => Workload::Keep,
+    };
+    let account = present(&world.account);
+    let settled = match (&world.account, account, terms) {
+        (_, _, None) => true,
+        (_, Some(account), Some(_)) => {
+            let first = settle_leg(world, account, now, plan);
+            first && present(&world.second).is_some_and(|a| is_settled(world, a))
+        }
+        (Observed::Known(_), None, _) => matches!(
+            world.second,
+            Observed::Known(AccountRead::Absent | AccountRead::Mismatch)
+        ),
+        (Observed::Unknown(_), _, _) => plan.status.escrow.is_none(),
+    };
+    if let (true, true, Some(until)) = (retained, settled, until) {
+        let left = u64::try_from(until - now.as_second()).unwrap_or_default();
+        plan.wake = later(now, left.clamp(1, RETENTION_CHECK_SECONDS));
+    }
+    let gone = matches!(world.allocation_exists, Observed::Known(false));
+    let is_reported = stopped_since(plan, now) > 3600;
+    plan.delete = settled
+        && quiet
+        && !running.namespace
+        && (gone || is_reported || world.reservation.metadata.deletion_timestamp.is_some());
+}
+
+fn stopped_since(plan: &Plan, now: Timestamp) -> i64 {
+    let stopped = plan
+        .status
+        .stopped_at
+        .as_deref()
+        .and_then(|t| t.parse::<Timestamp>().ok());
+    stopped.map_or(0, |t| now.as_second() - t.as_second())
+}
+
+/// Whether nothing is left to do on the chain for a stopped reservation.
+fn settle_leg(world: &World<'_>, account: &Account, now: Timestamp, plan: &mut Plan) -> bool {
+    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
+    let leg = 1u16 << index.min(15);
+    let wanted = if !account.closed && account.ended & leg == 0 && account.started_at != 0 {
+        // The market closes the account within seconds; only where it does not, the leg is ended here.
+        (stopped_since(plan, now) > END_AFTER_SECONDS).then_some((LegAction::End, LegCall::End))
+    } else if account.legs.get(index).is_some_and(|l| l.owed.0 > 0) {
+        Some((LegAction::Withdraw, LegCall::Withdraw))
+    } else {
+        plan.status.intent = None;
+        return is_settled(world, account);
+    };
+    if let Some((action, call)) = wanted {
+        if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
+            plan.call = Some(call);
+        } else {
+            plan.status.intent = Some(LegIntent {
+                action,
+                written_at: now.to_string(),
+            });
+            plan.wake = now;
+        }
+    }
+    false
+}
+
+/// Whether the leg is over and its payee has all earnings.
+fn is_settled(world: &World<'_>, account: &Account) -> bool {
+    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
+    let over = account.closed || account.ended & (1 << index.min(15)) != 0 || account.started_at == 0;
+    over && account.legs.get(index).is_none_or(|l| l.owed.0 == 0)
+}

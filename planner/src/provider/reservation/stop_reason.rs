@@ -1,0 +1,143 @@
+//! Why a reservation stops for good, if it does: by its spec, by its account, or by the stop rule.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    lease::OnFundsEnd, market::allocation::StopReason, payment::escrow::EscrowSnapshot,
+    provider::reservation::GpuReservationStatus,
+};
+
+use super::{
+    later,
+    plan::Plan,
+    present,
+    serving::suspend,
+    snapshot::snapshot,
+    stop::{self, FreshReads, StopCause, Verdict},
+    unix, wire,
+    world::World,
+};
+use crate::{
+    escrow::{Account, AccountRead, Terms},
+    market::lease::is_exhausted,
+    observed::Observed,
+};
+
+/// An unpaid reservation whose allocation was deleted is given up after this many seconds.
+const ALLOCATION_GONE_SECONDS: i64 = 5;
+/// An unpaid reservation on a chain that cannot be read is given up this many seconds after its deadline.
+const UNKNOWN_PAYMENT_SECONDS: i64 = 600;
+
+/// Why the reservation stops for good, if it does.
+pub(super) fn stop_reason(
+    world: &World<'_>,
+    terms: &Terms,
+    before: Option<&EscrowSnapshot>,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Option<StopReason> {
+    let spec = &world.reservation.spec;
+    if spec.release {
+        return Some(StopReason::Released);
+    }
+    if world.reservation.metadata.deletion_timestamp.is_some() {
+        return Some(StopReason::ReservationDeleted);
+    }
+    match &world.account {
+        Observed::Known(AccountRead::Present(account)) if account.closed => {
+            return present(&world.second)
+                .is_some_and(|a| a.closed)
+                .then_some(StopReason::AccountClosed);
+        }
+        Observed::Known(AccountRead::Present(account)) if account.started_at == 0 => {
+            let late = |a: &Account| a.started_at == 0 && a.block_time > terms.start_by;
+            let agreed = late(account) && present(&world.second).is_some_and(late);
+            return agreed.then_some(StopReason::NeverStarted);
+        }
+        Observed::Known(AccountRead::Present(_)) => {}
+        Observed::Known(AccountRead::Mismatch) => {
+            let agreed = matches!(world.second, Observed::Known(AccountRead::Mismatch));
+            return agreed.then_some(StopReason::AccountMismatch);
+        }
+        Observed::Known(AccountRead::Absent) => {
+            let past = world
+                .block_time
+                .known()
+                .is_some_and(|time| wire(*time) > spec.allocation.open_by);
+            let agreed = matches!(world.second, Observed::Known(AccountRead::Absent));
+            if agreed && before.is_none() && is_given_up(world, &plan.status, now) {
+                return Some(StopReason::AllocationGone);
+            }
+            return (past && agreed && now.as_second() > spec.deadline).then_some(StopReason::Unpaid);
+        }
+        Observed::Unknown(_) if before.is_none() => {
+            let waited = now.as_second() > spec.deadline + UNKNOWN_PAYMENT_SECONDS;
+            return waited.then_some(StopReason::PaymentUnknown);
+        }
+        Observed::Unknown(_) => {}
+    }
+    by_stop_rule(world, terms, now, plan)
+}
+
+/// The stop rule, for an account that was started and is paid as far as is known.
+fn by_stop_rule(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) -> Option<StopReason> {
+    let spec = &world.reservation.spec;
+    let last = plan.status.escrow.as_ref().and_then(snapshot)?;
+    let spent = |read: &Observed<AccountRead>| present(read).map(|a| is_exhausted(a, terms));
+    let reads = match (spent(&world.account), spent(&world.second)) {
+        (Some(true), Some(true)) => FreshReads::Spent,
+        (None, _) => FreshReads::Unreadable {
+            since: plan
+                .status
+                .chain_unreadable_since
+                .and_then(|s| u64::try_from(s).ok())
+                .unwrap_or_else(|| unix(now)),
+        },
+        _ => FreshReads::Paid,
+    };
+    let not_after = u64::try_from(spec.allocation.not_after).unwrap_or_default();
+    let verdict = stop::verdict(
+        unix(now),
+        not_after,
+        last,
+        reads,
+        world.grace_seconds,
+        plan.status.grace_used,
+    );
+    match verdict {
+        Verdict::ServeUntil(until) => {
+            plan.wake = plan.wake.min(later(now, until.saturating_sub(unix(now)).max(1)));
+            None
+        }
+        Verdict::ServeOnGrace(until) => {
+            plan.wake = plan.wake.min(later(now, until.saturating_sub(unix(now)).max(1)));
+            None
+        }
+        Verdict::Stop(StopCause::FundsSpent) => match spec.allocation.on_funds_end {
+            OnFundsEnd::Close => Some(StopReason::FundsSpent),
+            OnFundsEnd::Pause => {
+                let waited = |a: &Account| a.block_time >= a.exhausted_at + u64::from(terms.pause_for);
+                let over = |read| present(read).is_some_and(waited);
+                plan.wake = plan.wake.min(later(now, 5));
+                (over(&world.account) && over(&world.second)).then_some(StopReason::PauseOver)
+            }
+        },
+        Verdict::Stop(StopCause::NotAfter) => Some(StopReason::NotAfter),
+        Verdict::Stop(StopCause::FundsUnknown) => match spec.allocation.on_funds_end {
+            OnFundsEnd::Close => Some(StopReason::FundsUnknown),
+            OnFundsEnd::Pause => {
+                // Its storage is kept, as after any end of the funds; the chain decides for how long.
+                suspend(now, plan);
+                plan.status.grace_used = true;
+                None
+            }
+        },
+    }
+}
+
+/// Whether the market deleted the allocation of a reservation that was never seen paid. Capacity is not held for it any
+/// longer; a payment after all would be refunded whole, because nothing starts its leg.
+fn is_given_up(world: &World<'_>, status: &GpuReservationStatus, now: Timestamp) -> bool {
+    let since = status.allocation_gone_since;
+    world.allocation_exists == Observed::Known(false)
+        && since.is_some_and(|since| now.as_second() - since >= ALLOCATION_GONE_SECONDS)
+}

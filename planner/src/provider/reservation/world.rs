@@ -1,0 +1,130 @@
+//! What is read for a decision about a reservation.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    GpuReservation,
+    lease::workload::{Endpoint, JobResult, ResultsAt},
+    market::allocation::AllocationPhase,
+    provider::reservation::GpuReservationStatus,
+};
+
+use super::{
+    leg::Withdrawals,
+    snapshot::{same_money, snapshot_of},
+};
+use crate::{
+    escrow::{Account, AccountRead},
+    observed::Observed,
+    provider::{health::Health, workload::EgressDenylist},
+};
+
+/// How the pods were read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reading {
+    /// From watches, which may be behind: more pods may exist.
+    #[default]
+    Cached,
+    /// From the API server.
+    Live {
+        /// Whether a StatefulSet or Job exists that would create pods.
+        workload: bool,
+    },
+}
+
+/// Whether the pods must be read from the API server: only such a reading can report that nothing runs any more.
+#[must_use]
+pub fn wants_live(reservation: &GpuReservation) -> bool {
+    let status = reservation.status.as_ref();
+    status.is_some_and(|s| s.stop_reason.is_some())
+}
+
+/// The running workload of a reservation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Running {
+    /// How it was read.
+    pub reading: Reading,
+    /// Whether its namespace exists.
+    pub namespace: bool,
+    /// Pods that have not ended.
+    pub pods_alive: usize,
+    /// Of those, ready ones.
+    pub pods_ready: usize,
+    /// Pods that ended with exit code 0.
+    pub pods_succeeded: usize,
+    /// GPUs bound to its pods, by pod-resources.
+    pub gpu_uuids: Vec<String>,
+    /// How its job ended.
+    pub job: Option<JobResult>,
+    /// Addresses of its ports.
+    pub endpoints: Vec<Endpoint>,
+    /// Why pods are not ready, for a condition.
+    pub trouble: String,
+    /// What serves the job's results.
+    pub results: ResultsSeen,
+}
+
+/// The pods that serve a job's results after its end.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResultsSeen {
+    /// Their addresses.
+    pub at: Vec<ResultsAt>,
+    /// Whether the results of every node have been fetched.
+    pub fetched: bool,
+    /// Number of nodes whose results are served, or were fetched.
+    pub ready: usize,
+    /// Why others are not served, for a condition.
+    pub trouble: String,
+}
+
+/// Everything that was read.
+#[derive(Clone, Debug)]
+pub struct World<'a> {
+    /// The reservation.
+    pub reservation: &'a GpuReservation,
+    /// Its account, at the newest block.
+    pub account: Observed<AccountRead>,
+    /// A second read of it, where a decision needs two.
+    pub second: Observed<AccountRead>,
+    /// The account at the block level that the network's policy asks for, while nothing is provisioned.
+    pub settled: Option<Observed<AccountRead>>,
+    /// Time of the newest block, Unix seconds.
+    pub block_time: Observed<u64>,
+    /// The running workload.
+    pub running: Observed<Running>,
+    /// Whether the market's allocation exists; unknown while the market can't be reached.
+    pub allocation_exists: Observed<bool>,
+    /// Seconds for which the workload is served on through a chain outage.
+    pub grace_seconds: u64,
+    /// Health of its GPUs and their nodes.
+    pub health: Health,
+    /// When earnings are withdrawn while it runs; only at the end, when absent.
+    pub withdraw: Option<Withdrawals>,
+    /// Addresses that its pods may not reach.
+    pub denylist: Arc<EgressDenylist>,
+    /// Image of the pods that serve results.
+    pub results_image: &'a str,
+}
+
+/// Whether the account is read a second time: before a stop, and where the read is what the stop rule uses while the chain
+/// cannot be read.
+#[must_use]
+pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountRead>) -> bool {
+    let halted = |s: &GpuReservationStatus| {
+        s.stop_reason.is_some() || s.phase == AllocationPhase::Suspended || s.fault_since.is_some()
+    };
+    let status = reservation.status.as_ref();
+    let is_news = |a: &Account| {
+        let before = status.and_then(|s| s.escrow.as_ref());
+        !before.is_some_and(|before| same_money(before, &snapshot_of(a, Timestamp::UNIX_EPOCH)))
+    };
+    match read {
+        _ if status.is_some_and(halted) => true,
+        Observed::Known(AccountRead::Present(account)) => {
+            account.closed || account.running == 0 || is_news(account)
+        }
+        Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => true,
+        Observed::Unknown(_) => false,
+    }
+}
