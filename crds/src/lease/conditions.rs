@@ -205,5 +205,7 @@ words! {
         ToppedUp,
         /// The account was given up.
         Abandoned,
+        /// The lease is being deleted only because its CRD is.
+        KindDeleted,
     }
 }

@@ -15,9 +15,9 @@ use leasehold_crds::{
 use leasehold_planner::{
     escrow::{AccountRead, Hash, Terms},
     market::lease::{
-        AllocationSeen, AllocationWrite, ChainCall, Network, Parsed, Plan, RecoveredAccount, Wallet, World,
-        allocation_name, chain_failure, check, decide, events, needs_wallet, seeks_prior, trim_allocation,
-        trim_lease, wants_second,
+        AllocationSeen, AllocationWrite, ChainCall, Deletion, Network, Parsed, Plan, RecoveredAccount,
+        Wallet, World, allocation_name, chain_failure, check, decide, events, needs_wallet, seeks_prior,
+        trim_allocation, trim_lease, wants_second,
     },
     observed::Observed,
     placement::{Candidate, Provider},
@@ -198,9 +198,17 @@ impl Market {
         let mut lease = self.lease.clone();
         trim_lease(&mut lease);
         let status = self.status();
-        let parsed = Parsed::of(&lease, &self.network, &self.providers, &self.candidates);
+        let deletion = Deletion::of(&lease, None);
+        let parsed = Parsed::of(
+            &lease,
+            &deletion,
+            &self.network,
+            &self.providers,
+            &self.candidates,
+        );
         let terms = parsed.terms.clone().and_then(Result::ok);
         let mut world = World {
+            deletion,
             parsed,
             network: self.network.clone(),
             providers: self.providers.clone().into(),

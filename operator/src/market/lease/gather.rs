@@ -33,7 +33,8 @@ impl Market {
     pub(super) async fn gather(&self, lease: Arc<GpuLease>) -> (World, Handles) {
         let supply = self.supply.snapshot();
         let (network, chain) = self.network(&lease).await;
-        let parsed = Parsed::of(&lease, &network, &supply.providers, &supply.candidates);
+        let deletion = self.deletion(&lease).await;
+        let parsed = Parsed::of(&lease, &deletion, &network, &supply.providers, &supply.candidates);
         let terms = parsed.terms.clone().and_then(Result::ok);
         let why_no_client = match &network {
             Observed::Unknown(why) => why.clone(),
@@ -54,6 +55,7 @@ impl Market {
             unfunded_in_namespace: self.unfunded_beside(&lease),
             unanswered: self.provider_queue.unanswered(&lease),
             lease,
+            deletion,
             parsed,
             network,
             providers: supply.providers,

@@ -31,7 +31,6 @@ pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
 
 /// Reconciles one lease.
 async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<RequeueAfter, ReconcileError> {
-    let (object, check_deletion_after) = market.ignoring_crd_deletion(object).await;
     let (world, handles) = market.gather(object).await;
     let checked = lease::check(&world);
     let plan = lease::decide(&world, &checked, market.now());
@@ -41,7 +40,7 @@ async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Requeue
     if reported.is_err() {
         market.provider_queue.cancel(&world.lease, &plan);
     }
-    let requeue_after = api_writes::until(plan.wake, market.now()).min(check_deletion_after);
+    let requeue_after = api_writes::until(plan.wake, market.now());
     reported
         .and(outcome)
         .map_err(|error| ReconcileError::requeue(error, requeue_after))?;

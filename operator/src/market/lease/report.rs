@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kube::{Api, ResourceExt as _};
-use leasehold_crds::{FINALIZER_MARKET, GpuLease};
+use leasehold_crds::{FINALIZER_MARKET, GpuLease, lease::conditions::LeaseEvent};
 use leasehold_planner::market::lease::{self, Plan, World};
 use leasehold_runtime::{Error, api_writes};
 
@@ -23,6 +23,10 @@ impl Market {
             Api::<GpuLease>::namespaced(self.client.clone(), &world.lease.namespace().unwrap_or_default());
         let mut object = written.object;
         let before = world.lease.status.clone();
+        if let Some(note) = world.deletion.note() {
+            let reason = LeaseEvent::KindDeleted.as_str();
+            self.events.repeat(world.lease.as_ref(), true, reason, note).await;
+        }
         if before.as_ref() != Some(&written.status) {
             object =
                 Arc::new(api_writes::apply_status(&api, object.as_ref(), MANAGER, &written.status).await?);

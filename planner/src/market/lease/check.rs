@@ -126,7 +126,7 @@ pub(super) fn may_be_under_way(status: &GpuLeaseStatus) -> bool {
 }
 
 pub(super) fn deleting(world: &World) -> bool {
-    world.lease.metadata.deletion_timestamp.is_some()
+    world.deletion.ends_lease()
 }
 
 /// With less paid time left than this, a provider that stops is not taken for one that gave up.

@@ -15,9 +15,12 @@ use super::{
     plan::{Plan, in_seconds},
     reads::has_finalizer,
     recover, reports, serving, summary,
-    world::World,
+    world::{Deletion, World},
 };
 use crate::observed::Observed;
+
+/// The cause of a deletion that does not end the lease is read again after this long.
+const DELETION_CAUSE_SECONDS: u64 = 5;
 
 /// Decides.
 #[must_use]
@@ -42,6 +45,13 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
     reports::copy_provider_reports(world, checked, &mut plan.status);
     let step = next(world, checked, now, &mut plan);
     step.apply(&mut plan);
+    match world.deletion {
+        // Neither the end of the CRD's deletion nor an API server that answers again enqueues the lease.
+        Deletion::ByCrd | Deletion::Unknown(_) => {
+            plan.wake = plan.wake.min(in_seconds(now, DELETION_CAUSE_SECONDS));
+        }
+        Deletion::None | Deletion::ByTenant => {}
+    }
     conditions::set_all(world, checked, &step, now, &mut plan.status);
     plan
 }

@@ -30,9 +30,9 @@ pub use decide::decide;
 pub use events::{Event, events};
 pub use opening::allocation_name;
 pub use plan::{AllocationWrite, ChainCall, Plan};
-pub use reads::{needs_wallet, seeks_prior, wants_second};
+pub use reads::{needs_deletion_cause, needs_wallet, seeks_prior, wants_second};
 pub use trim::{trim_allocation, trim_lease};
-pub use world::{AllocationSeen, Network, Parsed, RecoveredAccount, Wallet, World};
+pub use world::{AllocationSeen, Deletion, Network, Parsed, RecoveredAccount, Wallet, World};
 
 /// Seconds a reservation waits for the money; also how long a signed `open` stays valid.
 pub const OPEN_WITHIN_SECONDS: u64 = 60;

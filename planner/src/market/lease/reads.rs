@@ -15,7 +15,7 @@ pub fn needs_wallet(world: &World) -> bool {
     let lease = &world.lease;
     let nothing = GpuLeaseStatus::default();
     let status = lease.status.as_ref().unwrap_or(&nothing);
-    let ends = lease.metadata.deletion_timestamp.is_some() || status.close_reason.is_some();
+    let ends = world.deletion.ends_lease() || status.close_reason.is_some();
     let intends = || {
         let intent = status.intent.as_ref();
         intent.is_some_and(|i| matches!(i.action, IntentAction::Open | IntentAction::Fund))
@@ -26,6 +26,14 @@ pub fn needs_wallet(world: &World) -> bool {
             Some(_) => intends(),
             None => could_begin(world),
         }
+}
+
+/// Whether the cause of a deletion must be known: where money serves, and nothing has begun to end the lease.
+#[must_use]
+pub fn needs_deletion_cause(lease: &GpuLease) -> bool {
+    let deleting = lease.metadata.deletion_timestamp.is_some();
+    let status = lease.status.as_ref();
+    deleting && status.is_some_and(|s| s.phase.is_paid() && s.close_reason.is_none())
 }
 
 /// Whether offers fit, of providers who can be asked now.

@@ -58,6 +58,55 @@ pub struct RecoveredAccount {
     pub terms: Terms,
 }
 
+/// Whether a lease is being deleted, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// It is not.
+    None,
+    /// Its tenant deleted it.
+    ByTenant,
+    /// Its CRD is being deleted, which no tenant asked for: what is paid is served to its end (U5).
+    ByCrd,
+    /// It is being deleted, and whether its tenant or the deletion of its CRD is the cause could not be read.
+    Unknown(String),
+}
+
+impl Deletion {
+    /// The deletion of `lease`. `crd_is_deleted` is read where [`super::needs_deletion_cause`] says so.
+    #[must_use]
+    pub fn of(lease: &GpuLease, crd_is_deleted: Option<Observed<bool>>) -> Self {
+        if lease.metadata.deletion_timestamp.is_none() {
+            return Self::None;
+        }
+        match crd_is_deleted {
+            None | Some(Observed::Known(false)) => Self::ByTenant,
+            Some(Observed::Known(true)) => Self::ByCrd,
+            Some(Observed::Unknown(why)) => Self::Unknown(why),
+        }
+    }
+
+    /// Whether it ends the lease.
+    #[must_use]
+    pub const fn ends_lease(&self) -> bool {
+        match self {
+            Self::ByTenant => true,
+            Self::None | Self::ByCrd | Self::Unknown(_) => false,
+        }
+    }
+
+    /// Why the lease is served on though it is being deleted, for a person.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        match self {
+            Self::None | Self::ByTenant => None,
+            Self::ByCrd => Some(
+                "gpuleases.leasehold.dev is being deleted; this lease is paid for, so it is served to its end".into(),
+            ),
+            Self::Unknown(why) => Some(why.clone()),
+        }
+    }
+}
+
 /// A lease in numbers, parsed once for a reconcile.
 #[derive(Clone, Debug)]
 pub struct Parsed {
@@ -74,6 +123,7 @@ impl Parsed {
     #[must_use]
     pub fn of(
         lease: &GpuLease,
+        deletion: &Deletion,
         network: &Observed<Option<Network>>,
         providers: &[Provider],
         candidates: &[Candidate],
@@ -81,8 +131,8 @@ impl Parsed {
         let request = Request::from_spec(&lease.spec);
         let status = lease.status.as_ref();
         let escrow = status.and_then(|s| s.escrow.as_ref());
-        let ends = lease.metadata.deletion_timestamp.is_some()
-            || status.is_some_and(|s| s.close_reason.is_some() || s.phase.is_over());
+        let ends =
+            deletion.ends_lease() || status.is_some_and(|s| s.close_reason.is_some() || s.phase.is_over());
         let placement = match (&request, network) {
             (Ok(request), Observed::Known(Some(network))) if escrow.is_none() && !ends => Some(place(
                 request,
@@ -106,6 +156,8 @@ impl Parsed {
 pub struct World {
     /// The lease, or what [`super::trim_lease`] leaves of it.
     pub lease: Arc<GpuLease>,
+    /// Its deletion.
+    pub deletion: Deletion,
     /// Its spec, terms and placement.
     pub parsed: Parsed,
     /// Its PaymentNetwork; `Known(None)` when there is none of that name.

@@ -24,13 +24,23 @@ const AGE: Hrp = Hrp::parse_unchecked("age");
 /// SSH's wire encoding of an ed25519 key before its 32 bytes: a name and a length.
 const SSH_PREFIX: &[u8] = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
 
-impl std::str::FromStr for Recipient {
-    type Err = String;
+/// A text that is no recipient.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{shown:?} {problem}")]
+pub struct RecipientError {
+    /// The first characters of the text.
+    shown: String,
+    /// What is wrong with it, and what to do.
+    problem: &'static str,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| {
-            let shown: String = text.chars().take(40).collect();
-            format!("{shown:?} {why}")
+impl std::str::FromStr for Recipient {
+    type Err = RecipientError;
+
+    fn from_str(text: &str) -> Result<Self, RecipientError> {
+        let wrong = |problem: &'static str| RecipientError {
+            shown: text.chars().take(40).collect(),
+            problem,
         };
         if let Some(rest) = text.strip_prefix("ssh-ed25519 ") {
             let encoded = rest.split(' ').next().unwrap_or_default();

@@ -123,3 +123,27 @@ fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
     assert_eq!(check(&lost).account_state, AccountState::Absent);
     assert_eq!(decide(&lost, &check(&lost), now()).finalizer, None);
 }
+
+#[test]
+fn a_paid_lease_that_is_deleted_with_its_crd_is_served_on() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let deleted = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    Arc::make_mut(&mut world.lease).metadata.deletion_timestamp = Some(deleted);
+    assert!(needs_deletion_cause(&world.lease));
+    let of = |crd: Observed<bool>| Deletion::of(&world.lease, Some(crd));
+    for (crd, end) in [
+        (Observed::Known(false), Some(CloseReason::Deleted)),
+        (Observed::Known(true), None),
+        (Observed::Unknown("no answer".into()), None),
+    ] {
+        let world = World {
+            deletion: of(crd.clone()),
+            ..world.clone()
+        };
+        let checked = super::super::check(&world);
+        let plan = super::super::decide(&world, &checked, now());
+        assert_eq!(checked.end, end, "{crd:?}");
+        assert_eq!(world.deletion.note().is_none(), end.is_some(), "{crd:?}");
+        assert!(plan.wake <= now() + jiff::SignedDuration::from_secs(5), "{crd:?}");
+    }
+}

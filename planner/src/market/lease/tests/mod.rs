@@ -136,8 +136,9 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
     let read = Some(Observed::Known(account));
     let network = Observed::Known(Some(network()));
     World {
-        parsed: Parsed::of(&lease, &network, &[], &[]),
+        parsed: Parsed::of(&lease, &Deletion::None, &network, &[], &[]),
         lease: Arc::new(lease),
+        deletion: Deletion::None,
         network,
         providers: Arc::from([]),
         candidates: Arc::from([]),
@@ -163,7 +164,16 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
 /// The world with its lease parsed anew, as the next reconcile reads it.
 fn parsed(world: &World) -> World {
     let mut world = world.clone();
-    world.parsed = Parsed::of(&world.lease, &world.network, &world.providers, &world.candidates);
+    if world.lease.metadata.deletion_timestamp.is_some() {
+        world.deletion = Deletion::ByTenant;
+    }
+    world.parsed = Parsed::of(
+        &world.lease,
+        &world.deletion,
+        &world.network,
+        &world.providers,
+        &world.candidates,
+    );
     world
 }
 

@@ -9,7 +9,9 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Terms, salt},
-    market::lease::{self, AllocationSeen, Network, Parsed, ROUNDS_MAX, RecoveredAccount, Wallet, World},
+    market::lease::{
+        self, AllocationSeen, Deletion, Network, Parsed, ROUNDS_MAX, RecoveredAccount, Wallet, World,
+    },
     observed::Observed,
     ports::Balances,
 };
@@ -34,11 +36,13 @@ impl Sim {
             decimals: 6,
         };
         let network = Observed::Known(Some(network));
+        let deletion = Deletion::of(read, None);
         let market = &self.markets[m];
         let (providers, candidates) = (market.providers.clone(), market.candidates.clone());
         let mut world = World {
             lease: read.clone(),
-            parsed: Parsed::of(read, &network, &providers, &candidates),
+            parsed: Parsed::of(read, &deletion, &network, &providers, &candidates),
+            deletion,
             network,
             providers,
             candidates,
