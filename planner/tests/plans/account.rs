@@ -134,6 +134,12 @@ impl OpenAccount {
         }
     }
 
+    /// `settleMany` of one leg.
+    pub(crate) fn withdraw(&mut self, leg: usize, now: u64) {
+        self.advance(now);
+        self.legs[leg].withdrawn = self.earned(leg);
+    }
+
     /// `close`, with the payout of every leg in the bitmap.
     pub(crate) fn close(&mut self, payouts: u16, now: u64) {
         self.advance(now);

@@ -201,7 +201,7 @@ fn every_reason_to_close() {
 
 #[test]
 fn close_before_anything_is_paid() {
-    let mut market = Market::asked("The tenant deletes a lease while the provider is asked.");
+    let mut market = Market::asked("The tenant deletes a lease while the provider is asked.", |_| {});
     market.delete();
     market.reconcile("The tenant deletes the lease.");
     snapshot("close_before_anything_is_paid", &market.page);

@@ -2,11 +2,15 @@
 //! per second, and every story begins at 08:00:00.
 
 use jiff::Timestamp;
-use leasehold_crds::GpuLease;
+use leasehold_crds::{GpuLease, GpuPool};
 use leasehold_planner::{
     escrow::Address,
     market::lease::Network,
     placement::{Candidate, Currency, Provider},
+    provider::{
+        allocation::accept::Identity,
+        offer::supply::{FreeNode, PoolSupply},
+    },
     request::{Shape, Version},
 };
 use serde_json::json;
@@ -124,4 +128,53 @@ pub(crate) fn candidates() -> Vec<Candidate> {
             root_allowed: true,
         })
         .collect()
+}
+
+/// The provider "prairie".
+pub(crate) fn identity() -> Identity {
+    Identity {
+        market: "default".into(),
+        payee: PAYEES[0],
+        controller: CONTROLLERS[0],
+    }
+}
+
+/// Prairie's pool.
+pub(crate) fn pool() -> GpuPool {
+    serde_json::from_value(json!({
+        "apiVersion": "leasehold.dev/v1alpha1",
+        "kind": "GpuPool",
+        "metadata": {"name": "a100"},
+        "spec": {
+            "class": "a100-80g-pcie",
+            "pricePerGpuHour": "1.80",
+            "network": "base",
+            "maxDuration": "24h",
+            "maxPause": "2h",
+            "maxKeepResultsFor": "2h",
+            "runtimeClassName": "nvidia",
+            "storage": {"className": "fast", "maxSize": "100Gi"},
+        },
+    }))
+    .unwrap()
+}
+
+/// What prairie can sell: two nodes.
+pub(crate) fn supply() -> PoolSupply {
+    let node = |name: &str| FreeNode {
+        name: name.into(),
+        room: Shape {
+            gpus: 4,
+            millicores: 32_000,
+            memory: 128 << 30,
+            scratch: 400 << 30,
+        },
+        user_namespaces: true,
+    };
+    PoolSupply {
+        selling: true,
+        nodes: 2,
+        free: vec![node("gpu-1"), node("gpu-2")],
+        ..PoolSupply::default()
+    }
 }

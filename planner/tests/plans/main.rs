@@ -6,12 +6,18 @@ mod account;
 mod fixtures;
 mod market;
 mod page;
+mod site;
 
+mod accepting;
 mod closing;
+mod faults;
 mod funds;
 mod lease_fault;
 mod lease_to_active;
+mod objects;
 mod recovery;
+mod reservation_to_end;
+mod stopping;
 mod waiting;
 
 /// Compares a story with its snapshot.
@@ -35,7 +41,7 @@ fn every_snapshot_belongs_to_a_story() {
         let file = entry.unwrap().file_name().into_string().unwrap();
         let name = file.split('.').next().unwrap();
         // The stories of every reason are named after their reason.
-        let many = ["close_", "wait_"].iter().any(|prefix| {
+        let many = ["close_", "decline_", "stop_", "wait_"].iter().any(|prefix| {
             let reason = name.strip_prefix(prefix).unwrap_or_default();
             reason.starts_with(|c: char| c.is_ascii_uppercase()) && sources.contains(&format!("::{reason} "))
         });

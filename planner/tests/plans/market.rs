@@ -92,11 +92,8 @@ impl Market {
 
     /// A lease whose account is open; no leg has started.
     pub(crate) fn open(about: &str, change: impl FnOnce(&mut GpuLease)) -> Self {
-        let mut market = Self::new(about);
-        change(&mut market.lease);
-        for _ in 0..2 {
-            market.quietly();
-        }
+        let mut market = Self::asked(about, change);
+        market.now = START;
         market.accept();
         for _ in 0..3 {
             market.quietly();
@@ -105,8 +102,9 @@ impl Market {
     }
 
     /// A lease whose round has begun: the provider is asked to reserve.
-    pub(crate) fn asked(about: &str) -> Self {
+    pub(crate) fn asked(about: &str, change: impl FnOnce(&mut GpuLease)) -> Self {
         let mut market = Self::new(about);
+        change(&mut market.lease);
         for _ in 0..2 {
             market.quietly();
         }

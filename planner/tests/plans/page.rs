@@ -75,6 +75,17 @@ impl Page {
         }
     }
 
+    /// Writes the fields of an object that changed.
+    pub(crate) fn changes(&mut self, label: &str, before: &impl Serialize, after: &impl Serialize) {
+        let (before, after) = (fields(before), fields(after));
+        for (path, value) in after
+            .iter()
+            .filter(|(path, value)| before.get(*path) != Some(value))
+        {
+            self.line(label, format!("{path}: {value}"));
+        }
+    }
+
     /// Writes how the phase and the conditions changed, and every other field of the status that changed.
     pub(crate) fn status<S: Serialize>(
         &mut self,

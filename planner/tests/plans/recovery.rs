@@ -53,7 +53,7 @@ fn wiped_status_before_the_account_is_open() {
 
 #[test]
 fn account_of_other_terms() {
-    let mut market = Market::asked("The id of the account holds an account of other terms.");
+    let mut market = Market::asked("The id of the account holds an account of other terms.", |_| {});
     market.mismatch = true;
     market.reconcile("The chain shows other terms at the id of the account.");
     market.delete();

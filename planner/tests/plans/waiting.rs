@@ -44,7 +44,7 @@ fn blocked(blocker: Blocker) -> Option<Market> {
         }
         Blocker::InsufficientFunds => market.tokens = TokenAmount(1_000_000),
         Blocker::InsufficientGas => market.gas_wei = 0,
-        // Prices are bounded by the schema; these three are in other stories, or cannot be reached from here.
+        // Two have stories of their own. The schema bounds prices, and the market itself writes the terms.
         Blocker::PriceOutOfRange
         | Blocker::ReservationLapsed
         | Blocker::AccountMismatch
@@ -66,7 +66,10 @@ fn every_reason_to_wait() {
 
 #[test]
 fn declined_and_matched_again() {
-    let mut market = Market::asked("The cheapest provider declines, and the next round asks the other one.");
+    let mut market = Market::asked(
+        "The cheapest provider declines, and the next round asks the other one.",
+        |_| {},
+    );
     market.provider(|status| {
         status.phase = AllocationPhase::Declined;
         status.declined = Some(Declined {
@@ -85,7 +88,7 @@ fn declined_and_matched_again() {
 
 #[test]
 fn provider_that_does_not_answer() {
-    let mut market = Market::asked("The provider does not answer in time.");
+    let mut market = Market::asked("The provider does not answer in time.", |_| {});
     market.later(50);
     market.reconcile("Less than ten seconds are left until openBy.");
     market.later(1);

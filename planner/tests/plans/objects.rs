@@ -1,0 +1,130 @@
+//! The objects that a provider creates for a workload.
+
+use leasehold_crds::{
+    GpuLease,
+    lease::workload::{
+        Access, Container, Job, JobOutput, JobResult, Port, Session, Storage, Subject, Workload,
+    },
+};
+use leasehold_planner::provider::reservation::Workload as Wanted;
+
+use crate::{site::Site, snapshot};
+
+/// Plays the start of a lease, and writes the objects that are applied.
+fn objects(about: &str, name: &str, change: impl FnOnce(&mut GpuLease)) {
+    let mut site = Site::reserved(about, change);
+    site.open();
+    let plan = site.reconcile("The market has opened the account.");
+    let Wanted::Run(objects) = &plan.workload else {
+        panic!("{:?}", plan.workload);
+    };
+    site.page.line(
+        "objects",
+        "in the order in which they are applied; each has the labels of its namespace",
+    );
+    site.page.yaml(&**objects);
+    snapshot(name, &site.page);
+}
+
+#[test]
+fn objects_of_a_service() {
+    let about = "The objects of a service with one port.";
+    objects(about, "objects_of_a_service", |_| {});
+}
+
+#[test]
+fn objects_of_a_session() {
+    let about = "The objects of a session with a volume, an SSH key, and access for a group.";
+    objects(about, "objects_of_a_session", |lease| {
+        lease.spec.storage = Some(Storage {
+            size: "10Gi".into(),
+            mount_path: "/data".into(),
+        });
+        lease.spec.access = Some(Access {
+            subjects: vec![Subject {
+                kind: "Group".into(),
+                name: "team-a".into(),
+            }],
+        });
+        lease.spec.workload = Workload {
+            session: Some(Box::new(Session {
+                container: container("registry.example/desk:1"),
+                ssh_keys: vec!["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI tenant".into()],
+                ports: vec![Port {
+                    name: "ssh".into(),
+                    port: 22,
+                }],
+            })),
+            ..Workload::default()
+        };
+    });
+}
+
+fn container(image: &str) -> Container {
+    Container {
+        image: image.into(),
+        ..Container::default()
+    }
+}
+
+fn job(lease: &mut GpuLease) {
+    lease.spec.storage = Some(Storage {
+        size: "10Gi".into(),
+        mount_path: "/data".into(),
+    });
+    lease.spec.workload = Workload {
+        job: Some(Box::new(Job {
+            container: container("registry.example/train:1"),
+            output: Some(JobOutput {
+                path: "/data/out".into(),
+                keep_results_for: "1h".into(),
+                recipients: vec!["age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj".into()],
+            }),
+        })),
+        ..Workload::default()
+    };
+}
+
+#[test]
+fn objects_of_a_job() {
+    let about = "The objects of a job with a volume, whose output is kept for an hour.";
+    objects(about, "objects_of_a_job", job);
+}
+
+#[test]
+fn results_of_a_job() {
+    let mut site = Site::active(
+        "A job ends, and its results are kept for an hour and then deleted.",
+        job,
+    );
+    site.later(540);
+    site.pods_gone();
+    site.running.pods_succeeded = 1;
+    site.running.job = Some(JobResult {
+        finished_at: crate::fixtures::at(site.now).to_string(),
+        log_tail: "epoch 3 of 3".into(),
+        ..JobResult::default()
+    });
+    site.reconcile("The job has ended with exit code 0.");
+    let now = site.unix();
+    site.account().close(1, now);
+    site.allocation.spec.release = true;
+    site.answer("The market has closed the account and releases the allocation.");
+    site.reconcile("The reservation is released.");
+    site.later(1);
+    let plan = site.reconcile("No pod is left.");
+    let Wanted::KeepResults(objects) = &plan.workload else {
+        panic!("{:?}", plan.workload);
+    };
+    site.page.line(
+        "objects",
+        "in the order in which they are applied; each has the labels of its namespace",
+    );
+    site.page.yaml(&**objects);
+    site.running.results.ready = 1;
+    site.later(10);
+    site.reconcile("The results are served.");
+    site.later(3600);
+    site.reconcile("The hour is over.");
+    snapshot("results_of_a_job", &site.page);
+}
