@@ -223,8 +223,8 @@ impl Agent {
     }
 
     /// Logs an error once, and when it is over.
-    fn report(&mut self, told: anyhow::Result<()>) {
-        match told {
+    fn report(&mut self, result: anyhow::Result<()>) {
+        match result {
             Ok(()) => {
                 self.ready.set();
                 if self.last_error.take().is_some() {

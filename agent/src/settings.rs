@@ -158,13 +158,13 @@ mod tests {
 
     #[test]
     fn invalid_flags_are_refused_with_the_valid_form() {
-        for (flags, says) in [
+        for (flags, expected) in [
             (["--node-name", "n1", "--period", "10"], "write 10s"),
             (["--node-name", "n1", "--period", "1ms"], "shorter than 100ms"),
             (["--node-name", "", "--period", "1s"], "--node-name is empty"),
         ] {
             let error = format!("{:#}", settings(&flags).unwrap_err());
-            assert!(error.contains(says), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct Deployed {
     pub chain_id: u64,
     /// Address of the escrow contract.
     pub escrow: Address,
-    /// Address of a token with 6 decimals that anybody can mint.
+    /// Address of a token with 6 decimals that anyone can mint.
     pub token: Address,
 }
 

@@ -4,13 +4,22 @@ use alloy::{primitives::Address as EvmAddress, providers::Provider};
 use leasehold_chain::{EvmEscrow, Network};
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
-    escrow::{AccountRead, Hash},
+    escrow::{Account, AccountRead, Address, Hash, Terms},
     ports::{AcceptanceMessage, BlockLevel, PaymentError, Payments},
 };
 
 use crate::anvil::{Anvil, address, key};
 
 const LATER: u64 = 1 << 39;
+
+async fn read_account(escrow: &EvmEscrow, terms: &Terms) -> Account {
+    let read = escrow.account(terms, BlockLevel::Latest).await.unwrap();
+    read.present().expect("the account exists").clone()
+}
+
+async fn tokens(escrow: &EvmEscrow, owner: Address) -> u128 {
+    escrow.balances(owner).await.unwrap().token.0
+}
 
 #[tokio::test]
 async fn a_lease_from_deposit_to_refund() {
@@ -29,25 +38,20 @@ async fn a_lease_from_deposit_to_refund() {
         .await
         .unwrap();
     let t0 = escrow.head().await.unwrap().time;
-    let account = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
-    let account = account.present().expect("the account is open").clone();
+    let account = read_account(&escrow, &terms).await;
     assert_eq!(account.deposited, TokenAmount(200_000));
     assert_eq!(
         (account.started_at, account.paid_until, account.running),
         (0, 0, 0)
     );
-    assert_eq!(
-        escrow.balances(terms.payer).await.unwrap().token,
-        TokenAmount(800_000)
-    );
+    assert_eq!(tokens(&escrow, terms.payer).await, 800_000);
 
     // The balance decreases by 2,000 per second: the first start at t0 + 10 begins 100 paid seconds.
     anvil.set_next_time(t0 + 10).await;
     escrow.start(&one, &terms, 0b01).await.unwrap();
     anvil.set_next_time(t0 + 20).await;
     escrow.start(&two, &terms, 0b10).await.unwrap();
-    let account = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
-    let account = account.present().expect("the account is open").clone();
+    let account = read_account(&escrow, &terms).await;
     assert_eq!((account.started_at, account.paid_until), (t0 + 10, t0 + 110));
     assert_eq!((account.running, account.block_time), (0b11, t0 + 20));
     assert_eq!(account.legs[0].owed, TokenAmount(10_000));
@@ -62,10 +66,7 @@ async fn a_lease_from_deposit_to_refund() {
         escrow.fund_to(&payer, &terms, TokenAmount(400_000)).await,
         Ok(None)
     );
-    assert_eq!(
-        escrow.balances(terms.payer).await.unwrap().token,
-        TokenAmount(600_000)
-    );
+    assert_eq!(tokens(&escrow, terms.payer).await, 600_000);
 
     anvil.set_next_time(t0 + 40).await;
     escrow.pause(&one, &terms, 0b01).await.unwrap();
@@ -73,34 +74,18 @@ async fn a_lease_from_deposit_to_refund() {
     escrow.credit(&one, &terms, 0, 5).await.unwrap();
     anvil.set_next_time(t0 + 60).await;
     escrow.settle_many(&one, &[(terms.clone(), 0b01)]).await.unwrap();
-    assert_eq!(
-        escrow.balances(terms.legs[0].payee).await.unwrap().token,
-        TokenAmount(25_000)
-    );
+    assert_eq!(tokens(&escrow, terms.legs[0].payee).await, 25_000);
     anvil.set_next_time(t0 + 70).await;
     escrow.end_leg(&two, &terms, 0b10).await.unwrap();
     anvil.set_next_time(t0 + 80).await;
     let closed = escrow.close(&closer, &terms, 0b11).await.unwrap();
 
     // Leg 0 served 30 s and credited 5 s, leg 1 served 50 s.
-    assert_eq!(
-        escrow.balances(terms.legs[0].payee).await.unwrap().token,
-        TokenAmount(25_000)
-    );
-    assert_eq!(
-        escrow.balances(terms.legs[1].payee).await.unwrap().token,
-        TokenAmount(50_000)
-    );
-    assert_eq!(
-        escrow.balances(terms.payer).await.unwrap().token,
-        TokenAmount(925_000)
-    );
-    assert_eq!(
-        escrow.balances(anvil.deployed.escrow).await.unwrap().token,
-        TokenAmount(0)
-    );
-    let account = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
-    let account = account.present().expect("the account is kept").clone();
+    assert_eq!(tokens(&escrow, terms.legs[0].payee).await, 25_000);
+    assert_eq!(tokens(&escrow, terms.legs[1].payee).await, 50_000);
+    assert_eq!(tokens(&escrow, terms.payer).await, 925_000);
+    assert_eq!(tokens(&escrow, anvil.deployed.escrow).await, 0);
+    let account = read_account(&escrow, &terms).await;
     assert!(account.closed);
     assert_eq!((account.started_at, account.paid_seconds), (t0 + 10, 70));
     println!(

@@ -176,7 +176,7 @@ impl Anvil {
         let tasks = format!("/proc/{}/task", self.child.id());
         until("every thread is stopped", async || {
             std::fs::read_dir(&tasks)
-                .expect("it lives")
+                .expect("the process exists")
                 .flatten()
                 .all(|task| {
                     let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use leasehold_chain::{EvmEscrow, Network};
 use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
-    escrow::Address,
-    ports::{BlockLevel, PaymentError, Payments, Receipt},
+    escrow::{Address, Terms},
+    ports::{BlockLevel, PaymentError, Payments, Receipt, SigningKey},
 };
 
 use crate::anvil::{Anvil, address};
@@ -24,41 +24,12 @@ fn refused(result: Result<Receipt, PaymentError>) -> String {
 async fn the_contracts_errors_have_their_names_and_cost_nothing() {
     let Some(anvil) = Anvil::start().await else { return };
     let escrow = anvil.client();
-    let [payer, one, two, closer, stranger] = anvil.keys(1).await;
+    let [payer, one, two, closer, third_party] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one, &two], &closer, 1);
     anvil.mint(terms.payer, 1_000_000).await;
     let deposit = TokenAmount(100_000);
-    let now = escrow.head().await.unwrap().time;
-
     assert_eq!(refused(escrow.start(&one, &terms, 1).await), "AccountUnknown");
-    assert_eq!(
-        refused(escrow.open(&stranger, &terms, TokenAmount(0), LATER).await),
-        "NotPayer"
-    );
-    let late = escrow.open(&payer, &terms, deposit, now - 1).await;
-    assert_eq!(refused(late), format!("Expired(validUntil {})", now - 1));
-    let mut wrong = terms.clone();
-    wrong.start_by = now - 1;
-    let late = escrow.open(&payer, &wrong, deposit, LATER).await;
-    assert_eq!(refused(late), format!("StartByPassed(startBy {})", now - 1));
-    let mut wrong = terms.clone();
-    wrong.legs[1].rate = Rate(0);
-    assert_eq!(
-        refused(escrow.open(&payer, &wrong, deposit, LATER).await),
-        "ZeroRate(leg 1)"
-    );
-    let mut wrong = terms.clone();
-    wrong.legs.clear();
-    assert_eq!(
-        refused(escrow.open(&payer, &wrong, deposit, LATER).await),
-        "LegCount(count 0)"
-    );
-    let mut wrong = terms.clone();
-    wrong.closer = Address::default();
-    assert_eq!(
-        refused(escrow.open(&payer, &wrong, deposit, LATER).await),
-        "ZeroAddress"
-    );
+    invalid_openings_are_refused(&escrow, &payer, &third_party, &terms).await;
 
     escrow.open(&payer, &terms, deposit, LATER).await.unwrap();
     let before = (
@@ -90,7 +61,10 @@ async fn the_contracts_errors_have_their_names_and_cost_nothing() {
         refused(escrow.credit(&one, &terms, 0, 9).await),
         "CreditTooLarge(creditedSeconds 9, atMost 0)"
     );
-    assert_eq!(refused(escrow.close(&stranger, &terms, 0).await), "MayNotClose");
+    assert_eq!(
+        refused(escrow.close(&third_party, &terms, 0).await),
+        "MayNotClose"
+    );
     assert_eq!(
         refused(escrow.settle_many(&one, &[(terms.clone(), 0b11)]).await),
         "NotPayeeOrController(leg 1)"
@@ -110,6 +84,44 @@ async fn the_contracts_errors_have_their_names_and_cost_nothing() {
         Err(PaymentError::Reverted {
             error: "AccountClosed".into()
         })
+    );
+}
+
+async fn invalid_openings_are_refused(
+    escrow: &EvmEscrow,
+    payer: &SigningKey,
+    third_party: &SigningKey,
+    terms: &Terms,
+) {
+    let deposit = TokenAmount(100_000);
+    let now = escrow.head().await.unwrap().time;
+    assert_eq!(
+        refused(escrow.open(third_party, terms, TokenAmount(0), LATER).await),
+        "NotPayer"
+    );
+    let late = escrow.open(payer, terms, deposit, now - 1).await;
+    assert_eq!(refused(late), format!("Expired(validUntil {})", now - 1));
+    let mut wrong = terms.clone();
+    wrong.start_by = now - 1;
+    let late = escrow.open(payer, &wrong, deposit, LATER).await;
+    assert_eq!(refused(late), format!("StartByPassed(startBy {})", now - 1));
+    let mut wrong = terms.clone();
+    wrong.legs[1].rate = Rate(0);
+    assert_eq!(
+        refused(escrow.open(payer, &wrong, deposit, LATER).await),
+        "ZeroRate(leg 1)"
+    );
+    let mut wrong = terms.clone();
+    wrong.legs.clear();
+    assert_eq!(
+        refused(escrow.open(payer, &wrong, deposit, LATER).await),
+        "LegCount(count 0)"
+    );
+    let mut wrong = terms.clone();
+    wrong.closer = Address::default();
+    assert_eq!(
+        refused(escrow.open(payer, &wrong, deposit, LATER).await),
+        "ZeroAddress"
     );
 }
 

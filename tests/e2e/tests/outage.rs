@@ -129,7 +129,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let lane = |lane: usize| async move {
         let mut ended = Vec::new();
         for round in 0..2 {
-            let name = format!("life-{lane}-{round}");
+            let name = format!("lease-{lane}-{round}");
             tenant.apply(&service(tenant, &name, "20m")?)?;
             let lease = tenant.until_phase(&name, Phase::Active, LIMIT).await?;
             let longer = json!({"spec": {"term": {"duration": "30m"}}});
@@ -393,7 +393,7 @@ async fn given_up(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let result = hung.await;
     anvil.resume()?;
     result?;
-    // The leg's controller ends the leg, and then anybody may close; the search for orphans does.
+    // The leg's controller ends the leg, and then anyone may close; the search for orphans does.
     within(Duration::from_secs(240), "the refund", || async {
         let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
         let open = read.present().filter(|a| !a.closed).cloned();

@@ -26,9 +26,9 @@ fn script(kind: &str) -> String {
 }
 
 /// What a controller sees of an object. Each combination is tested once.
-type Look = (Phase, Option<CloseReason>, String, String, String, bool, bool);
+type Observation = (Phase, Option<CloseReason>, String, String, String, bool, bool);
 
-fn look(lease: &GpuLease) -> Option<Look> {
+fn observation(lease: &GpuLease) -> Option<Observation> {
     let status = lease.status.as_ref()?;
     let of = |kind| find(&status.conditions, kind).map(|c| (c.status.clone(), c.reason.clone()));
     let (ready, reason) = of("Ready").unwrap_or_default();
@@ -58,7 +58,7 @@ fn leases() -> Vec<GpuLease> {
                         for _ in 0..STEPS {
                             sim.step().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
                             for lease in sim.leases() {
-                                let key = format!("{:?}", look(lease));
+                                let key = format!("{:?}", observation(lease));
                                 found.entry(key).or_insert_with(|| lease.clone());
                             }
                         }
@@ -78,7 +78,7 @@ fn leases() -> Vec<GpuLease> {
 
 /// The expected result, from phase and reasons alone.
 fn expected(lease: &GpuLease) -> (&'static str, Waits) {
-    let Some((phase, closed, ready, reason, _, true, _)) = look(lease) else {
+    let Some((phase, closed, ready, reason, _, true, _)) = observation(lease) else {
         return ("Progressing", Waits::InProgress);
     };
     match phase {
@@ -99,7 +99,7 @@ fn expected(lease: &GpuLease) -> (&'static str, Waits) {
             _ => ("Progressing", Waits::InProgress),
         },
         Phase::Suspended => ("Suspended", Waits::InProgress),
-        Phase::Closed => match closed.expect("a closed lease says why") {
+        Phase::Closed => match closed.expect("a closed lease has a reason") {
             CloseReason::JobSucceeded | CloseReason::TermOver => ("Healthy", Waits::Current),
             CloseReason::Deleted => ("Progressing", Waits::InProgress),
             CloseReason::FundsSpent
@@ -127,7 +127,7 @@ fn every_status_of_a_lease_is_evaluated() {
         assert_eq!((status.as_str(), waits), expected(lease), "{message}\n{object:#}");
         assert!(!message.is_empty(), "{object:#}");
         seen.insert(status);
-        if let Some((phase, closed, ..)) = look(lease) {
+        if let Some((phase, closed, ..)) = observation(lease) {
             seen.insert(format!("{phase:?}"));
             seen.extend(closed.map(|c| format!("{c:?}")));
         }
@@ -244,9 +244,9 @@ fn faults_and_failed_top_ups_of_a_lease_are_reported() {
             one("Ready", ConditionStatus::False, reason, message),
         );
         active["status"]["phase"] = json!("Active");
-        let told = argo(&script("GpuLease"), &active).expect("an answer");
+        let result = argo(&script("GpuLease"), &active).expect("an answer");
         assert_eq!(
-            told,
+            result,
             ("Degraded".to_owned(), format!("Active, {reason}: {message}"))
         );
     }
@@ -278,6 +278,8 @@ fn faults_and_failed_top_ups_of_a_lease_are_reported() {
 fn a_pool_is_degraded_only_by_errors() {
     let pool = serde_json::to_value(GpuPool::new("x", Default::default())).expect("JSON");
     let flux = Expressions::of("GpuPool").expect("expressions");
+    use ConditionStatus::{False, True};
+    use Waits::{Current, Failed};
     let sold = |reason: &str| {
         json!([NotSold {
             node: "node-1".into(),
@@ -286,70 +288,14 @@ fn a_pool_is_degraded_only_by_errors() {
         }])
     };
     let cases = [
-        (
-            ConditionStatus::True,
-            "Offered",
-            1,
-            json!([]),
-            "Healthy",
-            Waits::Current,
-        ),
-        (
-            ConditionStatus::False,
-            "NothingFree",
-            1,
-            sold("NoGpuFree"),
-            "Healthy",
-            Waits::Current,
-        ),
-        (
-            ConditionStatus::False,
-            "NothingFree",
-            1,
-            sold("NotForSale"),
-            "Healthy",
-            Waits::Current,
-        ),
-        (
-            ConditionStatus::False,
-            "NothingFree",
-            1,
-            sold("Unhealthy"),
-            "Degraded",
-            Waits::Current,
-        ),
-        (
-            ConditionStatus::True,
-            "Offered",
-            2,
-            sold("AgentSilent"),
-            "Degraded",
-            Waits::Current,
-        ),
-        (
-            ConditionStatus::False,
-            "NothingFree",
-            0,
-            json!([]),
-            "Degraded",
-            Waits::Current,
-        ),
-        (
-            ConditionStatus::False,
-            "OutsideHours",
-            1,
-            json!([]),
-            "Suspended",
-            Waits::Current,
-        ),
-        (
-            ConditionStatus::False,
-            "NoPaymentNetwork",
-            1,
-            json!([]),
-            "Degraded",
-            Waits::Failed,
-        ),
+        (True, "Offered", 1, json!([]), "Healthy", Current),
+        (False, "NothingFree", 1, sold("NoGpuFree"), "Healthy", Current),
+        (False, "NothingFree", 1, sold("NotForSale"), "Healthy", Current),
+        (False, "NothingFree", 1, sold("Unhealthy"), "Degraded", Current),
+        (True, "Offered", 2, sold("AgentSilent"), "Degraded", Current),
+        (False, "NothingFree", 0, json!([]), "Degraded", Current),
+        (False, "OutsideHours", 1, json!([]), "Suspended", Current),
+        (False, "NoPaymentNetwork", 1, json!([]), "Degraded", Failed),
     ];
     for (truth, reason, nodes, not_sold, health, waits) in cases {
         let mut object = with(pool.clone(), 2, one("Selling", truth, reason, ""));

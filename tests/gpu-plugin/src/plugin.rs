@@ -95,11 +95,11 @@ impl DevicePlugin for Plugin {
     ) -> Result<Response<api::AllocateResponse>, Status> {
         let known = self.devices.borrow().clone();
         let grant = |container: api::ContainerAllocateRequest| {
-            let sick = container
+            let unhealthy = container
                 .devices_ids
                 .iter()
                 .find(|id| !known.iter().any(|d| d.healthy && d.id == **id));
-            if let Some(id) = sick {
+            if let Some(id) = unhealthy {
                 return Err(Status::failed_precondition(format!(
                     "{id} does not exist or is not healthy"
                 )));

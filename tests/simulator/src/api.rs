@@ -152,13 +152,13 @@ impl<K: Kind> Api<K> {
     }
 
     /// Server-side apply of spec and finalizers: creates or changes the object.
-    pub fn apply(&mut self, key: &Key, wish: &K) -> Result<Arc<K>, ApiError> {
-        let version = wish.meta().resource_version.clone();
+    pub fn apply(&mut self, key: &Key, wanted: &K) -> Result<Arc<K>, ApiError> {
+        let version = wanted.meta().resource_version.clone();
         match self.objects.get(key) {
             None if version.is_some() => Err(ApiError::NotFound),
             None => {
                 self.uids += 1;
-                let mut object = wish.clone();
+                let mut object = wanted.clone();
                 let meta = object.meta_mut();
                 meta.namespace = Some(key.0.clone()).filter(|n| !n.is_empty());
                 meta.name = Some(key.1.clone());
@@ -170,17 +170,17 @@ impl<K: Kind> Api<K> {
             Some(_) => {
                 let old = self.at(key, version.as_deref())?;
                 let mut object = (*old).clone();
-                let differs = object.take_spec(wish);
+                let differs = object.take_spec(wanted);
                 if !K::admits(&old, &object) {
                     return Err(ApiError::Invalid);
                 }
                 let mut finalizers = object.meta().finalizers.clone().unwrap_or_default();
-                for wanted in wish.meta().finalizers.iter().flatten() {
-                    if !finalizers.contains(wanted) {
+                for finalizer in wanted.meta().finalizers.iter().flatten() {
+                    if !finalizers.contains(finalizer) {
                         if object.meta().deletion_timestamp.is_some() {
                             return Err(ApiError::Invalid);
                         }
-                        finalizers.push(wanted.clone());
+                        finalizers.push(finalizer.clone());
                     }
                 }
                 object.meta_mut().finalizers = Some(finalizers);

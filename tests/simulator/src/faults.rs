@@ -153,7 +153,7 @@ impl Sim {
         let sites = u64::try_from(self.sites.len()).unwrap_or(1);
         let site = usize::try_from(self.random.below(sites)).unwrap_or(0);
         let all_processes: Vec<ProcessId> = self.all_processes().into_iter().collect();
-        let somebody = self
+        let process = self
             .random
             .pick(&all_processes)
             .copied()
@@ -168,7 +168,7 @@ impl Sim {
         };
         let rate = |random: &mut Random, most: u64| if begins { random.between(most / 5, most) } else { 0 };
         match fault {
-            Fault::Crashes | Fault::TwoLeaders => self.change_processes(fault, somebody, begins),
+            Fault::Crashes | Fault::TwoLeaders => self.change_processes(fault, process, begins),
             Fault::ChainHangs => {
                 let long = self.random.per_mille(250);
                 let span = self.random.between(5, if long { 500 } else { 90 }) * 1000;
@@ -178,11 +178,11 @@ impl Sim {
             }
             Fault::ChainCut => {
                 if begins {
-                    self.faults.cut_from_chain.insert(somebody);
+                    self.faults.cut_from_chain.insert(process);
                 } else {
                     self.faults.cut_from_chain.clear();
                 }
-                self.note(|| format!("disconnected from the chain: {begins}, {somebody:?}"));
+                self.note(|| format!("disconnected from the chain: {begins}, {process:?}"));
             }
             Fault::FlakyReads => self.faults.flaky_per_mille = rate(&mut self.random, 300),
             Fault::StaleReads => self.faults.stale_per_mille = rate(&mut self.random, 400),
@@ -216,9 +216,9 @@ impl Sim {
     }
 
     /// Crashes a leading process, or starts or ends a second one beside it.
-    fn change_processes(&mut self, fault: Fault, somebody: ProcessId, begins: bool) {
+    fn change_processes(&mut self, fault: Fault, process: ProcessId, begins: bool) {
         if fault == Fault::Crashes {
-            let who = match somebody {
+            let who = match process {
                 ProcessId::Market(_) => ProcessId::Market(0),
                 ProcessId::Provider(s, _) => ProcessId::Provider(s, 0),
             };
@@ -229,7 +229,7 @@ impl Sim {
             let down = self.random.between(100, 20_000);
             self.at(down, Event::Start(who));
         } else {
-            let second = match somebody {
+            let second = match process {
                 ProcessId::Market(_) => ProcessId::Market(1),
                 ProcessId::Provider(s, _) => ProcessId::Provider(s, 1),
             };
@@ -247,8 +247,8 @@ impl Sim {
         let Some((key, _)) = all.first() else { return };
         let now = self.clock(0);
         let api = &mut self.sites[site].reservations;
-        let torn = api.set_finalizers(key, None, Vec::new()).is_ok() && api.delete(key, now).is_ok();
-        if torn {
+        let removed = api.set_finalizers(key, None, Vec::new()).is_ok() && api.delete(key, now).is_ok();
+        if removed {
             self.invariants.count("reservation removed forcibly".into());
             self.note(|| format!("reservation {} is removed forcibly", key.1));
         }

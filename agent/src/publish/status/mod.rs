@@ -147,28 +147,28 @@ fn holders(allocation: &Allocation) -> Vec<GpuHolder> {
 }
 
 fn healthy(known: &Known<'_>) -> Condition {
-    let say = |truth, reason, message: String| {
+    let report = |truth, reason, message: String| {
         condition(NodeCondition::Healthy, truth, reason, message, known.generation)
     };
     match known.outcome {
         Outcome::Hung => {
             let message = "a call to the driver does not return, so the state of the GPUs is unknown; see `dmesg`, and reboot the node if it persists";
-            say(ConditionStatus::Unknown, NodeReason::NvmlHung, message.to_owned())
+            report(ConditionStatus::Unknown, NodeReason::NvmlHung, message.to_owned())
         }
         Outcome::Failed(error @ ProbeError::NoLibrary(_)) if known.history.gpus.is_empty() => {
-            say(ConditionStatus::False, NodeReason::NoLibrary, error.to_string())
+            report(ConditionStatus::False, NodeReason::NoLibrary, error.to_string())
         }
         Outcome::Failed(error @ ProbeError::NoLibrary(_)) => {
-            say(ConditionStatus::Unknown, NodeReason::NoLibrary, error.to_string())
+            report(ConditionStatus::Unknown, NodeReason::NoLibrary, error.to_string())
         }
-        Outcome::Failed(error @ ProbeError::Failed(_)) => say(
+        Outcome::Failed(error @ ProbeError::Failed(_)) => report(
             ConditionStatus::Unknown,
             NodeReason::NvmlFailed,
             error.to_string(),
         ),
         Outcome::Read(_) => {
             let (truth, reason, message) = of_devices(&known.history.gpus);
-            say(truth, reason, message)
+            report(truth, reason, message)
         }
     }
 }
@@ -223,7 +223,7 @@ fn list(records: &[&Record]) -> String {
 }
 
 fn witnesses_agree(known: &Known<'_>) -> Condition {
-    let say = |truth, reason, message: String| {
+    let report = |truth, reason, message: String| {
         condition(
             NodeCondition::WitnessesAgree,
             truth,
@@ -245,37 +245,37 @@ fn witnesses_agree(known: &Known<'_>) -> Condition {
         .collect();
     let unmatched_devices = known.history.confirmed_unmatched();
     if let Some(first) = disagreeing.first() {
-        return say(ConditionStatus::False, reason(first.health), list(&disagreeing));
+        return report(ConditionStatus::False, reason(first.health), list(&disagreeing));
     }
     if !unmatched_devices.is_empty() {
-        return say(
+        return report(
             ConditionStatus::False,
             NodeReason::NotInNvml,
             unmatched_devices.join("; "),
         );
     }
     if let (Outcome::Hung | Outcome::Failed(_), _) = (known.outcome, ()) {
-        return say(
+        return report(
             ConditionStatus::Unknown,
             NodeReason::NvmlSilent,
             "NVML is unavailable".to_owned(),
         );
     }
     if let Source::Unavailable(why) = known.pci {
-        return say(ConditionStatus::Unknown, NodeReason::PciSilent, why.clone());
+        return report(ConditionStatus::Unknown, NodeReason::PciSilent, why.clone());
     }
     if let Source::Unavailable(why) = known.kubelet {
-        return say(ConditionStatus::Unknown, NodeReason::KubeletSilent, why.clone());
+        return report(ConditionStatus::Unknown, NodeReason::KubeletSilent, why.clone());
     }
     let witnesses = match known.kubelet {
         Source::Absent => "NVML and the PCI bus agree; this node has no kubelet",
         Source::Reported(_) | Source::Unavailable(_) => "NVML, the PCI bus and the device plugin agree",
     };
-    say(ConditionStatus::True, NodeReason::Agree, witnesses.to_owned())
+    report(ConditionStatus::True, NodeReason::Agree, witnesses.to_owned())
 }
 
 fn no_foreign_processes(known: &Known<'_>) -> Condition {
-    let say = |truth, reason, message: String| {
+    let report = |truth, reason, message: String| {
         condition(
             NodeCondition::NoForeignProcesses,
             truth,
@@ -285,25 +285,25 @@ fn no_foreign_processes(known: &Known<'_>) -> Condition {
         )
     };
     if !matches!(known.outcome, Outcome::Read(_)) {
-        return say(
+        return report(
             ConditionStatus::Unknown,
             NodeReason::NvmlSilent,
             "NVML is unavailable".to_owned(),
         );
     }
     match known.foreign_processes {
-        Source::Reported(found) if found.is_empty() => say(
+        Source::Reported(found) if found.is_empty() => report(
             ConditionStatus::True,
             NodeReason::OnlyHolders,
             "only pods that hold a GPU compute on it".to_owned(),
         ),
-        Source::Reported(found) => say(
+        Source::Reported(found) => report(
             ConditionStatus::False,
             NodeReason::ForeignProcess,
             found.join("; "),
         ),
-        Source::Unavailable(why) => say(ConditionStatus::Unknown, NodeReason::OwnersUnknown, why.clone()),
-        Source::Absent => say(
+        Source::Unavailable(why) => report(ConditionStatus::Unknown, NodeReason::OwnersUnknown, why.clone()),
+        Source::Absent => report(
             ConditionStatus::Unknown,
             NodeReason::OwnersUnknown,
             "the owners of the processes are unknown".to_owned(),

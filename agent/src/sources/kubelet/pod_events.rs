@@ -45,18 +45,18 @@ impl PodEvents {
         };
         let mut events = [0; CHUNK];
         // All queued events count as one; their contents are not used.
-        let mut news = false;
-        while !news && queue.readable().await.is_ok() {
+        let mut changed = false;
+        while !changed && queue.readable().await.is_ok() {
             loop {
                 match queue.try_read(&mut events) {
-                    Ok(bytes) if bytes > 0 => news = true,
+                    Ok(bytes) if bytes > 0 => changed = true,
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                     // A queue that failed once does not recover.
                     Ok(_) | Err(_) => return std::future::pending().await,
                 }
             }
         }
-        if !news {
+        if !changed {
             std::future::pending().await
         }
     }
@@ -73,8 +73,8 @@ mod tests {
         let logs = tempfile::tempdir().unwrap();
         let pod_events = PodEvents::watch(logs.path());
         let soon = async |what: &str| {
-            let told = tokio::time::timeout(Duration::from_secs(5), pod_events.next()).await;
-            told.unwrap_or_else(|_| panic!("nobody told that {what}"));
+            let reported = tokio::time::timeout(Duration::from_secs(5), pod_events.next()).await;
+            reported.unwrap_or_else(|_| panic!("not reported: {what}"));
         };
         let pods = ["a", "b"].map(|name| logs.path().join(format!("lease-1_{name}_uid")));
         for pod in &pods {
@@ -82,7 +82,7 @@ mod tests {
         }
         soon("two came").await;
         let more = tokio::time::timeout(Duration::from_millis(50), pod_events.next()).await;
-        assert!(more.is_err(), "told twice");
+        assert!(more.is_err(), "reported twice");
         std::fs::write(pods[0].join("0.log"), "a line").unwrap();
         std::fs::remove_dir(&pods[1]).unwrap();
         soon("one went").await;
@@ -92,7 +92,7 @@ mod tests {
     async fn without_the_directory_nothing_is_reported() {
         let logs = tempfile::tempdir().unwrap();
         let pod_events = PodEvents::watch(&logs.path().join("none"));
-        let told = tokio::time::timeout(Duration::from_millis(50), pod_events.next()).await;
-        assert!(told.is_err());
+        let reported = tokio::time::timeout(Duration::from_millis(50), pod_events.next()).await;
+        assert!(reported.is_err());
     }
 }

@@ -89,7 +89,7 @@ pub(crate) async fn opened_since(
     };
     let filter = opened(escrow).topic3(to_evm(market).into_word());
     let mut accounts = Vec::new();
-    let mut stands = Cursor {
+    let mut next = Cursor {
         number: head.number,
         hash: head.hash,
     };
@@ -99,18 +99,18 @@ pub(crate) async fn opened_since(
         }
         // Read the hash of the block before its events: if the block is replaced in between, the next call detects
         // it.
-        stands = cursor_at(rpc, head, (from + WINDOW_BLOCKS - 1).min(head.number)).await?;
-        let window = filter.clone().select(from..=stands.number);
+        next = cursor_at(rpc, head, (from + WINDOW_BLOCKS - 1).min(head.number)).await?;
+        let window = filter.clone().select(from..=next.number);
         let logs = rpc.request(rpc.provider.get_logs(&window)).await?;
         for log in &logs {
             accounts.push(account(log)?);
         }
-        from = stands.number + 1;
+        from = next.number + 1;
         if accounts.len() >= ACCOUNTS_PER_CALL {
             break;
         }
     }
-    Ok((accounts, stands))
+    Ok((accounts, next))
 }
 
 /// Returns the block to continue from. If the cursor's block is gone or is beyond the head, the chain was

@@ -24,13 +24,13 @@ pub(crate) fn payment_error(
             if let Some(refusal) = refusal(payload) {
                 return PaymentError::Reverted { error: refusal };
             }
-            let says = redact(&payload.message, secrets);
+            let message = redact(&payload.message, secrets);
             match sender {
                 Some(address) if is_insufficient_gas(payload) => PaymentError::InsufficientGas { address },
                 _ if payload.code == METHOD_NOT_FOUND => PaymentError::Malformed(format!(
-                    "the RPC endpoint does not support a required method of the Ethereum API: {says}"
+                    "the RPC endpoint does not support a required method of the Ethereum API: {message}"
                 )),
-                _ => PaymentError::Unreachable(format!("the RPC endpoint answered: {says}")),
+                _ => PaymentError::Unreachable(format!("the RPC endpoint answered: {message}")),
             }
         }
         RpcError::Transport(kind) => PaymentError::Unreachable(redact(&kind.to_string(), secrets)),
@@ -76,8 +76,8 @@ pub(crate) enum Rejection {
 /// Nodes use different texts for the same reason.
 pub(crate) fn rejection(error: &TransportError) -> Option<Rejection> {
     let message = error.as_error_resp()?.message.to_ascii_lowercase();
-    let says = |words: &[&str]| words.iter().any(|w| message.contains(w));
-    if says(&[
+    let contains = |words: &[&str]| words.iter().any(|w| message.contains(w));
+    if contains(&[
         "already known",
         "already imported",
         "alreadyknown",
@@ -85,7 +85,7 @@ pub(crate) fn rejection(error: &TransportError) -> Option<Rejection> {
         "already in mempool",
     ]) {
         Some(Rejection::AlreadyKnown)
-    } else if says(&[
+    } else if contains(&[
         "nonce too low",
         "nonce is too low",
         "oldnonce",
@@ -93,7 +93,7 @@ pub(crate) fn rejection(error: &TransportError) -> Option<Rejection> {
         "invalid nonce",
     ]) {
         Some(Rejection::NonceUsed)
-    } else if says(&["underpriced", "fee too low", "feetoolow", "could not replace"]) {
+    } else if contains(&["underpriced", "fee too low", "feetoolow", "could not replace"]) {
         Some(Rejection::Underpriced)
     } else {
         None

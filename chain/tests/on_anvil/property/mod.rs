@@ -104,7 +104,7 @@ fn the_machine_behaves_like_the_contract() {
             anvil.mint(address(&key), TOKENS_EACH).await;
         }
     });
-    // Proptest wants a text that lives as long as the process.
+    // Proptest wants a static text.
     let regressions = leasehold_testtools::root().join("chain/tests/on_anvil/property/regressions");
     let regressions = Box::leak(regressions.display().to_string().into_boxed_str());
     let mut config = ProptestConfig {

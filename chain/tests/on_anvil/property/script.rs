@@ -46,7 +46,7 @@ pub(super) enum Step {
 pub(super) enum Limit {
     /// The last second that is paid.
     PaidUntil,
-    /// The last second before anybody may close.
+    /// The last second before anyone may close.
     Abandoned,
     StartBy,
 }
@@ -124,7 +124,7 @@ fn what() -> impl Strategy<Value = What> {
     ]
 }
 
-/// A third party tries to close an unstarted or exhausted account around the second from which anybody may.
+/// A third party tries to close an unstarted or exhausted account around the second from which anyone may.
 fn abandoned(account: usize, limit: Limit) -> impl Strategy<Value = Vec<Step>> {
     (0u64..3).prop_map(move |offset| {
         let wait = |limit, offset| Step::WaitFor {

@@ -6,7 +6,7 @@ use leasehold_chain::{EvmEscrow, MemoryEscrow};
 use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::{AccountRead, Address, Hash, Terms},
-    ports::{BlockLevel, Opened, PaymentError, Payments, SigningKey},
+    ports::{BlockLevel, Opened, PaymentError, Payments, Receipt, SigningKey},
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
 
@@ -229,22 +229,29 @@ async fn act(
             };
             escrow.close(key, terms, payouts).await
         }
-        What::Differ => {
-            let mut other = terms.clone();
-            other.pause_for += 1;
-            assert_ne!(
-                escrow
-                    .account(&other, BlockLevel::Latest)
-                    .await?
-                    .present()
-                    .is_some(),
-                matches!(
-                    escrow.account(&other, BlockLevel::Latest).await?,
-                    AccountRead::Absent | AccountRead::Mismatch
-                )
-            );
-            escrow.start(key, &other, 1).await
-        }
+        What::Differ => start_with_other_terms(escrow, key, terms).await,
     };
     done.map(|_| true)
+}
+
+/// Starts a leg with terms that differ from those of the account. Such an account never reads as present.
+async fn start_with_other_terms(
+    escrow: &impl Payments,
+    key: &SigningKey,
+    terms: &Terms,
+) -> Result<Receipt, PaymentError> {
+    let mut other = terms.clone();
+    other.pause_for += 1;
+    assert_ne!(
+        escrow
+            .account(&other, BlockLevel::Latest)
+            .await?
+            .present()
+            .is_some(),
+        matches!(
+            escrow.account(&other, BlockLevel::Latest).await?,
+            AccountRead::Absent | AccountRead::Mismatch
+        )
+    );
+    escrow.start(key, &other, 1).await
 }

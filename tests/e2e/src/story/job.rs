@@ -53,14 +53,14 @@ pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
             .as_ref()
             .and_then(|s| s.quote.clone())
             .context("the status has a quote")?;
-        let look = async {
+        let print_quote = async {
             views::kubectl(stage, &["get", "gpulease", NAME, "-n", namespace])?;
             views::quote(stage, &quote);
             stage.console.line("");
             anyhow::Ok(())
         };
         let (returned, ()) = follow
-            .meanwhile(async { tokio::try_join!(returned, look) })
+            .meanwhile(async { tokio::try_join!(returned, print_quote) })
             .await?;
         let closed = follow
             .until(TIMEOUT, "Closed", |s| s.phase == Phase::Closed)

@@ -37,14 +37,14 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     let [(mine, public), (anothers, _)] = [ssh_key(keys, "mine")?, ssh_key(keys, "anothers")?];
 
     let mut session = small(tenant.example("examples/02-box.yaml", None)?);
-    let wish = session
+    let session_spec = session
         .spec
         .workload
         .session
         .as_mut()
         .context("02 is a session")?;
-    wish.container.image = images::BOX.into();
-    wish.ssh_keys = vec![public];
+    session_spec.container.image = images::BOX.into();
+    session_spec.ssh_keys = vec![public];
     let mut service = small(tenant.example("examples/03-service.yaml", None)?);
     container(&mut service)?.image = images::SERVER.into();
     tenant.apply(&session)?;
@@ -134,7 +134,7 @@ async fn ssh(endpoint: &Endpoint, key: &Path, command: &str) -> anyhow::Result<O
 }
 
 /// Runs a command in the box. Returns its output, or the error output.
-async fn says(endpoint: &Endpoint, key: &Path, command: &str) -> anyhow::Result<String> {
+async fn run_in_box(endpoint: &Endpoint, key: &Path, command: &str) -> anyhow::Result<String> {
     let output = ssh(endpoint, key, command).await?;
     let [said, complained] =
         [output.stdout, output.stderr].map(|t| String::from_utf8_lossy(&t).trim().to_owned());
@@ -143,37 +143,40 @@ async fn says(endpoint: &Endpoint, key: &Path, command: &str) -> anyhow::Result<
 }
 
 async fn in_the_box(endpoint: &Endpoint, mine: &Path, anothers: &Path) -> anyhow::Result<()> {
-    within(LIMIT, "sshd", || async { Ok(says(endpoint, mine, "true").await) }).await?;
-    let say = async |command: &str| says(endpoint, mine, command).await;
-    ensure!(say("id -u").await? == "0", "root in the box");
-    let map = say("cat /proc/self/uid_map").await?;
+    within(LIMIT, "sshd", || async {
+        Ok(run_in_box(endpoint, mine, "true").await)
+    })
+    .await?;
+    let run = async |command: &str| run_in_box(endpoint, mine, command).await;
+    ensure!(run("id -u").await? == "0", "root in the box");
+    let map = run("cat /proc/self/uid_map").await?;
     let outside: Vec<&str> = map.split_whitespace().collect();
     ensure!(
         outside[0] == "0" && outside[1] != "0",
         "root in the box is not root outside: {map}"
     );
-    ensure!(say("su - -c 'id -u; pwd'").await? == "0\n/root", "su -");
+    ensure!(run("su - -c 'id -u; pwd'").await? == "0\n/root", "su -");
     ensure!(
-        say("useradd --create-home ada && su - ada -c 'id -un; pwd'").await? == "ada\n/home/ada",
+        run("useradd --create-home ada && su - ada -c 'id -un; pwd'").await? == "ada\n/home/ada",
         "another user, too"
     );
-    let gpus = say("nvidia-smi").await?;
+    let gpus = run("nvidia-smi").await?;
     ensure!(gpus.contains("H100"), "the GPU is visible: {gpus}");
     ensure!(
-        say("command -v hello || true").await?.is_empty(),
+        run("command -v hello || true").await?.is_empty(),
         "hello is not installed yet"
     );
     let install = format!(
         "DEBIAN_FRONTEND=noninteractive apt-get install -q -y {}",
         images::PACKAGE
     );
-    say(&install).await?;
+    run(&install).await?;
     ensure!(
-        say("hello").await? == "Hello, world!",
+        run("hello").await? == "Hello, world!",
         "the installed program runs"
     );
     ensure!(
-        say("echo kept > /data/note && cat /data/note && mountpoint -q /data").await? == "kept",
+        run("echo kept > /data/note && cat /data/note && mountpoint -q /data").await? == "kept",
         "the volume is mounted"
     );
     let refused = ssh(endpoint, anothers, "id -u").await?;

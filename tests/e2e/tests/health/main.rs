@@ -1,4 +1,4 @@
-//! GPUs that fail under a lease, a node that dies under one, and GPUs that report false data: how soon each object shows
+//! GPUs that fail under a lease, a node that fails under one, and GPUs that report false data: how soon each object shows
 //! it, what is charged, and what is offered. Containers, chain and agents are real; only the driver is simulated.
 
 mod false_reports;
@@ -63,7 +63,7 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     tokio::try_join!(
         timed("a GPU is lost under a lease", gpu_lost::story(&tenant)),
         timed("false reports are not offered", false_reports::story(stack)),
-        timed("a node dies under a lease", node_lost::story(stack)),
+        timed("a node fails under a lease", node_lost::story(stack)),
     )?;
     Ok(())
 }

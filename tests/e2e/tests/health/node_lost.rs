@@ -90,14 +90,19 @@ pub(super) async fn story(stack: &Stack) -> anyhow::Result<()> {
         running(stack, &reservation).await? == ran,
         "the pod was not replaced or restarted"
     );
+    ready_again(&tenant).await?;
+    served.ends_exactly(before).await?;
+    is_offered(stack, LOST_PROVIDER, 1).await
+}
+
+async fn ready_again(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     tenant
         .until("lonely", LIMIT, "ready again", |l| {
             let status = l.status.as_ref();
             status.is_some_and(|s| find(&s.conditions, "Ready").is_some_and(|c| c.status == "True"))
         })
         .await?;
-    served.ends_exactly(before).await?;
-    is_offered(stack, LOST_PROVIDER, 1).await
+    Ok(())
 }
 
 /// Lease, offer, pool and Events show the lost node.

@@ -30,16 +30,16 @@ const CLEARED_WITHIN: Duration = Duration::from_secs(120);
 /// The lease is removed together with its finalizer. Its workload runs as long as it is paid for, and then ends.
 pub(crate) async fn lease_removed_forcibly(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmount> {
     let stack = tenant.stack;
-    tenant.apply(&service(tenant, "torn-out", "40s")?)?;
-    let lease = tenant.until_phase("torn-out", Phase::Active, LIMIT).await?;
+    tenant.apply(&service(tenant, "removed", "40s")?)?;
+    let lease = tenant.until_phase("removed", Phase::Active, LIMIT).await?;
     let (terms, account) = tenant.account(&lease).await?;
     let namespace = namespace_of(&lease)?;
     let pods = Api::<Pod>::namespaced(stack.client.clone(), &namespace);
     let uid = |pods: Vec<Pod>| pods.first().and_then(|p| p.metadata.uid.clone());
     let before = uid(pods.list(&ListParams::default()).await?.items);
     ensure!(before.is_some(), "its pod runs");
-    tear_out(&tenant.leases(), "torn-out").await?;
-    tenant.until_gone("torn-out", LIMIT).await?;
+    remove_forcibly(&tenant.leases(), "removed").await?;
+    tenant.until_gone("removed", LIMIT).await?;
 
     // It serves to the last paid second.
     within(LIMIT, "the end of the paid time", || async {
@@ -78,7 +78,7 @@ pub(crate) async fn reservation_removed_forcibly(tenant: &Tenant<'_>) -> anyhow:
     let lease = tenant.until_phase("unreserved", Phase::Active, LIMIT).await?;
     let namespace = namespace_of(&lease)?;
     let reservations = Api::<GpuReservation>::all(tenant.stack.client.clone());
-    tear_out(&reservations, &namespace).await?;
+    remove_forcibly(&reservations, &namespace).await?;
     let earned = ends(tenant, "unreserved", CloseReason::ProviderStopped, LIMIT).await?;
     gone(tenant, &namespace).await?;
     Ok(earned)
@@ -91,7 +91,7 @@ fn namespace_of(lease: &leasehold_crds::GpuLease) -> anyhow::Result<String> {
         .clone())
 }
 
-async fn tear_out<K>(api: &Api<K>, name: &str) -> anyhow::Result<()>
+async fn remove_forcibly<K>(api: &Api<K>, name: &str) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {

@@ -272,8 +272,8 @@ impl Memory {
 
 fn pci_info(gpu: &Gpu) -> Result<nvmlPciInfo_t, nvmlReturn_t> {
     let hex = |text: &str| c_uint::from_str_radix(text, 16).map_err(|_| UNKNOWN);
-    let told = gpu.reported_bus();
-    let mut parts = told.split([':', '.']);
+    let reported = gpu.reported_bus();
+    let mut parts = reported.split([':', '.']);
     let mut next = || parts.next().ok_or(UNKNOWN).and_then(hex);
     let (domain, bus, slot, function) = (next()?, next()?, next()?, next()?);
     let mut info = nvmlPciInfo_t {

@@ -19,11 +19,11 @@ use super::{Answer, Handle, INVALID_ARGUMENT, TIMEOUT, code, device, initialised
 use crate::live;
 
 /// Sequence number of the last delivered event of each GPU.
-type Told = BTreeMap<usize, u64>;
+type Delivered = BTreeMap<usize, u64>;
 
 struct Sets {
     next: usize,
-    open: BTreeMap<usize, Told>,
+    open: BTreeMap<usize, Delivered>,
 }
 
 static SETS: Mutex<Sets> = Mutex::new(Sets {
@@ -45,7 +45,7 @@ pub unsafe extern "C" fn nvmlEventSetCreate(out: *mut nvmlEventSet_t) -> nvmlRet
         let id = with_sets(|sets| {
             let id = sets.next;
             sets.next += 1;
-            sets.open.insert(id, Told::new());
+            sets.open.insert(id, Delivered::new());
             id
         });
         // SAFETY: the caller's promise.
@@ -90,10 +90,10 @@ pub extern "C" fn nvmlDeviceRegisterEvents(
     device(gpu, "events", |seen| {
         seen.whole()?;
         with_sets(|sets| {
-            let told = sets.open.get_mut(&set.addr()).ok_or(INVALID_ARGUMENT)?;
+            let delivered = sets.open.get_mut(&set.addr()).ok_or(INVALID_ARGUMENT)?;
             // The other kinds of events never occur, so there is nothing to store for them.
             if types & c_ulonglong::from(nvmlEventTypeXidCriticalError) != 0 {
-                told.insert(seen.handle.gpu, seen.gpu.next_event.saturating_sub(1));
+                delivered.insert(seen.handle.gpu, seen.gpu.next_event.saturating_sub(1));
             }
             Ok(())
         })
@@ -118,9 +118,9 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
 }
 
 fn next_event(set: usize, timeout: Duration) -> Result<nvmlEventData_t, nvmlReturn_t> {
-    let told = with_sets(|sets| sets.open.get(&set).cloned()).ok_or(INVALID_ARGUMENT)?;
+    let delivered = with_sets(|sets| sets.open.get(&set).cloned()).ok_or(INVALID_ARGUMENT)?;
     let found = live::wait_for(timeout, |file| {
-        told.iter().find_map(|(gpu, last)| {
+        delivered.iter().find_map(|(gpu, last)| {
             file.gpus
                 .get(*gpu)?
                 .events

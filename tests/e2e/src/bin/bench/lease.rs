@@ -44,12 +44,12 @@ pub(crate) async fn run(report: &Report, leases: usize) -> anyhow::Result<()> {
     spec.optimized = vec!["operator"];
     spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), 16)]);
     let stack = Stack::up(spec, &Stderr::default()).await?;
-    let measured = lives(&stack, leases).await;
+    let measured = measure(&stack, leases).await;
     stack.down().await?;
-    let lives = measured?;
-    let active = lives.iter().map(|l| l.active).collect();
+    let times = measured?;
+    let active = times.iter().map(|l| l.active).collect();
     report.quantiles("lease.apply_to_active", active, "s", &[("p50", 50), ("max", 100)]);
-    let refund = lives.iter().map(|l| l.refund).collect();
+    let refund = times.iter().map(|l| l.refund).collect();
     report.quantiles(
         "lease.delete_to_refund",
         refund,
@@ -57,14 +57,14 @@ pub(crate) async fn run(report: &Report, leases: usize) -> anyhow::Result<()> {
         &[("p50", 50), ("max", 100)],
     );
     let mut phases: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for (phase, seconds) in lives.iter().flat_map(|l| &l.phases) {
+    for (phase, seconds) in times.iter().flat_map(|l| &l.phases) {
         phases.entry(phase.clone()).or_default().push(*seconds);
     }
     for (phase, seconds) in phases {
         report.quantiles(&format!("lease.phase.{phase}"), seconds, "s", &[("p50", 50)]);
     }
     for step in Step::ALL {
-        let reached = lives.iter().filter_map(|l| l.steps.get(&step).copied()).collect();
+        let reached = times.iter().filter_map(|l| l.steps.get(&step).copied()).collect();
         report.quantiles(
             &format!("lease.until.{}", step.name()),
             reached,
@@ -76,7 +76,7 @@ pub(crate) async fn run(report: &Report, leases: usize) -> anyhow::Result<()> {
 }
 
 /// Times of one lease, in seconds.
-struct Life {
+struct LeaseTimes {
     active: f64,
     refund: f64,
     /// How long each phase lasted, as far as seen.
@@ -119,7 +119,7 @@ impl Step {
 }
 
 /// Notes the steps that are seen for the first time.
-async fn look(
+async fn note_steps(
     tenant: &Tenant<'_>,
     lease: &GpuLease,
     begun: Instant,
@@ -154,13 +154,13 @@ async fn look(
     Ok(())
 }
 
-async fn lives(stack: &Stack, leases: usize) -> anyhow::Result<Vec<Life>> {
+async fn measure(stack: &Stack, leases: usize) -> anyhow::Result<Vec<LeaseTimes>> {
     let tenant = Tenant::new(stack, "bench")?;
     let mut all = Vec::new();
     // One after the other, so that leases do not wait for each other.
     for index in 0..leases {
         all.push(
-            life(&tenant, &format!("bench-{index}"))
+            one_lease(&tenant, &format!("bench-{index}"))
                 .await
                 .with_context(|| format!("lease {index}"))?,
         );
@@ -168,7 +168,7 @@ async fn lives(stack: &Stack, leases: usize) -> anyhow::Result<Vec<Life>> {
     Ok(all)
 }
 
-async fn life(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<Life> {
+async fn one_lease(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<LeaseTimes> {
     let api = tenant.leases();
     let begun = Instant::now();
     tenant.apply(&lease(tenant, name)?)?;
@@ -176,7 +176,7 @@ async fn life(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<Life> {
     let mut steps = BTreeMap::new();
     loop {
         let lease = api.get(name).await?;
-        look(tenant, &lease, begun, &mut steps).await?;
+        note_steps(tenant, &lease, begun, &mut steps).await?;
         let phase = lease.status.unwrap_or_default().phase;
         if phases.last().is_none_or(|(last, _)| *last != phase) {
             phases.push((phase, Instant::now()));
@@ -210,7 +210,7 @@ async fn life(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<Life> {
             )
         })
         .collect();
-    Ok(Life {
+    Ok(LeaseTimes {
         active,
         refund,
         phases: spans,

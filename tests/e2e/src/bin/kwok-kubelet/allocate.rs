@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A pod that is scheduled to the node and has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wish {
+pub(crate) struct PodRequest {
     pub(crate) uid: String,
     pub(crate) namespace: String,
     pub(crate) pod: String,
@@ -22,15 +22,15 @@ pub(crate) struct Held {
 
 /// Allocations of one node.
 #[derive(Debug, Default)]
-pub(crate) struct Books(BTreeMap<String, Held>);
+pub(crate) struct Allocations(BTreeMap<String, Held>);
 
-impl Books {
+impl Allocations {
     /// Frees the GPUs of pods that are gone, and allocates to the others, the oldest first. A pod gets all that it
     /// requests or nothing, as a kubelet would not admit it otherwise.
-    pub(crate) fn settle(&mut self, pods: &[Wish], gpus: &[String]) {
+    pub(crate) fn settle(&mut self, pods: &[PodRequest], gpus: &[String]) {
         self.0.retain(|uid, _| pods.iter().any(|pod| pod.uid == *uid));
-        for wish in pods {
-            if self.0.contains_key(&wish.uid) {
+        for request in pods {
+            if self.0.contains_key(&request.uid) {
                 continue;
             }
             let taken: BTreeSet<&String> = self
@@ -40,22 +40,22 @@ impl Books {
                 .flat_map(|c| &c.1)
                 .collect();
             let mut free = gpus.iter().filter(|gpu| !taken.contains(gpu)).cloned();
-            let containers: Vec<(String, Vec<String>)> = wish
+            let containers: Vec<(String, Vec<String>)> = request
                 .containers
                 .iter()
                 .map(|(name, count)| (name.clone(), free.by_ref().take(*count).collect()))
                 .collect();
             let whole = containers
                 .iter()
-                .zip(&wish.containers)
+                .zip(&request.containers)
                 .all(|((_, got), (_, asked))| got.len() == *asked);
             if whole {
                 let held = Held {
-                    namespace: wish.namespace.clone(),
-                    pod: wish.pod.clone(),
+                    namespace: request.namespace.clone(),
+                    pod: request.pod.clone(),
                     containers,
                 };
-                self.0.insert(wish.uid.clone(), held);
+                self.0.insert(request.uid.clone(), held);
             }
         }
     }
@@ -69,8 +69,8 @@ impl Books {
 mod tests {
     use super::*;
 
-    fn wish(uid: &str, gpus: usize) -> Wish {
-        Wish {
+    fn request(uid: &str, gpus: usize) -> PodRequest {
+        PodRequest {
             uid: uid.into(),
             namespace: "n".into(),
             pod: uid.into(),
@@ -78,21 +78,28 @@ mod tests {
         }
     }
 
-    fn ids(books: &Books, pod: &str) -> Vec<String> {
-        let held = books.held().find(|h| h.pod == pod);
+    fn ids(allocations: &Allocations, pod: &str) -> Vec<String> {
+        let held = allocations.held().find(|h| h.pod == pod);
         held.map(|h| h.containers[0].1.clone()).unwrap_or_default()
     }
 
     #[test]
     fn no_gpu_is_allocated_twice_and_each_is_freed() {
         let gpus: Vec<String> = ["a", "b", "c"].map(String::from).into();
-        let mut books = Books::default();
-        books.settle(&[wish("one", 2), wish("two", 2), wish("three", 1)], &gpus);
-        assert_eq!(ids(&books, "one"), ["a", "b"]);
-        assert_eq!(ids(&books, "two"), [""; 0], "two requested, one free: nothing");
-        assert_eq!(ids(&books, "three"), ["c"]);
-        books.settle(&[wish("two", 2), wish("three", 1)], &gpus);
-        assert_eq!(ids(&books, "two"), ["a", "b"]);
-        assert_eq!(ids(&books, "three"), ["c"], "allocations do not change");
+        let mut allocations = Allocations::default();
+        allocations.settle(
+            &[request("one", 2), request("two", 2), request("three", 1)],
+            &gpus,
+        );
+        assert_eq!(ids(&allocations, "one"), ["a", "b"]);
+        assert_eq!(
+            ids(&allocations, "two"),
+            [""; 0],
+            "two requested, one free: nothing"
+        );
+        assert_eq!(ids(&allocations, "three"), ["c"]);
+        allocations.settle(&[request("two", 2), request("three", 1)], &gpus);
+        assert_eq!(ids(&allocations, "two"), ["a", "b"]);
+        assert_eq!(ids(&allocations, "three"), ["c"], "allocations do not change");
     }
 }

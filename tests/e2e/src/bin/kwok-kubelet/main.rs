@@ -30,7 +30,7 @@ use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-use allocate::{Books, Wish};
+use allocate::{Allocations, PodRequest};
 use api::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 
 /// Generated from the API of k8s.io/kubelet.
@@ -65,19 +65,19 @@ fn node(text: &str) -> Result<(String, PathBuf), String> {
 #[derive(Clone)]
 struct Node {
     gpus: Fixture,
-    books: Arc<Mutex<Books>>,
+    allocations: Arc<Mutex<Allocations>>,
 }
 
 impl Node {
     fn at(directory: &Path) -> Self {
         Self {
             gpus: Fixture::open(directory),
-            books: Arc::default(),
+            allocations: Arc::default(),
         }
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn allocations(&self) -> MutexGuard<'_, Allocations> {
+        self.allocations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ids of GPUs that a device plugin would report as healthy.
@@ -92,9 +92,9 @@ impl Node {
             .collect())
     }
 
-    fn settle(&self, pods: &[Wish]) -> anyhow::Result<()> {
+    fn settle(&self, pods: &[PodRequest]) -> anyhow::Result<()> {
         let gpus = self.healthy()?;
-        self.books().settle(pods, &gpus);
+        self.allocations().settle(pods, &gpus);
         Ok(())
     }
 }
@@ -114,8 +114,8 @@ impl PodResourcesLister for Node {
         &self,
         _: Request<api::ListPodResourcesRequest>,
     ) -> Result<Response<api::ListPodResourcesResponse>, Status> {
-        let books = self.books();
-        let pods = books.held().map(|held| api::PodResources {
+        let allocations = self.allocations();
+        let pods = allocations.held().map(|held| api::PodResources {
             name: held.pod.clone(),
             namespace: held.namespace.clone(),
             containers: held
@@ -200,15 +200,15 @@ async fn follow(kubeconfig: &Path, nodes: &BTreeMap<String, Node>) -> anyhow::Re
         let mut all = pods.state();
         all.sort_by_key(|pod| (pod.creation_timestamp(), pod.name_any()));
         for (name, node) in nodes {
-            let wishes: Vec<Wish> = all.iter().filter_map(|pod| wish(pod, name)).collect();
-            node.settle(&wishes)?;
+            let requests: Vec<PodRequest> = all.iter().filter_map(|pod| request(pod, name)).collect();
+            node.settle(&requests)?;
         }
     }
     anyhow::bail!("the watch of pods ended")
 }
 
 /// What a pod requests of a node, if it is scheduled to it and has not ended.
-fn wish(pod: &Pod, node: &str) -> Option<Wish> {
+fn request(pod: &Pod, node: &str) -> Option<PodRequest> {
     let spec = pod.spec.as_ref()?;
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     if spec.node_name.as_deref() != Some(node) || matches!(phase, Some("Succeeded" | "Failed")) {
@@ -220,7 +220,7 @@ fn wish(pod: &Pod, node: &str) -> Option<Wish> {
         Some((container.name.clone(), count))
     };
     let containers: Vec<_> = spec.containers.iter().filter_map(asked).collect();
-    (!containers.is_empty()).then_some(Wish {
+    (!containers.is_empty()).then_some(PodRequest {
         uid: pod.uid()?,
         namespace: pod.namespace()?,
         pod: pod.name_any(),

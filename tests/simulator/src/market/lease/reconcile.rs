@@ -235,7 +235,7 @@ impl Sim {
                 ))
             }
         };
-        let wish = match call {
+        let call = match call {
             ChainCall::Open {
                 terms,
                 deposit,
@@ -257,7 +257,7 @@ impl Sim {
             }
             ChainCall::Close { terms, payouts } => Ok((self.closer, Action::Close { terms, payouts })),
         };
-        match wish {
+        match call {
             Ok((caller, action)) => {
                 self.invariants.market_sends(&action);
                 let (sent, cost) = self.send(who, caller, action);

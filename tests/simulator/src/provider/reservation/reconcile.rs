@@ -211,7 +211,7 @@ impl Sim {
         let spec = &run.read.spec.allocation;
         let is_job = spec.workload.job.is_some();
         let program = self.tenants.program(&spec.lease.uid, is_job);
-        let wish = cluster::Workload::new(
+        let workload = cluster::Workload::new(
             usize::try_from(spec.nodes).unwrap_or(1),
             usize::try_from(spec.per_node.gpus).unwrap_or(1),
             run.read.spec.nodes.clone(),
@@ -226,7 +226,7 @@ impl Sim {
         self.note(|| format!("runs {name}"));
         let done = self.own_write(s, |sim| {
             let Sim { sites, random, .. } = sim;
-            match sites[s].cluster.apply_workload(&name, wish, now, random) {
+            match sites[s].cluster.apply_workload(&name, workload, now, random) {
                 true => Ok(()),
                 false => Err(ApiError::Unreachable),
             }

@@ -16,7 +16,7 @@ use leasehold_testcluster::{Progress as _, Stderr};
 use self::{
     api_writes::ApiWrites,
     operators::Operators,
-    progress::{Lives, Reached},
+    progress::{LeaseProgress, Reached},
     tenants::Tenants,
 };
 use crate::report::Report;
@@ -72,14 +72,14 @@ async fn measure(report: &Report, flags: &Flags, stack: &mut Stack) -> anyhow::R
     fleet.offered(stack).await?;
 
     progress.step(&format!("applying {} leases", flags.leases));
-    let lives = Lives::watch(stack);
+    let progress_of_leases = LeaseProgress::watch(stack);
     let writes = ApiWrites::read(&stack.client).await?;
     let applied = tenants.apply(stack, flags.leases).await?;
     progress.step(&format!(
         "applied in {:.1} s; waiting until they are Active",
         applied.as_secs_f64()
     ));
-    let reached = lives
+    let reached = progress_of_leases
         .until_active(flags.leases, deadline, STANDSTILL, |line| progress.step(line))
         .await;
     let (active, n) = (reached.active, reached.active.max(1));

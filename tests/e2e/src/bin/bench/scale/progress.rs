@@ -22,17 +22,17 @@ use super::as_float;
 const LEFT_BEHIND_MAX: usize = 8;
 
 #[derive(Clone, Copy, Default)]
-struct Life {
+struct LeaseTimes {
     seen: Option<Instant>,
     quoted: Option<Instant>,
     reserved: Option<Instant>,
     active: Option<Instant>,
 }
 
-type Table = Arc<Mutex<HashMap<String, Life>>>;
+type Table = Arc<Mutex<HashMap<String, LeaseTimes>>>;
 
 /// What was seen of the leases so far.
-pub(super) struct Lives {
+pub(super) struct LeaseProgress {
     table: Table,
     watches: [tokio::task::JoinHandle<()>; 2],
 }
@@ -59,7 +59,7 @@ impl Reached {
     }
 }
 
-impl Lives {
+impl LeaseProgress {
     /// Starts the watches.
     pub(super) fn watch(stack: &Stack) -> Self {
         let table = Table::default();
@@ -81,8 +81,8 @@ impl Lives {
                 while let Some(event) = events.next().await {
                     if let Ok(Event::Apply(r) | Event::InitApply(r)) = event {
                         let of = &r.spec.allocation.lease;
-                        note(&table, &of.namespace, &of.name, |life, now| {
-                            life.reserved.get_or_insert(now);
+                        note(&table, &of.namespace, &of.name, |times, now| {
+                            times.reserved.get_or_insert(now);
                         });
                     }
                 }
@@ -178,23 +178,23 @@ pub(super) async fn not_active(client: &Client) -> anyhow::Result<Vec<String>> {
     Ok(lines.into_iter().map(|(_, lines)| lines).collect())
 }
 
-fn note(table: &Table, namespace: &str, name: &str, change: impl FnOnce(&mut Life, Instant)) {
+fn note(table: &Table, namespace: &str, name: &str, change: impl FnOnce(&mut LeaseTimes, Instant)) {
     let now = Instant::now();
     let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
-    let life = table.entry(format!("{namespace}/{name}")).or_default();
-    life.seen.get_or_insert(now);
-    change(life, now);
+    let times = table.entry(format!("{namespace}/{name}")).or_default();
+    times.seen.get_or_insert(now);
+    change(times, now);
 }
 
 fn note_lease(table: &Table, lease: &GpuLease) {
     let status = lease.status.as_ref();
     let namespace = lease.namespace().unwrap_or_default();
-    note(table, &namespace, &lease.name_any(), |life, now| {
+    note(table, &namespace, &lease.name_any(), |times, now| {
         if status.is_some_and(|s| s.quote.is_some()) {
-            life.quoted.get_or_insert(now);
+            times.quoted.get_or_insert(now);
         }
         if status.is_some_and(|s| s.phase == Phase::Active) {
-            life.active.get_or_insert(now);
+            times.active.get_or_insert(now);
         }
     });
 }
