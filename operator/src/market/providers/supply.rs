@@ -6,15 +6,11 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, ResourceExt as _, runtime::reflector::Store};
-use leasehold_crds::{
-    GpuOffer, GpuProvider, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
-    lease::Blocker,
-    market::provider::{ProviderCondition, ProviderReason},
-    shared::conditions::{ConditionStatus, condition, set},
-};
+use leasehold_crds::{GpuOffer, GpuProvider, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX, lease::Blocker};
 use leasehold_planner::{
+    market::providers::ready::provider_status,
     placement::{Candidate, Provider},
     provider::health::speaks,
 };
@@ -28,7 +24,7 @@ use tokio::sync::Notify;
 use super::provider_queue::ProviderQueue;
 use crate::market::{MANAGER, Market, enqueue_pending};
 
-/// Silence has no event of its own: the snapshot is made anew at least so often.
+/// A missing renewal has no event: the snapshot is made at least this often.
 const REFRESH: Duration = Duration::from_secs(5);
 
 /// One reading of all offers.
@@ -99,7 +95,7 @@ impl Supply {
             .clone()
     }
 
-    /// Reads all offers anew, and tells what that changed.
+    /// Reads all offers, and returns what changed.
     fn refresh(&self, queue: &ProviderQueue, now: Timestamp) -> News {
         let mut providers = Vec::new();
         let mut candidates = Vec::new();
@@ -147,7 +143,7 @@ impl Supply {
         news
     }
 
-    /// One look: hands on what is new, and tells the providers, be anything new or not.
+    /// Reads all offers once, passes on what changed, and reports to the providers in any case.
     async fn turn(
         &self,
         queue: &ProviderQueue,
@@ -163,8 +159,7 @@ impl Supply {
         self.report(api, now).await;
     }
 
-    /// Tells each provider how the market sees it, where it was told otherwise before: also what could not be written
-    /// the last time.
+    /// Writes the status of each provider where it differs, also where the last write failed.
     async fn report(&self, api: &Api<GpuProvider>, now: Timestamp) {
         let snapshot = self.snapshot();
         let mut rows = vec![0; snapshot.providers.len()];
@@ -175,10 +170,7 @@ impl Supply {
             let Some(object) = cache::get(&self.providers, &provider.name, None) else {
                 continue;
             };
-            let generation = object.metadata.generation.unwrap_or_default();
-            let mut status = object.status.clone().unwrap_or_default();
-            status.observed_generation = generation;
-            set(&mut status.conditions, ready(provider, rows, generation), now);
+            let status = provider_status(&object, provider, rows, now);
             if object.status.as_ref() != Some(&status)
                 && let Err(error) = api_writes::apply_status(api, object.as_ref(), MANAGER, &status).await
             {
@@ -196,7 +188,7 @@ pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
     });
 }
 
-/// Keeps the snapshot fresh, wakes pending leases when it changed, tells providers how the market sees them.
+/// Reads offers, enqueues pending leases when they changed, and writes the status of providers.
 async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
     let api = Api::<GpuProvider>::all(market.client.clone());
     loop {
@@ -213,23 +205,6 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
             .await;
         let _ = tokio::time::timeout(REFRESH, market.supply.changed.notified()).await;
     }
-}
-
-/// How the market sees a provider that offers so many rows.
-fn ready(provider: &Provider, rows: usize, generation: i64) -> Condition {
-    let (truth, reason, message) = if !provider.alive {
-        let message = "not heard of for a minute: its offers are not considered";
-        (ConditionStatus::False, ProviderReason::Silent, message)
-    } else if !provider.answers {
-        let message = "its last questions lapsed unanswered: its offers are not considered for five minutes";
-        (ConditionStatus::False, ProviderReason::NotAnswering, message)
-    } else if rows == 0 {
-        let message = "it is heard of, and offers nothing now";
-        (ConditionStatus::False, ProviderReason::NothingOffered, message)
-    } else {
-        (ConditionStatus::True, ProviderReason::Offering, "")
-    };
-    condition(ProviderCondition::Ready, truth, reason, message, generation)
 }
 
 #[cfg(test)]

@@ -24,20 +24,17 @@ use leasehold_crds::{
         allocation::AllocationPhase,
         offer::{GpuOfferSpec, PaymentIdentity},
     },
-    provider::{
-        node::GpuNodeStatus,
-        pool::{GpuPoolStatus, NotSold, PoolCondition, PoolReason},
-    },
-    shared::{
-        conditions::{ConditionStatus, condition, set},
-        quantity,
-    },
+    provider::{node::GpuNodeStatus, pool::GpuPoolStatus},
+    shared::quantity,
 };
 use leasehold_planner::{
     placement::Currency,
     provider::{
         health::{claims, unfit},
-        offer::supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
+        offer::{
+            pool_status::{newly_not_sold, pool_status},
+            supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
+        },
     },
     request::{Shape, Version},
 };
@@ -236,9 +233,9 @@ impl Provider {
             .map_err(Error::kube("write our GpuProvider (the market's owner makes it)"))
     }
 
-    /// Each node's Event is its own GpuNode's, by the reason's name.
-    async fn tell_not_sold(&self, before: Option<&GpuPoolStatus>, not_sold: &[NotSold]) {
-        for out in newly_out(before, not_sold) {
+    /// Publishes an Event about the GpuNode of each node that is newly not sold.
+    async fn publish_not_sold(&self, before: Option<&GpuPoolStatus>, now: &GpuPoolStatus) {
+        for out in newly_not_sold(before, now) {
             if let Some(node) = cache::get(&self.caches.gpu_nodes, &out.node, None) {
                 let note = format!("not sold: {}", out.message);
                 self.events.publish(node.as_ref(), true, &out.reason, note).await;
@@ -252,73 +249,17 @@ impl Provider {
             let Some(supply) = supplies.get(&pool.name_any()) else {
                 continue;
             };
-            let generation = pool.metadata.generation.unwrap_or_default();
-            let mut status = pool.status.clone().unwrap_or_default();
-            status.observed_generation = generation;
-            status.nodes = i64::try_from(supply.nodes).unwrap_or(i64::MAX);
-            status.gpus_free = supply
-                .free
-                .iter()
-                .map(|n| i64::try_from(n.room.gpus).unwrap_or(0))
-                .sum();
-            status.not_sold.clone_from(&supply.not_sold);
-            let next = if self.payment(pool).is_none() {
-                condition(
-                    PoolCondition::Selling,
-                    ConditionStatus::False,
-                    PoolReason::NoPaymentNetwork,
-                    format!(
-                        "there is no usable PaymentNetwork {:?} in this cluster",
-                        pool.spec.network
-                    ),
-                    generation,
-                )
-            } else if !supply.selling {
-                condition(
-                    PoolCondition::Selling,
-                    ConditionStatus::False,
-                    PoolReason::OutsideHours,
-                    "nothing new is sold at this hour; what runs runs on",
-                    generation,
-                )
-            } else if supply.rows.is_empty() {
-                condition(
-                    PoolCondition::Selling,
-                    ConditionStatus::False,
-                    PoolReason::NothingFree,
-                    "no node of the pool can be sold now: status.notSold says why",
-                    generation,
-                )
-            } else {
-                condition(
-                    PoolCondition::Selling,
-                    ConditionStatus::True,
-                    PoolReason::Offered,
-                    String::new(),
-                    generation,
-                )
-            };
-            set(&mut status.conditions, next, now);
+            let currency = self.payment(pool).map(|(currency, _)| currency);
+            let status = pool_status(pool, supply, currency, now);
             if pool.status.as_ref() == Some(&status) {
                 continue;
             }
             match api_writes::apply_status(&api, pool.as_ref(), MANAGER, &status).await {
-                Ok(_) => self.tell_not_sold(pool.status.as_ref(), &status.not_sold).await,
+                Ok(_) => self.publish_not_sold(pool.status.as_ref(), &status).await,
                 Err(error) => error.log("GpuPool", &pool.name_any()),
             }
         }
     }
-}
-
-/// Nodes that are out of sale since the pool's status before, for something a person should look at.
-fn newly_out<'a>(before: Option<&GpuPoolStatus>, now: &'a [NotSold]) -> impl Iterator<Item = &'a NotSold> {
-    let before: BTreeSet<(String, String)> = before
-        .iter()
-        .flat_map(|s| &s.not_sold)
-        .map(|n| (n.node.clone(), n.reason.clone()))
-        .collect();
-    now.iter()
-        .filter(move |n| !n.message.is_empty() && !before.contains(&(n.node.clone(), n.reason.clone())))
 }
 
 /// Reservations that hold room which no pod requests yet.

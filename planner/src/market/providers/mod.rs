@@ -1,3 +1,4 @@
 //! A market's decisions about its providers.
 
+pub mod ready;
 pub mod responsiveness;
