@@ -1,4 +1,4 @@
-//! What this provider sells now, kept true at the market: the offer, its liveness, the provider's own entry.
+//! Publishes what this provider sells at the market: its GpuOffer, its liveness Lease, and its GpuProvider.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,47 +12,44 @@ use k8s_openapi::{
         coordination::v1::{Lease as Liveness, LeaseSpec},
         core::v1::Node,
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::MicroTime},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{
     Api, Resource as _, ResourceExt as _,
     api::{Patch, PatchParams},
 };
 use leasehold_crds::{
-    GPU_RESOURCE, GpuNode, GpuOffer, GpuPool, GpuProvider, GpuReservation, LABEL_PROVIDER,
-    market::{
-        allocation::AllocationPhase,
-        offer::{GpuOfferSpec, PaymentIdentity},
-    },
-    provider::{node::GpuNodeStatus, pool::GpuPoolStatus},
-    shared::quantity,
+    GpuOffer, GpuPool, GpuProvider, GpuReservation, LABEL_PROVIDER,
+    market::offer::{GpuOfferSpec, PaymentIdentity},
+    provider::pool::GpuPoolStatus,
 };
 use leasehold_planner::{
     placement::Currency,
-    provider::{
-        health::{claims, unfit},
-        offer::{
-            pool_status::{newly_not_sold, pool_status},
-            supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
-        },
+    provider::offer::{
+        cluster::{gpus_seen, has_user_namespaces, holds, is_schedulable, shape},
+        pool_status::{newly_not_sold, pool_status},
+        supply::{NodeSeen, PoolSupply, pool_supply},
     },
-    request::{Shape, Version},
+    request::Shape,
 };
 use leasehold_runtime::{Error, Process, api_writes, cache};
 use leasehold_telemetry::Heartbeat;
 use serde_json::json;
 
-use super::{MANAGER, Provider, workload::pods::PodSeen};
+use super::{
+    MANAGER, Provider,
+    workload::pods::{PodSeen, plus},
+};
 use crate::payments;
 
-/// Hours of sale and silent agents have no event: everything is looked at anew at least so often.
+/// Hours of sale and agents that stop reporting have no event: the offer is computed at least this often.
 const REFRESH: Duration = Duration::from_secs(5);
-/// The market counts us silent after a minute.
+/// The market considers the provider silent after a minute.
 const RENEW_SECONDS: i64 = 10;
-/// The offer is written again so often though nothing changed: the market may have lost it, its kind and all.
+/// The offer is written again this often without a change: it may have been deleted at the market, with its CRD.
 const REPEAT_SECONDS: i64 = 30;
 
-/// Most of a Node is nobody's concern here.
+/// Drops the fields of a Node that nothing here reads.
 pub(crate) fn trim_node(node: &mut Node) {
     cache::without_annotations(node);
     if let Some(status) = &mut node.status {
@@ -78,7 +75,7 @@ pub(crate) fn register(process: &mut Process, provider: &Arc<Provider>) {
 /// Publishes the offer until the process ends.
 async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
     let mut renewed = Timestamp::UNIX_EPOCH;
-    let mut told: Option<(GpuOfferSpec, Timestamp)> = None;
+    let mut published: Option<(GpuOfferSpec, Timestamp)> = None;
     loop {
         heartbeat.beat();
         let (now, begun) = (provider.now(), Instant::now());
@@ -93,22 +90,22 @@ async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
                 Err(error) => error.log("Lease", &provider.args.provider_name),
             }
         }
-        let news = told.as_ref().is_none_or(|(before, _)| *before != spec);
-        if news
-            || told
+        let changed = published.as_ref().is_none_or(|(before, _)| *before != spec);
+        if changed
+            || published
                 .as_ref()
                 .is_some_and(|(_, at)| now.as_second() - at.as_second() >= REPEAT_SECONDS)
         {
             match provider.publish(&spec).await {
                 Ok(()) => {
-                    if news {
+                    if changed {
                         tracing::info!(
                             rows = spec.rows.len(),
                             nodes = spec.rows.iter().map(|r| r.nodes_free).sum::<i64>(),
                             "offers"
                         );
                     }
-                    told = Some((spec, now));
+                    published = Some((spec, now));
                 }
                 Err(error) => error.log("GpuOffer", &provider.args.provider_name),
             }
@@ -124,7 +121,9 @@ impl Provider {
     pub(crate) fn supplies(&self, reservations: &[Arc<GpuReservation>], now: Timestamp) -> Supplies {
         let pods = self.caches.pods.all().state();
         let nodes = self.nodes(&pods, now);
-        let holds = holds(reservations, &pods);
+        let running = pods.iter().filter(|p| !p.has_ended());
+        let placed = running.filter_map(|p| Some((p.meta().namespace.as_deref()?, p.node.as_deref()?)));
+        let holds = holds(reservations.iter().map(|r| &**r), placed);
         let mut pools = self.caches.pools.state();
         pools.sort_by_key(|p| p.name_any());
         let mut taken = BTreeSet::new();
@@ -170,7 +169,7 @@ impl Provider {
                 let name = node.name_any();
                 NodeSeen {
                     labels: node.labels().clone(),
-                    schedulable: schedulable(node),
+                    schedulable: is_schedulable(node),
                     allocatable: node
                         .status
                         .as_ref()
@@ -179,8 +178,8 @@ impl Provider {
                         .unwrap_or_default(),
                     requested: requested.get(name.as_str()).copied().unwrap_or_default(),
                     gpus: cache::get(&self.caches.gpu_nodes, &name, None)
-                        .map(|g| seen(&g, heard.contains(&name))),
-                    user_namespaces: user_namespaces(node),
+                        .map(|g| gpus_seen(&g, heard.contains(&name))),
+                    user_namespaces: has_user_namespaces(node),
                     name,
                 }
             })
@@ -259,125 +258,5 @@ impl Provider {
                 Err(error) => error.log("GpuPool", &pool.name_any()),
             }
         }
-    }
-}
-
-/// Reservations that hold room which no pod requests yet.
-fn holds(reservations: &[Arc<GpuReservation>], pods: &[Arc<PodSeen>]) -> Vec<Hold> {
-    let mut there: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for pod in pods.iter().filter(|p| !p.has_ended()) {
-        if let (Some(namespace), Some(node)) = (pod.meta().namespace.as_deref(), pod.node.as_deref()) {
-            there.entry(namespace).or_default().insert(node);
-        }
-    }
-    reservations
-        .iter()
-        .filter(|r| {
-            let status = r.status.as_ref();
-            let phase = status.map_or(AllocationPhase::Requested, |s| s.phase);
-            let ended = status.is_some_and(|s| s.job.is_some() || s.stop_reason.is_some());
-            let waits = matches!(
-                phase,
-                AllocationPhase::Requested
-                    | AllocationPhase::Reserved
-                    | AllocationPhase::Provisioning
-                    | AllocationPhase::Active
-            );
-            waits && !ended
-        })
-        .filter_map(|r| {
-            let name = r.name_any();
-            let there = there.get(name.as_str());
-            let waits = |n: &&String| there.is_none_or(|there| !there.contains(n.as_str()));
-            let nodes: Vec<_> = r.spec.nodes.iter().filter(waits).cloned().collect();
-            if nodes.is_empty() {
-                return None;
-            }
-            Some(Hold {
-                shape: Shape::from_wire(&r.spec.allocation.per_node).ok()?,
-                nodes,
-                name,
-            })
-        })
-        .collect()
-}
-
-fn schedulable(node: &Node) -> bool {
-    let cordoned = node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true));
-    let tainted = node
-        .spec
-        .as_ref()
-        .and_then(|s| s.taints.as_ref())
-        .is_some_and(|taints| {
-            // Workloads tolerate the GPU taint that device plugins' installers set, and no other.
-            taints
-                .iter()
-                .any(|t| t.effect != "PreferNoSchedule" && t.key != GPU_RESOURCE)
-        });
-    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
-    let ready = conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
-    ready && !cordoned && !tainted
-}
-
-pub(crate) fn user_namespaces(node: &Node) -> bool {
-    let handlers = node.status.as_ref().and_then(|s| s.runtime_handlers.as_ref());
-    handlers.is_some_and(|h| {
-        h.iter().any(|h| {
-            h.features
-                .as_ref()
-                .is_some_and(|f| f.user_namespaces == Some(true))
-        })
-    })
-}
-
-pub(crate) fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
-    let of = |key: &str| resources.get(key).map_or("0", |q| q.0.as_str());
-    Shape {
-        gpus: quantity::bytes(of(GPU_RESOURCE)).unwrap_or(0),
-        millicores: quantity::millicores(of("cpu")).unwrap_or(0),
-        memory: quantity::bytes(of("memory")).unwrap_or(0),
-        scratch: quantity::bytes(of("ephemeral-storage")).unwrap_or(0),
-    }
-}
-
-pub(crate) fn plus(a: &Shape, b: &Shape) -> Shape {
-    Shape {
-        gpus: a.gpus + b.gpus,
-        millicores: a.millicores + b.millicores,
-        memory: a.memory + b.memory,
-        scratch: a.scratch + b.scratch,
-    }
-}
-
-fn seen(node: &GpuNode, alive: bool) -> GpusSeen {
-    let nothing = GpuNodeStatus::default();
-    let status = node.status.as_ref().unwrap_or(&nothing);
-    let lowest = |f: fn(&leasehold_crds::provider::node::GpuDevice) -> Version| {
-        status.devices.iter().map(f).min().unwrap_or_default()
-    };
-    let (healthy, (reason, message)) = match unfit(status) {
-        None => (true, Default::default()),
-        Some(why) => (false, why),
-    };
-    GpusSeen {
-        sell: node.spec.sell,
-        class: node
-            .spec
-            .class_override
-            .clone()
-            .unwrap_or_else(|| status.class.clone()),
-        memory: status
-            .devices
-            .iter()
-            .map(|d| u64::try_from(d.memory_nominal_bytes).unwrap_or(0))
-            .min()
-            .unwrap_or(0),
-        compute_capability: lowest(|d| Version::parse(&d.compute_capability).unwrap_or_default()),
-        cuda: Version::parse(&status.cuda_version).unwrap_or_default(),
-        healthy,
-        reason,
-        message,
-        claims: claims(status),
-        alive,
     }
 }

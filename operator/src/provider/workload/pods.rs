@@ -3,10 +3,9 @@
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 use kube::{Resource, api::ObjectMeta};
 use leasehold_crds::LABEL_LEASE;
-use leasehold_planner::request::Shape;
+use leasehold_planner::{provider::offer::cluster::shape, request::Shape};
 use serde::Deserialize;
 
-use crate::provider::offer::{plus, shape};
 use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS};
 
 /// A pod.
@@ -153,6 +152,16 @@ fn requests(pod: &Pod) -> Shape {
         .map(of)
         .fold(Shape::default(), |a, b| largest(&a, &b));
     plus(&overhead, &largest(&main, &init))
+}
+
+/// The sum of two shapes.
+pub(crate) fn plus(a: &Shape, b: &Shape) -> Shape {
+    Shape {
+        gpus: a.gpus + b.gpus,
+        millicores: a.millicores + b.millicores,
+        memory: a.memory + b.memory,
+        scratch: a.scratch + b.scratch,
+    }
 }
 
 fn largest(a: &Shape, b: &Shape) -> Shape {

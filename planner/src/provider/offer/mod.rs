@@ -1,4 +1,5 @@
 //! A provider's decisions about what it offers.
 
+pub mod cluster;
 pub mod pool_status;
 pub mod supply;
