@@ -46,7 +46,7 @@ fn every_snapshot_belongs_to_a_story() {
             reason.starts_with(|c: char| c.is_ascii_uppercase()) && sources.contains(&format!("::{reason} "))
         });
         assert!(
-            many || sources.contains(&format!("snapshot(\"{name}\"")),
+            many || sources.contains(&format!("\"{name}\"")),
             "no story writes snapshots/{file}: delete it"
         );
     }

@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::fixtures::{DECIMALS, START, at, names};
 
 /// Fields that hold Unix seconds.
-const TIMES: [&str; 15] = [
+const TIMES: [&str; 16] = [
+    "allocationGoneSince",
     "blockTime",
     "chainUnreadableSince",
     "deadline",
