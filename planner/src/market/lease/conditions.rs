@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use leasehold_crds::{
     GpuAllocation, PROVIDER_NAMESPACE_PREFIX,
     lease::{
-        Blocker, CloseReason, GpuLeaseStatus, IntentAction, Phase,
+        Blocker, CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase,
         conditions::{LeaseCondition, LeaseReason},
     },
     market::allocation::{AllocationPhase, GpuAllocationStatus},
@@ -181,12 +181,7 @@ fn set_funded(
         .as_ref()
         .is_some_and(|i| i.action == IntentAction::Fund);
     let (truth, reason, message) = match (status.phase, &step.blocked_on) {
-        (Phase::Suspended, _) => (
-            False,
-            LeaseReason::FundsSpent,
-            "the funds are spent: let term.duration grow, or top up the account, before pauseFor ends"
-                .to_owned(),
-        ),
+        (Phase::Suspended, _) => (False, LeaseReason::FundsSpent, funds_spent(world).to_owned()),
         (_, Some((blocker, message))) => (Unknown, (*blocker).into(), message.clone()),
         // A top-up failed and is retried: the condition keeps the failure until one is mined.
         _ if topping_up && !is_true(&conditions.list, Funded) => return,
@@ -196,6 +191,17 @@ fn set_funded(
         },
     };
     conditions.put(Funded, truth, reason, message);
+}
+
+/// What a tenant can do about spent funds.
+fn funds_spent(world: &World) -> &'static str {
+    match world.lease.spec.payment.on_funds_end {
+        OnFundsEnd::Pause => {
+            "the funds are spent: increase term.duration, or top up the account, before pauseFor ends"
+        }
+        // It waits for an extension that the tenant asked for before the end.
+        OnFundsEnd::Close => "the funds are spent: the provider stops unless the extension is paid at once",
+    }
 }
 
 /// Statuses that providers report.

@@ -113,22 +113,29 @@ fn entered(new: &GpuLeaseStatus) -> Event {
         ),
         Phase::Suspended => Event::warning(
             LeaseEvent::Suspended,
-            "the funds are spent; storage is kept for pauseFor",
+            "the funds are spent; the workload stops until funds are added",
         ),
         Phase::Settling => Event::normal(
             LeaseEvent::Settling,
             format!("ending: {}", ended(new.close_reason)),
         ),
-        Phase::Closed => Event::normal(
-            LeaseEvent::Closed,
-            format!(
-                "{}: spent {}, refunded {}",
-                ended(new.close_reason),
-                spent.unwrap_or_else(|| "0".into()),
-                refunded.unwrap_or_else(|| "0".into())
-            ),
-        ),
+        Phase::Closed => {
+            let reason = ended(new.close_reason);
+            let amounts = match (spent, refunded) {
+                (Some(spent), Some(refunded)) => format!("spent {spent}, refunded {refunded}"),
+                _ if is_settlement_unknown(new) => {
+                    "the account was not seen to be closed, and what was spent is unknown".to_owned()
+                }
+                _ => "spent 0, refunded 0".to_owned(),
+            };
+            Event::normal(LeaseEvent::Closed, format!("{reason}: {amounts}"))
+        }
     }
+}
+
+/// Whether money may be in the account of a closed lease although the account was not seen to be closed.
+fn is_settlement_unknown(status: &GpuLeaseStatus) -> bool {
+    status.money.is_some() || status.close_reason == Some(CloseReason::Abandoned)
 }
 
 /// Conditions that are not True and whose reason has changed.

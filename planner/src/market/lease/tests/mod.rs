@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use leasehold_crds::{
     FINALIZER_MARKET, GpuAllocation, GpuLease,
     lease::{
-        CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share,
+        AccountSummary, CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share,
         conditions::{LeaseCondition, LeaseEvent, LeaseReason},
         workload::ResultsAt,
     },

@@ -143,3 +143,23 @@ fn a_failed_write_is_told_until_one_is_mined() {
     assert_eq!(status.phase, Phase::Closed);
     assert!(is_true(&status.conditions, "Settled"));
 }
+
+#[test]
+fn what_an_abandoned_account_spent_is_not_reported_as_nothing() {
+    let closed = |reason, money| GpuLeaseStatus {
+        phase: Phase::Closed,
+        close_reason: Some(reason),
+        money,
+        ..GpuLeaseStatus::default()
+    };
+    let note = |status: &GpuLeaseStatus| {
+        let mut events = events(None, status).into_iter();
+        events.find(|e| e.reason == LeaseEvent::Closed).unwrap().note
+    };
+    let nothing_paid = closed(CloseReason::Deleted, None);
+    assert_eq!(note(&nothing_paid), "Deleted: spent 0, refunded 0");
+    for money in [None, Some(AccountSummary::default())] {
+        let abandoned = note(&closed(CloseReason::Abandoned, money));
+        assert!(abandoned.ends_with("what was spent is unknown"), "{abandoned}");
+    }
+}
