@@ -10,7 +10,7 @@ pub const SKEW_SECONDS: i64 = 60;
 /// What is to be done with an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// Look again in so many seconds.
+    /// Check again after this many seconds.
     Keep {
         /// At least 2, at most 300.
         seconds: u64,

@@ -1,4 +1,4 @@
-//! What follows from what was seen: the lease in numbers, its account, and whether it is to end.
+//! What follows from the world: the state of the account, and whether the lease is to end.
 
 use leasehold_crds::{
     ANNOTATION_ABANDON,
@@ -34,7 +34,7 @@ pub enum AccountState {
     NoTerms,
     /// The chain could not be asked.
     Unknown,
-    /// Nothing is there, and may come yet.
+    /// There is no account, and one may still be opened.
     Absent,
     /// Nothing is there, two reads agree, and `open_by` is past on the chain: nothing will come.
     NeverOpened,
@@ -155,7 +155,7 @@ fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked) -> Option<Clos
         return Some(CloseReason::Deleted);
     }
     if checked.account_state == AccountState::NeverOpened && !status.phase.is_unpaid() {
-        // It was seen, and the chain has dropped it.
+        // The account was open before, and a chain reorganisation has removed it.
         return Some(CloseReason::ClosedOnChain);
     }
     let account = checked.account.as_ref()?;

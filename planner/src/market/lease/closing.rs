@@ -11,7 +11,7 @@ use super::{
     reads::has_finalizer,
     world::World,
 };
-/// The end: providers are asked to stop, the account is closed, the refund is seen, the lease is let go.
+/// The end: providers are asked to stop, the account is closed, the refund is read, and the finalizer is removed.
 pub(super) fn end(
     world: &World,
     checked: &Checked,
@@ -85,7 +85,7 @@ pub(super) fn end(
     Step::at(Fact::Ending)
 }
 
-/// Takes back the questions of this round and earlier ones; what a later round asked is not ours to judge.
+/// Deletes the allocations of this round and of earlier ones. Allocations of a later round belong to a newer status.
 pub(super) fn delete_all(world: &World, plan: &mut Plan) {
     let round = plan.status.round;
     let past = world.allocations.iter().filter(|a| a.object.spec.round <= round);

@@ -27,7 +27,7 @@ use crate::{
     request::Request,
 };
 
-/// It is woken when it is its turn; this is for the case that nobody does.
+/// A queued lease is enqueued when the provider has capacity for it; this is the fallback.
 const QUEUED_LOOK_SECONDS: u64 = 300;
 pub(super) fn match_offers(world: &World, now: Timestamp, plan: &mut Plan) -> Step {
     if !world.allocations.is_empty() {
@@ -111,7 +111,7 @@ fn wait_for_others(world: &World, choices: &[Choice], now: Timestamp, plan: &mut
         ));
     }
     if world.wallet == Observed::Known(Wallet::NotAsked) {
-        // The provider was busy when this pass began to read, and is not any more.
+        // The provider had no capacity when this reconcile began to read, and has some now.
         plan.wake = now;
         return Some(Step::at(Fact::Unmatched));
     }
@@ -201,7 +201,7 @@ fn payer(
     Ok(address)
 }
 
-/// The first provider of these that has as many questions as it may have.
+/// The first of these providers that has as many unanswered allocations as it may have.
 pub(super) fn first_saturated_provider<'a>(world: &'a World, choices: &[Choice]) -> Option<&'a str> {
     let name = |choice: &Choice| world.providers[choice.provider].name.as_str();
     let full = |provider: &&str| {

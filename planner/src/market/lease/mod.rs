@@ -1,7 +1,7 @@
 //! The market's side of a lease, from the spec to the refund.
 //!
 //! [`World`] is what was read, [`check`] what follows from it, [`decide`] what is done, [`conditions`] and [`events`] what
-//! is reported. A write to the chain happens only for an intent that an earlier pass stored (M2).
+//! is reported. A write to the chain happens only for an intent that an earlier reconcile stored (M2).
 
 mod check;
 mod closing;
@@ -44,12 +44,12 @@ pub const LAG_SECONDS: i64 = 15;
 pub const START_WITHIN_SECONDS: u64 = 900;
 /// `notAfter` leaves this much room behind the paid time.
 pub const NOT_AFTER_MARGIN_SECONDS: u64 = 300;
-/// At most so many leases of a namespace are matched and unfunded at a time.
+/// Maximum number of leases of a namespace that are matched and unfunded.
 pub const UNFUNDED_PER_NAMESPACE_MAX: usize = 20;
-/// At most so many questions wait for a provider's answer at a time: it has a minute for each of them, and what it can't
-/// answer in that minute would be asked again, for ever.
+/// Maximum number of unanswered allocations of a provider. It has one minute to answer each; what it cannot answer in
+/// that time would be created again and again.
 pub const UNANSWERED_PER_PROVIDER_MAX: usize = 64;
-/// A lease whose status was lost is sought on the chain in so many rounds.
+/// Number of rounds that are searched on the chain for a lease whose status was lost.
 pub const ROUNDS_MAX: u64 = 64;
 /// Longest back-off between rounds.
 pub const BACKOFF_SECONDS_MAX: u64 = 300;

@@ -45,7 +45,7 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
         return Step::at(Fact::Asked);
     }
     if !plan.status.phase.is_unpaid() {
-        // It was seen: a block that held it was replaced, and the next may hold it again.
+        // The account was open before: its block was replaced, and the next one may contain it again.
         return Step::unchanged();
     }
     if let Some((provider, declined)) = declined(world, &escrow) {
@@ -188,8 +188,8 @@ fn allocation_spec(
     }
 }
 
-/// Nothing was paid and nothing will be: that is noted; the questions are taken back before the next round, which
-/// waits a little.
+/// The round ends without a deposit: that is stored first, then its allocations are deleted, and the next round begins
+/// after a back-off.
 pub(super) fn lapse(why: &str, now: Timestamp, plan: &mut Plan) -> Step {
     plan.status.escrow = None;
     plan.status.intent = None;

@@ -1,4 +1,4 @@
-//! The plan of a reconcile: what is written to the chain, to allocations and to the status, and when to look again.
+//! The plan of a reconcile: the writes to the chain, to allocations and to the status, and when to reconcile again.
 
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
@@ -26,7 +26,7 @@ pub enum ChainCall {
 /// A write to an allocation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AllocationWrite {
-    /// Ask a provider.
+    /// Ask a provider to host it.
     Create {
         namespace: String,
         name: String,
@@ -34,24 +34,24 @@ pub enum AllocationWrite {
         escrow_id: Hash,
         spec: Box<GpuAllocationSpec>,
     },
-    /// Ask it to stop.
+    /// Ask the provider to stop.
     Release {
         namespace: String,
         name: String,
         /// Whether what its job left behind goes too.
         drop_results: bool,
     },
-    /// Let it serve longer.
+    /// Let the provider serve longer.
     Prolong {
         namespace: String,
         name: String,
         not_after: i64,
     },
-    /// Nothing was ever paid: take the question back.
+    /// Nothing was ever paid: delete the allocation.
     Delete { namespace: String, name: String },
 }
 
-/// What is to be done on this pass, and when to look again.
+/// The writes of a reconcile, and when to reconcile again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Whether the finalizer is to be held; `None` leaves it as it is.
@@ -62,15 +62,15 @@ pub struct Plan {
     pub call: Option<ChainCall>,
     /// The status to be reported.
     pub status: GpuLeaseStatus,
-    /// The provider whose answers to others are waited for; when there is one less of them, it is time to look again.
+    /// The provider whose answers to other leases are awaited. The lease is enqueued when it has answered one.
     pub queued_at: Option<String>,
-    /// When to look again at the latest.
+    /// When to reconcile again at the latest.
     pub wake: Timestamp,
 }
 
 impl Plan {
-    /// What is reported when not every write to an allocation was done: a lease is not closed before what it asked for was
-    /// taken back, as nobody would do it after that.
+    /// The status to report if not every write to an allocation succeeded: a lease is not closed before its allocations are
+    /// withdrawn, because they would not be withdrawn afterwards.
     #[must_use]
     pub fn status_if_incomplete(&self, before: &GpuLeaseStatus) -> GpuLeaseStatus {
         if self.status.phase.is_over() {
@@ -80,7 +80,7 @@ impl Plan {
         }
     }
 
-    /// The questions that begin with this plan: provider and name of the allocation.
+    /// The allocations of a round that begins with this plan: the provider and the name of each.
     pub fn new_allocations(&self, before: &GpuLeaseStatus) -> impl Iterator<Item = (&str, &str)> {
         let begins = (before.round, &before.escrow) != (self.status.round, &self.status.escrow);
         let escrow = self.status.escrow.as_ref().filter(|_| begins);
@@ -88,7 +88,7 @@ impl Plan {
         shares.map(|share| (share.provider.as_str(), share.namespace.as_str()))
     }
 
-    /// Whether what begins is to be noted before anything is done: the status is written, and nothing else (M2).
+    /// Whether the status must be written before anything else, because a round or an intent begins (M2).
     #[must_use]
     pub fn must_persist_first(&self, before: &GpuLeaseStatus) -> bool {
         let after = &self.status;
@@ -97,7 +97,7 @@ impl Plan {
     }
 }
 
-/// The time so many seconds from now.
+/// The time this many seconds after `now`.
 pub(super) fn in_seconds(now: Timestamp, seconds: u64) -> Timestamp {
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX / 4).min(1 << 33);
     now.checked_add(SignedDuration::from_secs(seconds))

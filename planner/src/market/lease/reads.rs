@@ -1,4 +1,4 @@
-//! What a pass has to ask for before it can decide. It is here and not at the edge, so that a simulation asks alike.
+//! What a reconcile must read before it can decide. The operator and the simulator use the same rules.
 
 use leasehold_crds::{
     ANNOTATION_KNOWN, FINALIZER_MARKET, GpuLease,
@@ -36,7 +36,7 @@ pub fn needs_deletion_cause(lease: &GpuLease) -> bool {
     deleting && status.is_some_and(|s| s.phase.is_paid() && s.close_reason.is_none())
 }
 
-/// Whether offers fit, of providers who can be asked now.
+/// Whether offers match whose providers have capacity for another allocation.
 fn could_begin(world: &World) -> bool {
     world.parsed.placement.as_ref().is_some_and(|placed| {
         !placed.choices.is_empty() && first_saturated_provider(world, &placed.choices).is_none()
@@ -53,8 +53,8 @@ pub fn wants_second(read: &Observed<AccountRead>) -> bool {
     }
 }
 
-/// Whether what an earlier life left is to be sought, on the chain and among the allocations as they are now, not as
-/// a cache knows them: we had taken the lease up, and its status knows nothing of that.
+/// Whether an account and allocations that the lease had before its status was lost are to be searched, on the chain and
+/// in the API server instead of the cache: the market has managed the lease before, and its status does not show it.
 #[must_use]
 pub fn seeks_prior(lease: &GpuLease) -> bool {
     let nothing = GpuLeaseStatus::default();

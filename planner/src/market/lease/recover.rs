@@ -44,7 +44,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
                 price_per_gpu_hour: spec.price_per_gpu_hour.clone(),
             };
         }
-        // Its allocation is gone: the leg itself says who serves it.
+        // Its allocation no longer exists: the leg identifies the provider.
         let serves = |p: &&crate::placement::Provider| (p.payee, p.controller) == (leg.payee, leg.controller);
         let provider = world.providers.iter().find(serves).map_or("unknown", |p| &p.name);
         Share {
@@ -71,8 +71,8 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
     plan.status.providers = providers_text(plan.status.escrow.as_ref());
 }
 
-/// Status was lost before the chain shows an account: the newest question that is still there tells the round. When
-/// every provider was asked the account may be under way, so it is that round which goes on.
+/// The status was lost before the chain shows an account: the newest allocation that still exists tells the round. If an
+/// allocation exists for every leg, the account may be about to open, so that round continues.
 pub(super) fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
     let newest = world.allocations.iter().max_by_key(|a| a.object.spec.round)?;
     let spec = &newest.object.spec;

@@ -52,7 +52,7 @@ pub(super) fn serve(
         return Step::at(Fact::Serving);
     }
     if account.started_at != 0 {
-        // The clock may run with every leg paused: paid time passes, nobody serves.
+        // The clock may run while every leg is paused: paid time passes, and no provider serves.
         return if checked.exhausted {
             Step::at(Fact::OutOfFunds)
         } else {

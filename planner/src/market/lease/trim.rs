@@ -15,8 +15,7 @@ pub fn trim_lease(lease: &mut GpuLease) {
     }
 }
 
-/// Drops what an allocation says of what runs, as its lease says that too, its labels and annotations, and the conditions
-/// that hold.
+/// Drops what the lease contains as well (workload, storage, subjects), labels, annotations, and conditions that are True.
 pub fn trim_allocation(allocation: &mut GpuAllocation) {
     allocation.metadata.labels = None;
     allocation.metadata.annotations = None;

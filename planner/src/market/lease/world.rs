@@ -30,7 +30,7 @@ pub struct Network {
 /// What became of reading the payer's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wallet {
-    /// It was not needed on this pass.
+    /// It was not needed for this reconcile.
     NotAsked,
     /// It holds the key of this address.
     Ready(Address),
@@ -151,7 +151,7 @@ impl Parsed {
     }
 }
 
-/// Everything that was seen. Only the lease itself must be readable.
+/// Everything that was read. Only the lease itself must be readable.
 #[derive(Clone, Debug)]
 pub struct World {
     /// The lease, or what [`super::trim_lease`] leaves of it.
@@ -178,11 +178,11 @@ pub struct World {
     pub account: Option<Observed<AccountRead>>,
     /// The same once more: what destroys needs two reads.
     pub second_account: Option<Observed<AccountRead>>,
-    /// An account of an earlier life, sought when status names none.
+    /// The account that the lease had before its status was lost; searched where the status names none.
     pub prior: Observed<Option<RecoveredAccount>>,
     /// Other leases of the namespace that are matched and unfunded.
     pub unfunded_in_namespace: usize,
-    /// Questions that wait for an answer, by provider; none where it is not named.
+    /// Unanswered allocations by provider; zero for a provider that is not listed.
     pub unanswered: BTreeMap<String, usize>,
 }
 
