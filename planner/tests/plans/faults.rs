@@ -1,7 +1,7 @@
 //! Time that the provider's side loses is paused and credited.
 
 use leasehold_crds::provider::node::DeviceHealth;
-use leasehold_planner::provider::health::KubeletWord;
+use leasehold_planner::provider::health::KubeletReport;
 
 use crate::{fixtures::at, site::Site, snapshot};
 
@@ -43,7 +43,7 @@ fn node_lost() {
     let heard = site.now;
     site.node.agent_heard_at = Some(heard);
     site.later(40);
-    site.node.kubelet = KubeletWord::NotReady {
+    site.node.kubelet = KubeletReport::NotReady {
         since: at(site.now),
         heard_at: Some(at(heard - 5)),
     };

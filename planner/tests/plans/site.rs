@@ -19,7 +19,7 @@ use leasehold_planner::{
     placement::Currency,
     provider::{
         allocation::accept::{self, PoolSeen},
-        health::{Health, KubeletWord, NodeWord, judge},
+        health::{Health, KubeletReport, NodeReport, judge},
         offer::supply::PoolSupply,
         reservation::{
             self, LegCall, Plan, Reading, Running, Withdrawals, Workload, wants_live, wants_second,
@@ -46,7 +46,7 @@ pub(crate) struct Node {
     pub(crate) since: i64,
     /// When the agent was heard last; `None` for one that is always heard.
     pub(crate) agent_heard_at: Option<i64>,
-    pub(crate) kubelet: KubeletWord,
+    pub(crate) kubelet: KubeletReport,
 }
 
 /// A provider's cluster with one allocation.
@@ -90,7 +90,7 @@ impl Site {
                 message: String::new(),
                 since: START,
                 agent_heard_at: None,
-                kubelet: KubeletWord::Ready,
+                kubelet: KubeletReport::Ready,
             },
             allocation_exists: Observed::Known(true),
             withdraw: None,
@@ -293,7 +293,7 @@ impl Site {
             }],
             ..GpuNodeStatus::default()
         };
-        let word = NodeWord {
+        let word = NodeReport {
             node: "gpu-1",
             heard_at: Some(at(self.node.agent_heard_at.unwrap_or(self.now))),
             status: Some(&agent),

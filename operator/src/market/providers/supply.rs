@@ -12,7 +12,7 @@ use leasehold_crds::{GpuOffer, GpuProvider, LABEL_PROVIDER, PROVIDER_NAMESPACE_P
 use leasehold_planner::{
     market::providers::ready::provider_status,
     placement::{Candidate, Provider},
-    provider::health::speaks,
+    provider::health::is_live,
 };
 use leasehold_runtime::{
     Process, api_writes,
@@ -109,7 +109,7 @@ impl Supply {
             };
             let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{name}");
             let liveness = cache::get(&self.liveness, &name, Some(&namespace));
-            let alive = speaks(liveness.and_then(|l| cache::renewed_at(&l)), now);
+            let alive = is_live(liveness.and_then(|l| cache::renewed_at(&l)), now);
             let index = providers.len();
             providers.push(Provider {
                 name: name.clone(),

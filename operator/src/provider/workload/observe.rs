@@ -27,7 +27,7 @@ use leasehold_crds::{
 use leasehold_planner::{
     observed::Observed,
     provider::{
-        health::{self, Health, KubeletWord, NodeWord},
+        health::{self, Health, KubeletReport, NodeReport},
         reservation::{Reading, Running, wants_live},
         workload,
     },
@@ -217,25 +217,25 @@ impl Provider {
             .iter()
             .map(|name| cache::get(&self.caches.gpu_nodes, name, None))
             .collect();
-        let mut words: Vec<_> = names
+        let mut reports: Vec<_> = names
             .iter()
             .zip(&gpu_nodes)
-            .map(|(name, node)| NodeWord {
+            .map(|(name, node)| NodeReport {
                 node: name,
                 heard_at: self.agent_heard_at(name),
                 status: node.as_ref().and_then(|n| n.status.as_ref()),
-                kubelet: kubelet_word(cache::get(&self.caches.nodes, name, None).as_deref()),
+                kubelet: kubelet_report(cache::get(&self.caches.nodes, name, None).as_deref()),
             })
             .collect();
         let mut answering_since = None;
-        for word in words.iter_mut().filter(|w| w.is_suspect()) {
-            answering_since = self.ask_about(word).await;
+        for report in reports.iter_mut().filter(|w| w.is_suspect()) {
+            answering_since = self.read_live(report).await;
         }
-        health::judge(held, &words, answering_since, now)
+        health::judge(held, &reports, answering_since, now)
     }
 
     /// Asks the API server itself for the Node and for its agent's Lease; gives back since when it has answered.
-    async fn ask_about(&self, word: &mut NodeWord<'_>) -> Option<Timestamp> {
+    async fn read_live(&self, word: &mut NodeReport<'_>) -> Option<Timestamp> {
         let asked = async {
             let nodes = Api::<Node>::all(self.client.clone());
             let leases = self.agent_lease(word.node).map(|lease| {
@@ -253,7 +253,7 @@ impl Provider {
         let now = self.now();
         let answered = match answer {
             Ok(Ok((node, lease))) => {
-                word.kubelet = kubelet_word(node.as_ref());
+                word.kubelet = kubelet_report(node.as_ref());
                 word.heard_at = lease.as_ref().and_then(cache::renewed_at).max(word.heard_at);
                 true
             }
@@ -277,27 +277,27 @@ impl Provider {
 
     /// Nodes whose agents were heard of lately.
     pub(crate) fn agents_heard(&self, now: Timestamp) -> BTreeSet<String> {
-        let heard = |l: &Liveness| health::speaks(cache::renewed_at(l), now);
+        let heard = |l: &Liveness| health::is_live(cache::renewed_at(l), now);
         let heard = self.caches.agents.state_filter(heard);
         heard.iter().map(|l| l.name_any()).collect()
     }
 }
 
 /// The `Ready` condition; a Node without one has not begun to be ready.
-fn kubelet_word(node: Option<&Node>) -> KubeletWord {
+fn kubelet_report(node: Option<&Node>) -> KubeletReport {
     let Some(node) = node else {
-        return KubeletWord::Gone;
+        return KubeletReport::Gone;
     };
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
     let ready = conditions.and_then(|c| c.iter().find(|c| c.type_ == "Ready"));
     let time = |t: &Option<Time>| t.as_ref().map(|t| t.0);
     match ready {
-        Some(c) if c.status == "True" => KubeletWord::Ready,
-        Some(c) => KubeletWord::NotReady {
+        Some(c) if c.status == "True" => KubeletReport::Ready,
+        Some(c) => KubeletReport::NotReady {
             since: time(&c.last_transition_time).unwrap_or(Timestamp::MAX),
             heard_at: time(&c.last_heartbeat_time),
         },
-        None => KubeletWord::NotReady {
+        None => KubeletReport::NotReady {
             since: Timestamp::MAX,
             heard_at: None,
         },

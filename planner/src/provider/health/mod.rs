@@ -17,11 +17,11 @@ use crate::{observed::Observed, provider::offer::supply::NodeSeen};
 
 mod node_lost;
 
-pub use self::node_lost::{Answers, KubeletWord, LIVENESS_TIMEOUT_SECONDS, speaks};
+pub use self::node_lost::{Answers, KubeletReport, LIVENESS_TIMEOUT_SECONDS, is_live};
 
 /// A node that a share is on, by those who speak of it.
 #[derive(Clone, Debug)]
-pub struct NodeWord<'a> {
+pub struct NodeReport<'a> {
     /// Name of the node.
     pub node: &'a str,
     /// When its agent was heard of last (`renewTime` of its Lease).
@@ -29,7 +29,7 @@ pub struct NodeWord<'a> {
     /// What the agent said last; `None` when it never said anything.
     pub status: Option<&'a GpuNodeStatus>,
     /// What the cluster says of its kubelet.
-    pub kubelet: KubeletWord,
+    pub kubelet: KubeletReport,
 }
 
 /// What is wrong with a share.
@@ -68,7 +68,7 @@ impl FaultKind {
 pub struct Health {
     /// What is wrong; `Known(None)` when all is well.
     pub fault: Observed<Option<Fault>>,
-    /// When silences turn into a fault unless somebody speaks.
+    /// When missing reports become a fault unless a node reports again.
     pub due: Option<Timestamp>,
 }
 
@@ -79,7 +79,7 @@ const SLICE: &str = "MIG-";
 #[must_use]
 pub fn judge(
     held: &[String],
-    nodes: &[NodeWord<'_>],
+    nodes: &[NodeReport<'_>],
     answering_since: Option<Timestamp>,
     now: Timestamp,
 ) -> Health {
@@ -113,7 +113,7 @@ pub fn judge(
 
 /// What is wrong with the GPUs that a share holds. A fault that was told stays told when the agent falls silent; health
 /// does not.
-fn gpu_fault(held: &[String], nodes: &[NodeWord<'_>], now: Timestamp) -> Observed<Option<Fault>> {
+fn gpu_fault(held: &[String], nodes: &[NodeReport<'_>], now: Timestamp) -> Observed<Option<Fault>> {
     let broken = |message: String, since: u64| {
         Observed::Known(Some(Fault {
             kind: FaultKind::Gpu,
@@ -167,7 +167,7 @@ fn is_of(held: &str, device: &GpuDevice) -> bool {
 }
 
 /// Only the whole list of a living agent proves that a GPU is not there.
-fn knows_its_gpus(word: &NodeWord<'_>, now: Timestamp) -> bool {
+fn knows_its_gpus(word: &NodeReport<'_>, now: Timestamp) -> bool {
     let told = |s: &&GpuNodeStatus| {
         !s.devices.is_empty() && s.devices.iter().all(|d| d.health != DeviceHealth::Unknown)
     };

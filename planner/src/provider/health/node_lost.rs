@@ -6,16 +6,16 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::NodeWord;
+use super::NodeReport;
 
-/// A silence must last so long to count: an agent speaks each 10 s, a kubelet too.
+/// Reports must be missing for this long to count: an agent and a kubelet each report every 10 s.
 pub const LIVENESS_TIMEOUT_SECONDS: i64 = 60;
 /// Answers further apart than this leave room for an outage between them.
 const GAP_SECONDS: i64 = 45;
 
 /// What the cluster says of a node's kubelet: the `Ready` condition of the Node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KubeletWord {
+pub enum KubeletReport {
     /// Ready.
     Ready,
     /// Not ready, or not heard of.
@@ -52,34 +52,34 @@ impl Answers {
 /// Whether a node is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lost {
-    /// One of the two speaks.
+    /// The agent or the kubelet reports.
     No,
-    /// Both are silent; it is lost at that time unless one of them speaks.
+    /// Neither reports; the node is lost at that time unless one of them reports again.
     At(Timestamp),
     /// Since that time nobody has heard of it.
     Since(Timestamp),
 }
 
-impl NodeWord<'_> {
+impl NodeReport<'_> {
     /// Whether its agent was heard of lately.
     #[must_use]
     pub fn alive(&self, now: Timestamp) -> bool {
-        speaks(self.heard_at, now)
+        is_live(self.heard_at, now)
     }
 
     /// Whether the kubelet is not well, so that all that is known of the node must be read anew, from the API server and
     /// not from a cache, before anybody judges it.
     #[must_use]
     pub fn is_suspect(&self) -> bool {
-        self.kubelet != KubeletWord::Ready
+        self.kubelet != KubeletReport::Ready
     }
 
     /// Judges by what the API server says now; `answering_since` is since when it does.
     pub(super) fn lost(&self, answering_since: Option<Timestamp>, now: Timestamp) -> Lost {
         let not_ready_since = match self.kubelet {
-            KubeletWord::Ready => return Lost::No,
-            KubeletWord::NotReady { since, .. } => Some(since),
-            KubeletWord::Gone => None,
+            KubeletReport::Ready => return Lost::No,
+            KubeletReport::NotReady { since, .. } => Some(since),
+            KubeletReport::Gone => None,
         };
         let silences = [not_ready_since, self.heard_at, answering_since];
         let latest = silences.into_iter().flatten().max().unwrap_or(now);
@@ -94,8 +94,8 @@ impl NodeWord<'_> {
     /// When somebody last spoke well of it. A kubelet that goes on saying that the node is not ready does not.
     fn last_heard(&self) -> Option<Timestamp> {
         let kubelet = match self.kubelet {
-            KubeletWord::NotReady { since, heard_at } => heard_at.map(|at| at.min(since)),
-            KubeletWord::Ready | KubeletWord::Gone => None,
+            KubeletReport::NotReady { since, heard_at } => heard_at.map(|at| at.min(since)),
+            KubeletReport::Ready | KubeletReport::Gone => None,
         };
         self.heard_at.max(kubelet)
     }
@@ -103,7 +103,7 @@ impl NodeWord<'_> {
 
 /// Whether somebody who renews a Lease has done so lately.
 #[must_use]
-pub fn speaks(heard_at: Option<Timestamp>, now: Timestamp) -> bool {
+pub fn is_live(heard_at: Option<Timestamp>, now: Timestamp) -> bool {
     heard_at.is_some_and(|at| seconds(at, now) <= LIVENESS_TIMEOUT_SECONDS)
 }
 
@@ -125,12 +125,12 @@ mod tests {
     }
 
     /// Both spoke last at second 1000; the cluster saw the kubelet's silence 40 s later.
-    fn dead() -> NodeWord<'static> {
-        NodeWord {
+    fn dead() -> NodeReport<'static> {
+        NodeReport {
             node: "n",
             heard_at: Some(at(1000)),
             status: None,
-            kubelet: KubeletWord::NotReady {
+            kubelet: KubeletReport::NotReady {
                 since: at(1040),
                 heard_at: Some(at(995)),
             },
@@ -142,7 +142,7 @@ mod tests {
         let answering = Some(at(1040));
         assert_eq!(dead().lost(answering, at(1100)), Lost::At(at(1101)));
         assert_eq!(dead().lost(answering, at(1101)), Lost::Since(at(1000)));
-        let kubelet_later = NodeWord {
+        let kubelet_later = NodeReport {
             heard_at: Some(at(900)),
             ..dead()
         };
@@ -156,13 +156,13 @@ mod tests {
     #[test]
     fn one_silence_makes_none() {
         let now = at(5000);
-        let agent_speaks = NodeWord {
+        let agent_speaks = NodeReport {
             heard_at: Some(at(4990)),
             ..dead()
         };
         assert_eq!(agent_speaks.lost(Some(at(0)), now), Lost::At(at(5051)));
-        let kubelet_speaks = NodeWord {
-            kubelet: KubeletWord::Ready,
+        let kubelet_speaks = NodeReport {
+            kubelet: KubeletReport::Ready,
             ..dead()
         };
         assert_eq!(kubelet_speaks.lost(Some(at(0)), now), Lost::No);
@@ -170,8 +170,8 @@ mod tests {
 
     #[test]
     fn a_kubelet_that_goes_on_saying_that_it_is_not_ready_vouches_for_nothing() {
-        let broken = NodeWord {
-            kubelet: KubeletWord::NotReady {
+        let broken = NodeReport {
+            kubelet: KubeletReport::NotReady {
                 since: at(1040),
                 heard_at: Some(at(1095)),
             },
@@ -182,13 +182,13 @@ mod tests {
 
     #[test]
     fn a_node_that_is_deleted_is_lost_when_its_agent_is_silent_too() {
-        let gone = NodeWord {
-            kubelet: KubeletWord::Gone,
+        let gone = NodeReport {
+            kubelet: KubeletReport::Gone,
             ..dead()
         };
         assert_eq!(gone.lost(Some(at(1000)), at(1060)), Lost::At(at(1061)));
         assert_eq!(gone.lost(Some(at(1000)), at(1061)), Lost::Since(at(1000)));
-        let nobody = NodeWord {
+        let nobody = NodeReport {
             heard_at: None,
             ..gone
         };

@@ -35,12 +35,12 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
-fn word(status: &GpuNodeStatus, alive: bool) -> NodeWord<'_> {
-    NodeWord {
+fn word(status: &GpuNodeStatus, alive: bool) -> NodeReport<'_> {
+    NodeReport {
         node: "n",
         heard_at: Some(at(if alive { NOW - 5 } else { NOW - 61 })),
         status: Some(status),
-        kubelet: KubeletWord::Ready,
+        kubelet: KubeletReport::Ready,
     }
 }
 
@@ -94,11 +94,11 @@ fn a_gpu_is_gone_only_by_a_whole_list() {
     let unread = [device("b", DeviceHealth::Unknown)];
     assert!(matches!(judged("a", &unread, true), Observed::Unknown(_)));
     let nothing = GpuNodeStatus::default();
-    let nobody = NodeWord {
+    let nobody = NodeReport {
         status: None,
         ..word(&nothing, true)
     };
-    let fault = |held: &[String], nodes: &[NodeWord<'_>]| judge(held, nodes, None, at(NOW)).fault;
+    let fault = |held: &[String], nodes: &[NodeReport<'_>]| judge(held, nodes, None, at(NOW)).fault;
     assert!(matches!(fault(&["a".into()], &[nobody]), Observed::Unknown(_)));
     assert_eq!(fault(&[], &[]), Observed::Known(None), "nothing is held");
 }
@@ -120,15 +120,15 @@ fn a_slice_is_as_well_as_the_gpus_that_have_slices() {
 fn a_lost_node_is_a_fault_since_the_first_of_what_broke() {
     let devices = |health| status(&[device("a", health)]);
     let healthy = devices(DeviceHealth::Healthy);
-    let silent = |heard_at: i64| NodeWord {
+    let silent = |heard_at: i64| NodeReport {
         heard_at: Some(at(heard_at)),
-        kubelet: KubeletWord::NotReady {
+        kubelet: KubeletReport::NotReady {
             since: at(NOW - 100),
             heard_at: None,
         },
         ..word(&healthy, false)
     };
-    let judged = |nodes: &[NodeWord<'_>]| judge(&["a".into()], nodes, Some(at(0)), at(NOW));
+    let judged = |nodes: &[NodeReport<'_>]| judge(&["a".into()], nodes, Some(at(0)), at(NOW));
     let kind = |health: &Health| {
         health
             .fault
@@ -139,7 +139,7 @@ fn a_lost_node_is_a_fault_since_the_first_of_what_broke() {
     assert_eq!(kind(&lost), Some((FaultKind::Node, 200)));
     // The GPU broke at second 100, the node fell at 200: back go the seconds since 100, and the other way round.
     let broken = devices(DeviceHealth::Lost);
-    let both = |heard_at| NodeWord {
+    let both = |heard_at| NodeReport {
         status: Some(&broken),
         ..silent(heard_at)
     };

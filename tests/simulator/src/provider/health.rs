@@ -5,7 +5,7 @@ use leasehold_crds::{
     GpuReservation,
     provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus},
 };
-use leasehold_planner::provider::health::{self, Health, KubeletWord, NodeWord};
+use leasehold_planner::provider::health::{self, Health, KubeletReport, NodeReport};
 
 use crate::{
     Sim,
@@ -26,8 +26,8 @@ impl Sim {
         // The agents' last heartbeat counts as a minute old, as that is the quickest way to an unknown state.
         let heard = |ms: Option<&u64>| ms.map(|ms| at(if silent { (*ms).min(now_ms - 61_000) } else { *ms }));
         let kubelet = |node: &Node, heard_ms: Option<&u64>| match node.not_ready_since {
-            None => KubeletWord::Ready,
-            Some(since) => KubeletWord::NotReady {
+            None => KubeletReport::Ready,
+            Some(since) => KubeletReport::NotReady {
                 since: at(since),
                 heard_at: heard_ms.map(|ms| at(*ms)),
             },
@@ -41,13 +41,13 @@ impl Sim {
             .unwrap_or_default();
         let statuses = agent_statuses(&process.nodes, offset_ms);
         let mut answering_since = None;
-        let mut words: Vec<NodeWord<'_>> = Vec::new();
+        let mut words: Vec<NodeReport<'_>> = Vec::new();
         for ((name, status), seen) in statuses.iter().zip(&process.nodes) {
             if !read.spec.nodes.iter().any(|n| n == name) {
                 continue;
             }
             let heard_ms = process.heard_ms.get(*name);
-            let mut word = NodeWord {
+            let mut word = NodeReport {
                 node: name,
                 heard_at: heard(heard_ms),
                 status: Some(status),
