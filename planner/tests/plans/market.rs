@@ -142,7 +142,12 @@ impl Market {
 
     /// The provider reports on its allocation.
     pub(crate) fn provider(&mut self, report: impl FnOnce(&mut GpuAllocationStatus)) {
-        let object = Arc::make_mut(&mut self.allocations[0].object);
+        self.provider_of(0, report);
+    }
+
+    /// The provider of that leg reports on its allocation.
+    pub(crate) fn provider_of(&mut self, leg: usize, report: impl FnOnce(&mut GpuAllocationStatus)) {
+        let object = Arc::make_mut(&mut self.allocations[leg].object);
         let status = object.status.get_or_insert_default();
         status.observed_generation = object.metadata.generation.unwrap_or_default();
         report(status);
@@ -150,9 +155,14 @@ impl Market {
 
     /// The provider reserves, and signs its acceptance.
     pub(crate) fn accept(&mut self) {
-        let not_after = self.allocations[0].object.spec.not_after;
-        let deadline = self.allocations[0].object.spec.open_by + 30;
-        self.provider(|status| {
+        self.accept_leg(0);
+    }
+
+    /// The provider of that leg reserves, and signs its acceptance.
+    pub(crate) fn accept_leg(&mut self, leg: usize) {
+        let not_after = self.allocations[leg].object.spec.not_after;
+        let deadline = self.allocations[leg].object.spec.open_by + 30;
+        self.provider_of(leg, |status| {
             status.phase = AllocationPhase::Reserved;
             status.not_after = Some(not_after);
             status.acceptance = Some(Acceptance {
@@ -161,13 +171,18 @@ impl Market {
                 signature: format!("0x{}", "5".repeat(130)),
             });
         });
-        self.allocations[0].signed = true;
+        self.allocations[leg].signed = true;
     }
 
     /// The provider starts its leg.
     pub(crate) fn start(&mut self) {
+        self.start_leg(0);
+    }
+
+    /// The provider of that leg starts it.
+    pub(crate) fn start_leg(&mut self, leg: usize) {
         let now = self.now.unsigned_abs();
-        self.account.as_mut().unwrap().start(0, now);
+        self.account.as_mut().unwrap().start(leg, now);
     }
 
     /// The plan of one reconcile, written down and carried out.
@@ -253,8 +268,11 @@ impl Market {
     /// The allocations of the account in status, or all of the lease when there is none.
     fn seen(&self, status: &GpuLeaseStatus, terms: Option<&Terms>) -> Vec<AllocationSeen> {
         let is_named = |seen: &&AllocationSeen| {
-            let named = terms.map(|terms| allocation_name(terms, 0));
-            status.escrow.is_none() || seen.object.metadata.name == named
+            let is_of = |terms: &Terms| {
+                let mut names = (0..terms.legs.len()).map(|leg| allocation_name(terms, leg));
+                names.any(|name| seen.object.metadata.name == Some(name))
+            };
+            status.escrow.is_none() || terms.is_some_and(is_of)
         };
         let mut seen: Vec<_> = self.allocations.iter().filter(is_named).cloned().collect();
         for allocation in &mut seen {
