@@ -201,6 +201,10 @@ fn not_sold(node: &str, (reason, message): Refusal) -> NotSold {
     }
 }
 
+/// Nodes with equal values of class, free capacity, GPU memory, compute capability, CUDA version and user namespaces are
+/// offered together.
+type Group = (String, Shape, u64, Version, Version, bool);
+
 /// What one pool can sell now. `taken` are nodes that an earlier pool sells already.
 #[must_use]
 pub fn pool_supply(
@@ -222,7 +226,7 @@ pub fn pool_supply(
             held.entry(node).or_default().push(&hold.shape);
         }
     }
-    let mut groups: BTreeMap<(String, Shape, u64, Version, Version, bool), i64> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, i64> = BTreeMap::new();
     for node in nodes.iter().filter(|n| {
         pool.spec
             .node_selector
@@ -271,30 +275,34 @@ pub fn pool_supply(
     if let (true, Some(payment)) = (supply.selling, payment) {
         supply.rows = groups
             .into_iter()
-            .map(
-                |((class, free, memory, compute_capability, cuda, root_allowed), nodes_free)| OfferRow {
-                    pool: pool.metadata.name.clone().unwrap_or_default(),
-                    class,
-                    nodes_free,
-                    gpus: i64::try_from(free.gpus).unwrap_or_default(),
-                    cpu: quantity::millicores_text(free.millicores),
-                    memory: quantity::bytes_text(free.memory),
-                    ephemeral_storage: quantity::bytes_text(free.scratch),
-                    storage: pool.spec.storage.as_ref().map(|s| s.max_size.clone()),
-                    gpu_memory: quantity::bytes_text(memory),
-                    compute_capability: compute_capability.to_string(),
-                    cuda: cuda.to_string(),
-                    price_per_gpu_hour: pool.spec.price_per_gpu_hour.clone(),
-                    payment: payment.clone(),
-                    max_duration: pool.spec.max_duration.clone(),
-                    max_pause: pool.spec.max_pause.clone(),
-                    max_keep_results_for: duration::text(results::longest(&pool.spec)),
-                    root_allowed,
-                },
-            )
+            .map(|(group, nodes_free)| row(pool, payment, group, nodes_free))
             .collect();
     }
     supply
+}
+
+/// The row of an offer for a group of equal nodes.
+fn row(pool: &GpuPool, payment: &PaymentIdentity, group: Group, nodes_free: i64) -> OfferRow {
+    let (class, free, memory, compute_capability, cuda, root_allowed) = group;
+    OfferRow {
+        pool: pool.metadata.name.clone().unwrap_or_default(),
+        class,
+        nodes_free,
+        gpus: i64::try_from(free.gpus).unwrap_or_default(),
+        cpu: quantity::millicores_text(free.millicores),
+        memory: quantity::bytes_text(free.memory),
+        ephemeral_storage: quantity::bytes_text(free.scratch),
+        storage: pool.spec.storage.as_ref().map(|s| s.max_size.clone()),
+        gpu_memory: quantity::bytes_text(memory),
+        compute_capability: compute_capability.to_string(),
+        cuda: cuda.to_string(),
+        price_per_gpu_hour: pool.spec.price_per_gpu_hour.clone(),
+        payment: payment.clone(),
+        max_duration: pool.spec.max_duration.clone(),
+        max_pause: pool.spec.max_pause.clone(),
+        max_keep_results_for: duration::text(results::longest(&pool.spec)),
+        root_allowed,
+    }
 }
 
 /// Nodes with room for `count` of `shape`, the fullest first so that large holes stay whole.
