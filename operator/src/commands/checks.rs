@@ -178,7 +178,7 @@ pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
                     match (status.stopped_at, until) {
                         (None, _) => Some(format!("GpuReservation {}", r.name_any())),
                         (Some(_), Some(until)) => Some(format!(
-                            "GpuReservation {} keeps the results of a job until {until}, unless they are fetched before; deleting it \
+                            "GpuReservation {} keeps a job's results until {until}, unless they are fetched before; deleting it \
                              deletes them",
                             r.name_any()
                         )),
