@@ -11,5 +11,5 @@ pub use spec::{
     GpuLease, GpuLeaseSpec, GpuRequirements, OnFundsEnd, Payment, Placement, Spread, Term, TopUp, Wallet,
 };
 pub use status::{
-    AccountSummary, Blocker, CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share,
+    AccountSummary, Blocker, CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, LeaseLeg, Phase,
 };

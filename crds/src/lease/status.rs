@@ -222,13 +222,13 @@ pub struct LeaseEscrow {
     pub open_by: i64,
     /// The provider of each leg, in the order of the legs, at most 16.
     #[schemars(length(max = 16))]
-    pub shares: Vec<Share>,
+    pub legs: Vec<LeaseLeg>,
 }
 
 /// The part of a lease that one provider hosts.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Share {
+pub struct LeaseLeg {
     /// Name of the GpuProvider.
     #[schemars(schema_with = "schema::name")]
     pub provider: String,

@@ -13,7 +13,7 @@ use crate::request::Request;
 /// Largest number of legs of an account.
 const LEGS_MAX: usize = 16;
 
-/// The share one pool of one provider gets.
+/// One leg of the lease: nodes of one pool of one provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// Index into the providers.
@@ -73,32 +73,32 @@ pub(super) fn choose(
     rows: &[Candidate],
     fits: &[usize],
 ) -> Result<Vec<Choice>, Shortage> {
-    // One share per provider and pool; rows of equal pool and class are the same share.
-    let mut shares: Vec<(usize, u64)> = Vec::new();
+    // One leg per provider, pool and class: their rows are added up.
+    let mut legs: Vec<(usize, u64)> = Vec::new();
     let mut seen: BTreeMap<(usize, &str, &str), usize> = BTreeMap::new();
     for &i in fits {
         let row = &rows[i];
         let at = *seen
             .entry((row.provider, &row.pool, &row.class))
             .or_insert_with(|| {
-                shares.push((i, 0));
-                shares.len() - 1
+                legs.push((i, 0));
+                legs.len() - 1
             });
-        shares[at].1 += row.nodes_free;
+        legs[at].1 += row.nodes_free;
     }
-    let free: u64 = shares.iter().map(|s| s.1).sum();
+    let free: u64 = legs.iter().map(|s| s.1).sum();
     let taken: Vec<(usize, u64)> = match request.spread {
-        Spread::Any => take(&shares, request.nodes, u64::MAX),
-        Spread::SameProvider => shares
+        Spread::Any => take(&legs, request.nodes, u64::MAX),
+        Spread::SameProvider => legs
             .iter()
             .find(|s| s.1 >= request.nodes)
             .map(|s| vec![(s.0, request.nodes)])
             .unwrap_or_default(),
         Spread::DistinctProviders => {
             let mut first: Vec<(usize, u64)> = Vec::new();
-            for share in shares.iter().filter(|s| s.1 > 0) {
-                if !first.iter().any(|f| rows[f.0].provider == rows[share.0].provider) {
-                    first.push(*share);
+            for leg in legs.iter().filter(|s| s.1 > 0) {
+                if !first.iter().any(|f| rows[f.0].provider == rows[leg.0].provider) {
+                    first.push(*leg);
                 }
             }
             take(&first, request.nodes, 1)
@@ -138,10 +138,10 @@ pub(super) fn choose(
         .collect()
 }
 
-/// Takes nodes in the order of the shares, at most so many of each.
-fn take(shares: &[(usize, u64)], mut wanted: u64, each_at_most: u64) -> Vec<(usize, u64)> {
+/// Takes nodes in the order of the legs, at most so many of each.
+fn take(legs: &[(usize, u64)], mut wanted: u64, each_at_most: u64) -> Vec<(usize, u64)> {
     let mut taken = Vec::new();
-    for &(i, free) in shares {
+    for &(i, free) in legs {
         let n = free.min(wanted).min(each_at_most);
         if n > 0 {
             taken.push((i, n));

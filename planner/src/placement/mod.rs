@@ -21,7 +21,7 @@ use crate::request::Request;
 /// A choice, or why there is none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
-    /// The shares, cheapest first; empty when the lease fits nowhere.
+    /// The legs, cheapest first; empty when the lease fits nowhere.
     pub choices: Vec<Choice>,
     /// What could be had.
     pub quote: Quote,

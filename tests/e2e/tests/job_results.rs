@@ -273,7 +273,7 @@ fn results(lease: &GpuLease) -> anyhow::Result<ResultsAt> {
 /// The namespace at the provider's cluster, which is also the reservation's name.
 fn namespace(lease: &GpuLease) -> anyhow::Result<String> {
     let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
-    Ok(escrow.context("an account")?.shares[0].namespace.clone())
+    Ok(escrow.context("an account")?.legs[0].namespace.clone())
 }
 
 async fn offered(stack: &Stack) -> anyhow::Result<i64> {

@@ -58,8 +58,8 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
         let name = format!("box-{index}");
         let lease = tenant.leases().get(&name).await?;
         let (terms, _) = tenant.account(&lease).await?;
-        let shares = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
-        let namespace = shares.context("the lease has shares")?.shares[0]
+        let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+        let namespace = escrow.context("the lease has an escrow account")?.legs[0]
             .namespace
             .clone();
         let pod = running

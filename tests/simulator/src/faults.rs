@@ -77,10 +77,10 @@ pub(crate) struct Faults {
 
 impl Faults {
     pub(crate) fn of(random: &mut Random) -> Self {
-        let share = random.between(0, 600);
+        let rate = random.between(0, 600);
         let selected: BTreeSet<Fault> = ALL_FAULTS
             .into_iter()
-            .filter(|_| random.per_mille(share))
+            .filter(|_| random.per_mille(rate))
             .collect();
         let clock_spread_ms = if selected.contains(&Fault::Clocks) {
             [2_000, 30_000, 60_000][usize::try_from(random.below(3)).unwrap_or(0)]

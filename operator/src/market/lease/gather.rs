@@ -160,15 +160,15 @@ impl Market {
                 let Some(terms) = terms else {
                     return Vec::new();
                 };
-                let key = |(leg, share): (usize, &leasehold_crds::lease::Share)| {
-                    let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider);
+                let key = |(index, leg): (usize, &leasehold_crds::lease::LeaseLeg)| {
+                    let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", leg.provider);
                     cache::get(
                         &self.allocations,
-                        &lease::allocation_name(terms, leg),
+                        &lease::allocation_name(terms, index),
                         Some(&namespace),
                     )
                 };
-                escrow.shares.iter().enumerate().filter_map(key).collect()
+                escrow.legs.iter().enumerate().filter_map(key).collect()
             }
             None => {
                 let uid = lease.uid();

@@ -307,7 +307,7 @@ fn ready(
         (Some(c), _) if active => (
             ConditionStatus::False,
             reported(&c.reason),
-            format!("{}; its share is not charged until it is well again", c.message),
+            format!("{}; its leg is not charged until the fault is over", c.message),
         ),
         (None, _) if serves && !all_report => unknown(LeaseReason::ProviderSilent),
         (None, _) if serves && !chain_is_read => unknown(LeaseReason::ChainUnreachable),

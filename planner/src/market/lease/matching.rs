@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    lease::{Blocker, GpuLeaseStatus, LeaseEscrow, Quote, QuotedOffer, Share},
+    lease::{Blocker, GpuLeaseStatus, LeaseEscrow, LeaseLeg, Quote, QuotedOffer},
     payment::money::Rate,
     shared::duration,
 };
@@ -252,14 +252,14 @@ fn begin_round(
     plan.status.escrow = Some(LeaseEscrow {
         terms: terms.to_wire(network.currency.chain_id, network.currency.escrow),
         open_by: i64::try_from(open_by).unwrap_or(i64::MAX),
-        shares: choices
+        legs: choices
             .iter()
             .enumerate()
-            .map(|(leg, c)| Share {
+            .map(|(index, c)| LeaseLeg {
                 provider: world.providers[c.provider].name.clone(),
                 pool: c.pool.clone(),
                 class: c.class.clone(),
-                namespace: allocation_name(&terms, leg),
+                namespace: allocation_name(&terms, index),
                 nodes: i64::try_from(c.nodes).unwrap_or(i64::MAX),
                 price_per_gpu_hour: c.price.to_string(),
             })

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use leasehold_crds::{
     PROVIDER_NAMESPACE_PREFIX,
-    lease::{Blocker, Intent, IntentAction, LeaseEscrow, Share},
+    lease::{Blocker, Intent, IntentAction, LeaseEscrow, LeaseLeg},
     market::allocation::{Declined, GpuAllocationSpec, LeaseReference},
     payment::money::TokenAmount,
 };
@@ -104,8 +104,8 @@ fn ask(
 ) -> bool {
     let mut accepted = 0;
     let mut first_rank = 0;
-    for (leg, share) in escrow.shares.iter().enumerate() {
-        let name = allocation_name(terms, leg);
+    for (index, leg) in escrow.legs.iter().enumerate() {
+        let name = allocation_name(terms, index);
         let seen = world
             .allocations
             .iter()
@@ -114,24 +114,24 @@ fn ask(
             Some(seen) if seen.signed => accepted += 1,
             Some(_) => {}
             None => plan.allocations.push(AllocationWrite::Create {
-                namespace: format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider),
+                namespace: format!("{PROVIDER_NAMESPACE_PREFIX}{}", leg.provider),
                 name,
                 escrow_id: terms.id(),
                 spec: Box::new(allocation_spec(
                     world,
                     request,
                     escrow,
+                    index,
                     leg,
-                    share,
                     first_rank,
                     deposit.unwrap_or_default(),
                     plan.status.round,
                 )),
             }),
         }
-        first_rank += share.nodes;
+        first_rank += leg.nodes;
     }
-    accepted == escrow.shares.len()
+    accepted == escrow.legs.len()
 }
 
 /// Name of the allocation of a leg: the lease's name and the leg's number.
@@ -145,8 +145,8 @@ fn allocation_spec(
     world: &World,
     request: &Request,
     escrow: &LeaseEscrow,
-    leg: usize,
-    share: &Share,
+    index: usize,
+    leg: &LeaseLeg,
     first_rank: i64,
     deposit: TokenAmount,
     round: i64,
@@ -163,13 +163,13 @@ fn allocation_spec(
         },
         round,
         escrow: escrow.terms.clone(),
-        leg: i64::try_from(leg).unwrap_or(i64::MAX),
+        leg: i64::try_from(index).unwrap_or(i64::MAX),
         deposit: deposit.to_string(),
         open_by: escrow.open_by,
-        pool: share.pool.clone(),
-        class: share.class.clone(),
-        price_per_gpu_hour: share.price_per_gpu_hour.clone(),
-        nodes: share.nodes,
+        pool: leg.pool.clone(),
+        class: leg.class.clone(),
+        price_per_gpu_hour: leg.price_per_gpu_hour.clone(),
+        nodes: leg.nodes,
         first_rank,
         per_node: spec.per_node.clone(),
         storage: spec.storage.clone(),

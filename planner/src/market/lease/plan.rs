@@ -84,8 +84,8 @@ impl Plan {
     pub fn new_allocations(&self, before: &GpuLeaseStatus) -> impl Iterator<Item = (&str, &str)> {
         let begins = (before.round, &before.escrow) != (self.status.round, &self.status.escrow);
         let escrow = self.status.escrow.as_ref().filter(|_| begins);
-        let shares = escrow.into_iter().flat_map(|e| &e.shares);
-        shares.map(|share| (share.provider.as_str(), share.namespace.as_str()))
+        let legs = escrow.into_iter().flat_map(|e| &e.legs);
+        legs.map(|leg| (leg.provider.as_str(), leg.namespace.as_str()))
     }
 
     /// Whether the status must be written before anything else, because a round or an intent begins (M2).

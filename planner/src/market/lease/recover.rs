@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use leasehold_crds::{
     PROVIDER_NAMESPACE_PREFIX,
-    lease::{Intent, IntentAction, LeaseEscrow, Share},
+    lease::{Intent, IntentAction, LeaseEscrow, LeaseLeg},
 };
 
 use super::{
@@ -31,11 +31,11 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
         ),
         _ => return,
     };
-    let share = |index: usize, leg: &Leg| {
+    let lease_leg = |index: usize, leg: &Leg| {
         let of_leg = |a: &&AllocationSeen| usize::try_from(a.object.spec.leg) == Ok(index);
         if let Some(seen) = mine().find(of_leg) {
             let spec = &seen.object.spec;
-            return Share {
+            return LeaseLeg {
                 provider: provider_of(seen),
                 pool: spec.pool.clone(),
                 class: spec.class.clone(),
@@ -47,7 +47,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
         // Its allocation no longer exists: the leg identifies the provider.
         let serves = |p: &&crate::placement::Provider| (p.payee, p.controller) == (leg.payee, leg.controller);
         let provider = world.providers.iter().find(serves).map_or("unknown", |p| &p.name);
-        Share {
+        LeaseLeg {
             provider: provider.into(),
             pool: "unknown".into(),
             class: "unknown".into(),
@@ -60,12 +60,12 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
     plan.status.escrow = Some(LeaseEscrow {
         terms: prior.terms.to_wire(chain_id, contract),
         open_by: mine().next().map_or(0, |a| a.object.spec.open_by),
-        shares: prior
+        legs: prior
             .terms
             .legs
             .iter()
             .enumerate()
-            .map(|(i, l)| share(i, l))
+            .map(|(i, l)| lease_leg(i, l))
             .collect(),
     });
     plan.status.providers = providers_text(plan.status.escrow.as_ref());
@@ -118,7 +118,7 @@ pub(super) fn provider_of(allocation: &AllocationSeen) -> String {
 pub(super) fn providers_text(escrow: Option<&LeaseEscrow>) -> String {
     let mut names: Vec<&str> = escrow
         .iter()
-        .flat_map(|e| &e.shares)
+        .flat_map(|e| &e.legs)
         .map(|s| s.provider.as_str())
         .collect();
     names.dedup();

@@ -381,7 +381,7 @@ fn pick_nodes(
     refusal(
         DeclineReason::NoRoom,
         format!(
-            "{} nodes of the pool have room, none or too few for {nodes} of this share",
+            "{} nodes of the pool have room, but the allocation needs {nodes}",
             supply.free.len()
         ),
     )

@@ -1,5 +1,6 @@
-//! What agents say of GPUs, as those take it who serve on them and who sell them: whether a share's GPUs are at fault
-//! and since when, and which nodes claim the same GPU. Nodes that say nothing any more are in `lost`.
+//! The health of GPUs as reported by agents, for the leases that hold them and for the provider that sells them:
+//! whether a reservation's GPUs are at fault and since when, and which nodes claim the same GPU. `node_lost` decides
+//! on nodes without reports.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -19,7 +20,7 @@ mod node_lost;
 
 pub use self::node_lost::{Answers, KubeletReport, LIVENESS_TIMEOUT_SECONDS, is_live};
 
-/// A node that a share is on, by those who speak of it.
+/// A node of a reservation, as reported by its agent and by the cluster.
 #[derive(Clone, Debug)]
 pub struct NodeReport<'a> {
     /// Name of the node.
@@ -32,7 +33,7 @@ pub struct NodeReport<'a> {
     pub kubelet: KubeletReport,
 }
 
-/// What is wrong with a share.
+/// A fault of a reservation's GPUs or nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// What kind of thing it is.
@@ -43,7 +44,7 @@ pub struct Fault {
     pub since: u64,
 }
 
-/// What can be wrong with a share.
+/// Kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
     /// One of its GPUs.
@@ -63,7 +64,7 @@ impl FaultKind {
     }
 }
 
-/// How the GPUs of a share are.
+/// The health of a reservation's GPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     /// What is wrong; `Known(None)` when all is well.
@@ -75,7 +76,8 @@ pub struct Health {
 /// A slice of a GPU is named by its own UUID, which starts so; the GPU it is a part of is not told.
 const SLICE: &str = "MIG-";
 
-/// How the GPUs are that a share holds. `answering_since` is since when the API server has answered that says so.
+/// The health of the GPUs that a reservation holds. `answering_since` is the time since which the API server that
+/// serves the reports has answered.
 #[must_use]
 pub fn judge(
     held: &[String],
@@ -111,8 +113,8 @@ pub fn judge(
     Health { fault, due }
 }
 
-/// What is wrong with the GPUs that a share holds. A fault that was told stays told when the agent falls silent; health
-/// does not.
+/// The fault of the GPUs that a reservation holds. A reported fault remains when the agent stops reporting; reported
+/// health does not.
 fn gpu_fault(held: &[String], nodes: &[NodeReport<'_>], now: Timestamp) -> Observed<Option<Fault>> {
     let broken = |message: String, since: u64| {
         Observed::Known(Some(Fault {

@@ -1,4 +1,4 @@
-//! Faults of a share's GPUs, and GPUs that two nodes claim.
+//! Faults of a reservation's GPUs, and GPUs that two nodes claim.
 
 use jiff::Timestamp;
 use leasehold_crds::{

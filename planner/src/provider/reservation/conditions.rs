@@ -141,9 +141,9 @@ fn ready(world: &World<'_>, now: Timestamp, output: &mut GpuReservationStatus) {
             reason.to_string(),
         ),
         (None, Observed::Known(running)) => {
-            let share = &world.reservation.spec.allocation;
-            let nodes = share.nodes;
-            match Readiness::of(running, share) {
+            let allocation = &world.reservation.spec.allocation;
+            let nodes = allocation.nodes;
+            match Readiness::of(running, allocation) {
                 Readiness::PodsMissing(ready) => {
                     let message = match running.trouble.as_str() {
                         "" => format!("{ready} of {nodes} pods are ready"),

@@ -61,11 +61,11 @@ pub(super) fn start_or_pause(
         }
         forget(&mut plan.status);
     }
-    let share = &world.reservation.spec.allocation;
+    let allocation = &world.reservation.spec.allocation;
     let ready = world
         .running
         .known()
-        .is_some_and(|r| Readiness::of(r, share) == Readiness::Ready && share.nodes > 0);
+        .is_some_and(|r| Readiness::of(r, allocation) == Readiness::Ready && allocation.nodes > 0);
     // Nothing new starts on an unknown: a node that fell silent may have lost its GPUs.
     let well = matches!(fault, Observed::Known(None));
     if leg.runs {
@@ -81,12 +81,12 @@ pub(super) fn start_or_pause(
     } else if ready && well {
         pass(now, plan, LegAction::Start, LegCall::Start);
     } else {
-        // A share that resumes stays Suspended until its leg runs again.
+        // A reservation that resumes stays Suspended until its leg runs again.
         plan.status.intent = None;
     }
 }
 
-/// Whether what runs of a share is all that is charged for.
+/// Whether everything that the leg charges for is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Readiness {
     /// So many of its pods are ready, or have done their work.
@@ -99,11 +99,11 @@ pub(super) enum Readiness {
 
 impl Readiness {
     /// A pod that has done its work holds no GPU any more.
-    pub(super) fn of(running: &Running, share: &GpuAllocationSpec) -> Self {
+    pub(super) fn of(running: &Running, allocation: &GpuAllocationSpec) -> Self {
         let count = |n: i64| usize::try_from(n).unwrap_or_default();
-        let nodes = count(share.nodes);
+        let nodes = count(allocation.nodes);
         let pods = running.pods_ready + running.pods_succeeded;
-        let wanted = nodes.saturating_sub(running.pods_succeeded) * count(share.per_node.gpus);
+        let wanted = nodes.saturating_sub(running.pods_succeeded) * count(allocation.per_node.gpus);
         let bound = running.gpu_uuids.len();
         if pods < nodes {
             Self::PodsMissing(pods)
@@ -174,7 +174,7 @@ fn forget(status: &mut GpuReservationStatus) {
     status.served_after_credit = None;
 }
 
-/// This share's leg at one read.
+/// This reservation's leg at one read.
 struct Leg {
     index: usize,
     runs: bool,

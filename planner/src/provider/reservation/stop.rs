@@ -1,4 +1,4 @@
-//! The one stop rule (U2): when a provider stops a share, and when it must not.
+//! The one stop rule (U2): when a provider stops a reservation, and when it must not.
 //!
 //! It stops at the earlier of `notAfter`, which the market sets and never lowers, and the end of the paid time by
 //! its own reads. A chain that can't be read never stops paid work early: it is served on to `paidUntil + grace`,
@@ -33,7 +33,7 @@ impl Snapshot {
 /// An offset beyond this is a condition.
 pub const OFFSET_MAX_SECONDS: u64 = 60;
 
-/// What the chain said on this pass.
+/// The chain's state as read in this reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FreshReads {
     /// Two reads agree that the funds are spent, at a block at or after the end.
@@ -47,11 +47,11 @@ pub enum FreshReads {
     },
 }
 
-/// One failed read is none: the chain must have been silent for so long before that is what a share stops for, or
-/// what counts as its grace.
+/// A single failed read is not an outage: the chain must have been unreadable for this long before its state is a reason
+/// to stop a reservation, or counts towards the grace period.
 pub const CHAIN_OUTAGE_SECONDS_MIN: u64 = 15;
 
-/// Why the rule stops a share.
+/// Why the rule stops a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopCause {
     /// `notAfter` is here.

@@ -22,7 +22,7 @@ use crate::{
 const NOW: i64 = 1_800_000_000;
 const KEEP: i64 = 3600;
 
-struct Share {
+struct Scenario {
     reservation: GpuReservation,
     running: Running,
     account: Account,
@@ -49,7 +49,7 @@ pub(crate) fn terms(start_by: u64, rate: Rate) -> Terms {
 }
 
 /// A job that serves.
-fn job() -> Share {
+fn job() -> Scenario {
     let output = JobOutput {
         path: "/data/out".into(),
         keep_results_for: format!("{KEEP}s"),
@@ -84,7 +84,7 @@ fn job() -> Share {
         url: "http://192.0.2.1:30000/uid".into(),
         until: None,
     };
-    Share {
+    Scenario {
         reservation,
         running: Running {
             namespace: true,
@@ -117,7 +117,7 @@ fn keeps_results(plan: &Plan) -> bool {
     matches!(plan.workload, Workload::KeepResults(_))
 }
 
-impl Share {
+impl Scenario {
     fn pass(&mut self) -> Plan {
         let read = Observed::Known(AccountRead::Present(self.account.clone()));
         if wants_live(&self.reservation) {
@@ -172,7 +172,7 @@ impl Share {
         self.running.job = Some(JobResult::default());
     }
 
-    /// Passes until the share is stopped; gives back the plan of the pass after.
+    /// Passes until the reservation is stopped; gives back the plan of the pass after.
     fn stopped(&mut self) -> Plan {
         for _ in 0..4 {
             self.pass();
@@ -184,28 +184,28 @@ impl Share {
 
 #[test]
 fn the_address_is_told_while_the_job_runs_and_the_end_with_its_end() {
-    let mut share = job();
-    share.pass();
-    assert_eq!(share.status().results.len(), 1);
-    assert_eq!(share.status().results[0].until, None);
-    share.ended();
-    share.pass();
+    let mut scenario = job();
+    scenario.pass();
+    assert_eq!(scenario.status().results.len(), 1);
+    assert_eq!(scenario.status().results[0].until, None);
+    scenario.ended();
+    scenario.pass();
     let until = Timestamp::from_second(NOW + KEEP).unwrap().to_string();
     assert_eq!(
-        share.status().results[0].until,
+        scenario.status().results[0].until,
         Some(until),
         "before the market can close the lease"
     );
-    assert_eq!(share.status().stop_reason, None);
+    assert_eq!(scenario.status().stop_reason, None);
 }
 
 #[test]
-fn results_outlive_the_share_until_their_time_is_over() {
-    let mut share = job();
-    share.ended();
-    share.pass();
-    share.released();
-    let plan = share.stopped();
+fn results_outlive_the_reservation_until_their_time_is_over() {
+    let mut scenario = job();
+    scenario.ended();
+    scenario.pass();
+    scenario.released();
+    let plan = scenario.stopped();
     assert!(keeps_results(&plan) && !plan.delete);
     assert_eq!(
         plan.status.phase,
@@ -213,106 +213,106 @@ fn results_outlive_the_share_until_their_time_is_over() {
         "the market is told at once"
     );
     // A restart in between, and a job that was seen already, change nothing.
-    share.now = NOW + KEEP - 1;
-    let plan = share.pass();
+    scenario.now = NOW + KEEP - 1;
+    let plan = scenario.pass();
     assert!(keeps_results(&plan));
     assert_eq!(plan.wake.as_second(), NOW + KEEP, "it goes in its second");
-    share.now = NOW + KEEP;
-    assert_eq!(share.pass().workload, Workload::Remove);
-    assert!(share.pass().delete);
+    scenario.now = NOW + KEEP;
+    assert_eq!(scenario.pass().workload, Workload::Remove);
+    assert!(scenario.pass().delete);
 }
 
 #[test]
 fn a_market_that_asks_late_takes_nothing_of_their_time() {
-    let mut share = job();
-    share.ended();
-    share.pass();
-    share.now += 2 * KEEP;
-    share.released();
-    assert!(keeps_results(&share.stopped()));
-    assert_eq!(share.status().results_until, Some(NOW + 3 * KEEP));
+    let mut scenario = job();
+    scenario.ended();
+    scenario.pass();
+    scenario.now += 2 * KEEP;
+    scenario.released();
+    assert!(keeps_results(&scenario.stopped()));
+    assert_eq!(scenario.status().results_until, Some(NOW + 3 * KEEP));
 }
 
 #[test]
 fn what_was_fetched_goes_at_once_and_does_not_come_back() {
-    let mut share = job();
-    share.ended();
-    share.pass();
-    share.released();
-    assert!(keeps_results(&share.stopped()));
-    share.running.results.fetched = true;
-    share.now += 10;
-    assert_eq!(share.pass().workload, Workload::Remove);
+    let mut scenario = job();
+    scenario.ended();
+    scenario.pass();
+    scenario.released();
+    assert!(keeps_results(&scenario.stopped()));
+    scenario.running.results.fetched = true;
+    scenario.now += 10;
+    assert_eq!(scenario.pass().workload, Workload::Remove);
     // The namespace takes its time to go, and its pods are gone before it.
-    share.running.namespace = true;
-    share.running.results.fetched = false;
-    assert_eq!(share.pass().workload, Workload::Remove);
-    assert!(share.pass().delete);
+    scenario.running.namespace = true;
+    scenario.running.results.fetched = false;
+    assert_eq!(scenario.pass().workload, Workload::Remove);
+    assert!(scenario.pass().delete);
 }
 
 #[test]
 fn a_tenant_who_gives_up_a_running_job_leaves_nothing() {
-    let mut share = job();
-    share.pass();
-    share.reservation.spec.allocation.drop_results = true;
-    share.released();
-    share.pass();
+    let mut scenario = job();
+    scenario.pass();
+    scenario.reservation.spec.allocation.drop_results = true;
+    scenario.released();
+    scenario.pass();
     // Its program is killed, which looks like a job that failed.
-    share.running.job = Some(JobResult {
+    scenario.running.job = Some(JobResult {
         exit_code: 137,
         ..JobResult::default()
     });
     for _ in 0..3 {
-        share.pass();
+        scenario.pass();
     }
-    assert_eq!(share.status().results_until, None);
-    assert!(!share.running.namespace);
+    assert_eq!(scenario.status().results_until, None);
+    assert!(!scenario.running.namespace);
     // A job that had ended by itself before is kept all the same: its tenant came too late.
-    let mut share = job();
-    share.ended();
-    share.pass();
-    share.reservation.spec.allocation.drop_results = true;
-    share.released();
-    assert!(keeps_results(&share.stopped()));
+    let mut scenario = job();
+    scenario.ended();
+    scenario.pass();
+    scenario.reservation.spec.allocation.drop_results = true;
+    scenario.released();
+    assert!(keeps_results(&scenario.stopped()));
 }
 
 #[test]
 fn what_a_job_had_when_the_money_ended_is_kept() {
-    let mut share = job();
-    share.pass();
-    share.account.exhausted_at = NOW.unsigned_abs();
-    share.account.running = 0;
-    share.account.balance_scaled = 0;
-    share.account.paid_until = NOW.unsigned_abs();
+    let mut scenario = job();
+    scenario.pass();
+    scenario.account.exhausted_at = NOW.unsigned_abs();
+    scenario.account.running = 0;
+    scenario.account.balance_scaled = 0;
+    scenario.account.paid_until = NOW.unsigned_abs();
     for _ in 0..2 {
-        share.pass();
+        scenario.pass();
     }
-    assert_eq!(share.status().stop_reason, Some(StopReason::FundsSpent));
-    assert_eq!(share.status().results_until, Some(NOW + KEEP));
-    share.account.closed = true;
-    assert!(keeps_results(&share.stopped()));
+    assert_eq!(scenario.status().stop_reason, Some(StopReason::FundsSpent));
+    assert_eq!(scenario.status().results_until, Some(NOW + KEEP));
+    scenario.account.closed = true;
+    assert!(keeps_results(&scenario.stopped()));
 }
 
 #[test]
 fn nothing_is_kept_of_what_never_served_and_whoever_deletes_the_reservation_drops_it() {
-    let mut share = job();
-    if let Some(status) = &mut share.reservation.status {
+    let mut scenario = job();
+    if let Some(status) = &mut scenario.reservation.status {
         status.phase = AllocationPhase::Provisioning;
     }
-    share.released();
-    share.pass();
-    assert_eq!(share.status().results_until, None);
+    scenario.released();
+    scenario.pass();
+    assert_eq!(scenario.status().results_until, None);
 
-    let mut share = job();
-    share.ended();
-    share.pass();
-    share.released();
-    assert!(keeps_results(&share.stopped()));
-    share.reservation.metadata.deletion_timestamp = Some(
+    let mut scenario = job();
+    scenario.ended();
+    scenario.pass();
+    scenario.released();
+    assert!(keeps_results(&scenario.stopped()));
+    scenario.reservation.metadata.deletion_timestamp = Some(
         k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::from_second(NOW).unwrap()),
     );
-    assert_eq!(share.pass().workload, Workload::Remove);
-    assert!(share.pass().delete);
+    assert_eq!(scenario.pass().workload, Workload::Remove);
+    assert!(scenario.pass().delete);
 }
 
 /// A question that was answered and never paid.
@@ -356,30 +356,38 @@ fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64
 #[test]
 fn unpaid_room_is_given_back_some_seconds_after_its_question_was() {
     let gone = || Observed::Known(false);
-    let mut share = unpaid();
-    assert_eq!(unpaid_pass(&mut share, Observed::Known(true), NOW), None);
-    assert_eq!(unpaid_pass(&mut share, gone(), NOW + 1), None, "one look is none");
-    assert_eq!(unpaid_pass(&mut share, gone(), NOW + 5), None);
+    let mut scenario = unpaid();
+    assert_eq!(unpaid_pass(&mut scenario, Observed::Known(true), NOW), None);
+    assert_eq!(
+        unpaid_pass(&mut scenario, gone(), NOW + 1),
+        None,
+        "one look is none"
+    );
+    assert_eq!(unpaid_pass(&mut scenario, gone(), NOW + 5), None);
     let unknown = Observed::Unknown("the market is away".into());
     assert_eq!(
-        unpaid_pass(&mut share, unknown, NOW + 7),
+        unpaid_pass(&mut scenario, unknown, NOW + 7),
         None,
         "nor is a failed one"
     );
-    assert_eq!(unpaid_pass(&mut share, gone(), NOW + 8), None, "it begins anew");
-    let reason = unpaid_pass(&mut share, gone(), NOW + 13);
+    assert_eq!(
+        unpaid_pass(&mut scenario, gone(), NOW + 8),
+        None,
+        "it begins anew"
+    );
+    let reason = unpaid_pass(&mut scenario, gone(), NOW + 13);
     assert_eq!(reason, Some(StopReason::AllocationGone));
 }
 
 #[test]
 fn what_was_seen_paid_does_not_end_with_its_question_when_the_chain_shows_nothing() {
-    let mut share = unpaid();
-    share.status.as_mut().unwrap().escrow = Some(EscrowSnapshot {
+    let mut scenario = unpaid();
+    scenario.status.as_mut().unwrap().escrow = Some(EscrowSnapshot {
         deposited: "1".into(),
         ..EscrowSnapshot::default()
     });
     for second in 1..60 {
-        let reason = unpaid_pass(&mut share, Observed::Known(false), NOW + second);
+        let reason = unpaid_pass(&mut scenario, Observed::Known(false), NOW + second);
         assert_eq!(reason, None, "after {second} s");
     }
 }

@@ -173,8 +173,8 @@ async fn delete(
         &["delete", "gpulease", NAME, "-n", namespace, "--wait=false"],
     )?;
     let deleted = follow.elapsed();
-    let shares = views::shares(terms, ready);
-    let returned = views::watch_return(stack, terms, shares, had);
+    let legs = views::legs(terms, ready);
+    let returned = views::watch_return(stack, terms, legs, had);
     let returned = follow.meanwhile(returned).await?;
     let gone = follow.until_gone(TIMEOUT).await?;
     let to_refund = follow.elapsed() - deleted;

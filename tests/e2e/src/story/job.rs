@@ -45,9 +45,9 @@ pub async fn job(stage: &Stage<'_>) -> anyhow::Result<Job> {
         .await?;
     let to_active = follow.elapsed();
     let (terms, _) = account_of(&stage.tenant, &active).await?;
-    let shares = views::shares(&terms, &active);
+    let legs = views::legs(&terms, &active);
     let (returned, closed) = {
-        let returned = views::watch_return(stack, &terms, shares, &had);
+        let returned = views::watch_return(stack, &terms, legs, &had);
         let quote = active
             .status
             .as_ref()

@@ -155,16 +155,14 @@ pub(super) fn bill(stage: &Stage<'_>, outcome: &Outcome) {
         ("rate", Align::Right),
         ("earned", Align::Right),
     ]);
-    let shares = outcome
+    let legs = outcome
         .lease
         .status
         .as_ref()
         .and_then(|s| s.escrow.as_ref())
-        .map(|e| &e.shares);
+        .map(|e| &e.legs);
     for (leg, served) in outcome.served.iter().enumerate() {
-        let provider = shares
-            .and_then(|s| s.get(leg))
-            .map_or("", |s| s.provider.as_str());
+        let provider = legs.and_then(|s| s.get(leg)).map_or("", |s| s.provider.as_str());
         table.row([
             provider.to_owned(),
             format!("{} s", served.seconds),
@@ -274,22 +272,22 @@ pub(super) async fn offered(stack: &Stack) -> anyhow::Result<BTreeMap<String, i6
 pub(super) async fn watch_return(
     stack: &Stack,
     terms: &Terms,
-    shares: Vec<(String, String)>,
+    legs: Vec<(String, String)>,
     had: &BTreeMap<String, i64>,
 ) -> anyhow::Result<Vec<Returned>> {
     let mut ended: BTreeMap<String, Instant> = BTreeMap::new();
     let mut returned = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(90);
-    while returned.len() < shares.len() {
+    while returned.len() < legs.len() {
         ensure!(
             Instant::now() < deadline,
             "after 90 s, {} of {} providers offer their GPUs again",
             returned.len(),
-            shares.len()
+            legs.len()
         );
         let (pods, offers) = tokio::try_join!(pods(stack, terms), offered(stack))?;
         let now = Instant::now();
-        for (namespace, provider) in &shares {
+        for (namespace, provider) in &legs {
             let alive = pods.iter().any(|pod| {
                 let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
                 pod.namespace().as_deref() == Some(namespace)
@@ -314,16 +312,16 @@ pub(super) async fn watch_return(
 }
 
 /// The namespaces of a lease's legs on their providers' clusters, and the providers' names.
-pub(super) fn shares(terms: &Terms, lease: &GpuLease) -> Vec<(String, String)> {
+pub(super) fn legs(terms: &Terms, lease: &GpuLease) -> Vec<(String, String)> {
     let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
-    let shares = escrow.map(|e| e.shares.as_slice()).unwrap_or_default();
-    let name = |(leg, share): (usize, &leasehold_crds::lease::Share)| {
+    let legs = escrow.map(|e| e.legs.as_slice()).unwrap_or_default();
+    let name = |(index, leg): (usize, &leasehold_crds::lease::LeaseLeg)| {
         (
-            leasehold_planner::market::lease::allocation_name(terms, leg),
-            share.provider.clone(),
+            leasehold_planner::market::lease::allocation_name(terms, index),
+            leg.provider.clone(),
         )
     };
-    shares.iter().enumerate().map(name).collect()
+    legs.iter().enumerate().map(name).collect()
 }
 
 #[cfg(test)]

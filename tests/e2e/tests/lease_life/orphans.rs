@@ -86,7 +86,7 @@ pub(crate) async fn reservation_removed_forcibly(tenant: &Tenant<'_>) -> anyhow:
 
 fn namespace_of(lease: &leasehold_crds::GpuLease) -> anyhow::Result<String> {
     let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
-    Ok(escrow.context("the lease has shares")?.shares[0]
+    Ok(escrow.context("the lease has an escrow account")?.legs[0]
         .namespace
         .clone())
 }

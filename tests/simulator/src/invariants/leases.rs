@@ -101,7 +101,7 @@ impl Sim {
             .escrow
             .as_ref()
             .and_then(|e| Terms::from_wire(&e.terms).ok());
-        let shares = || {
+        let allocations = || {
             let id = status.escrow.as_ref().map(|e| e.terms.id.clone());
             let log = self.allocations.log().iter().filter_map(|(_, a)| a.as_ref());
             log.filter(move |a| Some(&a.spec.escrow.id) == id.as_ref())
@@ -114,14 +114,16 @@ impl Sim {
         };
         match reason {
             CloseReason::Deleted => object.metadata.deletion_timestamp.is_some(),
-            CloseReason::JobSucceeded => shares().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code == 0)),
-            CloseReason::JobFailed => shares().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code != 0)),
+            CloseReason::JobSucceeded => {
+                allocations().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code == 0))
+            }
+            CloseReason::JobFailed => allocations().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code != 0)),
             CloseReason::ClosedOnChain => of_chain(&|a, _, _| a.closed),
             CloseReason::NeverStarted => of_chain(&|a, t, time| a.started_at == 0 && time > t.start_by),
             CloseReason::TermOver | CloseReason::FundsSpent => of_chain(&|a, t, _| exhausted(a, t)),
             CloseReason::ProviderStopped => {
                 let stopped = |phase| matches!(phase, AllocationPhase::Stopping | AllocationPhase::Stopped);
-                shares().any(|s| stopped(s.phase))
+                allocations().any(|s| stopped(s.phase))
                     || of_chain(&|a, t, _| a.ended.count_ones() as usize == t.legs.len())
             }
             CloseReason::Abandoned => false,

@@ -1,6 +1,6 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use leasehold_crds::{
-    lease::{GpuLeaseSpec, GpuLeaseStatus, LeaseEscrow, Share},
+    lease::{GpuLeaseSpec, GpuLeaseStatus, LeaseEscrow, LeaseLeg},
     market::allocation::{Acceptance, GpuAllocationSpec, GpuAllocationStatus},
 };
 
@@ -16,13 +16,13 @@ fn lease(number: usize) -> GpuLease {
 
 /// A plan that makes an allocation at the provider, or is queued at it.
 fn plan(number: usize, queued: bool) -> Plan {
-    let share = Share {
+    let leg = LeaseLeg {
         provider: "p".into(),
         namespace: format!("q-{number}"),
-        ..Share::default()
+        ..LeaseLeg::default()
     };
     let escrow = LeaseEscrow {
-        shares: vec![share],
+        legs: vec![leg],
         ..LeaseEscrow::default()
     };
     Plan {

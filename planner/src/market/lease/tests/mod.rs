@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use leasehold_crds::{
     FINALIZER_MARKET, GpuAllocation, GpuLease,
     lease::{
-        AccountSummary, CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, Phase, Share,
+        AccountSummary, CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, LeaseLeg, Phase,
         conditions::{LeaseCondition, LeaseEvent, LeaseReason},
         workload::ResultsAt,
     },
@@ -115,7 +115,7 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
         escrow: Some(LeaseEscrow {
             terms: wire.clone(),
             open_by: i64::try_from(NOW).unwrap() - 100,
-            shares: vec![Share::default()],
+            legs: vec![LeaseLeg::default()],
         }),
         ..GpuLeaseStatus::default()
     });

@@ -82,7 +82,7 @@ fn allocation() -> GpuAllocation {
         }],
     };
     let mut allocation = GpuAllocation::new(
-        "share",
+        "r",
         GpuAllocationSpec {
             round: 1,
             escrow: terms,
@@ -145,11 +145,11 @@ fn reserved() -> GpuReservation {
     let spec = plan
         .reserve
         .unwrap_or_else(|| panic!("{:?}", plan.status.declined));
-    GpuReservation::new("share", *spec)
+    GpuReservation::new("r", *spec)
 }
 
 #[test]
-fn a_share_keeps_how_its_pool_and_nodes_were() {
+fn a_reservation_keeps_how_its_pool_and_nodes_were() {
     let hosting = reserved().spec.hosting;
     assert_eq!(hosting.runtime_class_name.as_deref(), Some("nvidia"));
     assert_eq!(hosting.storage_class_name.as_deref(), Some("fast"));

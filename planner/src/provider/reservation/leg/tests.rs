@@ -1,4 +1,4 @@
-//! Faults of a share that serves, told pass by pass on a chain that does what it is asked.
+//! Faults of a leg that serves, told pass by pass on a chain that does what it is asked.
 
 use leasehold_crds::{
     GpuReservation,
@@ -20,7 +20,7 @@ use crate::{
 const RATE: Rate = Rate(500 * RATE_SCALE);
 
 /// The one leg of an account, which serves from second 0 of the chain's clock.
-struct Share {
+struct Scenario {
     reservation: GpuReservation,
     account: Account,
     running: Running,
@@ -36,7 +36,7 @@ fn terms() -> Terms {
     crate::provider::reservation::tests::terms(900, RATE)
 }
 
-fn serving() -> Share {
+fn serving() -> Scenario {
     let escrow: EscrowTerms = terms().to_wire(1, Address([9; 20]));
     let spec = GpuReservationSpec {
         allocation: GpuAllocationSpec {
@@ -53,7 +53,7 @@ fn serving() -> Share {
         phase: AllocationPhase::Active,
         ..GpuReservationStatus::default()
     });
-    Share {
+    Scenario {
         reservation,
         account: Account {
             closed: false,
@@ -83,7 +83,7 @@ fn serving() -> Share {
     }
 }
 
-impl Share {
+impl Scenario {
     fn at_fault(&mut self, ago: u64) {
         if matches!(self.fault, Observed::Known(Some(_))) {
             return;
@@ -191,27 +191,27 @@ impl Share {
 
 #[test]
 fn the_seconds_of_a_fault_go_back_and_the_leg_resumes() {
-    let mut share = serving();
-    share.wait(100);
-    share.passes(1);
-    assert!(share.calls.is_empty());
-    share.wait(19);
-    share.at_fault(10);
-    share.passes(10);
+    let mut scenario = serving();
+    scenario.wait(100);
+    scenario.passes(1);
+    assert!(scenario.calls.is_empty());
+    scenario.wait(19);
+    scenario.at_fault(10);
+    scenario.passes(10);
     assert_eq!(
-        share.served(),
+        scenario.served(),
         110,
         "what it served until the fault, not a second more"
     );
-    assert_eq!(share.calls, [LegCall::Pause, LegCall::Credit(11)]);
-    let status = share.status();
+    assert_eq!(scenario.calls, [LegCall::Pause, LegCall::Credit(11)]);
+    let status = scenario.status();
     assert_eq!((status.fault_since, status.credit_due), (Some(110), Some(0)));
     assert_eq!(status.phase, AllocationPhase::Active);
-    share.fault = Observed::Known(None);
-    share.passes(10);
-    assert_eq!(share.calls.len(), 3);
-    assert!(share.account.running == 1 && share.served() > 115);
-    let status = share.status();
+    scenario.fault = Observed::Known(None);
+    scenario.passes(10);
+    assert_eq!(scenario.calls.len(), 3);
+    assert!(scenario.account.running == 1 && scenario.served() > 115);
+    let status = scenario.status();
     let left = (status.fault_since, status.credit_due, status.served_after_credit);
     assert_eq!(left, (None, None, None));
 }
@@ -219,118 +219,118 @@ fn the_seconds_of_a_fault_go_back_and_the_leg_resumes() {
 #[test]
 fn a_fault_that_is_over_before_its_pause_is_mined_is_credited_all_the_same() {
     for passes_at_fault in 1..4 {
-        let mut share = serving();
-        share.wait(50);
-        share.at_fault(5);
-        share.passes(passes_at_fault);
-        share.fault = Observed::Known(None);
-        share.passes(10);
+        let mut scenario = serving();
+        scenario.wait(50);
+        scenario.at_fault(5);
+        scenario.passes(passes_at_fault);
+        scenario.fault = Observed::Known(None);
+        scenario.passes(10);
         assert!(
             matches!(
-                share.calls[..],
+                scenario.calls[..],
                 [LegCall::Pause, LegCall::Credit(_), LegCall::Start]
             ),
             "{:?}",
-            share.calls
+            scenario.calls
         );
     }
 }
 
 #[test]
 fn an_operator_that_was_away_gives_back_the_fault_and_not_its_absence() {
-    let mut share = serving();
-    share.wait(50);
-    share.at_fault(5);
-    share.passes(2);
-    assert_eq!(share.calls, [LegCall::Pause]);
-    share.wait(3600);
-    share.passes(4);
-    assert_eq!(share.served(), 45);
+    let mut scenario = serving();
+    scenario.wait(50);
+    scenario.at_fault(5);
+    scenario.passes(2);
+    assert_eq!(scenario.calls, [LegCall::Pause]);
+    scenario.wait(3600);
+    scenario.passes(4);
+    assert_eq!(scenario.served(), 45);
 }
 
 #[test]
 fn nothing_starts_while_the_gpus_are_unknown() {
-    let mut share = serving();
-    share.wait(50);
-    share.at_fault(5);
-    share.passes(5);
-    share.fault = Observed::Unknown("the agent is silent".into());
-    share.passes(10);
-    assert_eq!(share.calls.len(), 2, "paused and credited, and no more");
-    share.fault = Observed::Known(None);
-    share.passes(3);
-    assert_eq!(share.calls.last(), Some(&LegCall::Start));
+    let mut scenario = serving();
+    scenario.wait(50);
+    scenario.at_fault(5);
+    scenario.passes(5);
+    scenario.fault = Observed::Unknown("the agent is silent".into());
+    scenario.passes(10);
+    assert_eq!(scenario.calls.len(), 2, "paused and credited, and no more");
+    scenario.fault = Observed::Known(None);
+    scenario.passes(3);
+    assert_eq!(scenario.calls.last(), Some(&LegCall::Start));
 
     // And what serves is not paused for a silence.
-    share.fault = Observed::Unknown("the agent is silent".into());
-    share.passes(5);
-    assert_eq!(share.account.running, 1);
+    scenario.fault = Observed::Unknown("the agent is silent".into());
+    scenario.passes(5);
+    assert_eq!(scenario.account.running, 1);
 }
 
 #[test]
 fn a_fault_before_the_first_second_only_delays_the_start() {
-    let mut share = serving();
-    share.account.running = 0;
-    share.account.block_time = 20;
-    share.at_fault(5);
-    share.passes(5);
-    assert!(share.calls.is_empty(), "{:?}", share.calls);
-    share.fault = Observed::Known(None);
-    share.passes(5);
-    assert_eq!(share.calls, [LegCall::Start]);
+    let mut scenario = serving();
+    scenario.account.running = 0;
+    scenario.account.block_time = 20;
+    scenario.at_fault(5);
+    scenario.passes(5);
+    assert!(scenario.calls.is_empty(), "{:?}", scenario.calls);
+    scenario.fault = Observed::Known(None);
+    scenario.passes(5);
+    assert_eq!(scenario.calls, [LegCall::Start]);
 }
 
 #[test]
 fn nothing_starts_before_the_kubelets_say_which_gpus_it_has() {
-    let mut share = serving();
-    share.account.running = 0;
-    share.reservation.spec.allocation.per_node.gpus = 2;
-    share.reservation.status.as_mut().unwrap().phase = AllocationPhase::Provisioning;
-    let ready = |share: &Share| {
-        let conditions = &share.status().conditions;
+    let mut scenario = serving();
+    scenario.account.running = 0;
+    scenario.reservation.spec.allocation.per_node.gpus = 2;
+    scenario.reservation.status.as_mut().unwrap().phase = AllocationPhase::Provisioning;
+    let ready = |scenario: &Scenario| {
+        let conditions = &scenario.status().conditions;
         let ready = leasehold_crds::shared::conditions::find(conditions, "Ready").unwrap();
         (ready.status.clone(), ready.reason.clone(), ready.message.clone())
     };
     for bound in 0..2 {
-        share.running.gpu_uuids = (0..bound).map(|n| format!("GPU-{n}")).collect();
-        share.passes(3);
-        assert!(share.calls.is_empty());
-        let (status, reason, message) = ready(&share);
+        scenario.running.gpu_uuids = (0..bound).map(|n| format!("GPU-{n}")).collect();
+        scenario.passes(3);
+        assert!(scenario.calls.is_empty());
+        let (status, reason, message) = ready(&scenario);
         assert_eq!((status.as_str(), reason.as_str()), ("False", "GpusNotBound"));
         assert!(message.contains(&format!("{bound} of 2 GPUs")), "{message}");
     }
-    share.running.gpu_uuids = vec!["GPU-0".into(), "GPU-1".into()];
-    share.passes(3);
-    assert_eq!(share.calls, [LegCall::Start]);
+    scenario.running.gpu_uuids = vec!["GPU-0".into(), "GPU-1".into()];
+    scenario.passes(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
     // An agent that begins anew knows of no holder: that is no reason to say anything of what serves.
-    share.running.gpu_uuids.clear();
-    share.passes(3);
-    assert_eq!(ready(&share).0, "True");
-    assert_eq!(share.account.running, 1);
+    scenario.running.gpu_uuids.clear();
+    scenario.passes(3);
+    assert_eq!(ready(&scenario).0, "True");
+    assert_eq!(scenario.account.running, 1);
 }
 
 #[test]
 fn a_job_that_is_done_already_waits_for_no_gpu() {
-    let mut share = serving();
-    share.account.running = 0;
-    share.reservation.spec.allocation.nodes = 2;
-    share.reservation.spec.allocation.per_node.gpus = 1;
-    share.running = Running {
+    let mut scenario = serving();
+    scenario.account.running = 0;
+    scenario.reservation.spec.allocation.nodes = 2;
+    scenario.reservation.spec.allocation.per_node.gpus = 1;
+    scenario.running = Running {
         pods_alive: 1,
         pods_ready: 1,
         pods_succeeded: 1,
-        ..share.running
+        ..scenario.running
     };
-    share.passes(3);
-    assert!(share.calls.is_empty(), "one of its pods still holds a GPU");
-    share.running = Running {
+    scenario.passes(3);
+    assert!(scenario.calls.is_empty(), "one of its pods still holds a GPU");
+    scenario.running = Running {
         pods_alive: 0,
         pods_ready: 0,
         pods_succeeded: 2,
-        ..share.running
+        ..scenario.running
     };
-    share.passes(3);
-    assert_eq!(share.calls, [LegCall::Start]);
+    scenario.passes(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
 }
 
 #[test]
@@ -340,44 +340,47 @@ fn what_was_earned_is_withdrawn_by_the_pools_policy_while_it_runs() {
         above: TokenAmount(500 * above),
     };
     for (policy, at) in [(policy(60, 0), 60), (policy(10, 90), 90)] {
-        let mut share = serving();
-        share.withdraw = Some(policy);
-        share.wait(at - 1);
-        share.pass_by(&share.account.clone(), &share.account.clone());
-        assert!(share.calls.is_empty() && share.status().intent.is_none());
-        share.wait(1);
-        share.passes(4);
+        let mut scenario = serving();
+        scenario.withdraw = Some(policy);
+        scenario.wait(at - 1);
+        scenario.pass_by(&scenario.account.clone(), &scenario.account.clone());
+        assert!(scenario.calls.is_empty() && scenario.status().intent.is_none());
+        scenario.wait(1);
+        scenario.passes(4);
         assert_eq!(
-            share.calls,
+            scenario.calls,
             [LegCall::Withdraw],
             "once, and not again before as much is owed"
         );
-        let leg = &share.account.legs[0];
+        let leg = &scenario.account.legs[0];
         assert!(leg.withdrawn.0 >= 500 * u128::from(at) && leg.owed.0 <= 500 * 4);
-        assert_eq!((share.account.running, share.status().intent.as_ref()), (1, None));
-        share.wait(at);
-        share.passes(3);
-        assert_eq!(share.calls, [LegCall::Withdraw, LegCall::Withdraw]);
+        assert_eq!(
+            (scenario.account.running, scenario.status().intent.as_ref()),
+            (1, None)
+        );
+        scenario.wait(at);
+        scenario.passes(3);
+        assert_eq!(scenario.calls, [LegCall::Withdraw, LegCall::Withdraw]);
     }
 }
 
 #[test]
 fn nothing_is_withdrawn_that_may_have_to_be_given_back() {
-    let mut share = serving();
-    share.withdraw = Some(Withdrawals {
+    let mut scenario = serving();
+    scenario.withdraw = Some(Withdrawals {
         every_seconds: 10,
         above: TokenAmount(0),
     });
-    share.wait(50);
-    share.fault = Observed::Unknown("the agent is silent".into());
-    share.passes(3);
-    assert!(share.calls.is_empty());
-    share.at_fault(20);
-    share.passes(6);
-    assert_eq!(share.calls, [LegCall::Pause, LegCall::Credit(21)]);
-    share.fault = Observed::Known(None);
-    share.passes(5);
-    assert_eq!(share.calls[2..], [LegCall::Start, LegCall::Withdraw]);
+    scenario.wait(50);
+    scenario.fault = Observed::Unknown("the agent is silent".into());
+    scenario.passes(3);
+    assert!(scenario.calls.is_empty());
+    scenario.at_fault(20);
+    scenario.passes(6);
+    assert_eq!(scenario.calls, [LegCall::Pause, LegCall::Credit(21)]);
+    scenario.fault = Observed::Known(None);
+    scenario.passes(5);
+    assert_eq!(scenario.calls[2..], [LegCall::Start, LegCall::Withdraw]);
 }
 
 #[test]
@@ -387,18 +390,24 @@ fn one_reading_alone_does_not_move_the_clocks_of_the_paid_time() {
         block_time: truth.block_time + 1_000_000,
         ..truth.clone()
     };
-    let mut share = serving();
-    share.wait(100);
-    let truth = share.account.clone();
-    let clocks = |share: &Share| share.status().escrow.as_ref().map(|e| (e.block_time, e.running));
+    let mut scenario = serving();
+    scenario.wait(100);
+    let truth = scenario.account.clone();
+    let clocks = |scenario: &Scenario| {
+        scenario
+            .status()
+            .escrow
+            .as_ref()
+            .map(|e| (e.block_time, e.running))
+    };
     for (first, second) in [(lie(&truth), truth.clone()), (truth.clone(), lie(&truth))] {
-        share.pass_by(&first, &second);
-        assert_eq!(clocks(&share), None, "nothing is known before two agree");
+        scenario.pass_by(&first, &second);
+        assert_eq!(clocks(&scenario), None, "nothing is known before two agree");
     }
-    share.pass_by(&truth, &truth);
-    assert_eq!(clocks(&share), Some((100, true)));
-    share.pass_by(&lie(&truth), &truth);
-    assert_eq!(clocks(&share), Some((100, true)));
+    scenario.pass_by(&truth, &truth);
+    assert_eq!(clocks(&scenario), Some((100, true)));
+    scenario.pass_by(&lie(&truth), &truth);
+    assert_eq!(clocks(&scenario), Some((100, true)));
     // Funds that came count when two have seen them.
     let funded = Account {
         deposited: TokenAmount(truth.deposited.0 * 2),
@@ -406,26 +415,26 @@ fn one_reading_alone_does_not_move_the_clocks_of_the_paid_time() {
         block_time: 101,
         ..truth.clone()
     };
-    share.pass_by(&funded, &truth);
-    assert_eq!(clocks(&share), Some((100, true)));
-    share.pass_by(&funded, &funded);
-    assert_eq!(clocks(&share), Some((101, true)));
+    scenario.pass_by(&funded, &truth);
+    assert_eq!(clocks(&scenario), Some((100, true)));
+    scenario.pass_by(&funded, &funded);
+    assert_eq!(clocks(&scenario), Some((101, true)));
 }
 
 #[test]
 fn what_is_paid_out_already_is_not_asked_back() {
-    let mut share = serving();
-    share.wait(50);
+    let mut scenario = serving();
+    scenario.wait(50);
     // The contract rounds what it keeps up to whole seconds: 46.
-    share.account.legs[0].withdrawn = TokenAmount(500 * 46 - 1);
-    share.at_fault(10);
-    share.passes(6);
-    assert_eq!(share.served(), 46);
-    assert_eq!(share.status().credit_due, Some(0));
-    share.well = None;
-    share.fault = Observed::Known(None);
-    share.passes(3);
-    assert_eq!(share.calls.last(), Some(&LegCall::Start));
+    scenario.account.legs[0].withdrawn = TokenAmount(500 * 46 - 1);
+    scenario.at_fault(10);
+    scenario.passes(6);
+    assert_eq!(scenario.served(), 46);
+    assert_eq!(scenario.status().credit_due, Some(0));
+    scenario.well = None;
+    scenario.fault = Observed::Known(None);
+    scenario.passes(3);
+    assert_eq!(scenario.calls.last(), Some(&LegCall::Start));
 }
 
 #[derive(Clone, Debug)]
@@ -453,25 +462,25 @@ proptest! {
     /// Whatever comes between, what was served when the leg starts again is what it had served when it broke.
     #[test]
     fn exactly_the_seconds_of_faults_go_back(steps in prop::collection::vec(step(), 1..80)) {
-        let mut share = serving();
-        share.wait(10);
-        let mut old = share.account.clone();
+        let mut scenario = serving();
+        scenario.wait(10);
+        let mut old = scenario.account.clone();
         for step in steps {
-            let read = share.account.clone();
+            let read = scenario.account.clone();
             match step {
-                Step::Wait(seconds) => share.wait(seconds),
-                Step::Breaks(ago) => share.at_fault(ago),
-                Step::Heals => share.fault = Observed::Known(None),
-                Step::FallsSilent => share.fault = Observed::Unknown("silent".into()),
-                Step::Pass => share.pass_by(&read, &read),
-                Step::PassWithOneOldRead(true) => share.pass_by(&old, &read),
-                Step::PassWithOneOldRead(false) => share.pass_by(&read, &old),
+                Step::Wait(seconds) => scenario.wait(seconds),
+                Step::Breaks(ago) => scenario.at_fault(ago),
+                Step::Heals => scenario.fault = Observed::Known(None),
+                Step::FallsSilent => scenario.fault = Observed::Unknown("silent".into()),
+                Step::Pass => scenario.pass_by(&read, &read),
+                Step::PassWithOneOldRead(true) => scenario.pass_by(&old, &read),
+                Step::PassWithOneOldRead(false) => scenario.pass_by(&read, &old),
             }
             old = read;
         }
-        share.fault = Observed::Known(None);
-        share.passes(8);
-        prop_assert_eq!(share.account.running, 1);
-        prop_assert!(share.well.is_none());
+        scenario.fault = Observed::Known(None);
+        scenario.passes(8);
+        prop_assert_eq!(scenario.account.running, 1);
+        prop_assert!(scenario.well.is_none());
     }
 }

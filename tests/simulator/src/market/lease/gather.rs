@@ -109,15 +109,14 @@ impl Sim {
                 let Ok(terms) = Terms::from_wire(&escrow.terms) else {
                     return Vec::new();
                 };
-                let shares = escrow.shares.iter().enumerate();
-                shares
-                    .filter_map(|(leg, share)| {
-                        let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", share.provider);
-                        store
-                            .get(&(namespace, lease::allocation_name(&terms, leg)))
-                            .cloned()
-                    })
-                    .collect()
+                let legs = escrow.legs.iter().enumerate();
+                legs.filter_map(|(index, leg)| {
+                    let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", leg.provider);
+                    store
+                        .get(&(namespace, lease::allocation_name(&terms, index)))
+                        .cloned()
+                })
+                .collect()
             }
             None => {
                 let uid = read.metadata.uid.as_ref();
