@@ -1,11 +1,11 @@
 //! A read that failed is *unknown*, a value of its own type: no destructive act comes from it.
 
-/// What a source said, or why it could not be asked.
+/// What was read from a source, or why it could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observed<T> {
     /// It answered.
     Known(T),
-    /// It could not be asked; the text says why, for a condition's message.
+    /// It could not be read; the text says why, for a condition's message.
     Unknown(String),
 }
 

@@ -1,6 +1,6 @@
-//! What nobody's object names any more: accounts without a lease, namespaces without a reservation. What is still paid
-//! for is never touched by its object's absence: a restored etcd or a reinstalled CRD must not stop paid work. It is told,
-//! and ends at its own deadline.
+//! Orphans: accounts without a lease, and namespaces without a reservation. An orphan that is still paid for is never
+//! removed, because a restored etcd or a reinstalled CRD must not stop paid work. It is reported, and ends at its own
+//! deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,21 +12,21 @@ use crate::{
     market::lease::{ROUNDS_MAX, seeks_prior},
 };
 
-/// What is to be done with something that nobody names.
+/// What to do with an orphan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// It may still be paid for, or be paid in time: leave it, and tell.
+    /// It may still be paid for, or be paid in time: keep and report it.
     Leave,
-    /// Nobody pays for it and nobody will: clear it.
+    /// It is not paid for and cannot be any more: remove it.
     Clear,
     /// There is nothing to clear on the chain.
     Over,
 }
 
-/// Judges by the account, at the time of the block it was read at. Clears in those states only in which the contract lets
-/// anybody close (`close` in Escrow.sol).
+/// Decides by the account, at the time of the block at which it was read. Only accounts that the contract lets anybody
+/// close are cleared (`close` in Escrow.sol).
 #[must_use]
-pub fn judge(terms: &Terms, read: &AccountRead) -> Verdict {
+pub fn assess(terms: &Terms, read: &AccountRead) -> Verdict {
     let Some(account) = read.present() else {
         return Verdict::Over;
     };
@@ -39,7 +39,7 @@ pub fn judge(terms: &Terms, read: &AccountRead) -> Verdict {
     }
 }
 
-/// A namespace that no reservation names: what a job left in it is kept to its time all the same, whatever its account.
+/// A namespace without a reservation is kept as long as the results of a job in it are, whatever its account.
 #[must_use]
 pub fn unless_kept(verdict: Verdict, until: Option<&str>, now: Timestamp) -> Verdict {
     let kept = until
@@ -163,28 +163,28 @@ mod tests {
 
     #[test]
     fn paid_work_is_left_alone_and_the_rest_cleared_when_anybody_may_close() {
-        let judge = |change: fn(&mut Account)| judge(&terms(), &account(change));
-        assert_eq!(judge(|_| ()), Verdict::Leave, "it runs and is paid");
-        assert_eq!(judge(|a| a.closed = true), Verdict::Over);
+        let assess = |change: fn(&mut Account)| assess(&terms(), &account(change));
+        assert_eq!(assess(|_| ()), Verdict::Leave, "it runs and is paid");
+        assert_eq!(assess(|a| a.closed = true), Verdict::Over);
         assert_eq!(
-            judge(|a| (a.started_at, a.block_time) = (0, 1_000)),
+            assess(|a| (a.started_at, a.block_time) = (0, 1_000)),
             Verdict::Leave
         );
         assert_eq!(
-            judge(|a| (a.started_at, a.block_time) = (0, 1_001)),
+            assess(|a| (a.started_at, a.block_time) = (0, 1_001)),
             Verdict::Clear
         );
-        assert_eq!(judge(|a| a.ended = 0b01), Verdict::Leave);
-        assert_eq!(judge(|a| a.ended = 0b11), Verdict::Clear);
+        assert_eq!(assess(|a| a.ended = 0b01), Verdict::Leave);
+        assert_eq!(assess(|a| a.ended = 0b11), Verdict::Clear);
         assert_eq!(
-            judge(|a| (a.exhausted_at, a.block_time) = (1_500, 2_099)),
+            assess(|a| (a.exhausted_at, a.block_time) = (1_500, 2_099)),
             Verdict::Leave
         );
         assert_eq!(
-            judge(|a| (a.exhausted_at, a.block_time) = (1_500, 2_100)),
+            assess(|a| (a.exhausted_at, a.block_time) = (1_500, 2_100)),
             Verdict::Clear
         );
-        assert_eq!(super::judge(&terms(), &AccountRead::Absent), Verdict::Over);
+        assert_eq!(super::assess(&terms(), &AccountRead::Absent), Verdict::Over);
     }
 
     #[test]

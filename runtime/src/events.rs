@@ -87,8 +87,8 @@ mod tests {
                 let (parts, sent) = request.into_parts();
                 assert_eq!(parts.method, Method::POST);
                 let sent = sent.collect_bytes().await.unwrap();
-                let told: serde_json::Value = serde_json::from_slice(&sent).unwrap();
-                assert_eq!(told["note"], note);
+                let body: serde_json::Value = serde_json::from_slice(&sent).unwrap();
+                assert_eq!(body["note"], note);
                 let body = Body::from(sent.to_vec());
                 let answer = Response::builder().status(StatusCode::CREATED);
                 reply.send_response(answer.body(body).unwrap());

@@ -69,7 +69,7 @@ async fn library_appears_after_the_agent_started(scene: &Scene, uuids: &[String]
 /// While nothing changes, the status is written once; only the Lease is renewed.
 async fn unchanged_status_is_not_written_again(scene: &Scene) {
     let version = scene.gpu_node().await.unwrap().resource_version();
-    scene.passes(4).await;
+    scene.observations(4).await;
     assert_eq!(
         scene.gpu_node().await.unwrap().resource_version(),
         version,
@@ -186,7 +186,7 @@ async fn each_fault_is_reported_and_recovers(scene: &Scene) {
             }
         })
         .await;
-        scene.passes(1).await;
+        scene.observations(1).await;
         scene.fault(2, "clear");
         let cleared = Instant::now();
         let status = scene.condition("Healthy", "True", "AllHealthy").await;
@@ -205,7 +205,7 @@ async fn hanging_driver_makes_health_unknown(scene: &Scene) {
             .iter()
             .all(|device| device.health == DeviceHealth::Unknown)
     );
-    scene.passes(2).await;
+    scene.observations(2).await;
     scene.fault(1, "clear");
     scene.condition("Healthy", "True", "AllHealthy").await;
 }
@@ -222,7 +222,7 @@ async fn restart_keeps_a_fault(scene: &Scene, mut agent: Running) -> Running {
     let ended = agent.0.wait().unwrap();
     assert!(ended.success(), "the agent did not end gracefully: {ended}");
     let agent = scene.agent();
-    scene.passes(3).await;
+    scene.observations(3).await;
     scene.condition("Healthy", "False", "FatalXid").await;
     agent
 }

@@ -245,7 +245,7 @@ impl Scene {
     }
 
     /// Waits for that many further observations, each of which renews the Lease.
-    pub async fn passes(&self, count: usize) {
+    pub async fn observations(&self, count: usize) {
         for _ in 0..count {
             let last = self.renewed().await;
             until("the Lease is renewed", async || {

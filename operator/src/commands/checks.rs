@@ -46,7 +46,7 @@ const PROVIDER_NEEDS: Needs = &[
 pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let client = cache::client(args.kubeconfig.as_deref()).await?;
     let mut failed = 0;
-    let mut tell = |good: bool, line: String| {
+    let mut report = |good: bool, line: String| {
         println!("{} {line}", if good { "ok  " } else { "FAIL" });
         failed += i32::from(!good);
     };
@@ -63,7 +63,7 @@ pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
             Err(kube::Error::Api(s)) if s.code == 403 => true,
             Err(_) => false,
         };
-        tell(served, format!("{} is served", crd.name_any()));
+        report(served, format!("{} is served", crd.name_any()));
     }
     for (account, needs) in [
         (&args.market_account, MARKET_NEEDS),
@@ -72,7 +72,7 @@ pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
         let Some(account) = account else { continue };
         for (verb, group, resource) in needs {
             let allowed = may(&client, account, verb, group, resource).await?;
-            tell(allowed, format!("{account} may {verb} {resource}"));
+            report(allowed, format!("{account} may {verb} {resource}"));
         }
     }
     for network in Api::<PaymentNetwork>::all(client.clone())
@@ -84,7 +84,7 @@ pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
         let reachable = find(&status.conditions, "Reachable");
         // Without the market role, the status is not checked.
         let good = args.market_account.is_none() || reachable.is_some_and(|c| c.status == "True");
-        tell(
+        report(
             good,
             format!(
                 "PaymentNetwork {}: {}",

@@ -1,5 +1,5 @@
-//! Every 30 seconds: finds accounts of this market that have no lease. Those that are paid for are counted and left alone;
-//! those that anybody may close are closed, with the refund to their payer.
+//! Every 30 seconds: finds accounts of this market that have no lease. Those that are paid for are counted and left
+//! alone; those that anybody may close are closed, with the refund to their payer.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use leasehold_chain::EvmEscrow;
 use leasehold_crds::{GpuLease, PaymentNetwork};
 use leasehold_planner::{
     escrow::{Address, Hash, Terms},
-    orphans::{Claims, Suspects, Verdict, judge},
+    orphans::{Claims, Suspects, Verdict, assess},
     ports::Payments as _,
 };
 use leasehold_runtime::Process;
@@ -103,13 +103,13 @@ impl Market {
         let found = unclaimed
             .iter()
             .zip(&reads)
-            .map(|(terms, read)| (terms.salt, judge(terms, read)))
+            .map(|(terms, read)| (terms.salt, assess(terms, read)))
             .collect();
         let agreed = suspects.agreed(found);
         if agreed.is_empty() {
             return Ok(());
         }
-        // The cache may lag behind a lease that was just created: the API server is asked.
+        // The cache may lag behind a lease that was just created: leases are read from the API server.
         let claims = Claims::of(market, &self.leases_now().await?);
         let nobodys = |verdict: Verdict| -> Vec<&Terms> {
             let agrees = |terms: &&Terms| agreed.get(&terms.salt) == Some(&verdict) && !claims.has(terms);

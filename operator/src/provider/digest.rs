@@ -1,4 +1,4 @@
-//! Whether something is as it was, told without keeping it.
+//! Digests that show whether something has changed without storing it.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 

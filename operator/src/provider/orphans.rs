@@ -1,5 +1,5 @@
-//! Every 30 seconds: finds namespaces of leases that have no reservation. Those that are still paid for are counted and left
-//! alone; the others are deleted.
+//! Every 30 seconds: finds namespaces of leases that have no reservation. Those that are still paid for are counted and
+//! left alone; the others are deleted.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{GpuReservation, market::allocation::AllocationPhase};
 use leasehold_planner::{
     escrow::Hash,
-    orphans::{Suspects, Verdict, judge, unless_kept},
+    orphans::{Suspects, Verdict, assess, unless_kept},
     ports::{BlockLevel, Payments as _},
 };
 use leasehold_runtime::{Process, api_writes, cache};
@@ -75,7 +75,7 @@ impl Provider {
         let mut found = BTreeMap::new();
         for namespace in nobodys.into_iter().take(NAMESPACES_MAX) {
             // A namespace whose account can't be read is left, as if it were paid for.
-            let verdict = self.judge(&namespace).await.unwrap_or_else(|error| {
+            let verdict = self.verdict(&namespace).await.unwrap_or_else(|error| {
                 tracing::debug!(
                     namespace = namespace.name_any(),
                     error = format!("{error:#}"),
@@ -101,8 +101,8 @@ impl Provider {
         Ok(())
     }
 
-    /// By its account, on any of this provider's networks; [`Verdict::Over`] when it is on none.
-    async fn judge(&self, namespace: &NamespaceSeen) -> anyhow::Result<Verdict> {
+    /// Decides by its account, on any of this provider's networks; [`Verdict::Over`] if it is on none.
+    async fn verdict(&self, namespace: &NamespaceSeen) -> anyhow::Result<Verdict> {
         let Some(id) = namespace.escrow.as_ref().and_then(|id| id.parse::<Hash>().ok()) else {
             return Ok(Verdict::Over);
         };
@@ -112,7 +112,7 @@ impl Provider {
             if let Some(opened) = opened? {
                 let read = chain.account(&opened.terms, BlockLevel::Latest);
                 let read = self.payments.observed(ChainAction::Read, read).await;
-                return Ok(judge(&opened.terms, &read?));
+                return Ok(assess(&opened.terms, &read?));
             }
         }
         Ok(Verdict::Over)

@@ -11,7 +11,7 @@ use crate::{
     request::{Shape, Version},
 };
 
-/// Chain, contract and token: two sides speak of the same currency when these are equal.
+/// Chain, contract and token: two currencies are the same if these are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Currency {
     /// EIP-155 chain id.
@@ -47,7 +47,7 @@ pub struct Provider {
     pub controller: Address,
     /// Whether it was heard of lately.
     pub alive: bool,
-    /// Whether it answers what it is asked; see [`crate::market::providers::responsiveness::ResponseRecord`].
+    /// Whether it answers its allocations in time; see [`crate::market::providers::responsiveness::ResponseRecord`].
     pub answers: bool,
 }
 

@@ -94,8 +94,8 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
     let (wanted, found) = match d {
         Dimension::ProviderSilent => ("a provider heard of in the last minute".into(), "silent".into()),
         Dimension::ProviderNotAnswering => (
-            "a provider that answers".into(),
-            "let its last questions lapse".into(),
+            "a provider that answers its allocations".into(),
+            "its last allocations timed out".into(),
         ),
         Dimension::Provider => (list(&request.providers), provider.name.clone()),
         Dimension::Region => (list(&request.regions), provider.region.clone()),

@@ -80,15 +80,15 @@ fn row(provider: usize, price: &str, nodes_free: u64) -> Candidate {
 fn takes_the_cheapest_nodes_all_or_nothing() {
     let providers = [provider("a"), provider("b"), provider("c")];
     let rows = [row(0, "1.9", 1), row(1, "1.1", 1), row(2, "1.5", 1)];
-    let mut wish = request();
-    wish.nodes = 2;
-    let placed = place(&wish, CURRENCY, 6, &providers, &rows);
+    let mut request = request();
+    request.nodes = 2;
+    let placed = place(&request, CURRENCY, 6, &providers, &rows);
     assert_eq!(
         placed.choices.iter().map(|c| c.provider).collect::<Vec<_>>(),
         [1, 2]
     );
-    wish.nodes = 4;
-    let placed = place(&wish, CURRENCY, 6, &providers, &rows);
+    request.nodes = 4;
+    let placed = place(&request, CURRENCY, 6, &providers, &rows);
     assert!(placed.choices.is_empty());
     assert_eq!(placed.problem, "3 nodes fit, 4 are wanted");
 }
@@ -97,16 +97,16 @@ fn takes_the_cheapest_nodes_all_or_nothing() {
 fn spread_is_kept() {
     let providers = [provider("a"), provider("b")];
     let rows = [row(0, "1.1", 2), row(1, "1.5", 3)];
-    let mut wish = request();
-    wish.nodes = 3;
-    wish.spread = Spread::SameProvider;
+    let mut request = request();
+    request.nodes = 3;
+    request.spread = Spread::SameProvider;
     assert_eq!(
-        place(&wish, CURRENCY, 6, &providers, &rows).choices[0].provider,
+        place(&request, CURRENCY, 6, &providers, &rows).choices[0].provider,
         1
     );
-    wish.nodes = 2;
-    wish.spread = Spread::DistinctProviders;
-    let placed = place(&wish, CURRENCY, 6, &providers, &rows);
+    request.nodes = 2;
+    request.spread = Spread::DistinctProviders;
+    let placed = place(&request, CURRENCY, 6, &providers, &rows);
     assert_eq!(
         placed
             .choices
@@ -122,14 +122,14 @@ fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
     let mut silent = provider("a");
     (silent.alive, silent.answers) = (false, false);
     let providers = [silent];
-    let mut wish = request();
-    wish.shape.gpus = 8;
-    wish.root = true;
-    wish.classes = vec!["t4-16g".into()];
-    wish.price_cap = Price::parse("0.5").unwrap();
-    wish.compute_capability = Version(10, 0);
-    wish.keep_results_seconds = 1;
-    let placed = place(&wish, CURRENCY, 6, &providers, &[row(0, "1.1", 1)]);
+    let mut request = request();
+    request.shape.gpus = 8;
+    request.root = true;
+    request.classes = vec!["t4-16g".into()];
+    request.price_cap = Price::parse("0.5").unwrap();
+    request.compute_capability = Version(10, 0);
+    request.keep_results_seconds = 1;
+    let placed = place(&request, CURRENCY, 6, &providers, &[row(0, "1.1", 1)]);
     let failed: Vec<_> = placed.quote.misses[0]
         .failed
         .iter()

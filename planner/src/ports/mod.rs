@@ -85,7 +85,7 @@ pub struct Cursor {
     pub hash: Hash,
 }
 
-/// Why the money could not be asked or moved.
+/// Why an account or a balance could not be read, or a transaction was not mined.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PaymentError {
     /// No answer, or none in time: what is true on the chain is unknown.

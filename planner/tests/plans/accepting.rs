@@ -67,7 +67,7 @@ fn session(lease: &mut GpuLease) {
 /// An allocation that is declined for that reason.
 fn declined(reason: DeclineReason) -> Site {
     let about = format!("A provider declines: {reason}.");
-    let asked = || Site::new(&about, |_| {});
+    let new = || Site::new(&about, |_| {});
     let mut site = match reason {
         DeclineReason::RootNotAllowed => Site::new(&about, session),
         DeclineReason::BadResults | DeclineReason::ResultsTooLong => Site::new(&about, job("2h")),
@@ -76,7 +76,7 @@ fn declined(reason: DeclineReason) -> Site {
             lease.spec.payment.pause_for = Some("2h".into());
         }),
         DeclineReason::StorageTooLarge => Site::new(&about, |lease| lease.spec.storage = volume("50Gi")),
-        _ => asked(),
+        _ => new(),
     };
     let spec = &mut site.allocation.spec;
     let pool = site.pool.as_mut().unwrap();

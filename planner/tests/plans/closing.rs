@@ -1,5 +1,5 @@
-//! Every reason for which a lease closes. Each story begins with a lease that is active, or whose account is open; how it
-//! came there is in the story `lease_from_apply_to_active`.
+//! Every reason for which a lease closes. Each story begins with a lease that is active, or whose account is open; how
+//! it came there is in the story `lease_from_apply_to_active`.
 
 use leasehold_crds::{
     ANNOTATION_ABANDON,
@@ -201,7 +201,10 @@ fn every_reason_to_close() {
 
 #[test]
 fn close_before_anything_is_paid() {
-    let mut market = Market::asked("The tenant deletes a lease while the provider is asked.", |_| {});
+    let mut market = Market::matched(
+        "The tenant deletes a lease whose allocation is not answered yet.",
+        |_| {},
+    );
     market.delete();
     market.reconcile("The tenant deletes the lease.");
     snapshot("close_before_anything_is_paid", &market.page);

@@ -1,5 +1,5 @@
-//! Plays the story of a lease: each reconcile's plan is carried out as the market's operator would, and its status is what
-//! the next one reads.
+//! Plays the story of a lease: each reconcile's plan is carried out as the market's operator would, and its status is
+//! what the next one reads.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -92,7 +92,7 @@ impl Market {
 
     /// A lease whose account is open; no leg has started.
     pub(crate) fn open(about: &str, change: impl FnOnce(&mut GpuLease)) -> Self {
-        let mut market = Self::asked(about, change);
+        let mut market = Self::matched(about, change);
         market.now = START;
         market.accept();
         for _ in 0..3 {
@@ -101,8 +101,8 @@ impl Market {
         market
     }
 
-    /// A lease whose round has begun: the provider is asked to reserve.
-    pub(crate) fn asked(about: &str, change: impl FnOnce(&mut GpuLease)) -> Self {
+    /// A lease whose round has begun: the allocation is created.
+    pub(crate) fn matched(about: &str, change: impl FnOnce(&mut GpuLease)) -> Self {
         let mut market = Self::new(about);
         change(&mut market.lease);
         for _ in 0..2 {
@@ -227,7 +227,7 @@ impl Market {
             providers: self.providers.clone().into(),
             candidates: self.candidates.clone().into(),
             allocations: self.seen(&status, terms.as_ref()),
-            wallet: Observed::Known(Wallet::NotAsked),
+            wallet: Observed::Known(Wallet::NotRead),
             balances: None,
             head: self.read(Head {
                 number: 1,

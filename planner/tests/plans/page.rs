@@ -130,7 +130,7 @@ impl Page {
             }
         }
         let is_gone = |path: &str| !after.keys().any(|other| other == path || is_below(other, path));
-        let mut told = String::new();
+        let mut named = String::new();
         for path in before
             .keys()
             .filter(|path| is_shown(path) && !after.contains_key(*path))
@@ -142,9 +142,9 @@ impl Page {
                 .map(|(i, _)| i);
             let mut above = ends.chain([path.len()]).map(|end| &path[..end]);
             let gone = above.find(|path| is_gone(path)).unwrap_or(path);
-            if gone != told {
+            if gone != named {
                 self.line("status", format!("{gone}: removed"));
-                gone.clone_into(&mut told);
+                gone.clone_into(&mut named);
             }
         }
     }

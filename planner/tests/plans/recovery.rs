@@ -45,7 +45,7 @@ fn wiped_status_before_the_account_is_open() {
     market.accept();
     wipe(&mut market);
     market.reconcile("The provider has accepted; the status is wiped.");
-    market.reconcile("The allocation told the round.");
+    market.reconcile("The round is that of the allocation.");
     market.later(2);
     market.reconcile("The transaction is mined.");
     snapshot("wiped_status_before_the_account_is_open", &market.page);
@@ -53,7 +53,7 @@ fn wiped_status_before_the_account_is_open() {
 
 #[test]
 fn account_of_other_terms() {
-    let mut market = Market::asked("The id of the account holds an account of other terms.", |_| {});
+    let mut market = Market::matched("The id of the account holds an account of other terms.", |_| {});
     market.mismatch = true;
     market.reconcile("The chain shows other terms at the id of the account.");
     market.delete();

@@ -19,7 +19,7 @@ use leasehold_planner::{
     placement::Currency,
     provider::{
         allocation::accept::{self, PoolSeen},
-        health::{Health, KubeletReport, NodeReport, judge},
+        health::{Health, KubeletReport, NodeReport, assess},
         offer::supply::PoolSupply,
         reservation::{
             self, LegCall, Plan, Reading, Running, Withdrawals, Workload, wants_live, wants_second,
@@ -68,9 +68,9 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// A provider that is asked to host the lease of the stories, with changes.
+    /// A provider with an allocation of the lease of the stories, with changes.
     pub(crate) fn new(about: &str, change: impl FnOnce(&mut GpuLease)) -> Self {
-        let market = Market::asked("", change);
+        let market = Market::matched("", change);
         let mut allocation = (*market.allocations[0].object).clone();
         allocation.metadata.uid = Some("5e1b".into());
         Self {
@@ -293,13 +293,13 @@ impl Site {
             }],
             ..GpuNodeStatus::default()
         };
-        let word = NodeReport {
+        let report = NodeReport {
             node: "gpu-1",
             heard_at: Some(at(self.node.agent_heard_at.unwrap_or(self.now))),
             status: Some(&agent),
             kubelet: self.node.kubelet,
         };
-        judge(&status.gpu_uuids, &[word], Some(at(START - 600)), at(self.now))
+        assess(&status.gpu_uuids, &[report], Some(at(START - 600)), at(self.now))
     }
 
     fn read<T>(&self, value: T) -> Observed<T> {

@@ -66,7 +66,7 @@ fn every_reason_to_wait() {
 
 #[test]
 fn declined_and_matched_again() {
-    let mut market = Market::asked(
+    let mut market = Market::matched(
         "The cheapest provider declines, and the next round asks the other one.",
         |_| {},
     );
@@ -88,7 +88,7 @@ fn declined_and_matched_again() {
 
 #[test]
 fn provider_that_does_not_answer() {
-    let mut market = Market::asked("The provider does not answer in time.", |_| {});
+    let mut market = Market::matched("The provider does not answer in time.", |_| {});
     market.later(50);
     market.reconcile("Less than ten seconds are left until openBy.");
     market.later(1);

@@ -183,7 +183,7 @@ impl It<'_> {
         let name = namespace(&lease)?;
         // Two searches for orphans, half a minute apart, by the current leader.
         let begun = Instant::now();
-        within(Duration::from_secs(90), "two sweeps", || async {
+        within(Duration::from_secs(90), "two checks for orphans", || async {
             ensure!(
                 reservations.get_opt(&name).await?.is_some(),
                 "the reservation exists"

@@ -112,7 +112,7 @@ impl Watchdog {
                 "the thread that calls the driver ended".to_owned(),
             ));
         }
-        let asked = Instant::now();
+        let started = Instant::now();
         let mut answered = answered;
         let outcome = match tokio::time::timeout(self.deadline, &mut answered).await {
             Ok(Ok(Ok(reading))) => Outcome::Read(reading),
@@ -123,7 +123,7 @@ impl Watchdog {
                 ));
             }
             Err(_) => {
-                worker.overdue = Some((answered, asked));
+                worker.overdue = Some((answered, started));
                 Outcome::Hung
             }
         };
@@ -303,9 +303,9 @@ mod tests {
         let mut watchdog = watchdog(&probe);
         assert!(is_read(&watchdog.read(Session::Keep).await));
         probe.hangs.store(true, Ordering::Release);
-        let asked = Instant::now();
+        let started = Instant::now();
         assert_eq!(watchdog.read(Session::Keep).await, Outcome::Hung);
-        assert!(asked.elapsed() < Duration::from_secs(2));
+        assert!(started.elapsed() < Duration::from_secs(2));
         let again = Instant::now();
         assert_eq!(
             watchdog.read(Session::Keep).await,

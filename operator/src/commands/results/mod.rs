@@ -1,6 +1,7 @@
-//! What a job left on its volume, served to whoever has its address until somebody proves that it was fetched. It runs in
-//! a pod of its own beside the volume, with no rights in the cluster: `GET` streams an archive that only the tenant's keys
-//! open; a `DELETE` with the receipt out of it ends the process with success, which the provider's operator sees.
+//! What a job left on its volume, served to whoever has its address until somebody proves that it was fetched. It runs
+//! in a pod of its own beside the volume, with no rights in the cluster: `GET` streams an archive that only the
+//! tenant's keys open; a `DELETE` with the receipt out of it ends the process with success, which the provider's
+//! operator sees.
 
 mod age;
 mod archive;
@@ -147,19 +148,19 @@ impl Served {
     }
 
     fn archive(self: &Arc<Self>, cut: CancellationToken) -> Response<Body> {
-        let Ok(turn) = self.transfers.clone().try_acquire_owned() else {
-            let mut busy = says(
+        let Ok(permit) = self.transfers.clone().try_acquire_owned() else {
+            let mut response = says(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "others fetch it: try again in a while\n",
             );
             let wait = header::HeaderValue::from_static("30");
-            busy.headers_mut().insert(header::RETRY_AFTER, wait);
-            return busy;
+            response.headers_mut().insert(header::RETRY_AFTER, wait);
+            return response;
         };
         let (pieces, body) = mpsc::channel(2);
         let (served, handle) = (self.clone(), Handle::current());
         tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let _permit = permit;
             let to = Pieces {
                 pieces,
                 handle,

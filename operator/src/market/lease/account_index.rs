@@ -12,7 +12,7 @@ use leasehold_planner::{
 };
 use tokio::sync::Mutex;
 
-/// At most so many calls for events in one pass; the next pass reads on.
+/// At most this many calls for events in one read; the next read continues where it ended.
 const CALLS_MAX: usize = 20;
 
 #[derive(Default)]
@@ -58,7 +58,7 @@ impl AccountIndex {
     ) -> Result<Option<RecoveredAccount>, PaymentError> {
         let mut guard = self.0.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
-        // An index that lags can't say that there is no account: on that word a second one would be opened.
+        // An index that lags must not report that there is no account: a second one would be opened.
         read.read_on(chain, market).await?;
         Ok((1..=ROUNDS_MAX).rev().find_map(|round| {
             let terms = read.by_salt.get(&salt(market, uid, round))?;

@@ -61,7 +61,7 @@ impl Market {
             providers: supply.providers,
             candidates: supply.candidates,
             allocations,
-            wallet: Observed::Known(Wallet::NotAsked),
+            wallet: Observed::Known(Wallet::NotRead),
             balances: None,
             head: Observed::Unknown(why_no_client.clone()),
             account: None,
@@ -266,7 +266,7 @@ fn seen(
     objects.into_iter().map(seen).collect()
 }
 
-/// Whether the acceptance in an allocation's status is its leg's controller's, over what was asked.
+/// Whether the acceptance in an allocation's status is signed by its leg's controller, over the allocation's terms.
 fn is_signed(chain: &EvmEscrow, allocation: &GpuAllocation) -> bool {
     let check = || {
         let acceptance = allocation.status.as_ref()?.acceptance.as_ref()?;

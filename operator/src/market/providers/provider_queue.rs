@@ -1,6 +1,6 @@
-//! The order in which leases ask providers. Each provider has a bounded number of unanswered allocations; further leases
-//! are queued at it, oldest first, and enqueued for a reconcile as slots become free. A provider that let allocations time
-//! out is skipped for a while.
+//! The order in which leases ask providers. Each provider has a bounded number of unanswered allocations; further
+//! leases are queued at it, oldest first, and enqueued for a reconcile as slots become free. A provider that let
+//! allocations time out is skipped for a while.
 //!
 //! The queue is in memory: after a restart every lease is reconciled and queued again. It only decides which lease asks
 //! first, and a slot that is never released expires.
@@ -35,7 +35,7 @@ struct Provider {
     used: HashMap<Slot, Instant>,
     /// Oldest first: creation time and name.
     queued: BTreeSet<(Timestamp, Name)>,
-    answering: ResponseRecord,
+    responses: ResponseRecord,
 }
 
 /// What uses a slot.
@@ -122,11 +122,11 @@ impl ProviderQueue {
         });
     }
 
-    /// Whether new allocations may be made at a provider.
-    pub(crate) fn is_asked(&self, provider: &str, now: Timestamp) -> bool {
+    /// Whether new allocations may be created at a provider.
+    pub(crate) fn is_responsive(&self, provider: &str, now: Timestamp) -> bool {
         let providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = providers.get(provider).map(|at| at.answering);
-        record.is_none_or(|answering| answering.is_asked(now))
+        let record = providers.get(provider).map(|at| at.responses);
+        record.is_none_or(|record| record.is_responsive(now))
     }
 
     /// Takes or releases the slot of an allocation that was added, changed or deleted.
@@ -143,8 +143,8 @@ impl ProviderQueue {
                     at.used.entry(slot).or_insert_with(Instant::now);
                 }
                 // An allocation counts once: only the event that releases its slot is recorded.
-                Response::Received if at.used.remove(&slot).is_some() => at.answering.record_response(),
-                Response::TimedOut if at.used.remove(&slot).is_some() => at.answering.record_timeout(now),
+                Response::Received if at.used.remove(&slot).is_some() => at.responses.record_response(),
+                Response::TimedOut if at.used.remove(&slot).is_some() => at.responses.record_timeout(now),
                 Response::Received | Response::TimedOut | Response::NotWanted => {
                     at.used.remove(&slot);
                 }
@@ -163,7 +163,7 @@ impl ProviderQueue {
         let now = Instant::now();
         let next: Vec<_> = providers.values_mut().flat_map(|at| at.reserve(now)).collect();
         providers.retain(|_, at| {
-            let has_no_record = at.answering == ResponseRecord::default();
+            let has_no_record = at.responses == ResponseRecord::default();
             !at.used.is_empty() || !at.queued.is_empty() || !has_no_record
         });
         drop(providers);

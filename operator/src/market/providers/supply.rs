@@ -117,7 +117,7 @@ impl Supply {
                 payee,
                 controller,
                 alive,
-                answers: queue.is_asked(&name, now),
+                answers: queue.is_responsive(&name, now),
             });
             if let Some(offer) = cache::get(&self.offers, &name, Some(&namespace)) {
                 candidates.extend(
@@ -143,8 +143,8 @@ impl Supply {
         news
     }
 
-    /// Reads all offers once, passes on what changed, and reports to the providers in any case.
-    async fn turn(
+    /// Reads all offers once, calls `hand_on` if they changed, and writes the status of the providers in any case.
+    async fn update(
         &self,
         queue: &ProviderQueue,
         api: &Api<GpuProvider>,
@@ -194,14 +194,14 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
     loop {
         heartbeat.beat();
         let woken = |news: News| {
-            // Who stands in line for a provider looks further when that one isn't asked any more.
+            // A lease that is queued at a provider is matched again when that provider receives no more allocations.
             enqueue_pending(&market.leases, &market.queues.leases, |blocker| {
                 blocker == Blocker::NoOffer || news.providers && blocker == Blocker::Queued
             });
         };
         market
             .supply
-            .turn(&market.provider_queue, &api, woken, market.now())
+            .update(&market.provider_queue, &api, woken, market.now())
             .await;
         let _ = tokio::time::timeout(REFRESH, market.supply.changed.notified()).await;
     }

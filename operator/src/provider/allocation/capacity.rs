@@ -2,10 +2,10 @@
 //! this process made and has not observed yet, as in kube-scheduler.
 //!
 //! All capacity is computed a few times a second, and reservations made in between are subtracted: in a burst, counting
-//! every pod for every allocation would take all available time. A snapshot that is not fresh never declines an allocation:
-//! capacity is computed again first. Listing the reservations for every allocation would cost the API server the square of
-//! their number. A second replica that believes it leads is at most as far behind as its watch, a moment; the scheduler
-//! never assigns a GPU twice.
+//! every pod for every allocation would take all available time. A snapshot that is not fresh never declines an
+//! allocation: capacity is computed again first. Listing the reservations for every allocation would cost the API
+//! server the square of their number. A second replica that believes it leads is at most as far behind as its watch, a
+//! moment; the scheduler never assigns a GPU twice.
 
 use std::{
     collections::BTreeMap,
@@ -23,8 +23,8 @@ use crate::provider::{Provider, offer::Supplies};
 /// A snapshot is valid for this long, or for ten times as long as it took to compute.
 const VALID_FOR: Duration = Duration::from_millis(200);
 
-/// A reservation that the watch has not delivered for this long may have been deleted while the watch was interrupted: the
-/// API server is asked.
+/// A reservation that the watch has not delivered for this long may have been deleted while the watch was interrupted:
+/// it is read from the API server.
 const OBSERVED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Reservations that were made here and that the watch has not delivered yet, by name.

@@ -1,8 +1,9 @@
-//! What was applied for each reservation, so that nothing is written twice: in this process's memory, and on the lease's
-//! namespace for the process that comes after it.
+//! What was applied for each reservation, so that nothing is written twice: in this process's memory, and on the
+//! lease's namespace for the process that comes after it.
 //!
 //! The mark on the namespace is written when all else is, and goes when something else begins to be applied, for then
-//! the namespace is applied first, without one. Memory has the last word: a cached namespace may show an old mark.
+//! the namespace is applied first, without one. Memory takes precedence, because a cached namespace may show an old
+//! mark.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! Of each lease's namespace what is asked of it here: a provider keeps thousands of them in memory.
+//! The fields of each lease's namespace that are used here: a provider keeps thousands of them in memory.
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Resource, api::ObjectMeta};
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_namespace_is_kept_what_is_asked_of_it() {
+    fn only_the_used_fields_of_a_namespace_are_kept() {
         let mut object = json!({
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": {

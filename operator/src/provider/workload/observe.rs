@@ -227,34 +227,35 @@ impl Provider {
                 kubelet: kubelet_report(cache::get(&self.caches.nodes, name, None).as_deref()),
             })
             .collect();
-        let mut answering_since = None;
-        for report in reports.iter_mut().filter(|w| w.is_suspect()) {
-            answering_since = self.read_live(report).await;
+        let mut reachable_since = None;
+        for report in reports.iter_mut().filter(|r| r.is_suspect()) {
+            reachable_since = self.read_live(report).await;
         }
-        health::judge(held, &reports, answering_since, now)
+        health::assess(held, &reports, reachable_since, now)
     }
 
-    /// Asks the API server itself for the Node and for its agent's Lease; gives back since when it has answered.
-    async fn read_live(&self, word: &mut NodeReport<'_>) -> Option<Timestamp> {
-        let asked = async {
+    /// Reads the Node and its agent's Lease from the API server, and returns the time since which the API server has
+    /// answered.
+    async fn read_live(&self, report: &mut NodeReport<'_>) -> Option<Timestamp> {
+        let read = async {
             let nodes = Api::<Node>::all(self.client.clone());
-            let leases = self.agent_lease(word.node).map(|lease| {
+            let leases = self.agent_lease(report.node).map(|lease| {
                 let namespace = lease.namespace().unwrap_or_default();
                 Api::<Liveness>::namespaced(self.client.clone(), &namespace)
             });
-            let node = nodes.get_opt(word.node).await?;
+            let node = nodes.get_opt(report.node).await?;
             let lease = match &leases {
-                Some(leases) => leases.get_opt(word.node).await?,
+                Some(leases) => leases.get_opt(report.node).await?,
                 None => None,
             };
             Ok::<_, kube::Error>((node, lease))
         };
-        let answer = tokio::time::timeout(API_DEADLINE, asked).await;
+        let answer = tokio::time::timeout(API_DEADLINE, read).await;
         let now = self.now();
         let answered = match answer {
             Ok(Ok((node, lease))) => {
-                word.kubelet = kubelet_report(node.as_ref());
-                word.heard_at = lease.as_ref().and_then(cache::renewed_at).max(word.heard_at);
+                report.kubelet = kubelet_report(node.as_ref());
+                report.heard_at = lease.as_ref().and_then(cache::renewed_at).max(report.heard_at);
                 true
             }
             Ok(Err(_)) | Err(_) => false,

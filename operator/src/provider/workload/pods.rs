@@ -1,4 +1,4 @@
-//! Of each pod what is asked of it here, some hundred bytes: a provider keeps all pods of its cluster in memory.
+//! The fields of each pod that are used here, some hundred bytes: a provider keeps all pods of its cluster in memory.
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 use kube::{Resource, api::ObjectMeta};
@@ -22,7 +22,7 @@ pub(crate) struct PodSeen {
     pub(crate) life: Life,
     /// Its containers are ready, and it is not being deleted.
     pub(crate) ready: bool,
-    /// Why it is not ready, in the kubelet's and the scheduler's words.
+    /// Why it is not ready, as reported by the kubelet and the scheduler.
     pub(crate) trouble: Option<String>,
     /// How its main container ended.
     pub(crate) exit: Option<Exit>,
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_pod_is_kept_what_is_asked_of_it() {
+    fn only_the_used_fields_of_a_pod_are_kept() {
         let pod = |status: serde_json::Value| -> PodSeen {
             serde_json::from_value(json!({
                 "apiVersion": "v1", "kind": "Pod",

@@ -1,4 +1,4 @@
-//! When the market lets an allocation go: after the provider's word that it stopped, or when it must have stopped by
+//! When the market deletes an allocation: after the provider reports that it stopped, or when it must have stopped by
 //! itself.
 
 use jiff::Timestamp;
@@ -44,7 +44,7 @@ fn has_stopped(allocation: &GpuAllocation) -> bool {
     status.is_some_and(|s| s.stopped_at.is_some() || s.declined.is_some())
 }
 
-/// Asked to stop and stopped; or stopped, and its lease is gone or has forgotten it, when it can't be paid any more; or
+/// Released and stopped; or stopped, and its lease is gone or has forgotten it, when it can't be paid any more; or
 /// past the time at which it stops in any case.
 fn may_go(allocation: &GpuAllocation, lease: Option<&GpuLease>, now: Timestamp) -> bool {
     let stopped = has_stopped(allocation);

@@ -32,7 +32,7 @@ pub struct Checked {
 pub enum AccountState {
     /// Status names no account.
     NoTerms,
-    /// The chain could not be asked.
+    /// The chain could not be read.
     Unknown,
     /// There is no account, and one may still be opened.
     Absent,
@@ -205,7 +205,7 @@ fn funds_ended(world: &World, status: &GpuLeaseStatus, account: &Account) -> Opt
 
 /// A provider has stopped before the end of the funds.
 fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
-    // A provider that reads the end of the funds a block before us stops first: our own reading tells in a moment.
+    // A provider that reads the end of the funds a block before us stops first: our own read shows it shortly after.
     let seconds_left = account.paid_until.saturating_sub(account.block_time);
     let at_the_end = terms(world).is_some_and(|t| is_exhausted(account, t))
         || (account.running != 0 && seconds_left <= LAST_SECONDS);

@@ -85,7 +85,7 @@ pub(super) fn match_offers(world: &World, now: Timestamp, plan: &mut Plan) -> St
     };
     begin_round(world, request, network, payer, head, &placed.choices, plan);
     plan.wake = now;
-    Step::at(Fact::Asked)
+    Step::at(Fact::AwaitingReservations)
 }
 
 /// The step of a lease that cannot begin a round yet because of other leases; `None` if it can.
@@ -110,7 +110,7 @@ fn wait_for_others(world: &World, choices: &[Choice], now: Timestamp, plan: &mut
             ),
         ));
     }
-    if world.wallet == Observed::Known(Wallet::NotAsked) {
+    if world.wallet == Observed::Known(Wallet::NotRead) {
         // The provider had no capacity when this reconcile began to read, and has some now.
         plan.wake = now;
         return Some(Step::at(Fact::Unmatched));
@@ -128,9 +128,9 @@ fn retry_after(status: &GpuLeaseStatus) -> Option<Timestamp> {
     status.retry_after.as_deref()?.parse().ok()
 }
 
-/// Whether a quote of earlier names the same pools at the same prices. How many of their nodes are free, and how many of these
-/// in part, changes with every lease of everybody's: were that written to each lease that waits, the API server would do
-/// nothing else.
+/// Whether a quote of earlier names the same pools at the same prices. How many of their nodes are free, and how many
+/// of these in part, changes with every lease of everybody's: were that written to each lease that waits, the API
+/// server would do nothing else.
 fn same_offers(before: Option<&Quote>, now: &Quote) -> bool {
     let offers = |quote: &Quote| -> BTreeSet<[String; 4]> {
         let row = |o: &QuotedOffer| {
@@ -151,7 +151,7 @@ fn payer(
 ) -> Result<Address, (Blocker, String)> {
     let address = match &world.wallet {
         Observed::Known(Wallet::Ready(address)) => *address,
-        Observed::Known(Wallet::NotAsked) => {
+        Observed::Known(Wallet::NotRead) => {
             return Err((Blocker::WalletUnknown, "the wallet was not read yet".into()));
         }
         Observed::Known(Wallet::NotReadable(message)) => {

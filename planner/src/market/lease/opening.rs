@@ -33,7 +33,7 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
     };
     let Observed::Known(head) = &world.head else {
         plan.wake = in_seconds(now, 3);
-        return Step::at(Fact::Asked);
+        return Step::at(Fact::AwaitingReservations);
     };
     let open_by = u64::try_from(escrow.open_by).unwrap_or_default();
     plan.wake = in_seconds(now, 2);
@@ -42,7 +42,7 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
         if head.time + OPEN_MARGIN_SECONDS / 2 < open_by {
             plan.call = open_call(intent, terms, open_by);
         }
-        return Step::at(Fact::Asked);
+        return Step::at(Fact::AwaitingReservations);
     }
     if !plan.status.phase.is_unpaid() {
         // The account was open before: its block was replaced, and the next one may contain it again.
@@ -54,7 +54,7 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
     }
     if head.time + OPEN_MARGIN_SECONDS > open_by {
         if may_be_under_way(&plan.status) {
-            return Step::at(Fact::Asked);
+            return Step::at(Fact::AwaitingReservations);
         }
         return lapse("not every provider reserved in time", now, plan);
     }
@@ -68,7 +68,7 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
         });
         plan.wake = now;
     }
-    Step::at(Fact::Asked)
+    Step::at(Fact::AwaitingReservations)
 }
 
 /// The call that a stored intent to open asks for.

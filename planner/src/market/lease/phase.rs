@@ -1,25 +1,26 @@
-//! Where a lease moves. One place, closed on both sides: a new phase or fact does not compile until it is placed.
+//! The state machine of a lease. Both matches are exhaustive: a new phase or fact does not compile until it is handled
+//! here.
 
 use leasehold_crds::lease::Phase;
 
-/// What is true of a lease now, the most advanced of it first.
+/// The most advanced fact that is true of a lease now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
-    /// No provider is asked.
+    /// There are no allocations.
     Unmatched,
-    /// Providers are asked; nothing is paid.
-    Asked,
-    /// The account is open; nobody provisions yet.
+    /// The allocations are created or about to be; nothing is paid.
+    AwaitingReservations,
+    /// The account is open; no provider provisions yet.
     Open,
     /// Providers make the workload ready.
     Provisioning,
     /// A leg serves.
     Serving,
-    /// The funds ended and new ones are waited for.
+    /// The funds are spent, and the lease waits for new ones.
     OutOfFunds,
-    /// It is to end.
+    /// The lease is ending.
     Ending,
-    /// The chain shows it ended, or that it never began.
+    /// The chain shows that its account is closed, or was never opened.
     Ended,
 }
 
@@ -29,7 +30,7 @@ pub const fn after(phase: Phase, fact: Fact) -> Option<Phase> {
     use Phase::{Active, Closed, Funded, Matched, Pending, Provisioning, Settling, Suspended};
     match (phase, fact) {
         (Pending | Matched, Fact::Unmatched) => Some(Pending),
-        (Pending | Matched, Fact::Asked) => Some(Matched),
+        (Pending | Matched, Fact::AwaitingReservations) => Some(Matched),
         // A wiped status starts at Pending and may find an open, or a serving, account.
         (Pending | Matched | Funded, Fact::Open) => Some(Funded),
         (Pending | Matched | Funded | Provisioning, Fact::Provisioning) => Some(Provisioning),
@@ -39,7 +40,10 @@ pub const fn after(phase: Phase, fact: Fact) -> Option<Phase> {
             Some(Settling)
         }
         (_, Fact::Ended) => Some(Closed),
-        (Funded | Provisioning | Active | Suspended | Settling | Closed, Fact::Unmatched | Fact::Asked)
+        (
+            Funded | Provisioning | Active | Suspended | Settling | Closed,
+            Fact::Unmatched | Fact::AwaitingReservations,
+        )
         | (Provisioning | Active | Suspended | Settling | Closed, Fact::Open)
         | (Active | Suspended | Settling | Closed, Fact::Provisioning)
         | (Settling | Closed, Fact::Serving | Fact::OutOfFunds)
@@ -63,7 +67,7 @@ mod tests {
     ];
     const FACTS: [Fact; 8] = [
         Fact::Unmatched,
-        Fact::Asked,
+        Fact::AwaitingReservations,
         Fact::Open,
         Fact::Provisioning,
         Fact::Serving,

@@ -1,4 +1,4 @@
-//! A lease whose status was lost: the account and the allocations that are still there tell what it was.
+//! A lease whose status was lost: it is recovered from the account and the allocations that still exist.
 
 use jiff::Timestamp;
 use leasehold_crds::{
@@ -71,8 +71,8 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
     plan.status.providers = providers_text(plan.status.escrow.as_ref());
 }
 
-/// The status was lost before the chain shows an account: the newest allocation that still exists tells the round. If an
-/// allocation exists for every leg, the account may be about to open, so that round continues.
+/// The status was lost before the chain shows an account: the round is that of the newest allocation that still exists.
+/// If an allocation exists for every leg, the account may be about to open, so that round continues.
 pub(super) fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
     let newest = world.allocations.iter().max_by_key(|a| a.object.spec.round)?;
     let spec = &newest.object.spec;
@@ -81,9 +81,9 @@ pub(super) fn resume(world: &World, now: Timestamp, plan: &mut Plan) -> Option<S
         let same = |a: &&AllocationSeen| a.object.spec.escrow == spec.escrow;
         world.allocations.iter().filter(same)
     };
-    let asked = |terms: &Terms| mine().count() >= terms.legs.len();
+    let complete = |terms: &Terms| mine().count() >= terms.legs.len();
     match Terms::from_wire(&spec.escrow) {
-        Ok(terms) if asked(&terms) => {
+        Ok(terms) if complete(&terms) => {
             let round = round.unsigned_abs();
             if mine().filter(|a| a.signed).count() >= terms.legs.len() {
                 // All had accepted: the intent to open may have been stored, and may have been carried out.

@@ -1,12 +1,12 @@
-//! What a market keeps in memory of leases and of allocations, thousands of each: all that its decisions read, and what it
-//! must give back when it writes.
+//! The fields of leases and allocations that a market keeps in memory, thousands of each: those that its decisions
+//! read, and those that it must repeat when it writes.
 
 use leasehold_crds::{ANNOTATION_ABANDON, ANNOTATION_KNOWN, GpuAllocation, GpuLease};
 
 use super::reads::has_finalizer;
 
-/// Drops a lease's labels, and all annotations but the two that are asked for. What it is known by needs no mark while our
-/// finalizer is on it.
+/// Drops a lease's labels, and all annotations but the two that are used. The annotation that marks a known lease is
+/// not needed while it has our finalizer.
 pub fn trim_lease(lease: &mut GpuLease) {
     let held = has_finalizer(lease);
     lease.metadata.labels = None;
@@ -15,7 +15,7 @@ pub fn trim_lease(lease: &mut GpuLease) {
     }
 }
 
-/// Drops what the lease contains as well (workload, storage, subjects), labels, annotations, and conditions that are True.
+/// Drops what the lease contains too (workload, storage, subjects), labels, annotations, and conditions that are True.
 pub fn trim_allocation(allocation: &mut GpuAllocation) {
     allocation.metadata.labels = None;
     allocation.metadata.annotations = None;

@@ -31,7 +31,7 @@ pub struct Network {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wallet {
     /// It was not needed for this reconcile.
-    NotAsked,
+    NotRead,
     /// It holds the key of this address.
     Ready(Address),
     /// The namespace has not opted in, or there is no such Secret.
@@ -45,7 +45,7 @@ pub enum Wallet {
 pub struct AllocationSeen {
     /// The object, or what [`super::trim_allocation`] leaves of it.
     pub object: Arc<GpuAllocation>,
-    /// Whether its acceptance carries the signature of its leg's controller over what was asked.
+    /// Whether its acceptance carries the signature of its leg's controller over the allocation.
     pub signed: bool,
 }
 
@@ -170,7 +170,7 @@ pub struct World {
     pub allocations: Vec<AllocationSeen>,
     /// The payer's key.
     pub wallet: Observed<Wallet>,
-    /// What the payer holds; asked when a round is to begin.
+    /// The payer's balances; read when a round is to begin.
     pub balances: Option<Observed<Balances>>,
     /// The newest block.
     pub head: Observed<Head>,

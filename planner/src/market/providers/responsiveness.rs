@@ -1,15 +1,15 @@
-//! Whether a provider answers its allocations in time. Without this, a provider that has the lowest price and never answers
-//! would delay every lease that fits its offer by a minute.
+//! Whether a provider answers its allocations in time. Without this, a provider that has the lowest price and never
+//! answers would delay every lease that fits its offer by a minute.
 
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{GpuAllocation, market::allocation::GpuAllocationStatus};
 
 use crate::market::lease::OPEN_MARGIN_SECONDS;
 
-/// After this many consecutive timeouts a provider is passed over.
+/// After this many consecutive timeouts a provider is skipped.
 const TIMEOUTS_MAX: u32 = 3;
-/// How long a provider is passed over; afterwards it receives allocations again.
-const PASSED_OVER: SignedDuration = SignedDuration::from_mins(5);
+/// How long a provider is skipped; afterwards it receives allocations again.
+const SKIPPED_FOR: SignedDuration = SignedDuration::from_mins(5);
 /// An allocation that is deleted at most this long before its deadline counts as timed out.
 const DEADLINE_SLACK_SECONDS: i64 = 5;
 /// A provider that had less time than this to answer did not time out: the market created the allocation late.
@@ -36,10 +36,10 @@ impl ResponseRecord {
         self.last = Some(now);
     }
 
-    /// Whether the provider may be asked to host an allocation.
+    /// Whether new allocations may be created at the provider.
     #[must_use]
-    pub fn is_asked(&self, now: Timestamp) -> bool {
-        let over = |at: Timestamp| now.duration_since(at) >= PASSED_OVER;
+    pub fn is_responsive(&self, now: Timestamp) -> bool {
+        let over = |at: Timestamp| now.duration_since(at) >= SKIPPED_FOR;
         self.timeouts < TIMEOUTS_MAX || self.last.is_none_or(over)
     }
 }
@@ -77,8 +77,8 @@ impl Response {
         };
         let margin = i64::try_from(OPEN_MARGIN_SECONDS).unwrap_or(0) + DEADLINE_SLACK_SECONDS;
         let to_the_end = taken_back.saturating_add(margin) >= allocation.spec.open_by;
-        let asked = allocation.metadata.creation_timestamp.as_ref();
-        let long = asked.is_some_and(|at| taken_back - at.0.as_second() >= ANSWER_SECONDS_MIN);
+        let created = allocation.metadata.creation_timestamp.as_ref();
+        let long = created.is_some_and(|at| taken_back - at.0.as_second() >= ANSWER_SECONDS_MIN);
         if to_the_end && long && !allocation.spec.release {
             Self::TimedOut
         } else {
@@ -99,40 +99,48 @@ mod tests {
     }
 
     #[test]
-    fn who_lets_three_questions_lapse_is_passed_over_for_a_while() {
+    fn a_provider_with_three_timeouts_is_skipped_for_a_while() {
         let mut record = ResponseRecord::default();
         for _ in 0..2 {
             record.record_timeout(at(1000));
         }
-        assert!(record.is_asked(at(1000)));
+        assert!(record.is_responsive(at(1000)));
         record.record_timeout(at(1000));
-        assert!(!record.is_asked(at(1299)));
-        assert!(record.is_asked(at(1300)), "it may show that it answers");
+        assert!(!record.is_responsive(at(1299)));
+        assert!(record.is_responsive(at(1300)), "it receives allocations again");
         record.record_timeout(at(1360));
-        assert!(!record.is_asked(at(1400)), "it does not");
+        assert!(!record.is_responsive(at(1400)), "it timed out again");
         record.record_response();
-        assert!(record.is_asked(at(1400)));
+        assert!(record.is_responsive(at(1400)));
     }
 
     #[test]
-    fn only_what_was_waited_for_to_the_end_has_lapsed() {
+    fn only_an_allocation_that_is_deleted_at_its_deadline_timed_out() {
         let spec = GpuAllocationSpec {
             open_by: 1060,
             ..GpuAllocationSpec::default()
         };
-        let mut question = GpuAllocation::new("q", spec);
-        question.metadata.creation_timestamp = Some(Time(at(1001)));
-        assert_eq!(Response::of(&question), Response::Awaited);
-        question.metadata.deletion_timestamp = Some(Time(at(1010)));
-        assert_eq!(Response::of(&question), Response::NotWanted, "the tenant went");
-        question.metadata.deletion_timestamp = Some(Time(at(1050)));
-        assert_eq!(Response::of(&question), Response::TimedOut);
-        question.metadata.creation_timestamp = Some(Time(at(1040)));
-        assert_eq!(Response::of(&question), Response::NotWanted, "it was asked late");
-        question.status = Some(GpuAllocationStatus {
+        let mut allocation = GpuAllocation::new("a", spec);
+        allocation.metadata.creation_timestamp = Some(Time(at(1001)));
+        assert_eq!(Response::of(&allocation), Response::Awaited);
+        allocation.metadata.deletion_timestamp = Some(Time(at(1010)));
+        assert_eq!(
+            Response::of(&allocation),
+            Response::NotWanted,
+            "the tenant deleted the lease"
+        );
+        allocation.metadata.deletion_timestamp = Some(Time(at(1050)));
+        assert_eq!(Response::of(&allocation), Response::TimedOut);
+        allocation.metadata.creation_timestamp = Some(Time(at(1040)));
+        assert_eq!(
+            Response::of(&allocation),
+            Response::NotWanted,
+            "it was created late"
+        );
+        allocation.status = Some(GpuAllocationStatus {
             declined: Some(Declined::default()),
             ..GpuAllocationStatus::default()
         });
-        assert_eq!(Response::of(&question), Response::Received);
+        assert_eq!(Response::of(&allocation), Response::Received);
     }
 }

@@ -109,8 +109,8 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
         follow.release |= spec.release;
         follow.allocation.drop_results |= spec.drop_results;
         // Only later, and never beyond the longest term that the pool sold.
-        let asked = spec.not_after.min(follow.hosting.not_after_max);
-        follow.allocation.not_after = follow.allocation.not_after.max(asked);
+        let requested = spec.not_after.min(follow.hosting.not_after_max);
+        follow.allocation.not_after = follow.allocation.not_after.max(requested);
         status.not_after = Some(follow.allocation.not_after);
         return Plan {
             accept: acceptance(world, &follow, &status, now),
@@ -170,7 +170,7 @@ fn acceptance(
     })
 }
 
-/// The market is told what the reservation's status says.
+/// Copies the reservation's status into the allocation's.
 fn mirror(reservation: &GpuReservation, status: &mut GpuAllocationStatus) {
     status.not_after = Some(reservation.spec.allocation.not_after);
     let Some(from) = &reservation.status else {

@@ -1,3 +1,3 @@
-//! A provider's decisions about the allocations it is asked to host.
+//! A provider's decisions about the allocations that are addressed to it.
 
 pub mod accept;

@@ -73,21 +73,21 @@ pub struct Health {
     pub due: Option<Timestamp>,
 }
 
-/// A slice of a GPU is named by its own UUID, which starts so; the GPU it is a part of is not told.
+/// Prefix of the UUID of a slice of a GPU. The kubelet does not report which GPU the slice is a part of.
 const SLICE: &str = "MIG-";
 
-/// The health of the GPUs that a reservation holds. `answering_since` is the time since which the API server that
+/// The health of the GPUs that a reservation holds. `reachable_since` is the time since which the API server that
 /// serves the reports has answered.
 #[must_use]
-pub fn judge(
+pub fn assess(
     held: &[String],
     nodes: &[NodeReport<'_>],
-    answering_since: Option<Timestamp>,
+    reachable_since: Option<Timestamp>,
     now: Timestamp,
 ) -> Health {
     let (mut lost, mut due) = (None::<Fault>, None);
-    for word in nodes {
-        match word.lost(answering_since, now) {
+    for report in nodes {
+        match report.lost(reachable_since, now) {
             Lost::No => {}
             Lost::At(at) => due = Some(due.map_or(at, |d: Timestamp| d.min(at))),
             Lost::Since(since) => {
@@ -95,11 +95,11 @@ pub fn judge(
                     kind: FaultKind::Node,
                     message: format!(
                         "neither the kubelet nor the agent of node {} has been heard of since {since:.0}",
-                        word.node
+                        report.node
                     ),
                     since: unix(since),
                 };
-                // The first to fall is told, and from then on seconds go back.
+                // The node that was lost first is reported; seconds are credited from that time on.
                 lost = Some(lost.filter(|f| f.since <= fault.since).unwrap_or(fault));
             }
         }
@@ -126,17 +126,17 @@ fn gpu_fault(held: &[String], nodes: &[NodeReport<'_>], now: Timestamp) -> Obser
     let mut unknown = None;
     for uuid in held {
         let mut named = false;
-        for word in nodes {
-            let devices = word.status.iter().flat_map(|s| &s.devices);
+        for report in nodes {
+            let devices = report.status.iter().flat_map(|s| &s.devices);
             for device in devices.filter(|d| is_of(uuid, d)) {
                 named = true;
                 match device.health {
-                    DeviceHealth::Healthy if word.alive(now) => {}
+                    DeviceHealth::Healthy if report.alive(now) => {}
                     DeviceHealth::Healthy => {
-                        unknown.get_or_insert(format!("the agent of node {} is silent", word.node));
+                        unknown.get_or_insert(format!("the agent of node {} is silent", report.node));
                     }
                     DeviceHealth::Unknown => {
-                        let why = format!("{}: GPU {} {}", word.node, device.index, device.message);
+                        let why = format!("{}: GPU {} {}", report.node, device.index, device.message);
                         unknown.get_or_insert(why);
                     }
                     DeviceHealth::Lost
@@ -145,17 +145,17 @@ fn gpu_fault(held: &[String], nodes: &[NodeReport<'_>], now: Timestamp) -> Obser
                     | DeviceHealth::Duplicate
                     | DeviceHealth::WitnessesDisagree
                     | DeviceHealth::Recovering => {
-                        let what = format!("{}: GPU {}: {}", word.node, device.index, device.message);
+                        let what = format!("{}: GPU {}: {}", report.node, device.index, device.message);
                         return broken(what, since(device, now));
                     }
                 }
             }
         }
         if !named {
-            match nodes.iter().find(|word| !knows_its_gpus(word, now)) {
+            match nodes.iter().find(|report| !knows_its_gpus(report, now)) {
                 None => return broken(format!("GPU {uuid} is gone"), unix(now)),
-                Some(word) => {
-                    unknown.get_or_insert(format!("node {} does not say which GPUs it has", word.node));
+                Some(report) => {
+                    unknown.get_or_insert(format!("node {} does not say which GPUs it has", report.node));
                 }
             }
         }
@@ -163,17 +163,18 @@ fn gpu_fault(held: &[String], nodes: &[NodeReport<'_>], now: Timestamp) -> Obser
     unknown.map_or(Observed::Known(None), Observed::Unknown)
 }
 
-/// Whether the device is the one held. A slice counts for any GPU that has slices: which one it is of is not told.
+/// Whether the device is the one held. A slice matches any GPU that has slices, because the kubelet does
+/// not report which GPU it is a part of.
 fn is_of(held: &str, device: &GpuDevice) -> bool {
     device.uuid == held || (held.starts_with(SLICE) && device.mig_enabled == Some(true))
 }
 
-/// Only the whole list of a living agent proves that a GPU is not there.
-fn knows_its_gpus(word: &NodeReport<'_>, now: Timestamp) -> bool {
-    let told = |s: &&GpuNodeStatus| {
+/// Only a complete list from an agent that reports proves that a GPU is missing.
+fn knows_its_gpus(report: &NodeReport<'_>, now: Timestamp) -> bool {
+    let is_complete = |s: &&GpuNodeStatus| {
         !s.devices.is_empty() && s.devices.iter().all(|d| d.health != DeviceHealth::Unknown)
     };
-    word.alive(now) && word.status.as_ref().is_some_and(told)
+    report.alive(now) && report.status.as_ref().is_some_and(is_complete)
 }
 
 fn since(device: &GpuDevice, now: Timestamp) -> u64 {
@@ -184,9 +185,9 @@ fn unix(time: Timestamp) -> u64 {
     u64::try_from(time.as_second()).unwrap_or_default()
 }
 
-/// Why a node is not fit to be sold by what its agent says: in one word, and for a person. Health and the witnesses'
-/// word must be there; whose processes compute on the GPUs can't be known everywhere, so that only a stranger who was
-/// seen there counts.
+/// Why a node cannot be sold according to its agent: a reason and a message. Its health and the agreement of the
+/// witnesses must be reported. The owners of the processes on its GPUs are not known on every node, so that only a
+/// foreign process that was seen counts.
 #[must_use]
 pub fn unfit(status: &GpuNodeStatus) -> Option<(String, String)> {
     let conditions = &status.conditions;
@@ -205,7 +206,7 @@ pub fn unfit(status: &GpuNodeStatus) -> Option<(String, String)> {
         .map(|c| (c.reason.clone(), c.message.clone()))
 }
 
-/// UUIDs by which a node claims GPUs. One that is lost is no claim: the card may sit elsewhere by now.
+/// UUIDs of the GPUs that a node reports. A lost GPU does not count: the card may be in another node now.
 #[must_use]
 pub fn claims(status: &GpuNodeStatus) -> Vec<String> {
     let there = status.devices.iter().filter(|d| d.health != DeviceHealth::Lost);
@@ -215,11 +216,11 @@ pub fn claims(status: &GpuNodeStatus) -> Vec<String> {
         .collect()
 }
 
-/// Nodes that claim a GPU which another claims too, each with the reason for a person.
+/// Nodes that report a GPU that another node reports too, each with a message.
 ///
-/// Nobody can tell from here which of them lies, so none is sold. A claim counts while its agent lives and its node is
-/// for sale: who takes the liar out of sale (`spec.sell: false`) has the honest one back at once, and a machine that is
-/// switched off does not keep its cards from being sold where they sit now.
+/// Which of the reports is false cannot be known here, so that neither node is sold. A report counts while its agent is
+/// live and its node is for sale: `spec.sell: false` on the node of the false report restores the other one at once,
+/// and a node that is switched off does not prevent the sale of its cards in another node.
 #[must_use]
 pub fn claimed_twice(nodes: &[NodeSeen]) -> BTreeMap<&str, String> {
     let mut claimed: HashMap<&str, BTreeSet<&str>> = HashMap::new();
@@ -235,11 +236,11 @@ pub fn claimed_twice(nodes: &[NodeSeen]) -> BTreeMap<&str, String> {
     }
     let mut twice: Vec<_> = claimed.into_iter().filter(|(_, by)| by.len() > 1).collect();
     twice.sort();
-    let mut told = BTreeMap::new();
+    let mut reasons = BTreeMap::new();
     for (uuid, by) in twice {
         for node in &by {
             let others: Vec<&str> = by.iter().filter(|other| *other != node).copied().collect();
-            told.entry(*node).or_insert_with(|| {
+            reasons.entry(*node).or_insert_with(|| {
                 format!(
                     "{uuid} is claimed by {} too: find out which of them has it, and set spec.sell: false on the GpuNode \
                      of the other",
@@ -248,7 +249,7 @@ pub fn claimed_twice(nodes: &[NodeSeen]) -> BTreeMap<&str, String> {
             });
         }
     }
-    told
+    reasons
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Nodes that are lost whole: machine, kubelet and agent at once. Nobody is left there to tell of a fault, so that it is
-//! told by two silences: the kubelet's, as the cluster's own node controller judges it, and the agent's.
+//! Nodes that are lost entirely: machine, kubelet and agent at once. No agent is left to report a fault, so that two
+//! timeouts decide: of the kubelet's heartbeats, as the cluster's node controller reports it, and of the agent's.
 //!
-//! A silence of the API server is neither. While it is away no heartbeat arrives, and when it is back all of them are
-//! late together: so the silences count only once it has answered for as long as they must last.
+//! While the API server is down, no heartbeat arrives, and afterwards all of them are late together. Therefore the
+//! timeouts count only once the API server has answered for at least as long as they last.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -10,7 +10,7 @@ use super::NodeReport;
 
 /// Reports must be missing for this long to count: an agent and a kubelet each report every 10 s.
 pub const LIVENESS_TIMEOUT_SECONDS: i64 = 60;
-/// Answers further apart than this leave room for an outage between them.
+/// Two answers that are further apart than this may have an outage between them.
 const GAP_SECONDS: i64 = 45;
 
 /// What the cluster says of a node's kubelet: the `Ready` condition of the Node.
@@ -22,14 +22,14 @@ pub enum KubeletReport {
     NotReady {
         /// Since when (`lastTransitionTime`).
         since: Timestamp,
-        /// When the kubelet spoke last (`lastHeartbeatTime`).
+        /// When the kubelet reported last (`lastHeartbeatTime`).
         heard_at: Option<Timestamp>,
     },
     /// There is no such Node.
     Gone,
 }
 
-/// Since when an API server has answered each time it was asked, with no gap that would hide an outage.
+/// The time since which an API server has answered every read, without a gap that could hide an outage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answers(Option<(Timestamp, Timestamp)>);
 
@@ -56,42 +56,42 @@ pub(super) enum Lost {
     No,
     /// Neither reports; the node is lost at that time unless one of them reports again.
     At(Timestamp),
-    /// Since that time nobody has heard of it.
+    /// There are no reports of it since that time.
     Since(Timestamp),
 }
 
 impl NodeReport<'_> {
-    /// Whether its agent was heard of lately.
+    /// Whether its agent has reported lately.
     #[must_use]
     pub fn alive(&self, now: Timestamp) -> bool {
         is_live(self.heard_at, now)
     }
 
-    /// Whether the kubelet is not well, so that all that is known of the node must be read anew, from the API server and
-    /// not from a cache, before anybody judges it.
+    /// Whether the kubelet is not ready, so that everything known of the node must be read again from the API server,
+    /// not from a cache, before it is assessed.
     #[must_use]
     pub fn is_suspect(&self) -> bool {
         self.kubelet != KubeletReport::Ready
     }
 
-    /// Judges by what the API server says now; `answering_since` is since when it does.
-    pub(super) fn lost(&self, answering_since: Option<Timestamp>, now: Timestamp) -> Lost {
+    /// Whether the node is lost by what the API server shows now, which has answered since `reachable_since`.
+    pub(super) fn lost(&self, reachable_since: Option<Timestamp>, now: Timestamp) -> Lost {
         let not_ready_since = match self.kubelet {
             KubeletReport::Ready => return Lost::No,
             KubeletReport::NotReady { since, .. } => Some(since),
             KubeletReport::Gone => None,
         };
-        let silences = [not_ready_since, self.heard_at, answering_since];
+        let silences = [not_ready_since, self.heard_at, reachable_since];
         let latest = silences.into_iter().flatten().max().unwrap_or(now);
         let due = later(latest, LIVENESS_TIMEOUT_SECONDS + 1);
-        match answering_since {
+        match reachable_since {
             Some(_) if now >= due => Lost::Since(self.last_heard().unwrap_or(now).min(now)),
             Some(_) => Lost::At(due),
             None => Lost::At(later(now, LIVENESS_TIMEOUT_SECONDS + 1)),
         }
     }
 
-    /// When somebody last spoke well of it. A kubelet that goes on saying that the node is not ready does not.
+    /// When it was last reported as ready. Reports of a kubelet that the node is not ready do not count.
     fn last_heard(&self) -> Option<Timestamp> {
         let kubelet = match self.kubelet {
             KubeletReport::NotReady { since, heard_at } => heard_at.map(|at| at.min(since)),
@@ -101,7 +101,7 @@ impl NodeReport<'_> {
     }
 }
 
-/// Whether somebody who renews a Lease has done so lately.
+/// Whether a Lease was renewed lately.
 #[must_use]
 pub fn is_live(heard_at: Option<Timestamp>, now: Timestamp) -> bool {
     heard_at.is_some_and(|at| seconds(at, now) <= LIVENESS_TIMEOUT_SECONDS)
@@ -124,7 +124,7 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    /// Both spoke last at second 1000; the cluster saw the kubelet's silence 40 s later.
+    /// Both reported last at second 1000; the cluster marked the node as not ready 40 s later.
     fn dead() -> NodeReport<'static> {
         NodeReport {
             node: "n",
@@ -139,15 +139,15 @@ mod tests {
 
     #[test]
     fn two_silences_of_a_minute_make_a_lost_node_since_it_was_last_heard_of() {
-        let answering = Some(at(1040));
-        assert_eq!(dead().lost(answering, at(1100)), Lost::At(at(1101)));
-        assert_eq!(dead().lost(answering, at(1101)), Lost::Since(at(1000)));
+        let reachable = Some(at(1040));
+        assert_eq!(dead().lost(reachable, at(1100)), Lost::At(at(1101)));
+        assert_eq!(dead().lost(reachable, at(1101)), Lost::Since(at(1000)));
         let kubelet_later = NodeReport {
             heard_at: Some(at(900)),
             ..dead()
         };
         assert_eq!(
-            kubelet_later.lost(answering, at(1101)),
+            kubelet_later.lost(reachable, at(1101)),
             Lost::Since(at(995)),
             "whichever was heard of last"
         );
@@ -156,16 +156,16 @@ mod tests {
     #[test]
     fn one_silence_makes_none() {
         let now = at(5000);
-        let agent_speaks = NodeReport {
+        let agent_reports = NodeReport {
             heard_at: Some(at(4990)),
             ..dead()
         };
-        assert_eq!(agent_speaks.lost(Some(at(0)), now), Lost::At(at(5051)));
-        let kubelet_speaks = NodeReport {
+        assert_eq!(agent_reports.lost(Some(at(0)), now), Lost::At(at(5051)));
+        let kubelet_reports = NodeReport {
             kubelet: KubeletReport::Ready,
             ..dead()
         };
-        assert_eq!(kubelet_speaks.lost(Some(at(0)), now), Lost::No);
+        assert_eq!(kubelet_reports.lost(Some(at(0)), now), Lost::No);
     }
 
     #[test]

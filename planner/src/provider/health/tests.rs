@@ -35,7 +35,7 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
-fn word(status: &GpuNodeStatus, alive: bool) -> NodeReport<'_> {
+fn report(status: &GpuNodeStatus, alive: bool) -> NodeReport<'_> {
     NodeReport {
         node: "n",
         heard_at: Some(at(if alive { NOW - 5 } else { NOW - 61 })),
@@ -44,8 +44,8 @@ fn word(status: &GpuNodeStatus, alive: bool) -> NodeReport<'_> {
     }
 }
 
-fn judged(held: &str, devices: &[GpuDevice], alive: bool) -> Observed<Option<Fault>> {
-    let health = judge(&[held.into()], &[word(&status(devices), alive)], None, at(NOW));
+fn assessed(held: &str, devices: &[GpuDevice], alive: bool) -> Observed<Option<Fault>> {
+    let health = assess(&[held.into()], &[report(&status(devices), alive)], None, at(NOW));
     assert_eq!(health.due, None, "the kubelet is well");
     health.fault
 }
@@ -64,41 +64,41 @@ fn a_fault_is_told_with_its_time_and_health_only_by_a_living_agent() {
         device("a", DeviceHealth::Lost),
         device("b", DeviceHealth::Healthy),
     ];
-    let told = broken("n: GPU 0: words", 100);
-    assert_eq!(judged("a", &lost, true), told);
-    assert_eq!(judged("a", &lost, false), told, "a fault stays told");
+    let fault = broken("n: GPU 0: words", 100);
+    assert_eq!(assessed("a", &lost, true), fault);
+    assert_eq!(assessed("a", &lost, false), fault, "a reported fault remains");
     assert_eq!(
-        judged("b", &lost, true),
+        assessed("b", &lost, true),
         Observed::Known(None),
         "another's fault is none of ours"
     );
-    assert!(matches!(judged("b", &lost, false), Observed::Unknown(_)));
+    assert!(matches!(assessed("b", &lost, false), Observed::Unknown(_)));
     let back = [device("a", DeviceHealth::Recovering)];
     assert!(
-        matches!(judged("a", &back, true), Observed::Known(Some(_))),
+        matches!(assessed("a", &back, true), Observed::Known(Some(_))),
         "watched, not yet well"
     );
     let unread = [device("a", DeviceHealth::Unknown)];
-    assert!(matches!(judged("a", &unread, true), Observed::Unknown(_)));
+    assert!(matches!(assessed("a", &unread, true), Observed::Unknown(_)));
 }
 
 #[test]
 fn a_gpu_is_gone_only_by_a_whole_list() {
     let other = [device("b", DeviceHealth::Healthy)];
-    assert_eq!(judged("a", &other, true), broken("GPU a is gone", 500));
-    assert!(matches!(judged("a", &other, false), Observed::Unknown(_)));
+    assert_eq!(assessed("a", &other, true), broken("GPU a is gone", 500));
+    assert!(matches!(assessed("a", &other, false), Observed::Unknown(_)));
     assert!(
-        matches!(judged("a", &[], true), Observed::Unknown(_)),
+        matches!(assessed("a", &[], true), Observed::Unknown(_)),
         "a GpuNode made anew says nothing yet"
     );
     let unread = [device("b", DeviceHealth::Unknown)];
-    assert!(matches!(judged("a", &unread, true), Observed::Unknown(_)));
+    assert!(matches!(assessed("a", &unread, true), Observed::Unknown(_)));
     let nothing = GpuNodeStatus::default();
     let nobody = NodeReport {
         status: None,
-        ..word(&nothing, true)
+        ..report(&nothing, true)
     };
-    let fault = |held: &[String], nodes: &[NodeReport<'_>]| judge(held, nodes, None, at(NOW)).fault;
+    let fault = |held: &[String], nodes: &[NodeReport<'_>]| assess(held, nodes, None, at(NOW)).fault;
     assert!(matches!(fault(&["a".into()], &[nobody]), Observed::Unknown(_)));
     assert_eq!(fault(&[], &[]), Observed::Known(None), "nothing is held");
 }
@@ -107,13 +107,16 @@ fn a_gpu_is_gone_only_by_a_whole_list() {
 fn a_slice_is_as_well_as_the_gpus_that_have_slices() {
     let mut card = device("GPU-a", DeviceHealth::Healthy);
     assert!(
-        matches!(judged("MIG-1", &[card.clone()], true), Observed::Known(Some(_))),
+        matches!(assessed("MIG-1", &[card.clone()], true), Observed::Known(Some(_))),
         "no GPU here has slices"
     );
     card.mig_enabled = Some(true);
-    assert_eq!(judged("MIG-1", &[card.clone()], true), Observed::Known(None));
+    assert_eq!(assessed("MIG-1", &[card.clone()], true), Observed::Known(None));
     card.health = DeviceHealth::FatalXid;
-    assert!(matches!(judged("MIG-1", &[card], true), Observed::Known(Some(_))));
+    assert!(matches!(
+        assessed("MIG-1", &[card], true),
+        Observed::Known(Some(_))
+    ));
 }
 
 #[test]
@@ -126,27 +129,27 @@ fn a_lost_node_is_a_fault_since_the_first_of_what_broke() {
             since: at(NOW - 100),
             heard_at: None,
         },
-        ..word(&healthy, false)
+        ..report(&healthy, false)
     };
-    let judged = |nodes: &[NodeReport<'_>]| judge(&["a".into()], nodes, Some(at(0)), at(NOW));
+    let assessed = |nodes: &[NodeReport<'_>]| assess(&["a".into()], nodes, Some(at(0)), at(NOW));
     let kind = |health: &Health| {
         health
             .fault
             .known()
             .and_then(|f| f.as_ref().map(|f| (f.kind, f.since)))
     };
-    let lost = judged(&[silent(300), silent(200)]);
+    let lost = assessed(&[silent(300), silent(200)]);
     assert_eq!(kind(&lost), Some((FaultKind::Node, 200)));
-    // The GPU broke at second 100, the node fell at 200: back go the seconds since 100, and the other way round.
+    // The GPU failed at second 100 and the node at 200: seconds are credited since 100; and the other way round.
     let broken = devices(DeviceHealth::Lost);
     let both = |heard_at| NodeReport {
         status: Some(&broken),
         ..silent(heard_at)
     };
-    assert_eq!(kind(&judged(&[both(200)])), Some((FaultKind::Gpu, 100)));
-    assert_eq!(kind(&judged(&[both(50)])), Some((FaultKind::Node, 50)));
-    // Not yet for long enough: what is known is that nobody knows.
-    let fresh = judge(&["a".into()], &[silent(300)], Some(at(NOW - 10)), at(NOW));
+    assert_eq!(kind(&assessed(&[both(200)])), Some((FaultKind::Gpu, 100)));
+    assert_eq!(kind(&assessed(&[both(50)])), Some((FaultKind::Node, 50)));
+    // Not for long enough yet: the state is unknown.
+    let fresh = assess(&["a".into()], &[silent(300)], Some(at(NOW - 10)), at(NOW));
     assert!(matches!(fresh.fault, Observed::Unknown(_)));
     assert_eq!(fresh.due, Some(at(NOW + 51)));
 }
@@ -218,8 +221,8 @@ fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
         unfit(&seen)
     };
     use ConditionStatus::{False, True, Unknown};
-    let word = Some(("Agree".to_owned(), "words".to_owned()));
-    let silence = Some((String::new(), String::new()));
+    let reported = Some(("Agree".to_owned(), "words".to_owned()));
+    let nothing = Some((String::new(), String::new()));
     assert_eq!(
         said(&[
             (NodeCondition::Healthy, True),
@@ -229,23 +232,23 @@ fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
     );
     assert_eq!(
         said(&[(NodeCondition::Healthy, True)]),
-        silence,
-        "nobody asked the other witnesses"
+        nothing,
+        "the other witnesses have not reported"
     );
-    assert_eq!(said(&[]), silence);
+    assert_eq!(said(&[]), nothing);
     assert_eq!(
         said(&[
             (NodeCondition::Healthy, Unknown),
             (NodeCondition::WitnessesAgree, True)
         ]),
-        word
+        reported
     );
     assert_eq!(
         said(&[
             (NodeCondition::Healthy, True),
             (NodeCondition::WitnessesAgree, False)
         ]),
-        word
+        reported
     );
     let processes = |truth| {
         said(&[
@@ -260,5 +263,5 @@ fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
         None,
         "agents without the host's processes can't know"
     );
-    assert_eq!(processes(False), word, "a stranger computes on a GPU");
+    assert_eq!(processes(False), reported, "a foreign process runs on a GPU");
 }

@@ -19,7 +19,7 @@ use crate::{
     request::{Shape, Version},
 };
 
-/// A node with GPUs, as its Node, its GpuNode and its pods tell.
+/// A node with GPUs, as shown by its Node, its GpuNode and its pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSeen {
     /// Name of the Node.
@@ -53,7 +53,7 @@ pub struct GpusSeen {
     pub cuda: Version,
     /// Whether every GPU is healthy, every witness agrees, and nobody computes on a GPU that is not his.
     pub healthy: bool,
-    /// Why not, in one word.
+    /// Reason why it is not sold.
     pub reason: String,
     /// Why not, for a person.
     pub message: String,
@@ -101,8 +101,8 @@ pub struct PoolSupply {
 }
 
 impl PoolSupply {
-    /// Takes room of nodes as a reservation does, so that the next can be told without counting everything anew. The rows
-    /// stay as they were counted.
+    /// Takes room of nodes as a reservation does, so that the next one is decided without counting everything again.
+    /// The rows stay as they were counted.
     pub fn take(&mut self, nodes: &[String], shape: &Shape) {
         for node in self.free.iter_mut().filter(|n| nodes.contains(&n.name)) {
             node.room = node.room.without(shape);
@@ -141,7 +141,7 @@ pub fn is_open(hours: &[SaleHours], now: Timestamp) -> bool {
     })
 }
 
-/// Why a node is not sold: in one word, and for a person where it is news.
+/// Why a node is not sold: a reason, and a message where there is something to report.
 type Refusal = (String, String);
 
 /// Bounds of the schema.
@@ -201,8 +201,8 @@ fn not_sold(node: &str, (reason, message): Refusal) -> NotSold {
     }
 }
 
-/// Nodes with equal values of class, free capacity, GPU memory, compute capability, CUDA version and user namespaces are
-/// offered together.
+/// Nodes with equal values of class, free capacity, GPU memory, compute capability, CUDA version and user namespaces
+/// are offered together.
 type Group = (String, Shape, u64, Version, Version, bool);
 
 /// What one pool can sell now. `taken` are nodes that an earlier pool sells already.
@@ -399,12 +399,12 @@ mod tests {
         let mut liar = node("liar", 2, 0);
         liar.gpus.as_mut().unwrap().claims[1] = "GPU-honest-3".into();
         let supply = supply(&[node("honest", 4, 0), liar, node("other", 1, 0)], &[]);
-        let told: Vec<_> = supply
+        let unsold: Vec<_> = supply
             .not_sold
             .iter()
             .map(|n| (n.node.as_str(), n.reason.as_str()))
             .collect();
-        assert_eq!(told, [("honest", "DuplicateUuid"), ("liar", "DuplicateUuid")]);
+        assert_eq!(unsold, [("honest", "DuplicateUuid"), ("liar", "DuplicateUuid")]);
         assert!(
             supply.not_sold[0]
                 .message
@@ -431,11 +431,11 @@ mod tests {
         /// However reservations follow on each other, no GPU is held twice, and to take what is reserved off what was
         /// counted before comes to the same as to count anew.
         #[test]
-        fn no_gpu_twice(sizes in prop::collection::vec(0u64..9, 1..6), wishes in prop::collection::vec((1u64..9, 1usize..4), 0..20)) {
+        fn no_gpu_twice(sizes in prop::collection::vec(0u64..9, 1..6), requests in prop::collection::vec((1u64..9, 1usize..4), 0..20)) {
             let nodes: Vec<_> = sizes.iter().enumerate().map(|(i, n)| node(&format!("n{i}"), *n, 0)).collect();
             let mut holds: Vec<Hold> = vec![];
             let mut counted = supply(&nodes, &holds);
-            for (i, (gpus, count)) in wishes.into_iter().enumerate() {
+            for (i, (gpus, count)) in requests.into_iter().enumerate() {
                 let shape = Shape { gpus, millicores: gpus * 8000, memory: gpus << 35, scratch: 0 };
                 if let Some(picked) = pick(&supply(&nodes, &holds).free, &shape, count) {
                     let picked: BTreeSet<_> = picked.into_iter().map(|n| n.name.clone()).collect();

@@ -162,7 +162,7 @@ fn ready(world: &World<'_>, now: Timestamp, output: &mut GpuReservationStatus) {
                     ConditionStatus::False,
                     ReservationReason::GpusNotBound,
                     format!(
-                        "the kubelets' word is there of {bound} of {wanted} GPUs: nothing is charged before"
+                        "kubelets have bound {bound} of {wanted} GPUs; charging starts when all are bound"
                     ),
                 ),
                 Readiness::GpusMissing(..) | Readiness::Ready => {
@@ -239,11 +239,11 @@ pub struct News {
 /// The Event about the GPUs, if they became faulty, or healthy again after a fault.
 #[must_use]
 pub fn news_of_gpus(before: Option<&GpuReservationStatus>, now: &GpuReservationStatus) -> Option<News> {
-    let word = |s: &GpuReservationStatus| {
+    let healthy = |s: &GpuReservationStatus| {
         find(&s.conditions, ReservationCondition::GpusHealthy).map(|c| c.status.clone())
     };
     let is = find(&now.conditions, ReservationCondition::GpusHealthy)?;
-    let changed = before.and_then(word).as_ref() != Some(&is.status);
+    let changed = before.and_then(healthy).as_ref() != Some(&is.status);
     let was_at_fault = before.is_some_and(|s| s.fault_since.is_some());
     let news = match is.status.as_str() {
         "False" => changed,

@@ -43,7 +43,7 @@ pub(super) fn start_or_pause(
         if leg.runs {
             let served = leg.served_until(u64::try_from(since).unwrap_or_default(), account.block_time);
             plan.status.served_after_credit.get_or_insert(wire(served));
-            return pass(now, plan, LegAction::Pause, LegCall::Pause);
+            return store_or_send(now, plan, LegAction::Pause, LegCall::Pause);
         }
         let Some(due) = leg.due(world, terms, &plan.status) else {
             plan.wake = plan.wake.min(later(now, 1));
@@ -51,7 +51,7 @@ pub(super) fn start_or_pause(
         };
         plan.status.credit_due = Some(wire(due));
         if due > 0 {
-            return pass(now, plan, LegAction::Credit, LegCall::Credit(due));
+            return store_or_send(now, plan, LegAction::Credit, LegCall::Credit(due));
         }
         if *fault != Observed::Known(None) {
             // Neither a node that comes back nor its agent brings an event of its own.
@@ -73,13 +73,13 @@ pub(super) fn start_or_pause(
         let due = world
             .withdraw
             .is_some_and(|w| w.are_due(&leg.state, leg.rate(terms)));
-        // What might have to be given back stays where it can be.
+        // Tokens that may have to be credited are not withdrawn.
         if due && well {
             return withdraw(now, plan);
         }
         plan.status.intent = None;
     } else if ready && well {
-        pass(now, plan, LegAction::Start, LegCall::Start);
+        store_or_send(now, plan, LegAction::Start, LegCall::Start);
     } else {
         // A reservation that resumes stays Suspended until its leg runs again.
         plan.status.intent = None;
@@ -89,16 +89,16 @@ pub(super) fn start_or_pause(
 /// Whether everything that the leg charges for is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Readiness {
-    /// So many of its pods are ready, or have done their work.
+    /// Number of pods that are ready or have succeeded.
     PodsMissing(usize),
-    /// So many GPUs are bound to them by their kubelets' word, and so many should be.
+    /// Number of GPUs that are bound to its pods according to their kubelets, and number that should be.
     GpusMissing(usize, usize),
     /// All of it.
     Ready,
 }
 
 impl Readiness {
-    /// A pod that has done its work holds no GPU any more.
+    /// A pod that has succeeded holds no GPU any more.
     pub(super) fn of(running: &Running, allocation: &GpuAllocationSpec) -> Self {
         let count = |n: i64| usize::try_from(n).unwrap_or_default();
         let nodes = count(allocation.nodes);
@@ -118,9 +118,9 @@ impl Readiness {
 /// When what a leg has earned goes to its payee while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Withdrawals {
-    /// Once each so many served seconds.
+    /// Served seconds between two withdrawals.
     pub every_seconds: u64,
-    /// And at least so much.
+    /// Minimum amount of a withdrawal.
     pub above: TokenAmount,
 }
 
@@ -135,7 +135,8 @@ impl Withdrawals {
         })
     }
 
-    /// What has not been withdrawn tells since when: no clock is needed, and nothing is asked twice after a crash.
+    /// The amount that is not withdrawn yet shows when it is due: no clock is needed, and no withdrawal is repeated
+    /// after a crash.
     fn are_due(self, state: &LegState, rate: Rate) -> bool {
         let enough = rate
             .earned_floor(self.every_seconds)
@@ -144,19 +145,19 @@ impl Withdrawals {
     }
 }
 
-/// Nobody waits for it: it is looked at again when a block has come.
+/// No one waits for the withdrawal: it is checked again after the next block.
 fn withdraw(now: Timestamp, plan: &mut Plan) {
     let wake = plan.wake;
-    pass(now, plan, LegAction::Withdraw, LegCall::Withdraw);
+    store_or_send(now, plan, LegAction::Withdraw, LegCall::Withdraw);
     if plan.call.is_some() {
         plan.wake = wake.min(later(now, 15));
     }
 }
 
 /// Stores the intent, or carries out the stored one.
-fn pass(now: Timestamp, plan: &mut Plan, action: LegAction, call: LegCall) {
+fn store_or_send(now: Timestamp, plan: &mut Plan, action: LegAction, call: LegCall) {
     if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
-        // Looked at as soon as it may be mined: a tenant waits for the start, a credit for its pause.
+        // It is checked as soon as it may be mined: a tenant waits for the start, a credit for its pause.
         plan.call = Some(call);
         plan.wake = plan.wake.min(later(now, 1));
     } else {

@@ -17,8 +17,8 @@ use crate::{escrow::Account, observed::Observed};
 /// Two reads of one reconcile are at most a few blocks apart.
 const BLOCK_SECONDS: u64 = 15;
 
-/// Records the last snapshot, and since when the chain cannot be read. An equal snapshot keeps its old times, so that the
-/// status does not change with every block.
+/// Records the last snapshot, and since when the chain cannot be read. An equal snapshot keeps its old times, so that
+/// the status does not change with every block.
 pub(super) fn record_chain(world: &World<'_>, now: Timestamp, status: &mut GpuReservationStatus) {
     match &world.account {
         Observed::Unknown(_) => {
@@ -36,8 +36,8 @@ pub(super) fn record_chain(world: &World<'_>, now: Timestamp, status: &mut GpuRe
             }
             if let Some(account) = read.present() {
                 let next = snapshot_of(account, now);
-                // One read may be wrong, including its time, and the snapshot alone tells when the paid time ends while the
-                // chain cannot be read.
+                // One read may be wrong, including its time, and only the snapshot shows when the paid time ends while
+                // the chain cannot be read.
                 let agreed = present(&world.second).is_some_and(|a| {
                     let second = snapshot_of(a, now);
                     same_money(&second, &next) && second.block_time.abs_diff(next.block_time) <= BLOCK_SECONDS

@@ -1,4 +1,4 @@
-//! What a job left behind, told pass by pass: kept after its end, served, fetched or over, and then gone.
+//! The results of a job, reconcile by reconcile: kept after its end, served, then fetched or expired, and deleted.
 
 use std::sync::Arc;
 
@@ -118,7 +118,7 @@ fn keeps_results(plan: &Plan) -> bool {
 }
 
 impl Scenario {
-    fn pass(&mut self) -> Plan {
+    fn reconcile(&mut self) -> Plan {
         let read = Observed::Known(AccountRead::Present(self.account.clone()));
         if wants_live(&self.reservation) {
             self.running.reading = Reading::Live {
@@ -172,24 +172,24 @@ impl Scenario {
         self.running.job = Some(JobResult::default());
     }
 
-    /// Passes until the reservation is stopped; gives back the plan of the pass after.
+    /// Reconciles until the reservation is stopped, and returns the plan of the next reconcile.
     fn stopped(&mut self) -> Plan {
         for _ in 0..4 {
-            self.pass();
+            self.reconcile();
         }
         assert!(self.status().stopped_at.is_some());
-        self.pass()
+        self.reconcile()
     }
 }
 
 #[test]
-fn the_address_is_told_while_the_job_runs_and_the_end_with_its_end() {
+fn the_address_is_reported_while_the_job_runs_and_the_expiry_when_it_ends() {
     let mut scenario = job();
-    scenario.pass();
+    scenario.reconcile();
     assert_eq!(scenario.status().results.len(), 1);
     assert_eq!(scenario.status().results[0].until, None);
     scenario.ended();
-    scenario.pass();
+    scenario.reconcile();
     let until = Timestamp::from_second(NOW + KEEP).unwrap().to_string();
     assert_eq!(
         scenario.status().results[0].until,
@@ -203,30 +203,30 @@ fn the_address_is_told_while_the_job_runs_and_the_end_with_its_end() {
 fn results_outlive_the_reservation_until_their_time_is_over() {
     let mut scenario = job();
     scenario.ended();
-    scenario.pass();
+    scenario.reconcile();
     scenario.released();
     let plan = scenario.stopped();
     assert!(keeps_results(&plan) && !plan.delete);
     assert_eq!(
         plan.status.phase,
         AllocationPhase::Stopped,
-        "the market is told at once"
+        "the market sees it at once"
     );
     // A restart in between, and a job that was seen already, change nothing.
     scenario.now = NOW + KEEP - 1;
-    let plan = scenario.pass();
+    let plan = scenario.reconcile();
     assert!(keeps_results(&plan));
     assert_eq!(plan.wake.as_second(), NOW + KEEP, "it goes in its second");
     scenario.now = NOW + KEEP;
-    assert_eq!(scenario.pass().workload, Workload::Remove);
-    assert!(scenario.pass().delete);
+    assert_eq!(scenario.reconcile().workload, Workload::Remove);
+    assert!(scenario.reconcile().delete);
 }
 
 #[test]
 fn a_market_that_asks_late_takes_nothing_of_their_time() {
     let mut scenario = job();
     scenario.ended();
-    scenario.pass();
+    scenario.reconcile();
     scenario.now += 2 * KEEP;
     scenario.released();
     assert!(keeps_results(&scenario.stopped()));
@@ -237,40 +237,40 @@ fn a_market_that_asks_late_takes_nothing_of_their_time() {
 fn what_was_fetched_goes_at_once_and_does_not_come_back() {
     let mut scenario = job();
     scenario.ended();
-    scenario.pass();
+    scenario.reconcile();
     scenario.released();
     assert!(keeps_results(&scenario.stopped()));
     scenario.running.results.fetched = true;
     scenario.now += 10;
-    assert_eq!(scenario.pass().workload, Workload::Remove);
+    assert_eq!(scenario.reconcile().workload, Workload::Remove);
     // The namespace takes its time to go, and its pods are gone before it.
     scenario.running.namespace = true;
     scenario.running.results.fetched = false;
-    assert_eq!(scenario.pass().workload, Workload::Remove);
-    assert!(scenario.pass().delete);
+    assert_eq!(scenario.reconcile().workload, Workload::Remove);
+    assert!(scenario.reconcile().delete);
 }
 
 #[test]
 fn a_tenant_who_gives_up_a_running_job_leaves_nothing() {
     let mut scenario = job();
-    scenario.pass();
+    scenario.reconcile();
     scenario.reservation.spec.allocation.drop_results = true;
     scenario.released();
-    scenario.pass();
+    scenario.reconcile();
     // Its program is killed, which looks like a job that failed.
     scenario.running.job = Some(JobResult {
         exit_code: 137,
         ..JobResult::default()
     });
     for _ in 0..3 {
-        scenario.pass();
+        scenario.reconcile();
     }
     assert_eq!(scenario.status().results_until, None);
     assert!(!scenario.running.namespace);
     // A job that had ended by itself before is kept all the same: its tenant came too late.
     let mut scenario = job();
     scenario.ended();
-    scenario.pass();
+    scenario.reconcile();
     scenario.reservation.spec.allocation.drop_results = true;
     scenario.released();
     assert!(keeps_results(&scenario.stopped()));
@@ -279,13 +279,13 @@ fn a_tenant_who_gives_up_a_running_job_leaves_nothing() {
 #[test]
 fn what_a_job_had_when_the_money_ended_is_kept() {
     let mut scenario = job();
-    scenario.pass();
+    scenario.reconcile();
     scenario.account.exhausted_at = NOW.unsigned_abs();
     scenario.account.running = 0;
     scenario.account.balance_scaled = 0;
     scenario.account.paid_until = NOW.unsigned_abs();
     for _ in 0..2 {
-        scenario.pass();
+        scenario.reconcile();
     }
     assert_eq!(scenario.status().stop_reason, Some(StopReason::FundsSpent));
     assert_eq!(scenario.status().results_until, Some(NOW + KEEP));
@@ -300,22 +300,22 @@ fn nothing_is_kept_of_what_never_served_and_whoever_deletes_the_reservation_drop
         status.phase = AllocationPhase::Provisioning;
     }
     scenario.released();
-    scenario.pass();
+    scenario.reconcile();
     assert_eq!(scenario.status().results_until, None);
 
     let mut scenario = job();
     scenario.ended();
-    scenario.pass();
+    scenario.reconcile();
     scenario.released();
     assert!(keeps_results(&scenario.stopped()));
     scenario.reservation.metadata.deletion_timestamp = Some(
         k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::from_second(NOW).unwrap()),
     );
-    assert_eq!(scenario.pass().workload, Workload::Remove);
-    assert!(scenario.pass().delete);
+    assert_eq!(scenario.reconcile().workload, Workload::Remove);
+    assert!(scenario.reconcile().delete);
 }
 
-/// A question that was answered and never paid.
+/// A reservation that was never paid.
 fn unpaid() -> GpuReservation {
     let mut reservation = job().reservation;
     reservation.spec.deadline = NOW + 90;
@@ -327,8 +327,12 @@ fn unpaid() -> GpuReservation {
     reservation
 }
 
-/// One pass by a chain that shows no account; whether the market still shows the question.
-fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64) -> Option<StopReason> {
+/// Reconciles once, with a chain that shows no account; `exists` is whether the market still shows the allocation.
+fn reconcile_unpaid(
+    reservation: &mut GpuReservation,
+    exists: Observed<bool>,
+    now: i64,
+) -> Option<StopReason> {
     let absent = Observed::Known(AccountRead::Absent);
     let world = World {
         reservation,
@@ -337,7 +341,7 @@ fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64
         settled: None,
         block_time: Observed::Known(now.unsigned_abs()),
         running: Observed::Known(Running::default()),
-        allocation_exists: asked,
+        allocation_exists: exists,
         grace_seconds: 0,
         health: Health {
             fault: Observed::Known(None),
@@ -354,40 +358,40 @@ fn unpaid_pass(reservation: &mut GpuReservation, asked: Observed<bool>, now: i64
 }
 
 #[test]
-fn unpaid_room_is_given_back_some_seconds_after_its_question_was() {
+fn an_unpaid_reservation_ends_some_seconds_after_its_allocation_is_deleted() {
     let gone = || Observed::Known(false);
     let mut scenario = unpaid();
-    assert_eq!(unpaid_pass(&mut scenario, Observed::Known(true), NOW), None);
+    assert_eq!(reconcile_unpaid(&mut scenario, Observed::Known(true), NOW), None);
     assert_eq!(
-        unpaid_pass(&mut scenario, gone(), NOW + 1),
+        reconcile_unpaid(&mut scenario, gone(), NOW + 1),
         None,
-        "one look is none"
+        "one read is not enough"
     );
-    assert_eq!(unpaid_pass(&mut scenario, gone(), NOW + 5), None);
+    assert_eq!(reconcile_unpaid(&mut scenario, gone(), NOW + 5), None);
     let unknown = Observed::Unknown("the market is away".into());
     assert_eq!(
-        unpaid_pass(&mut scenario, unknown, NOW + 7),
+        reconcile_unpaid(&mut scenario, unknown, NOW + 7),
         None,
-        "nor is a failed one"
+        "nor is a failed read"
     );
     assert_eq!(
-        unpaid_pass(&mut scenario, gone(), NOW + 8),
+        reconcile_unpaid(&mut scenario, gone(), NOW + 8),
         None,
-        "it begins anew"
+        "the count begins again"
     );
-    let reason = unpaid_pass(&mut scenario, gone(), NOW + 13);
+    let reason = reconcile_unpaid(&mut scenario, gone(), NOW + 13);
     assert_eq!(reason, Some(StopReason::AllocationGone));
 }
 
 #[test]
-fn what_was_seen_paid_does_not_end_with_its_question_when_the_chain_shows_nothing() {
+fn a_reservation_that_was_paid_does_not_end_with_its_allocation_when_the_chain_shows_nothing() {
     let mut scenario = unpaid();
     scenario.status.as_mut().unwrap().escrow = Some(EscrowSnapshot {
         deposited: "1".into(),
         ..EscrowSnapshot::default()
     });
     for second in 1..60 {
-        let reason = unpaid_pass(&mut scenario, Observed::Known(false), NOW + second);
+        let reason = reconcile_unpaid(&mut scenario, Observed::Known(false), NOW + second);
         assert_eq!(reason, None, "after {second} s");
     }
 }

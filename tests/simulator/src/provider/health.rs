@@ -40,31 +40,31 @@ impl Sim {
             .map(|s| s.gpu_uuids.clone())
             .unwrap_or_default();
         let statuses = agent_statuses(&process.nodes, offset_ms);
-        let mut answering_since = None;
-        let mut words: Vec<NodeReport<'_>> = Vec::new();
+        let mut reachable_since = None;
+        let mut reports: Vec<NodeReport<'_>> = Vec::new();
         for ((name, status), seen) in statuses.iter().zip(&process.nodes) {
             if !read.spec.nodes.iter().any(|n| n == name) {
                 continue;
             }
             let heard_ms = process.heard_ms.get(*name);
-            let mut word = NodeReport {
+            let mut report = NodeReport {
                 node: name,
                 heard_at: heard(heard_ms),
                 status: Some(status),
                 kubelet: kubelet(seen, heard_ms),
             };
-            if word.is_suspect() {
+            if report.is_suspect() {
                 process.answers = process.answers.after(site_up, now);
-                answering_since = process.answers.since();
+                reachable_since = process.answers.since();
                 if let (true, Some(node)) = (site_up, site.cluster.nodes.iter().find(|n| n.name == *name)) {
                     let heard_ms = site.cluster.heard_ms.get(*name);
-                    word.heard_at = heard(heard_ms);
-                    word.kubelet = kubelet(node, heard_ms);
+                    report.heard_at = heard(heard_ms);
+                    report.kubelet = kubelet(node, heard_ms);
                 }
             }
-            words.push(word);
+            reports.push(report);
         }
-        health::judge(&held, &words, answering_since, now)
+        health::assess(&held, &reports, reachable_since, now)
     }
 }
 

@@ -241,8 +241,8 @@ impl Sim {
             }
         }
         self.at(0, Event::Supply(who, restarts));
-        let first_sweep = self.random.between(1_000, 30_000);
-        self.at(first_sweep, Event::Orphans(who, restarts));
+        let first_orphans = self.random.between(1_000, 30_000);
+        self.at(first_orphans, Event::Orphans(who, restarts));
     }
 
     /// Bitmap of caches that are not up to date.

@@ -29,16 +29,16 @@ impl Sim {
         let agreed = self.sites[s].processes[p].suspects.agreed(found);
         for name in agreed.into_keys() {
             let key = (String::new(), name);
-            let swept = self.own_write(s, |sim| {
+            let deleted = self.own_write(s, |sim| {
                 let site = &mut sim.sites[s];
                 if site.reservations.get(&key).is_none() {
                     site.cluster.delete_namespace(&key.1);
                 }
                 Ok(())
             });
-            if swept.is_ok() {
-                self.invariants.count("namespace swept".into());
-                self.note(|| format!("sweeps {}", key.1));
+            if deleted.is_ok() {
+                self.invariants.count("orphaned namespace deleted".into());
+                self.note(|| format!("deletes the orphaned namespace {}", key.1));
             }
         }
     }
@@ -57,6 +57,6 @@ impl Sim {
         };
         let read = self.read_account(&mut reader, who, &terms, 0);
         read.known()
-            .map_or(Verdict::Leave, |read| orphans::judge(&terms, read))
+            .map_or(Verdict::Leave, |read| orphans::assess(&terms, read))
     }
 }

@@ -90,7 +90,7 @@ fn queued_leases_are_enqueued_oldest_first_as_allocations_are_answered() {
     queue.begin(&lease(101), &plan(101, false));
     assert!(enqueued().is_empty());
 
-    // A lease that does not use its reserved slot passes it on to the next queued one.
+    // A lease that does not use its reserved slot leaves it to the next queued one.
     queue.allocation_changed(&allocation(8, true), now());
     assert_eq!(enqueued(), ["team/lease-102"]);
     queue.begin(&lease(103), &plan(103, true));
@@ -117,15 +117,18 @@ fn a_provider_that_does_not_answer_in_time_is_skipped_until_it_answers() {
         allocation
     };
     for number in 0..3 {
-        assert!(queue.is_asked("p", now()));
+        assert!(queue.is_responsive("p", now()));
         queue.begin(&lease(number), &plan(number, false));
         // Its deletion has more than one event.
         queue.allocation_changed(&taken_back(number), now());
         queue.allocation_changed(&taken_back(number), now());
     }
-    assert!(!queue.is_asked("p", now()));
-    assert!(queue.is_asked("q", now()), "other providers are asked");
+    assert!(!queue.is_responsive("p", now()));
+    assert!(
+        queue.is_responsive("q", now()),
+        "other providers receive allocations"
+    );
     queue.begin(&lease(4), &plan(4, false));
     queue.allocation_changed(&allocation(4, true), now());
-    assert!(queue.is_asked("p", now()));
+    assert!(queue.is_responsive("p", now()));
 }

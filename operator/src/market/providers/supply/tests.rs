@@ -82,7 +82,7 @@ fn now() -> Timestamp {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_provider_could_not_be_told_is_told_again() {
+async fn a_status_that_could_not_be_written_is_written_again() {
     let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let api = Api::<GpuProvider>::all(Client::new(service, "default"));
     let (supply, queue) = (supply(), ProviderQueue::new(Queue::default()));
@@ -98,7 +98,7 @@ async fn what_a_provider_could_not_be_told_is_told_again() {
         let mut handed_on = false;
         let serve = async {
             let request = tokio::time::timeout(REFRESH, server.next_request()).await;
-            let (request, reply) = request.expect("it is told").expect("a request");
+            let (request, reply) = request.expect("the status is written").expect("a request");
             let body = Body::from(body.to_string().into_bytes());
             reply.send_response(Response::builder().status(status).body(body).unwrap());
             let (parts, sent) = request.into_parts();
@@ -109,7 +109,7 @@ async fn what_a_provider_could_not_be_told_is_told_again() {
             let sent: serde_json::Value = serde_json::from_slice(&sent).unwrap();
             assert_eq!(sent["status"]["conditions"][0]["reason"], "Offering", "{sent}");
         };
-        tokio::join!(supply.turn(&queue, &api, |_| handed_on = true, now()), serve);
+        tokio::join!(supply.update(&queue, &api, |_| handed_on = true, now()), serve);
         assert_eq!(handed_on, look == 0);
     }
 }

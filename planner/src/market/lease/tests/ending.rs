@@ -65,7 +65,7 @@ fn an_account_is_given_up_by_its_id_alone_also_by_who_tried_to_end_the_lease_bef
         assert_eq!(plan.status.phase, Phase::Closed);
         assert!(
             matches!(plan.allocations.as_slice(), [AllocationWrite::Release { .. }]),
-            "its providers are told to stop"
+            "its allocations are released"
         );
     }
     let closed = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();

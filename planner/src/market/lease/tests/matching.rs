@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A lease that nobody was asked for yet, a payer with money, and one provider whose offer fits.
-fn unasked() -> World {
+/// A lease without allocations, a payer with money, and one provider whose offer fits.
+fn unmatched() -> World {
     let mut world = world(AccountRead::Absent, AllocationPhase::Requested);
     Arc::make_mut(&mut world.lease).status = None;
     world.allocations.clear();
@@ -44,8 +44,8 @@ fn unasked() -> World {
 }
 
 #[test]
-fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile() {
-    let mut world = unasked();
+fn a_lease_is_queued_at_a_saturated_provider_and_its_key_is_not_read_meanwhile() {
+    let mut world = unmatched();
     assert!(needs_wallet(&world));
     world.wallet = Observed::Known(Wallet::Ready(Address([3; 20])));
     world.balances = Some(Observed::Known(crate::ports::Balances {
@@ -63,12 +63,12 @@ fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile(
     assert_eq!(
         plan.new_allocations(&plan.status).count(),
         0,
-        "the same is asked once"
+        "each allocation is created once"
     );
 
     world.unanswered = [("p".to_owned(), UNANSWERED_PER_PROVIDER_MAX)].into();
     assert!(!needs_wallet(&world));
-    world.wallet = Observed::Known(Wallet::NotAsked);
+    world.wallet = Observed::Known(Wallet::NotRead);
     let plan = decided(&world);
     let matched = find(&plan.status.conditions, "Matched").unwrap();
     assert_eq!(
@@ -83,28 +83,29 @@ fn a_provider_with_enough_to_answer_is_asked_later_and_no_key_is_read_meanwhile(
     Arc::make_mut(&mut world.lease).status = None;
     assert_eq!(plan.new_allocations(&before).count(), 0);
 
-    // Others were answered while this pass read on: it reads again, and says nothing wrong of the wallet.
+    // Other allocations were answered while this reconcile read: it reads again, and reports nothing false of the
+    // wallet.
     world.unanswered.clear();
     let plan = decided(&world);
     assert_eq!((plan.status.phase, plan.wake), (Phase::Pending, now()));
     assert!(plan.queued_at.is_none() && find(&plan.status.conditions, "Funded").is_none());
 }
 
-/// A question that could not be taken back would be nobody's once its lease is closed.
+/// An allocation that could not be deleted would be an orphan once its lease is closed.
 #[test]
-fn a_lease_is_not_closed_before_its_questions_are_taken_back() {
-    let mut world = unasked();
+fn a_lease_is_not_closed_before_its_allocations_are_deleted() {
+    let mut world = unmatched();
     let lease = Arc::make_mut(&mut world.lease);
     let deleted = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
     lease.metadata.deletion_timestamp = Some(deleted);
     world.allocations = self::world(AccountRead::Absent, AllocationPhase::Reserved).allocations;
-    let asked = GpuLeaseStatus {
+    let matched = GpuLeaseStatus {
         phase: Phase::Matched,
         round: 1,
         ..GpuLeaseStatus::default()
     };
-    lease.status = Some(asked.clone());
+    lease.status = Some(matched.clone());
     let plan = decide(&world, &check(&world), now());
     assert_eq!((plan.status.phase, plan.allocations.len()), (Phase::Closed, 1));
-    assert_eq!(plan.status_if_incomplete(&asked), asked);
+    assert_eq!(plan.status_if_incomplete(&matched), matched);
 }

@@ -146,7 +146,7 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
             object: Arc::new(allocation),
             signed: true,
         }],
-        wallet: Observed::Known(Wallet::NotAsked),
+        wallet: Observed::Known(Wallet::NotRead),
         balances: None,
         head: Observed::Known(Head {
             number: 1,

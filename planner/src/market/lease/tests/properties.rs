@@ -64,7 +64,7 @@ fn worlds() -> impl Strategy<Value = World> {
 }
 
 proptest! {
-    /// M2: what is sent was noted by an earlier pass.
+    /// M2: what is sent was stored by an earlier reconcile.
     #[test]
     fn every_call_follows_a_stored_intent(world in worlds()) {
         let before = world.lease.status.clone().unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
+fn time_beyond_what_a_pool_sells_is_reported_once_its_provider_has_answered() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
     let stops_at = i64::try_from(NOW).unwrap() + 300;
     let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
@@ -15,7 +15,7 @@ fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
         1,
     );
     set(&mut status.conditions, deposited, now());
-    let told = |world: &mut World, answered: i64, stops_at: i64| {
+    let reported = |world: &mut World, answered: i64, stops_at: i64| {
         let allocation = Arc::make_mut(&mut world.allocations[0].object);
         allocation.metadata.generation = Some(2);
         let status = allocation.status.as_mut().unwrap();
@@ -33,14 +33,18 @@ fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
     };
     let said = |reason: &str, warned| ("True".to_owned(), reason.to_owned(), warned);
     assert_eq!(
-        told(&mut world, 1, stops_at),
+        reported(&mut world, 1, stops_at),
         said("Deposited", 0),
         "it may still be granted"
     );
-    assert_eq!(told(&mut world, 2, stops_at), said("LongerThanSold", 1));
-    assert_eq!(told(&mut world, 2, stops_at), said("LongerThanSold", 0), "once");
+    assert_eq!(reported(&mut world, 2, stops_at), said("LongerThanSold", 1));
     assert_eq!(
-        told(&mut world, 2, stops_at + 300),
+        reported(&mut world, 2, stops_at),
+        said("LongerThanSold", 0),
+        "once"
+    );
+    assert_eq!(
+        reported(&mut world, 2, stops_at + 300),
         said("Deposited", 0),
         "all of it is served"
     );
@@ -48,7 +52,7 @@ fn time_beyond_what_a_pool_sells_is_told_once_its_provider_has_answered() {
 
 /// What a person reads stands until it is no longer true, and does not flap meanwhile.
 #[test]
-fn where_results_are_outlives_the_allocation_that_told_it() {
+fn where_results_are_outlives_the_allocation_that_reported_it() {
     let mut world = world(AccountRead::Present(account(60)), AllocationPhase::Active);
     let at = |node, url: &str| ResultsAt {
         node,
@@ -65,16 +69,16 @@ fn where_results_are_outlives_the_allocation_that_told_it() {
         status.results = vec![at(0, "http://new")];
     }
     world.allocations[0].object = Arc::new(allocation);
-    let told = |world: &World| decide(world, &check(world), now()).status.results;
+    let reported = |world: &World| decide(world, &check(world), now()).status.results;
     let both = vec![at(0, "http://new"), at(1, "http://other")];
-    assert_eq!(told(&world), both, "each node's latest word");
+    assert_eq!(reported(&world), both, "the latest report of each node");
     let mut lease = GpuLease::clone(&world.lease);
     if let Some(status) = &mut lease.status {
         status.results.clone_from(&both);
     }
     world.lease = Arc::new(lease);
     world.allocations.clear();
-    assert_eq!(told(&world), both);
+    assert_eq!(reported(&world), both);
 }
 
 #[test]
@@ -96,7 +100,7 @@ fn only_a_tenant_who_deletes_a_lease_drops_its_results() {
 }
 
 #[test]
-fn a_failed_write_is_told_until_one_is_mined() {
+fn a_failed_write_is_reported_until_one_is_mined() {
     let short = PaymentError::InsufficientGas {
         address: Address([3; 20]),
     };
@@ -112,19 +116,19 @@ fn a_failed_write_is_told_until_one_is_mined() {
         written_at: now().to_string(),
     });
     chain_failure(status, &funding, &short, 1, now());
-    let told = |world: &World| {
+    let reported = |world: &World| {
         let plan = decide(world, &check(world), now());
         let funded = find(&plan.status.conditions, "Funded").cloned().unwrap();
         (funded.reason, plan.status)
     };
-    let (reason, _) = told(&world);
+    let (reason, _) = reported(&world);
     assert_eq!(reason, "InsufficientGas", "not True again before the next try");
     let mined = Account {
         deposited: TokenAmount(2_000_000),
         ..account(600)
     };
     world.account = Some(Observed::Known(AccountRead::Present(mined.clone())));
-    let (reason, status) = told(&world);
+    let (reason, status) = reported(&world);
     assert_eq!((reason.as_str(), status.intent), ("Deposited", None));
 
     let close = ChainCall::Close {
@@ -139,7 +143,7 @@ fn a_failed_write_is_told_until_one_is_mined() {
         ..mined
     })));
     (world.account, world.second_account) = (closed.clone(), closed);
-    let (_, status) = told(&world);
+    let (_, status) = reported(&world);
     assert_eq!(status.phase, Phase::Closed);
     assert!(is_true(&status.conditions, "Settled"));
 }

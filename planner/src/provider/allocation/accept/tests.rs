@@ -160,20 +160,20 @@ fn a_reservation_keeps_how_its_pool_and_nodes_were() {
 fn not_after_follows_the_market_up_to_the_longest_term_sold() {
     let reservation = reserved();
     let longest = NOW + 3_600 + 7_200;
-    let asked = |not_after| {
+    let granted = |not_after| {
         let mut allocation = allocation();
         allocation.spec.not_after = not_after;
         let plan = decided(&allocation, Some(&reservation));
         plan.reserve.map(|r| r.allocation.not_after)
     };
-    assert_eq!(asked(NOW + 3_900), None, "nothing changed");
-    assert_eq!(asked(NOW + 5_000), Some(NOW + 5_000));
+    assert_eq!(granted(NOW + 3_900), None, "nothing changed");
+    assert_eq!(granted(NOW + 5_000), Some(NOW + 5_000));
     assert_eq!(
-        asked(NOW + 1_000_000),
+        granted(NOW + 1_000_000),
         Some(longest),
-        "no stranger holds it for ever"
+        "not beyond the longest term sold"
     );
-    assert_eq!(asked(NOW + 100), None, "never lowered");
+    assert_eq!(granted(NOW + 100), None, "never lowered");
 }
 
 #[test]

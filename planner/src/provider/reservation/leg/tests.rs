@@ -1,4 +1,4 @@
-//! Faults of a leg that serves, told pass by pass on a chain that does what it is asked.
+//! Faults of a leg that serves, reconcile by reconcile, on a chain that carries out every call.
 
 use leasehold_crds::{
     GpuReservation,
@@ -115,9 +115,10 @@ impl Scenario {
         leg.owed = TokenAmount(earned.0 - leg.withdrawn.0);
     }
 
-    /// One pass by these reads, its status stored. The call is carried out if an intent for it was stored before.
-    fn pass_by(&mut self, read: &Account, second: &Account) {
-        // A fault that a pass has seen is to be credited, however soon it is over.
+    /// Reconciles once with these reads, and stores the status. The call is carried out if an intent for it was stored
+    /// before.
+    fn reconcile_with(&mut self, read: &Account, second: &Account) {
+        // A fault that a reconcile has seen is credited, however soon it is over.
         if let (Observed::Known(Some(fault)), None, 1) = (&self.fault, self.well, self.account.running) {
             self.well = Some(self.served() - (self.account.block_time - fault.since));
         }
@@ -175,15 +176,15 @@ impl Scenario {
                 leg.withdrawn.0 += leg.owed.0;
                 leg.owed.0 = 0;
             }
-            LegCall::End => panic!("nobody asked for {call:?}"),
+            LegCall::End => panic!("{call:?} is not expected"),
         }
         self.calls.push(call.clone());
     }
 
-    fn passes(&mut self, count: usize) {
+    fn reconcile_times(&mut self, count: usize) {
         for _ in 0..count {
             let read = self.account.clone();
-            self.pass_by(&read, &read);
+            self.reconcile_with(&read, &read);
             self.wait(1);
         }
     }
@@ -193,11 +194,11 @@ impl Scenario {
 fn the_seconds_of_a_fault_go_back_and_the_leg_resumes() {
     let mut scenario = serving();
     scenario.wait(100);
-    scenario.passes(1);
+    scenario.reconcile_times(1);
     assert!(scenario.calls.is_empty());
     scenario.wait(19);
     scenario.at_fault(10);
-    scenario.passes(10);
+    scenario.reconcile_times(10);
     assert_eq!(
         scenario.served(),
         110,
@@ -208,7 +209,7 @@ fn the_seconds_of_a_fault_go_back_and_the_leg_resumes() {
     assert_eq!((status.fault_since, status.credit_due), (Some(110), Some(0)));
     assert_eq!(status.phase, AllocationPhase::Active);
     scenario.fault = Observed::Known(None);
-    scenario.passes(10);
+    scenario.reconcile_times(10);
     assert_eq!(scenario.calls.len(), 3);
     assert!(scenario.account.running == 1 && scenario.served() > 115);
     let status = scenario.status();
@@ -218,13 +219,13 @@ fn the_seconds_of_a_fault_go_back_and_the_leg_resumes() {
 
 #[test]
 fn a_fault_that_is_over_before_its_pause_is_mined_is_credited_all_the_same() {
-    for passes_at_fault in 1..4 {
+    for times_at_fault in 1..4 {
         let mut scenario = serving();
         scenario.wait(50);
         scenario.at_fault(5);
-        scenario.passes(passes_at_fault);
+        scenario.reconcile_times(times_at_fault);
         scenario.fault = Observed::Known(None);
-        scenario.passes(10);
+        scenario.reconcile_times(10);
         assert!(
             matches!(
                 scenario.calls[..],
@@ -241,10 +242,10 @@ fn an_operator_that_was_away_gives_back_the_fault_and_not_its_absence() {
     let mut scenario = serving();
     scenario.wait(50);
     scenario.at_fault(5);
-    scenario.passes(2);
+    scenario.reconcile_times(2);
     assert_eq!(scenario.calls, [LegCall::Pause]);
     scenario.wait(3600);
-    scenario.passes(4);
+    scenario.reconcile_times(4);
     assert_eq!(scenario.served(), 45);
 }
 
@@ -253,17 +254,17 @@ fn nothing_starts_while_the_gpus_are_unknown() {
     let mut scenario = serving();
     scenario.wait(50);
     scenario.at_fault(5);
-    scenario.passes(5);
+    scenario.reconcile_times(5);
     scenario.fault = Observed::Unknown("the agent is silent".into());
-    scenario.passes(10);
+    scenario.reconcile_times(10);
     assert_eq!(scenario.calls.len(), 2, "paused and credited, and no more");
     scenario.fault = Observed::Known(None);
-    scenario.passes(3);
+    scenario.reconcile_times(3);
     assert_eq!(scenario.calls.last(), Some(&LegCall::Start));
 
     // And what serves is not paused for a silence.
     scenario.fault = Observed::Unknown("the agent is silent".into());
-    scenario.passes(5);
+    scenario.reconcile_times(5);
     assert_eq!(scenario.account.running, 1);
 }
 
@@ -273,10 +274,10 @@ fn a_fault_before_the_first_second_only_delays_the_start() {
     scenario.account.running = 0;
     scenario.account.block_time = 20;
     scenario.at_fault(5);
-    scenario.passes(5);
+    scenario.reconcile_times(5);
     assert!(scenario.calls.is_empty(), "{:?}", scenario.calls);
     scenario.fault = Observed::Known(None);
-    scenario.passes(5);
+    scenario.reconcile_times(5);
     assert_eq!(scenario.calls, [LegCall::Start]);
 }
 
@@ -293,18 +294,18 @@ fn nothing_starts_before_the_kubelets_say_which_gpus_it_has() {
     };
     for bound in 0..2 {
         scenario.running.gpu_uuids = (0..bound).map(|n| format!("GPU-{n}")).collect();
-        scenario.passes(3);
+        scenario.reconcile_times(3);
         assert!(scenario.calls.is_empty());
         let (status, reason, message) = ready(&scenario);
         assert_eq!((status.as_str(), reason.as_str()), ("False", "GpusNotBound"));
         assert!(message.contains(&format!("{bound} of 2 GPUs")), "{message}");
     }
     scenario.running.gpu_uuids = vec!["GPU-0".into(), "GPU-1".into()];
-    scenario.passes(3);
+    scenario.reconcile_times(3);
     assert_eq!(scenario.calls, [LegCall::Start]);
     // An agent that begins anew knows of no holder: that is no reason to say anything of what serves.
     scenario.running.gpu_uuids.clear();
-    scenario.passes(3);
+    scenario.reconcile_times(3);
     assert_eq!(ready(&scenario).0, "True");
     assert_eq!(scenario.account.running, 1);
 }
@@ -321,7 +322,7 @@ fn a_job_that_is_done_already_waits_for_no_gpu() {
         pods_succeeded: 1,
         ..scenario.running
     };
-    scenario.passes(3);
+    scenario.reconcile_times(3);
     assert!(scenario.calls.is_empty(), "one of its pods still holds a GPU");
     scenario.running = Running {
         pods_alive: 0,
@@ -329,7 +330,7 @@ fn a_job_that_is_done_already_waits_for_no_gpu() {
         pods_succeeded: 2,
         ..scenario.running
     };
-    scenario.passes(3);
+    scenario.reconcile_times(3);
     assert_eq!(scenario.calls, [LegCall::Start]);
 }
 
@@ -343,10 +344,10 @@ fn what_was_earned_is_withdrawn_by_the_pools_policy_while_it_runs() {
         let mut scenario = serving();
         scenario.withdraw = Some(policy);
         scenario.wait(at - 1);
-        scenario.pass_by(&scenario.account.clone(), &scenario.account.clone());
+        scenario.reconcile_with(&scenario.account.clone(), &scenario.account.clone());
         assert!(scenario.calls.is_empty() && scenario.status().intent.is_none());
         scenario.wait(1);
-        scenario.passes(4);
+        scenario.reconcile_times(4);
         assert_eq!(
             scenario.calls,
             [LegCall::Withdraw],
@@ -359,7 +360,7 @@ fn what_was_earned_is_withdrawn_by_the_pools_policy_while_it_runs() {
             (1, None)
         );
         scenario.wait(at);
-        scenario.passes(3);
+        scenario.reconcile_times(3);
         assert_eq!(scenario.calls, [LegCall::Withdraw, LegCall::Withdraw]);
     }
 }
@@ -373,13 +374,13 @@ fn nothing_is_withdrawn_that_may_have_to_be_given_back() {
     });
     scenario.wait(50);
     scenario.fault = Observed::Unknown("the agent is silent".into());
-    scenario.passes(3);
+    scenario.reconcile_times(3);
     assert!(scenario.calls.is_empty());
     scenario.at_fault(20);
-    scenario.passes(6);
+    scenario.reconcile_times(6);
     assert_eq!(scenario.calls, [LegCall::Pause, LegCall::Credit(21)]);
     scenario.fault = Observed::Known(None);
-    scenario.passes(5);
+    scenario.reconcile_times(5);
     assert_eq!(scenario.calls[2..], [LegCall::Start, LegCall::Withdraw]);
 }
 
@@ -401,12 +402,12 @@ fn one_reading_alone_does_not_move_the_clocks_of_the_paid_time() {
             .map(|e| (e.block_time, e.running))
     };
     for (first, second) in [(lie(&truth), truth.clone()), (truth.clone(), lie(&truth))] {
-        scenario.pass_by(&first, &second);
+        scenario.reconcile_with(&first, &second);
         assert_eq!(clocks(&scenario), None, "nothing is known before two agree");
     }
-    scenario.pass_by(&truth, &truth);
+    scenario.reconcile_with(&truth, &truth);
     assert_eq!(clocks(&scenario), Some((100, true)));
-    scenario.pass_by(&lie(&truth), &truth);
+    scenario.reconcile_with(&lie(&truth), &truth);
     assert_eq!(clocks(&scenario), Some((100, true)));
     // Funds that came count when two have seen them.
     let funded = Account {
@@ -415,25 +416,25 @@ fn one_reading_alone_does_not_move_the_clocks_of_the_paid_time() {
         block_time: 101,
         ..truth.clone()
     };
-    scenario.pass_by(&funded, &truth);
+    scenario.reconcile_with(&funded, &truth);
     assert_eq!(clocks(&scenario), Some((100, true)));
-    scenario.pass_by(&funded, &funded);
+    scenario.reconcile_with(&funded, &funded);
     assert_eq!(clocks(&scenario), Some((101, true)));
 }
 
 #[test]
-fn what_is_paid_out_already_is_not_asked_back() {
+fn what_is_withdrawn_already_is_not_credited() {
     let mut scenario = serving();
     scenario.wait(50);
     // The contract rounds what it keeps up to whole seconds: 46.
     scenario.account.legs[0].withdrawn = TokenAmount(500 * 46 - 1);
     scenario.at_fault(10);
-    scenario.passes(6);
+    scenario.reconcile_times(6);
     assert_eq!(scenario.served(), 46);
     assert_eq!(scenario.status().credit_due, Some(0));
     scenario.well = None;
     scenario.fault = Observed::Known(None);
-    scenario.passes(3);
+    scenario.reconcile_times(3);
     assert_eq!(scenario.calls.last(), Some(&LegCall::Start));
 }
 
@@ -443,8 +444,8 @@ enum Step {
     Breaks(u64),
     Heals,
     FallsSilent,
-    Pass,
-    PassWithOneOldRead(bool),
+    Reconcile,
+    ReconcileWithOneOldRead(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -453,8 +454,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u64..5).prop_map(Step::Breaks),
         1 => Just(Step::Heals),
         1 => Just(Step::FallsSilent),
-        4 => Just(Step::Pass),
-        1 => any::<bool>().prop_map(Step::PassWithOneOldRead),
+        4 => Just(Step::Reconcile),
+        1 => any::<bool>().prop_map(Step::ReconcileWithOneOldRead),
     ]
 }
 
@@ -472,14 +473,14 @@ proptest! {
                 Step::Breaks(ago) => scenario.at_fault(ago),
                 Step::Heals => scenario.fault = Observed::Known(None),
                 Step::FallsSilent => scenario.fault = Observed::Unknown("silent".into()),
-                Step::Pass => scenario.pass_by(&read, &read),
-                Step::PassWithOneOldRead(true) => scenario.pass_by(&old, &read),
-                Step::PassWithOneOldRead(false) => scenario.pass_by(&read, &old),
+                Step::Reconcile => scenario.reconcile_with(&read, &read),
+                Step::ReconcileWithOneOldRead(true) => scenario.reconcile_with(&old, &read),
+                Step::ReconcileWithOneOldRead(false) => scenario.reconcile_with(&read, &old),
             }
             old = read;
         }
         scenario.fault = Observed::Known(None);
-        scenario.passes(8);
+        scenario.reconcile_times(8);
         prop_assert_eq!(scenario.account.running, 1);
         prop_assert!(scenario.well.is_none());
     }

@@ -48,7 +48,7 @@ impl Allocations {
             let whole = containers
                 .iter()
                 .zip(&request.containers)
-                .all(|((_, got), (_, asked))| got.len() == *asked);
+                .all(|((_, got), (_, requested))| got.len() == *requested);
             if whole {
                 let held = Held {
                     namespace: request.namespace.clone(),

@@ -214,12 +214,12 @@ fn request(pod: &Pod, node: &str) -> Option<PodRequest> {
     if spec.node_name.as_deref() != Some(node) || matches!(phase, Some("Succeeded" | "Failed")) {
         return None;
     }
-    let asked = |container: &k8s_openapi::api::core::v1::Container| {
+    let requested = |container: &k8s_openapi::api::core::v1::Container| {
         let limits = container.resources.as_ref()?.limits.as_ref()?;
         let count = limits.get(GPU_RESOURCE)?.0.parse().ok()?;
         Some((container.name.clone(), count))
     };
-    let containers: Vec<_> = spec.containers.iter().filter_map(asked).collect();
+    let containers: Vec<_> = spec.containers.iter().filter_map(requested).collect();
     (!containers.is_empty()).then_some(PodRequest {
         uid: pod.uid()?,
         namespace: pod.namespace()?,

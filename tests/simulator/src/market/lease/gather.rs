@@ -47,7 +47,7 @@ impl Sim {
             providers,
             candidates,
             allocations: self.allocations_of(m, read, &status),
-            wallet: Observed::Known(Wallet::NotAsked),
+            wallet: Observed::Known(Wallet::NotRead),
             balances: None,
             head: Observed::Unknown("there is no usable PaymentNetwork".into()),
             account: None,

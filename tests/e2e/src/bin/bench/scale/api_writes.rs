@@ -44,9 +44,10 @@ impl ApiWrites {
                 continue;
             };
             let subresource = label("subresource").unwrap_or_default();
-            let question = NO_WRITES.contains(&label("group").unwrap_or_default()) || subresource == "token";
+            let creates_nothing =
+                NO_WRITES.contains(&label("group").unwrap_or_default()) || subresource == "token";
             let taken = code.starts_with('2');
-            if VERBS.contains(&verb) && !NOT_COUNTED.contains(&resource) && !question && taken {
+            if VERBS.contains(&verb) && !NOT_COUNTED.contains(&resource) && !creates_nothing && taken {
                 let name = match subresource {
                     "" => format!("{verb} {resource}"),
                     sub => format!("{verb} {resource}/{sub}"),

@@ -67,9 +67,9 @@ impl Operators {
             }
             for (role, controller) in ROLES {
                 // The operator does not answer until it runs again.
-                let passes = passes(&stack.client, role, controller).await.unwrap_or(0);
-                if passes < leases {
-                    waits.push(format!("{role} made {passes} of {leases} reconciles"));
+                let finished = reconciles(&stack.client, role, controller).await.unwrap_or(0);
+                if finished < leases {
+                    waits.push(format!("{role} finished {finished} of {leases} reconciles"));
                 }
             }
             if waits.is_empty() {
@@ -98,7 +98,7 @@ async fn pod_of(client: &Client, role: &str) -> anyhow::Result<Pod> {
 }
 
 /// Reconciles that a controller of the running process has finished, from its own metrics.
-async fn passes(client: &Client, role: &str, controller: &str) -> anyhow::Result<usize> {
+async fn reconciles(client: &Client, role: &str, controller: &str) -> anyhow::Result<usize> {
     let pod = pod_of(client, role).await?.name_any();
     let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
     let text = client
