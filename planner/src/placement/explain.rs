@@ -82,7 +82,7 @@ pub(super) fn nothing_fits(quote: &Quote) -> String {
         .map(|c| format!("{} on {}", c.rows, c.dimension))
         .collect();
     format!(
-        "none of {} offered rows fits: {} (status.quote.misses has the nearest)",
+        "none of {} offered rows fits: {} (status.quote.misses lists the nearest)",
         quote.considered,
         parts.join(", ")
     )

@@ -50,7 +50,7 @@ pub struct Head {
 pub struct Balances {
     /// Base units of the network's token.
     pub token: TokenAmount,
-    /// Wei of the chain's own currency, for gas.
+    /// Wei of the chain's native token, for gas.
     pub gas_wei: u128,
 }
 
@@ -108,7 +108,7 @@ pub enum PaymentError {
         error: String,
     },
     /// The signer can't pay for gas; nothing was sent.
-    #[error("{address} holds too little of the chain's own currency to pay for gas: send it some")]
+    #[error("{address} holds too little native token to pay for gas: send it some")]
     InsufficientGas {
         /// The signer.
         address: Address,
@@ -118,7 +118,7 @@ pub enum PaymentError {
     InsufficientTokens {
         /// The signer.
         address: Address,
-        /// What it would take.
+        /// The amount that is needed.
         need: TokenAmount,
         /// What is there.
         have: TokenAmount,

@@ -1,4 +1,4 @@
-//! The end of a lease: providers are asked to stop, the account is closed, and the finalizer is removed.
+//! The end of a lease: its allocations are released, the account is closed, and the finalizer is removed.
 
 use jiff::Timestamp;
 use leasehold_crds::lease::{CloseReason, Intent, IntentAction};
@@ -11,7 +11,8 @@ use super::{
     reads::has_finalizer,
     world::World,
 };
-/// The end: providers are asked to stop, the account is closed, the refund is read, and the finalizer is removed.
+/// Ends the lease: its allocations are released, the account is closed, the refund is read, and the finalizer is
+/// removed.
 pub(super) fn end(
     world: &World,
     checked: &Checked,

@@ -70,7 +70,7 @@ fn set_chain_reachable(world: &World, conditions: &mut Conditions) -> bool {
                 LeaseCondition::ChainReachable,
                 ConditionStatus::Unknown,
                 LeaseReason::Unreachable,
-                format!("{why}; what is known stays as it is, paid work runs on"),
+                format!("{why}; the last known state is kept, and paid work continues"),
             );
             false
         }
@@ -103,8 +103,8 @@ fn set_matched_and_funded(
             }
         }
         Phase::Matched => {
-            let asked = "providers are asked to reserve";
-            conditions.put(Matched, True, LeaseReason::Asked, asked.into());
+            let waiting = "waiting for the providers to reserve";
+            conditions.put(Matched, True, LeaseReason::Asked, waiting.into());
             match (&step.blocked_on, checked.account_state) {
                 (Some((blocker, message)), _) => {
                     conditions.put(Funded, False, (*blocker).into(), message.clone());
@@ -146,7 +146,7 @@ fn set_blocked(blocker: Blocker, message: &str, conditions: &mut Conditions) {
         | Blocker::WalletUnknown
         | Blocker::InsufficientFunds
         | Blocker::InsufficientGas => {
-            let waiting = "offers fit; nothing is reserved before the payer's means are seen";
+            let waiting = "offers match; nothing is reserved until the payer's funds are confirmed";
             conditions.put(Matched, False, LeaseReason::WaitingForFunds, waiting.into());
             conditions.put(Funded, False, blocker.into(), message.to_owned());
             return;
@@ -199,8 +199,10 @@ fn funds_spent(world: &World) -> &'static str {
         OnFundsEnd::Pause => {
             "the funds are spent: increase term.duration, or top up the account, before pauseFor ends"
         }
-        // It waits for an extension that the tenant asked for before the end.
-        OnFundsEnd::Close => "the funds are spent: the provider stops unless the extension is paid at once",
+        // The provider waits for an extension that the tenant requested before the end.
+        OnFundsEnd::Close => {
+            "the funds are spent; the provider stops unless the extension is paid immediately"
+        }
     }
 }
 
@@ -278,7 +280,7 @@ fn set_provider_reachable(world: &World, conditions: &mut Conditions) -> bool {
         ConditionStatus::Unknown,
         LeaseReason::Silent,
         format!(
-            "not heard of for a minute: {}; a provider serves on what is paid",
+            "no report for one minute from: {}; providers continue to serve what is paid",
             silent.join(", ")
         ),
     );
@@ -368,14 +370,15 @@ pub fn chain_failure(
     set(&mut status.conditions, next, now);
 }
 
-/// Whether a provider stops before the paid time ends, because its pool sells no longer term: until when, for a person.
+/// Whether a provider stops before the paid time ends, because its pool does not sell a longer term: a message with
+/// that time.
 fn served_until(world: &World, checked: &Checked) -> Option<String> {
     let paid_until = i64::try_from(checked.account.as_ref()?.paid_until).ok()?;
     let first = world
         .allocations
         .iter()
         .filter_map(|a| Some((a.object.status.as_ref()?.not_after?, a)))
-        // What it has not answered yet may still be granted.
+        // A request that the provider has not answered yet may still be granted.
         .filter(|(until, a)| {
             *until < paid_until && *until < a.object.spec.not_after && is_up_to_date(&a.object)
         })
@@ -384,7 +387,7 @@ fn served_until(world: &World, checked: &Checked) -> Option<String> {
     let time = Timestamp::from_second(until).ok()?;
     let pool = &allocation.object.spec.pool;
     Some(format!(
-        "pool {pool} sells no longer: its provider stops at {time}, and what is paid beyond comes back"
+        "pool {pool} does not sell a longer term: its provider stops at {time}, and the amount paid beyond that is refunded"
     ))
 }
 

@@ -1,9 +1,9 @@
 //! What is done about a lease: a plan so exact that the edge has no choice left.
 //!
 //! The steps of a lease, in order: add the finalizer; recover what was lost ([`super::recover`]); match
-//! ([`super::matching`]); ask the providers, store the intent to open, open ([`super::opening`]); wait for the first leg,
-//! fund when the term grew or the runway is short ([`super::serving`]); store the intent to close, close, remove the
-//! finalizer ([`super::closing`]).
+//! ([`super::matching`]); ask the providers, store the intent to open, open ([`super::opening`]); wait for the first
+//! leg, fund when the term grew or the runway is short ([`super::serving`]); store the intent to close, close, remove
+//! the finalizer ([`super::closing`]).
 
 use jiff::Timestamp;
 use leasehold_crds::lease::{Blocker, CloseReason, Phase};
@@ -144,7 +144,7 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
             Step::blocked(
                 None,
                 Blocker::AccountMismatch,
-                "an account with this lease's id has other terms: it is never adopted; delete the lease and apply another",
+                "an account with this lease's id has different terms and is never used; delete the lease and create another",
             )
         }
         AccountState::NeverOpened => opening::lapse("the account was not opened in time", now, plan),
@@ -157,8 +157,8 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
     }
 }
 
-/// The step of a lease without an account: the one it had is looked for, in case its status was lost. `None` if there was
-/// none.
+/// The step of a lease without an account: the one it had is looked for, in case its status was lost. `None` if there
+/// was none.
 fn recovered(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
     match &world.prior {
         Observed::Unknown(why) => {

@@ -1,4 +1,4 @@
-//! The Events of a lease: what changed that a person would want to know.
+//! The Events of a lease: changes that are of interest to its tenant.
 
 use leasehold_crds::{
     lease::{
@@ -62,7 +62,10 @@ pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<Event> 
     {
         events.push(Event::normal(
             LeaseEvent::ToppedUp,
-            format!("deposited {} in all, was {}", summary.deposited, old.deposited),
+            format!(
+                "deposited {} in total, previously {}",
+                summary.deposited, old.deposited
+            ),
         ));
     }
     let abandoned = new.close_reason == Some(CloseReason::Abandoned);
@@ -74,7 +77,7 @@ pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<Event> 
             .unwrap_or_default();
         events.push(Event::warning(
             LeaseEvent::Abandoned,
-            format!("the payer gets the rest back by calling close(terms, 0) on the escrow for account {id}"),
+            format!("the payer can recover the remaining balance by calling close(terms, 0) on the escrow for account {id}"),
         ));
     }
     events
@@ -93,21 +96,24 @@ fn entered(new: &GpuLeaseStatus) -> Event {
     match new.phase {
         Phase::Pending => Event::warning(
             LeaseEvent::RoundLapsed,
-            "nothing was paid; the next round begins by itself",
+            "nothing was paid; the next round begins automatically",
         ),
-        Phase::Matched => Event::normal(LeaseEvent::Matched, format!("asked {} to reserve", new.providers)),
+        Phase::Matched => Event::normal(
+            LeaseEvent::Matched,
+            format!("requested reservations from {}", new.providers),
+        ),
         Phase::Funded => Event::normal(
             LeaseEvent::Funded,
-            format!("deposited {deposited}, {rate} at most"),
+            format!("deposited {deposited}; the rate is at most {rate}"),
         ),
         Phase::Provisioning => Event::normal(
             LeaseEvent::Provisioning,
-            "providers make the workload ready; nothing is charged yet",
+            "providers are preparing the workload; nothing is charged yet",
         ),
         Phase::Active => Event::normal(
             LeaseEvent::Active,
             format!(
-                "serving and charged by the second, paid until {}",
+                "the workload runs and is charged by the second; paid until {}",
                 paid_until.unwrap_or_default()
             ),
         ),
@@ -124,7 +130,7 @@ fn entered(new: &GpuLeaseStatus) -> Event {
             let amounts = match (spent, refunded) {
                 (Some(spent), Some(refunded)) => format!("spent {spent}, refunded {refunded}"),
                 _ if is_settlement_unknown(new) => {
-                    "the account was not seen to be closed, and what was spent is unknown".to_owned()
+                    "the account was not confirmed to be closed, and what was spent is unknown".to_owned()
                 }
                 _ => "spent 0, refunded 0".to_owned(),
             };
@@ -152,9 +158,9 @@ fn conditions_changed(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> imp
     })
 }
 
-/// Whether a condition that is not True deserves a warning: what every lease passes through does not.
+/// Whether a condition that is not True deserves a warning. A reason that every lease has for a while does not.
 fn is_news(type_: LeaseCondition, reason: &str, phase: Phase) -> bool {
-    let passing = match type_ {
+    let expected = match type_ {
         LeaseCondition::Funded => Some(LeaseReason::NotOpened),
         LeaseCondition::Matched => Some(LeaseReason::Queued),
         LeaseCondition::Provisioned
@@ -163,7 +169,7 @@ fn is_news(type_: LeaseCondition, reason: &str, phase: Phase) -> bool {
         | LeaseCondition::ProviderReachable
         | LeaseCondition::Settled => None,
     };
-    if passing.is_some_and(|passing| passing.as_str() == reason) {
+    if expected.is_some_and(|expected| expected.as_str() == reason) {
         return false;
     }
     match phase {

@@ -95,7 +95,7 @@ fn wait_for_others(world: &World, choices: &[Choice], now: Timestamp, plan: &mut
         return Some(unmatched(
             Blocker::TooManyUnfunded,
             format!(
-                "{} leases of this namespace wait for their money; the next is matched when one is funded",
+                "{} leases of this namespace wait for their deposit; this one is matched when one of them is funded",
                 world.unfunded_in_namespace
             ),
         ));
@@ -106,7 +106,7 @@ fn wait_for_others(world: &World, choices: &[Choice], now: Timestamp, plan: &mut
         return Some(unmatched(
             Blocker::Queued,
             format!(
-                "{provider} has {UNANSWERED_PER_PROVIDER_MAX} questions of others to answer first; the oldest lease that waits is next"
+                "{provider} has {UNANSWERED_PER_PROVIDER_MAX} unanswered allocations; leases are queued, oldest first"
             ),
         ));
     }
@@ -128,9 +128,8 @@ fn retry_after(status: &GpuLeaseStatus) -> Option<Timestamp> {
     status.retry_after.as_deref()?.parse().ok()
 }
 
-/// Whether a quote of earlier names the same pools at the same prices. How many of their nodes are free, and how many
-/// of these in part, changes with every lease of everybody's: were that written to each lease that waits, the API
-/// server would do nothing else.
+/// Whether an earlier quote has the same pools at the same prices. The number of their free nodes is ignored: it
+/// changes with every lease of any tenant, and writing it to each pending lease would overload the API server.
 fn same_offers(before: Option<&Quote>, now: &Quote) -> bool {
     let offers = |quote: &Quote| -> BTreeSet<[String; 4]> {
         let row = |o: &QuotedOffer| {
@@ -152,7 +151,7 @@ fn payer(
     let address = match &world.wallet {
         Observed::Known(Wallet::Ready(address)) => *address,
         Observed::Known(Wallet::NotRead) => {
-            return Err((Blocker::WalletUnknown, "the wallet was not read yet".into()));
+            return Err((Blocker::WalletUnknown, "the wallet has not been read yet".into()));
         }
         Observed::Known(Wallet::NotReadable(message)) => {
             return Err((Blocker::WalletNotReadable, message.clone()));
@@ -168,7 +167,7 @@ fn payer(
         None => {
             return Err((
                 Blocker::ChainUnreachable,
-                "the payer's balance was not read yet".into(),
+                "the payer's balance has not been read yet".into(),
             ));
         }
     };
@@ -177,7 +176,7 @@ fn payer(
         .ok_or_else(|| {
             (
                 Blocker::PriceOutOfRange,
-                "the price of this lease is too large to be paid".to_owned(),
+                "the price of this lease exceeds the range of the calculation".to_owned(),
             )
         })?;
     if balances.token < deposit {
@@ -195,7 +194,7 @@ fn payer(
     if balances.gas_wei == 0 {
         return Err((
             Blocker::InsufficientGas,
-            format!("{address} holds nothing of the chain's own currency to pay for gas: send it some"),
+            format!("{address} holds no native token to pay for gas: send it some"),
         ));
     }
     Ok(address)

@@ -29,7 +29,7 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
         &world.parsed.terms,
         &world.parsed.request,
     ) else {
-        return lapse("the terms in status can't be read", now, plan);
+        return lapse("the terms in the status cannot be read", now, plan);
     };
     let Observed::Known(head) = &world.head else {
         plan.wake = in_seconds(now, 3);
@@ -200,6 +200,6 @@ pub(super) fn lapse(why: &str, now: Timestamp, plan: &mut Plan) -> Step {
     Step::blocked(
         Some(Fact::Unmatched),
         Blocker::ReservationLapsed,
-        format!("{why}; the next round begins by itself"),
+        format!("{why}; the next round begins automatically"),
     )
 }

@@ -12,7 +12,7 @@ pub enum Fact {
     AwaitingReservations,
     /// The account is open; no provider provisions yet.
     Open,
-    /// Providers make the workload ready.
+    /// Providers are preparing the workload.
     Provisioning,
     /// A leg serves.
     Serving,

@@ -113,7 +113,7 @@ fn results_served(world: &World<'_>, now: Timestamp, output: &mut GpuReservation
             );
         } else {
             let message = match seen.trouble.as_str() {
-                "" => format!("those of {} of {nodes} nodes are served", seen.ready),
+                "" => format!("the results of {} of {nodes} nodes are served", seen.ready),
                 trouble => trouble.to_owned(),
             };
             put(
@@ -214,7 +214,7 @@ fn market_reachable(world: &World<'_>, now: Timestamp, output: &mut GpuReservati
             ReservationCondition::MarketReachable,
             ConditionStatus::False,
             ReservationReason::AllocationGone,
-            "the market shows no such allocation; paid work runs to its own deadline".into(),
+            "the market has no such allocation; paid work continues until its own deadline".into(),
         ),
         Observed::Unknown(why) => put(
             ReservationCondition::MarketReachable,
