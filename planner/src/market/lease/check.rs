@@ -183,24 +183,28 @@ fn never_started(world: &World, status: &GpuLeaseStatus, account: &Account) -> O
 
 /// The funds are spent: the lease ends at once, or after the pause.
 fn funds_ended(world: &World, status: &GpuLeaseStatus, account: &Account) -> Option<CloseReason> {
-    let request = world.parsed.request.as_ref().ok();
     let since = second(world).map_or(account.exhausted_at, |a| a.exhausted_at.max(account.exhausted_at));
     let waited = account.block_time.saturating_sub(since);
     let patience = match world.lease.spec.payment.on_funds_end {
         OnFundsEnd::Close => 0,
-        OnFundsEnd::Pause => request.map_or(0, |r| r.pause_seconds),
+        OnFundsEnd::Pause => world.parsed.request.as_ref().map_or(0, |r| r.pause_seconds),
     };
     // The tenant may have extended in the last second: that intent is carried out first.
     let extending = status
         .intent
         .as_ref()
         .is_some_and(|i| i.action == IntentAction::Fund);
-    let whole = request.is_some_and(|r| account.paid_seconds >= r.term_seconds);
-    (waited >= patience && !extending).then_some(if whole {
+    (waited >= patience && !extending).then_some(funds_spent(world, account))
+}
+
+/// The reason to close a lease whose funds are spent: its term is over, or they ended before it.
+fn funds_spent(world: &World, account: &Account) -> CloseReason {
+    let request = world.parsed.request.as_ref();
+    if request.is_ok_and(|r| account.paid_seconds >= r.term_seconds) {
         CloseReason::TermOver
     } else {
         CloseReason::FundsSpent
-    })
+    }
 }
 
 /// A provider has stopped before the end of the funds.
@@ -214,14 +218,9 @@ fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
     }
     let mut reports = world.allocations.iter().filter_map(|a| a.object.status.as_ref());
     let stopped = reports.find(|s| s.phase.is_over())?;
-    Some(close_reason(stopped.stop_reason))
-}
-
-/// Why a lease ends whose provider has stopped for that reason.
-const fn close_reason(stopped: Option<StopReason>) -> CloseReason {
-    match stopped {
+    Some(match stopped.stop_reason {
         // Funds that come after their end resume nothing that stopped for it.
-        Some(StopReason::FundsSpent) => CloseReason::FundsSpent,
+        Some(StopReason::FundsSpent) => funds_spent(world, account),
         Some(
             StopReason::Released
             | StopReason::ReservationDeleted
@@ -237,7 +236,7 @@ const fn close_reason(stopped: Option<StopReason>) -> CloseReason {
             | StopReason::BadTerms,
         )
         | None => CloseReason::ProviderStopped,
-    }
+    })
 }
 
 /// Whether the funds are spent: the clock stands since `exhausted_at`, and what is left does not cover a second.

@@ -4,6 +4,7 @@ use leasehold_crds::{
     GpuLease,
     lease::{CloseReason, GpuLeaseStatus, IntentAction, Phase},
     market::allocation::AllocationPhase,
+    shared::duration,
 };
 use leasehold_planner::escrow::{Account, Terms};
 
@@ -120,7 +121,12 @@ impl Sim {
             CloseReason::JobFailed => allocations().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code != 0)),
             CloseReason::ClosedOnChain => of_chain(&|a, _, _| a.closed),
             CloseReason::NeverStarted => of_chain(&|a, t, time| a.started_at == 0 && time > t.start_by),
-            CloseReason::TermOver | CloseReason::FundsSpent => of_chain(&|a, t, _| exhausted(a, t)),
+            // A provider may have ended its leg since, after which nothing is spent any more.
+            CloseReason::TermOver => of_chain(&|a, t, _| {
+                let term = duration::seconds(&object.spec.term.duration);
+                exhausted(a, t) || term.is_ok_and(|term| a.paid_seconds >= term)
+            }),
+            CloseReason::FundsSpent => of_chain(&|a, t, _| exhausted(a, t)),
             CloseReason::ProviderStopped => {
                 let stopped = |phase| matches!(phase, AllocationPhase::Stopping | AllocationPhase::Stopped);
                 allocations().any(|s| stopped(s.phase))
