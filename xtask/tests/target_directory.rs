@@ -34,35 +34,27 @@ fn checkout(at: &Path, text: &str, age: Duration) {
     );
 }
 
+/// What a command prints in the checkout.
+fn printed(command: &mut Command, checkout: &Path) -> String {
+    let output = command.current_dir(checkout).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
 /// What the checkout's program prints, built in that target directory.
 fn run(checkout: &Path, target: &Path) -> String {
-    let output = Command::new("cargo")
+    let mut cargo = Command::new("cargo");
+    cargo
         .args(["run", "--quiet", "--locked", "--offline"])
-        .current_dir(checkout)
-        .env("CARGO_TARGET_DIR", target)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
+        .env("CARGO_TARGET_DIR", target);
+    printed(&mut cargo, checkout)
 }
 
 /// What `.ci/target-directory` gives the checkout.
 fn target_directory(checkout: &Path, cache: &Path) -> PathBuf {
-    let output = Command::new(leasehold_testtools::root().join(".ci/target-directory"))
-        .current_dir(checkout)
-        .env("XDG_CACHE_HOME", cache)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    let mut script = Command::new(leasehold_testtools::root().join(".ci/target-directory"));
+    PathBuf::from(printed(script.env("XDG_CACHE_HOME", cache), checkout))
 }
 
 #[test]

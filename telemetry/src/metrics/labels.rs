@@ -48,7 +48,10 @@ impl Controller {
     /// Whether it reconciles each object separately, from a queue.
     #[must_use]
     pub const fn has_queue(self) -> bool {
-        matches!(self, Self::Lease | Self::Allocation | Self::Reservation)
+        match self {
+            Self::Lease | Self::Allocation | Self::Reservation => true,
+            Self::Orphans => false,
+        }
     }
 }
 

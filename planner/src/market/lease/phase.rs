@@ -55,16 +55,6 @@ pub const fn after(phase: Phase, fact: Fact) -> Option<Phase> {
 mod tests {
     use super::*;
 
-    const PHASES: [Phase; 8] = [
-        Phase::Pending,
-        Phase::Matched,
-        Phase::Funded,
-        Phase::Provisioning,
-        Phase::Active,
-        Phase::Suspended,
-        Phase::Settling,
-        Phase::Closed,
-    ];
     const FACTS: [Fact; 8] = [
         Fact::Unmatched,
         Fact::AwaitingReservations,
@@ -101,7 +91,7 @@ mod tests {
 
     #[test]
     fn every_phase_can_end() {
-        for phase in PHASES {
+        for &phase in Phase::ALL {
             assert_eq!(after(phase, Fact::Ended), Some(Phase::Closed));
         }
     }
