@@ -11,7 +11,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Tasks of the Leasehold repository")]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Tasks of the Leasehold repository"
+)]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -25,7 +29,9 @@ enum Task {
     /// Write what follows from the sources: CRDs into the chart, references into docs
     Codegen(codegen::Codegen),
     /// Deploy the escrow to a chain, and print the PaymentNetwork for it
-    #[command(name = "deploy", bin_name = "cargo xtask contracts deploy")]
+    #[command(
+        override_usage = "cargo xtask contracts deploy [OPTIONS] --rpc-url <RPC_URL> --key-file <KEY_FILE>"
+    )]
     Deploy(deploy::Deploy),
     /// Build the images as OCI archives, without a registry or a container engine
     Image(images::Images),
