@@ -12,9 +12,8 @@ use leasehold_testtools::{Progress, Quiet, Tools, cargo, debian, go, npm};
 
 /// How often progress is printed.
 const PERIOD: Duration = Duration::from_secs(15);
-/// Processor time of all builds from nothing, an upper bound: it was measured before the builds shared their
-/// dependencies.
-const CORE_SECONDS: u64 = 2100;
+/// Processor time of all builds from nothing, as measured on two cores for docs/develop/performance.md.
+const CORE_SECONDS: u64 = 1160;
 
 /// What cargo is to build.
 #[derive(Clone, Copy)]
@@ -44,7 +43,7 @@ pub(crate) fn cluster(build: Build) -> Result<()> {
     let estimate = (!go::is_built()).then(|| Duration::from_secs(CORE_SECONDS / cores));
     if let Some(estimate) = estimate {
         eprintln!(
-            "The first run on a machine builds everything once: up to {} minutes on {cores} cores.",
+            "The first run on a machine builds everything once: about {} minutes on {cores} cores.",
             minutes(estimate)
         );
     }
@@ -138,7 +137,7 @@ impl Part {
         let left = self
             .estimate
             .and_then(|estimate| estimate.checked_sub(self.began.elapsed()))
-            .map(|left| format!("; at most {} min left in all", minutes(left)))
+            .map(|left| format!("; about {} min left in all", minutes(left)))
             .unwrap_or_default();
         self.line(&format!("{count} compiled, now {newest}{left}"));
     }

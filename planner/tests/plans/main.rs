@@ -31,7 +31,7 @@ fn snapshot(name: &str, page: &page::Page) {
 /// A snapshot that no story writes would go stale unseen.
 #[test]
 fn every_snapshot_belongs_to_a_story() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plans");
+    let folder = leasehold_testtools::root().join("planner/tests/plans");
     let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap();
     let files = std::fs::read_dir(&folder)
         .unwrap()
