@@ -193,8 +193,9 @@ impl Chain {
         }
     }
 
-    /// Removes the newest blocks. Their transactions return to the front of the mempool.
-    pub fn reorganise(&mut self, depth: usize) {
+    /// Removes the newest blocks. Their transactions return to the front of the mempool, except for those that
+    /// `is_dropped` selects, which are never mined.
+    pub fn reorganise(&mut self, depth: usize, mut is_dropped: impl FnMut() -> bool) {
         if depth + 1 >= self.blocks.len() {
             return;
         }
@@ -204,6 +205,7 @@ impl Chain {
         for transaction in &back {
             self.results.remove(&transaction.id);
         }
+        back.retain(|_| !is_dropped());
         back.append(&mut self.mempool);
         self.mempool = back;
         self.fork += 1;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Sim, cluster::Node, random::Random, reconcile::ProcessId, sim::Event};
+use crate::{Sim, cluster::Node, random::Random, reconcile::ProcessId, scenario::Scenario, sim::Event};
 
 /// Kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +55,7 @@ const ALL_FAULTS: [Fault; 20] = [
 /// The currently active faults.
 pub(crate) struct Faults {
     selected: BTreeSet<Fault>,
+    scenarios: BTreeSet<Scenario>,
     stopped: bool,
     clock_spread_ms: u64,
     pub(crate) block_ms: u64,
@@ -76,7 +77,7 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    pub(crate) fn of(random: &mut Random) -> Self {
+    pub(crate) fn of(random: &mut Random, scenarios: BTreeSet<Scenario>) -> Self {
         let rate = random.between(0, 600);
         let selected: BTreeSet<Fault> = ALL_FAULTS
             .into_iter()
@@ -89,6 +90,7 @@ impl Faults {
         };
         Self {
             selected,
+            scenarios,
             stopped: false,
             clock_spread_ms,
             block_ms: random.between(2, 6) * 500,
@@ -115,6 +117,16 @@ impl Faults {
         i64::try_from(offset).unwrap_or(0) - i64::try_from(spread).unwrap_or(0)
     }
 
+    /// Whether the scenario is part of this run and faults have not been stopped yet.
+    pub(crate) fn forces(&self, scenario: Scenario) -> bool {
+        !self.stopped && self.scenarios.contains(&scenario)
+    }
+
+    /// The scenarios of this run.
+    pub(crate) fn scenarios(&self) -> BTreeSet<Scenario> {
+        self.scenarios.clone()
+    }
+
     pub(crate) fn reorganises(&self) -> bool {
         !self.stopped && self.selected.contains(&Fault::Reorganisations)
     }
@@ -134,7 +146,10 @@ impl Sim {
     /// The kinds of faults that this seed selected, to print with a failure.
     #[must_use]
     pub fn faults(&self) -> String {
-        format!("{:?}", self.faults.selected)
+        format!(
+            "{:?}, scenarios: {:?}",
+            self.faults.selected, self.faults.scenarios
+        )
     }
 
     pub(crate) fn change_faults(&mut self) {

@@ -14,6 +14,7 @@ mod provider;
 pub mod random;
 mod reconcile;
 mod rpc;
+pub mod scenario;
 mod sim;
 mod tenant;
 

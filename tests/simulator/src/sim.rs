@@ -21,6 +21,7 @@ use crate::{
     provider::Site,
     random::Random,
     reconcile::{ProcessId, Task},
+    scenario::Scenario,
     tenant::Tenants,
 };
 
@@ -38,6 +39,8 @@ pub(crate) enum Event {
     Kubelets(usize),
     Tenants,
     Faults,
+    /// The actor or the fault of a scenario acts.
+    Scenario(Scenario),
     /// A process starts.
     Start(ProcessId),
     /// A cache of a process reads further events.
@@ -102,11 +105,17 @@ pub(crate) fn address_of(name: &str) -> Address {
 }
 
 impl Sim {
-    /// Creates the run for that seed.
+    /// Creates the run for that seed. It may contain scenarios whose findings are all closed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
+        Self::with(seed, Scenario::drawn(seed))
+    }
+
+    /// Creates the run for that seed, in which these scenarios are forced and no others occur.
+    #[must_use]
+    pub fn with(seed: u64, scenarios: BTreeSet<Scenario>) -> Self {
         let mut random = Random::new(seed);
-        let faults = Faults::of(&mut random);
+        let faults = Faults::of(&mut random, scenarios);
         let sites = (0..random.between(1, 3))
             .map(|n| Site::new(usize::try_from(n).unwrap_or(0), &faults, &mut random))
             .collect::<Vec<_>>();
@@ -143,6 +152,9 @@ impl Sim {
         sim.at(0, Event::Block);
         sim.at(500, Event::Tenants);
         sim.at(1_000, Event::Faults);
+        for scenario in sim.faults.scenarios() {
+            sim.at(2_000, Event::Scenario(scenario));
+        }
         sim.at(0, Event::Start(ProcessId::Market(0)));
         for site in 0..sim.sites.len() {
             sim.at(10, Event::Start(ProcessId::Provider(site, 0)));
@@ -217,6 +229,7 @@ impl Sim {
             Event::Kubelets(site) => self.kubelets(site),
             Event::Tenants => self.tenants_act(),
             Event::Faults => self.change_faults(),
+            Event::Scenario(scenario) => self.scenario_acts(scenario),
             Event::Start(who) => self.start(who),
             Event::Sync(who, restarts, cache) => self.sync(who, restarts, cache),
             Event::Supply(who, restarts) => self.supply(who, restarts),
@@ -234,7 +247,10 @@ impl Sim {
             if self.faults.reorganises() && self.random.per_mille(15) {
                 let depth = usize::try_from(self.random.between(1, 2)).unwrap_or(1);
                 self.note(|| format!("the newest {depth} blocks are reorganised"));
-                self.chain.reorganise(depth);
+                self.chain.reorganise(depth, || false);
+            }
+            if self.faults.forces(Scenario::DroppedTransactions) && self.random.per_mille(120) {
+                self.drop_transactions();
             }
             self.chain.mine(time, &mut self.random);
         }

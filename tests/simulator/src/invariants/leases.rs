@@ -6,10 +6,14 @@ use leasehold_crds::{
     market::allocation::AllocationPhase,
     shared::duration,
 };
-use leasehold_planner::escrow::{Account, Terms};
+use leasehold_planner::escrow::{Account, AccountRead, Terms};
 
-use super::exhausted;
-use crate::{Sim, api::Key};
+use super::{CountedClose, exhausted};
+use crate::{Sim, api::Key, reconcile::ProcessId};
+
+/// How long an account may be open although its lease was stored as closed, while the market can act: a close that a
+/// reorganisation has dropped is sent again within this time.
+const REOPENED_MS: u64 = 60_000;
 
 const fn rank(phase: Phase) -> u8 {
     match phase {
@@ -86,6 +90,20 @@ impl Sim {
                 }
             }
         }
+        if let (Phase::Closed, Some(reason), Some(escrow)) =
+            (status.phase, status.close_reason, &status.escrow)
+            && reason != CloseReason::Abandoned
+            && let Ok(terms) = Terms::from_wire(&escrow.terms)
+        {
+            self.invariants
+                .counted_closes
+                .entry(terms.id())
+                .or_insert(CountedClose {
+                    name: name.clone(),
+                    terms,
+                    open_ms: 0,
+                });
+        }
         if before.and_then(|s| s.close_reason).is_none()
             && let Some(reason) = status.close_reason
         {
@@ -119,7 +137,15 @@ impl Sim {
                 allocations().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code == 0))
             }
             CloseReason::JobFailed => allocations().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code != 0)),
-            CloseReason::ClosedOnChain => of_chain(&|a, _, _| a.closed),
+            // A reorganisation can remove the account for good.
+            CloseReason::ClosedOnChain => {
+                let open_by = status.escrow.as_ref().map_or(0, |e| e.open_by);
+                let gone = |t| {
+                    self.chain.account(t) == AccountRead::Absent
+                        && i64::try_from(self.chain.newest().head.time).unwrap_or(0) > open_by
+                };
+                of_chain(&|a, _, _| a.closed) || terms.as_ref().is_some_and(gone)
+            }
             CloseReason::NeverStarted => of_chain(&|a, t, time| a.started_at == 0 && time > t.start_by),
             // A provider may have ended its leg since, after which nothing is spent any more.
             CloseReason::TermOver => of_chain(&|a, t, _| {
@@ -133,6 +159,32 @@ impl Sim {
                     || of_chain(&|a, t, _| a.ended.count_ones() as usize == t.legs.len())
             }
             CloseReason::Abandoned => false,
+        }
+    }
+
+    /// M1: the account of a lease that was stored as closed is closed, so that no deposit is spent on what nobody serves.
+    pub(super) fn check_counted_closes(&mut self, passed: u64) {
+        let acts =
+            |m: usize| self.markets[m].up && !self.faults.cut_from_chain.contains(&ProcessId::Market(m));
+        let can_act = self.faults.market_up
+            && !self.chain.hung
+            && self.faults.flaky_per_mille == 0
+            && (0..self.markets.len()).any(acts);
+        let (chain, invariants) = (&self.chain, &mut self.invariants);
+        let mut reopened = None;
+        for close in invariants.counted_closes.values_mut() {
+            let is_open = chain.account(&close.terms).present().is_some_and(|a| !a.closed);
+            close.open_ms = match (is_open, can_act) {
+                (false, _) => 0,
+                (true, false) => close.open_ms,
+                (true, true) => close.open_ms + passed,
+            };
+            if close.open_ms > REOPENED_MS {
+                reopened = Some(close.name.clone());
+            }
+        }
+        if let Some(name) = reopened {
+            invariants.violated(|| format!("M1: {name} was stored as closed, but its account is open"));
         }
     }
 

@@ -39,6 +39,7 @@ pub(crate) struct Invariants {
     accepted: BTreeSet<(String, i64)>,
     leg_intents: BTreeSet<(String, LegActionName)>,
     lease_of_salt: BTreeMap<String, String>,
+    counted_closes: BTreeMap<Hash, CountedClose>,
     lives: BTreeMap<Key, (String, Option<GpuLeaseStatus>)>,
     reservations: BTreeMap<(usize, String), ReservationState>,
     reads: BTreeMap<(ProcessId, Hash), u64>,
@@ -50,6 +51,13 @@ pub(crate) struct Invariants {
     /// How often things happened. A run in which no lease becomes active proves nothing.
     pub(crate) counts: BTreeMap<String, u64>,
     checked_at: u64,
+}
+
+/// The account of a lease that was stored as closed, and for how long it has been open nevertheless.
+struct CountedClose {
+    name: String,
+    terms: Terms,
+    open_ms: u64,
 }
 
 type LegActionName = &'static str;
@@ -132,6 +140,7 @@ impl Sim {
         if passed >= 200 {
             self.invariants.checked_at = self.now;
             self.check_pods(passed.min(5_000));
+            self.check_counted_closes(passed.min(5_000));
         }
         self.invariants.violation.take().map_or(Ok(()), Err)
     }

@@ -1,0 +1,55 @@
+//! The findings that the simulation shows, each with the scenario, the invariant and whether it is closed.
+
+use super::Scenario;
+
+/// Whether the defect is still in the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is: a run with the scenario violates the invariant.
+    Open,
+    /// It is not: no run with the scenario does.
+    Closed,
+}
+
+/// A defect, and how a run shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Finding {
+    /// Its number in the review.
+    pub id: &'static str,
+    /// What the run contains beside the faults of its seed.
+    pub scenario: Scenario,
+    /// First seed, and number of seeds.
+    pub seeds: (u64, u64),
+    /// Number of events of each run.
+    pub steps: u64,
+    /// The message of the violated invariant, from its beginning. `*` stands for any text.
+    pub violates: &'static str,
+    /// Whether it is closed.
+    pub state: State,
+}
+
+impl Finding {
+    /// Whether a message of a violated invariant is the one of this finding.
+    #[must_use]
+    pub fn is_shown_by(&self, violation: &str) -> bool {
+        let mut rest = violation;
+        self.violates.split('*').enumerate().all(|(n, part)| {
+            let at = if n == 0 {
+                rest.starts_with(part).then_some(0)
+            } else {
+                rest.find(part)
+            };
+            at.inspect(|at| rest = &rest[at + part.len()..]).is_some()
+        })
+    }
+}
+
+/// All findings. When one is closed, its row says so.
+pub const FINDINGS: [Finding; 1] = [Finding {
+    id: "M8",
+    scenario: Scenario::DroppedTransactions,
+    seeds: (1, 24),
+    steps: 6_000,
+    violates: "M1: * was stored as closed, but its account is open",
+    state: State::Open,
+}];

@@ -1,0 +1,59 @@
+//! Scenarios: kinds of faults and of hostile actors that a run can be forced to contain, beside the faults that its seed
+//! selects. Each was added to show a finding of a review, see [`findings`].
+
+use std::collections::BTreeSet;
+
+use crate::{Sim, random::Random, sim::Event};
+
+mod chain;
+mod findings;
+
+pub use findings::{FINDINGS, Finding, State};
+
+/// How many of a thousand ordinary runs contain a given scenario whose findings are closed.
+const DRAWN_PER_MILLE: u64 = 50;
+
+/// A kind of fault or actor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scenario {
+    /// Reorganisations that drop transactions for good.
+    DroppedTransactions,
+}
+
+impl Scenario {
+    /// All scenarios.
+    pub const ALL: [Self; 1] = [Self::DroppedTransactions];
+
+    /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
+    #[must_use]
+    pub fn is_closed(self) -> bool {
+        let mut findings = FINDINGS.iter().filter(|f| f.scenario == self);
+        findings.all(|f| f.state == State::Closed)
+    }
+
+    /// The scenarios of the ordinary run of that seed. They are drawn apart from everything else, so that a run without
+    /// any stays the same when a scenario is added.
+    pub(crate) fn drawn(seed: u64) -> BTreeSet<Self> {
+        let drawn = |scenario: &Self| {
+            let mut random = Random::new(seed ^ (0x5ce0_a510 + *scenario as u64) << 24);
+            scenario.is_closed() && random.per_mille(DRAWN_PER_MILLE)
+        };
+        Self::ALL.into_iter().filter(drawn).collect()
+    }
+}
+
+impl Sim {
+    /// Lets the actor of a scenario act, until faults are stopped. A scenario that only changes how others behave does
+    /// nothing here.
+    pub(crate) fn scenario_acts(&mut self, scenario: Scenario) {
+        if !self.faults.forces(scenario) {
+            return;
+        }
+        let after_ms = match scenario {
+            Scenario::DroppedTransactions => None,
+        };
+        if let Some(after_ms) = after_ms {
+            self.at(after_ms, Event::Scenario(scenario));
+        }
+    }
+}
