@@ -13,7 +13,7 @@ use leasehold_planner::{
 use crate::random::Random;
 
 /// Number of blocks stored. No reorganisation and no stale read goes further back.
-const BLOCKS_MAX: usize = 64;
+const BLOCKS_MAX: usize = 400;
 
 /// A pending transaction.
 #[derive(Clone, Debug)]

@@ -73,6 +73,8 @@ pub(crate) struct Faults {
     pub(crate) lost_writes_per_mille: u64,
     pub(crate) watch_lag_ms: (u64, u64),
     pub(crate) write_ms: u64,
+    /// Block at which a backend of the endpoint, or the whole endpoint, is frozen.
+    pub(crate) frozen_at: Option<u64>,
     hung_until: u64,
 }
 
@@ -107,6 +109,7 @@ impl Faults {
             lost_writes_per_mille: 0,
             watch_lag_ms: (20, 300),
             write_ms: 20,
+            frozen_at: None,
             hung_until: 0,
         }
     }

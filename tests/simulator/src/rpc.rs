@@ -59,6 +59,9 @@ impl Sim {
             reader.failed = true;
             return Err(PaymentError::Unreachable("no answer".into()));
         }
+        if let Some(lag) = self.frozen_lag() {
+            return Ok(lag);
+        }
         let stale = self.faults.stale_per_mille;
         Ok(if self.random.per_mille(stale) {
             usize::try_from(self.random.between(1, 3)).unwrap_or(1)

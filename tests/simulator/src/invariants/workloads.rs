@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use leasehold_planner::escrow::AccountRead;
 
 use super::exhausted;
-use crate::{Sim, cluster::Pod, reconcile::ProcessId};
+use crate::{Sim, cluster::Pod, reconcile::ProcessId, scenario::Scenario};
 
 /// How long a workload may run beyond its end while everything can be read: a reconcile, two blocks, the deletion of
 /// a pod.
@@ -25,8 +25,11 @@ impl Sim {
                 !self.faults.sites_down.contains(&site) && self.sites[site].processes.iter().any(|p| p.up);
             let cut = |p| self.faults.cut_from_chain.contains(&ProcessId::Provider(site, p));
             let up = |p: usize| self.sites[site].processes[p].up;
-            let can_read =
-                !self.chain.hung && (0..2).any(|p| up(p) && !cut(p)) && self.faults.flaky_per_mille == 0;
+            let frozen = self.faults.forces(Scenario::FrozenEndpoint) && self.faults.frozen_at.is_some();
+            let can_read = !self.chain.hung
+                && !frozen
+                && (0..2).any(|p| up(p) && !cut(p))
+                && self.faults.flaky_per_mille == 0;
             let names: BTreeSet<String> = self.sites[site]
                 .cluster
                 .pods

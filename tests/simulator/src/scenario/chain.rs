@@ -1,8 +1,34 @@
 //! Scenarios of the chain.
 
-use crate::Sim;
+use crate::{Sim, scenario::Scenario};
 
 impl Sim {
+    /// Freezes what answers reads at the newest block, or lets it follow the chain again. Returns the time until the
+    /// next change; a frozen state lasts from `shortest_ms` to `longest_ms`.
+    pub(crate) fn freeze_or_thaw(&mut self, shortest_ms: u64, longest_ms: u64) -> u64 {
+        if self.faults.frozen_at.take().is_some() {
+            self.note(|| "answers follow the chain again".into());
+            return self.random.between(20_000, 90_000);
+        }
+        let number = self.chain.newest().head.number;
+        if number < 30 {
+            // Leases are to be served first.
+            return 10_000;
+        }
+        self.faults.frozen_at = Some(number);
+        self.note(|| format!("answers are frozen at block {number}"));
+        self.random.between(shortest_ms, longest_ms)
+    }
+
+    /// By how many blocks a read that reaches a frozen backend is behind. `None` if it reaches another one.
+    pub(crate) fn frozen_lag(&mut self) -> Option<usize> {
+        let frozen_at = self.faults.frozen_at?;
+        let reaches = self.faults.forces(Scenario::FrozenEndpoint)
+            || (self.faults.forces(Scenario::StuckBackend) && self.random.below(3) == 0);
+        let behind = self.chain.newest().head.number.saturating_sub(frozen_at);
+        reaches.then(|| usize::try_from(behind).unwrap_or(usize::MAX))
+    }
+
     /// Replaces the newest blocks. Half of their transactions are in no later block.
     pub(crate) fn drop_transactions(&mut self) {
         let Self { chain, random, .. } = self;

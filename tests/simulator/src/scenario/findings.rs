@@ -45,11 +45,29 @@ impl Finding {
 }
 
 /// All findings. When one is closed, its row says so.
-pub const FINDINGS: [Finding; 1] = [Finding {
-    id: "M8",
-    scenario: Scenario::DroppedTransactions,
-    seeds: (1, 24),
-    steps: 6_000,
-    violates: "M1: * was stored as closed, but its account is open",
-    state: State::Open,
-}];
+pub const FINDINGS: [Finding; 3] = [
+    Finding {
+        id: "M8",
+        scenario: Scenario::DroppedTransactions,
+        seeds: (1, 24),
+        steps: 6_000,
+        violates: "M1: * was stored as closed, but its account is open",
+        state: State::Open,
+    },
+    Finding {
+        id: "M5",
+        scenario: Scenario::StuckBackend,
+        seeds: (1, 24),
+        steps: 6_000,
+        violates: "U1: * is closed with reason ClosedOnChain",
+        state: State::Open,
+    },
+    Finding {
+        id: "M9",
+        scenario: Scenario::FrozenEndpoint,
+        seeds: (1, 24),
+        steps: 15_000,
+        violates: "U2: * still runs beyond its grace",
+        state: State::Open,
+    },
+];

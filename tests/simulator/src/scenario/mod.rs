@@ -18,11 +18,19 @@ const DRAWN_PER_MILLE: u64 = 50;
 pub enum Scenario {
     /// Reorganisations that drop transactions for good.
     DroppedTransactions,
+    /// One of three backends behind a load balancer answers from an old block for minutes.
+    StuckBackend,
+    /// The endpoint answers every read from an old block for minutes.
+    FrozenEndpoint,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 1] = [Self::DroppedTransactions];
+    pub const ALL: [Self; 3] = [
+        Self::DroppedTransactions,
+        Self::StuckBackend,
+        Self::FrozenEndpoint,
+    ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
     #[must_use]
@@ -51,6 +59,8 @@ impl Sim {
         }
         let after_ms = match scenario {
             Scenario::DroppedTransactions => None,
+            Scenario::StuckBackend => Some(self.freeze_or_thaw(90_000, 300_000)),
+            Scenario::FrozenEndpoint => Some(self.freeze_or_thaw(300_000, 600_000)),
         };
         if let Some(after_ms) = after_ms {
             self.at(after_ms, Event::Scenario(scenario));
