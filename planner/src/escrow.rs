@@ -94,6 +94,13 @@ pub fn lease_name(id: Hash) -> String {
     format!("lease-{text}")
 }
 
+/// Name of the allocation of a leg, and of the reservation and the namespace that a provider makes for it: the lease's
+/// name and the number of the leg.
+#[must_use]
+pub fn allocation_name(id: Hash, leg: usize) -> String {
+    format!("{}-{leg}", lease_name(id))
+}
+
 /// One payee of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leg {

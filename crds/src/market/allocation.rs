@@ -285,6 +285,8 @@ words! {
         BadShape,
         /// The terms cannot be read, or have no such leg.
         BadTerms,
+        /// The name of the allocation does not follow from its account and leg.
+        NameMismatch,
         /// The deposit is zero.
         NoDeposit,
         /// The pool's PaymentNetwork cannot be used.

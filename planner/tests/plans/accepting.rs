@@ -86,6 +86,7 @@ fn declined(reason: DeclineReason) -> Site {
         DeclineReason::BadResults => spec.storage = None,
         DeclineReason::BadShape => spec.per_node.memory = "much".into(),
         DeclineReason::BadTerms => spec.escrow.payer = spec.escrow.market.clone(),
+        DeclineReason::NameMismatch => site.allocation.metadata.name = Some("kube-system".into()),
         DeclineReason::NoDeposit => spec.deposit = "0".into(),
         DeclineReason::NoPaymentNetwork => site.currency = None,
         DeclineReason::NoRoom => site.supply.free.clear(),

@@ -13,11 +13,11 @@ use leasehold_crds::{
     shared::conditions::{ConditionStatus, condition, set},
 };
 use leasehold_planner::{
-    escrow::{AccountRead, Hash, Terms},
+    escrow::{AccountRead, Hash, Terms, allocation_name},
     market::lease::{
         AllocationSeen, AllocationWrite, ChainCall, Deletion, Network, Parsed, Plan, RecoveredAccount,
-        Wallet, World, allocation_name, chain_failure, check, decide, events, needs_wallet, seeks_prior,
-        trim_allocation, trim_lease, wants_second,
+        Wallet, World, chain_failure, check, decide, events, needs_wallet, seeks_prior, trim_allocation,
+        trim_lease, wants_second,
     },
     observed::Observed,
     placement::{Candidate, Provider},
@@ -269,7 +269,7 @@ impl Market {
     fn seen(&self, status: &GpuLeaseStatus, terms: Option<&Terms>) -> Vec<AllocationSeen> {
         let is_named = |seen: &&AllocationSeen| {
             let is_of = |terms: &Terms| {
-                let mut names = (0..terms.legs.len()).map(|leg| allocation_name(terms, leg));
+                let mut names = (0..terms.legs.len()).map(|leg| allocation_name(terms.id(), leg));
                 names.any(|name| seen.object.metadata.name == Some(name))
             };
             status.escrow.is_none() || terms.is_some_and(is_of)

@@ -9,7 +9,7 @@ use leasehold_crds::{
     GpuAllocation, GpuLease, LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX, lease::Phase, payment::money::Rate,
 };
 use leasehold_planner::{
-    escrow::{AccountRead, Terms},
+    escrow::{AccountRead, Terms, allocation_name},
     market::lease::{self, AllocationSeen, Network, Parsed, Wallet, World},
     observed::Observed,
     ports::{AcceptanceMessage, BlockLevel, Payments as _, SigningKey},
@@ -164,7 +164,7 @@ impl Market {
                     let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", leg.provider);
                     cache::get(
                         &self.allocations,
-                        &lease::allocation_name(terms, index),
+                        &allocation_name(terms.id(), index),
                         Some(&namespace),
                     )
                 };

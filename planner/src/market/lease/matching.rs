@@ -13,14 +13,13 @@ use super::{
     OPEN_WITHIN_SECONDS, START_WITHIN_SECONDS, UNANSWERED_PER_PROVIDER_MAX, UNFUNDED_PER_NAMESPACE_MAX,
     closing::delete_all,
     decide::Step,
-    opening::allocation_name,
     phase::Fact,
     plan::{Plan, in_seconds},
     recover::providers_text,
     world::{Network, Wallet, World},
 };
 use crate::{
-    escrow::{Address, Leg, Terms, salt},
+    escrow::{Address, Leg, Terms, allocation_name, salt},
     observed::Observed,
     placement::Choice,
     ports::Head,
@@ -258,7 +257,7 @@ fn begin_round(
                 provider: world.providers[c.provider].name.clone(),
                 pool: c.pool.clone(),
                 class: c.class.clone(),
-                namespace: allocation_name(&terms, index),
+                namespace: allocation_name(terms.id(), index),
                 nodes: i64::try_from(c.nodes).unwrap_or(i64::MAX),
                 price_per_gpu_hour: c.price.to_string(),
             })

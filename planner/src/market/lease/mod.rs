@@ -28,7 +28,6 @@ pub use check::{Checked, check};
 pub use conditions::chain_failure;
 pub use decide::decide;
 pub use events::{Event, events};
-pub use opening::allocation_name;
 pub use plan::{AllocationWrite, ChainCall, Plan};
 pub use reads::{needs_deletion_cause, needs_wallet, seeks_prior, wants_second};
 pub use trim::{trim_allocation, trim_lease};

@@ -18,7 +18,7 @@ use super::{
     world::World,
 };
 use crate::{
-    escrow::{Terms, lease_name},
+    escrow::{Terms, allocation_name},
     observed::Observed,
     request::Request,
 };
@@ -105,7 +105,7 @@ fn ask(
     let mut accepted = 0;
     let mut first_rank = 0;
     for (index, leg) in escrow.legs.iter().enumerate() {
-        let name = allocation_name(terms, index);
+        let name = allocation_name(terms.id(), index);
         let seen = world
             .allocations
             .iter()
@@ -132,12 +132,6 @@ fn ask(
         first_rank += leg.nodes;
     }
     accepted == escrow.legs.len()
-}
-
-/// Name of the allocation of a leg: the lease's name and the leg's number.
-#[must_use]
-pub fn allocation_name(terms: &Terms, leg: usize) -> String {
-    format!("{}-{leg}", lease_name(terms.id()))
 }
 
 #[expect(clippy::too_many_arguments, reason = "one constructor of one object")]

@@ -8,12 +8,11 @@ use leasehold_crds::{
 
 use super::{
     decide::Step,
-    opening::allocation_name,
     plan::Plan,
     world::{AllocationSeen, RecoveredAccount, World},
 };
 use crate::{
-    escrow::{Leg, Terms},
+    escrow::{Leg, Terms, allocation_name},
     observed::Observed,
 };
 
@@ -39,7 +38,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
                 provider: provider_of(seen),
                 pool: spec.pool.clone(),
                 class: spec.class.clone(),
-                namespace: allocation_name(&prior.terms, index),
+                namespace: allocation_name(prior.terms.id(), index),
                 nodes: spec.nodes,
                 price_per_gpu_hour: spec.price_per_gpu_hour.clone(),
             };
@@ -51,7 +50,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
             provider: provider.into(),
             pool: "unknown".into(),
             class: "unknown".into(),
-            namespace: allocation_name(&prior.terms, index),
+            namespace: allocation_name(prior.terms.id(), index),
             nodes: 1,
             price_per_gpu_hour: "0".into(),
         }

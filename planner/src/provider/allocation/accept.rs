@@ -11,7 +11,7 @@ use leasehold_crds::{
 };
 
 use crate::{
-    escrow::{Address, Terms},
+    escrow::{Address, Terms, allocation_name},
     placement::Currency,
     ports::AcceptanceMessage,
     provider::{
@@ -271,10 +271,18 @@ fn check_payment(world: &World<'_>, seen: &PoolSeen<'_>) -> Result<(Terms, Shape
             "chain, escrow contract or token are not this provider's",
         );
     }
-    let leg = usize::try_from(spec.leg)
+    let (index, leg) = usize::try_from(spec.leg)
         .ok()
-        .and_then(|i| terms.legs.get(i))
+        .and_then(|i| Some((i, terms.legs.get(i)?)))
         .ok_or((DeclineReason::BadTerms, "there is no such leg".to_owned()))?;
+    // The reservation and its namespace get this name: a market must not choose it.
+    let name = allocation_name(terms.id(), index);
+    if world.allocation.metadata.name.as_ref() != Some(&name) {
+        return refusal(
+            DeclineReason::NameMismatch,
+            format!("the name of an allocation follows from its account and leg: {name}"),
+        );
+    }
     if leg.payee != world.identity.payee || leg.controller != world.identity.controller {
         return refusal(
             DeclineReason::OtherPayee,

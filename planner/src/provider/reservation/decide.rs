@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
+    GpuReservation,
     market::allocation::{AllocationPhase, StopReason},
     provider::reservation::{GpuReservationStatus, ReservationCondition, ReservationReason},
     shared::conditions::ConditionStatus,
@@ -18,7 +19,11 @@ use super::{
     stop_reason::stop_reason,
     world::World,
 };
-use crate::{escrow::Terms, observed::Observed, provider::workload::results};
+use crate::{
+    escrow::{Terms, allocation_name},
+    observed::Observed,
+    provider::workload::results,
+};
 
 /// Decides what is to be done about a reservation.
 #[must_use]
@@ -35,6 +40,10 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
     record_allocation(world, now, &mut plan.status);
     record_running(world, now, &mut plan.status);
     let terms = Terms::from_wire(&world.reservation.spec.allocation.escrow);
+    if !is_named_after_its_account(world.reservation) {
+        reject(world, now, &mut plan);
+        return plan;
+    }
     match &terms {
         Err(error) => {
             plan.status.stop_reason.get_or_insert(StopReason::BadTerms);
@@ -69,6 +78,33 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
     }
     conditions(world, now, &mut plan.status);
     plan
+}
+
+/// Whether its name, which is that of its namespace too, follows from the account and the leg.
+fn is_named_after_its_account(reservation: &GpuReservation) -> bool {
+    let spec = &reservation.spec.allocation;
+    let leg = usize::try_from(spec.leg).ok();
+    let expected = spec.escrow.id.parse().ok().zip(leg);
+    let expected = expected.map(|(id, leg)| allocation_name(id, leg));
+    expected.is_some() && reservation.metadata.name == expected
+}
+
+/// Stops a reservation of another name. Nothing was made for it, so nothing of its name is removed.
+fn reject(world: &World<'_>, now: Timestamp, plan: &mut Plan) {
+    plan.status.stop_reason.get_or_insert(StopReason::BadTerms);
+    plan.status.stopped_at.get_or_insert(now.to_string());
+    advance(&mut plan.status, PhaseEvent::StopDecided);
+    advance(&mut plan.status, PhaseEvent::PodsGone);
+    put(
+        (world, now),
+        &mut plan.status,
+        ReservationCondition::Paid,
+        ConditionStatus::False,
+        ReservationReason::BadTerms,
+        "the name of the reservation does not follow from its account and leg; nothing runs for it".into(),
+    );
+    let deleted = world.reservation.metadata.deletion_timestamp.is_some();
+    plan.delete = deleted || matches!(world.allocation_exists, Observed::Known(false));
 }
 
 /// Records since when the market has no such allocation.

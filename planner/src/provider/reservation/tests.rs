@@ -15,7 +15,7 @@ use leasehold_crds::{
 
 use super::*;
 use crate::{
-    escrow::{Address, Hash, Leg, LegState, Terms},
+    escrow::{Address, Hash, Leg, LegState, Terms, allocation_name},
     provider::health::Health,
 };
 
@@ -48,6 +48,11 @@ pub(crate) fn terms(start_by: u64, rate: Rate) -> Terms {
     }
 }
 
+/// Name of the reservation of an allocation.
+pub(crate) fn named(spec: &GpuReservationSpec) -> String {
+    allocation_name(spec.allocation.escrow.id.parse().unwrap(), 0)
+}
+
 /// A job that serves.
 fn job() -> Scenario {
     let output = JobOutput {
@@ -74,7 +79,7 @@ fn job() -> Scenario {
         allocation,
         ..GpuReservationSpec::default()
     };
-    let mut reservation = GpuReservation::new("r", spec);
+    let mut reservation = GpuReservation::new(&named(&spec), spec);
     reservation.status = Some(GpuReservationStatus {
         phase: AllocationPhase::Active,
         ..GpuReservationStatus::default()
@@ -179,6 +184,24 @@ impl Scenario {
         }
         assert!(self.status().stopped_at.is_some());
         self.reconcile()
+    }
+}
+
+/// Such a reservation is never made; if one is there, it must not reach a namespace that was not made for a lease.
+#[test]
+fn a_reservation_with_another_name_touches_no_namespace() {
+    for released in [false, true] {
+        let mut scenario = job();
+        scenario.reservation.metadata.name = Some("kube-system".into());
+        if released {
+            scenario.released();
+        }
+        for _ in 0..6 {
+            let plan = scenario.reconcile();
+            assert_eq!((plan.workload, plan.call), (Workload::Keep, None));
+            assert_eq!(plan.status.stop_reason, Some(StopReason::BadTerms));
+            assert!(plan.delete, "its allocation does not exist");
+        }
     }
 }
 

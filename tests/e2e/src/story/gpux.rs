@@ -10,7 +10,7 @@ use leasehold_crds::{
     shared::conditions,
 };
 use leasehold_planner::{
-    escrow::Terms,
+    escrow::{Terms, allocation_name},
     ports::{Clock as _, Payments as _},
 };
 use leasehold_runtime::SystemClock;
@@ -213,7 +213,7 @@ fn short_uuid(uuid: &str) -> String {
 /// No leg was started in a block before its pod was ready.
 fn not_before_ready(outcome: &Outcome, ready: &[(String, u64)]) -> anyhow::Result<()> {
     for (leg, state) in outcome.terms.legs.iter().enumerate() {
-        let namespace = leasehold_planner::market::lease::allocation_name(&outcome.terms, leg);
+        let namespace = allocation_name(outcome.terms.id(), leg);
         let (_, ready) = ready
             .iter()
             .find(|(of, _)| *of == namespace)

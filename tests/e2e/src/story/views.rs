@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
 use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_crds::{GpuLease, GpuOffer, GpuReservation, LABEL_LEASE, lease::Quote};
-use leasehold_planner::escrow::{Terms, lease_name};
+use leasehold_planner::escrow::{Terms, allocation_name, lease_name};
 
 use super::{Outcome, Stage, amount_text, short};
 use crate::{
@@ -316,10 +316,7 @@ pub(super) fn legs(terms: &Terms, lease: &GpuLease) -> Vec<(String, String)> {
     let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
     let legs = escrow.map(|e| e.legs.as_slice()).unwrap_or_default();
     let name = |(index, leg): (usize, &leasehold_crds::lease::LeaseLeg)| {
-        (
-            leasehold_planner::market::lease::allocation_name(terms, index),
-            leg.provider.clone(),
-        )
+        (allocation_name(terms.id(), index), leg.provider.clone())
     };
     legs.iter().enumerate().map(name).collect()
 }

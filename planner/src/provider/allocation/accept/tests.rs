@@ -82,7 +82,7 @@ fn allocation() -> GpuAllocation {
         }],
     };
     let mut allocation = GpuAllocation::new(
-        "r",
+        &allocation_name(account_id(payer, salt), 0),
         GpuAllocationSpec {
             round: 1,
             escrow: terms,
@@ -145,7 +145,7 @@ fn reserved() -> GpuReservation {
     let spec = plan
         .reserve
         .unwrap_or_else(|| panic!("{:?}", plan.status.declined));
-    GpuReservation::new("r", *spec)
+    GpuReservation::new(&spec.allocation_name.clone(), *spec)
 }
 
 #[test]
@@ -198,6 +198,26 @@ fn what_is_not_ours_to_sell_is_declined_with_the_reason() {
     assert_eq!(reason(|s| s.open_by = NOW - 1), "BadDeadline");
     assert_eq!(reason(|s| s.not_after = NOW + 1_000_000), "TooLong");
     assert_eq!(reason(|s| s.per_node.memory = "1Ti".into()), "NoRoom");
+}
+
+/// The reservation and its namespace are named after the allocation, so a market that chose the name would choose which
+/// namespace of the provider is written and deleted.
+#[test]
+fn the_name_of_an_allocation_follows_from_its_account_and_leg() {
+    let own = allocation().metadata.name.unwrap();
+    for name in [
+        "kube-system",
+        "lease-x-0",
+        &own.replace("-0", "-1"),
+        &format!("{own}0"),
+    ] {
+        let mut allocation = allocation();
+        allocation.metadata.name = Some(name.to_owned());
+        let plan = decided(&allocation, None);
+        assert_eq!((plan.reserve, plan.accept), (None, None), "{name}");
+        assert_eq!(plan.status.declined.unwrap().reason, "NameMismatch", "{name}");
+    }
+    assert!(decided(&allocation(), None).reserve.is_some());
 }
 
 #[test]

@@ -48,7 +48,8 @@ fn serving() -> Scenario {
         },
         ..GpuReservationSpec::default()
     };
-    let mut reservation = GpuReservation::new("r", spec);
+    let name = crate::provider::reservation::tests::named(&spec);
+    let mut reservation = GpuReservation::new(&name, spec);
     reservation.status = Some(GpuReservationStatus {
         phase: AllocationPhase::Active,
         ..GpuReservationStatus::default()

@@ -12,8 +12,7 @@ use kube::{Api, api::ListParams};
 use leasehold_crds::{GpuLease, lease::Phase};
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, within};
 use leasehold_planner::{
-    escrow::{AccountRead, Terms},
-    market::lease::allocation_name,
+    escrow::{AccountRead, Terms, allocation_name},
     ports::{BlockLevel, Payments as _},
 };
 use leasehold_testcluster::Stderr;
@@ -139,7 +138,7 @@ async fn note_steps(
             see(Step::Started);
         }
     }
-    let pods = Api::<Pod>::namespaced(tenant.stack.client.clone(), &allocation_name(&terms, 0));
+    let pods = Api::<Pod>::namespaced(tenant.stack.client.clone(), &allocation_name(terms.id(), 0));
     if let Some(pod) = pods.list(&ListParams::default()).await?.items.first() {
         see(Step::PodMade);
         let status = pod.status.clone().unwrap_or_default();

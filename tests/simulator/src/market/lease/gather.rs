@@ -8,7 +8,7 @@ use leasehold_crds::{
     lease::{GpuLeaseStatus, Phase},
 };
 use leasehold_planner::{
-    escrow::{Terms, salt},
+    escrow::{Terms, allocation_name, salt},
     market::lease::{
         self, AllocationSeen, Deletion, Network, Parsed, ROUNDS_MAX, RecoveredAccount, Wallet, World,
     },
@@ -113,7 +113,7 @@ impl Sim {
                 legs.filter_map(|(index, leg)| {
                     let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{}", leg.provider);
                     store
-                        .get(&(namespace, lease::allocation_name(&terms, index)))
+                        .get(&(namespace, allocation_name(terms.id(), index)))
                         .cloned()
                 })
                 .collect()
