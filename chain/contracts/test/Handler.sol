@@ -1,46 +1,71 @@
 // SPDX-License-Identifier: Apache-2.0
-// Performs random actions of tenants, providers, markets and third parties on several accounts of one token, on the
-// contract and on the model. The model determines which calls must be refused.
+// Performs random actions of tenants, providers, markets and third parties on accounts of several tokens, on the
+// contract and on the model. One token is obedient, the others misbehave, and are switched during the run. The model
+// determines which calls must be refused.
 pragma solidity ^0.8.28;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {Leg, Phase, Terms} from "../src/escrow/EscrowTypes.sol";
 import {IEscrow} from "../src/escrow/IEscrow.sol";
-import {TestToken} from "../src/TestToken.sol";
+import {BlocklistToken, BurningToken, EveryCall, FalseToken, MintableToken, ReentrantToken} from "./HostileTokens.sol";
 import {Ghost, GhostLeg, Model} from "./Model.sol";
 import {vm} from "./Vm.sol";
+
+/// What the token of an account does.
+enum Kind {
+    Obedient,
+    /// Returns nothing.
+    Silent,
+    /// Calls every function of the escrow in each transfer.
+    Reentrant,
+    /// Refuses transfers of some holders.
+    Blocking,
+    /// Consumes all gas of a transfer.
+    Burning,
+    /// Returns false.
+    False
+}
 
 contract Handler {
     using Model for Ghost;
 
     uint256 private constant SCALE = 1e12;
-    uint256 private constant MOST_ACCOUNTS = 8;
+    uint256 private constant MOST_ACCOUNTS = 10;
+    uint256 private constant KINDS = 6;
+    bytes4 private constant PANIC = 0x4e487b71;
     uint256 public constant WEALTH = 1_000_000_000;
+    /// Gas of each call. After one transfer that consumes all its gas, enough is left to finish; after two, it is not.
+    uint256 private constant GAS = 8_000_000;
 
     IEscrow private immutable escrow;
-    TestToken private immutable token;
     address public immutable closer = address(0xC105E);
     address public immutable stranger = address(0x57A);
     address[2] public payers = [address(0xFA1), address(0xFA2)];
 
+    /// The token of each kind.
+    MintableToken[] public tokens;
     uint256 public now_;
-    uint256 public strangersGifts;
+    /// What the stranger has paid into accounts of each kind.
+    uint256[KINDS] public strangersGifts;
+    /// Refunds that could not be sent, for each payer and kind.
+    uint256[KINDS][2] public credits;
     Terms[] private _terms;
     Ghost[] private _ghosts;
+    Kind[] private _kinds;
 
-    constructor(IEscrow escrow_, TestToken token_, uint256 start_) {
+    constructor(IEscrow escrow_, MintableToken[] memory tokens_, uint256 start_) {
         escrow = escrow_;
-        token = token_;
+        tokens = tokens_;
         now_ = start_;
-        for (uint256 i = 0; i < 3; ++i) {
-            address holder = i < 2 ? payers[i] : stranger;
-            token.mint(holder, WEALTH);
-            vm.prank(holder);
-            token.approve(address(escrow), type(uint256).max);
+        for (uint256 k = 0; k < KINDS; ++k) {
+            for (uint256 i = 0; i < 3; ++i) {
+                address holder = i < 2 ? payers[i] : stranger;
+                tokens[k].mint(holder, WEALTH);
+                vm.prank(holder);
+                tokens[k].approve(address(escrow), type(uint256).max);
+            }
+            open(Kind(k), k * 50);
         }
-        open(0);
-        open(1);
-        open(2);
     }
 
     // ---------------------------------------------------------------- read by the invariants
@@ -57,24 +82,62 @@ contract Handler {
         return _ghosts[account];
     }
 
+    function kind(uint256 account) external view returns (Kind) {
+        return _kinds[account];
+    }
+
     // ---------------------------------------------------------------- actions
 
     /// Weighted, so that some accounts are exhausted and others are not.
     function act(uint256 seed, uint256 account, uint256 leg, uint256 amount) external {
         uint256 i = account % _terms.length;
         uint256 l = leg % _terms[i].legs.length;
-        uint256 kind = seed % 20;
-        if (kind < 4) wait(amount % 60);
-        else if (kind < 8) start(i, l);
-        else if (kind < 10) pause(i, l);
-        else if (kind < 12) fund(i, amount % 200, seed >> 8 & 1 == 0);
-        else if (kind < 13) credit(i, l, amount);
-        else if (kind < 15) withdraw(i, l, seed >> 8 & 1 == 0);
-        else if (kind < 16) end(i, l);
-        else if (kind < 17) close(i, seed >> 8, uint16(amount));
-        else if (kind < 18) intrude(i, l, amount);
-        else if (kind < 19) wait(amount % 400);
-        else if (_terms.length < MOST_ACCOUNTS) open(amount);
+        uint256 what = seed % 24;
+        if (what < 4) wait(amount % 60);
+        else if (what < 8) start(i, l);
+        else if (what < 10) pause(i, l);
+        else if (what < 12) fund(i, amount % 200, seed >> 8 & 1 == 0);
+        else if (what < 13) credit(i, l, amount);
+        else if (what < 15) withdraw(i, l, seed >> 8 & 1 == 0);
+        else if (what < 16) end(i, l);
+        else if (what < 17) close(i, seed >> 8, uint16(amount));
+        else if (what < 18) intrude(i, l, amount);
+        else if (what < 19) wait(amount % 400);
+        else if (what < 20) settle(i, amount % _terms.length, l);
+        else if (what < 21) withdrawCredit(amount % 2, Kind(leg % KINDS));
+        else if (what < 23) turn(i, l, amount);
+        else if (_terms.length < MOST_ACCOUNTS) open(Kind(leg % KINDS), amount);
+    }
+
+    /// Changes what the token of the account does, to all accounts of this token.
+    function turn(uint256 i, uint256 l, uint256 who) private {
+        Kind k = _kinds[i];
+        if (k == Kind.Burning) {
+            BurningToken burning = BurningToken(address(tokens[uint256(k)]));
+            burning.setBurning(!burning.burning());
+        } else if (k == Kind.False) {
+            FalseToken lying = FalseToken(address(tokens[uint256(k)]));
+            lying.setBroken(!lying.broken());
+        } else if (k == Kind.Blocking) {
+            BlocklistToken blocking = BlocklistToken(address(tokens[uint256(k)]));
+            address holder = who % 2 == 0 ? _terms[i].payer : _terms[i].legs[l].payee;
+            blocking.block_(holder, !blocking.blocked(holder));
+        } else if (k == Kind.Reentrant) {
+            ReentrantToken(address(tokens[uint256(k)])).arm(address(escrow), EveryCall.on(_terms[i]));
+        }
+    }
+
+    /// Whether the escrow cannot send a token to this holder now.
+    function unpayable(Kind k, address to) private view returns (bool) {
+        address hostile = address(tokens[uint256(k)]);
+        if (k == Kind.Blocking) return BlocklistToken(hostile).blocked(to);
+        if (k == Kind.Burning) return BurningToken(hostile).burning();
+        return k == Kind.False && FalseToken(hostile).broken();
+    }
+
+    /// Whether the escrow cannot take a token from this holder now.
+    function untakable(Kind k, address from) private view returns (bool) {
+        return k != Kind.Burning && unpayable(k, from);
     }
 
     function wait(uint256 time) private {
@@ -89,13 +152,13 @@ contract Handler {
         vm.warp(now_);
     }
 
-    function open(uint256 seed) private {
+    function open(Kind k, uint256 seed) private {
         uint256 n = _terms.length;
         Terms storage t = _terms.push();
         Ghost storage g = _ghosts.push();
         t.payer = payers[n % 2];
         t.market = address(0x3A17);
-        t.token = IERC20(address(token));
+        t.token = IERC20(address(tokens[uint256(k)]));
         t.closer = closer;
         t.salt = bytes32(n);
         t.startBy = uint40(now_ + 100 + seed % 200);
@@ -110,8 +173,15 @@ contract Handler {
         }
         g.deposited = seed % 300;
         g.left = g.deposited * SCALE;
-        vm.prank(t.payer);
-        escrow.open(_terms[n], uint128(g.deposited), uint40(now_));
+        bytes memory call = abi.encodeCall(IEscrow.open, (_terms[n], uint128(g.deposited), uint40(now_)));
+        if (untakable(k, t.payer)) {
+            refused(t.payer, call);
+            _terms.pop();
+            _ghosts.pop();
+            return;
+        }
+        accepted(t.payer, call);
+        _kinds.push(k);
     }
 
     function fund(uint256 i, uint256 more, bool byStranger) private {
@@ -121,11 +191,12 @@ contract Handler {
         address from = byStranger ? stranger : _terms[i].payer;
         bytes memory call = abi.encodeCall(IEscrow.fundTo, (_terms[i], uint128(total)));
         if (g.phase == Phase.Closed) return refused(from, call);
-        uint256 before = token.balanceOf(from);
+        if (total > g.deposited && untakable(_kinds[i], from)) return refused(from, call);
+        uint256 before = tokenOf(i).balanceOf(from);
         uint256 amount = g.fundTo(total);
         accepted(from, call);
-        vm.assertEq(before - token.balanceOf(from), amount, "fundTo fills up");
-        if (byStranger) strangersGifts += amount;
+        vm.assertEq(before - tokenOf(i).balanceOf(from), amount, "fundTo fills up");
+        if (byStranger) strangersGifts[uint256(_kinds[i])] += amount;
         save(i, g);
     }
 
@@ -178,10 +249,39 @@ contract Handler {
         Ghost memory g = _ghosts[i];
         uint40 end_ = escrow.snapshot(_terms[i]).paidUntil;
         address by = byController ? _terms[i].legs[l].controller : _terms[i].legs[l].payee;
-        accepted(by, abi.encodeCall(IEscrow.withdraw, (_terms[i], uint16(1 << l))));
+        bytes memory call = abi.encodeCall(IEscrow.withdraw, (_terms[i], uint16(1 << l)));
+        if (isStuck(i, l)) return refusedByToken(i, by, call);
+        accepted(by, call);
         g.legs[l].withdrawn = g.earned(l);
         sameEnd(i, end_);
         save(i, g);
+    }
+
+    /// Withdraws from two accounts at once: from both, or from none.
+    function settle(uint256 i, uint256 j, uint256 l) private {
+        l = l % _terms[j].legs.length;
+        if (i == j) return;
+        Terms[] memory both = new Terms[](2);
+        (both[0], both[1]) = (_terms[i], _terms[j]);
+        uint16[] memory legs = new uint16[](2);
+        (legs[0], legs[1]) = (uint16(1 << l), uint16(1 << l));
+        bytes memory call = abi.encodeCall(IEscrow.settleMany, (both, legs));
+        address by = both[0].legs[l].controller;
+        if (isStuck(i, l)) return refusedByToken(i, by, call);
+        if (isStuck(j, l)) return refusedByToken(j, by, call);
+        accepted(by, call);
+        for (uint256 n = 0; n < 2; ++n) {
+            uint256 account = n == 0 ? i : j;
+            Ghost memory g = _ghosts[account];
+            g.legs[l].withdrawn = g.earned(l);
+            save(account, g);
+        }
+    }
+
+    /// Whether the leg is owed something that its token does not send.
+    function isStuck(uint256 i, uint256 l) private view returns (bool) {
+        Ghost memory g = _ghosts[i];
+        return g.earned(l) > g.legs[l].withdrawn && unpayable(_kinds[i], _terms[i].legs[l].payee);
     }
 
     function close(uint256 i, uint256 who, uint16 payouts) private {
@@ -191,48 +291,102 @@ contract Handler {
         bytes memory call = abi.encodeCall(IEscrow.close, (_terms[i], payouts));
         bool may = by != stranger || g.anybodyMayClose(now_);
         if (g.phase == Phase.Closed || !may) return refused(by, call);
-        uint256 before = token.balanceOf(_terms[i].payer);
+        uint256 before = tokenOf(i).balanceOf(_terms[i].payer);
         g.close(by == _terms[i].payer, now_);
-        accepted(by, call);
-        vm.assertEq(token.balanceOf(_terms[i].payer) - before, g.refunded, "the refund goes to the payer");
+        uint256 transfers = g.refunded == 0 ? 0 : 1;
         for (uint256 l = 0; l < g.legs.length; ++l) {
-            if (payouts >> l & 1 == 1) g.legs[l].withdrawn = g.earned(l);
+            if (payouts >> l & 1 == 0 || g.earned(l) == g.legs[l].withdrawn) continue;
+            transfers += 1;
+            if (!unpayable(_kinds[i], _terms[i].legs[l].payee)) g.legs[l].withdrawn = g.earned(l);
+        }
+        bool burns = _kinds[i] == Kind.Burning && unpayable(Kind.Burning, address(0));
+        if (burns && transfers > 1) return refusedByToken(i, by, call);
+        accepted(by, call);
+        uint256 sent = tokenOf(i).balanceOf(_terms[i].payer) - before;
+        if (unpayable(_kinds[i], _terms[i].payer)) {
+            vm.assertEq(sent, 0, "the refund waits");
+            credits[i % 2][uint256(_kinds[i])] += g.refunded;
+        } else {
+            vm.assertEq(sent, g.refunded, "the refund goes to the payer");
         }
         save(i, g);
+    }
+
+    function withdrawCredit(uint256 p, Kind k) private {
+        uint256 amount = credits[p][uint256(k)];
+        MintableToken token = tokens[uint256(k)];
+        bytes memory call = abi.encodeCall(IEscrow.withdrawCredit, (IERC20(address(token))));
+        if (amount == 0) return refusedWith(payers[p], call, IEscrow.NoCredit.selector);
+        if (unpayable(k, payers[p])) return refusedByKind(k, payers[p], call);
+        accepted(payers[p], call);
+        credits[p][uint256(k)] = 0;
     }
 
     /// A third party tries every action that it is not permitted to do.
     function intrude(uint256 i, uint256 l, uint256 amount) private {
         Terms memory t = _terms[i];
-        refused(stranger, abi.encodeCall(IEscrow.start, (t, uint16(1 << l))));
-        refused(stranger, abi.encodeCall(IEscrow.pause, (t, uint16(1 << l))));
-        refused(stranger, abi.encodeCall(IEscrow.credit, (t, uint8(l), uint40(amount % 2))));
-        refused(stranger, abi.encodeCall(IEscrow.endLeg, (t, uint16(1 << l))));
-        refused(stranger, abi.encodeCall(IEscrow.withdraw, (t, uint16(1 << l))));
-        refused(stranger, abi.encodeCall(IEscrow.withdrawCredit, (t.token)));
-        refused(t.payer, abi.encodeCall(IEscrow.open, (t, 0, uint40(now_))));
+        bytes4 why =
+            _ghosts[i].phase == Phase.Closed ? IEscrow.AccountClosed.selector : IEscrow.NotController.selector;
+        refusedWith(stranger, abi.encodeCall(IEscrow.start, (t, uint16(1 << l))), why);
+        refusedWith(stranger, abi.encodeCall(IEscrow.pause, (t, uint16(1 << l))), why);
+        refusedWith(stranger, abi.encodeCall(IEscrow.credit, (t, uint8(l), uint40(amount % 2))), why);
+        refusedWith(stranger, abi.encodeCall(IEscrow.endLeg, (t, uint16(1 << l))), why);
+        why = IEscrow.NotPayeeOrController.selector;
+        refusedWith(stranger, abi.encodeCall(IEscrow.withdraw, (t, uint16(1 << l))), why);
+        refusedWith(stranger, abi.encodeCall(IEscrow.withdrawCredit, (t.token)), IEscrow.NoCredit.selector);
+        why = now_ > t.startBy ? IEscrow.StartByPassed.selector : IEscrow.AccountExists.selector;
+        refusedWith(t.payer, abi.encodeCall(IEscrow.open, (t, 0, uint40(now_))), why);
         t.legs[l].payee = stranger;
-        refused(t.legs[l].controller, abi.encodeCall(IEscrow.withdraw, (t, uint16(1 << l))));
+        why = IEscrow.TermsDiffer.selector;
+        refusedWith(t.legs[l].controller, abi.encodeCall(IEscrow.withdraw, (t, uint16(1 << l))), why);
         t.salt = keccak256("fresh");
-        refused(stranger, abi.encodeCall(IEscrow.open, (t, uint128(amount % 100), uint40(now_))));
-        refused(stranger, abi.encodeCall(IEscrow.openWithSignature, (t, uint128(amount % 100), uint40(now_), "")));
+        uint128 deposit = uint128(amount % 100);
+        why = IEscrow.NotPayer.selector;
+        refusedWith(stranger, abi.encodeCall(IEscrow.open, (t, deposit, uint40(now_))), why);
+        why = IEscrow.BadSignature.selector;
+        refusedWith(stranger, abi.encodeCall(IEscrow.openWithSignature, (t, deposit, uint40(now_), "")), why);
     }
 
     // ---------------------------------------------------------------- helper functions
 
+    function tokenOf(uint256 i) private view returns (MintableToken) {
+        return tokens[uint256(_kinds[i])];
+    }
+
     function accepted(address by, bytes memory call) private {
         vm.prank(by);
-        (bool done, bytes memory answer) = address(escrow).call(call);
+        (bool done, bytes memory answer) = address(escrow).call{gas: GAS}(call);
         if (done) return;
         assembly ("memory-safe") {
             revert(add(answer, 0x20), mload(answer))
         }
     }
 
+    /// The call fails with an error that was written for it, not with a panic.
     function refused(address by, bytes memory call) private {
+        bytes4 why = bytes4(failure(by, call));
+        vm.assertTrue(why != bytes4(0) && why != PANIC, "refused with an error");
+    }
+
+    function refusedWith(address by, bytes memory call, bytes4 why) private {
+        vm.assertEq(bytes32(bytes4(failure(by, call))), bytes32(why));
+    }
+
+    function refusedByToken(uint256 i, address by, bytes memory call) private {
+        refusedByKind(_kinds[i], by, call);
+    }
+
+    /// Without gas, nothing can say why.
+    function refusedByKind(Kind k, address by, bytes memory call) private {
+        if (k == Kind.Burning) failure(by, call);
+        else refused(by, call);
+    }
+
+    function failure(address by, bytes memory call) private returns (bytes memory) {
         vm.prank(by);
-        (bool done,) = address(escrow).call(call);
+        (bool done, bytes memory answer) = address(escrow).call{gas: GAS}(call);
         vm.assertFalse(done, "this call must be refused");
+        return answer;
     }
 
     function sameEnd(uint256 i, uint40 end_) private view {

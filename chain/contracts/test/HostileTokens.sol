@@ -3,7 +3,10 @@
 pragma solidity ^0.8.28;
 
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
+import {Authorization, Permit, Terms} from "../src/escrow/EscrowTypes.sol";
+import {IEscrow} from "../src/escrow/IEscrow.sol";
 
 contract MintableToken is ERC20 {
     constructor() ERC20("Hostile", "HOST") {}
@@ -60,17 +63,56 @@ contract FalseToken is MintableToken {
     }
 }
 
-/// Makes a configured call in the middle of each transfer.
-contract ReentrantToken is MintableToken {
-    address public target;
-    bytes public call;
-    uint256 public fired;
-    bool public succeeded;
-    bytes4 public failure;
+/// Transfers, and returns nothing, as USDT does.
+contract SilentToken is MintableToken {
+    function transfer(address to, uint256 value) public override returns (bool) {
+        super.transfer(to, value);
+        assembly ("memory-safe") {
+            return(0, 0)
+        }
+    }
 
-    function arm(address target_, bytes calldata call_) external {
+    function transferFrom(address from, address to, uint256 value) public override returns (bool) {
+        super.transferFrom(from, to, value);
+        assembly ("memory-safe") {
+            return(0, 0)
+        }
+    }
+}
+
+/// Consumes all gas of a transfer out of the escrow.
+contract BurningToken is MintableToken {
+    bool public burning;
+
+    function setBurning(bool yes) external {
+        burning = yes;
+    }
+
+    function transfer(address to, uint256 value) public override returns (bool) {
+        if (burning) {
+            assembly ("memory-safe") {
+                invalid()
+            }
+        }
+        return super.transfer(to, value);
+    }
+}
+
+/// Makes all configured calls in the middle of each transfer.
+contract ReentrantToken is MintableToken {
+    address private target;
+    bytes[] private calls;
+    /// Calls that were made.
+    uint256 public fired;
+    /// Calls that had an effect, or that failed for another reason than the guard.
+    uint256 public unguarded;
+
+    function arm(address target_, bytes[] memory calls_) external {
         target = target_;
-        call = call_;
+        delete calls;
+        for (uint256 i = 0; i < calls_.length; ++i) {
+            calls.push(calls_[i]);
+        }
     }
 
     /// Anyone can act as this token, which belongs to the attacker.
@@ -91,11 +133,39 @@ contract ReentrantToken is MintableToken {
 
     function _update(address from, address to, uint256 value) internal override {
         super._update(from, to, value);
-        if (target == address(0) || from == address(0)) return;
-        ++fired;
-        bytes memory answer;
-        (succeeded, answer) = target.call(call);
-        if (answer.length >= 4) failure = bytes4(answer);
+        if (from == address(0)) return;
+        for (uint256 i = 0; i < calls.length; ++i) {
+            ++fired;
+            (bool succeeded, bytes memory answer) = target.call(calls[i]);
+            bool guarded = bytes4(answer) == ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector;
+            if (succeeded || !guarded) ++unguarded;
+        }
+    }
+}
+
+/// Every function of the escrow that changes its state, as a call of an account's token.
+library EveryCall {
+    function on(Terms memory terms) internal pure returns (bytes[] memory calls) {
+        Terms[] memory many = new Terms[](1);
+        many[0] = terms;
+        Permit memory permit;
+        Authorization memory authorization;
+        calls = new bytes[](15);
+        calls[0] = abi.encodeCall(IEscrow.open, (terms, 1, type(uint40).max));
+        calls[1] = abi.encodeCall(IEscrow.openWithPermit, (terms, 1, type(uint40).max, permit));
+        calls[2] = abi.encodeCall(IEscrow.openWithSignature, (terms, 1, type(uint40).max, ""));
+        calls[3] = abi.encodeCall(IEscrow.openWithSignatureAndPermit, (terms, 1, type(uint40).max, "", permit));
+        calls[4] = abi.encodeCall(IEscrow.openWithAuthorization, (terms, 1, type(uint40).max, "", authorization));
+        calls[5] = abi.encodeCall(IEscrow.fundTo, (terms, 5000));
+        calls[6] = abi.encodeCall(IEscrow.fundToWithPermit, (terms, 5000, permit));
+        calls[7] = abi.encodeCall(IEscrow.start, (terms, 1));
+        calls[8] = abi.encodeCall(IEscrow.pause, (terms, 1));
+        calls[9] = abi.encodeCall(IEscrow.credit, (terms, 0, 1));
+        calls[10] = abi.encodeCall(IEscrow.endLeg, (terms, 1));
+        calls[11] = abi.encodeCall(IEscrow.withdraw, (terms, 1));
+        calls[12] = abi.encodeCall(IEscrow.settleMany, (many, new uint16[](1)));
+        calls[13] = abi.encodeCall(IEscrow.close, (terms, 1));
+        calls[14] = abi.encodeCall(IEscrow.withdrawCredit, (terms.token));
     }
 }
 

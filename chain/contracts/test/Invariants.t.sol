@@ -2,8 +2,18 @@
 // Invariants after any sequence of actions of any callers.
 pragma solidity ^0.8.28;
 
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {LegView, Phase, Snapshot, Terms} from "../src/escrow/EscrowTypes.sol";
-import {Handler} from "./Handler.sol";
+import {Handler, Kind} from "./Handler.sol";
+import {
+    BlocklistToken,
+    BurningToken,
+    EveryCall,
+    FalseToken,
+    MintableToken,
+    ReentrantToken,
+    SilentToken
+} from "./HostileTokens.sol";
 import {Ghost, Model} from "./Model.sol";
 import {Stage} from "./Stage.sol";
 import {vm} from "./Vm.sol";
@@ -11,11 +21,22 @@ import {vm} from "./Vm.sol";
 contract InvariantTest is Stage {
     using Model for Ghost;
 
+    uint256 private constant KINDS = 6;
+
     Handler private handler;
 
     function setUp() public override {
         super.setUp();
-        handler = new Handler(escrow, token, T0);
+        MintableToken[] memory tokens = new MintableToken[](KINDS);
+        tokens[uint256(Kind.Obedient)] = MintableToken(address(token));
+        tokens[uint256(Kind.Silent)] = new SilentToken();
+        tokens[uint256(Kind.Reentrant)] = new ReentrantToken();
+        tokens[uint256(Kind.Blocking)] = new BlocklistToken();
+        tokens[uint256(Kind.Burning)] = new BurningToken();
+        tokens[uint256(Kind.False)] = new FalseToken();
+        handler = new Handler(escrow, tokens, T0);
+        ReentrantToken(address(tokens[uint256(Kind.Reentrant)]))
+            .arm(address(escrow), EveryCall.on(handler.terms(uint256(Kind.Reentrant))));
     }
 
     function targetContracts() public view returns (address[] memory targets) {
@@ -23,25 +44,36 @@ contract InvariantTest is Stage {
         targets[0] = address(handler);
     }
 
-    /// One invariant with four parts, because separate invariants would each run all sequences again.
+    /// One invariant with several parts, because separate invariants would each run all sequences again.
     function invariant_theBooksAgree() public view {
-        theTokensAreThere();
         everySnapshotIsTheModels();
-        onlyPayeesArePaid();
-        payersGetTheRest();
+        for (uint256 k = 0; k < KINDS; ++k) {
+            theTokensAreThere(Kind(k));
+            onlyPayeesArePaid(Kind(k));
+            payersGetTheRest(Kind(k));
+        }
+        address reentrant = address(handler.tokens(uint256(Kind.Reentrant)));
+        vm.assertEq(ReentrantToken(reentrant).unguarded(), 0, "no call in the middle of another");
     }
 
-    /// The contract holds exactly what is deposited and neither withdrawn nor refunded.
-    function theTokensAreThere() private view {
+    /// Of each token, the contract holds exactly what is deposited in its accounts and neither withdrawn nor refunded.
+    function theTokensAreThere(Kind k) private view {
         uint256 locked;
         for (uint256 i = 0; i < handler.count(); ++i) {
+            if (handler.kind(i) != k) continue;
             Ghost memory g = handler.ghost(i);
             locked += g.deposited - g.refunded;
             for (uint256 l = 0; l < g.legs.length; ++l) {
                 locked -= g.legs[l].withdrawn;
             }
         }
-        vm.assertEq(token.balanceOf(address(escrow)), locked, "locked");
+        MintableToken held = handler.tokens(uint256(k));
+        for (uint256 p = 0; p < 2; ++p) {
+            uint256 waiting = handler.credits(p, uint256(k));
+            vm.assertEq(escrow.credits(handler.payers(p), IERC20(address(held))), waiting, "credits");
+            locked += waiting;
+        }
+        vm.assertEq(held.balanceOf(address(escrow)), locked, "locked");
     }
 
     /// No snapshot reverts, and each equals the model, which counts second by second.
@@ -76,38 +108,79 @@ contract InvariantTest is Stage {
     }
 
     /// Every payee holds exactly what was withdrawn for it, and nobody else holds any of it.
-    function onlyPayeesArePaid() private view {
+    function onlyPayeesArePaid(Kind k) private view {
+        MintableToken held = handler.tokens(uint256(k));
         for (uint256 i = 0; i < handler.count(); ++i) {
             Ghost memory g = handler.ghost(i);
             Terms memory terms = handler.terms(i);
             for (uint256 l = 0; l < g.legs.length; ++l) {
-                vm.assertEq(token.balanceOf(terms.legs[l].payee), g.legs[l].withdrawn, "payee");
-                vm.assertEq(token.balanceOf(terms.legs[l].controller), 0, "controller");
+                uint256 paid = handler.kind(i) == k ? g.legs[l].withdrawn : 0;
+                vm.assertEq(held.balanceOf(terms.legs[l].payee), paid, "payee");
+                vm.assertEq(held.balanceOf(terms.legs[l].controller), 0, "controller");
             }
         }
-        vm.assertEq(token.balanceOf(handler.closer()), 0, "closer");
-        vm.assertEq(token.balanceOf(handler.stranger()), handler.WEALTH() - handler.strangersGifts(), "stranger");
+        vm.assertEq(held.balanceOf(handler.closer()), 0, "closer");
+        uint256 left = handler.WEALTH() - handler.strangersGifts(uint256(k));
+        vm.assertEq(held.balanceOf(handler.stranger()), left, "stranger");
     }
 
-    /// The payers hold what they did not deposit plus what was refunded.
-    function payersGetTheRest() private view {
-        uint256 expected = 2 * handler.WEALTH() + handler.strangersGifts();
+    /// The payers hold what they did not deposit plus what was refunded and sent.
+    function payersGetTheRest(Kind k) private view {
+        uint256 expected = 2 * handler.WEALTH() + handler.strangersGifts(uint256(k));
+        expected -= handler.credits(0, uint256(k)) + handler.credits(1, uint256(k));
         for (uint256 i = 0; i < handler.count(); ++i) {
+            if (handler.kind(i) != k) continue;
             Ghost memory g = handler.ghost(i);
             expected = expected + g.refunded - g.deposited;
         }
-        vm.assertEq(token.balanceOf(handler.payers(0)) + token.balanceOf(handler.payers(1)), expected, "payers");
+        MintableToken held = handler.tokens(uint256(k));
+        vm.assertEq(held.balanceOf(handler.payers(0)) + held.balanceOf(handler.payers(1)), expected, "payers");
     }
 
-    /// After each sequence everything is closed and withdrawn, and the contract holds nothing.
+    /// After each sequence everything is closed and withdrawn, and the contract holds nothing: of the tokens that
+    /// transfer, even while all others refuse; and of these, when they transfer again.
     function afterInvariant() public {
+        turnAll(true);
+        for (uint256 i = 0; i < handler.count(); ++i) {
+            if (handler.kind(i) < Kind.Blocking) settle(i);
+        }
+        for (uint256 k = 0; k < uint256(Kind.Blocking); ++k) {
+            vm.assertEq(handler.tokens(k).balanceOf(address(escrow)), 0, "dust");
+        }
+        turnAll(false);
+        for (uint256 i = 0; i < handler.count(); ++i) {
+            if (handler.kind(i) >= Kind.Blocking) settle(i);
+        }
+        for (uint256 k = 0; k < KINDS; ++k) {
+            IERC20 held = IERC20(address(handler.tokens(k)));
+            for (uint256 p = 0; p < 2; ++p) {
+                if (escrow.credits(handler.payers(p), held) == 0) continue;
+                vm.prank(handler.payers(p));
+                escrow.withdrawCredit(held);
+            }
+            vm.assertEq(held.balanceOf(address(escrow)), 0, "dust");
+        }
+    }
+
+    function settle(uint256 i) private {
+        Terms memory terms = handler.terms(i);
+        if (!escrow.snapshot(terms).closed) closeBy(terms.closer, terms, 0);
+        for (uint256 l = 0; l < terms.legs.length; ++l) {
+            withdraw(terms, l);
+        }
+    }
+
+    /// Makes every hostile token refuse every transfer, or none.
+    function turnAll(bool refuse) private {
+        BurningToken(address(handler.tokens(uint256(Kind.Burning)))).setBurning(refuse);
+        FalseToken(address(handler.tokens(uint256(Kind.False)))).setBroken(refuse);
+        BlocklistToken blocking = BlocklistToken(address(handler.tokens(uint256(Kind.Blocking))));
         for (uint256 i = 0; i < handler.count(); ++i) {
             Terms memory terms = handler.terms(i);
-            if (!escrow.snapshot(terms).closed) closeBy(terms.closer, terms, 0);
+            blocking.block_(terms.payer, refuse);
             for (uint256 l = 0; l < terms.legs.length; ++l) {
-                withdraw(terms, l);
+                blocking.block_(terms.legs[l].payee, refuse);
             }
         }
-        vm.assertEq(token.balanceOf(address(escrow)), 0, "dust");
     }
 }
