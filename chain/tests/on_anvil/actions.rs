@@ -23,7 +23,7 @@ async fn tokens(escrow: &EvmEscrow, owner: Address) -> u128 {
 
 #[tokio::test]
 async fn a_lease_from_deposit_to_refund() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let escrow = anvil.client();
     let [payer, one, two, closer] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one, &two], &closer, 1);
@@ -96,7 +96,7 @@ async fn a_lease_from_deposit_to_refund() {
 
 #[tokio::test]
 async fn the_gas_limit_suffices_when_a_block_costs_more_than_its_simulation() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let escrow = anvil.client();
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one; 16], &one, 1);
@@ -136,7 +136,7 @@ async fn take_permits_away(anvil: &Anvil) {
 
 #[tokio::test]
 async fn a_token_without_permits_is_approved_first() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     take_permits_away(&anvil).await;
     let escrow = anvil.client();
     let [payer, one] = anvil.keys(1).await;
@@ -174,7 +174,7 @@ async fn a_token_without_permits_is_approved_first() {
 
 #[tokio::test]
 async fn an_acceptance_binds_signer_account_chain_and_contract() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let escrow = anvil.client();
     let one = key(1);
     let message = AcceptanceMessage {

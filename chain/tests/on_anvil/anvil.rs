@@ -22,24 +22,19 @@ use leasehold_planner::{
     escrow::{Address, Hash, Leg, Terms},
     ports::SigningKey,
 };
+use leasehold_testtools::Stderr;
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Path of the anvil binary, if there is one.
-fn binary() -> Option<PathBuf> {
+/// Path of the anvil binary: the named one, or the one that `chain/contracts` locks, which is installed if it is
+/// missing. A test without anvil fails: it would show nothing.
+fn binary() -> PathBuf {
     if let Some(named) = std::env::var_os("LEASEHOLD_ANVIL") {
-        return Some(named.into());
+        return named.into();
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let npm = leasehold_testtools::npm::binary(
-        &leasehold_testtools::contracts::folder().join("node_modules"),
-        "anvil",
-    );
-    let mut candidates: Vec<_> = std::env::split_paths(&path)
-        .map(|dir| dir.join("anvil"))
-        .collect();
-    candidates.push(npm);
-    candidates.into_iter().find(|path| path.is_file())
+    let node_modules = leasehold_testtools::npm::ensure(&Stderr::default())
+        .unwrap_or_else(|e| panic!("anvil cannot be installed: {e:#}; or set LEASEHOLD_ANVIL to its path"));
+    leasehold_testtools::npm::binary(&node_modules, "anvil")
 }
 
 /// A running anvil process. It is killed when the value is dropped.
@@ -58,18 +53,13 @@ impl Drop for Anvil {
 }
 
 impl Anvil {
-    /// Starts a chain with the contracts. Returns `None`, with a message, if anvil is not installed.
-    pub async fn start() -> Option<Self> {
+    /// Starts a chain with the contracts.
+    pub async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    pub async fn start_with(arguments: &[&str]) -> Option<Self> {
-        let Some(binary) = binary() else {
-            eprintln!(
-                "SKIPPED, NOTHING WAS TESTED: no anvil; run `npm ci` in chain/contracts or set LEASEHOLD_ANVIL"
-            );
-            return None;
-        };
+    pub async fn start_with(arguments: &[&str]) -> Self {
+        let binary = binary();
         let mut child = Command::new(&binary)
             .args(["--host", "127.0.0.1", "--port", "0", "--accounts", "1"])
             // Otherwise anvil stores the states of old blocks in the user's home directory.
@@ -100,12 +90,12 @@ impl Anvil {
         let deployed = deploy::deploy(&url, &ANVIL_KEY)
             .await
             .expect("the contracts deploy");
-        Some(Self {
+        Self {
             child,
             url,
             deployed,
             rpc,
-        })
+        }
     }
 
     /// A client with deadlines for a chain that mines immediately.

@@ -1,5 +1,5 @@
-//! The client against a real EVM. Each test starts its own anvil; where anvil is not installed, it reports that it
-//! was skipped.
+//! The client against a real EVM. Each test starts its own anvil, and fails where anvil can neither be found nor
+//! installed.
 #![expect(clippy::unwrap_used, reason = "a failed step of a test panics")]
 
 mod actions;

@@ -22,7 +22,7 @@ fn refused(result: Result<Receipt, PaymentError>) -> String {
 
 #[tokio::test]
 async fn the_contracts_errors_have_their_names_and_cost_nothing() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let escrow = anvil.client();
     let [payer, one, two, closer, third_party] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one, &two], &closer, 1);
@@ -127,7 +127,7 @@ async fn invalid_openings_are_refused(
 
 #[tokio::test]
 async fn insufficient_tokens_and_gas_are_detected_before_sending() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let escrow = anvil.client();
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
@@ -173,7 +173,7 @@ async fn insufficient_tokens_and_gas_are_detected_before_sending() {
 
 #[tokio::test]
 async fn a_hanging_call_ends_at_its_deadline_and_later_calls_succeed() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
     anvil.mint(terms.payer, 1_000).await;
@@ -210,7 +210,7 @@ async fn a_hanging_call_ends_at_its_deadline_and_later_calls_succeed() {
 
 #[tokio::test]
 async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
     let elsewhere = EvmEscrow::connect(&Network {
@@ -247,7 +247,7 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
 
 #[tokio::test]
 async fn an_error_of_an_unreachable_endpoint_contains_no_secrets() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let port = anvil.url.rsplit(':').next().unwrap().to_owned();
     let network = Network {
         rpc_url: format!("{}/v2/sesame-open-up?key=abracadabra", anvil.url),

@@ -29,7 +29,7 @@ fn exists() -> PaymentError {
 
 #[tokio::test]
 async fn two_operators_open_once_and_fund_exactly() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let (a, b) = (anvil.client(), anvil.client());
     let [payer, one] = anvil.keys(1).await;
     anvil
@@ -64,7 +64,7 @@ async fn two_operators_open_once_and_fund_exactly() {
 
 #[tokio::test]
 async fn two_operators_have_conflicting_pending_transactions() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let (a, b) = (anvil.client(), anvil.client());
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
@@ -92,7 +92,7 @@ async fn two_operators_have_conflicting_pending_transactions() {
 
 #[tokio::test]
 async fn one_payers_accounts_open_in_one_block() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let escrow = anvil.client();
     let [payer, one] = anvil.keys(1).await;
     let all: Vec<Terms> = (1..=6)
@@ -129,7 +129,7 @@ async fn one_payers_accounts_open_in_one_block() {
 
 #[tokio::test]
 async fn two_operators_use_permits_of_one_payer() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let (a, b) = (anvil.client(), anvil.client());
     let [payer, one] = anvil.keys(1).await;
     let terms: [Terms; 4] =

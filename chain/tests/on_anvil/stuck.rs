@@ -66,7 +66,7 @@ async fn open_hindered(anvil: &Anvil, hinder: impl AsyncFnOnce(), release: impl 
 
 #[tokio::test]
 async fn a_transaction_that_is_not_mined_raises_its_fees() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let narrow = async || set_block_gas(&anvil, 30_000).await;
     let wide = async || set_block_gas(&anvil, 30_000_000).await;
     assert!(!open_hindered(&anvil, narrow, wide).await);
@@ -74,7 +74,7 @@ async fn a_transaction_that_is_not_mined_raises_its_fees() {
 
 #[tokio::test]
 async fn a_transaction_that_the_node_dropped_is_sent_again_with_higher_fees() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     // anvil drops transactions that offer less than the base fee.
     let raise = async || {
         anvil
@@ -86,7 +86,7 @@ async fn a_transaction_that_the_node_dropped_is_sent_again_with_higher_fees() {
 
 #[tokio::test]
 async fn a_later_call_joins_the_pending_transaction() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let escrow = EvmEscrow::connect(&Network {
         mine_deadline: Duration::from_secs(1),
         ..anvil.network()
@@ -140,7 +140,7 @@ async fn send_unfitting(anvil: &Anvil, key: &SigningKey, nonce: u64) {
 
 #[tokio::test]
 async fn an_unknown_blocking_transaction_is_replaced_by_an_empty_one() {
-    let Some(anvil) = Anvil::start().await else { return };
+    let anvil = Anvil::start().await;
     let escrow = patient(&anvil);
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);

@@ -95,9 +95,7 @@ fn the_machine_behaves_like_the_contract() {
         .enable_all()
         .build()
         .unwrap();
-    let Some(anvil) = runtime.block_on(Anvil::start()) else {
-        return;
-    };
+    let anvil = runtime.block_on(Anvil::start());
     runtime.block_on(async {
         for key in keys() {
             anvil.set_gas(address(&key), 10u128.pow(20)).await;
