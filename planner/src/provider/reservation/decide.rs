@@ -39,22 +39,13 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
     record_chain(world, now, &mut plan.status);
     record_allocation(world, now, &mut plan.status);
     record_running(world, now, &mut plan.status);
-    let terms = Terms::from_wire(&world.reservation.spec.allocation.escrow);
     if !is_named_after_its_account(world.reservation) {
         reject(world, now, &mut plan);
         return plan;
     }
-    match &terms {
+    match &Terms::from_wire(&world.reservation.spec.allocation.escrow) {
         Err(error) => {
-            plan.status.stop_reason.get_or_insert(StopReason::BadTerms);
-            put(
-                (world, now),
-                &mut plan.status,
-                ReservationCondition::Paid,
-                ConditionStatus::False,
-                ReservationReason::BadTerms,
-                error.to_string(),
-            );
+            record_bad_terms(world, error.to_string(), now, &mut plan.status);
             stopping(world, None, now, &mut plan);
         }
         Ok(terms) => {
@@ -91,20 +82,26 @@ fn is_named_after_its_account(reservation: &GpuReservation) -> bool {
 
 /// Stops a reservation of another name. Nothing was made for it, so nothing of its name is removed.
 fn reject(world: &World<'_>, now: Timestamp, plan: &mut Plan) {
-    plan.status.stop_reason.get_or_insert(StopReason::BadTerms);
+    let message = "the name of the reservation does not follow from its account and leg; nothing runs for it";
+    record_bad_terms(world, message.into(), now, &mut plan.status);
     plan.status.stopped_at.get_or_insert(now.to_string());
     advance(&mut plan.status, PhaseEvent::StopDecided);
     advance(&mut plan.status, PhaseEvent::PodsGone);
+    let deleted = world.reservation.metadata.deletion_timestamp.is_some();
+    plan.delete = deleted || matches!(world.allocation_exists, Observed::Known(false));
+}
+
+/// Records that nothing can be served under these terms.
+fn record_bad_terms(world: &World<'_>, message: String, now: Timestamp, status: &mut GpuReservationStatus) {
+    status.stop_reason.get_or_insert(StopReason::BadTerms);
     put(
         (world, now),
-        &mut plan.status,
+        status,
         ReservationCondition::Paid,
         ConditionStatus::False,
         ReservationReason::BadTerms,
-        "the name of the reservation does not follow from its account and leg; nothing runs for it".into(),
+        message,
     );
-    let deleted = world.reservation.metadata.deletion_timestamp.is_some();
-    plan.delete = deleted || matches!(world.allocation_exists, Observed::Known(false));
 }
 
 /// Records since when the market has no such allocation.
