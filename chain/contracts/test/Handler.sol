@@ -105,19 +105,19 @@ contract Handler {
         else if (what < 19) wait(amount % 400);
         else if (what < 20) settle(i, amount % _terms.length, l);
         else if (what < 21) withdrawCredit(amount % 2, Kind(leg % KINDS));
-        else if (what < 23) turn(i, l, amount);
+        else if (what < 23) switchToken(i, l, amount);
         else if (_terms.length < MOST_ACCOUNTS) open(Kind(leg % KINDS), amount);
     }
 
     /// Changes what the token of the account does, to all accounts of this token.
-    function turn(uint256 i, uint256 l, uint256 who) private {
+    function switchToken(uint256 i, uint256 l, uint256 who) private {
         Kind k = _kinds[i];
         if (k == Kind.Burning) {
             BurningToken burning = BurningToken(address(tokens[uint256(k)]));
             burning.setBurning(!burning.burning());
         } else if (k == Kind.False) {
-            FalseToken lying = FalseToken(address(tokens[uint256(k)]));
-            lying.setBroken(!lying.broken());
+            FalseToken hostile = FalseToken(address(tokens[uint256(k)]));
+            hostile.setBroken(!hostile.broken());
         } else if (k == Kind.Blocking) {
             BlocklistToken blocking = BlocklistToken(address(tokens[uint256(k)]));
             address holder = who % 2 == 0 ? _terms[i].payer : _terms[i].legs[l].payee;
@@ -128,7 +128,7 @@ contract Handler {
     }
 
     /// Whether the escrow cannot send a token to this holder now.
-    function unpayable(Kind k, address to) private view returns (bool) {
+    function cannotSendTo(Kind k, address to) private view returns (bool) {
         address hostile = address(tokens[uint256(k)]);
         if (k == Kind.Blocking) return BlocklistToken(hostile).blocked(to);
         if (k == Kind.Burning) return BurningToken(hostile).burning();
@@ -136,8 +136,8 @@ contract Handler {
     }
 
     /// Whether the escrow cannot take a token from this holder now.
-    function untakable(Kind k, address from) private view returns (bool) {
-        return k != Kind.Burning && unpayable(k, from);
+    function cannotTakeFrom(Kind k, address from) private view returns (bool) {
+        return k != Kind.Burning && cannotSendTo(k, from);
     }
 
     function wait(uint256 time) private {
@@ -174,7 +174,7 @@ contract Handler {
         g.deposited = seed % 300;
         g.left = g.deposited * SCALE;
         bytes memory call = abi.encodeCall(IEscrow.open, (_terms[n], uint128(g.deposited), uint40(now_)));
-        if (untakable(k, t.payer)) {
+        if (cannotTakeFrom(k, t.payer)) {
             refused(t.payer, call);
             _terms.pop();
             _ghosts.pop();
@@ -191,7 +191,7 @@ contract Handler {
         address from = byStranger ? stranger : _terms[i].payer;
         bytes memory call = abi.encodeCall(IEscrow.fundTo, (_terms[i], uint128(total)));
         if (g.phase == Phase.Closed) return refused(from, call);
-        if (total > g.deposited && untakable(_kinds[i], from)) return refused(from, call);
+        if (total > g.deposited && cannotTakeFrom(_kinds[i], from)) return refused(from, call);
         uint256 before = tokenOf(i).balanceOf(from);
         uint256 amount = g.fundTo(total);
         accepted(from, call);
@@ -281,7 +281,7 @@ contract Handler {
     /// Whether the leg is owed something that its token does not send.
     function isStuck(uint256 i, uint256 l) private view returns (bool) {
         Ghost memory g = _ghosts[i];
-        return g.earned(l) > g.legs[l].withdrawn && unpayable(_kinds[i], _terms[i].legs[l].payee);
+        return g.earned(l) > g.legs[l].withdrawn && cannotSendTo(_kinds[i], _terms[i].legs[l].payee);
     }
 
     function close(uint256 i, uint256 who, uint16 payouts) private {
@@ -297,13 +297,13 @@ contract Handler {
         for (uint256 l = 0; l < g.legs.length; ++l) {
             if (payouts >> l & 1 == 0 || g.earned(l) == g.legs[l].withdrawn) continue;
             transfers += 1;
-            if (!unpayable(_kinds[i], _terms[i].legs[l].payee)) g.legs[l].withdrawn = g.earned(l);
+            if (!cannotSendTo(_kinds[i], _terms[i].legs[l].payee)) g.legs[l].withdrawn = g.earned(l);
         }
-        bool burns = _kinds[i] == Kind.Burning && unpayable(Kind.Burning, address(0));
+        bool burns = _kinds[i] == Kind.Burning && cannotSendTo(Kind.Burning, address(0));
         if (burns && transfers > 1) return refusedByToken(i, by, call);
         accepted(by, call);
         uint256 sent = tokenOf(i).balanceOf(_terms[i].payer) - before;
-        if (unpayable(_kinds[i], _terms[i].payer)) {
+        if (cannotSendTo(_kinds[i], _terms[i].payer)) {
             vm.assertEq(sent, 0, "the refund waits");
             credits[i % 2][uint256(_kinds[i])] += g.refunded;
         } else {
@@ -317,7 +317,7 @@ contract Handler {
         MintableToken token = tokens[uint256(k)];
         bytes memory call = abi.encodeCall(IEscrow.withdrawCredit, (IERC20(address(token))));
         if (amount == 0) return refusedWith(payers[p], call, IEscrow.NoCredit.selector);
-        if (unpayable(k, payers[p])) return refusedByKind(k, payers[p], call);
+        if (cannotSendTo(k, payers[p])) return refusedByKind(k, payers[p], call);
         accepted(payers[p], call);
         credits[p][uint256(k)] = 0;
     }

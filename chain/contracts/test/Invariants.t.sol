@@ -140,14 +140,14 @@ contract InvariantTest is Stage {
     /// After each sequence everything is closed and withdrawn, and the contract holds nothing: of the tokens that
     /// transfer, even while all others refuse; and of these, when they transfer again.
     function afterInvariant() public {
-        turnAll(true);
+        refuseAll(true);
         for (uint256 i = 0; i < handler.count(); ++i) {
             if (handler.kind(i) < Kind.Blocking) settle(i);
         }
         for (uint256 k = 0; k < uint256(Kind.Blocking); ++k) {
             vm.assertEq(handler.tokens(k).balanceOf(address(escrow)), 0, "dust");
         }
-        turnAll(false);
+        refuseAll(false);
         for (uint256 i = 0; i < handler.count(); ++i) {
             if (handler.kind(i) >= Kind.Blocking) settle(i);
         }
@@ -171,7 +171,7 @@ contract InvariantTest is Stage {
     }
 
     /// Makes every hostile token refuse every transfer, or none.
-    function turnAll(bool refuse) private {
+    function refuseAll(bool refuse) private {
         BurningToken(address(handler.tokens(uint256(Kind.Burning)))).setBurning(refuse);
         FalseToken(address(handler.tokens(uint256(Kind.False)))).setBroken(refuse);
         BlocklistToken blocking = BlocklistToken(address(handler.tokens(uint256(Kind.Blocking))));
