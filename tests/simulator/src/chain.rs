@@ -12,8 +12,9 @@ use leasehold_planner::{
 
 use crate::random::Random;
 
-/// Number of blocks stored. No reorganisation and no stale read goes further back.
-const BLOCKS_MAX: usize = 400;
+/// Number of blocks stored. No reorganisation and no stale read goes further back: an endpoint is frozen for at most ten
+/// minutes, and a block takes at least one second.
+const BLOCKS_MAX: usize = 640;
 
 /// A pending transaction.
 #[derive(Clone, Debug)]

@@ -122,12 +122,17 @@ impl Faults {
 
     /// Whether the scenario is part of this run and faults have not been stopped yet.
     pub(crate) fn forces(&self, scenario: Scenario) -> bool {
-        !self.stopped && self.scenarios.contains(&scenario)
+        !self.stopped && self.contains(scenario)
     }
 
-    /// The scenarios of this run.
-    pub(crate) fn scenarios(&self) -> BTreeSet<Scenario> {
-        self.scenarios.clone()
+    /// Whether the scenario is part of this run.
+    pub(crate) fn contains(&self, scenario: Scenario) -> bool {
+        self.scenarios.contains(&scenario)
+    }
+
+    /// The kinds of faults that the seed selected and the scenarios, to print with a failure.
+    pub(crate) fn text(&self) -> String {
+        format!("{:?}, scenarios: {:?}", self.selected, self.scenarios)
     }
 
     pub(crate) fn reorganises(&self) -> bool {
@@ -146,15 +151,6 @@ impl Faults {
 }
 
 impl Sim {
-    /// The kinds of faults that this seed selected, to print with a failure.
-    #[must_use]
-    pub fn faults(&self) -> String {
-        format!(
-            "{:?}, scenarios: {:?}",
-            self.faults.selected, self.faults.scenarios
-        )
-    }
-
     pub(crate) fn change_faults(&mut self) {
         let after = self.random.between(1_000, 15_000);
         self.at(after, Event::Faults);

@@ -115,7 +115,7 @@ impl Sim {
     #[must_use]
     pub fn with(seed: u64, scenarios: BTreeSet<Scenario>) -> Self {
         let mut random = Random::new(seed);
-        let faults = Faults::of(&mut random, scenarios);
+        let faults = Faults::of(&mut random, scenarios.clone());
         let sites = (0..random.between(1, 3))
             .map(|n| Site::new(usize::try_from(n).unwrap_or(0), &faults, &mut random))
             .collect::<Vec<_>>();
@@ -152,7 +152,7 @@ impl Sim {
         sim.at(0, Event::Block);
         sim.at(500, Event::Tenants);
         sim.at(1_000, Event::Faults);
-        for scenario in sim.faults.scenarios() {
+        for scenario in scenarios {
             sim.at(2_000, Event::Scenario(scenario));
         }
         sim.at(0, Event::Start(ProcessId::Market(0)));
@@ -192,12 +192,6 @@ impl Sim {
         self.leases.all().map(|(_, lease)| lease.as_ref())
     }
 
-    /// The last lines of the log.
-    #[must_use]
-    pub fn log_tail(&self) -> String {
-        self.log.iter().cloned().collect::<Vec<_>>().join("\n")
-    }
-
     /// How often each thing happened.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<String, u64> {
@@ -218,6 +212,9 @@ impl Sim {
     }
 
     /// Processes one event and checks all invariants.
+    ///
+    /// # Errors
+    /// The message of the first violated invariant.
     pub fn step(&mut self) -> Result<(), String> {
         let Some(Reverse(At(time, _, event))) = self.events.pop() else {
             return Err("there are no more events".into());
@@ -417,8 +414,25 @@ impl Sim {
         }
     }
 
+    /// Processes that many events and settles.
+    ///
+    /// # Errors
+    /// The message of the first violated invariant.
+    pub fn run(&mut self, steps: u64) -> Result<(), String> {
+        (0..steps).try_for_each(|_| self.step())?;
+        self.settle()
+    }
+
+    /// What a failure shows: the last lines of the log, the faults, and the step.
+    #[must_use]
+    pub fn details(&self) -> String {
+        let lines: Vec<&str> = self.log.iter().map(String::as_str).collect();
+        let (log, faults, steps) = (lines.join("\n"), self.faults.text(), self.steps);
+        format!("{log}\nfaults: {faults}\nstep: {steps}")
+    }
+
     /// Stops all faults and lets tenants delete their leases. After that, nothing may remain anywhere.
-    pub fn settle(&mut self) -> Result<(), String> {
+    fn settle(&mut self) -> Result<(), String> {
         self.stop_faults();
         let deadline = self.tenants.leave_at.unwrap_or(self.now) + REST_MS;
         let mut quiet_since = None;

@@ -6,21 +6,13 @@ use leasehold_simulator::{
     scenario::{FINDINGS, Finding, Scenario, State},
 };
 
-/// The violated invariant, and how to replay the run.
+/// Runs one seed. The error is the violated invariant, and what the run was like.
 fn run(finding: &Finding, seed: u64) -> Result<(), (String, String)> {
     let mut sim = Sim::with(seed, [finding.scenario].into());
-    (0..finding.steps)
-        .try_for_each(|_| sim.step())
-        .and_then(|()| sim.settle())
-        .map_err(|violation| {
-            let details = format!(
-                "{}\nfaults: {}\nseed {seed}, step {}: {violation}",
-                sim.log_tail(),
-                sim.faults(),
-                sim.steps
-            );
-            (violation, details)
-        })
+    sim.run(finding.steps).map_err(|violation| {
+        let details = format!("{}\nseed {seed}: {violation}", sim.details());
+        (violation, details)
+    })
 }
 
 fn seeds(finding: &Finding) -> std::ops::Range<u64> {

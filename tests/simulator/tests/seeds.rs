@@ -21,18 +21,13 @@ type Counts = BTreeMap<String, u64>;
 
 fn run(seed: u64, steps: u64) -> Result<(u64, Counts), String> {
     let mut sim = Sim::new(seed);
-    let result = (0..steps).try_for_each(|_| sim.step());
-    result
-        .and_then(|()| sim.settle())
-        .map(|()| (sim.steps, sim.counts()))
-        .map_err(|rule| {
-            format!(
-                "{}\nfaults: {}\nseed {seed}, step {}: {rule}\nSEED={seed} STEPS={steps} replays this run",
-                sim.log_tail(),
-                sim.faults(),
-                sim.steps
-            )
-        })
+    match sim.run(steps) {
+        Ok(()) => Ok((sim.steps, sim.counts())),
+        Err(rule) => Err(format!(
+            "{}\nseed {seed}: {rule}\nSEED={seed} STEPS={steps} replays this run",
+            sim.details()
+        )),
+    }
 }
 
 fn run_all(seeds: &[(u64, u64)]) -> Counts {

@@ -9,7 +9,7 @@ use leasehold_crds::{
 use leasehold_planner::escrow::{Account, AccountRead, Terms};
 
 use super::{CountedClose, exhausted};
-use crate::{Sim, api::Key, reconcile::ProcessId};
+use crate::{Sim, api::Key, reconcile::ProcessId, scenario::Scenario};
 
 /// How long an account may be open although its lease was stored as closed, while the market can act: a close that a
 /// reorganisation has dropped is sent again within this time.
@@ -137,14 +137,15 @@ impl Sim {
                 allocations().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code == 0))
             }
             CloseReason::JobFailed => allocations().any(|s| s.job.as_ref().is_some_and(|j| j.exit_code != 0)),
-            // A reorganisation can remove the account for good.
+            // A reorganisation that drops transactions can remove the account for good.
             CloseReason::ClosedOnChain => {
                 let open_by = status.escrow.as_ref().map_or(0, |e| e.open_by);
                 let gone = |t| {
                     self.chain.account(t) == AccountRead::Absent
                         && i64::try_from(self.chain.newest().head.time).unwrap_or(0) > open_by
                 };
-                of_chain(&|a, _, _| a.closed) || terms.as_ref().is_some_and(gone)
+                let drops = self.faults.contains(Scenario::DroppedTransactions);
+                of_chain(&|a, _, _| a.closed) || (drops && terms.as_ref().is_some_and(gone))
             }
             CloseReason::NeverStarted => of_chain(&|a, t, time| a.started_at == 0 && time > t.start_by),
             // A provider may have ended its leg since, after which nothing is spent any more.

@@ -5,7 +5,7 @@ use crate::{Sim, scenario::Scenario};
 impl Sim {
     /// Freezes what answers reads at the newest block, or lets it follow the chain again. Returns the time until the
     /// next change; a frozen state lasts from `shortest_ms` to `longest_ms`.
-    pub(crate) fn freeze_or_thaw(&mut self, shortest_ms: u64, longest_ms: u64) -> u64 {
+    pub(crate) fn toggle_freeze(&mut self, shortest_ms: u64, longest_ms: u64) -> u64 {
         if self.faults.frozen_at.take().is_some() {
             self.note(|| "answers follow the chain again".into());
             return self.random.between(20_000, 90_000);

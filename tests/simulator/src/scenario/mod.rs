@@ -39,8 +39,8 @@ impl Scenario {
         findings.all(|f| f.state == State::Closed)
     }
 
-    /// The scenarios of the ordinary run of that seed. They are drawn apart from everything else, so that a run without
-    /// any stays the same when a scenario is added.
+    /// The scenarios of the ordinary run of that seed. They are drawn separately from everything else, so that a run
+    /// without any stays the same when a scenario is added.
     pub(crate) fn drawn(seed: u64) -> BTreeSet<Self> {
         let drawn = |scenario: &Self| {
             let mut random = Random::new(seed ^ (0x5ce0_a510 + *scenario as u64) << 24);
@@ -59,8 +59,8 @@ impl Sim {
         }
         let after_ms = match scenario {
             Scenario::DroppedTransactions => None,
-            Scenario::StuckBackend => Some(self.freeze_or_thaw(90_000, 300_000)),
-            Scenario::FrozenEndpoint => Some(self.freeze_or_thaw(300_000, 600_000)),
+            Scenario::StuckBackend => Some(self.toggle_freeze(90_000, 300_000)),
+            Scenario::FrozenEndpoint => Some(self.toggle_freeze(300_000, 600_000)),
         };
         if let Some(after_ms) = after_ms {
             self.at(after_ms, Event::Scenario(scenario));
