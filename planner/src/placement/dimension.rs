@@ -83,6 +83,7 @@ impl Dimension {
 }
 
 /// The dimensions in which a row fails, as a bitmap by [`Dimension`].
+#[inline]
 pub(super) fn failures(request: &Request, currency: Currency, provider: &Provider, row: &Candidate) -> u32 {
     let any = |list: &[String], value: &str| list.is_empty() || list.iter().any(|x| x == value);
     let checks = [
