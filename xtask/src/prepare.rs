@@ -12,7 +12,7 @@ use leasehold_testtools::{Progress, Quiet, Tools, cargo, debian, go, npm};
 
 /// How often progress is printed.
 const PERIOD: Duration = Duration::from_secs(15);
-/// Processor time of all builds from nothing, as measured on two cores for docs/develop/performance.md.
+/// Time of all builds from nothing, multiplied by the number of cores: 580 s on two, see docs/develop/performance.md.
 const CORE_SECONDS: u64 = 1160;
 
 /// What cargo is to build.
