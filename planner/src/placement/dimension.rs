@@ -82,17 +82,28 @@ impl Dimension {
     }
 }
 
-/// The dimensions in which a row fails, as a bitmap by [`Dimension`].
-#[inline]
-pub(super) fn failures(request: &Request, currency: Currency, provider: &Provider, row: &Candidate) -> u32 {
-    let any = |list: &[String], value: &str| list.is_empty() || list.iter().any(|x| x == value);
-    let checks = [
+/// The dimensions in which every row of a provider fails, as a bitmap by [`Dimension`].
+pub(super) fn provider_failures(request: &Request, provider: &Provider) -> u32 {
+    bitmap([
         (Dimension::ProviderSilent, provider.alive),
         (Dimension::ProviderNotAnswering, provider.answers),
-        (Dimension::Provider, any(&request.providers, &provider.name)),
-        (Dimension::Region, any(&request.regions, &provider.region)),
+        (
+            Dimension::Provider,
+            contains_or_empty(&request.providers, &provider.name),
+        ),
+        (
+            Dimension::Region,
+            contains_or_empty(&request.regions, &provider.region),
+        ),
+    ])
+}
+
+/// The dimensions in which a row fails whoever its provider is, as a bitmap by [`Dimension`].
+#[inline]
+pub(super) fn row_failures(request: &Request, currency: Currency, row: &Candidate) -> u32 {
+    bitmap([
         (Dimension::Payment, row.currency == currency),
-        (Dimension::Class, any(&request.classes, &row.class)),
+        (Dimension::Class, contains_or_empty(&request.classes, &row.class)),
         (Dimension::GpuMemory, request.gpu_memory <= row.gpu_memory),
         (
             Dimension::ComputeCapability,
@@ -116,9 +127,20 @@ pub(super) fn failures(request: &Request, currency: Currency, provider: &Provide
         ),
         (Dimension::Price, row.price <= request.price_cap),
         (Dimension::NodesFree, row.nodes_free > 0),
-    ];
+    ])
+}
+
+/// The dimensions whose check is false.
+#[inline]
+fn bitmap<const N: usize>(checks: [(Dimension, bool); N]) -> u32 {
     checks
         .iter()
         .filter(|(_, fits)| !fits)
         .fold(0, |map, (d, _)| map | 1 << *d as u8)
+}
+
+/// Whether an empty list, which asks for nothing, or a list with the value.
+#[inline]
+fn contains_or_empty(list: &[String], value: &str) -> bool {
+    list.is_empty() || list.iter().any(|x| x == value)
 }

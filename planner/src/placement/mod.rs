@@ -15,7 +15,10 @@ pub use self::{
     choose::Choice,
     dimension::{DIMENSIONS, Dimension},
 };
-use self::{choose::choose, dimension::failures};
+use self::{
+    choose::choose,
+    dimension::{provider_failures, row_failures},
+};
 use crate::request::Request;
 
 /// A choice, or why there is none.
@@ -49,11 +52,15 @@ pub fn place(
     let mut fits: Vec<usize> = Vec::new();
     let mut misses: Vec<(u32, usize)> = Vec::new();
     let mut counts = [0i64; DIMENSIONS.len()];
+    let of_providers: Vec<u32> = providers
+        .iter()
+        .map(|provider| provider_failures(request, provider))
+        .collect();
     for (index, row) in rows.iter().enumerate() {
-        let Some(provider) = providers.get(row.provider) else {
+        let Some(of_provider) = of_providers.get(row.provider) else {
             continue;
         };
-        let failed = failures(request, currency, provider, row);
+        let failed = of_provider | row_failures(request, currency, row);
         if failed == 0 {
             fits.push(index);
         } else {
