@@ -126,6 +126,9 @@ pub struct GpuDevice {
     /// Whether MIG mode is enabled. Absent if the GPU does not support MIG.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig_enabled: Option<bool>,
+    /// Whether the device plugin advertises the GPU to several containers at once, by time-slicing or MPS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
     /// Whether ECC is enabled. Absent if the GPU does not support ECC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ecc_enabled: Option<bool>,

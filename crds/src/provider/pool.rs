@@ -226,6 +226,37 @@ pub struct NotSold {
 }
 
 words! {
+    /// Reasons of `status.notSold`. The reason of a condition of the GpuNode is used too, if that condition prevents the
+    /// sale.
+    pub enum NotSoldReason {
+        /// The node has GPUs but no GpuNode.
+        NoAgent,
+        /// `spec.sell` of its GpuNode is `false`.
+        NotForSale,
+        /// The agent has not reported for one minute.
+        AgentSilent,
+        /// The agent has not evaluated the node yet.
+        Unhealthy,
+        /// Another node reports a GPU with the same UUID.
+        DuplicateUuid,
+        /// The node is not Ready, is cordoned, or has a taint that workloads do not tolerate.
+        NotSchedulable,
+        /// The class of the GPUs is not the class of the pool, or is not a name.
+        OtherClass,
+        /// Several containers can get the same GPU: time-slicing, MPS, or more advertised GPUs than the node has.
+        SharedGpus,
+        /// GPUs of the node are in MIG mode.
+        MigEnabled,
+        /// The device plugin advertises fewer GPUs than the node has.
+        GpusNotAdvertised,
+        /// All GPUs are requested or reserved.
+        NoGpuFree,
+        /// A pool that comes first in alphabetical order sells the node.
+        SoldByAnotherPool,
+    }
+}
+
+words! {
     /// Types of a GpuPool's conditions.
     pub enum PoolCondition {
         /// The pool is offered.

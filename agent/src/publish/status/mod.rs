@@ -15,7 +15,7 @@ use leasehold_crds::{
 use crate::{
     gpu_class::Class,
     health::{HealthHistory, Record, is_fault},
-    sources::facts::{GpuFacts, Memory, ProbeError, Source},
+    sources::facts::{GpuFacts, Memory, ProbeError, Source, plugin_ids},
     sources::kubelet::Allocation,
     sources::nvml::watchdog::Outcome,
 };
@@ -40,6 +40,10 @@ pub(crate) struct Known<'a> {
 
 /// Computes the status from the previous one. `now` becomes the transition time of conditions that change.
 pub(crate) fn status(before: &GpuNodeStatus, known: &Known<'_>, now: Timestamp) -> GpuNodeStatus {
+    let device = |record: &Record| GpuDevice {
+        shared: is_shared(record, before, known.kubelet),
+        ..device(record)
+    };
     let devices: Vec<GpuDevice> = known.history.gpus.iter().take(DEVICES_MAX).map(device).collect();
     let mut next = GpuNodeStatus {
         class: class(&devices),
@@ -116,10 +120,29 @@ fn device(record: &Record) -> GpuDevice {
             .map(|uuid| cut(uuid, TEXT_MAX))
             .collect(),
         mig_enabled: gpu.mig_enabled,
+        shared: false,
         ecc_enabled: gpu.ecc_enabled,
         health: record.health,
         message: cut(&record.message, MESSAGE_MAX),
         since: record.since.to_string(),
+    }
+}
+
+/// While the kubelet is unavailable, its last answer counts.
+fn is_shared(record: &Record, before: &GpuNodeStatus, kubelet: &Source<Allocation>) -> bool {
+    match kubelet {
+        Source::Reported(allocation) => plugin_ids(&record.gpu)
+            .iter()
+            .any(|id| allocation.shared.contains(*id)),
+        Source::Unavailable(_) => {
+            let same = |device: &&GpuDevice| device.uuid == cut(&record.gpu.uuid, TEXT_MAX);
+            before
+                .devices
+                .iter()
+                .find(same)
+                .is_some_and(|device| device.shared)
+        }
+        Source::Absent => false,
     }
 }
 

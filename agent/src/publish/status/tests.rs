@@ -254,6 +254,22 @@ fn holders_are_kept_while_the_kubelet_is_unavailable() {
 }
 
 #[test]
+fn a_gpu_that_is_advertised_as_replicas_is_shared() {
+    let mut scene = scene(reading(vec![gpu(0), gpu(1)]));
+    let shared = |status: &GpuNodeStatus| status.devices.iter().map(|d| d.shared).collect::<Vec<_>>();
+    scene.kubelet = Source::Reported(Allocation {
+        shared: BTreeSet::from(["GPU-1".to_owned()]),
+        ..Allocation::default()
+    });
+    let status = scene.status(&GpuNodeStatus::default(), 9);
+    assert_eq!(shared(&status), [false, true]);
+    scene.kubelet = Source::Unavailable("away".to_owned());
+    assert_eq!(shared(&scene.status(&status, 10)), [false, true]);
+    scene.kubelet = Source::Reported(Allocation::default());
+    assert_eq!(shared(&scene.status(&status, 11)), [false, false]);
+}
+
+#[test]
 fn a_hostile_name_fits_the_schema() {
     let name = format!("{}日本\u{0}\u{1b}[2J", "A".repeat(95));
     let status = scene(reading(vec![GpuFacts { name, ..gpu(0) }])).status(&GpuNodeStatus::default(), 9);

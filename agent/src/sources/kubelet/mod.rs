@@ -33,6 +33,8 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 pub(crate) struct Allocation {
     /// Ids of healthy devices, held or not.
     pub(crate) allocatable: BTreeSet<String>,
+    /// Ids of devices that are advertised as several replicas, so that several containers can get the same one.
+    pub(crate) shared: BTreeSet<String>,
     pub(crate) holders: Vec<Holder>,
 }
 
@@ -101,6 +103,7 @@ async fn ask(mut client: PodResourcesListerClient<Channel>) -> Result<Allocation
     holders.sort();
     Ok(Allocation {
         allocatable: ids(&devices),
+        shared: replicated(&devices),
         holders,
     })
 }
@@ -119,17 +122,27 @@ fn holder(pod: api::PodResources) -> Option<Holder> {
 }
 
 fn ids(devices: &[api::ContainerDevices]) -> BTreeSet<String> {
-    let ours = devices
-        .iter()
-        .filter(|devices| devices.resource_name.starts_with(RESOURCES));
-    ours.flat_map(|devices| &devices.device_ids)
-        .map(|id| whole(id).to_owned())
+    advertised(devices)
+        .map(|id| replica(id).map_or(id, |(gpu, _)| gpu).to_owned())
         .collect()
 }
 
-/// A device plugin with time slicing appends `::` and a replica number to the id of the GPU.
-fn whole(id: &str) -> &str {
-    id.split_once("::").map_or(id, |(gpu, _)| gpu)
+fn replicated(devices: &[api::ContainerDevices]) -> BTreeSet<String> {
+    advertised(devices)
+        .filter_map(|id| replica(id).map(|(gpu, _)| gpu.to_owned()))
+        .collect()
+}
+
+fn advertised(devices: &[api::ContainerDevices]) -> impl Iterator<Item = &str> {
+    let ours = devices
+        .iter()
+        .filter(|devices| devices.resource_name.starts_with(RESOURCES));
+    ours.flat_map(|devices| &devices.device_ids).map(String::as_str)
+}
+
+/// A device plugin with time-slicing or MPS appends `::` and a replica number to the id of the GPU.
+fn replica(id: &str) -> Option<(&str, &str)> {
+    id.split_once("::")
 }
 
 #[cfg(test)]
@@ -239,6 +252,7 @@ pub(crate) mod tests {
         let text = |list: &[&str]| list.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<_>>();
         let expected = Allocation {
             allocatable: text(&["GPU-a", "GPU-b"]),
+            shared: text(&["GPU-b"]),
             holders: vec![Holder {
                 namespace: "team-a".to_owned(),
                 pod: "busy".to_owned(),

@@ -26,7 +26,7 @@ use leasehold_crds::{
 use leasehold_planner::{
     placement::Currency,
     provider::offer::{
-        cluster::{gpus_seen, has_user_namespaces, holds, is_schedulable, shape},
+        cluster::{gpus_seen, has_user_namespaces, holds, is_schedulable, shape, sharing},
         pool_status::{newly_not_sold, pool_status},
         supply::{NodeSeen, PoolSupply, pool_supply},
     },
@@ -170,6 +170,7 @@ impl Provider {
                 NodeSeen {
                     labels: node.labels().clone(),
                     schedulable: is_schedulable(node),
+                    sharing: sharing(node),
                     allocatable: node
                         .status
                         .as_ref()

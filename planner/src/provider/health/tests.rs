@@ -159,6 +159,7 @@ fn node(name: &str, claims: &[&str]) -> NodeSeen {
         name: name.into(),
         labels: BTreeMap::new(),
         schedulable: true,
+        sharing: None,
         allocatable: Shape::default(),
         requested: Shape::default(),
         gpus: Some(GpusSeen {
@@ -171,6 +172,8 @@ fn node(name: &str, claims: &[&str]) -> NodeSeen {
             reason: String::new(),
             message: String::new(),
             claims: claims.iter().map(ToString::to_string).collect(),
+            shared: Vec::new(),
+            mig: Vec::new(),
             alive: true,
         }),
         user_namespaces: true,

@@ -81,6 +81,43 @@ pub fn is_schedulable(node: &Node) -> bool {
     ready && !cordoned && !tainted
 }
 
+/// Labels that GPU feature discovery and GKE set on nodes whose device plugin shares GPUs.
+const SHARING_STRATEGY: [&str; 2] = [
+    "nvidia.com/gpu.sharing-strategy",
+    "cloud.google.com/gke-gpu-sharing-strategy",
+];
+const REPLICAS: &str = "nvidia.com/gpu.replicas";
+const PRODUCT: &str = "nvidia.com/gpu.product";
+/// End of the product's name in the label, and of the resource's name, if the device plugin renames what it shares.
+const SHARED_PRODUCT: &str = "-SHARED";
+const SHARED_RESOURCE: &str = ".shared";
+/// Resources of NVIDIA's device plugin.
+const RESOURCES: &str = "nvidia.com/";
+
+/// What a Node says of time-slicing or MPS: the label or the resource by which several containers can get one GPU.
+#[must_use]
+pub fn sharing(node: &Node) -> Option<String> {
+    let none = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&none);
+    let named = |key: &str, shares: fn(&str) -> bool| {
+        let value = labels.get(key).filter(|value| shares(value))?;
+        Some(format!("the Node has the label {key}={value}"))
+    };
+    let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+    SHARING_STRATEGY
+        .into_iter()
+        .find_map(|key| named(key, |strategy| !matches!(strategy, "" | "none")))
+        .or_else(|| named(REPLICAS, |count| count.parse::<u64>().is_ok_and(|n| n > 1)))
+        .or_else(|| named(PRODUCT, |product| product.ends_with(SHARED_PRODUCT)))
+        .or_else(|| {
+            let is_shared = |name: &str| name.starts_with(RESOURCES) && name.ends_with(SHARED_RESOURCE);
+            let (name, quantity) = allocatable?
+                .iter()
+                .find(|(name, q)| is_shared(name) && quantity::bytes(&q.0).is_ok_and(|count| count > 0))?;
+            Some(format!("the node allocates {name}: {}", quantity.0))
+        })
+}
+
 /// Whether a runtime of the node supports user namespaces.
 #[must_use]
 pub fn has_user_namespaces(node: &Node) -> bool {
@@ -112,6 +149,10 @@ pub fn gpus_seen(node: &GpuNode, alive: bool) -> GpusSeen {
     let nothing = GpuNodeStatus::default();
     let status = node.status.as_ref().unwrap_or(&nothing);
     let lowest = |f: fn(&GpuDevice) -> Version| status.devices.iter().map(f).min().unwrap_or_default();
+    let uuids = |of: fn(&GpuDevice) -> bool| {
+        let devices = status.devices.iter().filter(|d| of(d));
+        devices.map(|d| d.uuid.clone()).collect()
+    };
     let (healthy, (reason, message)) = match unfit(status) {
         None => (true, Default::default()),
         Some(why) => (false, why),
@@ -135,6 +176,48 @@ pub fn gpus_seen(node: &GpuNode, alive: bool) -> GpusSeen {
         reason,
         message,
         claims: claims(status),
+        shared: uuids(|d| d.shared),
+        mig: uuids(|d| d.mig_enabled == Some(true)),
         alive,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn time_slicing_and_mps_are_recognised_by_labels_and_resources() {
+        let said = |labels: serde_json::Value, allocatable: serde_json::Value| {
+            let node = json!({"metadata": {"labels": labels}, "status": {"allocatable": allocatable}});
+            sharing(&serde_json::from_value(node).unwrap())
+        };
+        let whole = json!({"nvidia.com/gpu": "4", "cpu": "8"});
+        let alone = json!({
+            "nvidia.com/gpu.sharing-strategy": "none", "nvidia.com/gpu.replicas": "1",
+            "nvidia.com/gpu.product": "Tesla-T4", "nvidia.com/mps.capable": "false",
+        });
+        assert_eq!(said(alone, whole.clone()), None);
+        for (key, value) in [
+            ("nvidia.com/gpu.sharing-strategy", "time-slicing"),
+            ("nvidia.com/gpu.sharing-strategy", "mps"),
+            ("cloud.google.com/gke-gpu-sharing-strategy", "time-sharing"),
+            ("nvidia.com/gpu.replicas", "4"),
+            ("nvidia.com/gpu.product", "Tesla-T4-SHARED"),
+        ] {
+            let said = said(json!({key: value}), whole.clone());
+            assert_eq!(said, Some(format!("the Node has the label {key}={value}")));
+        }
+        let renamed = said(
+            json!({}),
+            json!({"nvidia.com/gpu": "0", "nvidia.com/gpu.shared": "8"}),
+        );
+        assert_eq!(
+            renamed.as_deref(),
+            Some("the node allocates nvidia.com/gpu.shared: 8")
+        );
+        assert_eq!(said(json!({}), json!({"nvidia.com/gpu.shared": "0"})), None);
     }
 }

@@ -2,4 +2,6 @@
 
 pub mod cluster;
 pub mod pool_status;
+mod room;
+mod row;
 pub mod supply;

@@ -50,6 +50,7 @@ impl Sim {
                     name: node.name.clone(),
                     labels: BTreeMap::new(),
                     schedulable: node.not_ready_since.is_none(),
+                    sharing: None,
                     allocatable: shape(count(node.gpus.len())),
                     requested: shape(requested),
                     gpus: Some(GpusSeen {
@@ -62,6 +63,8 @@ impl Sim {
                         reason: String::new(),
                         message: String::new(),
                         claims: node.gpus.iter().map(|g| g.uuid.clone()).collect(),
+                        shared: Vec::new(),
+                        mig: Vec::new(),
                         alive: !self.faults.agents_silent.contains(&s),
                     }),
                     user_namespaces: true,

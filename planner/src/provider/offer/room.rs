@@ -1,0 +1,148 @@
+//! The free room of a node, or the reason why the node is not sold.
+
+use leasehold_crds::{
+    GpuPool,
+    provider::pool::{NotSold, NotSoldReason},
+};
+
+use super::supply::{GpusSeen, NodeSeen};
+use crate::request::Shape;
+
+/// Bounds of the schema.
+const REASON_MAX: usize = 64;
+const MESSAGE_MAX: usize = 512;
+/// Bound of the schema for a class, which must be an RFC 1123 label.
+const CLASS_MAX: usize = 63;
+
+/// Why a node is not sold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    reason: String,
+    /// For a person; empty where the reason is sufficient.
+    message: String,
+}
+
+impl Refusal {
+    pub(super) fn plain(reason: NotSoldReason) -> Self {
+        Self::new(reason, "")
+    }
+
+    fn new(reason: NotSoldReason, message: impl Into<String>) -> Self {
+        Self {
+            reason: reason.to_string(),
+            message: message.into(),
+        }
+    }
+
+    /// The entry of a node in the status of its pool.
+    pub(super) fn of(self, node: &str) -> NotSold {
+        NotSold {
+            node: node.to_owned(),
+            reason: self.reason.chars().take(REASON_MAX).collect(),
+            message: self.message.chars().take(MESSAGE_MAX).collect(),
+        }
+    }
+}
+
+/// The free room of a node in a pool. `held` are the shapes of reservations whose pods do not exist yet; `claimed` says
+/// which other node claims one of its GPUs.
+pub(super) fn room(
+    node: &NodeSeen,
+    pool: &GpuPool,
+    held: Option<&Vec<&Shape>>,
+    claimed: Option<&String>,
+) -> Result<Shape, Refusal> {
+    let plainly = |reason| Err(Refusal::plain(reason));
+    let Some(gpus) = &node.gpus else {
+        return plainly(NotSoldReason::NoAgent);
+    };
+    if !gpus.sell {
+        return plainly(NotSoldReason::NotForSale);
+    }
+    if !gpus.alive {
+        return plainly(NotSoldReason::AgentSilent);
+    }
+    if !gpus.healthy {
+        return Err(unhealthy(gpus));
+    }
+    if let Some(by) = claimed {
+        return Err(Refusal::new(NotSoldReason::DuplicateUuid, by));
+    }
+    if !node.schedulable {
+        return plainly(NotSoldReason::NotSchedulable);
+    }
+    if let Some(refusal) = not_whole(node, gpus) {
+        return Err(refusal);
+    }
+    if !is_label(&gpus.class) || pool.spec.class.as_ref().is_some_and(|class| *class != gpus.class) {
+        return plainly(NotSoldReason::OtherClass);
+    }
+    let mut free = node.allocatable.without(&node.requested);
+    for shape in held.into_iter().flatten() {
+        free = free.without(shape);
+    }
+    if free.gpus == 0 {
+        plainly(NotSoldReason::NoGpuFree)
+    } else {
+        Ok(free)
+    }
+}
+
+fn unhealthy(gpus: &GpusSeen) -> Refusal {
+    if gpus.reason.is_empty() {
+        Refusal::plain(NotSoldReason::Unhealthy)
+    } else {
+        Refusal {
+            reason: gpus.reason.clone(),
+            message: gpus.message.clone(),
+        }
+    }
+}
+
+/// A GPU is sold to one lease at a time, with the memory and the compute of the whole GPU. So each GPU that the node
+/// allocates must be a GPU of its own.
+fn not_whole(node: &NodeSeen, gpus: &GpusSeen) -> Option<Refusal> {
+    let shared = |why: String| {
+        Refusal::new(
+            NotSoldReason::SharedGpus,
+            format!(
+                "{why}, so that several containers can get one GPU: turn time-slicing and MPS off for this node in the \
+                 configuration of the device plugin, or exclude the node with nodeSelector of the pool"
+            ),
+        )
+    };
+    if let Some(why) = &node.sharing {
+        return Some(shared(why.clone()));
+    }
+    if let Some(uuid) = gpus.shared.first() {
+        return Some(shared(format!("the device plugin advertises replicas of {uuid}")));
+    }
+    if let Some(uuid) = gpus.mig.first() {
+        let message = format!(
+            "{uuid} is in MIG mode, and slices are not sold: disable MIG on this node (nvidia-smi -mig 0), or exclude the \
+             node with nodeSelector of the pool"
+        );
+        return Some(Refusal::new(NotSoldReason::MigEnabled, message));
+    }
+    let (advertised, present) = (node.allocatable.gpus, gpus.distinct());
+    if advertised > present {
+        return Some(shared(format!(
+            "the node allocates {advertised} GPUs and has {present}"
+        )));
+    }
+    (advertised < present).then(|| {
+        let message = format!(
+            "the node allocates {advertised} of its {present} GPUs: check the log of the device plugin on this node"
+        );
+        Refusal::new(NotSoldReason::GpusNotAdvertised, message)
+    })
+}
+
+/// Whether a class fits the schema of an offer row. One row that does not would make the API refuse the whole offer.
+fn is_label(class: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    class.len() <= CLASS_MAX
+        && class.starts_with(alphanumeric)
+        && class.ends_with(alphanumeric)
+        && class.chars().all(|c| alphanumeric(c) || c == '-')
+}

@@ -1,0 +1,135 @@
+//! Rows of an offer. Every value is within the bounds of the schema of GpuOffer: one row beyond them would make the API
+//! refuse the whole offer.
+
+use leasehold_crds::{
+    GpuPool,
+    market::offer::{OfferRow, PaymentIdentity},
+    shared::{duration, quantity},
+};
+
+use super::supply::{GpusSeen, NodeSeen};
+use crate::{
+    provider::workload::results,
+    request::{Shape, Version},
+};
+
+/// Bounds of the schema. What a node has beyond them is not offered.
+const GPUS_MAX: u64 = 16;
+const NODES_MAX: i64 = 100_000;
+/// At most six digits, of cores or of thousandths of a core.
+const CPU_NUMBER_MAX: u64 = 999_999;
+/// At most 17 digits, and fewer before a unit.
+const BYTES_MAX: u64 = 64 << 50;
+const VERSION_NUMBER_MAX: u16 = 9_999;
+
+/// What nodes of one row have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Group {
+    class: String,
+    free: Shape,
+    gpu_memory: u64,
+    compute_capability: Version,
+    cuda: Version,
+    root_allowed: bool,
+}
+
+impl Group {
+    pub(super) fn of(node: &NodeSeen, gpus: &GpusSeen, free: Shape) -> Self {
+        Self {
+            class: gpus.class.clone(),
+            free,
+            gpu_memory: gpus.memory,
+            compute_capability: gpus.compute_capability,
+            cuda: gpus.cuda,
+            root_allowed: node.user_namespaces,
+        }
+    }
+}
+
+/// The row of a group of equal nodes.
+pub(super) fn row(pool: &GpuPool, payment: &PaymentIdentity, group: Group, nodes_free: i64) -> OfferRow {
+    let free = group.free;
+    OfferRow {
+        pool: pool.metadata.name.clone().unwrap_or_default(),
+        class: group.class,
+        nodes_free: nodes_free.min(NODES_MAX),
+        gpus: i64::try_from(free.gpus.min(GPUS_MAX)).unwrap_or_default(),
+        cpu: cpu(free.millicores),
+        memory: bytes(free.memory),
+        ephemeral_storage: bytes(free.scratch),
+        storage: pool.spec.storage.as_ref().map(|s| s.max_size.clone()),
+        gpu_memory: bytes(group.gpu_memory),
+        compute_capability: version(group.compute_capability),
+        cuda: version(group.cuda),
+        price_per_gpu_hour: pool.spec.price_per_gpu_hour.clone(),
+        payment: payment.clone(),
+        max_duration: pool.spec.max_duration.clone(),
+        max_pause: pool.spec.max_pause.clone(),
+        max_keep_results_for: duration::text(results::longest(&pool.spec)),
+        root_allowed: group.root_allowed,
+    }
+}
+
+/// Where thousandths of a core do not fit, whole cores are offered.
+fn cpu(millicores: u64) -> String {
+    let fits = millicores.is_multiple_of(1000) || millicores <= CPU_NUMBER_MAX;
+    let offered = if fits {
+        millicores
+    } else {
+        millicores - millicores % 1000
+    };
+    quantity::millicores_text(offered.min(CPU_NUMBER_MAX * 1000))
+}
+
+fn bytes(bytes: u64) -> String {
+    quantity::bytes_text(bytes.min(BYTES_MAX))
+}
+
+fn version(Version(major, minor): Version) -> String {
+    Version(major.min(VERSION_NUMBER_MAX), minor.min(VERSION_NUMBER_MAX)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_crds::shared::schema;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Whether a text is in a language of a schema fragment. The API server checks the same pattern and length.
+    fn fits(text: &str, fragment: schemars::Schema) -> bool {
+        let fragment = fragment.to_value();
+        let pattern = regex::Regex::new(fragment["pattern"].as_str().unwrap()).unwrap();
+        text.len() as u64 <= fragment["maxLength"].as_u64().unwrap() && pattern.is_match(text)
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_fits_the_schema(gpus: u64, millicores: u64, memory: u64, scratch: u64, major: u16, minor: u16, nodes in 1i64..i64::MAX) {
+            let free = Shape { gpus, millicores, memory, scratch };
+            let group = Group {
+                class: "t4-16g".into(),
+                free,
+                gpu_memory: memory,
+                compute_capability: Version(major, minor),
+                cuda: Version(minor, major),
+                root_allowed: true,
+            };
+            let row = row(&GpuPool::default(), &PaymentIdentity::default(), group, nodes);
+            prop_assert!((0..=16).contains(&row.gpus) && (0..=100_000).contains(&row.nodes_free));
+            let generator = &mut schemars::SchemaGenerator::default();
+            for cpu in [&row.cpu, &self::cpu(millicores % 2_000_000)] {
+                prop_assert!(fits(cpu, schema::cpu(generator)), "{}", cpu);
+            }
+            for bytes in [&row.memory, &row.ephemeral_storage, &row.gpu_memory, &self::bytes(memory >> 20 << 20)] {
+                prop_assert!(fits(bytes, schema::bytes(generator)), "{}", bytes);
+            }
+            for version in [&row.compute_capability, &row.cuda] {
+                prop_assert!(fits(version, schema::version(generator)), "{}", version);
+            }
+            // What is offered is there.
+            prop_assert!(quantity::millicores(&row.cpu).unwrap() <= millicores);
+            prop_assert!(quantity::bytes(&row.memory).unwrap() <= memory);
+        }
+    }
+}

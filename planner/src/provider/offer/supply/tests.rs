@@ -1,0 +1,194 @@
+//! What is sold, what is not and why, and the rows of an offer.
+
+use leasehold_crds::provider::pool::GpuPoolSpec;
+use proptest::prelude::*;
+
+use super::*;
+
+fn node(name: &str, gpus: u64, requested: u64) -> NodeSeen {
+    let shape = |gpus| Shape {
+        gpus,
+        millicores: gpus * 8000,
+        memory: gpus << 35,
+        scratch: 0,
+    };
+    NodeSeen {
+        name: name.into(),
+        labels: BTreeMap::new(),
+        schedulable: true,
+        sharing: None,
+        allocatable: shape(gpus),
+        requested: shape(requested),
+        gpus: Some(GpusSeen {
+            sell: true,
+            class: "t4-16g".into(),
+            memory: 16_000_000_000,
+            compute_capability: Version(7, 5),
+            cuda: Version(12, 4),
+            healthy: true,
+            reason: String::new(),
+            message: String::new(),
+            claims: (0..gpus).map(|i| format!("GPU-{name}-{i}")).collect(),
+            shared: Vec::new(),
+            mig: Vec::new(),
+            alive: true,
+        }),
+        user_namespaces: true,
+    }
+}
+
+fn pool() -> GpuPool {
+    GpuPool::new(
+        "p",
+        GpuPoolSpec {
+            price_per_gpu_hour: "1".into(),
+            max_duration: "1h".into(),
+            max_pause: "0s".into(),
+            ..Default::default()
+        },
+    )
+}
+
+fn supply(nodes: &[NodeSeen], holds: &[Hold]) -> PoolSupply {
+    pool_supply(
+        &pool(),
+        Some(&PaymentIdentity::default()),
+        nodes,
+        holds,
+        &mut BTreeSet::new(),
+        Timestamp::UNIX_EPOCH,
+    )
+}
+
+#[test]
+fn nodes_are_left_out_with_a_reason() {
+    let mut sick = node("sick", 4, 0);
+    sick.gpus.as_mut().unwrap().healthy = false;
+    let mut lost = node("lost", 4, 0);
+    *lost.gpus.as_mut().unwrap() = GpusSeen {
+        healthy: false,
+        reason: "GpuLost".into(),
+        message: "GPU 0: gone".into(),
+        ..lost.gpus.clone().unwrap()
+    };
+    let mut silent = node("silent", 4, 0);
+    silent.gpus.as_mut().unwrap().alive = false;
+    let supply = supply(&[node("a", 4, 0), node("b", 4, 4), sick, lost, silent], &[]);
+    let reasons: Vec<_> = supply.not_sold.iter().map(|n| n.reason.as_str()).collect();
+    assert_eq!(reasons, ["NoGpuFree", "Unhealthy", "GpuLost", "AgentSilent"]);
+    assert_eq!(supply.not_sold[2].message, "GPU 0: gone");
+    assert_eq!(supply.rows.len(), 1);
+    assert_eq!(supply.rows[0].gpus, 4);
+}
+
+#[test]
+fn neither_of_two_nodes_that_claim_one_gpu_is_sold() {
+    let mut liar = node("liar", 2, 0);
+    liar.gpus.as_mut().unwrap().claims[1] = "GPU-honest-3".into();
+    let supply = supply(&[node("honest", 4, 0), liar, node("other", 1, 0)], &[]);
+    let unsold: Vec<_> = supply
+        .not_sold
+        .iter()
+        .map(|n| (n.node.as_str(), n.reason.as_str()))
+        .collect();
+    assert_eq!(unsold, [("honest", "DuplicateUuid"), ("liar", "DuplicateUuid")]);
+    assert!(
+        supply.not_sold[0]
+            .message
+            .starts_with("GPU-honest-3 is claimed by liar too"),
+        "{}",
+        supply.not_sold[0].message
+    );
+    assert_eq!(supply.free.len(), 1);
+}
+
+/// Reason and message of the only node, which is not sold.
+fn refused(node: NodeSeen) -> (String, String) {
+    let mut supply = supply(&[node], &[]);
+    assert!(supply.free.is_empty() && supply.rows.is_empty(), "{supply:?}");
+    let entry = supply.not_sold.remove(0);
+    (entry.reason, entry.message)
+}
+
+#[test]
+fn a_node_is_sold_only_if_each_gpu_that_it_allocates_is_a_gpu_of_its_own() {
+    let change = |change: fn(&mut NodeSeen)| {
+        let mut node = node("n", 4, 0);
+        change(&mut node);
+        refused(node)
+    };
+    let more = change(|n| n.allocatable.gpus = 16);
+    assert_eq!(more.0, "SharedGpus");
+    assert!(
+        more.1.starts_with("the node allocates 16 GPUs and has 4,") && more.1.contains("time-slicing"),
+        "{}",
+        more.1
+    );
+    let twice = change(|n| n.gpus.as_mut().unwrap().claims[3] = "GPU-n-0".into());
+    assert_eq!(twice.0, "SharedGpus", "one UUID is one GPU");
+    let named = change(|n| n.sharing = Some("the Node has the label a=b".into()));
+    assert_eq!(named.0, "SharedGpus");
+    assert!(named.1.starts_with("the Node has the label a=b, so that"));
+    let replicas = change(|n| n.gpus.as_mut().unwrap().shared = vec!["GPU-n-2".into()]);
+    assert_eq!(replicas.0, "SharedGpus");
+    assert!(replicas.1.contains("replicas of GPU-n-2"));
+    let mig = change(|n| n.gpus.as_mut().unwrap().mig = vec!["GPU-n-1".into()]);
+    assert_eq!(mig.0, "MigEnabled");
+    assert!(mig.1.contains("GPU-n-1") && mig.1.contains("nvidia-smi"));
+    let fewer = change(|n| n.allocatable.gpus = 3);
+    assert_eq!(fewer.0, "GpusNotAdvertised");
+    assert!(fewer.1.starts_with("the node allocates 3 of its 4 GPUs"));
+}
+
+#[test]
+fn a_node_with_more_gpus_than_a_row_can_have_is_offered_up_to_the_bound() {
+    let supply = supply(&[node("large", 20, 0)], &[]);
+    assert_eq!((supply.rows[0].gpus, supply.free[0].room.gpus), (16, 20));
+}
+
+#[test]
+fn a_class_that_is_no_name_does_not_get_into_the_offer() {
+    for class in ["", "T4", "t4_16g", "-t4", &"a".repeat(64)] {
+        let mut node = node("n", 1, 0);
+        node.gpus.as_mut().unwrap().class = class.into();
+        assert_eq!(refused(node).0, "OtherClass", "{class:?}");
+    }
+}
+
+#[test]
+fn hours_of_sale() {
+    let hours = [SaleHours {
+        days: vec![Day::Mon],
+        from: "08:00".into(),
+        to: "18:00".into(),
+    }];
+    assert!(is_open(&hours, "2026-11-23T08:00:00Z".parse().unwrap()));
+    assert!(!is_open(&hours, "2026-11-23T18:00:00Z".parse().unwrap()));
+    assert!(!is_open(&hours, "2026-11-22T09:00:00Z".parse().unwrap()));
+}
+
+proptest! {
+    /// However reservations follow on each other, no GPU is held twice, and to take what is reserved off what was
+    /// counted before comes to the same as to count anew.
+    #[test]
+    fn no_gpu_twice(sizes in prop::collection::vec(0u64..9, 1..6), requests in prop::collection::vec((1u64..9, 1usize..4), 0..20)) {
+        let nodes: Vec<_> = sizes.iter().enumerate().map(|(i, n)| node(&format!("n{i}"), *n, 0)).collect();
+        let mut holds: Vec<Hold> = vec![];
+        let mut counted = supply(&nodes, &holds);
+        for (i, (gpus, count)) in requests.into_iter().enumerate() {
+            let shape = Shape { gpus, millicores: gpus * 8000, memory: gpus << 35, scratch: 0 };
+            if let Some(picked) = pick(&supply(&nodes, &holds).free, &shape, count) {
+                let picked: BTreeSet<_> = picked.into_iter().map(|n| n.name.clone()).collect();
+                prop_assert_eq!(picked.len(), count);
+                let nodes: Vec<_> = picked.into_iter().collect();
+                counted.take(&nodes, &shape);
+                holds.push(Hold { name: i.to_string(), shape, nodes });
+            }
+            prop_assert_eq!(&counted.free, &supply(&nodes, &holds).free);
+            for n in &nodes {
+                let held: u64 = holds.iter().filter(|h| h.nodes.contains(&n.name)).map(|h| h.shape.gpus).sum();
+                prop_assert!(held <= n.allocatable.gpus);
+            }
+        }
+    }
+}
