@@ -61,6 +61,19 @@ pub struct Container {
     pub env: Vec<EnvVar>,
 }
 
+impl EnvVar {
+    /// Prefixes of names that are reserved for the provider.
+    pub const RESERVED_PREFIXES: [&str; 2] = ["NVIDIA_", "LEASEHOLD_"];
+
+    /// Whether the name is reserved for the provider.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        Self::RESERVED_PREFIXES
+            .iter()
+            .any(|prefix| self.name.starts_with(prefix))
+    }
+}
+
 fn words(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "array", "maxItems": 64, "items": {"type": "string", "maxLength": 4096, "pattern": "^[^\\x00]*$"}})
 }

@@ -303,6 +303,8 @@ words! {
         PauseTooLong,
         /// The leg's rate is below the pool's price.
         PriceTooLow,
+        /// A variable of the workload has a name that is reserved for the provider, or names are not unique.
+        ReservedVariable,
         /// The results are to be kept longer than the pool sells.
         ResultsTooLong,
         /// Too few nodes support user namespaces.

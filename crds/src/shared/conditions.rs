@@ -5,7 +5,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::words::Word;
+use super::{text, words::Word};
 
 /// Status of a condition. A failed read is Unknown, never False.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,16 +87,28 @@ pub fn is_true(conditions: &[Condition], type_: impl AsRef<str>) -> bool {
     find(conditions, type_).is_some_and(|c| c.status == ConditionStatus::True.as_str())
 }
 
-/// Truncates a message to 1,024 bytes, which fits on a screen. The API permits 32,768 bytes.
-fn bounded(mut message: String) -> String {
-    const MAX: usize = 1024;
-    if message.len() > MAX {
-        let mut end = MAX;
-        while !message.is_char_boundary(end) {
-            end -= 1;
-        }
-        message.truncate(end);
-        message.push('…');
-    }
+/// Makes a message printable and truncates it to 1,024 bytes, which fits on a screen. The API permits 32,768 bytes.
+fn bounded(message: String) -> String {
+    let mut message = text::printable(&message).into_owned();
+    text::truncate(&mut message, 1024);
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_holds_no_control_characters_and_is_short() {
+        assert_eq!(
+            bounded("a\0b\u{1b}[31m\u{85}c\n".into()),
+            "a\u{FFFD}b\u{FFFD}[31m\u{FFFD}c\n"
+        );
+        let long = bounded("\u{1}".repeat(5000));
+        assert!(
+            long.len() <= 1024 + '…'.len_utf8() && long.ends_with('…'),
+            "{}",
+            long.len()
+        );
+    }
 }

@@ -4,4 +4,5 @@ pub mod conditions;
 pub mod duration;
 pub mod quantity;
 pub mod schema;
+pub mod text;
 pub mod words;

@@ -4,7 +4,7 @@ use leasehold_crds::{
     GpuLease,
     lease::{
         OnFundsEnd,
-        workload::{Job, JobOutput, Session, Storage, Workload},
+        workload::{Container, EnvVar, Job, JobOutput, Session, Storage, Workload},
     },
     market::allocation::DeclineReason,
 };
@@ -64,6 +64,23 @@ fn session(lease: &mut GpuLease) {
     };
 }
 
+fn with_variable(name: &str) -> Workload {
+    let container = Container {
+        env: vec![EnvVar {
+            name: name.into(),
+            value: "enabled".into(),
+        }],
+        ..Container::default()
+    };
+    Workload {
+        job: Some(Box::new(Job {
+            container,
+            output: None,
+        })),
+        ..Workload::default()
+    }
+}
+
 /// An allocation that is declined for that reason.
 fn declined(reason: DeclineReason) -> Site {
     let about = format!("A provider declines: {reason}.");
@@ -95,6 +112,7 @@ fn declined(reason: DeclineReason) -> Site {
         DeclineReason::OtherPayee => spec.escrow.legs[0].payee = spec.escrow.market.clone(),
         DeclineReason::PauseTooLong => pool.spec.max_pause = "1h".into(),
         DeclineReason::PriceTooLow => pool.spec.price_per_gpu_hour = "1.85".into(),
+        DeclineReason::ReservedVariable => spec.workload = with_variable("NVIDIA_MOFED"),
         DeclineReason::ResultsTooLong => pool.spec.max_keep_results_for = "1h".into(),
         DeclineReason::RootNotAllowed => site
             .supply

@@ -13,7 +13,10 @@ async fn a_job_runs_is_paid_by_the_second_and_refunded() -> anyhow::Result<()> {
 async fn story(stack: &Stack) -> anyhow::Result<()> {
     let tenant = Tenant::new(stack, "team-a")?;
     let before = tenant.own_balance().await?;
-    let lease = tenant.example("examples/01-job.yaml", None)?;
+    let mut lease = tenant.example("examples/01-job.yaml", None)?;
+    let job = lease.spec.workload.job.as_mut().expect("the example is a job");
+    // Bytes that are not UTF-8 in the log must not hold up the end of the lease.
+    job.container.args = vec![r"nvidia-smi && sleep 3 && printf 'done \377\376\n'".into()];
     tenant.apply(&lease)?;
     let closed = tenant
         .until_phase("hello", Phase::Closed, Duration::from_secs(60))
@@ -23,6 +26,7 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
     let job = status.job.expect("the job's end");
     assert_eq!(job.exit_code, 0);
     assert!(job.log_tail.contains("H100"), "{}", job.log_tail);
+    assert!(job.log_tail.contains("done \u{FFFD}\u{FFFD}"), "{}", job.log_tail);
     let (terms, account) = tenant.account(&closed).await?;
     assert!(account.closed);
     let earned = terms.legs[0]

@@ -12,14 +12,11 @@ use k8s_openapi::{
         apps::v1::StatefulSet,
         batch::v1::Job,
         coordination::v1::Lease as Liveness,
-        core::v1::{Namespace, Node, Pod, Service},
+        core::v1::{Namespace, Node, Service},
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::{
-    Api, ResourceExt as _,
-    api::{ListParams, LogParams},
-};
+use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_crds::{
     GpuReservation,
     lease::workload::{Endpoint, JobResult},
@@ -35,7 +32,7 @@ use leasehold_planner::{
 use leasehold_runtime::cache;
 use sha2::{Digest as _, Sha256};
 
-use super::pods::PodSeen;
+use super::{log, pods::PodSeen};
 use crate::provider::Provider;
 
 /// An API server that takes longer does not answer, and nothing that must end in time waits for it.
@@ -104,16 +101,14 @@ impl Provider {
         let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
         let failed = pods.iter().any(|p| p.has_ended() && !p.has_succeeded());
         if is_job && !known && (failed || running.pods_succeeded >= nodes) {
-            match self.job_result(&name, &pods).await {
-                Ok(result) => running.job = Some(result),
-                Err(error) => return Observed::Unknown(format!("the job's log can't be read: {error}")),
-            }
+            running.job = Some(self.job_result(&name, &pods).await);
         }
         Observed::Known(running)
     }
 
-    /// Exit code and log tail of the pod that decides: the first that failed, else the first.
-    async fn job_result(&self, namespace: &str, pods: &[Arc<PodSeen>]) -> Result<JobResult, kube::Error> {
+    /// Exit code and log tail of the pod that decides: the first that failed, else the first. The log is optional: the
+    /// result of a job, and with it the end of its lease, never waits for it.
+    async fn job_result(&self, namespace: &str, pods: &[Arc<PodSeen>]) -> JobResult {
         let mut ended: Vec<_> = pods.iter().filter(|p| p.has_ended()).collect();
         ended.sort_by_key(|p| p.name_any());
         let code = |p: &PodSeen| p.exit.as_ref().map(|e| e.code);
@@ -122,28 +117,16 @@ impl Provider {
             .find(|p| code(p) != Some(0))
             .or_else(|| ended.first())
         else {
-            return Ok(JobResult::default());
+            return JobResult::default();
         };
-        let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
-        let params = LogParams {
-            container: Some(workload::CONTAINER.into()),
-            tail_lines: Some(60),
-            ..LogParams::default()
-        };
-        let log = match api.logs(&pod.name_any(), &params).await {
-            Ok(log) => log,
-            // The container never ran, or its log is gone: the exit code still stands.
-            Err(kube::Error::Api(status)) if status.code == 400 || status.code == 404 => String::new(),
-            Err(error) => return Err(error),
-        };
-        let log_tail = tail(&log, 4096);
+        let log_tail = log::tail(&self.client, namespace, &pod.name_any()).await;
         let finished = pod.exit.as_ref().and_then(|e| e.finished_at.clone());
-        Ok(JobResult {
+        JobResult {
             exit_code: code(pod).unwrap_or(-1).clamp(-1, 255),
             log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
             log_tail,
             finished_at: finished.unwrap_or_else(|| self.now().to_string()),
-        })
+        }
     }
 
     /// GPUs that the kubelets say the reservation's pods hold; those can run on its nodes alone.
@@ -321,13 +304,4 @@ fn node_address(node: &Node) -> Option<String> {
             .map(|a| a.address.clone())
     };
     of("ExternalIP").or_else(|| of("InternalIP"))
-}
-
-/// The last `max` bytes, from the beginning of a character.
-fn tail(text: &str, max: usize) -> String {
-    let mut from = text.len().saturating_sub(max);
-    while !text.is_char_boundary(from) {
-        from += 1;
-    }
-    text[from..].to_owned()
 }

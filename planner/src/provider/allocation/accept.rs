@@ -1,5 +1,7 @@
 //! The provider's answer to an allocation: reserve nodes and sign an acceptance, decline with a reason, or report.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation, GpuPool, GpuReservation,
@@ -228,6 +230,7 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
     let (terms, shape, nodes) = check_payment(world, seen)?;
     let not_after_max = check_term(spec, seen.pool, &terms, now)?;
     check_storage(spec, seen.pool)?;
+    check_variables(spec)?;
     if !seen.supply.selling {
         return refusal(DeclineReason::NotSelling, "the pool is not for sale at this hour");
     }
@@ -363,6 +366,24 @@ fn check_storage(spec: &GpuAllocationSpec, pool: &GpuPool) -> Result<(), Refusal
             DeclineReason::ResultsTooLong,
             format!("the pool keeps results for at most {}", duration::text(longest)),
         );
+    }
+    Ok(())
+}
+
+/// The workload sets no variable twice and none that the provider sets. The schema of this provider's market says so too,
+/// but a provider trusts no schema of a market that is not its own.
+fn check_variables(spec: &GpuAllocationSpec) -> Result<(), Refusal> {
+    let mut names = BTreeSet::new();
+    for variable in spec.workload.container().iter().flat_map(|c| &c.env) {
+        if variable.is_reserved() || !names.insert(&variable.name) {
+            return refusal(
+                DeclineReason::ReservedVariable,
+                format!(
+                    "the variable {:?} is reserved for the provider, or set twice",
+                    variable.name
+                ),
+            );
+        }
     }
     Ok(())
 }

@@ -34,6 +34,35 @@ const SSH_PATH: &str = "/etc/leasehold/ssh";
 /// Variable with a node's number in the reservation.
 const INDEX: &str = "LEASEHOLD_INDEX";
 const GRACE_SECONDS: i64 = 30;
+/// Variables by which an image could request devices of the node beside its GPUs from NVIDIA's container runtime, and the
+/// values that request none: storage, network, NVSwitch and GDRCopy devices, the control of MIG, and IMEX channels. A
+/// variable of the pod overrides that of the image. `NVIDIA_VISIBLE_DEVICES` is not among them: the device plugin sets it.
+/// Source: `internal/modifier/gated.go` and `cmd/nvidia-container-runtime-hook` of NVIDIA/nvidia-container-toolkit.
+const NO_HOST_DEVICES: [(&str, &str); 7] = [
+    ("NVIDIA_GDS", "disabled"),
+    ("NVIDIA_MOFED", "disabled"),
+    ("NVIDIA_NVSWITCH", "disabled"),
+    ("NVIDIA_GDRCOPY", "disabled"),
+    ("NVIDIA_MIG_CONFIG_DEVICES", ""),
+    ("NVIDIA_MIG_MONITOR_DEVICES", ""),
+    ("NVIDIA_IMEX_CHANNELS", ""),
+];
+/// Capabilities of a session: those that containers have by default without NET_RAW, with which a pod forges packets, and
+/// MKNOD. sshd needs SYS_CHROOT, AUDIT_WRITE and the change of users; package managers change owners and modes.
+const SESSION_CAPABILITIES: [&str; 12] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
 /// Group that owns the volumes.
 pub(super) const FS_GROUP: i64 = 2000;
 
@@ -230,7 +259,7 @@ fn container(reservation: &GpuReservation, of_job: Option<JobPod>) -> Container 
         ..ContainerPort::default()
     };
     let readiness = spec.workload.service.as_ref().and_then(|s| s.readiness.as_ref());
-    // A session's tenant is root in its container: su, package managers and sshd need root and the default capabilities.
+    // A session's tenant is root in its container: su, package managers and sshd need root and some capabilities.
     let is_root = spec.workload.session.is_some() && reservation.spec.hosting.user_namespaces;
     let all = resources(reservation);
     Container {
@@ -250,9 +279,9 @@ fn container(reservation: &GpuReservation, of_job: Option<JobPod>) -> Container 
         volume_mounts: Some(mounts(&spec.workload, spec.storage.as_ref())),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(is_root),
-            capabilities: (!is_root).then(|| Capabilities {
+            capabilities: Some(Capabilities {
                 drop: Some(vec!["ALL".into()]),
-                add: None,
+                add: is_root.then(|| SESSION_CAPABILITIES.map(str::to_owned).into()),
             }),
             ..SecurityContext::default()
         }),
@@ -261,7 +290,7 @@ fn container(reservation: &GpuReservation, of_job: Option<JobPod>) -> Container 
     }
 }
 
-/// The tenant's variables, then those that tell a node its place in the lease.
+/// The tenant's variables, then those that tell a node its place in the lease and those that the image must not set.
 fn environment(reservation: &GpuReservation, wanted: &ContainerSpec, of_job: Option<JobPod>) -> Vec<EnvVar> {
     let spec = &reservation.spec.allocation;
     let plain = |name: &str, value: String| EnvVar {
@@ -296,6 +325,7 @@ fn environment(reservation: &GpuReservation, wanted: &ContainerSpec, of_job: Opt
         plain("LEASEHOLD_FIRST_RANK", spec.first_rank.to_string()),
         index,
     ])
+    .chain(NO_HOST_DEVICES.map(|(name, value)| plain(name, value.into())))
     .collect()
 }
 

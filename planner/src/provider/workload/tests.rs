@@ -75,6 +75,13 @@ fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
     assert_eq!(inside.host_users, Some(false));
     let container = inside.containers[0].security_context.clone().unwrap();
     assert_eq!(container.allow_privilege_escalation, Some(true));
+    let capabilities = container.capabilities.unwrap();
+    assert_eq!(capabilities.drop, Some(vec!["ALL".to_owned()]));
+    let added = capabilities.add.unwrap();
+    for capability in ["NET_RAW", "MKNOD", "NET_ADMIN", "SYS_ADMIN"] {
+        assert!(!added.iter().any(|c| c == capability), "{capability}");
+    }
+    assert!(added.iter().any(|c| c == "SETUID"), "sshd changes users");
 
     let outside = pod_of(&objects(session(), Hosting::default()));
     assert_eq!(outside.host_users, None);
@@ -100,6 +107,35 @@ fn no_workload_shares_the_node_s_namespaces_or_gets_a_token() {
         assert!(volumes.iter().all(|v| v.host_path.is_none()));
         let limits = container.resources.as_ref().unwrap().limits.clone().unwrap();
         assert_eq!(limits[GPU_RESOURCE].0, "3");
+    }
+}
+
+#[test]
+fn an_image_s_own_variables_open_no_devices_of_the_node() {
+    let job = Workload {
+        job: Some(Box::new(JobSpec::default())),
+        ..Workload::default()
+    };
+    for workload in [session(), service(), job] {
+        let pod = pod_of(&objects(workload, Hosting::default()));
+        let env = pod.containers[0].env.clone().unwrap();
+        let value = |name: &str| {
+            let mut found = env.iter().filter(|e| e.name == name);
+            let first = found.next().and_then(|e| e.value.clone());
+            assert!(found.next().is_none(), "{name} is set twice");
+            first
+        };
+        for name in ["NVIDIA_GDS", "NVIDIA_MOFED", "NVIDIA_NVSWITCH", "NVIDIA_GDRCOPY"] {
+            assert_eq!(value(name).as_deref(), Some("disabled"), "{name}");
+        }
+        for name in [
+            "NVIDIA_MIG_CONFIG_DEVICES",
+            "NVIDIA_MIG_MONITOR_DEVICES",
+            "NVIDIA_IMEX_CHANNELS",
+        ] {
+            assert_eq!(value(name).as_deref(), Some(""), "{name}");
+        }
+        assert_eq!(value("NVIDIA_VISIBLE_DEVICES"), None, "the device plugin sets it");
     }
 }
 

@@ -14,7 +14,8 @@ pub(crate) fn lease(namespace: &str, name: &str) -> Value {
 pub(crate) fn namespace(name: &str, provider: &str) -> Value {
     let mut object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
     if !provider.is_empty() {
-        object["metadata"]["labels"] = json!({"leasehold.dev/provider": provider});
+        object["metadata"]["labels"] =
+            json!({"leasehold.dev/provider": provider, "pod-security.kubernetes.io/enforce": "baseline"});
     }
     object
 }

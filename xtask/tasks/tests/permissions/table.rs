@@ -174,7 +174,7 @@ pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
          - **Agent**: writes only the GpuNode and the Lease of the node for which its token was issued, and never the `spec` \
          of a GpuNode.\n\
          - **Provider operator**: writes namespaced objects only in namespaces `lease-*` with the label \
-         `leasehold.dev/provider=<its name>`; creates, changes and deletes only such namespaces; writes only its own \
+         `leasehold.dev/provider=<its name>`; creates, changes and deletes only such namespaces, and only under the Pod Security Standard `baseline` or `restricted`; writes only its own \
          GpuReservations.\n\n\
          Permissions by name: the market operator can get the Secrets with RPC URLs in its own namespace, and each wallet that \
          the Role of a tenant names; each operator can renew its own leader Lease; a provider can get and patch its own \

@@ -108,6 +108,7 @@ pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Install
         }
     }
     provider_namespaces(it).await;
+    provider_namespaces_stay_confined(it).await;
     provider_cluster_objects(it).await;
 }
 
@@ -145,6 +146,37 @@ async fn provider_namespaces(it: &Installation) {
             deleted,
             "may make, change and delete only",
         );
+    }
+}
+
+/// Without the label of Pod Security, a namespace would admit pods that are root on their nodes.
+async fn provider_namespaces_stay_confined(it: &Installation) {
+    let refusal = "pod-security.kubernetes.io/enforce with the value baseline";
+    let confined = |name: &str, enforce: Option<&str>, version: Option<&str>| {
+        let mut object = namespace(name, PROVIDER);
+        object["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = json!(enforce);
+        object["metadata"]["labels"]["pod-security.kubernetes.io/enforce-version"] = json!(version);
+        object
+    };
+    let strict = confined("lease-strict", Some("restricted"), Some("latest"));
+    allowed(
+        "a namespace under restricted",
+        create(&it.provider, &strict).await,
+    );
+    for (enforce, version) in [
+        (Some("privileged"), None),
+        (None, None),
+        (Some("baseline"), Some("v1.0")),
+    ] {
+        let own = confined("lease-own", enforce, version);
+        let labels = json!({"metadata": {"labels": own["metadata"]["labels"]}});
+        let what = format!("relabelling its namespace to {enforce:?} {version:?}");
+        refused(&what, patch(&it.provider, &own, "", &labels).await, refusal);
+        let mut new = confined("lease-unconfined", enforce, version);
+        let labels = new["metadata"]["labels"].as_object_mut().unwrap();
+        labels.retain(|_, value| !value.is_null());
+        let what = format!("a new namespace with {enforce:?} {version:?}");
+        refused(&what, create(&it.provider, &new).await, refusal);
     }
 }
 

@@ -1,5 +1,5 @@
 use leasehold_crds::{
-    lease::workload::{Job, JobOutput, NodeShape, ResultsAt, Session, Storage, Workload},
+    lease::workload::{Container, EnvVar, Job, JobOutput, NodeShape, ResultsAt, Session, Storage, Workload},
     market::allocation::GpuAllocationSpec,
     payment::escrow::{EscrowLeg, EscrowTerms},
     provider::{
@@ -260,6 +260,36 @@ fn a_session_is_only_where_its_tenant_can_be_root_in_a_user_namespace() {
         answer(Workload::default(), 1, &[false]),
         Ok(vec!["n0".to_owned()])
     );
+}
+
+#[test]
+fn variables_that_the_provider_sets_are_declined() {
+    let answer = |names: &[&str]| {
+        let mut allocation = allocation();
+        let env = names.iter().map(|name| EnvVar {
+            name: (*name).into(),
+            value: "enabled".into(),
+        });
+        let container = Container {
+            env: env.collect(),
+            ..Container::default()
+        };
+        allocation.spec.workload.job = Some(Box::new(Job {
+            container,
+            ..Job::default()
+        }));
+        let declined = decided(&allocation, None).status.declined;
+        declined.map(|d| d.reason)
+    };
+    assert_eq!(answer(&["NCCL_DEBUG", "PATH"]), None);
+    for names in [
+        &["NVIDIA_GDRCOPY"][..],
+        &["NVIDIA_VISIBLE_DEVICES"],
+        &["LEASEHOLD_NODES"],
+        &["A", "A"],
+    ] {
+        assert_eq!(answer(names).as_deref(), Some("ReservedVariable"), "{names:?}");
+    }
 }
 
 fn with_output(keep: &str) -> GpuAllocation {
