@@ -1,7 +1,10 @@
 //! Escrow.sol as a pure state machine, without chain and IO; time is passed in. A property test compares it with the
 //! contract on a real EVM, so that simulations can use it in place of the contract.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use leasehold_crds::payment::money::{RATE_SCALE, TokenAmount};
 use leasehold_planner::escrow::{AccountRead, Address, Hash, Leg, Terms};
@@ -48,14 +51,14 @@ pub enum Action {
         /// Bitmap.
         legs: u16,
     },
-    /// `credit`.
-    Credit {
+    /// `creditTo`.
+    CreditTo {
         /// The terms.
         terms: Terms,
         /// Index.
         leg: u8,
-        /// Seconds to give back.
-        seconds: u64,
+        /// Seconds that are credited in total.
+        total_seconds: u64,
     },
     /// `endLeg`.
     EndLeg {
@@ -75,6 +78,13 @@ pub enum Action {
         terms: Terms,
         /// Bitmap of legs to pay out.
         payouts: u16,
+    },
+    /// `withdrawCredit`.
+    WithdrawCredit {
+        /// The token.
+        token: Address,
+        /// Who receives it.
+        to: Address,
     },
 }
 
@@ -116,11 +126,16 @@ pub enum Refusal {
     LegIsEnded(usize),
     #[error("NotCovered(balance {balance}, perSecond {per_second})")]
     NotCovered { balance: u128, per_second: u128 },
-    #[error("CreditTooLarge(creditedSeconds {seconds}, atMost {at_most})")]
-    CreditTooLarge { seconds: u64, at_most: u64 },
+    #[error("CreditTooLarge(creditedTotal {total_seconds}, atMost {at_most})")]
+    CreditTooLarge { total_seconds: u64, at_most: u64 },
+    #[error("NoCredit")]
+    NoCredit,
     /// An error of the token, not of the escrow.
     #[error("ERC20InsufficientBalance(balance {have}, needed {need})")]
     InsufficientBalance { have: u128, need: u128 },
+    /// An error of the token, not of the escrow.
+    #[error("blocked")]
+    Blocked,
 }
 
 /// All accounts of an escrow, and the token balances around it.
@@ -129,6 +144,8 @@ pub struct Machine {
     accounts: BTreeMap<Hash, Record>,
     balances: BTreeMap<(Address, Address), u128>,
     held: BTreeMap<Address, u128>,
+    credits: BTreeMap<(Address, Address), u128>,
+    blocked: BTreeSet<(Address, Address)>,
 }
 
 impl Machine {
@@ -142,6 +159,17 @@ impl Machine {
     #[must_use]
     pub fn balance(&self, token: Address, owner: Address) -> TokenAmount {
         TokenAmount(self.balances.get(&(token, owner)).copied().unwrap_or_default())
+    }
+
+    /// Lets a token reject every transfer to a holder, as issuers of stablecoins can.
+    pub fn block(&mut self, token: Address, holder: Address) {
+        self.blocked.insert((token, holder));
+    }
+
+    /// What the token did not transfer to `owner`.
+    #[must_use]
+    pub fn credit(&self, token: Address, owner: Address) -> TokenAmount {
+        TokenAmount(self.credits.get(&(token, owner)).copied().unwrap_or_default())
     }
 
     /// Balance of the escrow.
@@ -160,7 +188,8 @@ impl Machine {
         }
     }
 
-    /// Executes a call in a block of that time. Returns the base units that moved into or out of the escrow.
+    /// Executes a call in a block of that time. Returns the base units that moved into or out of the escrow, or were
+    /// credited because the token did not transfer them.
     pub fn apply(&mut self, caller: Address, action: &Action, now: u64) -> Result<TokenAmount, Refusal> {
         match action {
             Action::Open {
@@ -172,9 +201,14 @@ impl Machine {
             Action::Start { terms, legs } => self.control(caller, terms, *legs, now, Record::start),
             Action::Pause { terms, legs } => self.control(caller, terms, *legs, now, Record::pause),
             Action::EndLeg { terms, legs } => self.control(caller, terms, *legs, now, Record::end),
-            Action::Credit { terms, leg, seconds } => self.credit(caller, terms, *leg, *seconds, now),
+            Action::CreditTo {
+                terms,
+                leg,
+                total_seconds,
+            } => self.credit_to(caller, terms, *leg, *total_seconds, now),
             Action::SettleMany { rows } => self.settle_many(caller, rows, now),
             Action::Close { terms, payouts } => self.close(caller, terms, *payouts, now),
+            Action::WithdrawCredit { token, to } => self.withdraw_credit(caller, *token, *to),
         }
     }
 
@@ -262,12 +296,12 @@ impl Machine {
         Ok(TokenAmount(0))
     }
 
-    fn credit(
+    fn credit_to(
         &mut self,
         caller: Address,
         terms: &Terms,
         leg: u8,
-        seconds: u64,
+        total_seconds: u64,
         now: u64,
     ) -> Result<TokenAmount, Refusal> {
         let mut record = self.load_open(terms)?;
@@ -279,15 +313,20 @@ impl Machine {
             return Err(Refusal::NotController(leg));
         }
         record.advance(now);
-        let seconds = seconds.min(U40_MAX);
-        let served = record.served(leg);
-        let kept = (record.legs[leg].withdrawn * RATE_SCALE).div_ceil(rate.0);
-        let at_most = served - u64::try_from(kept).unwrap_or(served);
-        if seconds > at_most {
-            return Err(Refusal::CreditTooLarge { seconds, at_most });
-        }
-        if seconds > 0 {
-            record.legs[leg].served_seconds = served - seconds;
+        let total_seconds = total_seconds.min(U40_MAX);
+        let credited = record.legs[leg].credited_seconds;
+        if total_seconds > credited {
+            let served = record.served(leg);
+            let kept = (record.legs[leg].withdrawn * RATE_SCALE).div_ceil(rate.0);
+            let at_most = credited + served - u64::try_from(kept).unwrap_or(served);
+            if total_seconds > at_most {
+                return Err(Refusal::CreditTooLarge {
+                    total_seconds,
+                    at_most,
+                });
+            }
+            record.legs[leg].served_seconds = served - (total_seconds - credited);
+            record.legs[leg].credited_seconds = total_seconds;
             record.legs[leg].running_since = record.clock.paid_seconds;
         }
         self.store(record);
@@ -356,6 +395,27 @@ impl Machine {
         Ok(TokenAmount(moved))
     }
 
+    fn withdraw_credit(
+        &mut self,
+        caller: Address,
+        token: Address,
+        to: Address,
+    ) -> Result<TokenAmount, Refusal> {
+        if to == Address::default() {
+            return Err(Refusal::ZeroAddress);
+        }
+        let amount = self.credit(token, caller);
+        if amount.0 == 0 {
+            return Err(Refusal::NoCredit);
+        }
+        if self.blocked.contains(&(token, to)) {
+            return Err(Refusal::Blocked);
+        }
+        self.credits.remove(&(token, caller));
+        self.push(token, to, amount.0);
+        Ok(amount)
+    }
+
     fn pay_out(&mut self, record: &mut Record, leg: usize) -> u128 {
         let owed = record.earned(leg) - record.legs[leg].withdrawn;
         record.legs[leg].withdrawn += owed;
@@ -394,7 +454,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Sends tokens. What the token does not transfer is credited.
     fn push(&mut self, token: Address, to: Address, amount: u128) {
+        if self.blocked.contains(&(token, to)) {
+            *self.credits.entry((token, to)).or_default() += amount;
+            return;
+        }
         let held = self.held.entry(token).or_default();
         *held = held
             .checked_sub(amount)
@@ -412,10 +477,11 @@ impl Action {
             Self::FundTo { .. } => "fundTo",
             Self::Start { .. } => "start",
             Self::Pause { .. } => "pause",
-            Self::Credit { .. } => "credit",
+            Self::CreditTo { .. } => "creditTo",
             Self::EndLeg { .. } => "endLeg",
             Self::SettleMany { .. } => "settleMany",
             Self::Close { .. } => "close",
+            Self::WithdrawCredit { .. } => "withdrawCredit",
         }
     }
 }

@@ -116,6 +116,13 @@ impl MemoryEscrow {
         state.mine(|block, _| block.machine.mint(token, to, amount));
     }
 
+    /// Lets the token reject every transfer to a holder from the next block on.
+    pub fn block(&self, holder: Address) {
+        let mut state = self.state();
+        let token = state.token;
+        state.mine(|block, _| block.machine.block(token, holder));
+    }
+
     /// Sets the native token balance of an address, in wei. The default is 1 native token.
     pub fn set_gas(&self, owner: Address, wei: u128) {
         self.state().gas.insert(owner, wei);
@@ -346,15 +353,22 @@ impl Payments for MemoryEscrow {
         self.write(key, Action::Pause { terms, legs })
     }
 
-    fn credit(
+    fn credit_to(
         &self,
         key: &SigningKey,
         terms: &Terms,
         leg: u8,
-        seconds: u64,
+        total_seconds: u64,
     ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
         let terms = terms.clone();
-        self.write(key, Action::Credit { terms, leg, seconds })
+        self.write(
+            key,
+            Action::CreditTo {
+                terms,
+                leg,
+                total_seconds,
+            },
+        )
     }
 
     fn end_leg(
@@ -384,6 +398,15 @@ impl Payments for MemoryEscrow {
     ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
         let terms = terms.clone();
         self.write(key, Action::Close { terms, payouts })
+    }
+
+    fn withdraw_credit(
+        &self,
+        key: &SigningKey,
+        to: Address,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send {
+        let token = self.state().token;
+        self.write(key, Action::WithdrawCredit { token, to })
     }
 
     fn address_of(&self, key: &SigningKey) -> Result<Address, PaymentError> {

@@ -293,8 +293,10 @@ pub struct Account {
 /// What the contract says of one leg.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct LegState {
-    /// Seconds it served and was not made to give back.
+    /// Seconds that it served and that were not credited.
     pub served_seconds: u64,
+    /// Served seconds that were credited to the payer, in total. Only credits raise it.
+    pub credited_seconds: u64,
     /// Base units paid out so far.
     pub withdrawn: TokenAmount,
     /// Base units that could be withdrawn now.

@@ -91,7 +91,7 @@ contract FundTest is Stage {
         start(terms, 2);
         vm.warp(T0 + 150);
         vm.prank(controllers[1]);
-        escrow.credit(terms, 1, 10);
+        escrow.creditTo(terms, 1, 10);
         endLeg(terms, 2);
         vm.assertEq(legView(terms, 1).servedSeconds, 90);
         vm.assertEq(legView(terms, 2).servedSeconds, 100);

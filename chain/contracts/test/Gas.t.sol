@@ -92,8 +92,8 @@ contract GasTest is Stage {
         measured("resume");
         vm.warp(T0 + 400);
         vm.prank(controllers[1]);
-        escrow.credit(terms, 1, 10);
-        measured("credit");
+        escrow.creditTo(terms, 1, 10);
+        measured("creditTo");
         vm.warp(T0 + 500);
         withdraw(terms, 1);
         measured("withdraw, the first of a leg");

@@ -40,6 +40,8 @@ contract Handler {
     IEscrow private immutable escrow;
     address public immutable closer = address(0xC105E);
     address public immutable stranger = address(0x57A);
+    /// Another address of every holder, to which every token transfers.
+    address public immutable heir = address(0x4E1);
     address[2] public payers = [address(0xFA1), address(0xFA2)];
 
     /// The token of each kind.
@@ -47,8 +49,11 @@ contract Handler {
     uint256 public now_;
     /// What the stranger has paid into accounts of each kind.
     uint256[KINDS] public strangersGifts;
-    /// Refunds that could not be sent, for each payer and kind.
-    uint256[KINDS][2] public credits;
+    /// What the token of each kind did not transfer to a holder and what waits for it.
+    mapping(address owner => mapping(uint256 kind => uint256)) public credits;
+    /// Credits that their owners sent to the heir, and their sum of each kind.
+    mapping(address owner => mapping(uint256 kind => uint256)) public bequests;
+    uint256[KINDS] public inherited;
     Terms[] private _terms;
     Ghost[] private _ghosts;
     Kind[] private _kinds;
@@ -97,14 +102,14 @@ contract Handler {
         else if (what < 8) start(i, l);
         else if (what < 10) pause(i, l);
         else if (what < 12) fund(i, amount % 200, seed >> 8 & 1 == 0);
-        else if (what < 13) credit(i, l, amount);
+        else if (what < 13) creditTo(i, l, amount);
         else if (what < 15) withdraw(i, l, seed >> 8 & 1 == 0);
         else if (what < 16) end(i, l);
         else if (what < 17) close(i, seed >> 8, uint16(amount));
         else if (what < 18) intrude(i, l, amount);
         else if (what < 19) wait(amount % 400);
         else if (what < 20) settle(i, amount % _terms.length, l);
-        else if (what < 21) withdrawCredit(amount % 2, Kind(leg % KINDS));
+        else if (what < 21) withdrawCredit(i, l, amount);
         else if (what < 23) switchToken(i, l, amount);
         else if (_terms.length < MOST_ACCOUNTS) open(Kind(leg % KINDS), amount);
     }
@@ -169,7 +174,7 @@ contract Handler {
             // Every leg has its own payee, so that balances show who was paid. Controllers are shared.
             uint256 rate = 1 + uint256(keccak256(abi.encode(seed, i))) % (3 * SCALE);
             t.legs.push(Leg(address(uint160(0xA000 + n * 16 + i)), address(uint160(0xC000 + i)), uint128(rate)));
-            g.legs.push(GhostLeg(rate, 0, 0, false, false));
+            g.legs.push(GhostLeg(rate, 0, 0, 0, false, false));
         }
         g.deposited = seed % 300;
         g.left = g.deposited * SCALE;
@@ -223,15 +228,22 @@ contract Handler {
         save(i, g);
     }
 
-    function credit(uint256 i, uint256 l, uint256 amount) private {
+    /// Sends the same call twice: a repeat changes nothing.
+    function creditTo(uint256 i, uint256 l, uint256 amount) private {
         Ghost memory g = _ghosts[i];
         uint40 end_ = escrow.snapshot(_terms[i]).paidUntil;
-        uint256 most = g.creditable(l);
-        uint256 given = amount % (most + 3);
-        bytes memory call = abi.encodeCall(IEscrow.credit, (_terms[i], uint8(l), uint40(given)));
-        if (g.phase == Phase.Closed || given > most) return refused(_terms[i].legs[l].controller, call);
-        g.legs[l].served -= given;
-        accepted(_terms[i].legs[l].controller, call);
+        uint256 most = g.legs[l].credited + g.creditable(l);
+        uint256 total = amount % (most + 3);
+        address by = _terms[i].legs[l].controller;
+        bytes memory call = abi.encodeCall(IEscrow.creditTo, (_terms[i], uint8(l), uint40(total)));
+        if (g.phase == Phase.Closed) return refused(by, call);
+        if (total > most) return refusedWith(by, call, IEscrow.CreditTooLarge.selector);
+        if (total > g.legs[l].credited) {
+            g.legs[l].served -= total - g.legs[l].credited;
+            g.legs[l].credited = total;
+        }
+        accepted(by, call);
+        accepted(by, call);
         sameEnd(i, end_);
         save(i, g);
     }
@@ -246,42 +258,41 @@ contract Handler {
     }
 
     function withdraw(uint256 i, uint256 l, bool byController) private {
-        Ghost memory g = _ghosts[i];
         uint40 end_ = escrow.snapshot(_terms[i]).paidUntil;
         address by = byController ? _terms[i].legs[l].controller : _terms[i].legs[l].payee;
-        bytes memory call = abi.encodeCall(IEscrow.withdraw, (_terms[i], uint16(1 << l)));
-        if (isStuck(i, l)) return refusedByToken(i, by, call);
-        accepted(by, call);
-        g.legs[l].withdrawn = g.earned(l);
+        accepted(by, abi.encodeCall(IEscrow.withdraw, (_terms[i], uint16(1 << l))));
+        paidOut(i, l);
         sameEnd(i, end_);
-        save(i, g);
     }
 
-    /// Withdraws from two accounts at once: from both, or from none.
+    /// Withdraws from two accounts at once.
     function settle(uint256 i, uint256 j, uint256 l) private {
         l = l % _terms[j].legs.length;
-        if (i == j) return;
+        // A token that consumes all gas leaves enough for its credit, but not for another account.
+        if (i == j || _kinds[i] == Kind.Burning && isStuck(i, l)) return;
         Terms[] memory both = new Terms[](2);
         (both[0], both[1]) = (_terms[i], _terms[j]);
         uint16[] memory legs = new uint16[](2);
         (legs[0], legs[1]) = (uint16(1 << l), uint16(1 << l));
-        bytes memory call = abi.encodeCall(IEscrow.settleMany, (both, legs));
-        address by = both[0].legs[l].controller;
-        if (isStuck(i, l)) return refusedByToken(i, by, call);
-        if (isStuck(j, l)) return refusedByToken(j, by, call);
-        accepted(by, call);
-        for (uint256 n = 0; n < 2; ++n) {
-            uint256 account = n == 0 ? i : j;
-            Ghost memory g = _ghosts[account];
-            g.legs[l].withdrawn = g.earned(l);
-            save(account, g);
-        }
+        accepted(both[0].legs[l].controller, abi.encodeCall(IEscrow.settleMany, (both, legs)));
+        paidOut(i, l);
+        paidOut(j, l);
     }
 
     /// Whether the leg is owed something that its token does not send.
     function isStuck(uint256 i, uint256 l) private view returns (bool) {
         Ghost memory g = _ghosts[i];
         return g.earned(l) > g.legs[l].withdrawn && cannotSendTo(_kinds[i], _terms[i].legs[l].payee);
+    }
+
+    /// Everything that the leg has earned was withdrawn, and was sent or waits for its payee.
+    function paidOut(uint256 i, uint256 l) private {
+        Ghost memory g = _ghosts[i];
+        if (isStuck(i, l)) {
+            credits[_terms[i].legs[l].payee][uint256(_kinds[i])] += g.earned(l) - g.legs[l].withdrawn;
+        }
+        g.legs[l].withdrawn = g.earned(l);
+        save(i, g);
     }
 
     function close(uint256 i, uint256 who, uint16 payouts) private {
@@ -295,9 +306,7 @@ contract Handler {
         g.close(by == _terms[i].payer, now_);
         uint256 transfers = g.refunded == 0 ? 0 : 1;
         for (uint256 l = 0; l < g.legs.length; ++l) {
-            if (payouts >> l & 1 == 0 || g.earned(l) == g.legs[l].withdrawn) continue;
-            transfers += 1;
-            if (!cannotSendTo(_kinds[i], _terms[i].legs[l].payee)) g.legs[l].withdrawn = g.earned(l);
+            if (payouts >> l & 1 == 1 && g.earned(l) != g.legs[l].withdrawn) transfers += 1;
         }
         bool burns = _kinds[i] == Kind.Burning && cannotSendTo(Kind.Burning, address(0));
         if (burns && transfers > 1) return refusedByToken(i, by, call);
@@ -305,35 +314,43 @@ contract Handler {
         uint256 sent = tokenOf(i).balanceOf(_terms[i].payer) - before;
         if (cannotSendTo(_kinds[i], _terms[i].payer)) {
             vm.assertEq(sent, 0, "the refund waits");
-            credits[i % 2][uint256(_kinds[i])] += g.refunded;
+            credits[_terms[i].payer][uint256(_kinds[i])] += g.refunded;
         } else {
             vm.assertEq(sent, g.refunded, "the refund goes to the payer");
         }
         save(i, g);
+        for (uint256 l = 0; l < g.legs.length; ++l) {
+            if (payouts >> l & 1 == 1) paidOut(i, l);
+        }
     }
 
-    function withdrawCredit(uint256 p, Kind k) private {
-        uint256 amount = credits[p][uint256(k)];
-        MintableToken token = tokens[uint256(k)];
-        bytes memory call = abi.encodeCall(IEscrow.withdrawCredit, (IERC20(address(token))));
-        if (amount == 0) return refusedWith(payers[p], call, IEscrow.NoCredit.selector);
-        if (cannotSendTo(k, payers[p])) return refusedByKind(k, payers[p], call);
-        accepted(payers[p], call);
-        credits[p][uint256(k)] = 0;
+    /// The payer or a payee of the account sends what waits for it to itself or to the heir.
+    function withdrawCredit(uint256 i, uint256 l, uint256 amount) private {
+        uint256 k = uint256(_kinds[i]);
+        address owner = amount & 1 == 0 ? _terms[i].payer : _terms[i].legs[l].payee;
+        address to = amount & 2 == 0 ? owner : heir;
+        bytes memory call = abi.encodeCall(IEscrow.withdrawCredit, (_terms[i].token, to));
+        uint256 waiting = credits[owner][k];
+        if (waiting == 0) return refusedWith(owner, call, IEscrow.NoCredit.selector);
+        if (cannotSendTo(_kinds[i], to)) return refusedByToken(i, owner, call);
+        accepted(owner, call);
+        credits[owner][k] = 0;
+        if (to != heir) return;
+        bequests[owner][k] += waiting;
+        inherited[k] += waiting;
     }
 
     /// A third party tries every action that it is not permitted to do.
     function intrude(uint256 i, uint256 l, uint256 amount) private {
         Terms memory t = _terms[i];
-        bytes4 why =
-            _ghosts[i].phase == Phase.Closed ? IEscrow.AccountClosed.selector : IEscrow.NotController.selector;
+        bytes4 why = _ghosts[i].phase == Phase.Closed ? IEscrow.AccountClosed.selector : IEscrow.NotController.selector;
         refusedWith(stranger, abi.encodeCall(IEscrow.start, (t, uint16(1 << l))), why);
         refusedWith(stranger, abi.encodeCall(IEscrow.pause, (t, uint16(1 << l))), why);
-        refusedWith(stranger, abi.encodeCall(IEscrow.credit, (t, uint8(l), uint40(amount % 2))), why);
+        refusedWith(stranger, abi.encodeCall(IEscrow.creditTo, (t, uint8(l), uint40(amount % 2))), why);
         refusedWith(stranger, abi.encodeCall(IEscrow.endLeg, (t, uint16(1 << l))), why);
         why = IEscrow.NotPayeeOrController.selector;
         refusedWith(stranger, abi.encodeCall(IEscrow.withdraw, (t, uint16(1 << l))), why);
-        refusedWith(stranger, abi.encodeCall(IEscrow.withdrawCredit, (t.token)), IEscrow.NoCredit.selector);
+        refusedWith(stranger, abi.encodeCall(IEscrow.withdrawCredit, (t.token, stranger)), IEscrow.NoCredit.selector);
         why = now_ > t.startBy ? IEscrow.StartByPassed.selector : IEscrow.AccountExists.selector;
         refusedWith(t.payer, abi.encodeCall(IEscrow.open, (t, 0, uint40(now_))), why);
         t.legs[l].payee = stranger;
@@ -372,13 +389,9 @@ contract Handler {
         vm.assertEq(bytes32(bytes4(failure(by, call))), bytes32(why));
     }
 
-    function refusedByToken(uint256 i, address by, bytes memory call) private {
-        refusedByKind(_kinds[i], by, call);
-    }
-
     /// Without gas, nothing can say why.
-    function refusedByKind(Kind k, address by, bytes memory call) private {
-        if (k == Kind.Burning) failure(by, call);
+    function refusedByToken(uint256 i, address by, bytes memory call) private {
+        if (_kinds[i] == Kind.Burning) failure(by, call);
         else refused(by, call);
     }
 

@@ -54,17 +54,23 @@ contract HostileTest is Stage {
         hostile.setBroken(true);
         vm.expectRevert(abi.encodeWithSelector(SafeERC20.SafeERC20FailedOperation.selector, address(hostile)));
         fundTo(terms, 200);
+        vm.warp(T0 + 6);
+        vm.assertEq(withdraw(terms, 0), 6);
+        vm.assertEq(escrow.credits(payees[0], terms.token), 6);
         vm.warp(T0 + 10);
-        vm.expectRevert(abi.encodeWithSelector(SafeERC20.SafeERC20FailedOperation.selector, address(hostile)));
-        withdraw(terms, 0);
         vm.assertEq(closeBy(closer, terms, 1), 90);
-        vm.assertEq(escrow.credits(payer, IERC20(address(hostile))), 90);
-        vm.assertEq(legView(terms, 0).owed, 10);
+        vm.assertEq(escrow.credits(payer, terms.token), 90);
+        vm.assertEq(escrow.credits(payees[0], terms.token), 10);
+        vm.assertEq(legView(terms, 0).owed, 0);
+        vm.expectRevert(abi.encodeWithSelector(SafeERC20.SafeERC20FailedOperation.selector, address(hostile)));
+        vm.prank(payees[0]);
+        escrow.withdrawCredit(terms.token, payees[0]);
         hostile.setBroken(false);
-        vm.assertEq(withdraw(terms, 0), 10);
+        vm.prank(payees[0]);
+        vm.assertEq(escrow.withdrawCredit(terms.token, payees[0]), 10);
     }
 
-    // ---------------------------------------------------------------- transfers that fail at the close
+    // ---------------------------------------------------------------- transfers that fail
 
     function test_aRefundThatFailsBecomesACredit() public {
         BlocklistToken hostile = new BlocklistToken();
@@ -74,7 +80,7 @@ contract HostileTest is Stage {
         vm.warp(T0 + 10);
         hostile.block_(payer, true);
         vm.expectEmit(address(escrow));
-        emit IEscrow.RefundCredited(id, payer, terms.token, 290);
+        emit IEscrow.TransferCredited(id, payer, terms.token, 290);
         closeBy(closer, terms, 3);
         vm.assertEq(hostile.balanceOf(payees[0]), 10);
         vm.assertEq(escrow.credits(payer, terms.token), 290);
@@ -89,21 +95,59 @@ contract HostileTest is Stage {
 
         vm.expectRevert("blocked");
         vm.prank(payer);
-        escrow.withdrawCredit(terms.token);
+        escrow.withdrawCredit(terms.token, payer);
         vm.expectRevert(IEscrow.NoCredit.selector);
         vm.prank(stranger);
-        escrow.withdrawCredit(terms.token);
-
-        hostile.block_(payer, false);
-        uint256 before = hostile.balanceOf(payer);
-        vm.expectEmit(address(escrow));
-        emit IEscrow.CreditWithdrawn(payer, terms.token, 340);
+        escrow.withdrawCredit(terms.token, stranger);
+        vm.expectRevert(IEscrow.ZeroAddress.selector);
         vm.prank(payer);
-        vm.assertEq(escrow.withdrawCredit(terms.token), 340);
-        vm.assertEq(hostile.balanceOf(payer), before + 340);
+        escrow.withdrawCredit(terms.token, address(0));
+
+        // It is still blocked, and names another recipient.
+        vm.expectEmit(address(escrow));
+        emit IEscrow.CreditWithdrawn(payer, terms.token, market, 340);
+        vm.prank(payer);
+        vm.assertEq(escrow.withdrawCredit(terms.token, market), 340);
+        vm.assertEq(hostile.balanceOf(market), 340);
         vm.expectRevert(IEscrow.NoCredit.selector);
         vm.prank(payer);
-        escrow.withdrawCredit(terms.token);
+        escrow.withdrawCredit(terms.token, market);
+        vm.assertEq(hostile.balanceOf(address(escrow)), 0);
+    }
+
+    /// A payee whom the token blocks stops neither the withdrawals of others nor the end of its own leg.
+    function test_aBlockedPayeeNamesAnotherRecipient() public {
+        BlocklistToken hostile = new BlocklistToken();
+        Terms memory terms = termsIn(hostile, 3);
+        bytes32 id = open(terms, 600);
+        start(terms, 0);
+        start(terms, 1);
+        vm.warp(T0 + 10);
+        hostile.block_(payees[1], true);
+        Terms[] memory both = new Terms[](2);
+        (both[0], both[1]) = (terms, terms);
+        uint16[] memory legs = new uint16[](2);
+        (legs[0], legs[1]) = (2, 2);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.Withdrawn(id, 1, payees[1], 20);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.TransferCredited(id, payees[1], terms.token, 20);
+        vm.prank(controllers[1]);
+        vm.assertEq(escrow.settleMany(both, legs), 20);
+        vm.assertEq(legView(terms, 1).owed, 0);
+        vm.assertEq(legView(terms, 1).withdrawn, 20);
+        vm.assertEq(withdraw(terms, 0), 10);
+        // What was withdrawn, even if it was not sent, cannot be credited to the payer.
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 1, 0));
+        vm.prank(controllers[1]);
+        escrow.creditTo(terms, 1, 1);
+        vm.expectRevert(IEscrow.NoCredit.selector);
+        vm.prank(controllers[1]);
+        escrow.withdrawCredit(terms.token, controllers[1]);
+        vm.prank(payees[1]);
+        vm.assertEq(escrow.withdrawCredit(terms.token, market), 20);
+        vm.assertEq(hostile.balanceOf(market), 20);
+        vm.assertEq(closeBy(closer, terms, 7), 570);
         vm.assertEq(hostile.balanceOf(address(escrow)), 0);
     }
 
@@ -117,13 +161,15 @@ contract HostileTest is Stage {
         vm.warp(T0 + 10);
         hostile.block_(payees[1], true);
         vm.expectEmit(address(escrow));
-        emit IEscrow.PayoutFailed(id, 1, payees[1], 20);
+        emit IEscrow.TransferCredited(id, payees[1], terms.token, 20);
         vm.assertEq(closeBy(closer, terms, 7), 540);
         vm.assertEq(hostile.balanceOf(payees[0]), 10);
         vm.assertEq(hostile.balanceOf(payees[2]), 30);
-        vm.assertEq(legView(terms, 1).withdrawn, 0);
+        vm.assertEq(legView(terms, 1).withdrawn, 20);
         hostile.block_(payees[1], false);
-        vm.assertEq(withdraw(terms, 1), 20);
+        vm.assertEq(withdraw(terms, 1), 0);
+        vm.prank(payees[1]);
+        vm.assertEq(escrow.withdrawCredit(terms.token, payees[1]), 20);
         vm.assertEq(hostile.balanceOf(address(escrow)), 0);
     }
 
@@ -139,6 +185,7 @@ contract HostileTest is Stage {
         (bool done,) = address(escrow).call{gas: gasLimit}(abi.encodeCall(IEscrow.close, (terms, 1)));
         vm.assertTrue(done || gasLimit < 180_000, "enough gas");
         vm.assertEq(escrow.credits(payer, terms.token), 0);
+        vm.assertEq(escrow.credits(payees[0], terms.token), 0);
         vm.assertEq(token.balanceOf(payer), done ? before + 590 : before);
         vm.assertEq(token.balanceOf(payees[0]), done ? 10 : 0);
     }
@@ -196,7 +243,7 @@ contract HostileTest is Stage {
         hostile.setBurning(false);
         vm.assertEq(withdraw(terms, 0), 10);
         vm.prank(payer);
-        vm.assertEq(escrow.withdrawCredit(terms.token), 90);
+        vm.assertEq(escrow.withdrawCredit(terms.token, payer), 90);
         vm.assertEq(hostile.balanceOf(address(escrow)), 0);
     }
 
@@ -299,14 +346,14 @@ contract HostileTest is Stage {
         bytes[6] memory calls = [
             abi.encodeCall(IEscrow.start, (terms, 1)),
             abi.encodeCall(IEscrow.pause, (terms, 1)),
-            abi.encodeCall(IEscrow.credit, (terms, 0, given)),
+            abi.encodeCall(IEscrow.creditTo, (terms, 0, given)),
             abi.encodeCall(IEscrow.withdraw, (terms, 1)),
             abi.encodeCall(IEscrow.withdraw, (terms, 3)),
             abi.encodeCall(IEscrow.close, (terms, 3))
         ];
-        // Leg 0 earns one base unit per second, so `owed` is what can be credited.
-        bool[6] memory permitted =
-            [byController && (runs || now_ < end), byController, byController && given <= leg.owed, true, false, false];
+        // Leg 0 earns one base unit per second, so `owed` is what can be credited besides what has been.
+        bool credits = byController && given <= leg.creditedSeconds + leg.owed;
+        bool[6] memory permitted = [byController && (runs || now_ < end), byController, credits, true, false, false];
         uint256 kind = (seed >> 64) % 6;
         vm.prank(byController ? controllers[0] : payees[0]);
         (bool done,) = address(escrow).call(calls[kind]);

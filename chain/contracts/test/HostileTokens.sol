@@ -160,12 +160,12 @@ library EveryCall {
         calls[6] = abi.encodeCall(IEscrow.fundToWithPermit, (terms, 5000, permit));
         calls[7] = abi.encodeCall(IEscrow.start, (terms, 1));
         calls[8] = abi.encodeCall(IEscrow.pause, (terms, 1));
-        calls[9] = abi.encodeCall(IEscrow.credit, (terms, 0, 1));
+        calls[9] = abi.encodeCall(IEscrow.creditTo, (terms, 0, 1));
         calls[10] = abi.encodeCall(IEscrow.endLeg, (terms, 1));
         calls[11] = abi.encodeCall(IEscrow.withdraw, (terms, 1));
         calls[12] = abi.encodeCall(IEscrow.settleMany, (many, new uint16[](1)));
         calls[13] = abi.encodeCall(IEscrow.close, (terms, 1));
-        calls[14] = abi.encodeCall(IEscrow.withdrawCredit, (terms.token));
+        calls[14] = abi.encodeCall(IEscrow.withdrawCredit, (terms.token, terms.payer));
     }
 }
 

@@ -8,6 +8,7 @@ import {Phase} from "../src/escrow/EscrowTypes.sol";
 struct GhostLeg {
     uint256 rate;
     uint256 served;
+    uint256 credited;
     uint256 withdrawn;
     bool running;
     bool ended;

@@ -68,7 +68,7 @@ contract ServeTest is Stage {
             escrow.pause(terms, 1);
             vm.expectRevert(abi.encodeWithSelector(IEscrow.NotController.selector, 0));
             vm.prank(others[i]);
-            escrow.credit(terms, 0, 0);
+            escrow.creditTo(terms, 0, 0);
             vm.expectRevert(abi.encodeWithSelector(IEscrow.NotController.selector, 0));
             vm.prank(others[i]);
             escrow.endLeg(terms, 1);
@@ -99,10 +99,10 @@ contract ServeTest is Stage {
         }
         vm.expectRevert(abi.encodeWithSelector(IEscrow.NoSuchLeg.selector, 8));
         vm.prank(controllers[0]);
-        escrow.credit(terms, 3, 0);
+        escrow.creditTo(terms, 3, 0);
         vm.expectRevert(abi.encodeWithSelector(IEscrow.NoSuchLeg.selector, 0));
         vm.prank(controllers[0]);
-        escrow.credit(terms, 255, 0);
+        escrow.creditTo(terms, 255, 0);
     }
 
     function test_aFirstStartComesInTime() public {
@@ -163,7 +163,7 @@ contract ServeTest is Stage {
         pause(terms, 0);
         vm.expectRevert(reason);
         vm.prank(controllers[0]);
-        escrow.credit(terms, 0, 0);
+        escrow.creditTo(terms, 0, 0);
         vm.expectRevert(reason);
         endLeg(terms, 0);
         vm.expectRevert(reason);
@@ -224,18 +224,48 @@ contract ServeTest is Stage {
         start(terms, 0);
         vm.warp(T0 + 50);
         vm.expectEmit(address(escrow));
-        emit IEscrow.Credited(id, 0, 20);
+        emit IEscrow.Credited(id, 0, 20, 20);
         vm.prank(controllers[0]);
-        escrow.credit(terms, 0, 20);
+        escrow.creditTo(terms, 0, 20);
         vm.assertEq(legView(terms, 0).servedSeconds, 30);
         vm.assertEq(paidUntil(terms), T0 + 100);
         vm.warp(T0 + 60);
         vm.assertEq(legView(terms, 0).servedSeconds, 40);
         pause(terms, 0);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.Credited(id, 0, 5, 25);
         vm.prank(controllers[0]);
-        escrow.credit(terms, 0, 5);
+        escrow.creditTo(terms, 0, 25);
         vm.assertEq(legView(terms, 0).servedSeconds, 35);
+        vm.assertEq(legView(terms, 0).creditedSeconds, 25);
         vm.assertEq(closeBy(closer, terms, 0), 65);
+    }
+
+    /// A repeat, which may be mined after the leg has served again, and a smaller total change nothing.
+    function test_aRepeatedCreditCreditsNothing() public {
+        Terms memory terms = termsOf(1);
+        open(terms, 100);
+        start(terms, 0);
+        vm.warp(T0 + 50);
+        pause(terms, 0);
+        vm.prank(controllers[0]);
+        escrow.creditTo(terms, 0, 20);
+        start(terms, 0);
+        vm.warp(T0 + 70);
+        vm.recordLogs();
+        for (uint40 total = 0; total <= 20; ++total) {
+            vm.prank(controllers[0]);
+            escrow.creditTo(terms, 0, total);
+        }
+        vm.assertEq(vm.getRecordedLogs().length, 0);
+        vm.assertEq(legView(terms, 0).servedSeconds, 50);
+        vm.assertEq(legView(terms, 0).creditedSeconds, 20);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 71, 70));
+        vm.prank(controllers[0]);
+        escrow.creditTo(terms, 0, 71);
+        vm.prank(controllers[0]);
+        escrow.creditTo(terms, 0, 70);
+        vm.assertEq(closeBy(closer, terms, 0), 100);
     }
 
     function test_whatWasWithdrawnCannotBeCredited() public {
@@ -248,15 +278,18 @@ contract ServeTest is Stage {
         // 16 units correspond to 10.67 seconds, so none of the 11 seconds can be credited.
         vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 1, 0));
         vm.prank(controllers[0]);
-        escrow.credit(terms, 0, 1);
+        escrow.creditTo(terms, 0, 1);
         vm.warp(T0 + 15);
         vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 5, 4));
         vm.prank(controllers[0]);
-        escrow.credit(terms, 0, 5);
+        escrow.creditTo(terms, 0, 5);
         vm.prank(controllers[0]);
-        escrow.credit(terms, 0, 4);
+        escrow.creditTo(terms, 0, 4);
         vm.assertEq(withdraw(terms, 0), 0);
         vm.assertEq(legView(terms, 0).withdrawn, 16);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 5, 4));
+        vm.prank(controllers[0]);
+        escrow.creditTo(terms, 0, 5);
     }
 
     function test_aCreditOfNothingSaysNothing() public {
@@ -264,11 +297,11 @@ contract ServeTest is Stage {
         open(terms, 100);
         vm.recordLogs();
         vm.prank(controllers[0]);
-        escrow.credit(terms, 0, 0);
+        escrow.creditTo(terms, 0, 0);
         vm.assertEq(vm.getRecordedLogs().length, 0);
         vm.expectRevert(abi.encodeWithSelector(IEscrow.CreditTooLarge.selector, 1, 0));
         vm.prank(controllers[0]);
-        escrow.credit(terms, 0, 1);
+        escrow.creditTo(terms, 0, 1);
     }
 
     // ---------------------------------------------------------------- end of a leg
@@ -300,7 +333,7 @@ contract ServeTest is Stage {
         vm.assertEq(vm.getRecordedLogs().length, 0);
         vm.assertEq(legView(terms, 2).endedAt, 10);
         vm.prank(controllers[2]);
-        escrow.credit(terms, 2, 4);
+        escrow.creditTo(terms, 2, 4);
         vm.assertEq(withdraw(terms, 2), 18);
     }
 

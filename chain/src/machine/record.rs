@@ -32,6 +32,7 @@ pub(super) struct StoredLeg {
     pub(super) served_seconds: u64,
     pub(super) running_since: u64,
     pub(super) ended_at: u64,
+    pub(super) credited_seconds: u64,
     pub(super) withdrawn: u128,
 }
 
@@ -206,6 +207,7 @@ impl Record {
             legs: (0..record.legs.len())
                 .map(|leg| LegState {
                     served_seconds: record.served(leg),
+                    credited_seconds: record.legs[leg].credited_seconds,
                     withdrawn: TokenAmount(record.legs[leg].withdrawn),
                     owed: TokenAmount(record.earned(leg) - record.legs[leg].withdrawn),
                 })

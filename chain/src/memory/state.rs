@@ -97,10 +97,11 @@ impl State {
             Action::FundTo { terms, total } => Some(self.missing(terms, *total)),
             Action::Start { .. }
             | Action::Pause { .. }
-            | Action::Credit { .. }
+            | Action::CreditTo { .. }
             | Action::EndLeg { .. }
             | Action::SettleMany { .. }
-            | Action::Close { .. } => None,
+            | Action::Close { .. }
+            | Action::WithdrawCredit { .. } => None,
         };
         let newest = self.blocks.newest();
         let have = newest.machine.balance(self.token, caller);

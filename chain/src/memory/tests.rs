@@ -147,3 +147,38 @@ async fn insufficient_tokens_and_gas_have_their_own_errors() {
         TokenAmount(10_000)
     );
 }
+
+#[tokio::test]
+async fn a_payee_that_the_token_blocks_is_settled_and_names_another_recipient() {
+    let (escrow, mut terms) = stage();
+    let payee = escrow.address_of(&key(3)).unwrap();
+    terms.legs[0].payee = payee;
+    escrow
+        .open(&key(1), &terms, TokenAmount(1_000), LATER)
+        .await
+        .unwrap();
+    escrow.start(&key(2), &terms, 1).await.unwrap();
+    escrow.advance(20);
+    escrow.block(payee);
+    escrow.end_leg(&key(2), &terms, 1).await.unwrap();
+    escrow.settle_many(&key(2), &[(terms.clone(), 1)]).await.unwrap();
+    let account = escrow.account(&terms, BlockLevel::Latest).await.unwrap();
+    let leg = account.present().unwrap().legs[0];
+    assert_eq!(
+        leg.owed,
+        TokenAmount(0),
+        "its reservation has nothing left to withdraw"
+    );
+    assert!(leg.withdrawn.0 >= 200);
+    let holds = async |who| escrow.balances(who).await.unwrap().token;
+    assert_eq!(holds(payee).await, TokenAmount(0));
+    let refused = async |to| escrow.withdraw_credit(&key(3), to).await;
+    assert!(matches!(refused(payee).await, Err(PaymentError::Reverted { error }) if error == "blocked"));
+    assert!(
+        matches!(refused(Address::default()).await, Err(PaymentError::Reverted { error }) if error == "ZeroAddress")
+    );
+    let other = Address([0xaa; 20]);
+    escrow.withdraw_credit(&key(3), other).await.unwrap();
+    assert_eq!(holds(other).await, leg.withdrawn);
+    assert!(matches!(refused(other).await, Err(PaymentError::Reverted { error }) if error == "NoCredit"));
+}

@@ -71,7 +71,8 @@ async fn a_lease_from_deposit_to_refund() {
     anvil.set_next_time(t0 + 40).await;
     escrow.pause(&one, &terms, 0b01).await.unwrap();
     anvil.set_next_time(t0 + 50).await;
-    escrow.credit(&one, &terms, 0, 5).await.unwrap();
+    escrow.credit_to(&one, &terms, 0, 5).await.unwrap();
+    escrow.credit_to(&one, &terms, 0, 5).await.unwrap();
     anvil.set_next_time(t0 + 60).await;
     escrow.settle_many(&one, &[(terms.clone(), 0b01)]).await.unwrap();
     assert_eq!(tokens(&escrow, terms.legs[0].payee).await, 25_000);

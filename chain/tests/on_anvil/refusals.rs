@@ -58,12 +58,16 @@ async fn the_contracts_errors_have_their_names_and_cost_nothing() {
         "NoSuchLeg(legs 0b0000000000000100)"
     );
     assert_eq!(
-        refused(escrow.credit(&one, &terms, 0, 9).await),
-        "CreditTooLarge(creditedSeconds 9, atMost 0)"
+        refused(escrow.credit_to(&one, &terms, 0, 9).await),
+        "CreditTooLarge(creditedTotal 9, atMost 0)"
     );
     assert_eq!(
         refused(escrow.close(&third_party, &terms, 0).await),
         "MayNotClose"
+    );
+    assert_eq!(
+        refused(escrow.withdraw_credit(&one, terms.payer).await),
+        "NoCredit"
     );
     assert_eq!(
         refused(escrow.settle_many(&one, &[(terms.clone(), 0b11)]).await),

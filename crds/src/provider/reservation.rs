@@ -127,11 +127,12 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub fault_since: Option<i64>,
-    /// Seconds to be credited for the fault. 0 when they have been credited.
+    /// Seconds that are still to be credited for the fault, or for the time since the stop. 0 when they have been credited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub credit_due: Option<i64>,
-    /// Served seconds of the leg on the chain after the credit.
+    /// Served seconds of the leg when the fault began, or when the workload had stopped. All that it serves beyond them is
+    /// credited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub served_after_credit: Option<i64>,
@@ -177,6 +178,11 @@ pub struct GpuReservationStatus {
 pub struct LegIntent {
     /// Action to carry out.
     pub action: LegAction,
+    /// For the action `Credit`: seconds that the leg has credited in total after it. A credit names a total, so a repeat
+    /// credits nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub credited_total: Option<i64>,
     /// Time at which the intent was stored, RFC 3339.
     #[schemars(length(max = 40))]
     pub written_at: String,
@@ -189,7 +195,7 @@ pub enum LegAction {
     Start,
     /// Pause the leg, because of a fault.
     Pause,
-    /// Credit the seconds between the fault and the pause.
+    /// Credit the seconds between the fault and the pause, or between the stop of the workload and the pause.
     Credit,
     /// End the leg permanently, because the workload has stopped.
     End,

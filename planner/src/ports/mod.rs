@@ -192,13 +192,13 @@ pub trait Payments: Send + Sync {
         terms: &Terms,
         legs: u16,
     ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
-    /// Gives back `seconds` that the leg was paid for and did not serve.
-    fn credit(
+    /// Raises the seconds that the leg has credited to the payer to a total; credits nothing when they are as many.
+    fn credit_to(
         &self,
         key: &SigningKey,
         terms: &Terms,
         leg: u8,
-        seconds: u64,
+        total_seconds: u64,
     ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
     /// Ends the legs in the bitmap for good.
     fn end_leg(
@@ -219,6 +219,12 @@ pub trait Payments: Send + Sync {
         key: &SigningKey,
         terms: &Terms,
         payouts: u16,
+    ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
+    /// Sends what the network's token did not transfer to the key's address, refunds and payouts alike, to `to`.
+    fn withdraw_credit(
+        &self,
+        key: &SigningKey,
+        to: Address,
     ) -> impl Future<Output = Result<Receipt, PaymentError>> + Send;
 
     /// Address of a key.

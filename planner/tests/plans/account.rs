@@ -16,6 +16,7 @@ enum State {
 #[derive(Clone, Copy, Debug, Default)]
 struct LegRecord {
     served_seconds: u64,
+    credited_seconds: u64,
     running_since: u64,
     withdrawn: u128,
 }
@@ -117,10 +118,12 @@ impl OpenAccount {
         self.halt(leg);
     }
 
-    /// `credit`.
-    pub(crate) fn credit(&mut self, leg: usize, seconds: u64, now: u64) {
+    /// `creditTo`.
+    pub(crate) fn credit_to(&mut self, leg: usize, total: u64, now: u64) {
         self.advance(now);
-        self.legs[leg].served_seconds = self.served(leg).checked_sub(seconds).expect("CreditTooLarge");
+        let added = total.saturating_sub(self.legs[leg].credited_seconds);
+        self.legs[leg].served_seconds = self.served(leg).checked_sub(added).expect("CreditTooLarge");
+        self.legs[leg].credited_seconds += added;
         self.legs[leg].running_since = self.paid_seconds;
     }
 
@@ -162,6 +165,7 @@ impl OpenAccount {
         let started = at.paid_seconds > 0 || matches!(at.state, State::Running | State::Exhausted);
         let legs = (0..at.legs.len()).map(|leg| LegState {
             served_seconds: at.served(leg),
+            credited_seconds: at.legs[leg].credited_seconds,
             withdrawn: TokenAmount(at.legs[leg].withdrawn),
             owed: TokenAmount(at.earned(leg) - at.legs[leg].withdrawn),
         });

@@ -17,6 +17,7 @@ fn gpu_fault_and_credit() {
     site.node.message = "Xid 79, GPU has fallen off the bus".into();
     site.node.since = site.now - 10;
     site.reconcile("The agent reports a fault that began ten seconds ago.");
+    site.reconcile("A second read of the account agrees.");
     site.reconcile("The intent is stored.");
     site.later(2);
     site.reconcile("The transaction is mined: the leg is paused.");
@@ -52,6 +53,7 @@ fn node_lost() {
     site.reconcile("The agent has been silent for 70 seconds, and the kubelet for 75.");
     site.later(31);
     site.reconcile("Both have been silent for more than a minute.");
+    site.reconcile("A second read of the account agrees.");
     site.reconcile("The intent is stored.");
     site.later(2);
     site.reconcile("The transaction is mined: the leg is paused.");

@@ -25,7 +25,7 @@ fn gpu_fault_seen_by_the_market() {
     market.later(120);
     let now = market.now.unsigned_abs();
     let account = market.account.as_mut().unwrap();
-    account.credit(0, 10, now);
+    account.credit_to(0, 10, now);
     account.start(0, now);
     market.provider(|status| report_gpu_fault(status, None));
     market.reconcile("The GPU works again; the provider has credited 10 seconds and restarted its leg.");

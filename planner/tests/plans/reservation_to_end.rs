@@ -60,10 +60,21 @@ fn leg_that_the_market_does_not_close() {
     site.reconcile("46 seconds after the stop the account is still open.");
     site.reconcile("The intent is stored.");
     site.later(1);
-    site.reconcile("The transaction is mined.");
+    site.reconcile("The transaction is mined: the leg is paused.");
+    site.reconcile("The intent is stored.");
+    site.later(1);
+    site.reconcile("The transaction is mined: the seconds since the stop are credited.");
+    site.reconcile("The intent is stored.");
+    site.later(1);
+    site.reconcile("The transaction is mined: the leg has ended.");
     site.reconcile("The intent is stored.");
     site.later(1);
     site.reconcile("The payout is mined.");
+    assert_eq!(
+        site.served(),
+        61,
+        "until its pods had stopped, and no second more"
+    );
     snapshot("leg_that_the_market_does_not_close", &site.page);
 }
 

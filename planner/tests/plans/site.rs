@@ -354,13 +354,18 @@ impl Site {
             None => {}
             Some(LegCall::Start) => self.account().start(0, now),
             Some(LegCall::Pause) => self.account().pause(0, now),
-            Some(LegCall::Credit(seconds)) => self.account().credit(0, seconds, now),
+            Some(LegCall::CreditTo(total)) => self.account().credit_to(0, total, now),
             Some(LegCall::End) => self.account().end_leg(0, now),
             Some(LegCall::Withdraw) => self.account().withdraw(0, now),
         }
         if plan.delete {
             self.reservation = None;
         }
+    }
+
+    /// Seconds that the leg has served and not credited.
+    pub(crate) fn served(&self) -> u64 {
+        self.account_read().present().unwrap().legs[0].served_seconds
     }
 
     /// What the leg has been paid out and is owed.
@@ -375,7 +380,7 @@ fn leg_call(call: &LegCall) -> String {
     match call {
         LegCall::Start => "start the leg".into(),
         LegCall::Pause => "pause the leg".into(),
-        LegCall::Credit(seconds) => format!("credit {seconds} seconds"),
+        LegCall::CreditTo(total) => format!("credit {total} seconds in total"),
         LegCall::End => "end the leg".into(),
         LegCall::Withdraw => "pay out what the leg has earned".into(),
     }

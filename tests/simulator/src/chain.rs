@@ -10,7 +10,7 @@ use leasehold_planner::{
     ports::{Head, Opened},
 };
 
-use crate::random::Random;
+use crate::{random::Random, reconcile::ProcessId};
 
 /// Number of blocks stored. No reorganisation and no stale read goes further back: an endpoint is frozen for at most ten
 /// minutes, and a block takes at least one second.
@@ -21,6 +21,8 @@ const BLOCKS_MAX: usize = 640;
 pub struct Transaction {
     /// Its number.
     pub id: u64,
+    /// The process that sent it, and how often that had been restarted. `None` if no operator sent it.
+    pub sender: Option<(ProcessId, u64)>,
     /// Who signed it.
     pub caller: Address,
     /// What it calls.
@@ -88,6 +90,13 @@ impl Chain {
         }
     }
 
+    /// Lets the token reject every transfer to a holder from now on.
+    pub fn block(&mut self, token: Address, holder: Address) {
+        if let Some(block) = self.blocks.back_mut() {
+            block.machine.block(token, holder);
+        }
+    }
+
     /// The newest block.
     #[must_use]
     pub fn newest(&self) -> &Block {
@@ -112,25 +121,37 @@ impl Chain {
         all.filter(move |o| o.block_number <= until)
     }
 
-    /// Adds a transaction to the mempool, unless the contract would reject it in the current state.
-    pub fn send(&mut self, caller: Address, action: Action) -> Result<u64, Refusal> {
-        if let Some(same) = self
-            .mempool
-            .iter()
-            .find(|t| t.caller == caller && t.action == action)
-        {
+    /// Adds a transaction to the mempool, unless the contract would reject it in the current state. A process joins a
+    /// pending call of its own. It does not know the calls that another process sent, or that it sent before a restart.
+    pub fn send(
+        &mut self,
+        sender: (ProcessId, u64),
+        caller: Address,
+        action: Action,
+    ) -> Result<u64, Refusal> {
+        let is_same = |t: &&Transaction| t.sender == Some(sender) && t.caller == caller && t.action == action;
+        if let Some(same) = self.mempool.iter().find(is_same) {
             return Ok(same.id);
         }
         let newest = self.newest();
         newest.machine.clone().apply(caller, &action, newest.head.time)?;
-        Ok(self.force(caller, action))
+        Ok(self.push(Some(sender), caller, action))
     }
 
-    /// Adds a transaction to the mempool, even if it will be reverted.
+    /// Adds a transaction that no operator sends to the mempool, even if it will be reverted.
     pub fn force(&mut self, caller: Address, action: Action) -> u64 {
+        self.push(None, caller, action)
+    }
+
+    fn push(&mut self, sender: Option<(ProcessId, u64)>, caller: Address, action: Action) -> u64 {
         self.sent += 1;
         let id = self.sent;
-        self.mempool.push(Transaction { id, caller, action });
+        self.mempool.push(Transaction {
+            id,
+            sender,
+            caller,
+            action,
+        });
         id
     }
 

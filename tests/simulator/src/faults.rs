@@ -268,7 +268,7 @@ impl Sim {
         }
     }
 
-    fn change_gpu_faults(&mut self, site: usize, begins: bool) {
+    pub(crate) fn change_gpu_faults(&mut self, site: usize, begins: bool) {
         let now = self.now / 1000;
         let gpus = || self.sites[site].cluster.nodes.iter().flat_map(|n| &n.gpus);
         let count = u64::try_from(gpus().count()).unwrap_or(1);

@@ -32,10 +32,11 @@ fn about(action: &Action) -> String {
         | Action::FundTo { terms, .. }
         | Action::Start { terms, .. }
         | Action::Pause { terms, .. }
-        | Action::Credit { terms, .. }
+        | Action::CreditTo { terms, .. }
         | Action::EndLeg { terms, .. }
         | Action::Close { terms, .. } => Some(terms),
         Action::SettleMany { rows } => rows.first().map(|(terms, _)| terms),
+        Action::WithdrawCredit { .. } => None,
     };
     terms.map_or_else(String::new, |t| lease_name(t.id()))
 }
@@ -159,7 +160,8 @@ impl Sim {
             Action::Open { deposit, .. } => Some(*deposit),
             _ => None,
         };
-        let sent = self.chain.send(caller, action.clone());
+        let sender = (who, self.restarts(who));
+        let sent = self.chain.send(sender, caller, action.clone());
         let lost = self.faults.lost_replies_per_mille;
         let result = match sent {
             Ok(_) if self.random.per_mille(lost) => {
@@ -176,6 +178,7 @@ impl Sim {
             }),
         };
         self.note(|| format!("{who:?} sends {action} {}: {result:?}", about(&action)));
+        self.crash_after_send(who);
         (result, self.random.between(1, 50))
     }
 }

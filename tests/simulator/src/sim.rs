@@ -256,11 +256,19 @@ impl Sim {
 
     /// Whether the process is up and was not restarted since.
     pub(crate) fn is_current(&self, who: ProcessId, restarts: u64) -> bool {
-        let (up, is) = match who {
-            ProcessId::Market(m) => (self.markets[m].up, self.markets[m].restarts),
-            ProcessId::Provider(s, p) => (self.sites[s].processes[p].up, self.sites[s].processes[p].restarts),
+        let up = match who {
+            ProcessId::Market(m) => self.markets[m].up,
+            ProcessId::Provider(s, p) => self.sites[s].processes[p].up,
         };
-        up && is == restarts
+        up && self.restarts(who) == restarts
+    }
+
+    /// How often the process was started.
+    pub(crate) fn restarts(&self, who: ProcessId) -> u64 {
+        match who {
+            ProcessId::Market(m) => self.markets[m].restarts,
+            ProcessId::Provider(s, p) => self.sites[s].processes[p].restarts,
+        }
     }
 
     /// Kills a process, which happens between two writes.

@@ -28,7 +28,7 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
     uint256 public constant MAX_DEPOSIT = type(uint128).max / SCALE;
 
     /// @inheritdoc IEscrow
-    mapping(address payer => mapping(IERC20 token => uint256 amount)) public credits;
+    mapping(address owner => mapping(IERC20 token => uint256 amount)) public credits;
 
     constructor() EIP712("Leasehold Escrow", "1") {}
 
@@ -157,7 +157,7 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IEscrow
-    function credit(Terms calldata terms, uint8 leg, uint40 creditedSeconds) external nonReentrant {
+    function creditTo(Terms calldata terms, uint8 leg, uint40 creditedTotal) external nonReentrant {
         (bytes32 id, Account storage account, Clock memory clock) = _loadOpen(terms);
         if (leg >= terms.legs.length) revert NoSuchLeg(leg < MAX_LEGS ? uint16(1 << leg) : 0);
         if (msg.sender != terms.legs[leg].controller) revert NotController(leg);
@@ -165,15 +165,18 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
         account.clock = clock;
 
         LegState memory state = _legs[id][leg];
+        if (creditedTotal <= state.creditedSeconds) return;
         uint40 served = _served(state, clock, leg);
         uint256 rate = terms.legs[leg].rate;
         uint256 kept = (state.withdrawn * SCALE + rate - 1) / rate;
-        if (creditedSeconds > served - kept) revert CreditTooLarge(creditedSeconds, served - kept);
-        if (creditedSeconds == 0) return;
+        uint256 atMost = state.creditedSeconds + served - kept;
+        if (creditedTotal > atMost) revert CreditTooLarge(creditedTotal, atMost);
+        uint40 creditedSeconds = creditedTotal - state.creditedSeconds;
         state.servedSeconds = served - creditedSeconds;
         state.runningSince = clock.paidSeconds;
+        state.creditedSeconds = creditedTotal;
         _legs[id][leg] = state;
-        emit Credited(id, leg, creditedSeconds);
+        emit Credited(id, leg, creditedSeconds, creditedTotal);
     }
 
     /// @inheritdoc IEscrow
@@ -224,18 +227,19 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
         account.clock = clock;
         emit Closed(id, msg.sender, refund);
         for (uint16 rest = payouts; rest != 0; rest &= rest - 1) {
-            _tryPayOut(id, clock, terms, _lowest(rest));
+            _payOut(id, clock, terms, _lowest(rest));
         }
-        _sendRefund(id, terms, refund);
+        _send(id, terms.token, terms.payer, refund);
     }
 
     /// @inheritdoc IEscrow
-    function withdrawCredit(IERC20 token) external nonReentrant returns (uint256 amount) {
+    function withdrawCredit(IERC20 token, address to) external nonReentrant returns (uint256 amount) {
+        if (to == address(0)) revert ZeroAddress();
         amount = credits[msg.sender][token];
         if (amount == 0) revert NoCredit();
         credits[msg.sender][token] = 0;
-        emit CreditWithdrawn(msg.sender, token, amount);
-        token.safeTransfer(msg.sender, amount);
+        emit CreditWithdrawn(msg.sender, token, to, amount);
+        token.safeTransfer(to, amount);
     }
 
     // ---------------------------------------------------------------- reading
@@ -312,41 +316,29 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
         account.clock = clock;
         for (uint16 rest = legs; rest != 0; rest &= rest - 1) {
             uint256 leg = _lowest(rest);
-            address payee = terms.legs[leg].payee;
-            if (msg.sender != payee && msg.sender != terms.legs[leg].controller) revert NotPayeeOrController(leg);
-            uint128 owed = _takeOwed(id, clock, terms, leg);
-            if (owed == 0) continue;
-            amount += owed;
-            emit Withdrawn(id, uint8(leg), payee, owed);
-            terms.token.safeTransfer(payee, owed);
+            if (msg.sender != terms.legs[leg].payee && msg.sender != terms.legs[leg].controller) {
+                revert NotPayeeOrController(leg);
+            }
+            amount += _payOut(id, clock, terms, leg);
         }
     }
 
-    /// @dev Marks the amount that the leg is owed as withdrawn. The caller must send it.
-    function _takeOwed(bytes32 id, Clock memory clock, Terms calldata terms, uint256 leg)
-        private
-        returns (uint128 owed)
-    {
+    /// @dev Sends to the payee what the leg is owed.
+    function _payOut(bytes32 id, Clock memory clock, Terms calldata terms, uint256 leg) private returns (uint128 owed) {
         LegState memory state = _legs[id][leg];
         owed = _earned(state, clock, terms, leg) - state.withdrawn;
-        if (owed != 0) _legs[id][leg].withdrawn = state.withdrawn + owed;
-    }
-
-    function _tryPayOut(bytes32 id, Clock memory clock, Terms calldata terms, uint256 leg) private {
-        uint128 owed = _takeOwed(id, clock, terms, leg);
-        if (owed == 0) return;
+        if (owed == 0) return 0;
+        _legs[id][leg].withdrawn = state.withdrawn + uint96(owed);
         address payee = terms.legs[leg].payee;
-        if (terms.token.trySafeTransfer(payee, owed)) {
-            emit Withdrawn(id, uint8(leg), payee, owed);
-        } else {
-            _legs[id][leg].withdrawn -= owed;
-            emit PayoutFailed(id, uint8(leg), payee, owed);
-        }
+        emit Withdrawn(id, uint8(leg), payee, owed);
+        _send(id, terms.token, payee, owed);
     }
 
-    function _sendRefund(bytes32 id, Terms calldata terms, uint128 refund) private {
-        if (refund == 0 || terms.token.trySafeTransfer(terms.payer, refund)) return;
-        credits[terms.payer][terms.token] += refund;
-        emit RefundCredited(id, terms.payer, terms.token, refund);
+    /// @dev An amount that the token does not transfer is credited, so that no holder whom the token rejects stops a
+    /// call for others.
+    function _send(bytes32 id, IERC20 token, address to, uint128 amount) private {
+        if (amount == 0 || token.trySafeTransfer(to, amount)) return;
+        credits[to][token] += amount;
+        emit TransferCredited(id, to, token, amount);
     }
 }

@@ -92,21 +92,25 @@ struct Account {
 /// @param servedSeconds served and not credited, without the current run
 /// @param runningSince paidSeconds of the account at the start of the current run
 /// @param endedAt paidSeconds of the account when the leg ended
-/// @param withdrawn base units sent to the payee
+/// @param creditedSeconds total of the credits; only creditTo changes it, and it never falls
+/// @param withdrawn base units withdrawn for the payee; never more than MAX_DEPOSIT, which is below 2^89
 struct LegState {
     uint40 servedSeconds;
     uint40 runningSince;
     uint40 endedAt;
-    uint128 withdrawn;
+    uint40 creditedSeconds;
+    uint96 withdrawn;
 }
 
 /// @notice A leg as of the block of the read.
 /// @param servedSeconds served and not credited, including the current run
+/// @param creditedSeconds total of the credits
 /// @param endedAt paidSeconds of the account when the leg ended; 0 if it has not ended
-/// @param withdrawn base units sent to the payee
+/// @param withdrawn base units withdrawn for the payee
 /// @param owed base units that can be withdrawn
 struct LegView {
     uint40 servedSeconds;
+    uint40 creditedSeconds;
     uint40 endedAt;
     uint128 withdrawn;
     uint128 owed;

@@ -70,7 +70,13 @@ abstract contract EscrowViews is EscrowClock {
         for (uint256 i = 0; i < views.length; ++i) {
             LegState memory state = _legs[id][i];
             uint128 owed = _earned(state, clock, terms, i) - state.withdrawn;
-            views[i] = LegView(_served(state, clock, i), state.endedAt, state.withdrawn, owed);
+            views[i] = LegView({
+                servedSeconds: _served(state, clock, i),
+                creditedSeconds: state.creditedSeconds,
+                endedAt: state.endedAt,
+                withdrawn: state.withdrawn,
+                owed: owed
+            });
         }
     }
 }

@@ -16,22 +16,20 @@ interface IEscrow {
     event Started(bytes32 indexed id, uint16 legs, uint40 paidSeconds);
     /// @notice The legs of the bitmap stopped serving. `paidSeconds` of the account at that time.
     event Paused(bytes32 indexed id, uint16 legs, uint40 paidSeconds);
-    /// @notice The controller of the leg returned served seconds to the payer.
-    event Credited(bytes32 indexed id, uint8 leg, uint40 creditedSeconds);
+    /// @notice The controller of the leg returned `creditedSeconds` to the payer. `creditedTotal` is the new total.
+    event Credited(bytes32 indexed id, uint8 leg, uint40 creditedSeconds, uint40 creditedTotal);
     /// @notice The legs of the bitmap ended permanently. `paidSeconds` of the account at that time.
     event LegEnded(bytes32 indexed id, uint16 legs, uint40 paidSeconds);
     /// @notice The balance covered no further second at `exhaustedAt`, and all legs stopped. Emitted by the next call.
     event Exhausted(bytes32 indexed id, uint40 exhaustedAt);
-    /// @notice `amount` base units of a leg were sent to its payee.
+    /// @notice `amount` base units of a leg were withdrawn. They were sent to its payee, unless TransferCredited follows.
     event Withdrawn(bytes32 indexed id, uint8 leg, address indexed payee, uint128 amount);
-    /// @notice A payout that was requested at the close failed. The payee can still withdraw it.
-    event PayoutFailed(bytes32 indexed id, uint8 leg, address indexed payee, uint128 amount);
     /// @notice `by` closed the account. `refund` base units belong to the payer.
     event Closed(bytes32 indexed id, address indexed by, uint128 refund);
-    /// @notice The refund could not be sent. The payer can call withdrawCredit.
-    event RefundCredited(bytes32 indexed id, address indexed payer, IERC20 indexed token, uint128 amount);
-    /// @notice A credited refund was sent.
-    event CreditWithdrawn(address indexed payer, IERC20 indexed token, uint256 amount);
+    /// @notice The token did not transfer a refund or a payout to `owner`, who can call withdrawCredit.
+    event TransferCredited(bytes32 indexed id, address indexed owner, IERC20 indexed token, uint128 amount);
+    /// @notice The credited amounts of `owner` were sent to `to`.
+    event CreditWithdrawn(address indexed owner, IERC20 indexed token, address indexed to, uint256 amount);
 
     /// @notice An account with this payer and salt was opened before.
     error AccountExists(bytes32 id);
@@ -47,7 +45,7 @@ interface IEscrow {
     error StartByPassed(uint40 startBy);
     /// @notice An account must have 1 to 16 legs.
     error LegCount(uint256 count);
-    /// @notice Payer, market, token, closer, payee and controller must not be zero.
+    /// @notice Payer, market, token, closer, payee, controller and a recipient must not be zero.
     error ZeroAddress();
     /// @notice The rate of a leg must not be zero, because the account could otherwise never be exhausted.
     error ZeroRate(uint256 leg);
@@ -71,11 +69,11 @@ interface IEscrow {
     error LegIsEnded(uint256 leg);
     /// @notice The balance does not cover one second. Top up first. Both values are in 10^-12 base units.
     error NotCovered(uint256 balance, uint256 perSecond);
-    /// @notice Only seconds that were served and not withdrawn can be credited.
-    error CreditTooLarge(uint256 creditedSeconds, uint256 atMost);
+    /// @notice Only seconds that were served and not withdrawn can be credited. Both values are totals.
+    error CreditTooLarge(uint256 creditedTotal, uint256 atMost);
     /// @notice The number of terms and the number of bitmaps differ.
     error LengthMismatch();
-    /// @notice The caller has no credited refund.
+    /// @notice The caller has no credited amount of the token.
     error NoCredit();
 
     /// @notice Opens an account with the caller's own tokens, using the caller's allowance.
@@ -133,9 +131,10 @@ interface IEscrow {
     /// @param legs bitmap; the caller must be the controller of every leg
     function pause(Terms calldata terms, uint16 legs) external;
 
-    /// @notice Returns served seconds of a leg of the caller to the payer, such as those between a fault and its
-    /// pause. Seconds that have been withdrawn cannot be credited.
-    function credit(Terms calldata terms, uint8 leg, uint40 creditedSeconds) external;
+    /// @notice Raises the seconds of a leg of the caller that are returned to the payer to a total of
+    /// `creditedTotal`, such as by those between a fault and its pause. Only served seconds can be credited, and none
+    /// that have been withdrawn. A repeated call, a race or a smaller total credits nothing.
+    function creditTo(Terms calldata terms, uint8 leg, uint40 creditedTotal) external;
 
     /// @notice Ends legs of the caller permanently. They no longer burn, so the end of the other legs can only move
     /// to a later time.
@@ -143,9 +142,9 @@ interface IEscrow {
     function endLeg(Terms calldata terms, uint16 legs) external;
 
     /// @notice Sends the earnings of the legs to their payees. The payee or the controller of each leg can call it,
-    /// also after the close.
+    /// also after the close. An amount that the token does not transfer to its payee is credited (withdrawCredit).
     /// @param legs bitmap
-    /// @return amount sent base units
+    /// @return amount base units that were sent or credited
     function withdraw(Terms calldata terms, uint16 legs) external returns (uint256 amount);
 
     /// @notice withdraw() for many accounts.
@@ -159,8 +158,11 @@ interface IEscrow {
     /// @return refund base units that belong to the payer
     function close(Terms calldata terms, uint16 payouts) external returns (uint128 refund);
 
-    /// @notice Sends a refund that could not be sent at the close to the caller.
-    function withdrawCredit(IERC20 token) external returns (uint256 amount);
+    /// @notice Sends the refunds and payouts that the token did not transfer to the caller, to any recipient, such as
+    /// another address of a caller to whom the token transfers nothing.
+    /// @param to must not be zero
+    /// @return amount sent base units
+    function withdrawCredit(IERC20 token, address to) external returns (uint256 amount);
 
     /// @notice The EIP-712 digest that a payer signs so that another caller can open the account. It is also the
     /// ERC-3009 nonce.
@@ -169,8 +171,8 @@ interface IEscrow {
     /// @notice The maximum deposit of one account in base units.
     function MAX_DEPOSIT() external view returns (uint256);
 
-    /// @notice Refunds that could not be sent at the close, in base units.
-    function credits(address payer, IERC20 token) external view returns (uint256 amount);
+    /// @notice Refunds and payouts that the token did not transfer to `owner`, in base units.
+    function credits(address owner, IERC20 token) external view returns (uint256 amount);
 
     /// @notice The id of an account. It depends on the payer, so nobody else can occupy it.
     function idOf(address payer, bytes32 salt) external pure returns (bytes32);

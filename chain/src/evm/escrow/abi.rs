@@ -184,6 +184,7 @@ pub(crate) fn account_read(
             .iter()
             .map(|leg| LegState {
                 served_seconds: leg.servedSeconds.to(),
+                credited_seconds: leg.creditedSeconds.to(),
                 withdrawn: TokenAmount(leg.withdrawn),
                 owed: TokenAmount(leg.owed),
             })

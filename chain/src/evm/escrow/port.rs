@@ -173,19 +173,19 @@ impl Payments for EvmEscrow {
             .await
     }
 
-    async fn credit(
+    async fn credit_to(
         &self,
         key: &SigningKey,
         terms: &Terms,
         leg: u8,
-        seconds: u64,
+        total_seconds: u64,
     ) -> Result<Receipt, PaymentError> {
-        let call = Escrow::creditCall {
+        let call = Escrow::creditToCall {
             terms: terms.into(),
             leg,
-            creditedSeconds: to_u40(seconds),
+            creditedTotal: to_u40(total_seconds),
         };
-        self.act(key, "credit", terms.id(), 1, call.abi_encode()).await
+        self.act(key, "creditTo", terms.id(), 1, call.abi_encode()).await
     }
 
     async fn end_leg(&self, key: &SigningKey, terms: &Terms, legs: u16) -> Result<Receipt, PaymentError> {
@@ -220,6 +220,15 @@ impl Payments for EvmEscrow {
             call.abi_encode(),
         )
         .await
+    }
+
+    async fn withdraw_credit(&self, key: &SigningKey, to: Address) -> Result<Receipt, PaymentError> {
+        let call = Escrow::withdrawCreditCall {
+            token: self.0.token,
+            to: to_evm(to),
+        };
+        self.act(key, "withdrawCredit", Hash::default(), 1, call.abi_encode())
+            .await
     }
 
     fn address_of(&self, key: &SigningKey) -> Result<Address, PaymentError> {

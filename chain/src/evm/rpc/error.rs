@@ -139,8 +139,8 @@ fn escrow_error(error: &Escrow::EscrowErrors) -> String {
         E::TermsDiffer(_) => "TermsDiffer".into(),
         E::BadSignature(_) => "BadSignature".into(),
         E::CreditTooLarge(e) => format!(
-            "CreditTooLarge(creditedSeconds {}, atMost {})",
-            e.creditedSeconds, e.atMost
+            "CreditTooLarge(creditedTotal {}, atMost {})",
+            e.creditedTotal, e.atMost
         ),
         E::DepositTooLarge(e) => format!("DepositTooLarge(deposit {})", e.deposit),
         E::Expired(e) => format!("Expired(validUntil {})", e.validUntil),

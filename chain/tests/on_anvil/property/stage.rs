@@ -110,7 +110,7 @@ impl Stage<'_> {
             (Who::Entitled, What::Open { .. } | What::OpenWrongly(_) | What::FundTo(_)) => draft.payer,
             (Who::Entitled, What::Close(legs)) if legs % 2 == 0 => draft.payer,
             (Who::Entitled, What::Close(_)) => draft.closer,
-            (Who::Entitled, What::Credit(leg, _)) => controller((*leg).into()),
+            (Who::Entitled, What::CreditTo(leg, _)) => controller((*leg).into()),
             (Who::Entitled, What::Differ) => controller(0),
             (
                 Who::Entitled,
@@ -207,7 +207,7 @@ async fn act(
         }
         What::Start(legs) => escrow.start(key, terms, mine(*legs, terms)).await,
         What::Pause(legs) => escrow.pause(key, terms, mine(*legs, terms)).await,
-        What::Credit(leg, seconds) => escrow.credit(key, terms, *leg, *seconds).await,
+        What::CreditTo(leg, total) => escrow.credit_to(key, terms, *leg, *total).await,
         What::EndLeg(legs) => escrow.end_leg(key, terms, mine(*legs, terms)).await,
         What::Settle(legs) => {
             escrow

@@ -73,10 +73,13 @@ impl Provider {
                     .observed(ChainAction::Pause, chain.pause(&self.key, &terms, legs))
                     .await?,
             ),
-            LegCall::Credit(seconds) => (
+            LegCall::CreditTo(total) => (
                 ChainAction::Pause,
                 self.payments
-                    .observed(ChainAction::Pause, chain.credit(&self.key, &terms, leg, *seconds))
+                    .observed(
+                        ChainAction::Pause,
+                        chain.credit_to(&self.key, &terms, leg, *total),
+                    )
                     .await?,
             ),
             LegCall::End => (

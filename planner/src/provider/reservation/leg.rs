@@ -3,7 +3,8 @@
 //!
 //! What a fault costs is fixed when it is first seen: the seconds the leg had served until then. That number is stored
 //! before the pause is sent, so that however late the pause or the credit come, and whoever carries them out, the same
-//! seconds go back.
+//! seconds go back. A credit names the total of all credits, which is stored with its intent: a repeat, by this process
+//! after a crash or by another one, credits nothing, however late it is mined.
 
 use jiff::Timestamp;
 use leasehold_crds::{
@@ -40,18 +41,8 @@ pub(super) fn start_or_pause(
         plan.status.fault_since.get_or_insert(wire(fault.since));
     }
     if let Some(since) = plan.status.fault_since {
-        if leg.runs {
-            let served = leg.served_until(u64::try_from(since).unwrap_or_default(), account.block_time);
-            plan.status.served_after_credit.get_or_insert(wire(served));
-            return store_or_send(now, plan, LegAction::Pause, LegCall::Pause);
-        }
-        let Some(due) = leg.due(world, terms, &plan.status) else {
-            plan.wake = plan.wake.min(later(now, 1));
+        if !return_unserved((world, terms, account), since, now, plan) {
             return;
-        };
-        plan.status.credit_due = Some(wire(due));
-        if due > 0 {
-            return store_or_send(now, plan, LegAction::Credit, LegCall::Credit(due));
         }
         if *fault != Observed::Known(None) {
             // Neither a node that comes back nor its agent brings an event of its own.
@@ -79,11 +70,45 @@ pub(super) fn start_or_pause(
         }
         plan.status.intent = None;
     } else if ready && well {
-        store_or_send(now, plan, LegAction::Start, LegCall::Start);
+        store_or_send(now, plan, LegCall::Start);
     } else {
         // A reservation that resumes stays Suspended until its leg runs again.
         plan.status.intent = None;
     }
+}
+
+/// Pauses the leg, and credits all that it served since that time (Unix seconds). Returns whether that is done.
+pub(super) fn return_unserved(
+    (world, terms, account): (&World<'_>, &Terms, &Account),
+    since: i64,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> bool {
+    let leg = Leg::of(world, account);
+    let again = plan.wake.min(later(now, 1));
+    if leg.runs {
+        if plan.status.served_after_credit.is_none() {
+            plan.status.served_after_credit = leg.served_until(world, since, account.block_time);
+            // It is stored before anything is sent.
+            plan.status.intent = None;
+        }
+        if plan.status.served_after_credit.is_some() {
+            store_or_send(now, plan, LegCall::Pause);
+        } else {
+            plan.wake = again;
+        }
+        return false;
+    }
+    let Some(total) = leg.credited_total(world, terms, &plan.status) else {
+        plan.wake = again;
+        return false;
+    };
+    let due = total - leg.state.credited_seconds;
+    plan.status.credit_due = Some(wire(due));
+    if due > 0 {
+        store_or_send(now, plan, LegCall::CreditTo(total));
+    }
+    due == 0
 }
 
 /// Whether everything that the leg charges for is running.
@@ -148,21 +173,30 @@ impl Withdrawals {
 /// No one waits for the withdrawal: it is checked again after the next block.
 fn withdraw(now: Timestamp, plan: &mut Plan) {
     let wake = plan.wake;
-    store_or_send(now, plan, LegAction::Withdraw, LegCall::Withdraw);
+    store_or_send(now, plan, LegCall::Withdraw);
     if plan.call.is_some() {
         plan.wake = wake.min(later(now, 15));
     }
 }
 
 /// Stores the intent, or carries out the stored one.
-fn store_or_send(now: Timestamp, plan: &mut Plan, action: LegAction, call: LegCall) {
-    if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
+pub(super) fn store_or_send(now: Timestamp, plan: &mut Plan, call: LegCall) {
+    let (action, credited_total) = match &call {
+        LegCall::Start => (LegAction::Start, None),
+        LegCall::Pause => (LegAction::Pause, None),
+        LegCall::CreditTo(total) => (LegAction::Credit, Some(wire(*total))),
+        LegCall::End => (LegAction::End, None),
+        LegCall::Withdraw => (LegAction::Withdraw, None),
+    };
+    let is_stored = |i: &LegIntent| i.action == action && i.credited_total == credited_total;
+    if plan.status.intent.as_ref().is_some_and(is_stored) {
         // It is checked as soon as it may be mined: a tenant waits for the start, a credit for its pause.
         plan.call = Some(call);
         plan.wake = plan.wake.min(later(now, 1));
     } else {
         plan.status.intent = Some(LegIntent {
             action,
+            credited_total,
             written_at: now.to_string(),
         });
         plan.wake = now;
@@ -198,23 +232,26 @@ impl Leg {
         terms.legs.get(self.index).map_or(Rate(1), |l| l.rate)
     }
 
-    /// Seconds it had served at `since`, by a read at `block_time` that shows it running: it serves each second.
-    const fn served_until(&self, since: u64, block_time: u64) -> u64 {
-        self.state
-            .served_seconds
-            .saturating_add(since)
-            .saturating_sub(block_time)
+    /// Seconds that it had served at `since`, when two reads agree: by a read at `block_time` that shows it running, it
+    /// serves each second.
+    fn served_until(&self, world: &World<'_>, since: i64, block_time: u64) -> Option<i64> {
+        let at = |leg: &Self, block_time| (wire(leg.state.served_seconds) + since - wire(block_time)).max(0);
+        let second = present(&world.second)?;
+        let (leg, served) = (Self::of(world, second), at(self, block_time));
+        let agreed = leg.runs && at(&leg, second.block_time) == served;
+        agreed.then_some(served)
     }
 
-    /// Seconds still to be given back, when two reads agree that the leg stands: a credit is no call that may be
-    /// repeated. What was withdrawn already can't be given back; a leg that never ran in the fault owes nothing.
-    fn due(&self, world: &World<'_>, terms: &Terms, status: &GpuReservationStatus) -> Option<u64> {
+    /// Total of its credits after all is credited that it served since the fault, when two reads agree that it stands.
+    /// What was withdrawn already can't be credited; a leg that never ran in the fault credits nothing.
+    fn credited_total(&self, world: &World<'_>, terms: &Terms, status: &GpuReservationStatus) -> Option<u64> {
         let second = Self::of(world, present(&world.second)?);
         let agreed = self.runs == second.runs && self.state == second.state;
         let wanted = status.served_after_credit.and_then(|s| u64::try_from(s).ok());
         let kept = kept(&self.state, self.rate(terms));
         let left = wanted.map_or(u64::MAX, |wanted| wanted.max(kept));
-        agreed.then(|| self.state.served_seconds.saturating_sub(left))
+        let due = self.state.served_seconds.saturating_sub(left);
+        agreed.then_some(self.state.credited_seconds + due)
     }
 }
 

@@ -27,8 +27,8 @@ pub enum LegCall {
     Start,
     /// Pause it.
     Pause,
-    /// Credit this many seconds to the tenant.
-    Credit(u64),
+    /// Raise the seconds that the leg has credited to the tenant to this total.
+    CreditTo(u64),
     /// End it.
     End,
     /// Withdraw its earnings to the payee.

@@ -1,10 +1,10 @@
 //! A reservation that stops: its pods, its results, its leg on the chain, and its deletion.
 
 use jiff::Timestamp;
-use leasehold_crds::provider::reservation::{LegAction, LegIntent};
 
 use super::{
     later,
+    leg::{return_unserved, store_or_send},
     phase::{PhaseEvent, advance},
     plan::{LegCall, Plan, Workload},
     present,
@@ -33,6 +33,11 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
         plan.workload = Workload::Halt;
         advance(&mut plan.status, PhaseEvent::StopDecided);
         plan.wake = plan.wake.min(later(now, 1));
+        // The market closes the account when the pods have stopped: a fault is credited meanwhile.
+        let account = present(&world.account).filter(|a| !a.closed && a.started_at != 0);
+        if let (Some(since), Some(terms), Some(account)) = (plan.status.fault_since, terms, account) {
+            return_unserved((world, terms, account), since, now, plan);
+        }
         return;
     }
     advance(&mut plan.status, PhaseEvent::PodsGone);
@@ -61,8 +66,8 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
     let account = present(&world.account);
     let settled = match (&world.account, account, terms) {
         (_, _, None) => true,
-        (_, Some(account), Some(_)) => {
-            let first = settle_leg(world, account, now, plan);
+        (_, Some(account), Some(terms)) => {
+            let first = settle_leg(world, terms, account, now, plan);
             first && present(&world.second).is_some_and(|a| is_settled(world, a))
         }
         (Observed::Known(_), None, _) => matches!(
@@ -83,40 +88,44 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
         && (gone || is_reported || world.reservation.metadata.deletion_timestamp.is_some());
 }
 
+fn stopped_at(plan: &Plan) -> Option<Timestamp> {
+    plan.status.stopped_at.as_deref()?.parse().ok()
+}
+
 fn stopped_since(plan: &Plan, now: Timestamp) -> i64 {
-    let stopped = plan
-        .status
-        .stopped_at
-        .as_deref()
-        .and_then(|t| t.parse::<Timestamp>().ok());
-    stopped.map_or(0, |t| now.as_second() - t.as_second())
+    stopped_at(plan).map_or(0, |t| now.as_second() - t.as_second())
 }
 
 /// Whether nothing is left to do on the chain for a stopped reservation.
-fn settle_leg(world: &World<'_>, account: &Account, now: Timestamp, plan: &mut Plan) -> bool {
+fn settle_leg(world: &World<'_>, terms: &Terms, account: &Account, now: Timestamp, plan: &mut Plan) -> bool {
     let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
     let leg = 1u16 << index.min(15);
-    let wanted = if !account.closed && account.ended & leg == 0 && account.started_at != 0 {
-        // The market closes the account within seconds; only where it does not, the leg is ended here.
-        (stopped_since(plan, now) > END_AFTER_SECONDS).then_some((LegAction::End, LegCall::End))
+    let call = if !account.closed && account.ended & leg == 0 && account.started_at != 0 {
+        // The market closes the account within seconds; only where it does not, the leg is ended here. What it served
+        // after its pods had stopped is credited before: an account whose legs have all ended can be closed by anyone.
+        if stopped_since(plan, now) <= END_AFTER_SECONDS || !is_returned((world, terms, account), now, plan) {
+            return false;
+        }
+        LegCall::End
     } else if account.legs.get(index).is_some_and(|l| l.owed.0 > 0) {
-        Some((LegAction::Withdraw, LegCall::Withdraw))
+        LegCall::Withdraw
     } else {
         plan.status.intent = None;
         return is_settled(world, account);
     };
-    if let Some((action, call)) = wanted {
-        if plan.status.intent.as_ref().is_some_and(|i| i.action == action) {
-            plan.call = Some(call);
-        } else {
-            plan.status.intent = Some(LegIntent {
-                action,
-                written_at: now.to_string(),
-            });
-            plan.wake = now;
-        }
+    let wake = plan.wake;
+    store_or_send(now, plan, call);
+    if plan.call.is_some() {
+        plan.wake = wake;
     }
     false
+}
+
+/// Whether all that the leg served since its fault, or since its pods had stopped, is credited.
+fn is_returned(read: (&World<'_>, &Terms, &Account), now: Timestamp, plan: &mut Plan) -> bool {
+    let stopped = stopped_at(plan).map(Timestamp::as_second);
+    let since = plan.status.fault_since.into_iter().chain(stopped).min();
+    since.is_none_or(|since| return_unserved(read, since, now, plan))
 }
 
 /// Whether the leg is over and its payee has all earnings.

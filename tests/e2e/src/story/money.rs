@@ -122,7 +122,7 @@ pub fn served(terms: &Terms, transactions: &[Transaction]) -> anyhow::Result<Vec
                 "start" if own => since = Some(transaction.time),
                 "pause" | "endLeg" if own => seconds += since.take().map_or(0, |s| transaction.time - s),
                 "close" => seconds += since.take().map_or(0, |s| transaction.time - s),
-                "credit" => bail!("a leg was credited, which does not happen in these stories"),
+                "creditTo" => bail!("a leg was credited, which does not happen in these stories"),
                 _ => {}
             }
         }

@@ -16,6 +16,7 @@ use crate::{
     reconcile::{ProcessId, Task},
 };
 
+mod credits;
 mod leases;
 mod money;
 mod plans;
@@ -38,8 +39,11 @@ pub(crate) struct Invariants {
     deposited_by_others: BTreeMap<String, u128>,
     accepted: BTreeSet<(String, i64)>,
     leg_intents: BTreeSet<(String, LegActionName)>,
+    /// Name of a reservation, and a total of credited seconds that it intended.
+    credit_intents: BTreeSet<(String, i64)>,
     lease_of_salt: BTreeMap<String, String>,
     counted_closes: BTreeMap<Hash, CountedClose>,
+    leg_faults: BTreeMap<(Hash, usize), credits::LegFaults>,
     lives: BTreeMap<Key, (String, Option<GpuLeaseStatus>)>,
     reservations: BTreeMap<(usize, String), ReservationState>,
     reads: BTreeMap<(ProcessId, Hash), u64>,
@@ -135,6 +139,7 @@ impl Sim {
         if self.invariants.tip != Some(self.chain.tip()) {
             self.invariants.tip = Some(self.chain.tip());
             self.check_money();
+            self.check_credits();
         }
         let passed = self.now - self.invariants.checked_at;
         if passed >= 200 {

@@ -34,6 +34,10 @@ impl Sim {
             .map(|who| block.machine.balance(token, *who).0)
             .sum();
         let held = block.machine.held(token).0;
+        let credited: u128 = holders
+            .iter()
+            .map(|who| block.machine.credit(token, *who).0)
+            .sum();
         let minted = self.invariants.minted.0;
         let mut wrong = Vec::new();
         if outside + held != minted {
@@ -41,7 +45,7 @@ impl Sim {
                 "M1: {outside} outside and {held} in the escrow, but {minted} were minted"
             ));
         }
-        let mut owed_in_all = 0;
+        let mut owed_in_all = credited;
         let mut open: BTreeMap<&String, u32> = BTreeMap::new();
         for (id, (terms, account)) in &accounts {
             let owed: u128 = account.legs.iter().map(|l| l.owed.0).sum();

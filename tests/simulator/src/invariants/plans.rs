@@ -91,6 +91,13 @@ impl Invariants {
     pub(crate) fn provider_sends(&mut self, name: &str, action: &Action) {
         let has = self.leg_intents.contains(&(name.to_owned(), action.name()));
         self.require(has, || format!("M2: {name}: {action} without an intent"));
+        if let Action::CreditTo { total_seconds, .. } = action {
+            let total = i64::try_from(*total_seconds).unwrap_or(i64::MAX);
+            let has = self.credit_intents.contains(&(name.to_owned(), total));
+            self.require(has, || {
+                format!("M2: {name} credits {total} seconds in total without an intent")
+            });
+        }
     }
 }
 

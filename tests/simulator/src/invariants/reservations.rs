@@ -1,5 +1,6 @@
 //! Stored allocations and reservations: phases move forward, and a stop is final and has a true reason.
 
+use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation, GpuReservation,
     market::allocation::{AllocationPhase, StopReason},
@@ -15,7 +16,7 @@ const fn action_name(action: LegAction) -> LegActionName {
     match action {
         LegAction::Start => "start",
         LegAction::Pause => "pause",
-        LegAction::Credit => "credit",
+        LegAction::Credit => "creditTo",
         LegAction::End => "endLeg",
         LegAction::Withdraw => "settleMany",
     }
@@ -81,9 +82,21 @@ impl Sim {
             self.invariants
                 .leg_intents
                 .insert((name.to_owned(), action_name(intent.action)));
+            let total = intent.credited_total.map(|total| (name.to_owned(), total));
+            self.invariants.credit_intents.extend(total);
+        }
+        let terms = Terms::from_wire(&spec.escrow).ok();
+        if let Some(terms) = &terms {
+            let stopped = status
+                .stopped_at
+                .as_deref()
+                .and_then(|t| t.parse::<Timestamp>().ok());
+            let stopped = stopped.map(Timestamp::as_second);
+            let since = status.fault_since.into_iter().chain(stopped).min();
+            self.follow_faults(terms, spec.leg, since);
         }
         let fresh = || ReservationState {
-            terms: Terms::from_wire(&spec.escrow).ok(),
+            terms: terms.clone(),
             phase: AllocationPhase::Requested,
             stop_reason: None,
             was_suspended: false,

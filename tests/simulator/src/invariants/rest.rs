@@ -64,9 +64,14 @@ impl Sim {
     /// After a run, all deposits are paid out or refunded, and no controller plans anything more.
     pub(crate) fn check_at_rest(&mut self) -> Result<(), String> {
         let block = self.chain.newest();
-        let held = block.machine.held(self.currency.token);
-        if held.0 != 0 {
-            return Err(format!("M1: {held} remain in the escrow"));
+        let token = self.currency.token;
+        let held = block.machine.held(token);
+        let payees = self.sites.iter().map(|s| s.identity.payee);
+        let credited: u128 = payees.map(|payee| block.machine.credit(token, payee).0).sum();
+        if held.0 != credited {
+            return Err(format!(
+                "M1: {held} remain in the escrow, and {credited} are credited"
+            ));
         }
         let keys: Vec<Key> = self.leases.all().map(|(key, _)| key.clone()).collect();
         for key in keys {

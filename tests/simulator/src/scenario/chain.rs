@@ -1,6 +1,6 @@
 //! Scenarios of the chain.
 
-use crate::{Sim, scenario::Scenario};
+use crate::{Sim, reconcile::ProcessId, scenario::Scenario, sim::Event};
 
 impl Sim {
     /// Freezes what answers reads at the newest block, or lets it follow the chain again. Returns the time until the
@@ -35,5 +35,28 @@ impl Sim {
         let depth = usize::try_from(random.between(1, 6)).unwrap_or(1);
         chain.reorganise(depth, || random.per_mille(500));
         self.note(|| format!("the newest {depth} blocks are reorganised, and transactions are dropped"));
+    }
+
+    /// Kills a process of a provider that has just sent a transaction, and starts it again at once.
+    pub(crate) fn crash_after_send(&mut self, who: ProcessId) {
+        let crashes = matches!(who, ProcessId::Provider(..))
+            && self.faults.forces(Scenario::CrashesAfterSending)
+            && self.random.per_mille(400);
+        if crashes {
+            self.kill(who);
+            let down = self.random.between(50, 500);
+            self.at(down, Event::Start(who));
+        }
+    }
+
+    /// Lets a GPU of each provider fail or recover, and changes how full blocks are. Returns the time until the next
+    /// change.
+    pub(crate) fn toggle_gpu_faults(&mut self) -> u64 {
+        self.chain.inclusion_per_mille = self.random.between(150, 1000);
+        for site in 0..self.sites.len() {
+            let begins = self.random.per_mille(500);
+            self.change_gpu_faults(site, begins);
+        }
+        self.random.between(5_000, 30_000)
     }
 }

@@ -22,14 +22,20 @@ pub enum Scenario {
     StuckBackend,
     /// The endpoint answers every read from an old block for minutes.
     FrozenEndpoint,
+    /// Providers crash directly after they sent a transaction, blocks are full, and GPUs fail often.
+    CrashesAfterSending,
+    /// The token rejects transfers to a payee.
+    BlockedPayee,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 3] = [
+    pub const ALL: [Self; 5] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
+        Self::CrashesAfterSending,
+        Self::BlockedPayee,
     ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
@@ -58,9 +64,15 @@ impl Sim {
             return;
         }
         let after_ms = match scenario {
+            Scenario::BlockedPayee => {
+                let (token, payee) = (self.currency.token, self.sites[0].identity.payee);
+                self.chain.block(token, payee);
+                None
+            }
             Scenario::DroppedTransactions => None,
             Scenario::StuckBackend => Some(self.toggle_freeze(90_000, 300_000)),
             Scenario::FrozenEndpoint => Some(self.toggle_freeze(300_000, 600_000)),
+            Scenario::CrashesAfterSending => Some(self.toggle_gpu_faults()),
         };
         if let Some(after_ms) = after_ms {
             self.at(after_ms, Event::Scenario(scenario));

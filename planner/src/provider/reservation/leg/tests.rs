@@ -1,195 +1,13 @@
 //! Faults of a leg that serves, reconcile by reconcile, on a chain that carries out every call.
 
-use leasehold_crds::{
-    GpuReservation,
-    market::allocation::{AllocationPhase, GpuAllocationSpec},
-    payment::{escrow::EscrowTerms, money::TokenAmount},
-    provider::reservation::GpuReservationSpec,
-};
+use leasehold_crds::{market::allocation::AllocationPhase, payment::money::TokenAmount};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    escrow::{AccountRead, Address},
-    provider::{
-        health::{Fault, FaultKind, Health},
-        reservation::{Reading, Running, decide, wants_second},
-    },
-};
 
-const RATE: Rate = Rate(500 * RATE_SCALE);
+mod scenario;
 
-/// The one leg of an account, which serves from second 0 of the chain's clock.
-struct Scenario {
-    reservation: GpuReservation,
-    account: Account,
-    running: Running,
-    withdraw: Option<Withdrawals>,
-    fault: Observed<Option<Fault>>,
-    calls: Vec<LegCall>,
-    /// What it had served when the fault began that is not over for the leg.
-    well: Option<u64>,
-    started: u64,
-}
-
-fn terms() -> Terms {
-    crate::provider::reservation::tests::terms(900, RATE)
-}
-
-fn serving() -> Scenario {
-    let escrow: EscrowTerms = terms().to_wire(1, Address([9; 20]));
-    let spec = GpuReservationSpec {
-        allocation: GpuAllocationSpec {
-            nodes: 1,
-            not_after: 1 << 30,
-            deposit: "0".into(),
-            escrow,
-            ..GpuAllocationSpec::default()
-        },
-        ..GpuReservationSpec::default()
-    };
-    let name = crate::provider::reservation::tests::named(&spec);
-    let mut reservation = GpuReservation::new(&name, spec);
-    reservation.status = Some(GpuReservationStatus {
-        phase: AllocationPhase::Active,
-        ..GpuReservationStatus::default()
-    });
-    Scenario {
-        reservation,
-        account: Account {
-            closed: false,
-            deposited: TokenAmount(500 * 100_000),
-            balance_scaled: 500 * 100_000 * RATE_SCALE,
-            block_time: 0,
-            paid_until: 100_000,
-            exhausted_at: 0,
-            started_at: 1,
-            paid_seconds: 0,
-            running: 1,
-            ended: 0,
-            legs: vec![LegState::default()],
-        },
-        running: Running {
-            reading: Reading::Cached,
-            namespace: true,
-            pods_alive: 1,
-            pods_ready: 1,
-            ..Running::default()
-        },
-        withdraw: None,
-        fault: Observed::Known(None),
-        calls: Vec::new(),
-        well: None,
-        started: 0,
-    }
-}
-
-impl Scenario {
-    fn at_fault(&mut self, ago: u64) {
-        if matches!(self.fault, Observed::Known(Some(_))) {
-            return;
-        }
-        let since = self.account.block_time.saturating_sub(ago).max(self.started);
-        self.fault = Observed::Known(Some(Fault {
-            kind: FaultKind::Gpu,
-            message: "broken".into(),
-            since,
-        }));
-    }
-
-    fn status(&self) -> &GpuReservationStatus {
-        self.reservation.status.as_ref().unwrap()
-    }
-
-    fn served(&self) -> u64 {
-        self.account.legs[0].served_seconds
-    }
-
-    /// Time passes on the chain.
-    fn wait(&mut self, seconds: u64) {
-        self.account.block_time += seconds;
-        if self.account.running == 1 {
-            self.account.legs[0].served_seconds += seconds;
-        }
-        let leg = &mut self.account.legs[0];
-        let earned = RATE.earned_floor(leg.served_seconds).unwrap();
-        leg.owed = TokenAmount(earned.0 - leg.withdrawn.0);
-    }
-
-    /// Reconciles once with these reads, and stores the status. The call is carried out if an intent for it was stored
-    /// before.
-    fn reconcile_with(&mut self, read: &Account, second: &Account) {
-        // A fault that a reconcile has seen is credited, however soon it is over.
-        if let (Observed::Known(Some(fault)), None, 1) = (&self.fault, self.well, self.account.running) {
-            self.well = Some(self.served() - (self.account.block_time - fault.since));
-        }
-        let first = Observed::Known(AccountRead::Present(read.clone()));
-        let second = if wants_second(&self.reservation, &first) {
-            Observed::Known(AccountRead::Present(second.clone()))
-        } else {
-            Observed::Unknown("not read".into())
-        };
-        let world = World {
-            reservation: &self.reservation,
-            account: first,
-            second,
-            settled: None,
-            block_time: Observed::Known(read.block_time),
-            running: Observed::Known(self.running.clone()),
-            allocation_exists: Observed::Known(true),
-            grace_seconds: 0,
-            health: Health {
-                fault: self.fault.clone(),
-                due: None,
-            },
-            withdraw: self.withdraw,
-            denylist: std::sync::Arc::default(),
-            results_image: "operator",
-        };
-        let time = i64::try_from(self.account.block_time).unwrap();
-        let plan = decide(&world, Timestamp::from_second(time).unwrap());
-        let stored = self.status().intent == plan.status.intent;
-        self.reservation.status = Some(plan.status);
-        if let Some(call) = plan.call.filter(|_| stored) {
-            self.mine(&call);
-        }
-    }
-
-    fn mine(&mut self, call: &LegCall) {
-        match call {
-            LegCall::Start => {
-                if let Some(well) = self.well.take() {
-                    assert_eq!(self.served(), well, "exactly the fault's seconds went back");
-                }
-                if self.account.running == 0 {
-                    self.started = self.account.block_time;
-                }
-                self.account.running = 1;
-            }
-            LegCall::Pause => self.account.running = 0,
-            LegCall::Credit(seconds) => {
-                let most = self.served() - kept(&self.account.legs[0], RATE);
-                assert!(*seconds <= most, "the contract refuses it");
-                self.account.legs[0].served_seconds -= seconds;
-            }
-            LegCall::Withdraw => {
-                let leg = &mut self.account.legs[0];
-                leg.withdrawn.0 += leg.owed.0;
-                leg.owed.0 = 0;
-            }
-            LegCall::End => panic!("{call:?} is not expected"),
-        }
-        self.calls.push(call.clone());
-    }
-
-    fn reconcile_times(&mut self, count: usize) {
-        for _ in 0..count {
-            let read = self.account.clone();
-            self.reconcile_with(&read, &read);
-            self.wait(1);
-        }
-    }
-}
+use scenario::{Scenario, serving};
 
 #[test]
 fn the_seconds_of_a_fault_go_back_and_the_leg_resumes() {
@@ -205,7 +23,7 @@ fn the_seconds_of_a_fault_go_back_and_the_leg_resumes() {
         110,
         "what it served until the fault, not a second more"
     );
-    assert_eq!(scenario.calls, [LegCall::Pause, LegCall::Credit(11)]);
+    assert_eq!(scenario.calls, [LegCall::Pause, LegCall::CreditTo(12)]);
     let status = scenario.status();
     assert_eq!((status.fault_since, status.credit_due), (Some(110), Some(0)));
     assert_eq!(status.phase, AllocationPhase::Active);
@@ -230,7 +48,7 @@ fn a_fault_that_is_over_before_its_pause_is_mined_is_credited_all_the_same() {
         assert!(
             matches!(
                 scenario.calls[..],
-                [LegCall::Pause, LegCall::Credit(_), LegCall::Start]
+                [LegCall::Pause, LegCall::CreditTo(_), LegCall::Start]
             ),
             "{:?}",
             scenario.calls
@@ -248,6 +66,34 @@ fn an_operator_that_was_away_gives_back_the_fault_and_not_its_absence() {
     scenario.wait(3600);
     scenario.reconcile_times(4);
     assert_eq!(scenario.served(), 45);
+}
+
+/// Two processes with the status of the same moment send the same total, and so does one that restarts before its credit
+/// is mined: late repeats credit nothing, even after the leg has served again.
+#[test]
+fn a_repeated_credit_names_the_same_total() {
+    let mut scenario = serving();
+    scenario.wait(50);
+    scenario.at_fault(5);
+    scenario.reconcile_times(5);
+    let status = scenario.reservation.status.clone();
+    assert_eq!(scenario.calls.len(), 2);
+    let repeat = scenario.calls[1].clone();
+    assert!(matches!(repeat, LegCall::CreditTo(_)));
+    scenario.fault = Observed::Known(None);
+    scenario.reconcile_times(40);
+    let served = scenario.served();
+    scenario.mine(&repeat);
+    assert_eq!(scenario.served(), served);
+
+    // A second fault raises the total by its own seconds; a process that has missed all of it repeats the first total.
+    scenario.at_fault(3);
+    scenario.reconcile_times(6);
+    let (served, credited) = (scenario.served(), scenario.account.legs[0].credited_seconds);
+    scenario.reservation.status = status;
+    scenario.well = None;
+    scenario.reconcile_with(&scenario.account.clone(), &scenario.account.clone());
+    assert!(scenario.served() == served && scenario.account.legs[0].credited_seconds == credited);
 }
 
 #[test]
@@ -379,7 +225,7 @@ fn nothing_is_withdrawn_that_may_have_to_be_given_back() {
     assert!(scenario.calls.is_empty());
     scenario.at_fault(20);
     scenario.reconcile_times(6);
-    assert_eq!(scenario.calls, [LegCall::Pause, LegCall::Credit(21)]);
+    assert_eq!(scenario.calls, [LegCall::Pause, LegCall::CreditTo(22)]);
     scenario.fault = Observed::Known(None);
     scenario.reconcile_times(5);
     assert_eq!(scenario.calls[2..], [LegCall::Start, LegCall::Withdraw]);

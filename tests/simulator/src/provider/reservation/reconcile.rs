@@ -255,7 +255,11 @@ impl Sim {
         let action = match call {
             LegCall::Start => Action::Start { terms, legs },
             LegCall::Pause => Action::Pause { terms, legs },
-            LegCall::Credit(seconds) => Action::Credit { terms, leg, seconds },
+            LegCall::CreditTo(total_seconds) => Action::CreditTo {
+                terms,
+                leg,
+                total_seconds,
+            },
             LegCall::End => Action::EndLeg { terms, legs },
             LegCall::Withdraw => Action::SettleMany {
                 rows: vec![(terms, legs)],
