@@ -1,6 +1,6 @@
 //! The class of a GPU, such as `h100-80g-sxm`: the name by which leases select offers.
 //!
-//! The format is `<model>-<memory>g[-<form factor>]`. It is derived from the product name, the memory and, where the
+//! The format is `<model>[-<memory>g][-<form factor>]`. It is derived from the product name, the memory and, where the
 //! name contains no form factor, the PCI device id. Every card has a class, unknown models included.
 
 use std::fmt;
@@ -30,14 +30,17 @@ impl FormFactor {
 pub(crate) struct Class {
     /// Lower-case letters and digits: `h100`, `rtx4090`.
     pub(crate) model: String,
-    /// Nominal memory, in GiB.
-    pub(crate) memory_gib: u64,
+    /// Nominal memory, in GiB. `None` if NVML reports no memory.
+    pub(crate) memory_gib: Option<u64>,
     pub(crate) form_factor: Option<FormFactor>,
 }
 
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}g", self.model, self.memory_gib)?;
+        f.write_str(&self.model)?;
+        if let Some(gib) = self.memory_gib {
+            write!(f, "-{gib}g")?;
+        }
         match self.form_factor {
             Some(form) => write!(f, "-{}", form.as_str()),
             None => Ok(()),
@@ -47,14 +50,13 @@ impl fmt::Display for Class {
 
 impl Class {
     /// The class of a card, from what NVML reports; `device` is its PCI device id.
-    pub(crate) fn of(name: &str, total_bytes: u64, device: u16) -> Self {
+    pub(crate) fn of(name: &str, total_bytes: Option<u64>, device: u16) -> Self {
         let words = Words::of(name);
         let model = words.model();
         let product = ids::product(device).filter(|product| product.model == model);
         Self {
-            memory_gib: words
-                .memory_gib(total_bytes)
-                .unwrap_or_else(|| nominal_gib(total_bytes)),
+            memory_gib: total_bytes
+                .map(|total| words.memory_gib(total).unwrap_or_else(|| nominal_gib(total))),
             form_factor: words
                 .form_factor()
                 .or_else(|| product.and_then(|product| product.form_factor)),
@@ -62,9 +64,9 @@ impl Class {
         }
     }
 
-    /// Nominal memory, in bytes.
-    pub(crate) const fn nominal_bytes(&self) -> u64 {
-        self.memory_gib << 30
+    /// Nominal memory, in bytes; 0 if NVML reports no memory.
+    pub(crate) fn nominal_bytes(&self) -> u64 {
+        self.memory_gib.unwrap_or(0) << 30
     }
 }
 
@@ -194,8 +196,13 @@ mod tests {
     #[test]
     fn every_card_has_a_class() {
         for (name, mib, device, slug) in CARDS {
-            assert_eq!(Class::of(name, mib * MIB, *device).to_string(), *slug, "{name}");
+            assert_eq!(
+                Class::of(name, Some(mib * MIB), *device).to_string(),
+                *slug,
+                "{name}"
+            );
         }
+        assert_eq!(Class::of("NVIDIA GB10", None, 0x2e12).to_string(), "gb10");
     }
 
     #[test]
@@ -206,7 +213,7 @@ mod tests {
             "-- --".to_owned(),
             "NVIDIA".to_owned(),
         ] {
-            let slug = Class::of(&name, u64::MAX >> 8, 0x2330).to_string();
+            let slug = Class::of(&name, Some(u64::MAX >> 8), 0x2330).to_string();
             assert!(slug.len() <= 63, "{slug}");
             assert!(
                 slug.chars()
@@ -220,7 +227,7 @@ mod tests {
     #[test]
     fn the_form_factor_of_a_device_id_is_not_used_for_a_card_with_another_name() {
         assert_eq!(
-            Class::of("NVIDIA GeForce RTX 4090", 81559 * MIB, 0x2330).form_factor,
+            Class::of("NVIDIA GeForce RTX 4090", Some(81559 * MIB), 0x2330).form_factor,
             None
         );
     }

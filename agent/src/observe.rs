@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock,
     health::checks::World,
-    health::foreign_processes::{ForeignProcesses, find_foreign_processes},
+    health::confirmation::Confirmation,
+    health::foreign_processes::find_foreign_processes,
+    health::unheld_memory::find_unheld_memory,
     health::{HealthHistory, NextReading},
     metrics::AgentMetrics,
     publish::status::{self, Known},
@@ -44,7 +46,8 @@ pub(crate) struct Agent {
     metrics: AgentMetrics,
     ready: Latch,
     history: HealthHistory,
-    foreign_processes: ForeignProcesses,
+    foreign_processes: Confirmation,
+    unheld_memory: Confirmation,
     status: GpuNodeStatus,
     /// The kubelet's last answer.
     allocation: Source<Allocation>,
@@ -66,7 +69,8 @@ impl Agent {
             metrics,
             ready,
             history: HealthHistory::default(),
-            foreign_processes: ForeignProcesses::default(),
+            foreign_processes: Confirmation::default(),
+            unheld_memory: Confirmation::default(),
             status: GpuNodeStatus::default(),
             allocation: Source::Absent,
             refreshed: None,
@@ -123,7 +127,7 @@ impl Agent {
         self.allocation = self.kubelet.read().await;
         let next = self.update_history(&outcome, xids, &pci);
         self.publish(&outcome, &pci).await;
-        if self.foreign_processes.is_unconfirmed() {
+        if self.foreign_processes.is_unconfirmed() || self.unheld_memory.is_unconfirmed() {
             NextReading::Soon
         } else {
             next
@@ -164,9 +168,9 @@ impl Agent {
 
     /// Writes what changed.
     async fn publish(&mut self, outcome: &Outcome, pci: &Source<Vec<PciGpu>>) {
-        let found = match outcome {
-            Outcome::Read(reading) => self.foreign_processes_in(reading),
-            Outcome::Failed(_) | Outcome::Hung => Source::Absent,
+        let (found, unheld) = match outcome {
+            Outcome::Read(reading) => (self.foreign_processes_in(reading), self.unheld_memory_in(reading)),
+            Outcome::Failed(_) | Outcome::Hung => (Source::Absent, Source::Absent),
         };
         let known = Known {
             outcome,
@@ -174,6 +178,7 @@ impl Agent {
             pci: &pci.clone().map(|_| ()),
             kubelet: &self.allocation,
             foreign_processes: &found,
+            unheld_memory: &unheld,
             generation: self.publisher.generation(),
         };
         let now = clock::now();
@@ -194,13 +199,13 @@ impl Agent {
         let pods = processes::pods(&self.settings.pod_logs);
         let proc: &Path = &self.settings.proc;
         let owner = |pid| pods.clone().map(|pods| processes::owner(proc, &pods, pid));
-        match find_foreign_processes(reading.gpus(), &self.allocation, owner) {
-            Source::Reported(seen) => {
-                self.foreign_processes = std::mem::take(&mut self.foreign_processes).after(seen);
-                Source::Reported(self.foreign_processes.confirmed().to_vec())
-            }
-            other => other,
-        }
+        let found = find_foreign_processes(reading.gpus(), &self.allocation, owner);
+        confirmed(&mut self.foreign_processes, found)
+    }
+
+    fn unheld_memory_in(&mut self, reading: &Reading) -> Source<Vec<String>> {
+        let found = find_unheld_memory(reading.gpus(), &self.allocation);
+        confirmed(&mut self.unheld_memory, found)
     }
 
     /// Reads the stored status: at the start to restore the history, later to detect that it was removed.
@@ -244,6 +249,14 @@ impl Agent {
             }
         }
     }
+}
+
+/// What is confirmed after a reading. A source that is unavailable confirms nothing and clears nothing.
+fn confirmed(before: &mut Confirmation, found: Source<Vec<String>>) -> Source<Vec<String>> {
+    found.map(|seen| {
+        *before = std::mem::take(before).after(seen);
+        before.confirmed().to_vec()
+    })
 }
 
 fn log_xids(xids: &[XidEvent]) {

@@ -5,7 +5,7 @@
 use leasehold_crds::provider::node::DeviceHealth;
 
 use crate::{
-    gpu_class::{Class, is_near},
+    gpu_class::is_near,
     sources::facts::{GpuFacts, Reading, Source, XidEvent, bus_key, plugin_ids},
     sources::kubelet::Allocation,
     sources::nvml::xid::{Severity, severity},
@@ -52,6 +52,7 @@ pub(crate) fn finding(world: &World, gpu: &GpuFacts) -> Option<Finding> {
 pub(crate) fn unmatched_devices(world: &World) -> Vec<String> {
     let read: Vec<&GpuFacts> = world.reading.gpus().collect();
     let broken = world.reading.slots.len() - read.len();
+    let without_bus = read.iter().filter(|gpu| gpu.bus.is_empty()).count();
     let mut strange = Vec::new();
     if let Some(pci) = world.pci.reported() {
         let unseen: Vec<&str> = pci
@@ -61,8 +62,8 @@ pub(crate) fn unmatched_devices(world: &World) -> Vec<String> {
             })
             .map(|card| card.bus.as_str())
             .collect();
-        // A GPU that NVML counts but cannot read accounts for one of them.
-        if unseen.len() > broken {
+        // A GPU that NVML counts but cannot read, or whose address it does not report, accounts for one of them.
+        if unseen.len() > broken + without_bus {
             strange.push(format!("on the PCI bus but not in NVML: {}", unseen.join(", ")));
         }
     }
@@ -134,6 +135,9 @@ fn duplicate_uuid(world: &World, gpu: &GpuFacts) -> Option<Finding> {
 }
 
 fn duplicate_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
+    if gpu.bus.is_empty() {
+        return None;
+    }
     let others = world
         .reading
         .gpus()
@@ -149,7 +153,7 @@ fn duplicate_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
 }
 
 fn not_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
-    if world.pci.reported().is_none() || world.card(gpu).is_some() {
+    if gpu.bus.is_empty() || world.pci.reported().is_none() || world.card(gpu).is_some() {
         return None;
     }
     found(
@@ -174,23 +178,27 @@ fn another_card_on_the_bus(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     })?
 }
 
-/// Compares the device id on the bus with the name and the memory that NVML reports.
+/// Compares the device id on the bus with the name and the memory that NVML reports. What it does not report is not
+/// compared.
 fn another_card_by_name(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     let product = ids::product(world.card(gpu)?.device)?;
-    let class = Class::of(&gpu.name, gpu.memory.total, gpu.pci_device);
-    let same = class.model == product.model && is_near(product.memory_gib, gpu.memory.total);
-    (!same).then(|| {
-        found(
-            DeviceHealth::WitnessesDisagree,
-            format!(
-                "name is {:?} with {} GiB, but the PCI device id belongs to a {} with {} GiB",
-                gpu.name,
-                gpu.memory.total >> 30,
-                product.model,
-                product.memory_gib
-            ),
-        )
-    })?
+    let same_model = gpu.name.is_empty() || gpu.class().model == product.model;
+    let same_memory = gpu
+        .memory
+        .is_none_or(|memory| is_near(product.memory_gib, memory.total));
+    if same_model && same_memory {
+        return None;
+    }
+    let memory = gpu
+        .memory
+        .map_or_else(String::new, |memory| format!(" with {} GiB", memory.total >> 30));
+    found(
+        DeviceHealth::WitnessesDisagree,
+        format!(
+            "name is {:?}{memory}, but the PCI device id belongs to a {} with {} GiB",
+            gpu.name, product.model, product.memory_gib
+        ),
+    )
 }
 
 /// Not among the checks: for a GPU that was never offered, it only means that the device plugin has not started yet.

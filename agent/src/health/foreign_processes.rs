@@ -6,44 +6,6 @@ use crate::{
     sources::processes::Owner,
 };
 
-/// Consecutive readings that confirm a foreign process. A process can outlive its pod briefly, and the kubelet can
-/// list a new pod slightly late.
-const CONFIRMATIONS: u32 = 2;
-
-/// Foreign processes seen so far.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct ForeignProcesses {
-    /// Descriptions such as `process 42 of the pod team-a/train-0 on GPU-…`.
-    seen: Vec<String>,
-    readings: u32,
-}
-
-impl ForeignProcesses {
-    #[must_use]
-    pub(crate) fn after(self, seen: Vec<String>) -> Self {
-        Self {
-            readings: if seen.is_empty() {
-                0
-            } else {
-                self.readings.saturating_add(1)
-            },
-            seen,
-        }
-    }
-
-    pub(crate) fn confirmed(&self) -> &[String] {
-        if self.readings >= CONFIRMATIONS {
-            &self.seen
-        } else {
-            &[]
-        }
-    }
-
-    pub(crate) fn is_unconfirmed(&self) -> bool {
-        self.readings > 0 && self.readings < CONFIRMATIONS
-    }
-}
-
 /// Finds foreign processes. Returns `Unavailable` if a source that is needed to decide is unavailable.
 pub(crate) fn find_foreign_processes<'a>(
     gpus: impl Iterator<Item = &'a GpuFacts>,
@@ -81,7 +43,7 @@ pub(crate) fn find_foreign_processes<'a>(
     Source::Reported(found)
 }
 
-fn holds(holder: &Holder, gpu: &GpuFacts) -> bool {
+pub(super) fn holds(holder: &Holder, gpu: &GpuFacts) -> bool {
     holder.ids.contains(&gpu.uuid) || gpu.slices.iter().any(|slice| holder.ids.contains(&slice.uuid))
 }
 
@@ -171,18 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_process_needs_two_readings_and_available_sources() {
-        let once = ForeignProcesses::default().after(vec!["x".to_owned()]);
-        assert!(once.is_unconfirmed() && once.confirmed().is_empty());
-        let twice = once.clone().after(vec!["x".to_owned()]);
-        assert_eq!(twice.confirmed(), ["x"]);
-        assert!(
-            once.after(Vec::new())
-                .after(vec!["x".to_owned()])
-                .confirmed()
-                .is_empty()
-        );
-
+    fn a_foreign_process_is_found_only_if_the_sources_are_available() {
         let gpus = [gpu(&[7])];
         let silent = Source::Unavailable("away".to_owned());
         assert!(matches!(

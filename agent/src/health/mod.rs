@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use leasehold_crds::provider::node::DeviceHealth;
 
 pub(crate) mod checks;
+pub(crate) mod confirmation;
 pub(crate) mod foreign_processes;
+pub(crate) mod unheld_memory;
 
 use crate::{
     health::checks::{Finding, World, finding, is_advertised, is_withheld, unmatched_devices, withheld},
@@ -239,10 +241,11 @@ impl Record {
     /// it. Returns `None` if another GPU is in its slot, as then this one was removed.
     fn not_read(mut self, world: &World, now: Timestamp) -> Option<Self> {
         let key = bus_key(&self.gpu.bus);
-        if world
-            .reading
-            .gpus()
-            .any(|other| bus_key(&other.bus) == key && other.uuid != self.gpu.uuid)
+        if !key.is_empty()
+            && world
+                .reading
+                .gpus()
+                .any(|other| bus_key(&other.bus) == key && other.uuid != self.gpu.uuid)
         {
             return None;
         }
@@ -250,6 +253,7 @@ impl Record {
         let on_bus = world
             .pci
             .reported()
+            .filter(|_| !key.is_empty())
             .map(|pci| pci.iter().any(|card| bus_key(&card.bus) == key));
         let message = match (world.reading.slots.get(index), on_bus) {
             (Some(Slot::Lost), _) => "NVML: the GPU is lost".to_owned(),

@@ -24,10 +24,10 @@ fn gpu(index: u32) -> GpuFacts {
         index,
         uuid: format!("GPU-{index}"),
         name: "NVIDIA H100 80GB HBM3".to_owned(),
-        memory: Memory {
+        memory: Some(Memory {
             total: 81559 << 20,
             ..Memory::default()
-        },
+        }),
         bus: format!("00000000:{:02X}:00.0", 0x10 + index),
         pci_device: 0x2330,
         ecc_uncorrected: Some(0),
@@ -490,4 +490,23 @@ fn a_fault_begins_at_the_last_healthy_reading() {
     node.observe();
     assert_eq!(node.first(), DeviceHealth::FatalXid);
     assert_eq!(node.history.gpus[0].since, healthy);
+}
+
+#[test]
+fn values_that_nvml_does_not_report_are_no_fault() {
+    let mut node = node(2);
+    for index in 0..2 {
+        node.change(index, |gpu| {
+            gpu.memory = None;
+            gpu.name = String::new();
+            gpu.bus = String::new();
+            gpu.pci_device = 0;
+        });
+    }
+    node.history = HealthHistory::default();
+    for _ in 0..3 {
+        node.observe();
+    }
+    assert_eq!(node.health(), [DeviceHealth::Healthy; 2]);
+    assert!(node.history.confirmed_unmatched().is_empty());
 }

@@ -166,17 +166,17 @@ const ROWS: &[Row] = &[
     (
         "DCGM_FI_DEV_FB_FREE",
         "Frame buffer memory free (in MiB)",
-        |gpu| Some(float(gpu.memory.free / MIB)),
+        |gpu| gpu.memory.map(|memory| float(memory.free / MIB)),
     ),
     (
         "DCGM_FI_DEV_FB_USED",
         "Frame buffer memory used (in MiB)",
-        |gpu| Some(float(gpu.memory.used / MIB)),
+        |gpu| gpu.memory.map(|memory| float(memory.used / MIB)),
     ),
     (
         "DCGM_FI_DEV_FB_RESERVED",
         "Frame buffer memory reserved (in MiB)",
-        |gpu| Some(float(gpu.memory.reserved / MIB)),
+        |gpu| gpu.memory.map(|memory| float(memory.reserved / MIB)),
     ),
     (
         "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",

@@ -10,12 +10,12 @@ fn gpu() -> GpuFacts {
         uuid: "GPU-a".to_owned(),
         name: "Tesla T4".to_owned(),
         bus: "00000000:18:00.0".to_owned(),
-        memory: Memory {
+        memory: Some(Memory {
             total: 16 << 30,
             reserved: 0,
             used: 3 << 20,
             free: 5 << 20,
-        },
+        }),
         fast: FastFacts {
             gpu_percent: Some(97),
             power_milliwatts: Some(70_500),

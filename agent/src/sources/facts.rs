@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use crate::gpu_class::Class;
+
 /// All GPUs of the node at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Reading {
-    /// `580.95.05`.
+    /// `580.95.05`; empty if NVML reports none.
     pub(crate) driver_version: String,
-    /// `13.0`.
+    /// `13.0`; empty if NVML reports none.
     pub(crate) cuda_version: String,
     /// By index, in NVML's order.
     pub(crate) slots: Vec<Slot>,
@@ -39,11 +41,13 @@ pub(crate) struct GpuFacts {
     pub(crate) index: u32,
     pub(crate) minor: Option<u32>,
     pub(crate) uuid: String,
+    /// Empty if NVML reports none.
     pub(crate) name: String,
-    pub(crate) memory: Memory,
-    /// `9.0`.
+    /// `None` on GPUs that use the memory of the machine, such as GB10.
+    pub(crate) memory: Option<Memory>,
+    /// `9.0`; empty if NVML reports none.
     pub(crate) compute_capability: String,
-    /// Bus address in NVML's notation: `00000000:18:00.0`.
+    /// Bus address in NVML's notation: `00000000:18:00.0`; empty if NVML reports none.
     pub(crate) bus: String,
     /// PCI device id without the vendor, as NVML reports it.
     pub(crate) pci_device: u16,
@@ -57,6 +61,16 @@ pub(crate) struct GpuFacts {
     pub(crate) ecc_uncorrected: Option<u64>,
     pub(crate) fast: FastFacts,
     pub(crate) processes: Option<Vec<GpuProcess>>,
+}
+
+impl GpuFacts {
+    pub(crate) fn class(&self) -> Class {
+        Class::of(
+            &self.name,
+            self.memory.map(|memory| memory.total),
+            self.pci_device,
+        )
+    }
 }
 
 /// Bytes.

@@ -40,7 +40,8 @@ pub struct GpuNodeSpec {
     /// Whether the node is for sale. `false` prevents new leases.
     #[serde(default = "yes")]
     pub sell: bool,
-    /// GPU class that replaces `status.class`, if the agent determines a wrong class.
+    /// GPU class that replaces `status.class`, if the agent determines a wrong class. If NVML reports no memory, as on
+    /// GB10, the memory in this class is sold: `gb10-128g`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub class_override: Option<String>,
@@ -79,7 +80,7 @@ pub struct GpuNodeStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub holders: Vec<GpuHolder>,
-    /// Condition types: `Healthy`, `WitnessesAgree`, `NoForeignProcesses`.
+    /// Condition types: `Healthy`, `WitnessesAgree`, `NoForeignProcesses`, `UnheldMemoryFree`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -101,10 +102,10 @@ pub struct GpuDevice {
     /// Class derived from name, memory and form factor: `h100-80g-sxm`.
     #[schemars(length(max = 63))]
     pub class: String,
-    /// Nominal memory in bytes, as in the name of the class.
+    /// Nominal memory in bytes, as in the name of the class; 0 if NVML reports no memory.
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub memory_nominal_bytes: i64,
-    /// Usable memory in bytes.
+    /// Usable memory in bytes; 0 if NVML reports no memory.
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub memory_usable_bytes: i64,
     /// CUDA compute capability: `9.0`.
@@ -195,6 +196,8 @@ words! {
         WitnessesAgree,
         /// Only processes of holders compute on the GPUs.
         NoForeignProcesses,
+        /// On GPUs that no pod holds, no more memory is in use than the driver and its services need.
+        UnheldMemoryFree,
     }
 }
 
@@ -241,6 +244,10 @@ words! {
         ForeignProcess,
         /// The owners of the processes are unknown.
         OwnersUnknown,
+        /// The memory of GPUs that no pod holds is free.
+        MemoryFree,
+        /// More than 1 GiB of a GPU that no pod holds is in use.
+        MemoryInUse,
     }
 }
 

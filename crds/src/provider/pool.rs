@@ -245,6 +245,8 @@ words! {
         OtherClass,
         /// Several containers can get the same GPU: time-slicing, MPS, or more advertised GPUs than the node has.
         SharedGpus,
+        /// NVML reports no memory for a GPU, and nothing else states it.
+        GpuMemoryUnknown,
         /// GPUs of the node are in MIG mode.
         MigEnabled,
         /// The device plugin advertises fewer GPUs than the node has.

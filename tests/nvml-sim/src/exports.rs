@@ -136,6 +136,9 @@ fn library(query: &str, act: impl FnOnce(&GpuFile) -> Answer) -> nvmlReturn_t {
     code((|| {
         initialised()?;
         let file = live::wait_while(|file| live::names(&file.hang, query))?;
+        if live::names(&file.unsupported, query) {
+            return Err(NOT_SUPPORTED);
+        }
         act(&file)
     })())
 }

@@ -17,6 +17,9 @@ pub struct GpuFile {
     /// Queries of the library that block until they are removed from this list; `*` means all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hang: Vec<String>,
+    /// Queries of the library that return `NVML_ERROR_NOT_SUPPORTED`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsupported: Vec<String>,
     pub gpus: Vec<Gpu>,
 }
 

@@ -245,6 +245,7 @@ impl Model {
             driver_version: "580.95.05".to_owned(),
             cuda_version: "13.0".to_owned(),
             hang: Vec::new(),
+            unsupported: Vec::new(),
             gpus: (0..count)
                 .map(|index| self.gpu(node, index, unix_ms))
                 .collect::<Option<_>>()?,

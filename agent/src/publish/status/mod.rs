@@ -13,7 +13,6 @@ use leasehold_crds::{
 };
 
 use crate::{
-    gpu_class::Class,
     health::{HealthHistory, Record, is_fault},
     sources::facts::{GpuFacts, Memory, ProbeError, Source, plugin_ids},
     sources::kubelet::Allocation,
@@ -35,6 +34,8 @@ pub(crate) struct Known<'a> {
     pub(crate) kubelet: &'a Source<Allocation>,
     /// Confirmed foreign processes.
     pub(crate) foreign_processes: &'a Source<Vec<String>>,
+    /// Confirmed memory in use on GPUs without a holder.
+    pub(crate) unheld_memory: &'a Source<Vec<String>>,
     pub(crate) generation: i64,
 }
 
@@ -65,6 +66,7 @@ pub(crate) fn status(before: &GpuNodeStatus, known: &Known<'_>, now: Timestamp) 
         healthy(known),
         witnesses_agree(known),
         no_foreign_processes(known),
+        unheld_memory_free(known),
     ] {
         set(&mut next.conditions, condition, now);
     }
@@ -83,11 +85,11 @@ fn record(device: &GpuDevice) -> Record {
         index: u32::try_from(device.index).unwrap_or_default(),
         uuid: device.uuid.clone(),
         name: device.name.clone(),
-        memory: Memory {
+        memory: (total > 0).then(|| Memory {
             total,
             reserved: total.saturating_sub(size(device.memory_usable_bytes)),
             ..Memory::default()
-        },
+        }),
         compute_capability: device.compute_capability.clone(),
         bus: device.pci_bus_id.clone(),
         numa_node: device.numa_node,
@@ -102,14 +104,17 @@ fn record(device: &GpuDevice) -> Record {
 
 fn device(record: &Record) -> GpuDevice {
     let gpu = &record.gpu;
-    let class = Class::of(&gpu.name, gpu.memory.total, gpu.pci_device);
+    let class = gpu.class();
     GpuDevice {
         index: i64::from(gpu.index),
         uuid: cut(&gpu.uuid, TEXT_MAX),
         name: cut(&gpu.name, TEXT_MAX),
         class: class.to_string(),
         memory_nominal_bytes: bytes(class.nominal_bytes()),
-        memory_usable_bytes: bytes(gpu.memory.total.saturating_sub(gpu.memory.reserved)),
+        memory_usable_bytes: bytes(
+            gpu.memory
+                .map_or(0, |memory| memory.total.saturating_sub(memory.reserved)),
+        ),
         compute_capability: gpu.compute_capability.clone(),
         pci_bus_id: gpu.bus.clone(),
         numa_node: gpu.numa_node,
@@ -330,6 +335,30 @@ fn no_foreign_processes(known: &Known<'_>) -> Condition {
             ConditionStatus::Unknown,
             NodeReason::OwnersUnknown,
             "the owners of the processes are unknown".to_owned(),
+        ),
+    }
+}
+
+fn unheld_memory_free(known: &Known<'_>) -> Condition {
+    let type_ = NodeCondition::UnheldMemoryFree;
+    let report = |truth, reason, message: String| condition(type_, truth, reason, message, known.generation);
+    match known.unheld_memory {
+        _ if !matches!(known.outcome, Outcome::Read(_)) => report(
+            ConditionStatus::Unknown,
+            NodeReason::NvmlSilent,
+            "NVML is unavailable".to_owned(),
+        ),
+        Source::Reported(found) if found.is_empty() => report(
+            ConditionStatus::True,
+            NodeReason::MemoryFree,
+            "GPUs that no pod holds have their memory free".to_owned(),
+        ),
+        Source::Reported(found) => report(ConditionStatus::False, NodeReason::MemoryInUse, found.join("; ")),
+        Source::Unavailable(why) => report(ConditionStatus::Unknown, NodeReason::KubeletSilent, why.clone()),
+        Source::Absent => report(
+            ConditionStatus::Unknown,
+            NodeReason::OwnersUnknown,
+            "there is no kubelet that reports which pod holds which GPU".to_owned(),
         ),
     }
 }

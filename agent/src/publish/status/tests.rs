@@ -21,11 +21,11 @@ fn gpu(index: u32) -> GpuFacts {
         index,
         uuid: format!("GPU-{index}"),
         name: "Tesla T4".to_owned(),
-        memory: Memory {
+        memory: Some(Memory {
             total: 15360 << 20,
             reserved: 444 << 20,
             ..Memory::default()
-        },
+        }),
         compute_capability: "7.5".to_owned(),
         bus: format!("00000000:{index:02X}:00.0"),
         pci_device: 0x1eb8,
@@ -46,6 +46,7 @@ struct Fixture {
     history: HealthHistory,
     kubelet: Source<Allocation>,
     foreign_processes: Source<Vec<String>>,
+    unheld_memory: Source<Vec<String>>,
 }
 
 /// A node without a kubelet, after enough readings to confirm everything.
@@ -69,6 +70,7 @@ fn scene(outcome: Outcome) -> Fixture {
         history,
         kubelet: Source::Absent,
         foreign_processes: Source::Reported(Vec::new()),
+        unheld_memory: Source::Reported(Vec::new()),
     }
 }
 
@@ -80,6 +82,7 @@ impl Fixture {
             pci: &Source::Reported(()),
             kubelet: &self.kubelet,
             foreign_processes: &self.foreign_processes,
+            unheld_memory: &self.unheld_memory,
             generation: 1,
         };
         status(before, &known, time(second))
@@ -119,7 +122,8 @@ fn a_healthy_node_reports_its_devices() {
         [
             ("Healthy", "True"),
             ("WitnessesAgree", "True"),
-            ("NoForeignProcesses", "True")
+            ("NoForeignProcesses", "True"),
+            ("UnheldMemoryFree", "True")
         ]
     );
 }
@@ -128,10 +132,10 @@ fn a_healthy_node_reports_its_devices() {
 fn different_cards_are_mixed() {
     let other = GpuFacts {
         name: "NVIDIA L4".to_owned(),
-        memory: Memory {
+        memory: Some(Memory {
             total: 23034 << 20,
             ..Memory::default()
-        },
+        }),
         ..gpu(1)
     };
     assert_eq!(
@@ -155,7 +159,7 @@ fn time_alone_changes_nothing() {
         && let Slot::Read(gpu) = &mut reading.slots[0]
     {
         gpu.fast.power_milliwatts = Some(70_000);
-        gpu.memory.used = 1 << 30;
+        gpu.memory.as_mut().unwrap().used = 1 << 30;
     }
     assert_eq!(busy.status(&first, 2000), first, "fast facts are metrics");
 }
@@ -267,6 +271,41 @@ fn a_gpu_that_is_advertised_as_replicas_is_shared() {
     assert_eq!(shared(&scene.status(&status, 10)), [false, true]);
     scene.kubelet = Source::Reported(Allocation::default());
     assert_eq!(shared(&scene.status(&status, 11)), [false, false]);
+}
+
+#[test]
+fn memory_in_use_without_a_holder_is_reported_and_the_gpu_stays_healthy() {
+    let mut scene = scene(reading(vec![gpu(0)]));
+    let type_ = NodeCondition::UnheldMemoryFree;
+    assert_eq!(scene.condition(type_), pair("True", "MemoryFree"));
+    scene.unheld_memory = Source::Reported(vec!["2048 MiB of GPU-0 are in use".to_owned()]);
+    assert_eq!(scene.condition(type_), pair("False", "MemoryInUse"));
+    assert_eq!(
+        scene.condition(NodeCondition::Healthy),
+        pair("True", "AllHealthy")
+    );
+    scene.unheld_memory = Source::Unavailable("away".to_owned());
+    assert_eq!(scene.condition(type_), pair("Unknown", "KubeletSilent"));
+}
+
+#[test]
+fn a_gpu_that_reports_no_memory_is_healthy_and_listed_without_memory() {
+    let unified = GpuFacts {
+        name: "NVIDIA GB10".to_owned(),
+        memory: None,
+        ..gpu(0)
+    };
+    let scene = scene(reading(vec![unified]));
+    assert_eq!(
+        scene.condition(NodeCondition::Healthy),
+        pair("True", "AllHealthy")
+    );
+    let status = scene.status(&GpuNodeStatus::default(), 9);
+    assert_eq!(
+        (status.class.as_str(), status.devices[0].memory_nominal_bytes),
+        ("gb10", 0)
+    );
+    assert_eq!(records(&status)[0].gpu.memory, None);
 }
 
 #[test]

@@ -71,7 +71,8 @@ impl Probe for NvmlProbe<'_> {
     fn read(&mut self) -> Result<Reading, ProbeError> {
         let failed = |error: NvmlError| ProbeError::Failed(error.to_string());
         let count = self.nvml.device_count().map_err(failed)?.min(GPUS_MAX);
-        let cuda = self.nvml.sys_cuda_driver_version().map_err(failed)?;
+        let cuda = supported(self.nvml.sys_cuda_driver_version()).map_err(failed)?;
+        let driver = supported(self.nvml.sys_driver_version()).map_err(failed)?;
         let devices: Vec<Result<Device<'_>, NvmlError>> =
             (0..count).map(|index| self.nvml.device_by_index(index)).collect();
         let mut slots = Vec::with_capacity(devices.len());
@@ -84,12 +85,14 @@ impl Probe for NvmlProbe<'_> {
         self.watch(&slots);
         self.link(&devices, &mut slots);
         Ok(Reading {
-            driver_version: self.nvml.sys_driver_version().map_err(failed)?,
-            cuda_version: format!(
-                "{}.{}",
-                cuda_driver_version_major(cuda),
-                cuda_driver_version_minor(cuda)
-            ),
+            driver_version: driver.unwrap_or_default(),
+            cuda_version: cuda.map_or_else(String::new, |version| {
+                let (major, minor) = (
+                    cuda_driver_version_major(version),
+                    cuda_driver_version_minor(version),
+                );
+                format!("{major}.{minor}")
+            }),
             slots,
         })
     }
@@ -203,8 +206,8 @@ fn broken(error: &NvmlError) -> Slot {
 }
 
 fn read_gpu(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
-    let pci = device.pci_info()?;
-    let memory = device.memory_info()?;
+    let pci = supported(device.pci_info())?;
+    let memory = supported(device.memory_info())?.filter(|memory| memory.total > 0);
     let capability = optional(device.cuda_compute_capability())?;
     let ecc = optional(device.is_ecc_enabled())?.map(|mode| mode.currently_enabled);
     let mig = optional(device.mig_mode())?.map(|mode| mode.current == 1);
@@ -212,19 +215,22 @@ fn read_gpu(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
         index,
         minor: optional(device.minor_number())?,
         uuid: device.uuid()?,
-        name: device.name()?,
-        memory: Memory {
+        name: supported(device.name())?.unwrap_or_default(),
+        memory: memory.map(|memory| Memory {
             total: memory.total,
             reserved: memory.reserved,
             used: memory.used,
             free: memory.free,
-        },
+        }),
         compute_capability: capability
             .map(|c| format!("{}.{}", c.major, c.minor))
             .unwrap_or_default(),
-        bus: pci.bus_id,
         // The upper half of NVML's id. The lower half is the vendor.
-        pci_device: u16::try_from(pci.pci_device_id >> 16).unwrap_or_default(),
+        pci_device: pci
+            .as_ref()
+            .and_then(|pci| u16::try_from(pci.pci_device_id >> 16).ok())
+            .unwrap_or_default(),
+        bus: pci.map(|pci| pci.bus_id).unwrap_or_default(),
         numa_node: None,
         nvlink_peers: Vec::new(),
         mig_enabled: mig,
@@ -273,11 +279,14 @@ fn slices(device: &Device<'_>) -> Result<Vec<SliceFacts>, NvmlError> {
             Err(NvmlError::GpuLost) => return Err(NvmlError::GpuLost),
             Err(_) => continue,
         };
-        found.push(SliceFacts {
-            uuid: slice.uuid()?,
-            name: slice.name()?,
-            memory_bytes: slice.memory_info()?.total,
-        });
+        // A slice is known by its UUID.
+        if let Some(uuid) = supported(slice.uuid())? {
+            found.push(SliceFacts {
+                uuid,
+                name: optional(slice.name())?.unwrap_or_default(),
+                memory_bytes: optional(slice.memory_info())?.map_or(0, |memory| memory.total),
+            });
+        }
     }
     Ok(found)
 }
@@ -304,6 +313,20 @@ fn optional<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
         Ok(value) => Ok(Some(value)),
         Err(NvmlError::GpuLost) => Err(NvmlError::GpuLost),
         Err(_) => Ok(None),
+    }
+}
+
+/// A value by which a GPU is sold, and that a card or its driver may not support. Another error fails the whole GPU.
+fn supported<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(
+            NvmlError::NotSupported
+            | NvmlError::FunctionNotFound
+            | NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::NoPermission,
+        ) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use nvidia_ml_sim::Fixture;
 
 use super::*;
-use crate::gpu_class::Class;
 
 struct Node {
     _dir: tempfile::TempDir,
@@ -58,10 +57,7 @@ fn an_h100_is_read_completely() {
     assert_eq!(gpu.bus, "00000000:2A:00.0");
     assert_eq!((gpu.pci_device, gpu.minor), (0x2330, Some(1)));
     assert_eq!(gpu.compute_capability, "9.0");
-    assert_eq!(
-        Class::of(&gpu.name, gpu.memory.total, gpu.pci_device).to_string(),
-        "h100-80g-sxm"
-    );
+    assert_eq!(gpu.class().to_string(), "h100-80g-sxm");
     let peers: Vec<&String> = [0, 2, 3].iter().map(|i| &file.gpus[*i].uuid).collect();
     assert_eq!(gpu.nvlink_peers.iter().collect::<Vec<_>>(), peers);
     assert_eq!(
@@ -83,13 +79,10 @@ fn an_h100_is_read_completely() {
 fn every_model_has_the_class_it_is_named_by() {
     for slug in ["rtx4090-24g", "a100-80g-pcie", "h100-80g-sxm", "t4-16g"] {
         let gpu = node(slug, 1).gpu(0);
-        assert_eq!(
-            Class::of(&gpu.name, gpu.memory.total, gpu.pci_device).to_string(),
-            slug
-        );
+        assert_eq!(gpu.class().to_string(), slug);
     }
     let gpu = node("unknown", 1).gpu(0);
-    let class = Class::of(&gpu.name, gpu.memory.total, gpu.pci_device).to_string();
+    let class = gpu.class().to_string();
     assert_eq!(class, "xylo77engineeringsample-12g");
 }
 
@@ -119,6 +112,56 @@ fn an_unsupported_value_is_none_and_not_an_error() {
         (None, None, None)
     );
     assert_eq!(gpu.fast.gpu_percent, Some(0));
+}
+
+#[test]
+fn no_query_but_the_uuid_is_needed_to_list_a_gpu() {
+    let queries = [
+        "memory",
+        "name",
+        "pci",
+        "mig",
+        "computeCapability",
+        "utilization",
+        "pcie",
+        "powerLimit",
+        "power",
+        "energy",
+        "temperature",
+        "clocks",
+        "throttle",
+        "processes",
+        "ecc",
+        "minor",
+        "events",
+        "p2p",
+    ];
+    let n = node("h100-80g-sxm", 2);
+    for query in queries {
+        n.fault(0, "clear");
+        n.fault(0, &format!("unsupported={query}"));
+        assert!(matches!(n.read()[..], [Slot::Read(_), Slot::Read(_)]), "{query}");
+    }
+    for query in queries {
+        n.fault(0, &format!("unsupported={query}"));
+    }
+    let gpu = n.gpu(0);
+    assert_eq!((gpu.memory, gpu.name.as_str(), gpu.bus.as_str()), (None, "", ""));
+    n.fault(0, "clear");
+    n.fault(0, "unsupported=uuid");
+    assert!(matches!(n.read()[..], [Slot::Failed(_), Slot::Read(_)]));
+    n.fixture
+        .edit(|file| {
+            file.unsupported = vec!["driverVersion".to_owned(), "cudaVersion".to_owned()];
+            Ok(())
+        })
+        .unwrap();
+    let reading = n.with(|probe| probe.read().unwrap());
+    assert_eq!(
+        (reading.driver_version.as_str(), reading.cuda_version.as_str()),
+        ("", "")
+    );
+    assert_eq!(reading.slots.len(), 2);
 }
 
 #[test]

@@ -179,7 +179,7 @@ impl Provider {
                         .unwrap_or_default(),
                     requested: requested.get(name.as_str()).copied().unwrap_or_default(),
                     gpus: cache::get(&self.caches.gpu_nodes, &name, None)
-                        .map(|g| gpus_seen(&g, heard.contains(&name))),
+                        .map(|g| gpus_seen(&g, node.labels(), heard.contains(&name))),
                     user_namespaces: has_user_namespaces(node),
                     name,
                 }

@@ -186,8 +186,8 @@ fn unix(time: Timestamp) -> u64 {
 }
 
 /// Why a node cannot be sold according to its agent: a reason and a message. Its health and the agreement of the
-/// witnesses must be reported. The owners of the processes on its GPUs are not known on every node, so that only a
-/// foreign process that was seen counts.
+/// witnesses must be reported. The owners of the processes and the holders of the GPUs are not known on every node, so that
+/// only a foreign process, or memory in use without a holder, that was seen counts.
 #[must_use]
 pub fn unfit(status: &GpuNodeStatus) -> Option<(String, String)> {
     let conditions = &status.conditions;
@@ -201,8 +201,10 @@ pub fn unfit(status: &GpuNodeStatus) -> Option<(String, String)> {
     if status.devices.is_empty() {
         return Some(Default::default());
     }
-    find(conditions, NodeCondition::NoForeignProcesses)
-        .filter(|c| c.status == "False")
+    [NodeCondition::NoForeignProcesses, NodeCondition::UnheldMemoryFree]
+        .into_iter()
+        .filter_map(|type_| find(conditions, type_))
+        .find(|c| c.status == "False")
         .map(|c| (c.reason.clone(), c.message.clone()))
 }
 

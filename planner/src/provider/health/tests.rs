@@ -253,13 +253,14 @@ fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
         ]),
         reported
     );
-    let processes = |truth| {
+    let unused = |kind, truth| {
         said(&[
             (NodeCondition::Healthy, True),
             (NodeCondition::WitnessesAgree, True),
-            (NodeCondition::NoForeignProcesses, truth),
+            (kind, truth),
         ])
     };
+    let processes = |truth| unused(NodeCondition::NoForeignProcesses, truth);
     assert_eq!(processes(True), None);
     assert_eq!(
         processes(Unknown),
@@ -267,4 +268,7 @@ fn a_node_is_fit_when_all_who_must_have_spoken_well_of_it() {
         "agents without the host's processes can't know"
     );
     assert_eq!(processes(False), reported, "a foreign process runs on a GPU");
+    let memory = |truth| unused(NodeCondition::UnheldMemoryFree, truth);
+    assert_eq!((memory(True), memory(Unknown)), (None, None));
+    assert_eq!(memory(False), reported, "the next tenant would run out of memory");
 }

@@ -143,9 +143,24 @@ pub fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
     }
 }
 
-/// The GPUs of a node, as its agent reports them.
+/// Label of GPU feature discovery: memory of a GPU in MiB.
+const GPU_MEMORY: &str = "nvidia.com/gpu.memory";
+
+/// Memory of a GPU that NVML does not report, in bytes: as in the class that the administrator set, or as in the label of
+/// the Node. 0 if neither states it.
+fn stated_memory(class: Option<&str>, labels: &BTreeMap<String, String>) -> u64 {
+    let gibibytes = |part: &str| part.strip_suffix('g')?.parse::<u64>().ok();
+    let in_class = class.and_then(|class| class.split('-').skip(1).find_map(gibibytes));
+    let in_label = || labels.get(GPU_MEMORY)?.parse::<u64>().ok();
+    let bytes = in_class
+        .map(|gib| gib.saturating_mul(1 << 30))
+        .or_else(|| in_label().map(|mib| mib.saturating_mul(1 << 20)));
+    bytes.unwrap_or(0)
+}
+
+/// The GPUs of a node, as its agent reports them. `labels` are those of the Node.
 #[must_use]
-pub fn gpus_seen(node: &GpuNode, alive: bool) -> GpusSeen {
+pub fn gpus_seen(node: &GpuNode, labels: &BTreeMap<String, String>, alive: bool) -> GpusSeen {
     let nothing = GpuNodeStatus::default();
     let status = node.status.as_ref().unwrap_or(&nothing);
     let lowest = |f: fn(&GpuDevice) -> Version| status.devices.iter().map(f).min().unwrap_or_default();
@@ -153,6 +168,7 @@ pub fn gpus_seen(node: &GpuNode, alive: bool) -> GpusSeen {
         let devices = status.devices.iter().filter(|d| of(d));
         devices.map(|d| d.uuid.clone()).collect()
     };
+    let stated = stated_memory(node.spec.class_override.as_deref(), labels);
     let (healthy, (reason, message)) = match unfit(status) {
         None => (true, Default::default()),
         Some(why) => (false, why),
@@ -168,6 +184,7 @@ pub fn gpus_seen(node: &GpuNode, alive: bool) -> GpusSeen {
             .devices
             .iter()
             .map(|d| u64::try_from(d.memory_nominal_bytes).unwrap_or(0))
+            .map(|reported| if reported > 0 { reported } else { stated })
             .min()
             .unwrap_or(0),
         compute_capability: lowest(|d| Version::parse(&d.compute_capability).unwrap_or_default()),
@@ -187,6 +204,32 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn memory_that_nvml_does_not_report_is_taken_from_the_class_override_or_the_label() {
+        let seen = |reported: i64, class: Option<&str>, label: Option<&str>| {
+            let mut node = GpuNode::default();
+            node.spec.class_override = class.map(str::to_owned);
+            node.status = Some(GpuNodeStatus {
+                class: "gb10".into(),
+                devices: vec![GpuDevice {
+                    memory_nominal_bytes: reported,
+                    ..GpuDevice::default()
+                }],
+                ..GpuNodeStatus::default()
+            });
+            let labels = label.map(|mib| (GPU_MEMORY.to_owned(), mib.to_owned()));
+            gpus_seen(&node, &labels.into_iter().collect(), true).memory
+        };
+        assert_eq!(seen(0, None, None), 0);
+        assert_eq!(seen(0, Some("gb10-128g"), Some("1024")), 128 << 30);
+        assert_eq!(seen(0, Some("gb10"), Some("122570")), 122_570 << 20);
+        assert_eq!(
+            seen(80 << 30, Some("h100-500g"), Some("1024")),
+            80 << 30,
+            "NVML counts"
+        );
+    }
 
     #[test]
     fn time_slicing_and_mps_are_recognised_by_labels_and_resources() {

@@ -77,6 +77,12 @@ pub(super) fn room(
     if !is_label(&gpus.class) || pool.spec.class.as_ref().is_some_and(|class| *class != gpus.class) {
         return plainly(NotSoldReason::OtherClass);
     }
+    if gpus.memory == 0 {
+        let message = "NVML reports no memory for a GPU, as on GPUs that use the memory of the machine: set \
+             spec.classOverride of the GpuNode to a class with its memory, such as gb10-128g, or the label \
+             nvidia.com/gpu.memory of the Node to its memory in MiB";
+        return Err(Refusal::new(NotSoldReason::GpuMemoryUnknown, message));
+    }
     let mut free = node.allocatable.without(&node.requested);
     for shape in held.into_iter().flatten() {
         free = free.without(shape);

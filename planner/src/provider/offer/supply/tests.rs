@@ -141,6 +141,15 @@ fn a_node_is_sold_only_if_each_gpu_that_it_allocates_is_a_gpu_of_its_own() {
 }
 
 #[test]
+fn a_gpu_whose_memory_is_unknown_is_not_sold() {
+    let mut unified = node("n", 1, 0);
+    unified.gpus.as_mut().unwrap().memory = 0;
+    let (reason, message) = refused(unified);
+    assert_eq!(reason, "GpuMemoryUnknown");
+    assert!(message.contains("gb10-128g"), "{message}");
+}
+
+#[test]
 fn a_node_with_more_gpus_than_a_row_can_have_is_offered_up_to_the_bound() {
     let supply = supply(&[node("large", 20, 0)], &[]);
     assert_eq!((supply.rows[0].gpus, supply.free[0].room.gpus), (16, 20));
