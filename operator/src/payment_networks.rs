@@ -1,46 +1,52 @@
-//! Reports in the status of each PaymentNetwork whether its chain can be reached.
+//! Compares each PaymentNetwork periodically with its chain, and reports in its status whether both agree.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use kube::{Api, Client, ResourceExt as _, runtime::reflector::Store};
-use leasehold_crds::{
-    PaymentNetwork,
-    payment::network::{NetworkCondition, NetworkReason, PaymentNetworkStatus},
-    shared::conditions::{ConditionStatus, condition, set},
+use leasehold_crds::{PaymentNetwork, payment::network::ChainCheck};
+use leasehold_planner::{
+    payment_network::{ChainReading, Serves, status},
+    ports::{Clock as _, PaymentError, Payments as _},
 };
-use leasehold_planner::ports::{Clock as _, Payments as _};
 use leasehold_runtime::{Process, SystemClock, api_writes};
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
+use tokio::sync::Notify;
 
 use crate::payments::PaymentClients;
 
 const PERIOD: Duration = Duration::from_secs(15);
+/// Contracts that agreed with the spec are read again this many periods later: a token behind a proxy can change.
+const PERIODS_BETWEEN_FACTS: u64 = 20;
 
 /// What the loop needs. It runs in the market of a cluster, or in its provider where the market is elsewhere.
-pub(crate) struct Reachability {
+pub(crate) struct NetworkChecks {
     pub(crate) client: Client,
     pub(crate) networks: Store<PaymentNetwork>,
+    /// Notified when a PaymentNetwork has changed.
+    pub(crate) changed: Arc<Notify>,
     pub(crate) payments: PaymentClients,
     /// Field manager of the status.
     pub(crate) manager: &'static str,
-    /// Whether leases are to be served on it here, which takes a `marketId`.
-    pub(crate) market: bool,
+    pub(crate) serves: Serves,
 }
 
-/// Adds the loop that reports whether each PaymentNetwork can be reached.
-pub(crate) fn register(process: &mut Process, of: Reachability) {
+/// Adds the loop that compares each PaymentNetwork with its chain.
+pub(crate) fn register(process: &mut Process, of: NetworkChecks) {
     process.add_loop("networks", Duration::from_secs(120), |heartbeat| {
         run(of, heartbeat)
     });
 }
 
-/// Reads the newest block of each network periodically.
-async fn run(of: Reachability, heartbeat: Heartbeat) {
+async fn run(of: NetworkChecks, heartbeat: Heartbeat) {
     let api = Api::<PaymentNetwork>::all(of.client.clone());
+    let mut period = 0;
     loop {
         heartbeat.beat();
         for network in of.networks.state() {
-            let status = status(&of, &network, SystemClock.now()).await;
+            let known = network.status.as_ref().and_then(|s| s.chain_check);
+            let facts = known != Some(ChainCheck::Matches) || period % PERIODS_BETWEEN_FACTS == 0;
+            let reading = of.read(&network, facts).await;
+            let status = status(&network, &reading, of.serves, SystemClock.now());
             if network.status.as_ref() != Some(&status)
                 && let Err(error) =
                     api_writes::apply_status(&api, network.as_ref(), of.manager, &status).await
@@ -48,45 +54,29 @@ async fn run(of: Reachability, heartbeat: Heartbeat) {
                 error.log("PaymentNetwork", &network.name_any());
             }
         }
-        tokio::time::sleep(PERIOD).await;
+        period += 1;
+        let _ = tokio::time::timeout(PERIOD, of.changed.notified()).await;
     }
 }
 
-async fn status(of: &Reachability, network: &PaymentNetwork, now: jiff::Timestamp) -> PaymentNetworkStatus {
-    let generation = network.metadata.generation.unwrap_or_default();
-    let head = match of.payments.client(network).await {
-        Ok(chain) => of
-            .payments
-            .observed(ChainAction::Read, chain.head())
-            .await
-            .map_err(|e| e.to_string()),
-        Err(error) => Err(error.message()),
-    };
-    let next = match head {
-        Ok(_) if of.market && network.spec.market_id.is_none() => condition(
-            NetworkCondition::Reachable,
-            ConditionStatus::False,
-            NetworkReason::NoMarketId,
-            "set spec.marketId: leases are not served on this network without it",
-            generation,
-        ),
-        Ok(_) => condition(
-            NetworkCondition::Reachable,
-            ConditionStatus::True,
-            NetworkReason::Reachable,
-            String::new(),
-            generation,
-        ),
-        Err(why) => condition(
-            NetworkCondition::Reachable,
-            ConditionStatus::Unknown,
-            NetworkReason::Unreachable,
-            why,
-            generation,
-        ),
-    };
-    let mut status = network.status.clone().unwrap_or_default();
-    status.observed_generation = generation;
-    set(&mut status.conditions, next, now);
-    status
+impl NetworkChecks {
+    /// Reads the contracts of a network, or only the newest block.
+    async fn read(&self, network: &PaymentNetwork, facts: bool) -> ChainReading {
+        let chain = match self.payments.client(network).await {
+            Ok(chain) => chain,
+            Err(error) => return ChainReading::Unknown(error.message()),
+        };
+        let read = async {
+            if facts {
+                chain.facts().await.map(ChainReading::Facts)
+            } else {
+                chain.head().await.map(|_| ChainReading::Answers)
+            }
+        };
+        match self.payments.observed(ChainAction::Read, read).await {
+            Ok(reading) => reading,
+            Err(PaymentError::WrongChain { found, .. }) => ChainReading::OtherChain(found),
+            Err(error) => ChainReading::Unknown(error.to_string()),
+        }
+    }
 }

@@ -7,6 +7,7 @@ pub mod escrow;
 pub mod market;
 pub mod observed;
 pub mod orphans;
+pub mod payment_network;
 pub mod placement;
 pub mod ports;
 pub mod provider;

@@ -250,6 +250,37 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
 }
 
 #[tokio::test]
+async fn what_a_network_states_is_read_from_the_chain() {
+    let anvil = Anvil::start().await;
+    let facts = anvil.client().facts().await.unwrap();
+    assert_eq!(facts.escrow_name.as_deref(), Some("Leasehold Escrow"));
+    assert_eq!(facts.decimals, Some(6));
+    assert!(facts.symbol.is_some());
+    // The two addresses exchanged: neither contract is what the network states.
+    let exchanged = Network {
+        escrow: anvil.network().token,
+        token: anvil.network().escrow,
+        ..anvil.network()
+    };
+    let facts = EvmEscrow::connect(&exchanged).unwrap().facts().await.unwrap();
+    assert_ne!(facts.escrow_name.as_deref(), Some("Leasehold Escrow"));
+    assert_eq!((facts.decimals, facts.symbol), (None, None));
+    let nothing = Network {
+        escrow: Address([0x11; 20]),
+        token: Address([0x12; 20]),
+        ..anvil.network()
+    };
+    let facts = EvmEscrow::connect(&nothing).unwrap().facts().await.unwrap();
+    assert_eq!((facts.escrow_name, facts.decimals), (None, None));
+    let elsewhere = Network {
+        chain_id: 1,
+        ..anvil.network()
+    };
+    let wrong = EvmEscrow::connect(&elsewhere).unwrap().facts().await;
+    assert!(matches!(wrong, Err(PaymentError::WrongChain { .. })), "{wrong:?}");
+}
+
+#[tokio::test]
 async fn an_error_of_an_unreachable_endpoint_contains_no_secrets() {
     let anvil = Anvil::start().await;
     let port = anvil.url.rsplit(':').next().unwrap().to_owned();

@@ -110,10 +110,27 @@ pub struct PaymentNetworkStatus {
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub observed_generation: i64,
+    /// Whether the chain agreed with the spec; absent until it was read for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain_check: Option<ChainCheck>,
     /// Condition type `Reachable`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// Whether the chain agreed with the spec when it was last read. Nothing is offered and no lease begins on a network unless
+/// this is `Matches`.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum ChainCheck {
+    /// It does.
+    Matches,
+    /// The endpoint serves another chain.
+    WrongChain,
+    /// There is no Leasehold escrow contract at the address.
+    NoEscrow,
+    /// The token has another number of decimals, or tells none.
+    WrongDecimals,
 }
 
 words! {
@@ -131,6 +148,12 @@ words! {
         Reachable,
         /// The endpoint does not answer.
         Unreachable,
+        /// The endpoint serves another chain.
+        WrongChain,
+        /// There is no Leasehold escrow contract at the address.
+        NoEscrow,
+        /// The token has another number of decimals, or tells none.
+        WrongDecimals,
         /// `marketId` is missing, so that no lease is served on it.
         NoMarketId,
     }

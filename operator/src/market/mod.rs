@@ -16,6 +16,7 @@ use leasehold_crds::{
 use leasehold_planner::{
     escrow::Address,
     market::lease::{trim_allocation, trim_lease},
+    payment_network::Serves,
     ports::{Clock as _, SigningKey},
 };
 use leasehold_runtime::{
@@ -24,6 +25,7 @@ use leasehold_runtime::{
     queue::Queue,
 };
 use leasehold_telemetry::metrics::{Operator, Role};
+use tokio::sync::Notify;
 
 use self::{
     lease::account_index::AccountIndex,
@@ -51,6 +53,7 @@ pub(crate) struct Market {
     leases: Store<GpuLease>,
     allocations: Store<GpuAllocation>,
     networks: Store<PaymentNetwork>,
+    networks_changed: Arc<Notify>,
     supply: Supply,
     provider_queue: Arc<ProviderQueue>,
     index: AccountIndex,
@@ -74,12 +77,13 @@ pub async fn run(args: MarketArgs, telemetry: &leasehold_telemetry::Settings) ->
     providers::supply::register(&mut process, &market);
     payment_networks::register(
         &mut process,
-        payment_networks::Reachability {
+        payment_networks::NetworkChecks {
             client: market.client.clone(),
             networks: market.networks.clone(),
+            changed: market.networks_changed.clone(),
             payments: market.payments.clone(),
             manager: MANAGER,
-            market: true,
+            serves: Serves::Market,
         },
     );
     orphans::register(&mut process, &market);
@@ -113,10 +117,12 @@ impl Market {
             })
         };
         let supply = Supply::watch(&source, process);
+        let networks_changed = Arc::new(Notify::new());
         let networks = {
-            let (queue, leases) = (queues.leases.clone(), leases.clone());
+            let (queue, leases, changed) = (queues.leases.clone(), leases.clone(), networks_changed.clone());
             source.watch(cache::keep_all, move |_: &PaymentNetwork| {
                 enqueue_pending(&leases, &queue, |_| true);
+                changed.notify_one();
             })
         };
         process.require(&leases);
@@ -138,6 +144,7 @@ impl Market {
             leases,
             allocations,
             networks,
+            networks_changed,
             supply,
             provider_queue,
             index: AccountIndex::default(),

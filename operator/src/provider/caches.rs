@@ -44,6 +44,8 @@ pub(crate) struct Caches {
     pub(crate) agents: Store<Lease>,
     pub(crate) reservations: Store<GpuReservation>,
     pub(crate) networks: Store<PaymentNetwork>,
+    /// Notified when a PaymentNetwork has changed.
+    pub(crate) networks_changed: Arc<Notify>,
     pub(crate) allocations: Store<AllocationSeen>,
 }
 
@@ -61,6 +63,7 @@ impl Caches {
             let changed = changed.clone();
             move || changed.notify_one()
         };
+        let networks_changed = Arc::new(Notify::new());
         let caches = Self {
             pools: {
                 let notify = notify();
@@ -104,9 +107,13 @@ impl Caches {
             agents: own.labelled(AGENT_LABEL).watch(cache::keep_all, |_: &Lease| {}),
             reservations: Self::reservations(&own, namespace_at_market, queues, (notify(), assumed)),
             networks: {
-                let notify = notify();
-                own.watch(cache::keep_all, move |_: &PaymentNetwork| notify())
+                let (notify, changed) = (notify(), networks_changed.clone());
+                own.watch(cache::keep_all, move |_: &PaymentNetwork| {
+                    notify();
+                    changed.notify_one();
+                })
             },
+            networks_changed,
             allocations: {
                 let queues = queues.clone();
                 at_market.watch_in(namespace_at_market, cache::keep_all, move |allocation| {

@@ -18,6 +18,7 @@ use anyhow::Context as _;
 use kube::Client;
 use leasehold_crds::{GpuPool, GpuReservation, PROVIDER_NAMESPACE_PREFIX};
 use leasehold_planner::{
+    payment_network::Serves,
     ports::{Clock as _, SigningKey},
     provider::{allocation::accept::Identity, health::Answers, workload::EgressDenylist},
 };
@@ -81,7 +82,7 @@ pub async fn run(args: ProviderArgs, telemetry: &leasehold_telemetry::Settings) 
     let provider = Arc::new(Provider::watch(&mut process, args, (key, identity)).await?);
     offer::register(&mut process, &provider);
     reservation::block_watcher::register(&mut process, &provider);
-    if let Some(networks) = provider.reachability() {
+    if let Some(networks) = provider.network_checks() {
         payment_networks::register(&mut process, networks);
     }
     orphans::register(&mut process, &provider);
@@ -142,15 +143,16 @@ impl Provider {
         })
     }
 
-    /// The PaymentNetworks that this role reports on: none where the market is in the same cluster and does so.
-    fn reachability(&self) -> Option<payment_networks::Reachability> {
+    /// The PaymentNetworks that this role checks: none where the market is in the same cluster and does so.
+    fn network_checks(&self) -> Option<payment_networks::NetworkChecks> {
         self.args.market_kubeconfig.as_ref()?;
-        Some(payment_networks::Reachability {
+        Some(payment_networks::NetworkChecks {
+            changed: self.caches.networks_changed.clone(),
             client: self.client.clone(),
             networks: self.caches.networks.clone(),
             payments: self.payments.clone(),
             manager: MANAGER,
-            market: false,
+            serves: Serves::Provider,
         })
     }
 

@@ -61,6 +61,7 @@ pub(crate) fn network() -> Network {
         closer: CLOSER,
         symbol: "USDC".into(),
         decimals: DECIMALS,
+        refusal: None,
     }
 }
 

@@ -27,6 +27,8 @@ mod generated {
     super::sol! {
         interface Token {
             function name() external view returns (string);
+            function symbol() external view returns (string);
+            function decimals() external view returns (uint8);
             function version() external view returns (string);
             function balanceOf(address owner) external view returns (uint256);
             function allowance(address owner, address spender) external view returns (uint256);

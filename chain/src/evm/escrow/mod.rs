@@ -3,6 +3,7 @@
 mod abi;
 pub(crate) mod acceptance;
 mod events;
+mod facts;
 mod port;
 mod reads;
 

@@ -47,7 +47,7 @@ pub(crate) async fn domain_separator(rpc: &Rpc, token: EvmAddress) -> Result<Opt
 }
 
 /// Calls a view. Returns `None` if the contract does not have it.
-async fn optional<C: SolCall>(
+pub(crate) async fn optional<C: SolCall>(
     rpc: &Rpc,
     token: EvmAddress,
     call: &C,

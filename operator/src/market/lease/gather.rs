@@ -12,6 +12,7 @@ use leasehold_planner::{
     escrow::{AccountRead, Terms, allocation_name},
     market::lease::{self, AllocationSeen, Network, Parsed, Wallet, World},
     observed::Observed,
+    payment_network,
     ports::{AcceptanceMessage, BlockLevel, Payments as _, SigningKey},
 };
 use leasehold_runtime::cache;
@@ -140,6 +141,7 @@ impl Market {
                     closer: self.closer_address,
                     symbol,
                     decimals,
+                    refusal: payment_network::refusal(&object),
                 };
                 (Observed::Known(Some(network)), Some(chain))
             }

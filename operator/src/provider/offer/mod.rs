@@ -24,6 +24,7 @@ use leasehold_crds::{
     provider::pool::GpuPoolStatus,
 };
 use leasehold_planner::{
+    payment_network,
     placement::Currency,
     provider::offer::{
         cluster::{gpus_seen, has_user_namespaces, holds, is_schedulable, shape, sharing},
@@ -143,9 +144,11 @@ impl Provider {
             .collect()
     }
 
-    /// Chain, contract, token, and the token's decimals, by this provider's own PaymentNetwork.
+    /// Chain, contract, token, and the token's decimals, by this provider's own PaymentNetwork; none if that does not agree
+    /// with its chain.
     pub(crate) fn payment(&self, pool: &GpuPool) -> Option<(Currency, u32)> {
-        let network = cache::get(&self.caches.networks, &pool.spec.network, None)?;
+        let network = cache::get(&self.caches.networks, &pool.spec.network, None)
+            .filter(|network| payment_network::refusal(network).is_none())?;
         Some((
             payments::currency(&network.spec)?,
             u32::try_from(network.spec.token.decimals).ok()?,

@@ -48,6 +48,10 @@ pub(super) fn match_offers(world: &World, now: Timestamp, plan: &mut Plan) -> St
             return unmatched(blocker, message);
         }
     };
+    if let Some((blocker, message)) = &network.refusal {
+        plan.wake = in_seconds(now, 10);
+        return unmatched(*blocker, message.clone());
+    }
     if let Some(until) = retry_after(&plan.status)
         && until > now
     {

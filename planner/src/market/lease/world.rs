@@ -25,6 +25,8 @@ pub struct Network {
     pub symbol: String,
     /// Decimals of the token.
     pub decimals: u32,
+    /// Why no lease may begin on it; a lease that has an account goes on.
+    pub refusal: Option<(Blocker, String)>,
 }
 
 /// What became of reading the payer's key.

@@ -1,5 +1,7 @@
 //! A lease without an account.
 
+use leasehold_crds::lease::Blocker;
+
 use super::*;
 
 /// A lease without allocations, a payer with money, and one provider whose offer fits.
@@ -41,6 +43,25 @@ fn unmatched() -> World {
     world.providers = Arc::from([provider]);
     world.candidates = Arc::from([row]);
     world
+}
+
+#[test]
+fn a_network_that_does_not_agree_with_its_chain_begins_no_round() {
+    let mut world = unmatched();
+    world.wallet = Observed::Known(Wallet::Ready(Address([3; 20])));
+    let begins = |world: &World| decide(world, &check(world), now()).status.escrow.is_some();
+    world.balances = Some(Observed::Known(crate::ports::Balances {
+        token: TokenAmount(1_000_000_000),
+        gas_wei: 1 << 60,
+    }));
+    assert!(begins(&world));
+    let Observed::Known(Some(network)) = &mut world.network else {
+        unreachable!()
+    };
+    network.refusal = Some((Blocker::NetworkNotFound, "6 decimals, not 2".into()));
+    assert!(!begins(&world));
+    let plan = decide(&world, &check(&world), now());
+    assert_eq!(plan.status.blocked_on, Some(Blocker::NetworkNotFound));
 }
 
 #[test]

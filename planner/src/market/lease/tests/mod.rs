@@ -48,6 +48,7 @@ fn network() -> Network {
         closer: Address([6; 20]),
         symbol: "USDC".into(),
         decimals: 6,
+        refusal: None,
     }
 }
 

@@ -34,6 +34,7 @@ impl Sim {
             closer: self.closer,
             symbol: "USDC".into(),
             decimals: 6,
+            refusal: None,
         };
         let network = Observed::Known(Some(network));
         let deletion = Deletion::of(read, None);

@@ -1,0 +1,287 @@
+//! Whether a PaymentNetwork says what is true of its chain. What the chain tells is read from the chain: a number of
+//! decimals that is wrong by four sells a GPU-hour for a ten-thousandth of its price.
+
+use jiff::Timestamp;
+use leasehold_crds::{
+    PaymentNetwork,
+    lease::Blocker,
+    payment::network::{ChainCheck, NetworkCondition, NetworkReason, PaymentNetworkStatus},
+    shared::conditions::{ConditionStatus, condition, set},
+};
+
+/// Name of the escrow contract, by its EIP-712 domain (EIP-5267).
+const ESCROW_NAME: &str = "Leasehold Escrow";
+
+/// What a chain tells of the contracts of a PaymentNetwork.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainFacts {
+    /// Name by which the contract at the escrow's address signs; `None` if there is no contract, or one that has no name.
+    pub escrow_name: Option<String>,
+    /// Decimals of the token; `None` if there is no contract at its address, or one that does not tell them.
+    pub decimals: Option<u8>,
+    /// Symbol of the token; `None` if it does not tell one as text.
+    pub symbol: Option<String>,
+}
+
+/// What came of a read of the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChainReading {
+    /// The contracts were read.
+    Facts(ChainFacts),
+    /// Only the newest block was read: what was found before is still so.
+    Answers,
+    /// The endpoint serves the chain with this id, which is not the network's.
+    OtherChain(u64),
+    /// It could not be read; the text says why.
+    Unknown(String),
+}
+
+/// What is served on the PaymentNetworks of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// Leases: a `marketId` is required.
+    Market,
+    /// The offers of a provider alone.
+    Provider,
+}
+
+/// Why no lease may begin on the network and nothing may be offered on it; `None` if it was compared with its chain and
+/// both agree.
+#[must_use]
+pub fn refusal(network: &PaymentNetwork) -> Option<(Blocker, String)> {
+    let name = network.metadata.name.as_deref().unwrap_or_default();
+    match network.status.as_ref().and_then(|s| s.chain_check) {
+        Some(ChainCheck::Matches) => None,
+        None => Some((
+            Blocker::NetworkUnknown,
+            format!("the PaymentNetwork {name:?} has not been compared with its chain yet"),
+        )),
+        Some(ChainCheck::WrongChain | ChainCheck::NoEscrow | ChainCheck::WrongDecimals) => Some((
+            Blocker::NetworkNotFound,
+            format!("the PaymentNetwork {name:?} does not agree with its chain: see its status"),
+        )),
+    }
+}
+
+/// The status of a network after a read.
+#[must_use]
+pub fn status(
+    network: &PaymentNetwork,
+    reading: &ChainReading,
+    serves: Serves,
+    now: Timestamp,
+) -> PaymentNetworkStatus {
+    let generation = network.metadata.generation.unwrap_or_default();
+    let mut status = network.status.clone().unwrap_or_default();
+    status.observed_generation = generation;
+    let found = compare(network, reading);
+    if let Some((check, _)) = &found {
+        status.chain_check = Some(*check);
+    }
+    let (value, reason, message) = match (reading, found) {
+        (ChainReading::Unknown(why), _) => {
+            (ConditionStatus::Unknown, NetworkReason::Unreachable, why.clone())
+        }
+        (_, Some((check, message))) if check != ChainCheck::Matches => {
+            (ConditionStatus::False, reason(check), message)
+        }
+        _ if serves == Serves::Market && network.spec.market_id.is_none() => (
+            ConditionStatus::False,
+            NetworkReason::NoMarketId,
+            "set spec.marketId: leases are not served on this network without it".into(),
+        ),
+        (_, Some((_, message))) => (ConditionStatus::True, NetworkReason::Reachable, message),
+        (_, None) => return status,
+    };
+    let next = condition(NetworkCondition::Reachable, value, reason, message, generation);
+    set(&mut status.conditions, next, now);
+    status
+}
+
+const fn reason(check: ChainCheck) -> NetworkReason {
+    match check {
+        ChainCheck::Matches => NetworkReason::Reachable,
+        ChainCheck::WrongChain => NetworkReason::WrongChain,
+        ChainCheck::NoEscrow => NetworkReason::NoEscrow,
+        ChainCheck::WrongDecimals => NetworkReason::WrongDecimals,
+    }
+}
+
+/// Compares the spec with what was read; `None` if nothing was read that could differ.
+fn compare(network: &PaymentNetwork, reading: &ChainReading) -> Option<(ChainCheck, String)> {
+    let spec = &network.spec;
+    let facts = match reading {
+        ChainReading::Facts(facts) => facts,
+        ChainReading::OtherChain(found) => {
+            let message = format!(
+                "the RPC endpoint serves chain {found}, but spec.chainId is {}: correct the endpoint, or create another PaymentNetwork",
+                spec.chain_id
+            );
+            return Some((ChainCheck::WrongChain, message));
+        }
+        ChainReading::Answers | ChainReading::Unknown(_) => return None,
+    };
+    if facts.escrow_name.as_deref() != Some(ESCROW_NAME) {
+        let message = format!(
+            "there is no Leasehold escrow contract at {} on chain {}: create another PaymentNetwork",
+            spec.escrow, spec.chain_id
+        );
+        return Some((ChainCheck::NoEscrow, message));
+    }
+    let token = &spec.token;
+    let Some(decimals) = facts.decimals else {
+        let message = format!(
+            "the contract at {} on chain {} does not tell its decimals: is it an ERC-20 token?",
+            token.address, spec.chain_id
+        );
+        return Some((ChainCheck::WrongDecimals, message));
+    };
+    if i64::from(decimals) != token.decimals {
+        let message = format!(
+            "spec.token.decimals is {}, but the token has {decimals}: create another PaymentNetwork",
+            token.decimals
+        );
+        return Some((ChainCheck::WrongDecimals, message));
+    }
+    // A symbol is for display, and bridged tokens have others than people write.
+    let message = match &facts.symbol {
+        Some(symbol) if *symbol != token.symbol => {
+            let symbol: String = symbol.chars().take(32).collect();
+            format!("the symbol of the token is {symbol:?} on the chain")
+        }
+        _ => String::new(),
+    };
+    Some((ChainCheck::Matches, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use leasehold_crds::{
+        payment::network::{PaymentNetworkSpec, Token},
+        shared::conditions::find,
+    };
+
+    use super::*;
+
+    fn network(check: Option<ChainCheck>) -> PaymentNetwork {
+        let spec = PaymentNetworkSpec {
+            chain_id: 8453,
+            token: Token {
+                address: "0x1".into(),
+                symbol: "USDC".into(),
+                decimals: 6,
+            },
+            market_id: Some("0x2".into()),
+            ..PaymentNetworkSpec::default()
+        };
+        let mut network = PaymentNetwork::new("base", spec);
+        network.status = Some(PaymentNetworkStatus {
+            chain_check: check,
+            ..PaymentNetworkStatus::default()
+        });
+        network
+    }
+
+    fn facts() -> ChainFacts {
+        ChainFacts {
+            escrow_name: Some("Leasehold Escrow".into()),
+            decimals: Some(6),
+            symbol: Some("USDC".into()),
+        }
+    }
+
+    /// Check, status of the condition, reason and message after a read.
+    fn read(network: &PaymentNetwork, reading: ChainReading) -> (Option<ChainCheck>, String, String) {
+        let status = status(network, &reading, Serves::Market, Timestamp::UNIX_EPOCH);
+        let condition = find(&status.conditions, NetworkCondition::Reachable);
+        let (value, message) = condition.map_or_else(Default::default, |c| {
+            (format!("{} {}", c.status, c.reason), c.message.clone())
+        });
+        (status.chain_check, value, message)
+    }
+
+    #[test]
+    fn what_the_chain_tells_is_compared_with_the_spec() {
+        let new = network(None);
+        let of = |facts: ChainFacts| {
+            let (check, value, message) = read(&new, ChainReading::Facts(facts));
+            (check.unwrap(), value, message)
+        };
+        assert_eq!(
+            of(facts()),
+            (ChainCheck::Matches, "True Reachable".into(), String::new())
+        );
+        let wrong = of(ChainFacts {
+            decimals: Some(18),
+            ..facts()
+        });
+        assert_eq!(
+            (wrong.0, wrong.1.as_str()),
+            (ChainCheck::WrongDecimals, "False WrongDecimals")
+        );
+        assert!(wrong.2.contains("is 6, but the token has 18"), "{}", wrong.2);
+        let silent = of(ChainFacts {
+            decimals: None,
+            ..facts()
+        });
+        assert_eq!(silent.0, ChainCheck::WrongDecimals);
+        for name in [None, Some("Another Escrow".to_owned())] {
+            let none = of(ChainFacts {
+                escrow_name: name,
+                ..facts()
+            });
+            assert_eq!(
+                (none.0, none.1.as_str()),
+                (ChainCheck::NoEscrow, "False NoEscrow")
+            );
+        }
+        let bridged = of(ChainFacts {
+            symbol: Some("USDC.e".into()),
+            ..facts()
+        });
+        assert_eq!(bridged.0, ChainCheck::Matches);
+        assert!(bridged.2.contains("USDC.e"), "{}", bridged.2);
+        let (check, value, _) = read(&new, ChainReading::OtherChain(1));
+        assert_eq!(
+            (check, value.as_str()),
+            (Some(ChainCheck::WrongChain), "False WrongChain")
+        );
+    }
+
+    #[test]
+    fn an_outage_changes_nothing_that_was_found() {
+        for check in [None, Some(ChainCheck::Matches), Some(ChainCheck::WrongDecimals)] {
+            let (after, value, message) = read(&network(check), ChainReading::Unknown("no answer".into()));
+            assert_eq!((after, value.as_str()), (check, "Unknown Unreachable"));
+            assert_eq!(message, "no answer");
+            let (after, ..) = read(&network(check), ChainReading::Answers);
+            assert_eq!(after, check);
+        }
+    }
+
+    #[test]
+    fn nothing_begins_on_a_network_that_does_not_agree_with_its_chain() {
+        assert_eq!(refusal(&network(Some(ChainCheck::Matches))), None);
+        assert_eq!(refusal(&network(None)).unwrap().0, Blocker::NetworkUnknown);
+        for check in [
+            ChainCheck::WrongChain,
+            ChainCheck::NoEscrow,
+            ChainCheck::WrongDecimals,
+        ] {
+            assert_eq!(
+                refusal(&network(Some(check))).unwrap().0,
+                Blocker::NetworkNotFound
+            );
+        }
+    }
+
+    #[test]
+    fn a_market_needs_a_market_id() {
+        let mut network = network(None);
+        network.spec.market_id = None;
+        let reading = ChainReading::Facts(facts());
+        let of = |serves| status(&network, &reading, serves, Timestamp::UNIX_EPOCH);
+        assert_eq!(of(Serves::Market).conditions[0].reason, "NoMarketId");
+        assert_eq!(of(Serves::Provider).conditions[0].reason, "Reachable");
+    }
+}
