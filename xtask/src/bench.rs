@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use leasehold_testtools::cargo;
 
-use crate::prepare::{self, Build};
+use crate::{
+    mutants,
+    prepare::{self, Build},
+};
 
 /// The bench itself, and what runs beside the measured images.
 const PROGRAMS: &[&str] = &[
@@ -22,7 +25,7 @@ const PROGRAMS: &[&str] = &[
 
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// match, lease, agent, story or scale
+    /// match, lease, agent, story, scale or mutants
     name: String,
     /// Print one JSON object on each line
     #[arg(long)]
@@ -33,6 +36,9 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<ExitCode> {
+    if bench.name == "mutants" {
+        return mutants::run(&bench.flags, bench.json);
+    }
     // `match` is measured in this process, which must be optimized. The others measure images in a cluster.
     let folder = if bench.name == "match" {
         let mut cargo = cargo::cargo();

@@ -4,6 +4,7 @@
 mod bench;
 mod contracts;
 mod demo;
+mod mutants;
 mod packages;
 mod prepare;
 mod suite;
@@ -13,6 +14,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use leasehold_testtools::{Stderr, cargo};
 
 #[derive(Parser)]
 #[command(
@@ -35,6 +37,11 @@ enum Task {
     Bench(bench::Bench),
     /// Install the Debian packages that the other tasks need
     Packages(packages::Packages),
+    /// Print the path of a pinned program of crates.io, and compile it when this machine does not have it
+    Tool {
+        /// cargo-deny or cargo-mutants
+        name: String,
+    },
     /// Compile, test or deploy the escrow contract
     #[command(subcommand)]
     Contracts(contracts::Task),
@@ -62,6 +69,10 @@ fn main() -> ExitCode {
         Task::Test(suite) => suite::run(&suite),
         Task::Bench(bench) => bench::run(&bench),
         Task::Packages(packages) => packages::run(&packages),
+        Task::Tool { name } => cargo::tool(&name, &Stderr::default()).map(|path| {
+            println!("{}", path.display());
+            ExitCode::SUCCESS
+        }),
         Task::Contracts(task) => contracts::run(task),
         Task::Cluster(passed) => tasks::run("cluster", &passed.arguments),
         Task::Codegen(passed) => tasks::run("codegen", &passed.arguments),

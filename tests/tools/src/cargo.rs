@@ -7,7 +7,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::Progress;
+use crate::{Progress, exists, once};
+
+/// Programs of crates.io that checks and benches run, with their versions.
+const TOOLS: [(&str, &str); 2] = [("cargo-deny", "0.20.2"), ("cargo-mutants", "27.1.0")];
 
 /// The cargo that runs this program, or the one on PATH.
 #[must_use]
@@ -53,6 +56,31 @@ pub fn build_tests(progress: &dyn Progress) -> Result<()> {
         "--no-run",
     ]);
     run(&mut cargo, progress).context("cargo could not compile the tests")
+}
+
+/// Finds one of the pinned programs, and compiles it when this machine does not have it.
+///
+/// # Errors
+/// When no such program is pinned, and when cargo can't install it.
+pub fn tool(name: &str, progress: &dyn Progress) -> Result<PathBuf> {
+    let names = || TOOLS.map(|(name, _)| name).join(", ");
+    let (_, version) = TOOLS
+        .iter()
+        .find(|(tool, _)| *tool == name)
+        .with_context(|| format!("{name} is not pinned; pinned are {}", names()))?;
+    let key = format!("{name}-{version}");
+    if !exists(&key) {
+        progress.step(&format!("compile {name} {version} (once a machine)"));
+    }
+    let directory = once(&key, |draft| {
+        let built = draft.join("target");
+        let mut cargo = cargo();
+        cargo.args(["install", name, "--version", version, "--locked", "--root"]);
+        cargo.arg(draft).arg("--target-dir").arg(&built);
+        run(&mut cargo, progress).with_context(|| format!("cargo could not install {name}"))?;
+        Ok(std::fs::remove_dir_all(built)?)
+    })?;
+    Ok(directory.join("bin").join(name))
 }
 
 fn run(cargo: &mut Command, progress: &dyn Progress) -> Result<()> {

@@ -117,7 +117,9 @@ fn exists(key: &str) -> bool {
     cache::tools().is_ok_and(|tools| tools.join(key).exists())
 }
 
-fn hash(parts: &[&[u8]]) -> String {
+/// A name for contents: 16 hexadecimal digits of the SHA-256 of the parts, each after its length.
+#[must_use]
+pub fn hash(parts: &[&[u8]]) -> String {
     use sha2::{Digest as _, Sha256};
     let mut hasher = Sha256::new();
     for part in parts {
