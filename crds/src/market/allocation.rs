@@ -234,8 +234,10 @@ words! {
         ReservationDeleted,
         /// The account was closed.
         AccountClosed,
-        /// No leg started in time.
+        /// The leg did not start in time.
         NeverStarted,
+        /// Whether the leg started in time could not be read.
+        StartUnknown,
         /// The account has other terms.
         AccountMismatch,
         /// The unpaid allocation was deleted.
@@ -285,10 +287,10 @@ words! {
         BadShape,
         /// The terms cannot be read, or have no such leg.
         BadTerms,
+        /// The deposit does not pay for the time between `startBy` and `notAfter`.
+        DepositTooSmall,
         /// The name of the allocation does not follow from its account and leg.
         NameMismatch,
-        /// The deposit is zero.
-        NoDeposit,
         /// The pool's PaymentNetwork cannot be used.
         NoPaymentNetwork,
         /// Too few nodes have the capacity.
@@ -309,6 +311,8 @@ words! {
         ResultsTooLong,
         /// Too few nodes support user namespaces.
         RootNotAllowed,
+        /// `startBy` is too far behind `openBy`.
+        StartTooLate,
         /// The volume is larger than the pool sells.
         StorageTooLarge,
         /// The term is longer than the pool sells.

@@ -104,7 +104,7 @@ fn declined(reason: DeclineReason) -> Site {
         DeclineReason::BadShape => spec.per_node.memory = "much".into(),
         DeclineReason::BadTerms => spec.escrow.payer = spec.escrow.market.clone(),
         DeclineReason::NameMismatch => site.allocation.metadata.name = Some("kube-system".into()),
-        DeclineReason::NoDeposit => spec.deposit = "0".into(),
+        DeclineReason::DepositTooSmall => spec.deposit = "1799999".into(),
         DeclineReason::NoPaymentNetwork => site.currency = None,
         DeclineReason::NoRoom => site.supply.free.clear(),
         DeclineReason::NotSelling => site.supply.selling = false,
@@ -119,6 +119,7 @@ fn declined(reason: DeclineReason) -> Site {
             .free
             .iter_mut()
             .for_each(|n| n.user_namespaces = false),
+        DeclineReason::StartTooLate => spec.escrow.start_by += 1,
         DeclineReason::StorageTooLarge => pool.spec.storage.as_mut().unwrap().max_size = "20Gi".into(),
         DeclineReason::TooLong => spec.not_after += 100 * 3600,
         DeclineReason::UnknownPool => site.pool = None,

@@ -44,6 +44,16 @@ fn stopped(reason: StopReason) -> Site {
             site.later(960);
             (site, "The pod has not become ready until startBy.")
         }
+        StopReason::StartUnknown => {
+            let mut site = reserved();
+            site.open();
+            site.reconcile("The market has opened the account.");
+            site.chain_fails = Some(UNREACHABLE.into());
+            site.later(960);
+            site.reconcile("The chain cannot be read, and startBy has passed.");
+            site.later(661);
+            (site, "The grace of ten minutes is over.")
+        }
         StopReason::AccountMismatch => {
             let mut site = reserved();
             site.mismatch = true;

@@ -226,6 +226,7 @@ fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
             | StopReason::ReservationDeleted
             | StopReason::AccountClosed
             | StopReason::NeverStarted
+            | StopReason::StartUnknown
             | StopReason::AccountMismatch
             | StopReason::AllocationGone
             | StopReason::Unpaid

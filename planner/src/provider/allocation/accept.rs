@@ -91,6 +91,12 @@ impl Plan {
 pub const DEADLINE_MARGIN_SECONDS: i64 = 30;
 /// An allocation that could be paid later than this from now is declined: it would hold capacity without payment.
 const OPEN_BY_SECONDS_MAX: i64 = 300;
+/// A leg that may start later than this after `openBy` is declined: until it starts, capacity is held without payment.
+pub const START_WITHIN_SECONDS_MAX: u64 = 900;
+/// The part of the time between `startBy` and `notAfter` that need not be paid: time to settle, beside the pause.
+pub const SETTLE_SECONDS_MAX: u64 = 300;
+/// The shortest term that a lease can have.
+const TERM_SECONDS_MIN: u64 = 10;
 /// A lease may be extended beyond the longest term and pause by this: time to provision and to settle.
 const EXTENSION_MARGIN_SECONDS: u64 = 7200;
 
@@ -229,6 +235,7 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
     };
     let (terms, shape, nodes) = check_payment(world, seen)?;
     let not_after_max = check_term(spec, seen.pool, &terms, now)?;
+    check_deposit(spec, &terms)?;
     check_storage(spec, seen.pool)?;
     check_variables(spec)?;
     if !seen.supply.selling {
@@ -304,9 +311,6 @@ fn check_payment(world: &World<'_>, seen: &PoolSeen<'_>) -> Result<(Terms, Shape
             format!("the pool's price is {price} per GPU-hour"),
         );
     }
-    if TokenAmount::parse(&spec.deposit).is_ok_and(|d| d.0 == 0) {
-        return refusal(DeclineReason::NoDeposit, "nothing would be deposited");
-    }
     Ok((terms, shape, nodes))
 }
 
@@ -321,6 +325,13 @@ fn check_term(
         return refusal(
             DeclineReason::BadDeadline,
             "openBy is past or too far ahead; are both clocks right?",
+        );
+    }
+    let start_by_max = u64::try_from(spec.open_by).unwrap_or(0) + START_WITHIN_SECONDS_MAX;
+    if terms.start_by > start_by_max {
+        return refusal(
+            DeclineReason::StartTooLate,
+            format!("startBy is more than {START_WITHIN_SECONDS_MAX} s after openBy"),
         );
     }
     let pausable = duration::seconds(&pool.spec.max_pause).unwrap_or(0);
@@ -342,6 +353,36 @@ fn check_term(
         );
     }
     Ok(not_after_max)
+}
+
+/// The deposit pays for the time that the allocation asks for: from `startBy` to `notAfter`, without the pause and
+/// [`SETTLE_SECONDS_MAX`]. A lease that is funded little by little is opened with an early `notAfter`, which then follows
+/// its top-ups.
+fn check_deposit(spec: &GpuAllocationSpec, terms: &Terms) -> Result<(), Refusal> {
+    let pause = match spec.on_funds_end {
+        OnFundsEnd::Pause => u64::from(terms.pause_for),
+        OnFundsEnd::Close => 0,
+    };
+    let unpaid = terms
+        .start_by
+        .saturating_add(pause)
+        .saturating_add(SETTLE_SECONDS_MAX);
+    let not_after = u64::try_from(spec.not_after).unwrap_or(0);
+    let seconds = not_after.saturating_sub(unpaid).max(TERM_SECONDS_MIN);
+    let deposit = TokenAmount::parse(&spec.deposit).unwrap_or_default();
+    if terms
+        .rate()
+        .cost_ceil(seconds)
+        .is_none_or(|least| deposit < least)
+    {
+        return refusal(
+            DeclineReason::DepositTooSmall,
+            format!(
+                "the deposit does not pay for the {seconds} s between startBy and notAfter at the rate of all legs"
+            ),
+        );
+    }
+    Ok(())
 }
 
 /// Volumes are no larger, and results retained no longer, than the pool offers.

@@ -140,6 +140,12 @@ impl Readiness {
     }
 }
 
+/// Whether this reservation's leg has not served a second, as far as the account shows.
+pub(super) fn has_never_run(world: &World<'_>, account: &Account) -> bool {
+    let leg = Leg::of(world, account);
+    !leg.runs && leg.state.served_seconds == 0
+}
+
 /// When what a leg has earned goes to its payee while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Withdrawals {

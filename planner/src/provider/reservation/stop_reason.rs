@@ -2,17 +2,19 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    lease::OnFundsEnd, market::allocation::StopReason, payment::escrow::EscrowSnapshot,
+    lease::OnFundsEnd,
+    market::allocation::{AllocationPhase, StopReason},
+    payment::escrow::EscrowSnapshot,
     provider::reservation::GpuReservationStatus,
 };
 
 use super::{
-    later,
+    later, leg,
     plan::Plan,
     present,
     serving::suspend,
     snapshot::snapshot,
-    stop::{self, FreshReads, StopCause, Verdict},
+    stop::{self, FreshReads, OFFSET_MAX_SECONDS, StopCause, Verdict},
     unix, wire,
     world::World,
 };
@@ -35,6 +37,23 @@ pub(super) fn stop_reason(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Option<StopReason> {
+    by_account(world, terms, before, now, plan)
+        .or_else(|| never_started(world, terms, now, plan))
+        .or_else(|| {
+            // Whatever is known of the account: no state of it serves longer.
+            let over = now.as_second() >= world.reservation.spec.allocation.not_after;
+            over.then_some(StopReason::NotAfter)
+        })
+}
+
+/// By the spec and by what is read of the account.
+fn by_account(
+    world: &World<'_>,
+    terms: &Terms,
+    before: Option<&EscrowSnapshot>,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Option<StopReason> {
     let spec = &world.reservation.spec;
     if spec.release {
         return Some(StopReason::Released);
@@ -47,11 +66,6 @@ pub(super) fn stop_reason(
             return present(&world.second)
                 .is_some_and(|a| a.closed)
                 .then_some(StopReason::AccountClosed);
-        }
-        Observed::Known(AccountRead::Present(account)) if account.started_at == 0 => {
-            let late = |a: &Account| a.started_at == 0 && a.block_time > terms.start_by;
-            let agreed = late(account) && present(&world.second).is_some_and(late);
-            return agreed.then_some(StopReason::NeverStarted);
         }
         Observed::Known(AccountRead::Present(_)) => {}
         Observed::Known(AccountRead::Mismatch) => {
@@ -69,13 +83,60 @@ pub(super) fn stop_reason(
             }
             return (past && agreed && now.as_second() > spec.deadline).then_some(StopReason::Unpaid);
         }
-        Observed::Unknown(_) if before.is_none() => {
+        Observed::Unknown(_) if before.is_none() && plan.status.phase.is_unpaid() => {
             let waited = now.as_second() > spec.deadline + UNKNOWN_PAYMENT_SECONDS;
             return waited.then_some(StopReason::PaymentUnknown);
         }
         Observed::Unknown(_) => {}
     }
     by_stop_rule(world, terms, now, plan)
+}
+
+/// A leg that has never run stops at `startBy`: by the time of the chain, and where that cannot be read or stands still,
+/// by the own clock after one grace. It holds its nodes without payment.
+fn never_started(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) -> Option<StopReason> {
+    let has_run = match plan.status.phase {
+        AllocationPhase::Requested
+        | AllocationPhase::Declined
+        | AllocationPhase::Reserved
+        | AllocationPhase::Provisioning => false,
+        AllocationPhase::Active
+        | AllocationPhase::Suspended
+        | AllocationPhase::Stopping
+        | AllocationPhase::Stopped => true,
+    };
+    // A reorganisation may remove a start that was seen.
+    let unstarted = |a: &Account| a.started_at == 0 || !has_run && leg::has_never_run(world, a);
+    let local = terms
+        .start_by
+        .saturating_add(OFFSET_MAX_SECONDS)
+        .saturating_add(world.grace_seconds);
+    let overdue = unix(now) > local;
+    let by = if unix(now) > terms.start_by {
+        local
+    } else {
+        terms.start_by
+    };
+    let wake = later(now, by.saturating_sub(unix(now)).saturating_add(1));
+    let is_late = |a: &Account| a.block_time > terms.start_by;
+    let (first, second) = (present(&world.account), present(&world.second));
+    let (shown, reason) = match (first, second) {
+        (Some(first), Some(second)) => {
+            let late = overdue || is_late(first) && is_late(second);
+            let shown = unstarted(first) && unstarted(second);
+            (shown, late.then_some(StopReason::NeverStarted))
+        }
+        (first, None) => {
+            let unreadable = first.map_or(world.account.known().is_none(), unstarted);
+            let shown = unreadable && !has_run && !plan.status.phase.is_unpaid();
+            (shown, overdue.then_some(StopReason::StartUnknown))
+        }
+        (None, Some(_)) => return None,
+    };
+    if shown {
+        plan.wake = plan.wake.min(wake);
+    }
+    reason.filter(|_| shown)
 }
 
 /// The stop rule, for an account that was started and is paid as far as is known.

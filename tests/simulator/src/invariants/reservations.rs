@@ -172,11 +172,21 @@ impl Sim {
         let spec = &object.spec;
         let clocks = || self.sites[site].processes.iter().map(|p| p.offset_ms);
         let latest = clocks().max().map_or(0, |o| self.clock(o).as_second());
+        let grace = i64::try_from(self.sites[site].grace_seconds).unwrap_or(0);
+        let overdue = i64::try_from(terms.start_by)
+            .unwrap_or(i64::MAX)
+            .saturating_add(60 + grace);
         match reason {
             StopReason::Released => spec.release,
             StopReason::ReservationDeleted => object.metadata.deletion_timestamp.is_some(),
             StopReason::AccountClosed => of_chain(&|a, _| a.closed),
-            StopReason::NeverStarted => of_chain(&|a, time| a.started_at == 0 && time > terms.start_by),
+            StopReason::NeverStarted => {
+                let leg = usize::try_from(spec.allocation.leg).unwrap_or_default();
+                let served = |a: &Account| a.legs.get(leg).is_some_and(|l| l.served_seconds != 0);
+                let ran = |a: &Account| a.running & (1 << leg) != 0 || served(a);
+                of_chain(&|a, time| !ran(a) && (time > terms.start_by || latest > overdue))
+            }
+            StopReason::StartUnknown => latest > overdue,
             StopReason::Unpaid => {
                 self.chain.account(terms) == AccountRead::Absent
                     && i64::try_from(self.chain.newest().head.time).unwrap_or(0) > spec.allocation.open_by
@@ -195,7 +205,6 @@ impl Sim {
             StopReason::NotAfter => latest >= spec.allocation.not_after,
             StopReason::FundsUnknown => {
                 let spread = clocks().max().unwrap_or(0) - clocks().min().unwrap_or(0);
-                let grace = i64::try_from(self.sites[site].grace_seconds).unwrap_or(0);
                 let used = object.status.as_ref().is_some_and(|s| s.grace_used);
                 let now = i64::try_from(self.now / 1000).unwrap_or(0) + spread / 1000 + 15;
                 let read_by = |p: usize| {

@@ -15,6 +15,8 @@ use crate::{
 };
 
 const NOW: i64 = 1_800_000_000;
+/// What the time between `startBy` and `notAfter` costs, without the 300 s to settle.
+const PAID: u64 = 500 * 2_700;
 
 fn now() -> Timestamp {
     Timestamp::from_second(NOW).unwrap()
@@ -86,7 +88,7 @@ fn allocation() -> GpuAllocation {
         GpuAllocationSpec {
             round: 1,
             escrow: terms,
-            deposit: "1".into(),
+            deposit: PAID.to_string(),
             open_by: NOW + 60,
             pool: "main".into(),
             nodes: 1,
@@ -194,10 +196,55 @@ fn what_is_not_ours_to_sell_is_declined_with_the_reason() {
         "OtherPayee"
     );
     assert_eq!(reason(|s| s.escrow.chain_id = 1), "OtherMoney");
-    assert_eq!(reason(|s| s.deposit = "0".into()), "NoDeposit");
+    assert_eq!(reason(|s| s.deposit = "0".into()), "DepositTooSmall");
     assert_eq!(reason(|s| s.open_by = NOW - 1), "BadDeadline");
     assert_eq!(reason(|s| s.not_after = NOW + 1_000_000), "TooLong");
     assert_eq!(reason(|s| s.per_node.memory = "1Ti".into()), "NoRoom");
+}
+
+/// A hostile market asks for a node until `notAfter` and deposits one base unit, or lets the leg start in 30,000 years.
+#[test]
+fn what_is_not_paid_or_may_start_too_late_is_declined() {
+    let answer = |change: &dyn Fn(&mut GpuAllocationSpec)| {
+        let mut allocation = allocation();
+        change(&mut allocation.spec);
+        decided(&allocation, None).status.declined.map(|d| d.reason)
+    };
+    let small = || Some("DepositTooSmall".to_owned());
+    assert_eq!(answer(&|_| {}), None);
+    for deposit in [0, 1, PAID - 1] {
+        assert_eq!(answer(&|s| s.deposit = deposit.to_string()), small(), "{deposit}");
+    }
+    assert_eq!(answer(&|s| s.deposit = "much".into()), small());
+    assert_eq!(answer(&|s| s.not_after += 1), small());
+    // Less is paid where less is asked for: a lease that is topped up begins with an early `notAfter`.
+    let early =
+        |deposit: u64| answer(&|s| (s.not_after, s.deposit) = (NOW + 900 + 300 + 60, deposit.to_string()));
+    assert_eq!((early(500 * 60), early(500 * 60 - 1)), (None, small()));
+    // At least the shortest term, whatever `notAfter` is.
+    let shortest = |deposit: u64| answer(&|s| (s.not_after, s.deposit) = (NOW, deposit.to_string()));
+    assert_eq!((shortest(500 * 10), shortest(500 * 10 - 1)), (None, small()));
+    // The other legs burn the same deposit.
+    let other = identity().payee.to_string();
+    let with_another = |s: &mut GpuAllocationSpec| {
+        let leg = EscrowLeg {
+            payee: other.clone(),
+            ..s.escrow.legs[0].clone()
+        };
+        s.escrow.legs.push(leg);
+    };
+    assert_eq!(answer(&with_another), small());
+    // A pause is not paid, but only a lease that pauses has one.
+    assert_eq!(
+        answer(&|s| (s.escrow.pause_for, s.deposit) = (2_700, "5000".into())),
+        small()
+    );
+
+    let late = || Some("StartTooLate".to_owned());
+    let start_by = |start_by| answer(&|s| s.escrow.start_by = start_by);
+    assert_eq!(start_by(NOW + 60 + 900), None);
+    assert_eq!(start_by(NOW + 60 + 901), late());
+    assert_eq!(start_by((1 << 40) - 1), late());
 }
 
 /// The reservation and its namespace are named after the allocation, so a market that chose the name would choose which
@@ -227,6 +274,7 @@ fn a_session_is_only_where_its_tenant_can_be_root_in_a_user_namespace() {
         allocation.spec.workload = workload;
         allocation.spec.nodes = nodes;
         allocation.spec.escrow.legs[0].rate = "1000000000000000".into();
+        allocation.spec.deposit = (2 * PAID).to_string();
         let template = supply().free[0].clone();
         let mut supply = supply();
         supply.free = user_namespaces
