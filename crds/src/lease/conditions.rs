@@ -10,9 +10,9 @@ words! {
         Matched,
         /// The account holds the deposit.
         Funded,
-        /// The workload has been started on every node.
+        /// Every leg has been started: it is charged.
         Provisioned,
-        /// The workload serves; of a closed lease: its job succeeded.
+        /// The workload is charged and ready; of a closed lease: its job succeeded.
         Ready,
         /// The chain can be read.
         ChainReachable,
@@ -112,8 +112,12 @@ words! {
         Abandoned,
         /// A pod is not ready.
         PodsNotReady,
+        /// A container has not run yet.
+        ContainersNotStarted,
         /// Not all GPUs are reported as bound to the pods.
         GpusNotBound,
+        /// A port has no address of a load balancer yet.
+        EndpointPending,
         /// A GPU is faulty.
         GpuFault,
         /// A node does not report.
@@ -195,6 +199,8 @@ words! {
         NotMatched,
         /// The lease cannot be funded or topped up.
         NotFunded,
+        /// A leg waits for the address of a port.
+        NotProvisioned,
         /// The workload is not ready.
         NotReady,
         /// The chain cannot be read.

@@ -238,6 +238,8 @@ words! {
         NeverStarted,
         /// Whether the leg started in time could not be read.
         StartUnknown,
+        /// The leg did not start again in time after a pause.
+        NotResumed,
         /// The account has other terms.
         AccountMismatch,
         /// The unpaid allocation was deleted.

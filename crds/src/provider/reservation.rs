@@ -120,6 +120,10 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub chain_unreadable_since: Option<i64>,
+    /// Unix time in seconds since which the workload is being started again after a pause. Absent when its leg runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub resuming_since: Option<i64>,
     /// Whether the grace period for an unreadable chain has been used.
     #[serde(default)]
     pub grace_used: bool,
@@ -164,7 +168,7 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub stopped_at: Option<String>,
-    /// Condition types: `Reserved`, `Paid`, `Ready`, `GpusHealthy`, `ChainReachable`, `MarketReachable`; `Charged`
+    /// Condition types: `Reserved`, `Paid`, `Provisioned`, `Ready`, `GpusHealthy`, `ChainReachable`, `MarketReachable`; `Charged`
     /// after a write to the chain has failed; `ResultsServed` while the results of a job are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
@@ -191,7 +195,7 @@ pub struct LegIntent {
 /// Action of the controller of a leg.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, JsonSchema)]
 pub enum LegAction {
-    /// Start the leg, because the workload is ready.
+    /// Start the leg, because every container of the workload has run.
     Start,
     /// Pause the leg, because of a fault.
     Pause,
@@ -210,7 +214,9 @@ words! {
         Reserved,
         /// The account holds the deposit.
         Paid,
-        /// The pods are ready and their GPUs are bound.
+        /// Every container has run, the GPUs are bound, and every port has an address: the leg is charged.
+        Provisioned,
+        /// The pods are ready.
         Ready,
         /// All GPUs are healthy.
         GpusHealthy,
@@ -242,8 +248,14 @@ words! {
         PodsReady,
         /// A pod is not ready.
         PodsNotReady,
+        /// Every container has run, its GPUs are bound, and every port has an address.
+        Started,
+        /// A container has not run yet.
+        ContainersNotStarted,
         /// Not all GPUs are reported as bound to the pods.
         GpusNotBound,
+        /// A port has no address of a load balancer yet.
+        EndpointPending,
         /// The reservation is stopping or has stopped.
         Stopped,
         /// The pods could not be read.

@@ -6,7 +6,7 @@ use leasehold_crds::{
 };
 
 use crate::{
-    market::{Market, ready},
+    market::{Market, provisioned, ready},
     snapshot,
 };
 
@@ -24,12 +24,16 @@ fn lease_from_apply_to_active() {
     market.later(2);
     market.provider(|status| {
         status.phase = AllocationPhase::Provisioning;
+        provisioned(
+            status,
+            Some("the containers of 0 of 1 pods have run: the image is being pulled"),
+        );
         ready(status, false, "0 of 1 pods are ready: the image is being pulled");
     });
     market.reconcile("The provider starts the workload.");
     market.later(20);
-    market.provider(|status| ready(status, true, ""));
-    market.reconcile("The pod is ready; the leg has not started yet.");
+    market.provider(|status| provisioned(status, None));
+    market.reconcile("The container runs; the leg has not started yet.");
     market.later(2);
     market.start();
     market.provider(|status| {
@@ -42,6 +46,9 @@ fn lease_from_apply_to_active() {
         }];
     });
     market.reconcile("The provider has started its leg and reports where the port answers.");
+    market.later(5);
+    market.provider(|status| ready(status, true, ""));
+    market.reconcile("The pod is ready.");
     market.later(60);
     market.reconcile("A minute later nothing has changed.");
     snapshot("lease_from_apply_to_active", &market.page);
@@ -68,6 +75,7 @@ fn lease_of_two_providers() {
     for leg in [0, 1] {
         market.provider_of(leg, |status| {
             status.phase = AllocationPhase::Provisioning;
+            provisioned(status, Some("the containers of 0 of 1 pods have run"));
             ready(status, false, "0 of 1 pods are ready");
         });
     }
@@ -76,6 +84,7 @@ fn lease_of_two_providers() {
     market.start_leg(0);
     market.provider_of(0, |status| {
         status.phase = AllocationPhase::Active;
+        provisioned(status, None);
         ready(status, true, "");
     });
     market.reconcile("The first provider has started its leg.");
@@ -83,6 +92,7 @@ fn lease_of_two_providers() {
     market.start_leg(1);
     market.provider_of(1, |status| {
         status.phase = AllocationPhase::Active;
+        provisioned(status, None);
         ready(status, true, "");
     });
     market.reconcile("The second provider has started its leg.");

@@ -459,6 +459,16 @@ pub(crate) fn ready(status: &mut GpuAllocationStatus, is_ready: bool, message: &
     report(status, ReservationCondition::Ready, truth, reason, message);
 }
 
+/// Sets the condition `Provisioned` that a provider reports.
+pub(crate) fn provisioned(status: &mut GpuAllocationStatus, missing: Option<&str>) {
+    let (truth, reason) = match missing {
+        Some(_) => (ConditionStatus::False, ReservationReason::ContainersNotStarted),
+        None => (ConditionStatus::True, ReservationReason::Started),
+    };
+    let message = missing.unwrap_or_default();
+    report(status, ReservationCondition::Provisioned, truth, reason, message);
+}
+
 /// Sets the condition `GpusHealthy` that a provider reports.
 pub(crate) fn report_gpu_fault(status: &mut GpuAllocationStatus, fault: Option<&str>) {
     let (truth, reason) = match fault {

@@ -21,11 +21,14 @@ fn reservation_from_allocation_to_end() {
     site.running.trouble = "the image is being pulled".into();
     site.reconcile("The pod has been created.");
     site.later(20);
-    site.pods_ready();
-    site.reconcile("The pod is ready, and its GPU is bound.");
+    site.pods_run();
+    site.reconcile("The container runs, and its GPU is bound.");
     site.reconcile("The intent is stored.");
     site.later(1);
     site.reconcile("The transaction is mined.");
+    site.later(5);
+    site.pods_ready();
+    site.reconcile("The pod is ready.");
     site.answer("The allocation is reconciled.");
     site.later(600);
     site.reconcile("Ten minutes later nothing has changed.");

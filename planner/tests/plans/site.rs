@@ -142,9 +142,16 @@ impl Site {
         self.account = Some(OpenAccount::open(terms, deposit));
     }
 
-    /// The pod is ready, and its GPU is bound.
+    /// The container runs, its GPU is bound, and it is ready.
     pub(crate) fn pods_ready(&mut self) {
-        (self.running.pods_alive, self.running.pods_ready) = (1, 1);
+        self.pods_run();
+        self.running.pods_ready = 1;
+    }
+
+    /// The container runs, and its GPU is bound.
+    pub(crate) fn pods_run(&mut self) {
+        (self.running.pods_alive, self.running.pods_run) = (1, 1);
+        self.running.trouble.clear();
         self.running.gpu_uuids = vec![GPU.into()];
         self.running.endpoints = vec![Endpoint {
             name: "http".into(),
@@ -156,7 +163,11 @@ impl Site {
 
     /// The pods are gone.
     pub(crate) fn pods_gone(&mut self) {
-        (self.running.pods_alive, self.running.pods_ready) = (0, 0);
+        (
+            self.running.pods_alive,
+            self.running.pods_run,
+            self.running.pods_ready,
+        ) = (0, 0, 0);
         self.running.gpu_uuids.clear();
         self.running.endpoints.clear();
     }

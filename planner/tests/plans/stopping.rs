@@ -42,7 +42,7 @@ fn stopped(reason: StopReason) -> Site {
             site.open();
             site.reconcile("The market has opened the account.");
             site.later(960);
-            (site, "The pod has not become ready until startBy.")
+            (site, "The container has not run until startBy.")
         }
         StopReason::StartUnknown => {
             let mut site = reserved();
@@ -53,6 +53,17 @@ fn stopped(reason: StopReason) -> Site {
             site.reconcile("The chain cannot be read, and startBy has passed.");
             site.later(661);
             (site, "The grace of ten minutes is over.")
+        }
+        StopReason::NotResumed => {
+            let mut site = Site::active(&about, pausing);
+            site.later(3541);
+            site.reconcile("The paid time is over.");
+            let now = site.unix();
+            site.account()
+                .fund_to(leasehold_crds::payment::money::TokenAmount(3_600_000), now);
+            site.reconcile("The tenant has added funds for an hour.");
+            site.later(901);
+            (site, "The container has not run for a quarter of an hour.")
         }
         StopReason::AccountMismatch => {
             let mut site = reserved();
@@ -155,8 +166,8 @@ fn reservation_paused_and_resumed() {
         .fund_to(leasehold_crds::payment::money::TokenAmount(3_600_000), now);
     site.reconcile("The tenant has added funds for an hour.");
     site.later(20);
-    site.pods_ready();
-    site.reconcile("The pod is ready again.");
+    site.pods_run();
+    site.reconcile("The container runs again.");
     site.reconcile("The intent is stored.");
     site.later(1);
     site.reconcile("The transaction is mined.");

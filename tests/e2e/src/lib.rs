@@ -5,6 +5,7 @@ mod console;
 mod eventually;
 mod install;
 mod kwok;
+mod pods;
 mod run;
 mod split;
 mod stack;
@@ -14,6 +15,7 @@ mod tenant;
 pub use console::{Align, Console, Table};
 pub use eventually::{eventually, within};
 pub use install::NAMESPACE;
+pub use pods::containers_run_since;
 pub use run::{on_stack, outage, timed};
 pub use split::Split;
 pub use stack::{

@@ -12,8 +12,8 @@ use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
 };
-use leasehold_crds::{GpuLease, GpuPool, LABEL_LEASE, lease::Phase};
-use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, within};
+use leasehold_crds::{GpuLease, GpuPool, LABEL_LEASE, lease::Phase, shared::conditions::is_true};
+use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, containers_run_since, on_stack, within};
 use serde_json::json;
 
 const LEASES: usize = 10;
@@ -34,8 +34,9 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
         tenant.apply(&lease(&tenant, &format!("box-{index}"))?)?;
     }
     for index in 0..LEASES {
+        let ready = |l: &GpuLease| l.status.as_ref().is_some_and(|s| is_true(&s.conditions, "Ready"));
         tenant
-            .until_phase(&format!("box-{index}"), Phase::Active, LIMIT)
+            .until(&format!("box-{index}"), LIMIT, "Ready", ready)
             .await?;
     }
     let running = pods(stack).await?;
@@ -73,9 +74,9 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
         .await?;
         let started = i64::try_from(closed.started_at)?;
         ensure!(
-            started >= pod.ready_since,
-            "{name}: charged from {started}, ready at {}",
-            pod.ready_since
+            started >= pod.run_since,
+            "{name}: charged from {started}, running since {}",
+            pod.run_since
         );
         let served = closed.legs[0].served_seconds;
         ensure!(
@@ -137,6 +138,7 @@ fn lease(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
 struct Running {
     uid: String,
     restarts: i32,
+    run_since: i64,
     ready_since: i64,
 }
 
@@ -160,6 +162,7 @@ async fn pods(stack: &Stack) -> anyhow::Result<BTreeMap<(String, String), Runnin
                 .flatten()
                 .map(|c| c.restart_count)
                 .sum(),
+            run_since: containers_run_since(&pod).unwrap_or_default(),
             ready_since: since.map_or(0, |t| t.0.as_second()),
         };
         ((pod.namespace().unwrap_or_default(), pod.name_any()), running)

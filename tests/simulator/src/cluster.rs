@@ -27,6 +27,8 @@ pub struct Node {
     pub not_ready_since: Option<u64>,
 }
 
+/// Longer than any run.
+const NEVER_MS: u64 = 1 << 40;
 /// A node whose heartbeat is older than this is not ready.
 const GRACE_MS: u64 = 40_000;
 /// A node that sends heartbeats again is ready after this time.
@@ -35,9 +37,9 @@ const RECOVERY_MS: u64 = 10_000;
 /// Phase of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodPhase {
-    /// Not scheduled yet.
+    /// Not scheduled yet, or its container does not run yet.
     Pending,
-    /// Its container is starting or running.
+    /// Its container runs.
     Running,
     /// Ended with that exit code.
     Ended(i64),
@@ -62,6 +64,8 @@ pub struct Pod {
     pub uuids: Vec<String>,
     /// Whether it is being deleted.
     pub leaving: bool,
+    /// Whether its container has run.
+    pub has_run: bool,
     next_ms: u64,
 }
 
@@ -82,8 +86,12 @@ impl Pod {
 /// Behaviour of a tenant's program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// Time until it is ready; `None` if it never is.
+    /// Time until its container runs, which is when its image has been pulled; `None` if it never does.
+    pub starts_after_ms: Option<u64>,
+    /// Time from then on until it is ready; `None` if it never is.
     pub ready_after_ms: Option<u64>,
+    /// The pod in which it crashes all the time.
+    pub crashes_in: Option<usize>,
     /// Time until it ends by itself, and its exit code.
     pub ends: Option<(u64, i64)>,
 }
@@ -302,6 +310,7 @@ impl Cluster {
                     node: None,
                     uuids: Vec::new(),
                     leaving: false,
+                    has_run: false,
                     next_ms: now + random.between(5, 300),
                 });
             }
@@ -317,19 +326,27 @@ impl Cluster {
             return;
         };
         match pod.phase {
+            PodPhase::Pending if pod.node.is_some() => {
+                if workload.is_job {
+                    *self
+                        .job_runs
+                        .entry((self.pods[i].namespace.clone(), self.pods[i].rank))
+                        .or_default() += 1;
+                }
+                let pod = &mut self.pods[i];
+                (pod.phase, pod.has_run) = (PodPhase::Running, true);
+                let program = workload.program;
+                let ready = program
+                    .ready_after_ms
+                    .filter(|_| program.crashes_in != Some(pod.rank));
+                pod.next_ms = now + ready.unwrap_or(NEVER_MS);
+            }
             PodPhase::Pending => {
                 if let Some((node, uuids)) = self.place(pod, &workload) {
-                    if workload.is_job {
-                        *self
-                            .job_runs
-                            .entry((self.pods[i].namespace.clone(), self.pods[i].rank))
-                            .or_default() += 1;
-                    }
                     let pod = &mut self.pods[i];
                     pod.node = Some(node);
                     pod.uuids = uuids;
-                    pod.phase = PodPhase::Running;
-                    pod.next_ms = now + workload.program.ready_after_ms.unwrap_or(1 << 40);
+                    pod.next_ms = now + workload.program.starts_after_ms.unwrap_or(NEVER_MS);
                 } else {
                     self.pods[i].next_ms = now + random.between(500, 2_000);
                 }

@@ -7,7 +7,7 @@ use leasehold_chain::machine::Action;
 use leasehold_crds::{
     GpuLease,
     lease::{
-        GpuLeaseSpec, OnFundsEnd, Payment, Placement, Spread, Term, TopUp, Wallet as WalletReference,
+        GpuLeaseSpec, OnFundsEnd, Payment, Phase, Placement, Spread, Term, TopUp, Wallet as WalletReference,
         workload::{Job, NodeShape, Service, Session, Workload},
     },
     payment::money::TokenAmount,
@@ -36,6 +36,8 @@ pub(crate) struct Tenants {
     secrets: BTreeSet<String>,
     programs: BTreeMap<String, Program>,
     made: u64,
+    /// Leases of the tenant who is never ready.
+    unready: BTreeSet<Key>,
     /// When all remaining leases are deleted. Once it is set, no lease is created.
     pub(crate) leave_at: Option<u64>,
 }
@@ -60,6 +62,7 @@ impl Tenants {
             secrets: TEAMS.iter().map(|t| (*t).to_owned()).collect(),
             programs: BTreeMap::new(),
             made: 0,
+            unready: BTreeSet::new(),
             leave_at: None,
         }
     }
@@ -79,11 +82,23 @@ impl Tenants {
         }
     }
 
+    /// Sets the program of a lease that is none of these tenants'.
+    pub(crate) fn set_program(&mut self, uid: &str, program: Program) {
+        self.programs.insert(uid.to_owned(), program);
+    }
+
     /// The program that a lease's container runs.
     pub(crate) fn program(&self, uid: &str, is_job: bool) -> Program {
         let program = self.programs.get(uid).copied().unwrap_or(BROKEN);
         if is_job {
-            program
+            // Nobody checks whether a job is ready: it is when it runs.
+            Program {
+                starts_after_ms: program
+                    .starts_after_ms
+                    .filter(|_| program.ready_after_ms.is_some()),
+                ready_after_ms: Some(0),
+                ..program
+            }
         } else {
             Program {
                 ends: program.ends.filter(|(after, _)| *after > 20_000),
@@ -143,9 +158,14 @@ fn spec(random: &mut Random) -> GpuLeaseSpec {
     }
 }
 
-fn program(random: &mut Random) -> Program {
+/// Half of the programs that are not served are never ready, and those of the others never run.
+fn program(random: &mut Random, made: u64) -> Program {
+    let ready = (!random.per_mille(50)).then(|| random.between(200, 20_000));
+    let starts = ready.map(|ms| ms / 2);
     Program {
-        ready_after_ms: (!random.per_mille(50)).then(|| random.between(200, 20_000)),
+        starts_after_ms: starts.or_else(|| made.is_multiple_of(2).then_some(1_000)),
+        ready_after_ms: starts,
+        crashes_in: None,
         ends: random
             .per_mille(700)
             .then(|| (random.between(2, 200) * 1000, i64::from(random.per_mille(250)))),
@@ -193,11 +213,17 @@ impl Sim {
         if !self.tenants.secrets.contains(team) {
             return;
         }
+        let spec = spec(&mut self.random);
+        let program = program(&mut self.random, self.tenants.made);
+        self.apply(team, spec, program);
+    }
+
+    /// Creates a lease, and returns its key.
+    fn apply(&mut self, team: &str, spec: GpuLeaseSpec, program: Program) -> Key {
         self.tenants.made += 1;
         let name = format!("l{}", self.tenants.made);
-        let object = GpuLease::new(&name, spec(&mut self.random));
+        let object = GpuLease::new(&name, spec);
         let key = (team.to_owned(), name);
-        let program = program(&mut self.random);
         if let Ok(made) = self.leases.apply(&key, &object) {
             let uid = made.metadata.uid.clone().unwrap_or_default();
             self.note(|| {
@@ -215,6 +241,57 @@ impl Sim {
             });
             self.tenants.programs.insert(uid, program);
         }
+        key
+    }
+
+    /// A tenant whose program is never ready, or crashes on one of two nodes, and who pays for a second at a time once the
+    /// first ten seconds are spent. Returns the time until it acts again.
+    pub(crate) fn unready_tenant_acts(&mut self) -> u64 {
+        let team = TEAMS[0];
+        let there = |sim: &Self, key: &Key| sim.leases.get(key).is_some();
+        let unready: Vec<Key> = self
+            .tenants
+            .unready
+            .iter()
+            .filter(|k| there(self, k))
+            .cloned()
+            .collect();
+        if unready.len() < 2 && self.faults.market_up && self.tenants.secrets.contains(team) {
+            let crashes = self.random.per_mille(500);
+            let program = Program {
+                starts_after_ms: Some(self.random.between(200, 2_000)),
+                ready_after_ms: crashes.then_some(500),
+                crashes_in: crashes.then_some(0),
+                ends: None,
+            };
+            let mut spec = spec(&mut self.random);
+            spec.nodes = 2;
+            spec.per_node.gpus = 1;
+            spec.placement = Some(Placement {
+                spread: Spread::SameProvider,
+                ..Placement::default()
+            });
+            spec.term.duration = "10s".into();
+            spec.workload = Workload {
+                service: Some(Box::default()),
+                ..Workload::default()
+            };
+            spec.payment.top_up = None;
+            spec.payment.on_funds_end = OnFundsEnd::Pause;
+            spec.payment.pause_for = Some("10m".into());
+            let key = self.apply(team, spec, program);
+            self.tenants.unready.insert(key);
+        }
+        for key in unready {
+            let status = self.leases.get(&key).and_then(|l| l.status.clone());
+            let phase = status.map(|s| s.phase);
+            if phase == Some(Phase::Suspended) {
+                self.top_up_by(&key, 1);
+            } else if phase == Some(Phase::Closed) {
+                self.delete(&key);
+            }
+        }
+        self.random.between(2_000, 6_000)
     }
 
     fn extend(&mut self, key: &Key) {
@@ -254,9 +331,16 @@ impl Sim {
     }
 
     fn top_up_from_elsewhere(&mut self, key: &Key) {
-        let Some(terms) = self.terms_of(key) else { return };
+        if self.terms_of(key).is_none() {
+            return;
+        }
         let long = self.random.per_mille(100);
         let seconds = self.random.between(1, 12) * if long { 200 } else { 10 };
+        self.top_up_by(key, seconds);
+    }
+
+    fn top_up_by(&mut self, key: &Key, seconds: u64) {
+        let Some(terms) = self.terms_of(key) else { return };
         let read = self.chain.account(&terms);
         let Some(account) = read.present().filter(|a| !a.closed) else {
             return;
@@ -281,10 +365,7 @@ impl Sim {
             let Some(lease) = self.leases.get(&key).cloned() else {
                 continue;
             };
-            let closed = lease
-                .status
-                .as_ref()
-                .is_some_and(|s| s.phase == leasehold_crds::lease::Phase::Closed);
+            let closed = lease.status.as_ref().is_some_and(|s| s.phase == Phase::Closed);
             // Some closed leases are kept.
             if lease.metadata.deletion_timestamp.is_none() && !(closed && key.1.ends_with(['1', '3', '5'])) {
                 self.delete(&key);

@@ -89,6 +89,8 @@ impl Provider {
             namespace,
             pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
             pods_ready: pods.iter().filter(|p| p.ready).count(),
+            pods_run: pods.iter().filter(|p| p.has_run && !p.has_ended()).count(),
+            pods_ended: pods.iter().filter(|p| p.has_run && p.has_ended()).count(),
             pods_succeeded: pods.iter().filter(|p| p.has_succeeded()).count(),
             gpu_uuids: self.bound_gpus(reservation),
             job: None,
@@ -150,39 +152,15 @@ impl Provider {
         pods: &[Arc<PodSeen>],
         services: &[Arc<Service>],
     ) -> Vec<Endpoint> {
-        let mut endpoints = Vec::new();
-        for service in services {
-            let Some(rank) = service
-                .labels()
-                .get(workload::LABEL_RANK)
-                .and_then(|r| r.parse::<i64>().ok())
-            else {
-                continue;
-            };
-            let balanced = load_balancer(service);
-            let first = reservation.spec.allocation.first_rank;
+        let first = reservation.spec.allocation.first_rank;
+        let node_host = |rank: i64| {
             let pod = pods.iter().find(|p| p.index.is_some_and(|i| i + first == rank));
             let node = pod
                 .and_then(|p| p.node.as_deref())
                 .and_then(|n| cache::get(&self.caches.nodes, n, None));
-            let address = self.node_port_host(node.as_deref());
-            for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
-                let (host, number) = match (&balanced, port.node_port) {
-                    (Some(host), _) => (Some(host.clone()), Some(port.port)),
-                    (None, number) => (address.clone(), number),
-                };
-                if let (Some(host), Some(number)) = (host, number) {
-                    endpoints.push(Endpoint {
-                        name: port.name.clone().unwrap_or_default(),
-                        host,
-                        port: number.into(),
-                        node: rank,
-                    });
-                }
-            }
-        }
-        endpoints.sort_by(|a, b| (a.node, &a.name).cmp(&(b.node, &b.name)));
-        endpoints
+            self.node_port_host(node.as_deref())
+        };
+        workload::endpoints(reservation, services.iter().map(|s| &**s), node_host)
     }
 
     /// Where tenants reach ports of a node.
@@ -286,13 +264,6 @@ fn kubelet_report(node: Option<&Node>) -> KubeletReport {
             heard_at: None,
         },
     }
-}
-
-/// Address of the load balancer in front of a service.
-pub(crate) fn load_balancer(service: &Service) -> Option<String> {
-    let status = service.status.as_ref()?;
-    let ingress = status.load_balancer.as_ref()?.ingress.as_ref()?.first()?;
-    ingress.ip.clone().or_else(|| ingress.hostname.clone())
 }
 
 fn node_address(node: &Node) -> Option<String> {

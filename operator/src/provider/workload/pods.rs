@@ -6,7 +6,7 @@ use leasehold_crds::LABEL_LEASE;
 use leasehold_planner::{provider::offer::cluster::shape, request::Shape};
 use serde::Deserialize;
 
-use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS};
+use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS, has_run};
 
 /// A pod.
 #[derive(Clone, Debug, Deserialize, Resource)]
@@ -22,6 +22,8 @@ pub(crate) struct PodSeen {
     pub(crate) life: Life,
     /// Its containers are ready, and it is not being deleted.
     pub(crate) ready: bool,
+    /// Its containers run or have run, and it is not being deleted.
+    pub(crate) has_run: bool,
     /// Why it is not ready, as reported by the kubelet and the scheduler.
     pub(crate) trouble: Option<String>,
     /// How its main container ended.
@@ -76,6 +78,7 @@ impl From<Pod> for PodSeen {
                 _ => Life::Alive,
             },
             ready: is_ready(&pod),
+            has_run: pod.metadata.deletion_timestamp.is_none() && has_run(&pod),
             trouble: trouble(&pod),
             exit: exit(&pod),
             of_lease: labels.is_some_and(|l| l.contains_key(LABEL_LEASE)),

@@ -7,11 +7,10 @@ use kube::ResourceExt as _;
 use leasehold_crds::{GpuReservation, lease::workload::ResultsAt};
 use leasehold_planner::provider::{
     reservation::ResultsSeen,
-    workload::{LABEL_RESULTS, RESULTS_PORT, results::Retention},
+    workload::{self, results::Retention},
 };
 use leasehold_runtime::cache;
 
-use super::observe;
 use crate::provider::Provider;
 
 impl Provider {
@@ -56,17 +55,11 @@ impl Provider {
         rank: i64,
         node: &str,
     ) -> Option<String> {
-        let service = services
-            .iter()
-            .find(|s| s.labels().get(LABEL_RESULTS) == Some(&rank.to_string()))?;
-        let (host, port) = match observe::load_balancer(service) {
-            Some(host) => (host, RESULTS_PORT),
-            // A node port is open on every node, wherever the pod runs.
-            None => (
-                self.node_port_host(cache::get(&self.caches.nodes, node, None).as_deref())?,
-                service.spec.as_ref()?.ports.as_ref()?.first()?.node_port?,
-            ),
-        };
+        let node = cache::get(&self.caches.nodes, node, None);
+        // A node port is open on every node, wherever the pod runs.
+        let node_host = self.node_port_host(node.as_deref());
+        let services = services.iter().map(|s| &**s);
+        let (host, port) = workload::results_address(reservation, services, rank, node_host)?;
         let host = if host.contains(':') {
             format!("[{host}]")
         } else {

@@ -227,6 +227,7 @@ fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
             | StopReason::AccountClosed
             | StopReason::NeverStarted
             | StopReason::StartUnknown
+            | StopReason::NotResumed
             | StopReason::AccountMismatch
             | StopReason::AllocationGone
             | StopReason::Unpaid
@@ -241,7 +242,7 @@ fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
 }
 
 /// Whether the funds are spent: the clock stands since `exhausted_at`, and what is left does not cover a second.
-pub(crate) fn is_exhausted(account: &Account, terms: &Terms) -> bool {
+fn is_exhausted(account: &Account, terms: &Terms) -> bool {
     account.exhausted_at != 0
         && account.running == 0
         && account.balance_scaled < terms.burn_rate(account.ended).0

@@ -235,20 +235,25 @@ fn provisioned(world: &World, status: &GpuLeaseStatus, conditions: &Conditions) 
         // What a provider prepares is reported once the account is seen to be open.
         Phase::Pending | Phase::Matched => in_progress,
         Phase::Funded | Phase::Provisioning | Phase::Active | Phase::Suspended => {
-            let not_ready = reports(world).flatten().find_map(|s| {
-                find(&s.conditions, ReservationCondition::Ready)
-                    .filter(|c| c.status != ConditionStatus::True.as_str() && !c.message.is_empty())
-            });
-            // Without one the pods are ready and the leg is about to start: the last reason stays.
+            let missing = not_true(world, ReservationCondition::Provisioned);
+            // Without one the leg is about to start: the last reason stays.
             let before = || {
                 find(&conditions.list, LeaseCondition::Provisioned)
                     .filter(|c| c.status == ConditionStatus::False.as_str())
             };
-            not_ready.or_else(before).map_or(in_progress, |c| {
+            missing.or_else(before).map_or(in_progress, |c| {
                 (ConditionStatus::False, reported(&c.reason), c.message.clone())
             })
         }
     }
+}
+
+/// The first condition of that type that a provider reports as not True, with a message.
+fn not_true(world: &World, type_: ReservationCondition) -> Option<&Condition> {
+    reports(world).flatten().find_map(|s| {
+        find(&s.conditions, type_)
+            .filter(|c| c.status != ConditionStatus::True.as_str() && !c.message.is_empty())
+    })
 }
 
 /// Sets `ProviderReachable`, and returns whether every provider of the lease reports.
@@ -313,6 +318,13 @@ fn ready(
         ),
         (None, _) if serves && !all_report => unknown(LeaseReason::ProviderSilent),
         (None, _) if serves && !chain_is_read => unknown(LeaseReason::ChainUnreachable),
+        (None, _) if serves => match not_true(world, ReservationCondition::Ready) {
+            Some(c) if c.status == ConditionStatus::False.as_str() => {
+                (ConditionStatus::False, reported(&c.reason), c.message.clone())
+            }
+            Some(c) => (ConditionStatus::Unknown, reported(&c.reason), c.message.clone()),
+            None => provisioned,
+        },
         _ => provisioned,
     };
     let Some((blocker, blocked)) = &step.blocked_on else {

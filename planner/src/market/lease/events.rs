@@ -172,6 +172,10 @@ fn is_news(type_: LeaseCondition, reason: &str, phase: Phase) -> bool {
     if expected.is_some_and(|expected| expected.as_str() == reason) {
         return false;
     }
+    if type_ == LeaseCondition::Provisioned {
+        // Images are pulled, and GPUs bound, for every lease.
+        return reason == LeaseReason::EndpointPending.as_str();
+    }
     match phase {
         Phase::Pending | Phase::Matched => type_ != LeaseCondition::Ready,
         Phase::Active | Phase::Suspended => true,
@@ -187,6 +191,7 @@ const fn event_of(type_: LeaseCondition) -> Option<LeaseEvent> {
         LeaseCondition::Ready => Some(LeaseEvent::NotReady),
         LeaseCondition::ChainReachable => Some(LeaseEvent::ChainUnreachable),
         LeaseCondition::ProviderReachable => Some(LeaseEvent::ProviderSilent),
-        LeaseCondition::Provisioned | LeaseCondition::Settled => None,
+        LeaseCondition::Provisioned => Some(LeaseEvent::NotProvisioned),
+        LeaseCondition::Settled => None,
     }
 }

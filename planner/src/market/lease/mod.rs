@@ -23,7 +23,6 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use check::is_exhausted;
 pub use check::{Checked, check};
 pub use conditions::chain_failure;
 pub use decide::decide;

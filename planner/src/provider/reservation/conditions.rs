@@ -8,7 +8,7 @@ use leasehold_crds::{
     shared::conditions::{ConditionStatus, condition, find, set},
 };
 
-use super::{generation, leg::Readiness, stop::OFFSET_MAX_SECONDS, unix, world::World};
+use super::{generation, leg::Provisioning, stop::OFFSET_MAX_SECONDS, unix, world::World};
 use crate::{escrow::AccountRead, observed::Observed, ports::PaymentError, provider::workload::results};
 
 /// Sets a condition.
@@ -29,6 +29,7 @@ pub(super) fn conditions(world: &World<'_>, now: Timestamp, output: &mut GpuRese
     chain_reachable(world, now, output);
     gpus_healthy(world, now, output);
     results_served(world, now, output);
+    provisioned(world, now, output);
     ready(world, now, output);
     charged(world, now, output);
     market_reachable(world, now, output);
@@ -126,61 +127,107 @@ fn results_served(world: &World<'_>, now: Timestamp, output: &mut GpuReservation
     }
 }
 
-/// `Ready`.
-fn ready(world: &World<'_>, now: Timestamp, output: &mut GpuReservationStatus) {
+/// `Provisioned`, from the deposit on: what the start of the leg waits for.
+fn provisioned(world: &World<'_>, now: Timestamp, output: &mut GpuReservationStatus) {
     let (phase, stopped) = (output.phase, output.stop_reason);
-    let mut put = |type_, status, reason, message: String| {
-        put((world, now), output, type_, status, reason, message);
+    let mut put = |status, reason, message: String| {
+        put(
+            (world, now),
+            output,
+            ReservationCondition::Provisioned,
+            status,
+            reason,
+            message,
+        );
+    };
+    let spec = &world.reservation.spec;
+    let nodes = spec.allocation.nodes;
+    match (stopped, phase, &world.running) {
+        (Some(reason), _, _) => put(
+            ConditionStatus::False,
+            ReservationReason::Stopped,
+            reason.to_string(),
+        ),
+        (None, phase, _) if phase.is_unpaid() => {}
+        // While it is charged, an agent that restarts reports for a moment that no GPU is held.
+        (None, AllocationPhase::Active, _) => {
+            put(ConditionStatus::True, ReservationReason::Started, String::new())
+        }
+        (None, _, Observed::Known(running)) => match Provisioning::of(running, spec) {
+            Provisioning::ContainersMissing(run) => {
+                let message = because(
+                    format!(
+                        "the containers of {run} of {nodes} pods have run; charging starts when all have"
+                    ),
+                    &running.trouble,
+                );
+                put(
+                    ConditionStatus::False,
+                    ReservationReason::ContainersNotStarted,
+                    message,
+                );
+            }
+            Provisioning::GpusMissing(bound, wanted) => put(
+                ConditionStatus::False,
+                ReservationReason::GpusNotBound,
+                format!("kubelets have bound {bound} of {wanted} GPUs; charging starts when all are bound"),
+            ),
+            Provisioning::EndpointsMissing(found, wanted) => put(
+                ConditionStatus::False,
+                ReservationReason::EndpointPending,
+                format!(
+                    "{found} of {wanted} ports have an address of a load balancer; charging starts when all have"
+                ),
+            ),
+            Provisioning::Complete => put(ConditionStatus::True, ReservationReason::Started, String::new()),
+        },
+        (None, _, Observed::Unknown(why)) => {
+            put(ConditionStatus::Unknown, ReservationReason::Unknown, why.clone());
+        }
+    }
+}
+
+/// `Ready`: what the tenant's own readiness check says. Nothing is charged or refunded for it.
+fn ready(world: &World<'_>, now: Timestamp, output: &mut GpuReservationStatus) {
+    let stopped = output.stop_reason;
+    let mut put = |status, reason, message: String| {
+        put(
+            (world, now),
+            output,
+            ReservationCondition::Ready,
+            status,
+            reason,
+            message,
+        );
     };
     match (stopped, &world.running) {
         // A reservation that stops is not ready, whatever its pods report.
         (Some(reason), _) => put(
-            ReservationCondition::Ready,
             ConditionStatus::False,
             ReservationReason::Stopped,
             reason.to_string(),
         ),
         (None, Observed::Known(running)) => {
-            let allocation = &world.reservation.spec.allocation;
-            let nodes = allocation.nodes;
-            match Readiness::of(running, allocation) {
-                Readiness::PodsMissing(ready) => {
-                    let message = match running.trouble.as_str() {
-                        "" => format!("{ready} of {nodes} pods are ready"),
-                        trouble => format!("{ready} of {nodes} pods are ready: {trouble}"),
-                    };
-                    put(
-                        ReservationCondition::Ready,
-                        ConditionStatus::False,
-                        ReservationReason::PodsNotReady,
-                        message,
-                    );
-                }
-                // While it serves, an agent that restarts reports for a moment that no GPU is held.
-                Readiness::GpusMissing(bound, wanted) if phase != AllocationPhase::Active => put(
-                    ReservationCondition::Ready,
-                    ConditionStatus::False,
-                    ReservationReason::GpusNotBound,
-                    format!(
-                        "kubelets have bound {bound} of {wanted} GPUs; charging starts when all are bound"
-                    ),
-                ),
-                Readiness::GpusMissing(..) | Readiness::Ready => {
-                    put(
-                        ReservationCondition::Ready,
-                        ConditionStatus::True,
-                        ReservationReason::PodsReady,
-                        String::new(),
-                    );
-                }
+            let nodes = world.reservation.spec.allocation.nodes;
+            let ready = running.pods_ready + running.pods_succeeded;
+            if i64::try_from(ready).is_ok_and(|ready| ready >= nodes) {
+                put(ConditionStatus::True, ReservationReason::PodsReady, String::new());
+            } else {
+                let message = because(format!("{ready} of {nodes} pods are ready"), &running.trouble);
+                put(ConditionStatus::False, ReservationReason::PodsNotReady, message);
             }
         }
-        (None, Observed::Unknown(why)) => put(
-            ReservationCondition::Ready,
-            ConditionStatus::Unknown,
-            ReservationReason::Unknown,
-            why.clone(),
-        ),
+        (None, Observed::Unknown(why)) => {
+            put(ConditionStatus::Unknown, ReservationReason::Unknown, why.clone());
+        }
+    }
+}
+
+/// A message with what the kubelet or the scheduler reports.
+fn because(message: String, trouble: &str) -> String {
+    match trouble {
+        "" => message,
+        trouble => format!("{message}: {trouble}"),
     }
 }
 

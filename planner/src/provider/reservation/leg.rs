@@ -1,5 +1,8 @@
-//! The leg's state on the chain against what the workload and its GPUs are: started when ready, paused at a fault, the
-//! fault's seconds given back, started again when all are well; and what it earned sent to its payee meanwhile.
+//! The leg's state on the chain against what the workload and its GPUs are: started when every container has run, paused
+//! at a fault, the fault's seconds given back, started again when all are well; and what it earned sent to its payee
+//! meanwhile.
+//!
+//! Whether the tenant's program is ready decides nothing here: whoever stays unready would compute without payment.
 //!
 //! What a fault costs is fixed when it is first seen: the seconds the leg had served until then. That number is stored
 //! before the pause is sent, so that however late the pause or the credit come, and whoever carries them out, the same
@@ -8,11 +11,10 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    market::allocation::GpuAllocationSpec,
     payment::money::{RATE_SCALE, Rate, TokenAmount},
     provider::{
-        pool,
-        reservation::{GpuReservationStatus, LegAction, LegIntent},
+        pool::{self, Exposure},
+        reservation::{GpuReservationSpec, GpuReservationStatus, LegAction, LegIntent},
     },
     shared::duration,
 };
@@ -25,6 +27,7 @@ use super::{
 use crate::{
     escrow::{Account, LegState, Terms},
     observed::Observed,
+    provider::workload,
 };
 
 /// Whether the leg's state on the chain is what the workload's state asks for; one intent at a time.
@@ -52,15 +55,16 @@ pub(super) fn start_or_pause(
         }
         forget(&mut plan.status);
     }
-    let allocation = &world.reservation.spec.allocation;
-    let ready = world
+    let spec = &world.reservation.spec;
+    let provisioned = world
         .running
         .known()
-        .is_some_and(|r| Readiness::of(r, allocation) == Readiness::Ready && allocation.nodes > 0);
+        .is_some_and(|r| Provisioning::of(r, spec) == Provisioning::Complete && spec.allocation.nodes > 0);
     // Nothing new starts on an unknown: a node that fell silent may have lost its GPUs.
     let well = matches!(fault, Observed::Known(None));
     if leg.runs {
         advance(&mut plan.status, PhaseEvent::Charged);
+        plan.status.resuming_since = None;
         let due = world
             .withdraw
             .is_some_and(|w| w.are_due(&leg.state, leg.rate(terms)));
@@ -69,7 +73,7 @@ pub(super) fn start_or_pause(
             return withdraw(now, plan);
         }
         plan.status.intent = None;
-    } else if ready && well {
+    } else if provisioned && well {
         store_or_send(now, plan, LegCall::Start);
     } else {
         // A reservation that resumes stays Suspended until its leg runs again.
@@ -111,33 +115,52 @@ pub(super) fn return_unserved(
     due == 0
 }
 
-/// Whether everything that the leg charges for is running.
+/// What the leg charges for: its containers have run, its GPUs are bound, and its ports can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Readiness {
-    /// Number of pods that are ready or have succeeded.
-    PodsMissing(usize),
+pub(super) enum Provisioning {
+    /// Number of pods of which every container has run.
+    ContainersMissing(usize),
     /// Number of GPUs that are bound to its pods according to their kubelets, and number that should be.
     GpusMissing(usize, usize),
-    /// All of it.
-    Ready,
+    /// Number of ports that a load balancer has an address for, and number that it should have.
+    EndpointsMissing(usize, usize),
+    /// Nothing is missing.
+    Complete,
 }
 
-impl Readiness {
-    /// A pod that has succeeded holds no GPU any more.
-    pub(super) fn of(running: &Running, allocation: &GpuAllocationSpec) -> Self {
+impl Provisioning {
+    /// A container that crashed after it had started has run. A pod of a job that has ended holds no GPU any more.
+    pub(super) fn of(running: &Running, spec: &GpuReservationSpec) -> Self {
+        let allocation = &spec.allocation;
         let count = |n: i64| usize::try_from(n).unwrap_or_default();
         let nodes = count(allocation.nodes);
-        let pods = running.pods_ready + running.pods_succeeded;
-        let wanted = nodes.saturating_sub(running.pods_succeeded) * count(allocation.per_node.gpus);
+        // Other pods end only when they are evicted, and are created again.
+        let ended = match allocation.workload.job {
+            Some(_) => running.pods_ended,
+            None => 0,
+        };
+        let run = running.pods_run + ended;
+        let gpus = nodes.saturating_sub(ended) * count(allocation.per_node.gpus);
         let bound = running.gpu_uuids.len();
-        if pods < nodes {
-            Self::PodsMissing(pods)
-        } else if bound < wanted {
-            Self::GpusMissing(bound, wanted)
+        let endpoints = match spec.hosting.exposure {
+            Exposure::LoadBalancer => nodes * workload::ports(&allocation.workload).len(),
+            Exposure::NodePort => 0,
+        };
+        if run < nodes {
+            Self::ContainersMissing(run)
+        } else if bound < gpus {
+            Self::GpusMissing(bound, gpus)
+        } else if running.endpoints.len() < endpoints {
+            Self::EndpointsMissing(running.endpoints.len(), endpoints)
         } else {
-            Self::Ready
+            Self::Complete
         }
     }
+}
+
+/// Whether this reservation's leg runs.
+pub(super) fn runs(world: &World<'_>, account: &Account) -> bool {
+    Leg::of(world, account).runs
 }
 
 /// Whether this reservation's leg has not served a second, as far as the account shows.

@@ -10,13 +10,13 @@ use leasehold_crds::{
 
 use super::{
     conditions::put,
-    later, leg,
+    is_spent, later, leg,
     phase::{PhaseEvent, advance},
     plan::{Plan, Workload},
     present,
     world::World,
 };
-use crate::{escrow::Terms, market::lease::is_exhausted, provider::workload::Objects};
+use crate::{escrow::Terms, provider::workload::Objects};
 
 /// Decides about a reservation that does not stop.
 pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
@@ -46,9 +46,9 @@ pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &m
         }
         advance(&mut plan.status, PhaseEvent::Paid);
     }
-    let second = present(&world.second).map(|a| is_exhausted(a, terms));
+    let second = present(&world.second).map(|a| is_spent(a, terms));
     let suspended = plan.status.phase == AllocationPhase::Suspended;
-    match (is_exhausted(account, terms), second) {
+    match (is_spent(account, terms), second) {
         (true, Some(true)) => {
             suspend(now, plan);
             return;
@@ -63,6 +63,9 @@ pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &m
             return;
         }
         (false, _) => {}
+    }
+    if suspended {
+        plan.status.resuming_since.get_or_insert(now.as_second());
     }
     plan.workload = Workload::Run(Box::new(Objects::of(world.reservation, &world.denylist)));
     leg::start_or_pause(world, terms, account, now, plan);
@@ -100,6 +103,7 @@ fn is_paid(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> bool {
 /// Stops the pods until there are funds again.
 pub(super) fn suspend(now: Timestamp, plan: &mut Plan) {
     plan.status.intent = None;
+    plan.status.resuming_since = None;
     advance(&mut plan.status, PhaseEvent::FundsSpent);
     plan.workload = Workload::Halt;
     plan.wake = plan.wake.min(later(now, 5));

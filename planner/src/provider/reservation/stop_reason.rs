@@ -9,7 +9,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    later, leg,
+    is_spent, later, leg,
     plan::Plan,
     present,
     serving::suspend,
@@ -20,8 +20,8 @@ use super::{
 };
 use crate::{
     escrow::{Account, AccountRead, Terms},
-    market::lease::is_exhausted,
     observed::Observed,
+    provider::allocation::accept::START_WITHIN_SECONDS_MAX,
 };
 
 /// An unpaid reservation whose allocation was deleted is given up after this many seconds.
@@ -39,6 +39,7 @@ pub(super) fn stop_reason(
 ) -> Option<StopReason> {
     by_account(world, terms, before, now, plan)
         .or_else(|| never_started(world, terms, now, plan))
+        .or_else(|| not_resumed(world, now, plan))
         .or_else(|| {
             // Whatever is known of the account: no state of it serves longer.
             let over = now.as_second() >= world.reservation.spec.allocation.not_after;
@@ -139,11 +140,31 @@ fn never_started(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Pl
     reason.filter(|_| shown)
 }
 
+/// A leg that is to run again after a pause has as long as at first, by the own clock. It holds its nodes without payment.
+fn not_resumed(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> Option<StopReason> {
+    let since = u64::try_from(plan.status.resuming_since?).unwrap_or_default();
+    let unreadable = match world.account {
+        Observed::Unknown(_) => OFFSET_MAX_SECONDS.saturating_add(world.grace_seconds),
+        Observed::Known(_) => 0,
+    };
+    let until = since
+        .saturating_add(START_WITHIN_SECONDS_MAX)
+        .saturating_add(unreadable);
+    let runs = [&world.account, &world.second]
+        .into_iter()
+        .filter_map(present)
+        .any(|a| leg::runs(world, a));
+    plan.wake = plan
+        .wake
+        .min(later(now, until.saturating_sub(unix(now)).saturating_add(1)));
+    (unix(now) > until && !runs).then_some(StopReason::NotResumed)
+}
+
 /// The stop rule, for an account that was started and is paid as far as is known.
 fn by_stop_rule(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) -> Option<StopReason> {
     let spec = &world.reservation.spec;
     let last = plan.status.escrow.as_ref().and_then(snapshot)?;
-    let spent = |read: &Observed<AccountRead>| present(read).map(|a| is_exhausted(a, terms));
+    let spent = |read: &Observed<AccountRead>| present(read).map(|a| is_spent(a, terms));
     let reads = match (spent(&world.account), spent(&world.second)) {
         (Some(true), Some(true)) => FreshReads::Spent,
         (None, _) => FreshReads::Unreadable {

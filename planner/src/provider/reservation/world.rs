@@ -51,13 +51,17 @@ pub struct Running {
     pub pods_alive: usize,
     /// Of those, ready ones.
     pub pods_ready: usize,
+    /// Pods that have not ended and whose containers have all run; see [`has_run`](crate::provider::workload::has_run).
+    pub pods_run: usize,
+    /// Pods that ended after their containers had run.
+    pub pods_ended: usize,
     /// Pods that ended with exit code 0.
     pub pods_succeeded: usize,
     /// GPUs bound to its pods, by pod-resources.
     pub gpu_uuids: Vec<String>,
     /// How its job ended.
     pub job: Option<JobResult>,
-    /// Addresses of its ports.
+    /// Addresses of its ports; a port without an address is missing.
     pub endpoints: Vec<Endpoint>,
     /// Why pods are not ready, for a condition.
     pub trouble: String,

@@ -25,6 +25,7 @@ use serde::Serialize;
 use crate::escrow::lease_name;
 
 pub mod egress_denylist;
+mod endpoints;
 mod isolation;
 mod job;
 mod pod;
@@ -32,14 +33,17 @@ pub mod recipient;
 pub mod results;
 mod results_server;
 mod service;
+mod started;
 mod storage;
 
 pub use self::{
     egress_denylist::EgressDenylist,
+    endpoints::{endpoints, results_address},
     job::job_names,
     pod::CONTAINER,
-    results_server::{LABEL_RESULTS, PORT as RESULTS_PORT, ResultsObjects},
+    results_server::{LABEL_RESULTS, ResultsObjects},
     service::{LABEL_INDEX, LABEL_RANK},
+    started::has_run,
 };
 
 /// Name of the StatefulSet, the ServiceAccount and other objects of which a namespace has one.
@@ -133,7 +137,8 @@ fn numbered(name: &str, index: i64) -> String {
     }
 }
 
-fn ports(workload: &Workload) -> Vec<Port> {
+/// The ports of a workload.
+pub(super) fn ports(workload: &Workload) -> Vec<Port> {
     workload
         .session
         .as_ref()

@@ -80,7 +80,7 @@ pub async fn gpux(stage: &Stage<'_>) -> anyhow::Result<Gpux> {
     views::quote(stage, &quote.context("the status has a quote")?);
     views::kubectl(stage, &["get", "gpulease", NAME, "-n", namespace])?;
     let gpus = bound_gpus(stage, &terms).await?;
-    let pods_ready = views::ready_since(stack, &terms).await?;
+    let pods_run = views::running_since(stack, &terms).await?;
 
     let extended = extend(stage, &mut follow, &ready).await?;
     let (_, account) = account_of(&stage.tenant, &extended).await?;
@@ -106,7 +106,7 @@ pub async fn gpux(stage: &Stage<'_>) -> anyhow::Result<Gpux> {
         before,
         returned,
     };
-    not_before_ready(&outcome, &pods_ready)?;
+    not_before_run(&outcome, &pods_run)?;
     views::events(stage, &outcome.lease, applied).await?;
     views::transactions(stage, &outcome);
     views::bill(stage, &outcome);
@@ -210,22 +210,22 @@ fn short_uuid(uuid: &str) -> String {
     )
 }
 
-/// No leg was started in a block before its pod was ready.
-fn not_before_ready(outcome: &Outcome, ready: &[(String, u64)]) -> anyhow::Result<()> {
+/// No leg was started in a block before the container of its pod ran.
+fn not_before_run(outcome: &Outcome, run: &[(String, u64)]) -> anyhow::Result<()> {
     for (leg, state) in outcome.terms.legs.iter().enumerate() {
         let namespace = allocation_name(outcome.terms.id(), leg);
-        let (_, ready) = ready
+        let (_, run) = run
             .iter()
             .find(|(of, _)| *of == namespace)
-            .with_context(|| format!("no pod of {namespace} was ready"))?;
+            .with_context(|| format!("no pod of {namespace} ran"))?;
         let started = outcome
             .transactions
             .iter()
             .find(|t| t.call == "start" && t.from == state.controller && t.succeeded)
             .with_context(|| format!("leg {leg} was never started"))?;
         ensure!(
-            started.time >= *ready,
-            "leg {leg} was charged from {} on, but its pod was ready at {ready}",
+            started.time >= *run,
+            "leg {leg} was charged from {} on, but its pod ran from {run} on",
             started.time
         );
     }

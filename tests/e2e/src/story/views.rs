@@ -15,6 +15,7 @@ use leasehold_planner::escrow::{Terms, allocation_name, lease_name};
 use super::{Outcome, Stage, amount_text, short};
 use crate::{
     console::{Align, Table},
+    pods::containers_run_since,
     stack::{DECIMALS, Stack},
     within,
 };
@@ -197,17 +198,13 @@ pub(super) async fn pods(stack: &Stack, terms: &Terms) -> anyhow::Result<Vec<Pod
     Ok(Api::<Pod>::all(stack.client.clone()).list(&wanted).await?.items)
 }
 
-/// Namespace of each pod and the time when it became ready, in Unix seconds.
-pub(super) async fn ready_since(stack: &Stack, terms: &Terms) -> anyhow::Result<Vec<(String, u64)>> {
-    let ready = |pod: &Pod| {
-        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-        let ready = conditions
-            .iter()
-            .find(|c| c.type_ == "Ready" && c.status == "True")?;
-        let at = ready.last_transition_time.as_ref()?.0.as_second();
+/// Namespace of each pod and the time since which its containers run, in Unix seconds.
+pub(super) async fn running_since(stack: &Stack, terms: &Terms) -> anyhow::Result<Vec<(String, u64)>> {
+    let running = |pod: &Pod| {
+        let at = containers_run_since(pod)?;
         Some((pod.namespace()?, u64::try_from(at).ok()?))
     };
-    Ok(pods(stack, terms).await?.iter().filter_map(ready).collect())
+    Ok(pods(stack, terms).await?.iter().filter_map(running).collect())
 }
 
 /// Namespace, nodes and UUIDs of the reservations of a lease, once they have `gpus` GPUs in total.

@@ -9,7 +9,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use leasehold_crds::{GpuLease, GpuOffer, lease::Phase};
-use leasehold_e2e::{Stack, Tenant, eventually, within};
+use leasehold_e2e::{Stack, Tenant, containers_run_since, eventually, within};
 use leasehold_planner::escrow::Terms;
 use serde_json::json;
 
@@ -29,7 +29,7 @@ pub(super) async fn served_extended_deleted(tenant: &Tenant<'_>) -> anyhow::Resu
         .first()
         .context("a reservation")?
         .name_any();
-    charged_only_when_ready(stack, &lease, &namespace).await?;
+    charged_only_when_run(stack, &lease, &namespace).await?;
     port_answers(tenant).await?;
     funded_for_the_extension(tenant, &terms).await?;
 
@@ -43,29 +43,20 @@ pub(super) async fn served_extended_deleted(tenant: &Tenant<'_>) -> anyhow::Resu
     gpu_is_offered_again(stack, &namespace, free).await
 }
 
-/// Nothing is charged before the workload is ready.
-async fn charged_only_when_ready(stack: &Stack, lease: &GpuLease, namespace: &str) -> anyhow::Result<()> {
+/// Nothing is charged before the container runs.
+async fn charged_only_when_run(stack: &Stack, lease: &GpuLease, namespace: &str) -> anyhow::Result<()> {
     let pods = Api::<Pod>::namespaced(stack.client.clone(), namespace)
         .list(&ListParams::default())
         .await?
         .items;
-    let ready = pods[0]
-        .status
-        .as_ref()
-        .and_then(|s| s.conditions.as_ref())
-        .and_then(|c| c.iter().find(|c| c.type_ == "Ready"));
-    let ready = ready
-        .and_then(|c| c.last_transition_time.as_ref())
-        .context("the pod is ready")?
-        .0
-        .as_second();
+    let run = containers_run_since(&pods[0]).context("the container runs")?;
     let started = lease
         .status
         .as_ref()
         .and_then(|s| s.money.as_ref()?.started_at.clone())
         .context("startedAt")?;
     let started = started.parse::<jiff::Timestamp>()?.as_second();
-    ensure!(started >= ready, "charged from {started}, ready at {ready}");
+    ensure!(started >= run, "charged from {started}, running since {run}");
     Ok(())
 }
 

@@ -22,6 +22,7 @@ mod money;
 mod plans;
 mod reservations;
 mod rest;
+mod unpaid;
 mod workloads;
 
 /// Reconciles of one object per minute. A higher rate means that a controller loops without waiting.
@@ -83,6 +84,7 @@ struct ReservationState {
     orphan_ms: u64,
     after_not_after_ms: u64,
     dead_ms: u64,
+    unpaid: unpaid::Unpaid,
 }
 
 /// Whether the account's funds are spent, as the contract defines it. Ending an unpaid leg does not change that.
@@ -90,6 +92,13 @@ fn exhausted(account: &Account, terms: &Terms) -> bool {
     let all = account.ended.count_ones() as usize == terms.legs.len();
     let burns = terms.burn_rate(if all { 0 } else { account.ended });
     account.exhausted_at != 0 && account.running == 0 && account.balance_scaled < burns.0
+}
+
+/// Whether the funds are spent for a provider, which serves no less than ten seconds at a time.
+fn spent(account: &Account, terms: &Terms) -> bool {
+    let burns = terms.burn_rate(account.ended).0;
+    account.exhausted_at != 0 && account.running == 0 && account.balance_scaled < 10 * burns
+        || exhausted(account, terms)
 }
 
 impl Invariants {

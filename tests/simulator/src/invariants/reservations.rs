@@ -9,7 +9,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::escrow::{Account, AccountRead, Terms};
 
-use super::{LegActionName, ReservationState, exhausted};
+use super::{LegActionName, ReservationState, spent};
 use crate::{Sim, provider::is_signed, reconcile::ProcessId};
 
 const fn action_name(action: LegAction) -> LegActionName {
@@ -95,6 +95,7 @@ impl Sim {
             let since = status.fault_since.into_iter().chain(stopped).min();
             self.follow_faults(terms, spec.leg, since);
         }
+        let now = self.now;
         let fresh = || ReservationState {
             terms: terms.clone(),
             phase: AllocationPhase::Requested,
@@ -111,6 +112,7 @@ impl Sim {
             orphan_ms: 0,
             after_not_after_ms: 0,
             dead_ms: 0,
+            unpaid: super::unpaid::Unpaid::of(spec, now),
         };
         let reservation = self
             .invariants
@@ -198,10 +200,14 @@ impl Sim {
             }
             StopReason::AccountMismatch => self.seen(terms, |read, _| *read == AccountRead::Mismatch),
             StopReason::PaymentUnknown => latest > spec.deadline,
-            StopReason::FundsSpent => of_chain(&|a, _| exhausted(a, terms)),
-            StopReason::PauseOver => of_chain(&|a, time| {
-                exhausted(a, terms) && time >= a.exhausted_at + u64::from(terms.pause_for)
-            }),
+            StopReason::NotResumed => {
+                let since = object.status.as_ref().and_then(|s| s.resuming_since);
+                since.is_some_and(|since| latest > since + 900)
+            }
+            StopReason::FundsSpent => of_chain(&|a, _| spent(a, terms)),
+            StopReason::PauseOver => {
+                of_chain(&|a, time| spent(a, terms) && time >= a.exhausted_at + u64::from(terms.pause_for))
+            }
             StopReason::NotAfter => latest >= spec.allocation.not_after,
             StopReason::FundsUnknown => {
                 let spread = clocks().max().unwrap_or(0) - clocks().min().unwrap_or(0);

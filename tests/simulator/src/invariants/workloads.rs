@@ -9,7 +9,7 @@ use crate::{Sim, cluster::Pod, reconcile::ProcessId, scenario::Scenario};
 
 /// How long a workload may run beyond its end while everything can be read: a reconcile, two blocks, the deletion of
 /// a pod.
-const SLACK_MS: u64 = 30_000;
+pub(super) const SLACK_MS: u64 = 30_000;
 /// How long an orphaned namespace may exist: a minute, plus the time to detect it.
 const ORPHAN_MS: u64 = 75_000;
 /// How long a dead node may be charged while everything can be read: the cluster's grace period, a minute without
@@ -91,6 +91,8 @@ impl Sim {
             self.check_orphan(site, name, can_act && can_read, passed);
             return None;
         }
+        self.check_unpaid(site, name, can_act, can_read, passed);
+        let reservation = self.invariants.reservations.get_mut(&(site, name.to_owned()))?;
         if !serves {
             reservation.beyond_ms = 0;
             reservation.after_stop_ms = 0;

@@ -285,8 +285,10 @@ pub(crate) fn version(of: Option<&Arc<GpuReservation>>) -> Option<String> {
     of.and_then(|r| r.resource_version())
 }
 
-/// A program that never becomes ready.
+/// A program whose container never runs.
 pub(crate) const BROKEN: Program = Program {
+    starts_after_ms: None,
     ready_after_ms: None,
+    crashes_in: None,
     ends: None,
 };

@@ -7,6 +7,7 @@ use crate::{Sim, random::Random, sim::Event};
 
 mod chain;
 mod findings;
+mod hostile_market;
 
 pub use findings::{FINDINGS, Finding, State};
 
@@ -26,16 +27,22 @@ pub enum Scenario {
     CrashesAfterSending,
     /// The token rejects transfers to a payee.
     BlockedPayee,
+    /// A market asks for nodes that it does not pay for.
+    HostileMarket,
+    /// A tenant whose program is never ready, or crashes on one of its nodes, and who pays for a second at a time.
+    UnreadyTenant,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
         Self::CrashesAfterSending,
         Self::BlockedPayee,
+        Self::HostileMarket,
+        Self::UnreadyTenant,
     ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
@@ -61,6 +68,9 @@ impl Sim {
     /// nothing here.
     pub(crate) fn scenario_acts(&mut self, scenario: Scenario) {
         if !self.faults.forces(scenario) {
+            if scenario == Scenario::HostileMarket && self.hostile_market_leaves() {
+                self.at(1_000, Event::Scenario(scenario));
+            }
             return;
         }
         let after_ms = match scenario {
@@ -73,6 +83,8 @@ impl Sim {
             Scenario::StuckBackend => Some(self.toggle_freeze(90_000, 300_000)),
             Scenario::FrozenEndpoint => Some(self.toggle_freeze(300_000, 600_000)),
             Scenario::CrashesAfterSending => Some(self.toggle_gpu_faults()),
+            Scenario::HostileMarket => Some(self.hostile_market_acts()),
+            Scenario::UnreadyTenant => Some(self.unready_tenant_acts()),
         };
         if let Some(after_ms) = after_ms {
             self.at(after_ms, Event::Scenario(scenario));

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod scenario;
+mod start;
 
 use scenario::{Scenario, serving};
 
@@ -125,59 +126,6 @@ fn a_fault_before_the_first_second_only_delays_the_start() {
     assert!(scenario.calls.is_empty(), "{:?}", scenario.calls);
     scenario.fault = Observed::Known(None);
     scenario.reconcile_times(5);
-    assert_eq!(scenario.calls, [LegCall::Start]);
-}
-
-#[test]
-fn nothing_starts_before_the_kubelets_say_which_gpus_it_has() {
-    let mut scenario = serving();
-    scenario.account.running = 0;
-    scenario.reservation.spec.allocation.per_node.gpus = 2;
-    scenario.reservation.status.as_mut().unwrap().phase = AllocationPhase::Provisioning;
-    let ready = |scenario: &Scenario| {
-        let conditions = &scenario.status().conditions;
-        let ready = leasehold_crds::shared::conditions::find(conditions, "Ready").unwrap();
-        (ready.status.clone(), ready.reason.clone(), ready.message.clone())
-    };
-    for bound in 0..2 {
-        scenario.running.gpu_uuids = (0..bound).map(|n| format!("GPU-{n}")).collect();
-        scenario.reconcile_times(3);
-        assert!(scenario.calls.is_empty());
-        let (status, reason, message) = ready(&scenario);
-        assert_eq!((status.as_str(), reason.as_str()), ("False", "GpusNotBound"));
-        assert!(message.contains(&format!("{bound} of 2 GPUs")), "{message}");
-    }
-    scenario.running.gpu_uuids = vec!["GPU-0".into(), "GPU-1".into()];
-    scenario.reconcile_times(3);
-    assert_eq!(scenario.calls, [LegCall::Start]);
-    // An agent that begins anew knows of no holder: that is no reason to say anything of what serves.
-    scenario.running.gpu_uuids.clear();
-    scenario.reconcile_times(3);
-    assert_eq!(ready(&scenario).0, "True");
-    assert_eq!(scenario.account.running, 1);
-}
-
-#[test]
-fn a_job_that_is_done_already_waits_for_no_gpu() {
-    let mut scenario = serving();
-    scenario.account.running = 0;
-    scenario.reservation.spec.allocation.nodes = 2;
-    scenario.reservation.spec.allocation.per_node.gpus = 1;
-    scenario.running = Running {
-        pods_alive: 1,
-        pods_ready: 1,
-        pods_succeeded: 1,
-        ..scenario.running
-    };
-    scenario.reconcile_times(3);
-    assert!(scenario.calls.is_empty(), "one of its pods still holds a GPU");
-    scenario.running = Running {
-        pods_alive: 0,
-        pods_ready: 0,
-        pods_succeeded: 2,
-        ..scenario.running
-    };
-    scenario.reconcile_times(3);
     assert_eq!(scenario.calls, [LegCall::Start]);
 }
 

@@ -161,6 +161,14 @@ impl Sim {
             namespace: namespaces.contains_key(&name),
             pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
             pods_ready: pods.iter().filter(|p| Cluster::is_ready(p, nodes_seen)).count(),
+            pods_run: pods
+                .iter()
+                .filter(|p| p.has_run && !p.leaving && !p.has_ended())
+                .count(),
+            pods_ended: pods
+                .iter()
+                .filter(|p| p.has_run && !p.leaving && p.has_ended())
+                .count(),
             pods_succeeded: succeeded,
             gpu_uuids: process.holders.get(&name).cloned().unwrap_or_default(),
             job: None,

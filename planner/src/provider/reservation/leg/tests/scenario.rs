@@ -4,7 +4,6 @@ use leasehold_crds::{
     GpuReservation,
     market::allocation::{AllocationPhase, GpuAllocationSpec},
     payment::{escrow::EscrowTerms, money::TokenAmount},
-    provider::reservation::GpuReservationSpec,
 };
 
 use super::super::*;
@@ -73,6 +72,7 @@ pub(super) fn serving() -> Scenario {
             namespace: true,
             pods_alive: 1,
             pods_ready: 1,
+            pods_run: 1,
             ..Running::default()
         },
         withdraw: None,
@@ -98,6 +98,12 @@ impl Scenario {
 
     pub(super) fn status(&self) -> &GpuReservationStatus {
         self.reservation.status.as_ref().unwrap()
+    }
+
+    /// Status, reason and message of a condition.
+    pub(super) fn condition(&self, type_: &str) -> (String, String, String) {
+        let found = leasehold_crds::shared::conditions::find(&self.status().conditions, type_).unwrap();
+        (found.status.clone(), found.reason.clone(), found.message.clone())
     }
 
     pub(super) fn served(&self) -> u64 {

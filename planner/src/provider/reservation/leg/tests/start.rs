@@ -1,0 +1,194 @@
+//! What the start of a leg waits for, at first and after a pause.
+
+use leasehold_crds::{
+    lease::{
+        OnFundsEnd,
+        workload::{Endpoint, Port, Service},
+    },
+    market::allocation::{AllocationPhase, StopReason},
+};
+
+use super::{
+    super::*,
+    scenario::{RATE, Scenario, serving},
+};
+
+#[test]
+fn nothing_starts_before_the_kubelets_say_which_gpus_it_has() {
+    let mut scenario = unstarted();
+    scenario.reservation.spec.allocation.per_node.gpus = 2;
+    for bound in 0..2 {
+        scenario.running.gpu_uuids = (0..bound).map(|n| format!("GPU-{n}")).collect();
+        scenario.reconcile_times(3);
+        assert!(scenario.calls.is_empty());
+        let (status, reason, message) = scenario.condition("Provisioned");
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "GpusNotBound"));
+        assert!(message.contains(&format!("{bound} of 2 GPUs")), "{message}");
+    }
+    scenario.running.gpu_uuids = vec!["GPU-0".into(), "GPU-1".into()];
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
+    // An agent that begins anew knows of no holder: that is no reason to say anything of what serves.
+    scenario.running.gpu_uuids.clear();
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.condition("Provisioned").0, "True");
+    assert_eq!(scenario.account.running, 1);
+}
+
+#[test]
+fn a_job_that_is_done_already_waits_for_no_gpu() {
+    let mut scenario = unstarted();
+    scenario.reservation.spec.allocation.workload.job = Some(Box::default());
+    scenario.reservation.spec.allocation.nodes = 2;
+    scenario.reservation.spec.allocation.per_node.gpus = 1;
+    scenario.running.pods_ended = 1;
+    scenario.reconcile_times(3);
+    assert!(scenario.calls.is_empty(), "one of its pods still holds a GPU");
+    (scenario.running.pods_alive, scenario.running.pods_run) = (0, 0);
+    scenario.running.pods_ended = 2;
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
+}
+
+/// Paid, and nothing has been charged yet.
+fn unstarted() -> Scenario {
+    let mut scenario = serving();
+    scenario.account.running = 0;
+    scenario.reservation.status.as_mut().unwrap().phase = AllocationPhase::Provisioning;
+    scenario
+}
+
+/// Whoever stays unready would otherwise compute without payment.
+#[test]
+fn a_leg_starts_when_its_containers_have_run_whether_they_are_ready_or_not() {
+    let mut scenario = unstarted();
+    scenario.reservation.spec.allocation.nodes = 2;
+    scenario.running = Running {
+        pods_alive: 2,
+        pods_ready: 0,
+        pods_run: 1,
+        trouble: "lease-1: ErrImagePull no such image".into(),
+        ..scenario.running
+    };
+    scenario.reconcile_times(3);
+    assert!(scenario.calls.is_empty(), "pulling an image is free");
+    let message = "the containers of 1 of 2 pods have run; charging starts when all have: lease-1: ErrImagePull no such image";
+    let expected = ("False".into(), "ContainersNotStarted".into(), message.into());
+    assert_eq!(scenario.condition("Provisioned"), expected);
+    scenario.running.pods_run = 2;
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
+    assert_eq!(scenario.condition("Provisioned").1, "Started");
+    assert_eq!(scenario.condition("Ready").1, "PodsNotReady");
+}
+
+#[test]
+fn a_program_that_crashes_is_charged_and_a_pod_that_was_evicted_has_not_run() {
+    for (is_job, calls) in [(true, vec![LegCall::Start]), (false, vec![])] {
+        let mut scenario = unstarted();
+        scenario.reservation.spec.allocation.workload.job = is_job.then(Box::default);
+        scenario.running = Running {
+            pods_alive: 0,
+            pods_ready: 0,
+            pods_run: 0,
+            pods_ended: 1,
+            ..scenario.running
+        };
+        scenario.reconcile_times(3);
+        assert_eq!(scenario.calls, calls);
+    }
+}
+
+#[test]
+fn nothing_is_charged_before_every_port_has_an_address_of_its_load_balancer() {
+    let port = |name: &str| Port {
+        name: name.into(),
+        port: 8080,
+    };
+    let address = |name: &str| Endpoint {
+        name: name.into(),
+        host: "198.51.100.1".into(),
+        port: 8080,
+        node: 0,
+    };
+    let mut scenario = unstarted();
+    let spec = &mut scenario.reservation.spec;
+    spec.hosting.exposure = Exposure::LoadBalancer;
+    spec.allocation.workload.service = Some(Box::new(Service {
+        ports: vec![port("http"), port("grpc")],
+        ..Service::default()
+    }));
+    for endpoints in [vec![], vec![address("http")]] {
+        let message = format!(
+            "{} of 2 ports have an address of a load balancer; charging starts when all have",
+            endpoints.len()
+        );
+        scenario.running.endpoints = endpoints;
+        scenario.reconcile_times(3);
+        assert!(scenario.calls.is_empty());
+        let expected = ("False".into(), "EndpointPending".into(), message);
+        assert_eq!(scenario.condition("Provisioned"), expected);
+    }
+    scenario.running.endpoints = vec![address("grpc"), address("http")];
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
+}
+
+/// Suspended since second 100; then somebody added funds for that many seconds.
+fn topped_up(seconds: u128) -> Scenario {
+    let mut scenario = serving();
+    scenario.account = Account {
+        balance_scaled: RATE.0 * seconds,
+        block_time: 200,
+        paid_until: 100,
+        exhausted_at: 100,
+        running: 0,
+        ..scenario.account
+    };
+    let allocation = &mut scenario.reservation.spec.allocation;
+    allocation.on_funds_end = OnFundsEnd::Pause;
+    allocation.escrow.pause_for = 3600;
+    scenario.reservation.status.as_mut().unwrap().phase = AllocationPhase::Suspended;
+    scenario
+}
+
+#[test]
+fn a_leg_starts_again_after_a_pause_whether_its_pods_are_ready_or_not() {
+    let mut scenario = topped_up(10);
+    scenario.running.pods_ready = 0;
+    scenario.running.pods_run = 0;
+    scenario.reconcile_times(3);
+    assert!(scenario.calls.is_empty());
+    assert_eq!(scenario.status().resuming_since, Some(200));
+    scenario.running.pods_run = 1;
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
+    assert_eq!(scenario.status().resuming_since, None);
+}
+
+#[test]
+fn a_leg_that_does_not_start_again_in_time_stops() {
+    let mut scenario = topped_up(10);
+    scenario.running.pods_run = 0;
+    let mut stopped_at = None;
+    for _ in 0..120 {
+        scenario.reconcile_times(1);
+        if scenario.status().stop_reason.is_some() {
+            stopped_at = Some(scenario.account.block_time - 1);
+            break;
+        }
+        scenario.wait(9);
+    }
+    assert_eq!(scenario.status().stop_reason, Some(StopReason::NotResumed));
+    assert_eq!(stopped_at, Some(200 + 910));
+}
+
+/// Its pods would run longer than they are paid, until they are stopped.
+#[test]
+fn what_pays_for_less_than_ten_seconds_resumes_nothing() {
+    let mut scenario = topped_up(9);
+    scenario.reconcile_times(20);
+    assert!(scenario.calls.is_empty());
+    assert_eq!(scenario.status().resuming_since, None);
+    assert_eq!(scenario.status().phase, AllocationPhase::Suspended);
+}
