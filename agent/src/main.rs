@@ -48,7 +48,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let stop = shutdown::on_signals()?;
     let client = client(&settings).await?;
     let mut metrics = Metrics::new();
-    let own = AgentMetrics::register(&mut metrics, &settings.node);
+    let own = AgentMetrics::register(&mut metrics, &settings.node, settings.gpu_series);
     let health = Health::new();
     let ready = health.latch("status");
     let longest = settings.period + settings.deadline + 4 * CALL;

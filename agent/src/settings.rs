@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use anyhow::{Context, ensure};
 use clap::Parser;
 
-use crate::health::Rules;
+use crate::{health::Rules, metrics::GpuSeries};
 
 /// Reports which GPUs a node has, their health, and which pods hold them.
 #[derive(Parser, Clone, Debug)]
@@ -51,6 +51,9 @@ pub(crate) struct Flags {
     /// Consecutive readings without a fault that a GPU needs after a fault before it is offered again.
     #[arg(long, default_value_t = 3, value_name = "COUNT")]
     recovery_readings: u32,
+    /// Whether the GPU metrics of NVIDIA's dcgm-exporter are served. Disable them if dcgm-exporter runs on the node.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    dcgm_metrics: bool,
     #[command(flatten)]
     pub(crate) telemetry: leasehold_telemetry::Args,
 }
@@ -70,6 +73,7 @@ pub(crate) struct Settings {
     pub(crate) holders_period: Duration,
     pub(crate) deadline: Duration,
     pub(crate) rules: Rules,
+    pub(crate) gpu_series: GpuSeries,
     pub(crate) telemetry: leasehold_telemetry::Settings,
 }
 
@@ -109,6 +113,11 @@ impl TryFrom<Flags> for Settings {
             deadline: args.deadline,
             rules: Rules {
                 recovery_readings: args.recovery_readings,
+            },
+            gpu_series: if args.dcgm_metrics {
+                GpuSeries::Dcgm
+            } else {
+                GpuSeries::None
             },
             telemetry: leasehold_telemetry::Settings::new("leasehold-agent", &args.telemetry)
                 .context("check the telemetry flags")?,

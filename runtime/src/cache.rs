@@ -6,6 +6,7 @@ use std::{
     path::Path,
     pin::pin,
     sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -34,9 +35,35 @@ const CONCURRENT_REQUESTS: usize = 64;
 /// A copy of the whole object that `kubectl apply` stores; nothing here reads it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
+/// Seconds after which the API server ends a watch, which is then begun anew where it ended. kube takes a watch for dead five
+/// seconds later.
+const WATCH_SECONDS: u32 = 10;
+
+/// Limits after which a connection to the API server is given up. A connection that died without a FIN, behind a gateway or a
+/// load balancer, would otherwise make an operator deaf for minutes.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    connect: Duration,
+    /// Without a byte of an answer, and without a request on it.
+    silence: Duration,
+}
+
+impl Deadlines {
+    /// Those of ordinary requests. A watch is never silent for longer, because it ends after [`WATCH_SECONDS`].
+    pub const ORDINARY: Self = Self {
+        connect: Duration::from_secs(5),
+        silence: Duration::from_secs(15),
+    };
+    /// Those of a leader's renewal, of which two must fit into the time before the leadership expires.
+    pub const RENEWAL: Self = Self {
+        connect: Duration::from_secs(2),
+        silence: Duration::from_secs(2),
+    };
+}
+
 /// A client from a kubeconfig, or from the pod's own ServiceAccount.
-pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
+pub async fn client(kubeconfig: Option<&Path>, deadlines: Deadlines) -> anyhow::Result<Client> {
+    let mut config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)
                 .with_context(|| format!("read the kubeconfig {}", path.display()))?;
@@ -48,6 +75,10 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
             .await
             .context("find the cluster: run in a pod, or set --kubeconfig")?,
     };
+    config.connect_timeout = Some(deadlines.connect);
+    config.read_timeout = Some(deadlines.silence);
+    config.write_timeout = Some(deadlines.silence);
+    config.reset_reader_on_write = true;
     let builder = ClientBuilder::try_from(config).context("make a client of the cluster's API")?;
     Ok(builder
         .with_layer(&ConcurrencyLimitLayer::new(CONCURRENT_REQUESTS))
@@ -100,7 +131,7 @@ impl Source {
         Self {
             client: client.clone(),
             reach: Reach::default(),
-            config: watcher::Config::default(),
+            config: watcher::Config::default().timeout(WATCH_SECONDS),
         }
     }
 

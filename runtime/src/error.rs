@@ -54,6 +54,17 @@ impl Error {
         }
     }
 
+    /// The words in which the API server refused a request for good: by admission, quota, permissions or validation.
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Kube { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => Some(&status.message),
+                _ => None,
+            },
+            Self::Object(_) | Self::Dependency { .. } => None,
+        }
+    }
+
     /// Logs what failed and why, with the object that it concerns.
     pub fn log(&self, kind: &str, name: &str) {
         let why = std::error::Error::source(self)

@@ -7,7 +7,10 @@ use anyhow::{Context as _, bail};
 use kube_lease_manager::LeaseManagerBuilder;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cache, process::ProcessArgs};
+use crate::{
+    cache::{self, Deadlines},
+    process::ProcessArgs,
+};
 
 /// Seconds for which a leader's Lease is valid without renewal; a standby replica takes over after that.
 const LEASE_SECONDS: u64 = 15;
@@ -33,7 +36,7 @@ pub async fn wait(
         }));
     }
     // Its own client: renewals must not queue behind the requests of reconciles.
-    let client = cache::client(args.kubeconfig.as_deref()).await?;
+    let client = cache::client(args.kubeconfig.as_deref(), Deadlines::RENEWAL).await?;
     let manager = LeaseManagerBuilder::new(client, name)
         .with_namespace(&args.namespace)
         .with_identity(&args.identity)

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cache::{self, Watched},
+    cache::{self, Deadlines, Watched},
     leader,
     queue::{Queue, ReconcileError, RequeueAfter},
 };
@@ -92,7 +92,7 @@ impl Process {
         )
         .await?;
         Ok(Self {
-            client: cache::client(args.kubeconfig.as_deref()).await?,
+            client: cache::client(args.kubeconfig.as_deref(), Deadlines::ORDINARY).await?,
             args: args.clone(),
             metrics: operator,
             health,

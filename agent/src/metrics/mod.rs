@@ -32,6 +32,15 @@ pub(crate) struct AgentMetrics {
     writes: Counter,
 }
 
+/// Which series of the GPUs are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GpuSeries {
+    /// Those of dcgm-exporter.
+    Dcgm,
+    /// None: dcgm-exporter runs on the node itself.
+    None,
+}
+
 /// The last reading, and the last Xid of each GPU since the agent's start.
 #[derive(Debug, Default)]
 struct Last {
@@ -52,7 +61,7 @@ enum ReadingOutcome {
 }
 
 impl AgentMetrics {
-    pub(crate) fn register(metrics: &mut Metrics, node: &str) -> Self {
+    pub(crate) fn register(metrics: &mut Metrics, node: &str, series: GpuSeries) -> Self {
         let it = Self {
             last: Arc::default(),
             readings: Family::default(),
@@ -72,10 +81,13 @@ impl AgentMetrics {
             "Writes of the GpuNode's status; it is written on change only",
             it.writes.clone(),
         );
-        metrics.foreign().register_collector(Box::new(Dcgm {
-            last: Arc::clone(&it.last),
-            node: node.to_owned(),
-        }));
+        match series {
+            GpuSeries::Dcgm => metrics.foreign().register_collector(Box::new(Dcgm {
+                last: Arc::clone(&it.last),
+                node: node.to_owned(),
+            })),
+            GpuSeries::None => {}
+        }
         it
     }
 

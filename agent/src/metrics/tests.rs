@@ -39,7 +39,7 @@ const LABELS: &str = r#"gpu="2",UUID="GPU-a",pci_bus_id="00000000:18:00.0",devic
 #[test]
 fn names_and_labels_are_those_of_dcgm_exporter() {
     let mut metrics = Metrics::new();
-    let agent = AgentMetrics::register(&mut metrics, "n1");
+    let agent = AgentMetrics::register(&mut metrics, "n1", GpuSeries::Dcgm);
     agent.read(&read(vec![gpu()]), &[]);
     let text = metrics.render().unwrap();
     for line in [
@@ -63,7 +63,7 @@ fn names_and_labels_are_those_of_dcgm_exporter() {
 #[test]
 fn the_last_xid_is_kept_and_an_unavailable_driver_has_no_stale_values() {
     let mut metrics = Metrics::new();
-    let agent = AgentMetrics::register(&mut metrics, "n1");
+    let agent = AgentMetrics::register(&mut metrics, "n1", GpuSeries::Dcgm);
     agent.read(
         &read(vec![gpu()]),
         &[XidEvent {
@@ -82,4 +82,14 @@ fn the_last_xid_is_kept_and_an_unavailable_driver_has_no_stale_values() {
     let text = metrics.render().unwrap();
     assert!(!text.contains("GPU-a"), "{text}");
     assert!(text.contains(r#"leasehold_agent_readings_total{outcome="Hung"} 1"#));
+}
+
+#[test]
+fn beside_dcgm_exporter_the_agent_serves_only_its_own_series() {
+    let mut metrics = Metrics::new();
+    let agent = AgentMetrics::register(&mut metrics, "n1", GpuSeries::None);
+    agent.read(&read(vec![gpu()]), &[]);
+    let text = metrics.render().unwrap();
+    assert!(!text.contains("DCGM_"), "{text}");
+    assert!(text.contains(r#"leasehold_agent_readings_total{outcome="Read"} 1"#));
 }

@@ -8,7 +8,7 @@ use super::{
     status::GpuLeaseStatus,
     workload::{Access, NodeShape, Storage, Workload},
 };
-use crate::shared::schema;
+use crate::shared::{quantity, schema};
 
 /// A lease of GPUs for a term: placed on matching providers, paid by the second from an escrow account, refunded at the
 /// end.
@@ -101,8 +101,12 @@ pub struct GpuRequirements {
     #[schemars(schema_with = "schema::names::<16>")]
     pub classes: Vec<String>,
     /// Minimum nominal memory of one GPU in bytes: `80G`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::bytes")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "quantity::optional_text"
+    )]
+    #[schemars(schema_with = "schema::byte_quantity")]
     pub memory: Option<String>,
     /// Minimum CUDA compute capability: `"9.0"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

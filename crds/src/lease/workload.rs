@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::schema;
+use crate::shared::{quantity, schema};
 
 /// A workload. Exactly one of `session`, `service` and `job` must be set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -210,17 +210,19 @@ pub struct Readiness {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeShape {
-    /// CPU of one node: `"32"`, `"500m"`.
-    #[schemars(schema_with = "schema::cpu")]
-    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("perNode.cpu: must be more than zero"))]
+    /// CPU of one node: `32`, `"1.5"`, `500m`.
+    #[serde(deserialize_with = "quantity::text")]
+    #[schemars(schema_with = "schema::cpu_quantity")]
+    #[x_kube(validation = Rule::new("type(self) == string ? self.matches('[1-9]') : self > 0").message("perNode.cpu: must be more than zero"))]
     pub cpu: String,
-    /// Memory of one node in bytes: `128Gi`.
-    #[schemars(schema_with = "schema::bytes")]
-    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("perNode.memory: must be more than zero"))]
+    /// Memory of one node in bytes: `128Gi`, `1.5Gi`.
+    #[serde(deserialize_with = "quantity::text")]
+    #[schemars(schema_with = "schema::byte_quantity")]
+    #[x_kube(validation = Rule::new("type(self) == string ? self.matches('[1-9]') : self > 0").message("perNode.memory: must be more than zero"))]
     pub memory: String,
     /// Ephemeral disk of one node in bytes, deleted with the lease: `200Gi`.
-    #[serde(default = "default_scratch")]
-    #[schemars(schema_with = "schema::bytes")]
+    #[serde(default = "default_scratch", deserialize_with = "quantity::text")]
+    #[schemars(schema_with = "schema::byte_quantity")]
     pub ephemeral_storage: String,
     /// Number of whole GPUs of one node, 1 to 16.
     #[schemars(schema_with = "schema::bounded::<1, 16>")]
@@ -236,8 +238,9 @@ fn default_scratch() -> String {
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
     /// Size of the volume in bytes: `100Gi`.
-    #[schemars(schema_with = "schema::bytes")]
-    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("storage.size: must be more than zero"))]
+    #[serde(deserialize_with = "quantity::text")]
+    #[schemars(schema_with = "schema::byte_quantity")]
+    #[x_kube(validation = Rule::new("type(self) == string ? self.matches('[1-9]') : self > 0").message("storage.size: must be more than zero"))]
     pub size: String,
     /// Absolute path at which the volume is mounted: `/data`.
     // No empty segment and none of dots alone: `//proc` and `/./proc` are /proc, and `/.` is the root.

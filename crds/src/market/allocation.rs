@@ -297,7 +297,7 @@ words! {
         NoPaymentNetwork,
         /// Too few nodes have the capacity.
         NoRoom,
-        /// The pool is outside its hours of sale.
+        /// The pool is outside its hours of sale, or paused.
         NotSelling,
         /// Chain, escrow contract or token are not the pool's.
         OtherMoney,

@@ -19,8 +19,9 @@ use crate::shared::schema;
     derive = "Default",
     doc = "The capacity that one provider offers, written by the provider operator. A coordination Lease with the same name shows that the provider is alive.",
     printcolumn(name = "Region", type_ = "string", json_path = ".spec.region"),
-    printcolumn(name = "Classes", type_ = "string", json_path = ".spec.rows[*].class"),
-    printcolumn(name = "Free", type_ = "string", json_path = ".spec.rows[*].nodesFree"),
+    printcolumn(name = "Classes", type_ = "string", json_path = ".spec.summary.classes"),
+    printcolumn(name = "Price", type_ = "string", json_path = ".spec.summary.prices"),
+    printcolumn(name = "GPUs", type_ = "integer", json_path = ".spec.summary.gpusFree"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -33,6 +34,28 @@ pub struct GpuOfferSpec {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub rows: Vec<OfferRow>,
+    /// The rows in short, for `kubectl get`. Nothing is decided by it.
+    #[serde(default)]
+    pub summary: OfferSummary,
+}
+
+/// The rows of an offer in short.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OfferSummary {
+    /// Classes of the rows: `a100-80g-pcie, h100-80g-sxm`.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub classes: String,
+    /// Prices of one GPU-hour in whole tokens, in the order of the classes: `1.20, 1.85`; lowest and highest if the rows of a
+    /// class differ: `1.20-1.40`.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub prices: String,
+    /// Free GPUs of all rows.
+    #[serde(default)]
+    #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
+    pub gpus_free: i64,
 }
 
 /// Nodes of one pool with equal free resources.

@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::{conditions::ConditionType, schema, words::words};
+use crate::shared::{conditions::ConditionType, quantity, schema, words::words};
 
 /// Nodes that a provider sells under the same terms.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -115,8 +115,9 @@ pub struct PoolStorage {
     #[schemars(schema_with = "schema::subdomain")]
     pub class_name: Option<String>,
     /// Largest volume of one node of a lease in bytes: `1Ti`.
-    #[schemars(schema_with = "schema::bytes")]
-    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("storage.maxSize: must be more than zero"))]
+    #[serde(deserialize_with = "quantity::text")]
+    #[schemars(schema_with = "schema::byte_quantity")]
+    #[x_kube(validation = Rule::new("type(self) == string ? self.matches('[1-9]') : self > 0").message("storage.maxSize: must be more than zero"))]
     pub max_size: String,
 }
 
@@ -275,6 +276,8 @@ words! {
         NothingFree,
         /// It is outside the hours of sale.
         OutsideHours,
+        /// The cluster refused the pods of several leases in a row.
+        PodsRefused,
         /// There is no usable PaymentNetwork of that name.
         NoPaymentNetwork,
     }

@@ -1,5 +1,34 @@
 //! Kubernetes quantities as integers: CPU in millicores, everything else in bytes.
 
+use serde::{Deserialize, Deserializer};
+
+/// A quantity as people write it in a manifest.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a quantity is text or a whole number")]
+enum Written {
+    Text(String),
+    Number(u64),
+}
+
+impl From<Written> for String {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Text(text) => text,
+            Written::Number(number) => number.to_string(),
+        }
+    }
+}
+
+/// Deserializes a quantity that is text or a whole number, as Kubernetes does: `500m`, `"4"`, `4`.
+pub fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    Written::deserialize(from).map(String::from)
+}
+
+/// Deserializes a quantity that may be absent, as [`text`] does.
+pub fn optional_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Written>::deserialize(from)?.map(String::from))
+}
+
 /// A string is not a quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a quantity: write \"32\" or \"500m\" for CPU, \"128Gi\" or \"80G\" for bytes")]
@@ -94,10 +123,30 @@ mod tests {
         assert_eq!(bytes("24305728Ki"), Ok(24_305_728 << 10));
         assert_eq!(bytes("1e3"), Ok(1000));
         assert_eq!(bytes("4"), Ok(4));
+        assert_eq!(bytes("1.5Gi"), Ok(3 << 29));
+        assert_eq!(bytes("0.1Ki"), Ok(103), "rounded up, as in the scheduler");
+        assert_eq!(bytes("16000m"), Ok(16));
+        assert_eq!(bytes("99999999999999.999999999Ki"), Ok(102_400_000_000_000_000));
         for t in ["", "-1", "Gi", "1.2.3", "1Xi", "99999999999999999999"] {
             assert!(bytes(t).is_err(), "{t}");
         }
         assert_eq!(bytes_text(128 << 30), "128Gi");
         assert_eq!(millicores_text(1500), "1500m");
+    }
+
+    #[test]
+    fn manifests_write_quantities_as_text_or_as_numbers() {
+        let shape = |json: serde_json::Value| {
+            serde_json::from_value::<crate::lease::workload::NodeShape>(json).map_err(|e| e.to_string())
+        };
+        let written = shape(serde_json::json!({"cpu": 4, "memory": 1_073_741_824, "gpus": 1})).unwrap();
+        assert_eq!(
+            (written.cpu.as_str(), written.memory.as_str()),
+            ("4", "1073741824")
+        );
+        assert_eq!(written.ephemeral_storage, "10Gi");
+        let text = shape(serde_json::json!({"cpu": "4", "memory": "1.5Gi", "gpus": 1})).unwrap();
+        assert_eq!((text.cpu.as_str(), text.memory.as_str()), ("4", "1.5Gi"));
+        assert!(shape(serde_json::json!({"cpu": -4, "memory": "1Gi", "gpus": 1})).is_err());
     }
 }

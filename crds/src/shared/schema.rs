@@ -41,6 +41,22 @@ pub fn duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "maxLength": 24, "pattern": "^([0-9]{1,5}h)?([0-9]{1,7}m)?([0-9]{1,9}s)?$", "minLength": 2})
 }
 
+/// A quantity of CPU as people write it, a whole number or text: `32`, `"1.5"`, `500m`. Deserialize it by
+/// [`quantity::text`](super::quantity::text).
+#[must_use]
+pub fn cpu_quantity(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"x-kubernetes-int-or-string": true, "minimum": 0, "maximum": 999_999, "maxLength": 20,
+        "pattern": "^([0-9]{1,6}(\\.[0-9]{1,9})?|[0-9]{1,9}m)$"})
+}
+
+/// A quantity of bytes as people write it, a whole number or text: `128Gi`, `1.5Gi`, `1e9`; less than 2^63 for 64 nodes
+/// together. Deserialize it by [`quantity::text`](super::quantity::text).
+#[must_use]
+pub fn byte_quantity(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"x-kubernetes-int-or-string": true, "minimum": 0, "maximum": 9_007_199_254_740_991_i64, "maxLength": 30,
+        "pattern": "^([0-9]{1,17}(\\.[0-9]{1,9})?|[0-9]{1,14}(\\.[0-9]{1,9})?(k|Ki)|[0-9]{1,11}(\\.[0-9]{1,9})?(M|Mi)|[0-9]{1,8}(\\.[0-9]{1,9})?(G|Gi)|[0-9]{1,5}(\\.[0-9]{1,9})?(T|Ti)|[0-9]{1,2}(\\.[0-9]{1,9})?(P|Pi)|[0-9]{1,17}m|[1-9][0-9]{0,7}(\\.[0-9]{1,9})?[eE][0-9])$"})
+}
+
 /// A Kubernetes quantity of CPU: `500m`, `32`.
 #[must_use]
 pub fn cpu(_: &mut SchemaGenerator) -> Schema {

@@ -10,7 +10,7 @@ use kube::{
     core::GroupVersionKind,
     discovery,
 };
-use leasehold_runtime::cache;
+use leasehold_runtime::cache::{self, Deadlines};
 use tokio::time::Instant;
 
 use crate::settings::ApplyArgs;
@@ -22,7 +22,7 @@ const SERVED_WITHIN: Duration = Duration::from_secs(120);
 
 /// Applies every object of the file, a JSON list.
 pub async fn run(args: ApplyArgs) -> anyhow::Result<ExitCode> {
-    let client = cache::client(args.kubeconfig.as_deref()).await?;
+    let client = cache::client(args.kubeconfig.as_deref(), Deadlines::ORDINARY).await?;
     let file = args.file.display();
     let text = std::fs::read(&args.file).with_context(|| format!("read {file}"))?;
     let objects: Vec<DynamicObject> =

@@ -15,7 +15,7 @@ use leasehold_crds::{
     GpuLease, GpuReservation, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, shared::conditions::find,
 };
 
-use leasehold_runtime::cache;
+use leasehold_runtime::cache::{self, Deadlines};
 
 use crate::settings::CheckArgs;
 
@@ -44,7 +44,7 @@ const PROVIDER_NEEDS: Needs = &[
 
 /// Prints a line a finding; fails when something is missing.
 pub async fn install(args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let client = cache::client(args.kubeconfig.as_deref()).await?;
+    let client = cache::client(args.kubeconfig.as_deref(), Deadlines::ORDINARY).await?;
     let mut failed = 0;
     let mut report = |good: bool, line: String| {
         println!("{} {line}", if good { "ok  " } else { "FAIL" });
@@ -137,7 +137,7 @@ async fn may(
 
 /// Lists what is live; fails while anything is.
 pub async fn uninstall(args: CheckArgs) -> anyhow::Result<ExitCode> {
-    let client = cache::client(args.kubeconfig.as_deref()).await?;
+    let client = cache::client(args.kubeconfig.as_deref(), Deadlines::ORDINARY).await?;
     let mut live = Vec::new();
     match Api::<GpuLease>::all(client.clone())
         .list(&ListParams::default())

@@ -20,11 +20,13 @@ use leasehold_crds::{GpuPool, GpuReservation, PROVIDER_NAMESPACE_PREFIX};
 use leasehold_planner::{
     payment_network::Serves,
     ports::{Clock as _, SigningKey},
-    provider::{allocation::accept::Identity, health::Answers, workload::EgressDenylist},
+    provider::{
+        allocation::accept::Identity, health::Answers, offer::refusals::Refusals, workload::EgressDenylist,
+    },
 };
 use leasehold_runtime::{
     Events, Process, SystemClock,
-    cache::{self, Reach, Source},
+    cache::{self, Deadlines, Reach, Source},
 };
 use leasehold_telemetry::metrics::{Operator, Role};
 use tokio::sync::Notify;
@@ -65,6 +67,8 @@ pub(crate) struct Provider {
     /// Addresses that no pod of a lease may reach, and when they were computed.
     denylist: Mutex<Option<(Instant, Arc<EgressDenylist>)>>,
     changed: Arc<Notify>,
+    /// Refusals of pods by this cluster, by which pools are paused.
+    refusals: Mutex<Refusals>,
     /// Since when this cluster's API server has answered reads about unresponsive nodes.
     answers: Mutex<Answers>,
 }
@@ -100,7 +104,9 @@ impl Provider {
     ) -> anyhow::Result<Self> {
         let client = process.client().clone();
         let market = match &args.market_kubeconfig {
-            Some(path) => cache::client(Some(path)).await.context("the market's cluster")?,
+            Some(path) => cache::client(Some(path), Deadlines::ORDINARY)
+                .await
+                .context("the market's cluster")?,
             None => client.clone(),
         };
         let namespace_at_market = format!("{PROVIDER_NAMESPACE_PREFIX}{}", args.provider_name);
@@ -138,6 +144,7 @@ impl Provider {
             applied: Applied::default(),
             denylist: Mutex::default(),
             changed,
+            refusals: Mutex::default(),
             answers: Mutex::default(),
             args,
         })

@@ -14,7 +14,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, Client, api::ListParams};
 use leasehold_crds::{
-    GPU_RESOURCE, GpuOffer, GpuPool, GpuProvider, PROVIDER_NAMESPACE_PREFIX, shared::conditions::is_true,
+    GPU_RESOURCE, GpuOffer, GpuPool, GpuProvider, PROVIDER_NAMESPACE_PREFIX, shared::conditions::find,
 };
 use leasehold_planner::ports::SigningKey;
 use leasehold_tasks::image::{self, Profile};
@@ -150,7 +150,8 @@ pub async fn all(
             let offer = api.get_opt(&provider.name).await?;
             let free = |o: &GpuOffer| o.spec.rows.iter().any(|r| r.nodes_free > 0);
             let seen = providers.get_opt(&provider.name).await?.and_then(|p| p.status);
-            let counts = seen.as_ref().is_some_and(|s| is_true(&s.conditions, "Ready"));
+            let ready = seen.as_ref().and_then(|s| find(&s.conditions, "Ready"));
+            let counts = ready.is_some_and(|c| c.reason == "Offering");
             if counts && offer.as_ref().is_some_and(free) {
                 return Ok(Ok(()));
             }

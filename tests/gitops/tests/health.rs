@@ -295,6 +295,7 @@ fn a_pool_is_degraded_only_by_errors() {
         (True, "Offered", 2, sold("AgentSilent"), "Degraded", Current),
         (False, "NothingFree", 0, json!([]), "Degraded", Current),
         (False, "OutsideHours", 1, json!([]), "Suspended", Current),
+        (False, "PodsRefused", 1, json!([]), "Degraded", Current),
         (False, "NoPaymentNetwork", 1, json!([]), "Degraded", Failed),
     ];
     for (truth, reason, nodes, not_sold, health, waits) in cases {
@@ -312,7 +313,8 @@ fn providers_and_networks() {
     let provider = serde_json::to_value(GpuProvider::new("x", Default::default())).expect("JSON");
     for (truth, reason, health) in [
         (ConditionStatus::True, "Offering", "Healthy"),
-        (ConditionStatus::False, "NothingOffered", "Healthy"),
+        (ConditionStatus::True, "NothingOffered", "Healthy"),
+        (ConditionStatus::False, "NotAnswering", "Degraded"),
         (ConditionStatus::False, "Silent", "Degraded"),
     ] {
         let object = with(provider.clone(), 2, one("Ready", truth, reason, "why"));

@@ -361,6 +361,46 @@ async fn uninstalling_keeps_the_kinds_and_asks_first() {
 }
 
 #[tokio::test]
+async fn the_job_for_objects_runs_in_every_sync_of_argo_cd() {
+    let tools = helm();
+    let (_, values) = every_installation().remove(1);
+    let jobs = |values: &Value| -> Vec<Value> {
+        let objects = render(&tools, values);
+        let jobs = objects.into_iter().filter(|o| is(o, "Job"));
+        jobs.filter(|o| o["metadata"]["annotations"]["helm.sh/hook"].is_null())
+            .collect()
+    };
+    let before = jobs(&values).remove(0);
+    assert_eq!(
+        before["metadata"]["annotations"]["argocd.argoproj.io/hook"],
+        "Sync"
+    );
+    let mut changed = values;
+    changed["pools"][0]["pricePerGpuHour"] = json!("1.90");
+    let after = jobs(&changed).remove(0);
+    assert_ne!(before["metadata"]["name"], after["metadata"]["name"]);
+}
+
+#[tokio::test]
+async fn the_series_of_dcgm_exporter_can_be_disabled() {
+    let tools = helm();
+    let flag = |values: &Value| {
+        let objects = render(&tools, values);
+        let agent = objects.into_iter().find(|o| is(o, "DaemonSet")).unwrap();
+        let args = agent["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+        args.as_array()
+            .unwrap()
+            .iter()
+            .any(|arg| arg == "--dcgm-metrics=false")
+    };
+    assert!(!flag(&one_cluster()));
+    assert!(flag(&with(
+        one_cluster(),
+        &json!({"agent": {"dcgmMetrics": false}})
+    )));
+}
+
+#[tokio::test]
 async fn releases_in_one_cluster_share_no_cluster_wide_name() {
     let tools = helm();
     let second = with(

@@ -22,6 +22,9 @@ use tower::Service;
 /// Longer answers are refused.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 
+/// Idle connections are kept so long: one that died without a FIN is not found otherwise until it is used.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// Why there is no answer. The text contains neither host nor URL.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HttpError {
@@ -71,6 +74,11 @@ impl HttpTransport {
             .ok_or_else(|| PaymentError::Malformed("the RPC URL is not an http:// or https:// URL".into()))?;
         let client = reqwest::Client::builder()
             .connect_timeout(deadline)
+            // A call that times out closes its connection. With HTTP/2 it would close a stream only, and all later calls would
+            // use the same dead connection.
+            .http1_only()
+            .pool_idle_timeout(IDLE)
+            .tcp_keepalive(IDLE)
             .redirect(redirect::Policy::none())
             .build()
             .map_err(|e| {

@@ -8,11 +8,11 @@ for _, condition in ipairs(status.conditions or {}) do
   if condition.type == "Ready" then
     health.message = condition.reason
     if (condition.message or "") ~= "" then health.message = condition.reason .. ": " .. condition.message end
-    if condition.reason == "Silent" then
-      health.status = "Degraded"
-    else
-      -- Offering, or sold out.
+    -- The condition is true for a provider that offers or is sold out, and false for one that is silent or does not answer.
+    if condition.status == "True" then
       health.status = "Healthy"
+    else
+      health.status = "Degraded"
     end
   end
 end

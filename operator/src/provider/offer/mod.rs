@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -29,6 +29,7 @@ use leasehold_planner::{
     provider::offer::{
         cluster::{gpus_seen, has_user_namespaces, holds, is_schedulable, shape, sharing},
         pool_status::{newly_not_sold, pool_status},
+        summary::summary,
         supply::{NodeSeen, PoolSupply, pool_supply},
     },
     request::Shape,
@@ -128,6 +129,7 @@ impl Provider {
         let mut pools = self.caches.pools.state();
         pools.sort_by_key(|p| p.name_any());
         let mut taken = BTreeSet::new();
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         pools
             .iter()
             .map(|pool| {
@@ -136,10 +138,11 @@ impl Provider {
                     escrow: currency.escrow.to_string(),
                     token: currency.token.to_string(),
                 });
-                (
-                    pool.name_any(),
-                    pool_supply(pool, payment.as_ref(), &nodes, &holds, &mut taken, now),
-                )
+                let mut supply = pool_supply(pool, payment.as_ref(), &nodes, &holds, &mut taken, now);
+                if let Some(words) = refusals.pause(&pool.name_any(), now) {
+                    supply.pause(words);
+                }
+                (pool.name_any(), supply)
             })
             .collect()
     }
@@ -200,6 +203,7 @@ impl Provider {
         rows.truncate(64);
         GpuOfferSpec {
             region: self.args.region.clone(),
+            summary: summary(&rows),
             rows,
         }
     }

@@ -39,6 +39,11 @@ impl Provider {
             Workload::KeepResults(objects) => self.keep_results(reservation, objects).await,
             Workload::Remove => self.remove(&reservation.name_any()).await,
         };
+        if let Err(error) = &applied
+            && let Some(refusal) = error.refusal()
+        {
+            planner::object_refused(reservation, &mut status, refusal, self.now());
+        }
         // A new intent is stored first; the next reconcile carries it out (M2).
         let stored = reservation.status.as_ref().and_then(|s| s.intent.clone()) == plan.status.intent;
         if let (Some(call), Some(chain), true) = (&plan.call, chain, stored)

@@ -4,4 +4,5 @@ mod log;
 pub(crate) mod namespaces;
 pub(crate) mod observe;
 pub(crate) mod pods;
+mod refusals;
 pub(crate) mod results;

@@ -20,6 +20,7 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_crds::{
     GpuReservation,
     lease::workload::{Endpoint, JobResult},
+    market::allocation::AllocationPhase,
 };
 use leasehold_planner::{
     observed::Observed,
@@ -32,7 +33,7 @@ use leasehold_planner::{
 use leasehold_runtime::cache;
 use sha2::{Digest as _, Sha256};
 
-use super::{log, pods::PodSeen};
+use super::{log, pods::PodSeen, refusals};
 use crate::provider::Provider;
 
 /// An API server that takes longer does not answer, and nothing that must end in time waits for it.
@@ -84,6 +85,7 @@ impl Provider {
             Err(error) => return Observed::Unknown(format!("what runs can't be read: {error}")),
         };
         let services = self.caches.services.of(&name);
+        let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
         let mut running = Running {
             reading,
             namespace,
@@ -98,14 +100,35 @@ impl Provider {
             trouble: pods.iter().find_map(|p| p.trouble.clone()).unwrap_or_default(),
             results: self.results_seen(reservation, &services),
         };
+        if namespace && is_being_served(reservation) {
+            let missing = pods.len() < nodes;
+            let refusal = match missing {
+                true => refusals::refusal(&self.client, &name, self.now()).await,
+                false => None,
+            };
+            self.note_refusal(reservation, missing, refusal.as_deref());
+            running.trouble = refusal.unwrap_or(running.trouble);
+        }
         let is_job = reservation.spec.allocation.workload.job.is_some();
         let known = reservation.status.as_ref().is_some_and(|s| s.job.is_some());
-        let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
         let failed = pods.iter().any(|p| p.has_ended() && !p.has_succeeded());
         if is_job && !known && (failed || running.pods_succeeded >= nodes) {
             running.job = Some(self.job_result(&name, &pods).await);
         }
         Observed::Known(running)
+    }
+
+    /// Records whether the cluster refuses the pods of a reservation, by which its pool is paused.
+    fn note_refusal(&self, reservation: &GpuReservation, missing: bool, refusal: Option<&str>) {
+        let allocation = &reservation.spec.allocation;
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        match refusal {
+            Some(words) => {
+                refusals.refused(&allocation.pool, &allocation.escrow.payer, words, self.now());
+            }
+            None if !missing => refusals.created(&allocation.pool),
+            None => {}
+        }
     }
 
     /// Exit code and log tail of the pod that decides: the first that failed, else the first. The log is optional: the
@@ -243,6 +266,15 @@ impl Provider {
         let heard = self.caches.agents.state_filter(heard);
         heard.iter().map(|l| l.name_any()).collect()
     }
+}
+
+/// Whether pods of a reservation should exist.
+fn is_being_served(reservation: &GpuReservation) -> bool {
+    let phase = reservation.status.as_ref().map(|s| s.phase);
+    matches!(
+        phase,
+        Some(AllocationPhase::Provisioning | AllocationPhase::Active)
+    )
 }
 
 /// The `Ready` condition; a Node without one has not begun to be ready.

@@ -307,18 +307,15 @@ fn ready(
     let active = status.phase == Phase::Active;
     let serves = active && all_serve(world);
     let unknown = |reason| (ConditionStatus::Unknown, reason, String::new());
-    let (truth, reason, message) = match (unhealthy, status.close_reason) {
-        (_, Some(CloseReason::JobSucceeded)) if status.phase.is_over() => {
-            (ConditionStatus::True, LeaseReason::JobSucceeded, String::new())
-        }
-        (Some(c), _) if active => (
+    let (truth, reason, message) = match unhealthy {
+        Some(c) if active => (
             ConditionStatus::False,
             reported(&c.reason),
             format!("{}; its leg is not charged until the fault is over", c.message),
         ),
-        (None, _) if serves && !all_report => unknown(LeaseReason::ProviderSilent),
-        (None, _) if serves && !chain_is_read => unknown(LeaseReason::ChainUnreachable),
-        (None, _) if serves => match not_true(world, ReservationCondition::Ready) {
+        None if serves && !all_report => unknown(LeaseReason::ProviderSilent),
+        None if serves && !chain_is_read => unknown(LeaseReason::ChainUnreachable),
+        None if serves => match not_true(world, ReservationCondition::Ready) {
             Some(c) if c.status == ConditionStatus::False.as_str() => {
                 (ConditionStatus::False, reported(&c.reason), c.message.clone())
             }

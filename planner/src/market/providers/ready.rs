@@ -9,7 +9,7 @@ use leasehold_crds::{
 
 use crate::placement::Provider;
 
-/// The status of a provider that offers this number of rows.
+/// The status of a provider that offers this number of rows. One whose GPUs are all leased is as it should be.
 #[must_use]
 pub fn provider_status(
     object: &GpuProvider,
@@ -25,8 +25,8 @@ pub fn provider_status(
             "it did not answer its last allocations in time: its offers are not considered for five minutes";
         (ConditionStatus::False, ProviderReason::NotAnswering, message)
     } else if rows == 0 {
-        let message = "it is live, and offers nothing now";
-        (ConditionStatus::False, ProviderReason::NothingOffered, message)
+        let message = "it is live, and has nothing free now";
+        (ConditionStatus::True, ProviderReason::NothingOffered, message)
     } else {
         (ConditionStatus::True, ProviderReason::Offering, "")
     };
@@ -36,4 +36,32 @@ pub fn provider_status(
     let next = condition(ProviderCondition::Ready, truth, reason, message, generation);
     set(&mut status.conditions, next, now);
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::escrow::Address;
+
+    #[test]
+    fn a_provider_that_is_sold_out_is_ready_and_a_silent_one_is_not() {
+        let of = |alive: bool, answers: bool, rows: usize| {
+            let provider = Provider {
+                name: "p".into(),
+                region: String::new(),
+                payee: Address([1; 20]),
+                controller: Address([2; 20]),
+                alive,
+                answers,
+            };
+            let object = GpuProvider::new("p", leasehold_crds::market::provider::GpuProviderSpec::default());
+            let status = provider_status(&object, &provider, rows, Timestamp::UNIX_EPOCH);
+            let condition = &status.conditions[0];
+            format!("{} {}", condition.status, condition.reason)
+        };
+        assert_eq!(of(true, true, 1), "True Offering");
+        assert_eq!(of(true, true, 0), "True NothingOffered");
+        assert_eq!(of(true, false, 1), "False NotAnswering");
+        assert_eq!(of(false, true, 1), "False Silent");
+    }
 }

@@ -238,6 +238,10 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
     check_deposit(spec, &terms)?;
     check_storage(spec, seen.pool)?;
     check_variables(spec)?;
+    if let Some(words) = &seen.supply.paused {
+        let message = format!("the pool is paused, because the cluster refused pods of leases: {words}");
+        return refusal(DeclineReason::NotSelling, message);
+    }
     if !seen.supply.selling {
         return refusal(DeclineReason::NotSelling, "the pool is not for sale at this hour");
     }

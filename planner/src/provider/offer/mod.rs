@@ -2,6 +2,8 @@
 
 pub mod cluster;
 pub mod pool_status;
+pub mod refusals;
 mod room;
 mod row;
+pub mod summary;
 pub mod supply;

@@ -31,6 +31,11 @@ pub fn pool_status(
         let network = &pool.spec.network;
         let message = format!("there is no usable PaymentNetwork {network:?} in this cluster");
         (ConditionStatus::False, PoolReason::NoPaymentNetwork, message)
+    } else if let Some(words) = &supply.paused {
+        let message = format!(
+            "the cluster refused the pods of three leases in a row; the pool is offered again ten minutes after the last refusal: {words}"
+        );
+        (ConditionStatus::False, PoolReason::PodsRefused, message)
     } else if !supply.selling {
         let message = "outside the hours of sale: no new lease is accepted, running ones continue";
         (

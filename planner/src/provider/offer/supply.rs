@@ -113,11 +113,20 @@ pub struct PoolSupply {
     pub nodes: usize,
     /// Nodes that are not sold, with the reason.
     pub not_sold: Vec<NotSold>,
-    /// Whether it is an hour of sale.
+    /// Whether it is an hour of sale, and the pool is not paused.
     pub selling: bool,
+    /// Why it is paused, in the words in which the cluster refused pods.
+    pub paused: Option<String>,
 }
 
 impl PoolSupply {
+    /// Sells nothing, because the cluster refuses pods in these words.
+    pub fn pause(&mut self, words: &str) {
+        self.selling = false;
+        self.paused = Some(words.to_owned());
+        self.rows.clear();
+    }
+
     /// Takes room of nodes as a reservation does, so that the next one is decided without counting everything again.
     /// The rows stay as they were counted.
     pub fn take(&mut self, nodes: &[String], shape: &Shape) {

@@ -304,6 +304,26 @@ pub fn news_of_gpus(before: Option<&GpuReservationStatus>, now: &GpuReservationS
     })
 }
 
+/// Reports in the condition `Ready` that the cluster refused an object of the workload, in the words of the refusal.
+pub fn object_refused(
+    reservation: &GpuReservation,
+    status: &mut GpuReservationStatus,
+    refusal: &str,
+    now: Timestamp,
+) {
+    if status.stop_reason.is_some() {
+        return;
+    }
+    let next = condition(
+        ReservationCondition::Ready,
+        ConditionStatus::False,
+        ReservationReason::PodsNotReady,
+        format!("the cluster refuses an object of the workload: {refusal}"),
+        reservation.metadata.generation.unwrap_or_default(),
+    );
+    set(&mut status.conditions, next, now);
+}
+
 /// Reports a failed call to the chain in the condition `Charged`.
 pub fn chain_failure(
     reservation: &GpuReservation,

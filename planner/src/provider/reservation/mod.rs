@@ -27,7 +27,7 @@ mod world;
 mod tests;
 
 pub use self::{
-    conditions::{News, chain_failure, news_of_gpus},
+    conditions::{News, chain_failure, news_of_gpus, object_refused},
     decide::decide,
     leg::Withdrawals,
     plan::{LegCall, Plan, Workload},

@@ -1,5 +1,7 @@
 //! What confines a tenant: a namespace with its limits, network policies, and an identity without rights.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     api::{
         core::v1::{
@@ -18,7 +20,9 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
-use leasehold_crds::{ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, lease::workload::Port};
+use leasehold_crds::{
+    ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, lease::workload::Port, shared::quantity,
+};
 
 use super::{
     EgressDenylist, NAME, labels, meta, name_of, pod::resources, results::Retention, results_server,
@@ -85,17 +89,40 @@ pub(super) fn quota(reservation: &GpuReservation, ports: &[Port]) -> ResourceQuo
     }
 }
 
-/// No container may take more than a node of the lease has.
+/// What a container gets that states no limits, such as a sidecar that the cluster injects. Without a default it would get the
+/// maximum, and the pod would need twice what was sold.
+const ADDED: [(&str, &str); 3] = [
+    ("cpu", "100m"),
+    ("memory", "128Mi"),
+    ("ephemeral-storage", "64Mi"),
+];
+
+/// No container may take more than a node of the lease has, and one that the cluster adds takes little.
 pub(super) fn limits(reservation: &GpuReservation) -> LimitRange {
-    let max = resources(reservation)
+    let max: BTreeMap<String, Quantity> = resources(reservation)
         .into_iter()
-        .filter(|(resource, _)| resource != GPU_RESOURCE);
+        .filter(|(resource, _)| resource != GPU_RESOURCE)
+        .collect();
+    let millis = |text: &str| quantity::millicores(text).unwrap_or(u64::MAX);
+    let added = ADDED.into_iter().filter_map(|(resource, little)| {
+        let most = max.get(resource)?;
+        let less = millis(little) < millis(&most.0);
+        let default = if less {
+            Quantity(little.into())
+        } else {
+            most.clone()
+        };
+        Some((resource.to_owned(), default))
+    });
+    let added: BTreeMap<String, Quantity> = added.collect();
     LimitRange {
         metadata: meta(reservation, NAME),
         spec: Some(LimitRangeSpec {
             limits: vec![LimitRangeItem {
                 type_: "Container".into(),
-                max: Some(max.collect()),
+                default: Some(added.clone()),
+                default_request: Some(added),
+                max: Some(max),
                 ..LimitRangeItem::default()
             }],
         }),

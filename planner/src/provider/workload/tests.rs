@@ -212,6 +212,25 @@ fn the_quota_holds_no_more_than_was_leased() {
 }
 
 #[test]
+fn a_container_that_the_cluster_adds_is_limited_to_little() {
+    let mut reservation = reservation(session(), Hosting::default());
+    let of = |reservation: &GpuReservation| {
+        let limits = Objects::of(reservation, &EgressDenylist::default()).limits;
+        let item = limits.spec.unwrap().limits.remove(0);
+        (item.default.unwrap(), item.max.unwrap())
+    };
+    let (default, max) = of(&reservation);
+    assert_eq!((default["cpu"].0.as_str(), max["cpu"].0.as_str()), ("100m", "4"));
+    assert_eq!(
+        (default["memory"].0.as_str(), max["memory"].0.as_str()),
+        ("128Mi", "8Gi")
+    );
+    // The API refuses a default beyond the maximum.
+    reservation.spec.allocation.per_node.memory = "64Mi".into();
+    assert_eq!(of(&reservation).0["memory"].0, "64Mi");
+}
+
+#[test]
 fn everything_is_labelled_with_its_lease_and_its_provider() {
     let mut reservation = reservation(session(), Hosting::default());
     let id = crate::escrow::Hash([7; 32]);

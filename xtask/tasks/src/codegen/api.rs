@@ -136,6 +136,7 @@ fn kind_of(field: &JSONSchemaProps) -> String {
             format!("map of {}", kind_of(value))
         }
         (Some(kind), ..) => kind.to_owned(),
+        (None, ..) if field.x_kubernetes_int_or_string == Some(true) => "integer or string".to_owned(),
         (None, ..) => "any".to_owned(),
     }
 }

@@ -63,7 +63,7 @@ pub(crate) fn bare() -> Value {
     lease(
         "bare",
         json!({
-            "perNode": {"cpu": "500m", "memory": "1Gi", "gpus": 1},
+            "perNode": {"cpu": 1, "memory": "1.5Gi", "ephemeralStorage": "1e9", "gpus": 1},
             "term": {"duration": "10s"},
             "workload": {"job": {"image": "busybox"}},
             "payment": {"network": "anvil", "maxPricePerGpuHour": "0.000000000000000001", "wallet": {"secretName": "wallet"}},

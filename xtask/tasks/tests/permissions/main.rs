@@ -26,6 +26,7 @@ async fn every_token_does_its_own_work_and_no_other() {
     writes::providers_write_only_namespaces_of_their_leases(&it).await;
     writes::providers_answer_allocations_and_change_nothing_else(&it).await;
     writes::the_market_reads_only_the_wallets_it_was_given(&it).await;
+    writes::editors_of_a_namespace_lease_and_viewers_read(&it).await;
     table::the_documented_table_is_the_whole_of_it(&it).await;
     it.cluster.down().await.unwrap();
 }

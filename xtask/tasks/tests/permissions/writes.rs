@@ -361,3 +361,65 @@ pub(crate) async fn the_market_reads_only_the_wallets_it_was_given(it: &Installa
         "cannot list",
     );
 }
+
+/// Whoever may edit a namespace may lease GPUs there, and whoever may view it may not.
+pub(crate) async fn editors_of_a_namespace_lease_and_viewers_read(it: &Installation) {
+    it.apply(&namespace("team-b", "")).await;
+    for role in ["edit", "view"] {
+        succeed(
+            it.cluster
+                .kubectl()
+                .args(["-n", "team-b", "create", "serviceaccount", role]),
+        );
+        succeed(
+            it.cluster
+                .kubectl()
+                .args(["-n", "team-b", "create", "rolebinding", role])
+                .args([
+                    format!("--clusterrole={role}"),
+                    format!("--serviceaccount=team-b:{role}"),
+                ]),
+        );
+    }
+    let lease = json!({
+        "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuLease",
+        "metadata": {"name": "train", "namespace": "team-b"},
+        "spec": {
+            "perNode": {"cpu": "1", "memory": "1Gi", "gpus": 1}, "term": {"duration": "1h"},
+            "workload": {"job": {"image": "busybox"}},
+            "payment": {"network": "base", "maxPricePerGpuHour": "1", "wallet": {"secretName": "wallet"}},
+        },
+    });
+    let client = async |account: &str| {
+        let token = it.cluster.token_for("team-b", account).await.unwrap();
+        it.cluster.client_with_token(&token).await.unwrap()
+    };
+    let (editor, viewer) = (client("edit").await, client("view").await);
+    // Kubernetes adds the rules to its ClusterRoles some moments after the chart was installed.
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(message) = create(&editor, &lease).await {
+        assert!(Instant::now() < deadline, "{message}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    refused(
+        "a lease by a viewer",
+        create(&viewer, &lease).await,
+        "cannot create",
+    );
+    let leases = "/apis/leasehold.dev/v1alpha1/namespaces/team-b/gpuleases";
+    allowed("reading leases", read(&viewer, leases).await);
+    let networks = "/apis/leasehold.dev/v1alpha1/paymentnetworks";
+    refused("networks", read(&viewer, networks).await, "cannot list");
+    succeed(it.cluster.kubectl().args([
+        "create",
+        "clusterrolebinding",
+        "market-readers",
+        "--clusterrole=leasehold-market-reader",
+        "--serviceaccount=team-b:view",
+    ]));
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(message) = read(&viewer, networks).await {
+        assert!(Instant::now() < deadline, "{message}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -6,7 +6,7 @@ use kube::{
     runtime::{reflector, watcher},
 };
 use leasehold_crds::market::{
-    offer::{GpuOfferSpec, OfferRow, PaymentIdentity},
+    offer::{GpuOfferSpec, OfferRow, OfferSummary, PaymentIdentity},
     provider::GpuProviderSpec,
 };
 use leasehold_runtime::queue::Queue;
@@ -45,6 +45,7 @@ fn supply() -> Supply {
         "prairie",
         GpuOfferSpec {
             region: "us-central".into(),
+            summary: OfferSummary::default(),
             rows: vec![OfferRow {
                 pool: "a100".into(),
                 class: "a100-80g-pcie".into(),

@@ -167,3 +167,24 @@ fn what_an_abandoned_account_spent_is_not_reported_as_nothing() {
         assert!(abandoned.ends_with("what was spent is unknown"), "{abandoned}");
     }
 }
+
+#[test]
+fn a_closed_lease_is_not_ready() {
+    let closed = Account {
+        closed: true,
+        running: 0,
+        ..account(0)
+    };
+    for reason in [CloseReason::JobSucceeded, CloseReason::TermOver] {
+        let mut world = world(AccountRead::Present(closed.clone()), AllocationPhase::Stopped);
+        let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+        (status.phase, status.close_reason) = (Phase::Closed, Some(reason));
+        let plan = decide(&world, &check(&world), now());
+        let ready = find(&plan.status.conditions, "Ready").unwrap();
+        let expected = LeaseReason::from(reason);
+        assert_eq!(
+            (ready.status.as_str(), ready.reason.as_str()),
+            ("False", expected.as_str())
+        );
+    }
+}
