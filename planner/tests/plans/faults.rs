@@ -79,3 +79,29 @@ fn silent_agent() {
     site.reconcile("The agent reports again.");
     snapshot("silent_agent", &site.page);
 }
+
+#[test]
+fn pod_drained() {
+    let mut site = Site::active(
+        "The node of an active lease is drained, and back after ten minutes.",
+        |_| {},
+    );
+    site.pods_gone();
+    site.running.pods_alive = 1;
+    site.running.trouble = "lease-0: 0/1 nodes are available: 1 node(s) were unschedulable".into();
+    site.reconcile("The pod has been evicted, and its successor cannot be scheduled.");
+    site.reconcile("The intent is stored.");
+    site.later(2);
+    site.reconcile("The transaction is mined: the leg is paused.");
+    site.reconcile("The intent is stored.");
+    site.later(2);
+    site.reconcile("The transaction is mined: the seconds since the eviction are credited.");
+    site.later(600);
+    site.pods_run();
+    site.running.gpu_uuids = vec![crate::site::GPU.into()];
+    site.reconcile("The node is schedulable again, and the container runs.");
+    site.reconcile("The intent is stored.");
+    site.later(2);
+    site.reconcile("The transaction is mined: the leg runs again.");
+    snapshot("pod_drained", &site.page);
+}

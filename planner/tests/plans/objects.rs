@@ -99,7 +99,7 @@ fn results_of_a_job() {
     );
     site.later(540);
     site.pods_gone();
-    site.running.pods_succeeded = 1;
+    (site.running.pods_ended, site.running.pods_succeeded) = (1, 1);
     site.running.job = Some(JobResult {
         finished_at: crate::fixtures::at(site.now).to_string(),
         log_tail: "epoch 3 of 3".into(),

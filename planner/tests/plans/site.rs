@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// UUID of the GPU that the pod of a story holds.
-const GPU: &str = "GPU-1f3a";
+pub(crate) const GPU: &str = "GPU-1f3a";
 
 /// The node on which a reservation runs, as its agent and its kubelet report it.
 pub(crate) struct Node {

@@ -25,6 +25,8 @@ pub struct Node {
     pub dead_since: Option<u64>,
     /// Since when the node is not ready, in Unix milliseconds.
     pub not_ready_since: Option<u64>,
+    /// Until when no pod is scheduled to it, in Unix milliseconds.
+    pub cordoned_until: u64,
 }
 
 /// Longer than any run.
@@ -342,7 +344,7 @@ impl Cluster {
                 pod.next_ms = now + ready.unwrap_or(NEVER_MS);
             }
             PodPhase::Pending => {
-                if let Some((node, uuids)) = self.place(pod, &workload) {
+                if let Some((node, uuids)) = self.place(pod, &workload, now) {
                     let pod = &mut self.pods[i];
                     pod.node = Some(node);
                     pod.uuids = uuids;
@@ -374,14 +376,29 @@ impl Cluster {
         }
     }
 
-    fn place(&self, pod: &Pod, workload: &Workload) -> Option<(String, Vec<String>)> {
+    /// Evicts a pod that runs, and cordons its node until then. Returns the namespace of the pod.
+    pub fn drain(&mut self, until: u64, now: u64, random: &mut Random) -> Option<String> {
+        let running: Vec<usize> = (0..self.pods.len()).filter(|i| self.pods[*i].serves()).collect();
+        let pod = &mut self.pods[*random.pick(&running)?];
+        (pod.leaving, pod.ready) = (true, false);
+        pod.next_ms = now + random.between(100, 6_000);
+        let node = self
+            .nodes
+            .iter_mut()
+            .find(|n| Some(&n.name) == pod.node.as_ref())?;
+        node.cordoned_until = until;
+        Some(pod.namespace.clone())
+    }
+
+    fn place(&self, pod: &Pod, workload: &Workload, now: u64) -> Option<(String, Vec<String>)> {
         let beside = |node: &Node| {
             let same = |p: &Pod| p.namespace == pod.namespace && p.node.as_ref() == Some(&node.name);
             self.pods.iter().any(|p| same(p) && !p.has_ended())
         };
         self.nodes
             .iter()
-            .filter(|n| workload.on.contains(&n.name) && n.not_ready_since.is_none() && !beside(n))
+            .filter(|n| workload.on.contains(&n.name) && n.not_ready_since.is_none())
+            .filter(|n| n.cordoned_until <= now && !beside(n))
             .find_map(|node| {
                 let free: Vec<String> = node
                     .gpus

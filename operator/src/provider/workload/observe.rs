@@ -114,6 +114,8 @@ impl Provider {
         let failed = pods.iter().any(|p| p.has_ended() && !p.has_succeeded());
         if is_job && !known && (failed || running.pods_succeeded >= nodes) {
             running.job = Some(self.job_result(&name, &pods).await);
+        } else if is_job && !known && namespace && pods.len() < nodes {
+            running.job = self.job_end(reservation).await;
         }
         Observed::Known(running)
     }
@@ -152,6 +154,26 @@ impl Provider {
             log_tail,
             finished_at: finished.unwrap_or_else(|| self.now().to_string()),
         }
+    }
+
+    /// The result of a job by its own status, where its pods are gone: their exit codes and logs went with them.
+    async fn job_end(&self, reservation: &GpuReservation) -> Option<JobResult> {
+        let jobs = Api::<Job>::namespaced(self.client.clone(), &reservation.name_any());
+        let names = workload::job_names(reservation);
+        let read = futures::future::try_join_all(names.iter().map(|name| jobs.get_opt(name)));
+        let read = tokio::time::timeout(API_DEADLINE, read).await.ok()?.ok()?;
+        // A Job that does not exist any more says nothing.
+        let all: Vec<Job> = read.into_iter().collect::<Option<_>>()?;
+        let (exit_code, log_tail) = match workload::job_end(&all)? {
+            Ok(()) => (0, String::new()),
+            Err(message) => (-1, message.chars().take(1000).collect()),
+        };
+        Some(JobResult {
+            exit_code,
+            log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
+            log_tail,
+            finished_at: self.now().to_string(),
+        })
     }
 
     /// GPUs that the kubelets say the reservation's pods hold; those can run on its nodes alone.

@@ -2,13 +2,16 @@
 
 use leasehold_crds::{
     ANNOTATION_ABANDON,
-    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, workload::JobResult},
+    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase, workload::JobResult},
     market::allocation::StopReason,
 };
 
-use super::{LAG_SECONDS, world::World};
+use super::{
+    LAG_SECONDS,
+    world::{AllocationSeen, World},
+};
 use crate::{
-    escrow::{Account, AccountRead, Terms},
+    escrow::{Account, AccountRead, LegState, Terms},
     observed::Observed,
 };
 
@@ -62,7 +65,7 @@ pub fn check(world: &World) -> Checked {
         .is_some_and(|(account, terms)| {
             is_exhausted(account, terms) && agreed(world, |a| is_exhausted(a, terms))
         });
-    let job = job(world);
+    let job = job(world, account.as_ref());
     let mut checked = Checked {
         account,
         account_state,
@@ -274,8 +277,19 @@ fn abandoned(world: &World, status: &GpuLeaseStatus) -> bool {
     }
 }
 
-/// The job's end: when all nodes are done, or one has failed.
-fn job(world: &World) -> Option<JobResult> {
+/// Whether the leg of an allocation runs or has run; as long as the account cannot be read, whether any leg has.
+fn has_run(world: &World, account: Option<&Account>, allocation: &AllocationSeen) -> bool {
+    let leg = usize::try_from(allocation.object.spec.leg).unwrap_or_default();
+    let Some(account) = account else {
+        let status = world.lease.status.as_ref();
+        return status.is_some_and(|s| matches!(s.phase, Phase::Active | Phase::Suspended));
+    };
+    let served = |l: &LegState| l.served_seconds != 0 || l.credited_seconds != 0;
+    account.running & (1 << leg.min(15)) != 0 || account.legs.get(leg).is_some_and(served)
+}
+
+/// The job's end: when all nodes are done, or one has failed. Where nothing has run, nothing has succeeded.
+fn job(world: &World, account: Option<&Account>) -> Option<JobResult> {
     world.lease.spec.workload.job.as_ref()?;
     let results: Vec<Option<&JobResult>> = world
         .allocations
@@ -283,7 +297,8 @@ fn job(world: &World) -> Option<JobResult> {
         .map(|a| a.object.status.as_ref().and_then(|s| s.job.as_ref()))
         .collect();
     let failed = results.iter().flatten().find(|j| j.exit_code != 0);
-    let done = !results.is_empty() && results.iter().all(Option::is_some);
+    let run = world.allocations.iter().all(|a| has_run(world, account, a));
+    let done = run && !results.is_empty() && results.iter().all(Option::is_some);
     failed
         .or_else(|| {
             if done {

@@ -5,18 +5,28 @@ use std::collections::BTreeMap;
 use leasehold_crds::lease::{GpuLeaseStatus, workload::ResultsAt};
 
 use super::{check::Checked, world::World};
-/// What providers report is taken over as they say it; money never depends on it.
+/// What providers report of their own nodes is taken over as they say it; money never depends on it.
 pub(super) fn copy_provider_reports(world: &World, checked: &Checked, status: &mut GpuLeaseStatus) {
     if let Some(job) = &checked.job {
         status.job = Some(job.clone());
     }
+    // A provider that speaks for the nodes of another would have its tenant's traffic and results.
     let reports = || {
         let allocations = world.allocations.iter();
-        allocations.filter_map(|a| a.object.status.as_ref())
+        allocations.filter_map(|a| {
+            let first = a.object.spec.first_rank;
+            let ranks = first..first.saturating_add(a.object.spec.nodes);
+            Some((ranks, a.object.status.as_ref()?))
+        })
     };
-    let mut endpoints: Vec<_> = reports().flat_map(|s| s.endpoints.clone()).collect();
+    let mut endpoints: Vec<_> = reports()
+        .flat_map(|(ranks, s)| s.endpoints.iter().filter(move |e| ranks.contains(&e.node)))
+        .cloned()
+        .collect();
     // An allocation that is gone takes nothing along: its results outlive it.
-    let results = reports().flat_map(|s| s.results.iter().cloned());
+    let results = reports()
+        .flat_map(|(ranks, s)| s.results.iter().filter(move |r| ranks.contains(&r.node)))
+        .cloned();
     let mut by_node: BTreeMap<i64, ResultsAt> = status.results.drain(..).map(|r| (r.node, r)).collect();
     by_node.extend(results.map(|r| (r.node, r)));
     status.results = by_node.into_values().take(64).collect();

@@ -4,11 +4,13 @@ use jiff::Timestamp;
 use leasehold_crds::{
     GpuReservation,
     market::allocation::AllocationPhase,
-    provider::reservation::{GpuReservationStatus, ReservationCondition, ReservationReason},
+    provider::reservation::{
+        GpuReservationSpec, GpuReservationStatus, ReservationCondition, ReservationReason,
+    },
     shared::conditions::{ConditionStatus, condition, find, set},
 };
 
-use super::{generation, leg::Provisioning, stop::OFFSET_MAX_SECONDS, unix, world::World};
+use super::{Running, generation, leg::Provisioning, stop::OFFSET_MAX_SECONDS, unix, world::World};
 use crate::{escrow::AccountRead, observed::Observed, ports::PaymentError, provider::workload::results};
 
 /// Sets a condition.
@@ -150,7 +152,7 @@ fn provisioned(world: &World<'_>, now: Timestamp, output: &mut GpuReservationSta
         ),
         (None, phase, _) if phase.is_unpaid() => {}
         // While it is charged, an agent that restarts reports for a moment that no GPU is held.
-        (None, AllocationPhase::Active, _) => {
+        (None, AllocationPhase::Active, running) if !are_containers_missing(running, spec) => {
             put(ConditionStatus::True, ReservationReason::Started, String::new())
         }
         (None, _, Observed::Known(running)) => match Provisioning::of(running, spec) {
@@ -185,6 +187,16 @@ fn provisioned(world: &World<'_>, now: Timestamp, output: &mut GpuReservationSta
             put(ConditionStatus::Unknown, ReservationReason::Unknown, why.clone());
         }
     }
+}
+
+fn are_containers_missing(running: &Observed<Running>, spec: &GpuReservationSpec) -> bool {
+    let of = |running| {
+        matches!(
+            Provisioning::of(running, spec),
+            Provisioning::ContainersMissing(_)
+        )
+    };
+    running.known().is_some_and(of)
 }
 
 /// `Ready`: what the tenant's own readiness check says. Nothing is charged or refunded for it.

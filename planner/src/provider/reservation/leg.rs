@@ -11,6 +11,7 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
+    market::allocation::AllocationPhase,
     payment::money::{RATE_SCALE, Rate, TokenAmount},
     provider::{
         pool::{self, Exposure},
@@ -22,7 +23,7 @@ use leasehold_crds::{
 use super::{
     LegCall, Plan, Running, World, later,
     phase::{PhaseEvent, advance},
-    present, wire,
+    present, unix, wire,
 };
 use crate::{
     escrow::{Account, LegState, Terms},
@@ -43,11 +44,15 @@ pub(super) fn start_or_pause(
     if let Observed::Known(Some(fault)) = fault {
         plan.status.fault_since.get_or_insert(wire(fault.since));
     }
+    let lost = are_pods_lost(world, &plan.status);
+    if lost {
+        plan.status.fault_since.get_or_insert(wire(unix(now)));
+    }
     if let Some(since) = plan.status.fault_since {
         if !return_unserved((world, terms, account), since, now, plan) {
             return;
         }
-        if *fault != Observed::Known(None) {
+        if lost || *fault != Observed::Known(None) {
             // Neither a node that comes back nor its agent brings an event of its own.
             plan.wake = plan.wake.min(later(now, 5));
             plan.status.intent = None;
@@ -113,6 +118,17 @@ pub(super) fn return_unserved(
         store_or_send(now, plan, LegCall::CreditTo(total));
     }
     due == 0
+}
+
+/// Whether a pod of a charged leg is missing, or has been created again and has not run: it was evicted, drained or
+/// deleted, which only the provider's side can do. The tenant's program may crash, but that leaves its pod.
+fn are_pods_lost(world: &World<'_>, status: &GpuReservationStatus) -> bool {
+    let charged = status.phase == AllocationPhase::Active && status.job.is_none();
+    let missing = |running: &Running| {
+        let found = Provisioning::of(running, &world.reservation.spec);
+        matches!(found, Provisioning::ContainersMissing(_))
+    };
+    charged && world.running.known().is_some_and(missing)
 }
 
 /// What the leg charges for: its containers have run, its GPUs are bound, and its ports can be reached.

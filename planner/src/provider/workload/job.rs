@@ -20,6 +20,22 @@ pub fn job_names(reservation: &GpuReservation) -> Vec<String> {
     (0..jobs).map(|index| numbered(NAME, index)).collect()
 }
 
+/// How a reservation's Jobs ended by their own status, which outlives their pods: an error with the reason of the first
+/// that failed; `None` while one of them has not ended.
+#[must_use]
+pub fn job_end(jobs: &[Job]) -> Option<Result<(), String>> {
+    let is_true = |job: &&Job, type_: &str| {
+        let conditions = job.status.as_ref().and_then(|s| s.conditions.as_ref());
+        let found = conditions.and_then(|c| c.iter().find(|c| c.type_ == type_ && c.status == "True"));
+        found.map(|c| c.message.clone().or_else(|| c.reason.clone()).unwrap_or_default())
+    };
+    if let Some(message) = jobs.iter().find_map(|job| is_true(&job, "Failed")) {
+        return Some(Err(message));
+    }
+    let complete = !jobs.is_empty() && jobs.iter().all(|job| is_true(&job, "Complete").is_some());
+    complete.then_some(Ok(()))
+}
+
 /// One Job for all nodes; with storage one for each node, because a volume belongs to a node and the pods of a Job have
 /// no claims of their own.
 pub(super) fn jobs(reservation: &GpuReservation) -> Vec<Job> {
@@ -44,5 +60,34 @@ pub(super) fn jobs(reservation: &GpuReservation) -> Vec<Job> {
             .zip(names)
             .map(|(index, name)| job(name, 1, JobPod::Node(index)))
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn job(condition: &str) -> Job {
+        serde_json::from_value(json!({
+            "metadata": {},
+            "status": {"conditions": [
+                {"type": "Suspended", "status": "False"},
+                {"type": condition, "status": "True", "message": format!("{condition}!")},
+            ]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_job_has_ended_when_it_says_so() {
+        let (done, failed, runs) = (|| job("Complete"), || job("Failed"), || job("Suspended"));
+        assert_eq!(job_end(&[]), None);
+        assert_eq!(job_end(&[Job::default()]), None);
+        assert_eq!(job_end(&[runs()]), None);
+        assert_eq!(job_end(&[done(), runs()]), None);
+        assert_eq!(job_end(&[done(), done()]), Some(Ok(())));
+        assert_eq!(job_end(&[runs(), failed()]), Some(Err("Failed!".to_owned())));
     }
 }

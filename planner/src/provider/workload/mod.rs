@@ -39,7 +39,7 @@ mod storage;
 pub use self::{
     egress_denylist::EgressDenylist,
     endpoints::{endpoints, results_address},
-    job::job_names,
+    job::{job_end, job_names},
     pod::CONTAINER,
     results_server::{LABEL_RESULTS, ResultsObjects},
     service::{LABEL_INDEX, LABEL_RANK},

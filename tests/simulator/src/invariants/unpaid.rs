@@ -33,6 +33,7 @@ pub(super) struct Unpaid {
     /// In a row, and in all.
     computed_ms: (u64, u64),
     held_ms: u64,
+    unserved_ms: u64,
 }
 
 impl Unpaid {
@@ -61,8 +62,8 @@ impl Sim {
         let pods = || cluster.pods.iter().filter(|p| p.namespace == name && !p.leaving);
         let run = pods().filter(|p| p.has_run).count();
         let computes = pods().any(Pod::serves);
-        let runs_at_all = |p: &Pod| p.namespace == name && p.phase == PodPhase::Running;
-        let runs_at_all = cluster.pods.iter().any(runs_at_all);
+        let ends = |p: &Pod| p.namespace == name && p.phase == PodPhase::Running && p.leaving;
+        let ends = cluster.pods.iter().any(ends);
         let holds = pods().any(|p| !p.has_ended() && p.node.is_some());
         let clocks = self.sites[site].processes.iter().map(|p| p.offset_ms);
         let local = self.clock(clocks.min().unwrap_or(0)).as_second();
@@ -82,7 +83,14 @@ impl Sim {
         let served = |a: &Account| a.legs.get(unpaid.leg).map_or(0, |l| l.served_seconds);
         let served = account.map_or(0, served);
         let has_run = run >= unpaid.nodes;
-        let early = runs && !unpaid.ran && !has_run && !stopped && !hindered;
+        let drains = self.faults.contains(Scenario::Drains);
+        let early = runs && !unpaid.ran && !has_run && !stopped && !hindered && !drains;
+        if !runs || has_run || stopped {
+            unpaid.unserved_ms = 0;
+        } else if calm && !hindered {
+            unpaid.unserved_ms += passed;
+        }
+        let unserved = unpaid.unserved_ms > SLACK_MS;
         unpaid.ran = runs;
         unpaid.has_ever_run |= runs;
 
@@ -94,7 +102,8 @@ impl Sim {
             *row += passed;
         }
         // Containers that are being stopped compute, too.
-        if runs_at_all && !runs && account.is_some_and(|a| !a.closed) && calm && !hindered {
+        let computes_all = computes && has_run || ends;
+        if computes_all && !runs && !drains && account.is_some_and(|a| !a.closed) && calm && !hindered {
             *all += passed;
         }
         let idle = *row > START_MS;
@@ -107,6 +116,9 @@ impl Sim {
         let invariants = &mut self.invariants;
         invariants.require(!early, || {
             format!("M4: {name} is charged before its containers have run")
+        });
+        invariants.require(!unserved, || {
+            format!("M4: {name} is charged although its containers do not run")
         });
         invariants.require(!idle, || {
             format!("U2: the containers of {name} run, and its leg does not")

@@ -45,7 +45,7 @@ impl Finding {
 }
 
 /// All findings. When one is closed, its row says so.
-pub const FINDINGS: [Finding; 7] = [
+pub const FINDINGS: [Finding; 8] = [
     Finding {
         id: "M1",
         scenario: Scenario::HostileMarket,
@@ -60,6 +60,14 @@ pub const FINDINGS: [Finding; 7] = [
         seeds: (1, 12),
         steps: 6_000,
         violates: "U2: the containers of * run, and its leg does not",
+        state: State::Closed,
+    },
+    Finding {
+        id: "C6",
+        scenario: Scenario::Drains,
+        seeds: (1, 12),
+        steps: 6_000,
+        violates: "M4: * is charged although its containers do not run",
         state: State::Closed,
     },
     Finding {

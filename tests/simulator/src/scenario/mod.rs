@@ -31,11 +31,13 @@ pub enum Scenario {
     HostileMarket,
     /// A tenant whose program is never ready, or crashes on one of its nodes, and who pays for a second at a time.
     UnreadyTenant,
+    /// Nodes are drained: pods are evicted, and can't be scheduled for minutes.
+    Drains,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
@@ -43,6 +45,7 @@ impl Scenario {
         Self::BlockedPayee,
         Self::HostileMarket,
         Self::UnreadyTenant,
+        Self::Drains,
     ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
@@ -85,9 +88,27 @@ impl Sim {
             Scenario::CrashesAfterSending => Some(self.toggle_gpu_faults()),
             Scenario::HostileMarket => Some(self.hostile_market_acts()),
             Scenario::UnreadyTenant => Some(self.unready_tenant_acts()),
+            Scenario::Drains => Some(self.drain_a_node()),
         };
         if let Some(after_ms) = after_ms {
             self.at(after_ms, Event::Scenario(scenario));
         }
+    }
+
+    /// Drains a node of a random provider. Returns the time until the next drain.
+    fn drain_a_node(&mut self) -> u64 {
+        let sites = u64::try_from(self.sites.len()).unwrap_or(1);
+        let site = usize::try_from(self.random.below(sites)).unwrap_or(0);
+        let until = self.now + self.random.between(30_000, 180_000);
+        if !self.faults.sites_down.contains(&site) {
+            let Self {
+                sites, random, now, ..
+            } = self;
+            if let Some(name) = sites[site].cluster.drain(until, *now, random) {
+                self.invariants.count("pod drained".into());
+                self.note(|| format!("a pod of {name} is drained"));
+            }
+        }
+        self.random.between(10_000, 60_000)
     }
 }

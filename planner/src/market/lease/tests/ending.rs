@@ -147,3 +147,37 @@ fn a_paid_lease_that_is_deleted_with_its_crd_is_served_on() {
         assert!(plan.wake <= now() + jiff::SignedDuration::from_secs(5), "{crd:?}");
     }
 }
+
+/// A provider that reports a success before its leg has served a second has run nothing.
+#[test]
+fn a_job_succeeds_only_where_something_has_run() {
+    let end = |exit_code: i64, running: u16, leg: LegState| {
+        let account = Account {
+            running,
+            legs: vec![leg],
+            ..account(600)
+        };
+        let mut world = world(AccountRead::Present(account), AllocationPhase::Provisioning);
+        let lease = Arc::make_mut(&mut world.lease);
+        lease.spec.workload.job = Some(Box::default());
+        let allocation = Arc::make_mut(&mut world.allocations[0].object);
+        allocation.status.as_mut().unwrap().job = Some(JobResult {
+            exit_code,
+            ..JobResult::default()
+        });
+        check(&world).end
+    };
+    let served = LegState {
+        served_seconds: 1,
+        ..LegState::default()
+    };
+    assert_eq!(end(0, 0, LegState::default()), None);
+    assert_eq!(end(0, 1, LegState::default()), Some(CloseReason::JobSucceeded));
+    assert_eq!(end(0, 0, served), Some(CloseReason::JobSucceeded));
+    let failed = Some(CloseReason::JobFailed);
+    assert_eq!(
+        end(127, 0, LegState::default()),
+        failed,
+        "it could not be started"
+    );
+}

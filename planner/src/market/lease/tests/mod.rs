@@ -8,7 +8,7 @@ use leasehold_crds::{
     lease::{
         AccountSummary, CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, LeaseLeg, Phase,
         conditions::{LeaseCondition, LeaseEvent, LeaseReason},
-        workload::ResultsAt,
+        workload::{Endpoint, JobResult, ResultsAt},
     },
     market::allocation::{AllocationPhase, GpuAllocationSpec, GpuAllocationStatus, StopReason},
     payment::money::{Rate, TokenAmount},
@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::{check::AccountState, *};
 use crate::{
-    escrow::{Account, AccountRead, Address, Hash, Leg, Terms, salt},
+    escrow::{Account, AccountRead, Address, Hash, Leg, LegState, Terms, salt},
     observed::Observed,
     placement::Currency,
     ports::{Head, PaymentError},

@@ -188,3 +188,26 @@ fn a_closed_lease_is_not_ready() {
         );
     }
 }
+
+/// Otherwise it would receive the tenant's traffic, and the requests for its results.
+#[test]
+fn a_provider_speaks_for_its_own_nodes_only() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let allocation = Arc::make_mut(&mut world.allocations[0].object);
+    (allocation.spec.first_rank, allocation.spec.nodes) = (1, 2);
+    let status = allocation.status.as_mut().unwrap();
+    let endpoint = |node| Endpoint {
+        node,
+        ..Endpoint::default()
+    };
+    let results = |node| ResultsAt {
+        node,
+        ..ResultsAt::default()
+    };
+    status.endpoints = (0..4).map(endpoint).collect();
+    status.results = (0..4).map(results).collect();
+    let plan = decide(&world, &check(&world), now());
+    let endpoints: Vec<i64> = plan.status.endpoints.iter().map(|e| e.node).collect();
+    let results: Vec<i64> = plan.status.results.iter().map(|r| r.node).collect();
+    assert_eq!((endpoints, results), (vec![1, 2], vec![1, 2]));
+}

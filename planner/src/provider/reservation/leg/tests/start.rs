@@ -3,7 +3,7 @@
 use leasehold_crds::{
     lease::{
         OnFundsEnd,
-        workload::{Endpoint, Port, Service},
+        workload::{Endpoint, JobResult, Port, Service},
     },
     market::allocation::{AllocationPhase, StopReason},
 };
@@ -191,4 +191,54 @@ fn what_pays_for_less_than_ten_seconds_resumes_nothing() {
     assert!(scenario.calls.is_empty());
     assert_eq!(scenario.status().resuming_since, None);
     assert_eq!(scenario.status().phase, AllocationPhase::Suspended);
+}
+
+/// Drained, evicted, preempted or deleted: the provider's side took the pod away, and it can't compute.
+#[test]
+fn a_pod_that_is_gone_is_paused_and_credited_until_its_containers_run_again() {
+    let mut scenario = serving();
+    scenario.wait(50);
+    scenario.reconcile_times(2);
+    assert!(scenario.calls.is_empty());
+    (scenario.running.pods_ready, scenario.running.pods_run) = (0, 0);
+    scenario.running.trouble = "lease-0: 0/1 nodes are available: 1 node(s) were unschedulable".into();
+    scenario.reconcile_times(20);
+    assert_eq!(
+        scenario.served(),
+        52,
+        "nothing is charged from when the pod was seen to be gone"
+    );
+    assert!(
+        matches!(scenario.calls[..], [LegCall::Pause, LegCall::CreditTo(_)]),
+        "{:?}",
+        scenario.calls
+    );
+    let (status, reason, message) = scenario.condition("Provisioned");
+    assert_eq!(
+        (status.as_str(), reason.as_str()),
+        ("False", "ContainersNotStarted")
+    );
+    assert!(message.ends_with("1 node(s) were unschedulable"), "{message}");
+    scenario.running.pods_run = 1;
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.calls.last(), Some(&LegCall::Start));
+    assert_eq!(scenario.condition("Provisioned").1, "Started");
+}
+
+#[test]
+fn a_job_that_has_ended_and_a_crash_are_no_lost_pods() {
+    let mut scenario = serving();
+    scenario.reservation.spec.allocation.workload.job = Some(Box::default());
+    (scenario.running.pods_alive, scenario.running.pods_run) = (0, 0);
+    scenario.running.pods_ended = 1;
+    scenario.reconcile_times(5);
+    assert!(scenario.calls.is_empty(), "its pod is there");
+    scenario.running.pods_ended = 0;
+    scenario.running.job = Some(JobResult::default());
+    scenario.reconcile_times(5);
+    assert!(scenario.calls.is_empty(), "it is done");
+    let mut scenario = serving();
+    scenario.running.pods_ready = 0;
+    scenario.reconcile_times(5);
+    assert!(scenario.calls.is_empty(), "a crash leaves the pod");
 }
