@@ -3,7 +3,7 @@
 use leasehold_crds::{
     GpuLease,
     lease::{CloseReason, GpuLeaseStatus, IntentAction, Phase},
-    market::allocation::AllocationPhase,
+    market::allocation::{AllocationPhase, GpuAllocationStatus, StopReason},
     shared::duration,
 };
 use leasehold_planner::escrow::{Account, AccountRead, Terms};
@@ -153,7 +153,11 @@ impl Sim {
                 let term = duration::seconds(&object.spec.term.duration);
                 exhausted(a, t) || term.is_ok_and(|term| a.paid_seconds >= term)
             }),
-            CloseReason::FundsSpent => of_chain(&|a, t, _| exhausted(a, t)),
+            // A provider may have read the end of the funds in a block that was replaced; its own stop is checked.
+            CloseReason::FundsSpent => {
+                let stopped = |s: &GpuAllocationStatus| s.stop_reason == Some(StopReason::FundsSpent);
+                of_chain(&|a, t, _| exhausted(a, t)) || allocations().any(stopped)
+            }
             CloseReason::ProviderStopped => {
                 let stopped = |phase| matches!(phase, AllocationPhase::Stopping | AllocationPhase::Stopped);
                 allocations().any(|s| stopped(s.phase))

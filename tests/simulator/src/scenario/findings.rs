@@ -89,7 +89,7 @@ pub const FINDINGS: [Finding; 8] = [
     Finding {
         id: "M9",
         scenario: Scenario::FrozenEndpoint,
-        seeds: (34, 24),
+        seeds: (34, 50),
         steps: 15_000,
         violates: "U2: * still runs beyond its grace",
         state: State::Open,
