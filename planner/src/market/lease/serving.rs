@@ -41,7 +41,7 @@ pub(super) fn serve(
         if account.running == 0 {
             5
         } else {
-            seconds_left.clamp(1, 60)
+            seconds_until_due(world, seconds_left).clamp(1, 60)
         },
     );
     if let Ok(request) = &world.parsed.request {
@@ -68,6 +68,15 @@ pub(super) fn serve(
     } else {
         Fact::Open
     })
+}
+
+/// Seconds until the funds are spent, or until fewer are left than the lease's rule for top-ups permits.
+fn seconds_until_due(world: &World, left: u64) -> u64 {
+    let request = world.parsed.request.as_ref().ok();
+    match request.and_then(|request| request.top_up.as_ref()) {
+        Some(rule) if left >= rule.when_below_seconds => left - rule.when_below_seconds + 1,
+        _ => left,
+    }
 }
 
 /// Funds the account when the term grew or the runway is short: stores the intent, or carries out the stored one.

@@ -29,6 +29,7 @@ mod ending;
 mod matching;
 mod properties;
 mod reporting;
+mod serving;
 
 const NOW: u64 = 1_800_000_000;
 const MARKET: Address = Address([4; 20]);
