@@ -70,6 +70,27 @@ impl Class {
     }
 }
 
+/// The class of a MIG slice, from the class of its GPU and the name of the slice, which ends with its profile:
+/// `NVIDIA A100 80GB PCIe MIG 1g.10gb`.
+pub(crate) fn slice_class(of_gpu: &str, name: &str) -> String {
+    let of_slice = format!("{of_gpu}-mig-");
+    if let Some(known) = name.strip_prefix(&of_slice) {
+        return format!("{of_slice}{known}");
+    }
+    let profile = name.rsplit_once(" MIG ").map_or("", |(_, profile)| profile);
+    let words = profile.split(|c: char| !c.is_ascii_alphanumeric());
+    let words: Vec<String> = words
+        .filter(|word| !word.is_empty())
+        .map(str::to_ascii_lowercase)
+        .collect();
+    let mut class = format!("{of_slice}{}", words.join("-"));
+    class.truncate(CLASS_CHARS_MAX);
+    class.trim_end_matches('-').to_owned()
+}
+
+/// Limit of a class, which is a label value.
+const CLASS_CHARS_MAX: usize = 63;
+
 /// Words that name the vendor or the product line, not the model.
 const IGNORED_WORDS: &[&str] = &[
     "nvidia",
@@ -203,6 +224,25 @@ mod tests {
             );
         }
         assert_eq!(Class::of("NVIDIA GB10", None, 0x2e12).to_string(), "gb10");
+    }
+
+    #[test]
+    fn a_slice_has_a_class_of_its_own() {
+        let of = |name: &str| slice_class("a100-80g-pcie", name);
+        assert_eq!(
+            of("NVIDIA A100 80GB PCIe MIG 1g.10gb"),
+            "a100-80g-pcie-mig-1g-10gb"
+        );
+        assert_eq!(
+            of("NVIDIA A100 80GB PCIe MIG 1g.10gb+me"),
+            "a100-80g-pcie-mig-1g-10gb-me"
+        );
+        assert_eq!(
+            of("a100-80g-pcie-mig-1g-10gb"),
+            "a100-80g-pcie-mig-1g-10gb",
+            "as stored"
+        );
+        assert_eq!(of(""), "a100-80g-pcie-mig");
     }
 
     #[test]

@@ -97,6 +97,7 @@ pub fn words() -> Vec<(&'static str, Vec<&'static str>)> {
         of("NetworkReason", network::NetworkReason::ALL),
         of("PoolCondition", pool::PoolCondition::ALL),
         of("PoolReason", pool::PoolReason::ALL),
+        of("NotSoldReason", pool::NotSoldReason::ALL),
         of("NodeCondition", node::NodeCondition::ALL),
         of("NodeReason", node::NodeReason::ALL),
         of("ReservationCondition", reservation::ReservationCondition::ALL),

@@ -2,12 +2,17 @@
 //! field named.
 
 use leasehold_crds::{
-    lease::{GpuLeaseSpec, OnFundsEnd, Spread},
+    lease::{GpuLeaseSpec, OnFundsEnd, Spread, amd64},
     payment::money::{Price, TokenAmount},
-    shared::{duration, quantity},
+    provider::pool::MaxPerGpu,
+    shared::{
+        architecture::Architecture,
+        duration,
+        quantity::{self, QuantityError},
+    },
 };
 
-use crate::provider::workload::results::Retention;
+use crate::{market::lease::START_WITHIN_SECONDS, provider::workload::results::Retention};
 
 /// A version of two numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +73,28 @@ impl Shape {
             && self.scratch <= room.scratch
     }
 
+    /// The sum, at most the largest number.
+    #[must_use]
+    pub const fn plus(&self, other: &Self) -> Self {
+        Self {
+            gpus: self.gpus.saturating_add(other.gpus),
+            millicores: self.millicores.saturating_add(other.millicores),
+            memory: self.memory.saturating_add(other.memory),
+            scratch: self.scratch.saturating_add(other.scratch),
+        }
+    }
+
+    /// The larger of each value.
+    #[must_use]
+    pub fn larger(&self, other: &Self) -> Self {
+        Self {
+            gpus: self.gpus.max(other.gpus),
+            millicores: self.millicores.max(other.millicores),
+            memory: self.memory.max(other.memory),
+            scratch: self.scratch.max(other.scratch),
+        }
+    }
+
     /// What is left of `self` without `taken`, at least nothing.
     #[must_use]
     pub const fn without(&self, taken: &Self) -> Self {
@@ -77,6 +104,64 @@ impl Shape {
             memory: self.memory.saturating_sub(taken.memory),
             scratch: self.scratch.saturating_sub(taken.scratch),
         }
+    }
+}
+
+/// What a lease can have at most with each of its GPUs. `u64::MAX` has no bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PerGpu {
+    /// Thousandths of a core.
+    pub millicores: u64,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Bytes of scratch disk.
+    pub scratch: u64,
+    /// Bytes of a volume.
+    pub storage: u64,
+}
+
+impl PerGpu {
+    /// No bound.
+    pub const UNBOUNDED: Self = Self {
+        millicores: u64::MAX,
+        memory: u64::MAX,
+        scratch: u64::MAX,
+        storage: u64::MAX,
+    };
+
+    /// Reads the wire's form. Absent values are taken from `default`.
+    pub fn from_wire(wire: &MaxPerGpu, default: &Self) -> Result<Self, QuantityError> {
+        let bytes = |text: &Option<String>, default| text.as_deref().map_or(Ok(default), quantity::bytes);
+        Ok(Self {
+            millicores: wire
+                .cpu
+                .as_deref()
+                .map_or(Ok(default.millicores), quantity::millicores)?,
+            memory: bytes(&wire.memory, default.memory)?,
+            scratch: bytes(&wire.ephemeral_storage, default.scratch)?,
+            storage: bytes(&wire.storage, default.storage)?,
+        })
+    }
+
+    /// The bound of `gpus` GPUs together.
+    #[must_use]
+    pub const fn times(&self, gpus: u64) -> Self {
+        Self {
+            millicores: self.millicores.saturating_mul(gpus),
+            memory: self.memory.saturating_mul(gpus),
+            scratch: self.scratch.saturating_mul(gpus),
+            storage: self.storage.saturating_mul(gpus),
+        }
+    }
+
+    /// Whether a shape with a volume of `storage` bytes asks for no more than this with each of its GPUs.
+    #[must_use]
+    pub const fn permits(&self, shape: &Shape, storage: u64) -> bool {
+        let most = self.times(shape.gpus);
+        shape.millicores <= most.millicores
+            && shape.memory <= most.memory
+            && shape.scratch <= most.scratch
+            && storage <= most.storage
     }
 }
 
@@ -105,8 +190,12 @@ pub struct Request {
     pub term_seconds: u64,
     /// Bytes of a volume on each node; 0 for none.
     pub storage: u64,
-    /// Whether the workload is root in a user namespace.
+    /// Whether the workload may be root, in a user namespace.
     pub root: bool,
+    /// Architectures of which one will do; any, when empty.
+    pub architectures: Vec<Architecture>,
+    /// Seconds from the last moment of the deposit until the lease must have started.
+    pub start_within_seconds: u64,
     /// Most that a GPU-hour may cost.
     pub price_cap: Price,
     /// Seconds that storage is kept when the funds end; 0 when the lease closes then.
@@ -199,7 +288,17 @@ impl Request {
             storage: spec.storage.as_ref().map_or(Ok(0), |s| {
                 quantity::bytes(&s.size).map_err(|e| field("storage.size", e))
             })?,
-            root: spec.workload.session.is_some(),
+            root: spec.workload.may_be_root(),
+            architectures: spec
+                .placement
+                .as_ref()
+                .map_or_else(amd64, |placement| placement.architectures.clone()),
+            start_within_seconds: spec
+                .start_within
+                .as_deref()
+                .map_or(Ok(START_WITHIN_SECONDS), |t| {
+                    positive_u64("startWithin", seconds("startWithin", t)?)
+                })?,
             price_cap: Price::parse(&payment.max_price_per_gpu_hour)
                 .map_err(|e| field("payment.maxPricePerGpuHour", e))?,
             pause_seconds: match payment.on_funds_end {

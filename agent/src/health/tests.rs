@@ -9,6 +9,8 @@ use crate::{
     sources::pci::PciGpu,
 };
 
+mod unreported;
+
 const RULES: Rules = Rules { recovery_readings: 3 };
 
 /// A node whose sources a test can change.
@@ -490,23 +492,4 @@ fn a_fault_begins_at_the_last_healthy_reading() {
     node.observe();
     assert_eq!(node.first(), DeviceHealth::FatalXid);
     assert_eq!(node.history.gpus[0].since, healthy);
-}
-
-#[test]
-fn values_that_nvml_does_not_report_are_no_fault() {
-    let mut node = node(2);
-    for index in 0..2 {
-        node.change(index, |gpu| {
-            gpu.memory = None;
-            gpu.name = String::new();
-            gpu.bus = String::new();
-            gpu.pci_device = 0;
-        });
-    }
-    node.history = HealthHistory::default();
-    for _ in 0..3 {
-        node.observe();
-    }
-    assert_eq!(node.health(), [DeviceHealth::Healthy; 2]);
-    assert!(node.history.confirmed_unmatched().is_empty());
 }

@@ -38,6 +38,9 @@ pub(crate) struct Publisher {
     /// The status in the API server, as far as is known.
     applied: Option<GpuNodeStatus>,
     generation: i64,
+    /// What the administrator set when the GpuNode was last read. A GpuNode is deleted with its Node, and created again
+    /// when the Node registers again.
+    spec: GpuNodeSpec,
 }
 
 /// Whether a write was needed.
@@ -57,6 +60,10 @@ impl Publisher {
             lease_seconds: i32::try_from(lease.as_secs()).unwrap_or(i32::MAX),
             applied: None,
             generation: 0,
+            spec: GpuNodeSpec {
+                sell: true,
+                class_override: None,
+            },
         }
     }
 
@@ -76,6 +83,7 @@ impl Publisher {
             None => self.create().await?,
         };
         self.generation = gpu_node.metadata.generation.unwrap_or_default();
+        self.spec = gpu_node.spec;
         self.applied.clone_from(&gpu_node.status);
         Ok(gpu_node.status.unwrap_or_default())
     }
@@ -124,7 +132,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Creates a GpuNode that is owned by its Node and whose GPUs may be offered.
+    /// Creates a GpuNode that is owned by its Node. Its GPUs may be offered, unless an administrator had set otherwise.
     async fn create(&self) -> anyhow::Result<GpuNode> {
         let node = with_deadline(self.nodes.get(&self.node))
             .await
@@ -141,10 +149,7 @@ impl Publisher {
                 }]),
                 ..ObjectMeta::default()
             },
-            spec: GpuNodeSpec {
-                sell: true,
-                class_override: None,
-            },
+            spec: self.spec.clone(),
             status: None,
         };
         let params = PostParams {

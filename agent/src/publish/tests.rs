@@ -81,6 +81,25 @@ async fn a_missing_gpu_node_is_created_and_owned_by_its_node() {
 }
 
 #[tokio::test]
+async fn a_gpu_node_that_is_created_again_keeps_what_its_administrator_set() {
+    let (mut publisher, mut server) = publisher();
+    let mut kept = gpu_node(None);
+    kept["spec"] = json!({"sell": false, "classOverride": "gb10-128g"});
+    let serve = answer(&mut server, StatusCode::OK, kept.clone());
+    let (read, _) = tokio::join!(publisher.refresh(), serve);
+    read.unwrap();
+    let serve = async {
+        answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u-2"}});
+        answer(&mut server, StatusCode::OK, node).await;
+        answer(&mut server, StatusCode::CREATED, kept.clone()).await
+    };
+    let (created, (.., sent)) = tokio::join!(publisher.refresh(), serve);
+    created.unwrap();
+    assert_eq!(sent["spec"], kept["spec"]);
+}
+
+#[tokio::test]
 async fn a_status_is_written_on_change_only() {
     let (mut publisher, mut server) = publisher();
     let mut status = GpuNodeStatus {

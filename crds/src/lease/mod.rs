@@ -9,6 +9,7 @@ pub mod workload;
 pub use quote::{DimensionCount, FailedDimension, Miss, Quote, QuotedOffer};
 pub use spec::{
     GpuLease, GpuLeaseSpec, GpuRequirements, OnFundsEnd, Payment, Placement, Spread, Term, TopUp, Wallet,
+    amd64,
 };
 pub use status::{
     AccountSummary, Blocker, CloseReason, GpuLeaseStatus, Intent, IntentAction, LeaseEscrow, LeaseLeg, Phase,

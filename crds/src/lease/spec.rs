@@ -8,7 +8,7 @@ use super::{
     status::GpuLeaseStatus,
     workload::{Access, NodeShape, Storage, Workload},
 };
-use crate::shared::{quantity, schema};
+use crate::shared::{architecture::Architecture, quantity, schema};
 
 /// A lease of GPUs for a term: placed on matching providers, paid by the second from an escrow account, refunded at the
 /// end.
@@ -54,6 +54,7 @@ use crate::shared::{quantity, schema};
     validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage is immutable: delete the lease and create another").field_path(".storage"),
     validation = Rule::new("self.workload == oldSelf.workload").message("workload is immutable: delete the lease and create another").field_path(".workload"),
     validation = Rule::new("has(self.access) == has(oldSelf.access) && (!has(self.access) || self.access == oldSelf.access)").message("access is immutable: delete the lease and create another").field_path(".access"),
+    validation = Rule::new("has(self.startWithin) == has(oldSelf.startWithin) && (!has(self.startWithin) || self.startWithin == oldSelf.startWithin)").message("startWithin is immutable: delete the lease and create another").field_path(".startWithin"),
     validation = Rule::new("duration(self.term.duration) >= duration(oldSelf.term.duration)").message("term.duration can only be increased; to end the lease early, delete it").field_path(".term.duration"),
     validation = Rule::new("self.payment.network == oldSelf.payment.network").message("payment.network is immutable: delete the lease and create another").field_path(".payment.network"),
     validation = Rule::new("self.payment.wallet == oldSelf.payment.wallet").message("payment.wallet is immutable: delete the lease and create another").field_path(".payment.wallet"),
@@ -76,6 +77,13 @@ pub struct GpuLeaseSpec {
     pub placement: Option<Placement>,
     /// Duration of the lease.
     pub term: Term,
+    /// Time within which the lease must start after its deposit is due, from 1m to 24h: `1h`. Starting includes the
+    /// finality that a provider requires and pulling images, and is free of charge. If it has not started by then, the
+    /// deposit is refunded. Defaults to 15m. Offers that do not permit it are not considered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('24h')").message("startWithin: from 1m to 24h"))]
+    pub start_within: Option<String>,
     /// A volume on each node. If absent, there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
@@ -130,9 +138,20 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::names::<16>")]
     pub providers: Vec<String>,
+    /// Processor architectures for which the image is built: `amd64`, `arm64`. GH200, GB200 and GB10 are `arm64`. If
+    /// empty, any architecture matches. Defaults to `[amd64]`.
+    #[serde(default = "amd64")]
+    #[schemars(length(max = 2))]
+    pub architectures: Vec<Architecture>,
     /// How the nodes of the lease are distributed over providers.
     #[serde(default)]
     pub spread: Spread,
+}
+
+/// Architectures of a lease that names none.
+#[must_use]
+pub fn amd64() -> Vec<Architecture> {
+    vec![Architecture::Amd64]
 }
 
 /// How the nodes of a lease are distributed over providers.

@@ -10,7 +10,7 @@ use crate::shared::{quantity, schema};
 /// A workload. Exactly one of `session`, `service` and `job` must be set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.session), has(self.service), has(self.job)].filter(x, x).size() == 1").message("workload: set exactly one of session, service, job"))]
+#[x_kube(validation = Rule::new("[has(self.session), has(self.service), has(self.job)].filter(x, x).size() == 1").message("workload: set exactly one of session, service, job"), validation = Rule::new("!has(self.session) || !has(self.session.runAsUser)").message("workload.session.runAsUser: a session runs as root; remove runAsUser").field_path(".session.runAsUser"))]
 pub struct Workload {
     /// An interactive session that runs until the lease ends. The tenant is root inside a user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,6 +24,15 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Whether the container may run as root: a session, or a container whose user only its image states.
+    #[must_use]
+    pub fn may_be_root(&self) -> bool {
+        self.session.is_some()
+            || self
+                .container()
+                .is_none_or(|container| container.run_as_user.is_none())
+    }
+
     /// The container of the workload.
     #[must_use]
     pub fn container(&self) -> Option<&Container> {
@@ -59,6 +68,12 @@ pub struct Container {
     #[schemars(length(max = 64))]
     #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.name == one.name))").message("env: names must be unique"))]
     pub env: Vec<EnvVar>,
+    /// User ID that the container runs as, 1 to 2147483647. If absent, the container runs as the user of its image, which
+    /// is assumed to be root: the lease is placed only on nodes where containers can run as root, in user namespaces. Not
+    /// for sessions, which are root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<1, 2147483647>")]
+    pub run_as_user: Option<i64>,
 }
 
 impl EnvVar {

@@ -258,6 +258,8 @@ words! {
         FundsUnknown,
         /// The terms cannot be read.
         BadTerms,
+        /// The API server stored the pods without the isolation that was asked for.
+        IsolationDropped,
     }
 }
 
@@ -313,10 +315,12 @@ words! {
         ResultsTooLong,
         /// Too few nodes support user namespaces.
         RootNotAllowed,
-        /// `startBy` is too far behind `openBy`.
+        /// `startBy` is later after `openBy` than the pool permits.
         StartTooLate,
         /// The volume is larger than the pool sells.
         StorageTooLarge,
+        /// The lease asks for more beside each GPU than the pool sells.
+        BeyondMaxPerGpu,
         /// The term is longer than the pool sells.
         TooLong,
         /// The provider has no such pool.

@@ -4,7 +4,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::schema;
+use crate::{
+    provider::pool::MaxPerGpu,
+    shared::{architecture::Architecture, schema},
+};
 
 /// The capacity that one provider offers. A coordination Lease with the same name shows that the provider is alive.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -87,6 +90,12 @@ pub struct OfferRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bytes")]
     pub storage: Option<String>,
+    /// What a lease can have at most with each of its GPUs. Absent values have no bound.
+    #[serde(default)]
+    pub max_per_gpu: MaxPerGpu,
+    /// Processor architecture of the nodes. Absent if it is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<Architecture>,
     /// Nominal memory of one GPU in bytes: `80G`.
     #[schemars(schema_with = "schema::bytes")]
     pub gpu_memory: String,
@@ -111,9 +120,17 @@ pub struct OfferRow {
     #[serde(default = "not_at_all")]
     #[schemars(schema_with = "schema::duration")]
     pub max_keep_results_for: String,
-    /// Whether the nodes support user namespaces, which sessions require.
+    /// Longest `startWithin` of a lease: `1h`.
+    #[serde(default = "a_quarter")]
+    #[schemars(schema_with = "schema::duration")]
+    pub max_start_within: String,
+    /// Whether containers can run as root, in user namespaces. Sessions and workloads without `runAsUser` require it.
     #[serde(default)]
     pub root_allowed: bool,
+}
+
+fn a_quarter() -> String {
+    "15m".into()
 }
 
 fn not_at_all() -> String {

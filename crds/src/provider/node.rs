@@ -56,7 +56,7 @@ const fn yes() -> bool {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuNodeStatus {
-    /// Class of the GPUs of the node, or `mixed`.
+    /// Class of the GPUs of the node, or of their MIG slices if every GPU is in MIG mode; `mixed` if they differ.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 63))]
     pub class: String,
@@ -127,6 +127,10 @@ pub struct GpuDevice {
     /// Whether MIG mode is enabled. Absent if the GPU does not support MIG.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mig_enabled: Option<bool>,
+    /// MIG slices of the GPU, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub slices: Vec<GpuSlice>,
     /// Whether the device plugin advertises the GPU to several containers at once, by time-slicing or MPS.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
@@ -144,6 +148,21 @@ pub struct GpuDevice {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 40))]
     pub since: String,
+}
+
+/// A MIG slice of a GPU.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuSlice {
+    /// UUID of the slice: `MIG-…`.
+    #[schemars(length(max = 96))]
+    pub uuid: String,
+    /// Class of the slice, derived from the class of the GPU and the profile: `a100-80g-pcie-mig-1g-10gb`.
+    #[schemars(length(max = 63))]
+    pub class: String,
+    /// Memory in bytes; 0 if NVML reports no memory.
+    #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
+    pub memory_bytes: i64,
 }
 
 fn short_texts(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

@@ -80,6 +80,24 @@ pub struct GpuPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::name")]
     pub runtime_class_name: Option<String>,
+    /// What a lease can have at most with each of its GPUs, so that a lease of one GPU does not take a whole node. For
+    /// values that are absent, the bound is the proportion of the node: what it allocates, divided by its GPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_gpu: Option<MaxPerGpu>,
+    /// Whether containers run in user namespaces.
+    #[serde(default)]
+    pub user_namespaces: UserNamespaces,
+    /// Longest time within which a lease can require to start, free of charge, from 1m to 24h. It must suffice for the
+    /// finality that the PaymentNetwork requires, and for pulling images. Defaults to 1h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1m') && duration(self) <= duration('24h')").message("maxStartWithin: from 1m to 24h"))]
+    pub max_start_within: Option<String>,
+    /// Taints of the nodes that the pods of leases tolerate, beside `nvidia.com/gpu`, at most 16. Nodes with other taints
+    /// are not sold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub tolerations: Vec<PoolToleration>,
     /// How the ports of a lease are exposed.
     #[serde(default)]
     pub exposure: Exposure,
@@ -119,6 +137,71 @@ pub struct PoolStorage {
     #[schemars(schema_with = "schema::byte_quantity")]
     #[x_kube(validation = Rule::new("type(self) == string ? self.matches('[1-9]') : self > 0").message("storage.maxSize: must be more than zero"))]
     pub max_size: String,
+}
+
+/// What a lease can have at most with each of its GPUs.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MaxPerGpu {
+    /// CPU for each GPU: `"16"`.
+    #[serde(
+        default,
+        deserialize_with = "quantity::optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "schema::cpu_quantity")]
+    pub cpu: Option<String>,
+    /// Memory for each GPU in bytes: `128Gi`.
+    #[serde(
+        default,
+        deserialize_with = "quantity::optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "schema::byte_quantity")]
+    pub memory: Option<String>,
+    /// Ephemeral disk for each GPU in bytes: `200Gi`.
+    #[serde(
+        default,
+        deserialize_with = "quantity::optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "schema::byte_quantity")]
+    pub ephemeral_storage: Option<String>,
+    /// Volume for each GPU in bytes: `1Ti`. If absent, only `storage.maxSize` limits the volume.
+    #[serde(
+        default,
+        deserialize_with = "quantity::optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "schema::byte_quantity")]
+    pub storage: Option<String>,
+}
+
+/// Whether containers run in user namespaces.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum UserNamespaces {
+    /// On nodes whose runtime reports user namespaces.
+    #[default]
+    Auto,
+    /// Never, where the GPU stack does not support them. Containers cannot run as root, and sessions are not sold.
+    Never,
+}
+
+/// A taint that the pods of leases tolerate.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolToleration {
+    /// Key of the taint: `sku`.
+    #[schemars(length(min = 1, max = 317))]
+    pub key: String,
+    /// Value of the taint. If absent, any value is tolerated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub value: Option<String>,
+    /// Effect of the taint: `NoSchedule` or `NoExecute`. If absent, both are tolerated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(NoSchedule|NoExecute)$"))]
+    pub effect: Option<String>,
 }
 
 /// When the earnings of a running lease are sent to the payee. Each withdrawal is a transaction that the controller
@@ -240,8 +323,12 @@ words! {
         Unhealthy,
         /// Another node reports a GPU with the same UUID.
         DuplicateUuid,
-        /// The node is not Ready, is cordoned, or has a taint that workloads do not tolerate.
+        /// The node is not Ready, is cordoned, or has not the labels that the RuntimeClass requires.
         NotSchedulable,
+        /// The node has a taint that workloads do not tolerate.
+        Tainted,
+        /// The runtime of the node does not have the handler of the RuntimeClass.
+        NoRuntimeHandler,
         /// The class of the GPUs is not the class of the pool, or is not a name.
         OtherClass,
         /// Several containers can get the same GPU: time-slicing, MPS, or more advertised GPUs than the node has.
@@ -280,6 +367,8 @@ words! {
         PodsRefused,
         /// There is no usable PaymentNetwork of that name.
         NoPaymentNetwork,
+        /// There is no RuntimeClass of that name.
+        NoRuntimeClass,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     lease::workload::{Endpoint, JobResult, ResultsAt},
     market::allocation::{AllocationPhase, GpuAllocationSpec, StopReason},
     payment::escrow::EscrowSnapshot,
-    provider::pool::Exposure,
+    provider::pool::{Exposure, PoolToleration},
     shared::{conditions::ConditionType, schema, words::words},
 };
 
@@ -86,13 +86,35 @@ pub struct Hosting {
     /// How the ports are exposed.
     #[serde(default)]
     pub exposure: Exposure,
+    /// Taints that the pods tolerate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub tolerations: Vec<PoolToleration>,
+    /// What the RuntimeClass takes for each pod, beside its containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<PodOverhead>,
     /// Whether the pods run in user namespaces. True if all reserved nodes support them.
     #[serde(default)]
     pub user_namespaces: bool,
     /// Upper limit of `notAfter` for all extensions, Unix time in seconds: the time of the reservation plus
-    /// `maxDuration` and `maxPause` of the pool and two hours.
+    /// `maxDuration`, `maxPause` and `maxStartWithin` of the pool and one hour.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub not_after_max: i64,
+}
+
+/// What a RuntimeClass takes for each pod.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodOverhead {
+    /// CPU: `250m`.
+    #[schemars(schema_with = "schema::cpu")]
+    pub cpu: String,
+    /// Memory in bytes: `120Mi`.
+    #[schemars(schema_with = "schema::bytes")]
+    pub memory: String,
+    /// Ephemeral disk in bytes.
+    #[schemars(schema_with = "schema::bytes")]
+    pub ephemeral_storage: String,
 }
 
 fn node_names(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

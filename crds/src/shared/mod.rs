@@ -1,5 +1,6 @@
 //! Types that several kinds share: conditions, schema fragments, durations and quantities.
 
+pub mod architecture;
 pub mod conditions;
 pub mod duration;
 pub mod quantity;

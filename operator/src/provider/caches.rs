@@ -5,6 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Node, Service},
+    node::v1::RuntimeClass,
 };
 use kube::{ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{GpuNode, GpuPool, GpuReservation, LABEL_PROVIDER, PaymentNetwork};
@@ -46,6 +47,7 @@ pub(crate) struct Caches {
     pub(crate) networks: Store<PaymentNetwork>,
     /// Notified when a PaymentNetwork has changed.
     pub(crate) networks_changed: Arc<Notify>,
+    pub(crate) runtime_classes: Store<RuntimeClass>,
     pub(crate) allocations: Store<AllocationSeen>,
 }
 
@@ -114,6 +116,12 @@ impl Caches {
                 })
             },
             networks_changed,
+            runtime_classes: {
+                let notify = notify();
+                own.watch(cache::without_annotations_and_labels, move |_: &RuntimeClass| {
+                    notify()
+                })
+            },
             allocations: {
                 let queues = queues.clone();
                 at_market.watch_in(namespace_at_market, cache::keep_all, move |allocation| {
@@ -164,5 +172,6 @@ impl Caches {
         process.require(&self.agents);
         process.require(&self.reservations);
         process.require(&self.networks);
+        process.require(&self.runtime_classes);
     }
 }

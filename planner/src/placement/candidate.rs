@@ -3,12 +3,12 @@
 use leasehold_crds::{
     market::offer::{OfferRow, PaymentIdentity},
     payment::money::Price,
-    shared::{duration, quantity},
+    shared::{architecture::Architecture, duration, quantity},
 };
 
 use crate::{
     escrow::Address,
-    request::{Shape, Version},
+    request::{PerGpu, Shape, Version},
 };
 
 /// Chain, contract and token: two currencies are the same if these are equal.
@@ -82,7 +82,13 @@ pub struct Candidate {
     pub max_pause: u64,
     /// Longest that results are kept, seconds.
     pub max_keep_results: u64,
-    /// Whether a session may be root.
+    /// What a lease can have with each of its GPUs.
+    pub max_per_gpu: PerGpu,
+    /// Architecture, if it is known.
+    pub architecture: Option<Architecture>,
+    /// Longest time within which a lease can require to start, seconds.
+    pub max_start_within: u64,
+    /// Whether a workload may be root.
     pub root_allowed: bool,
 }
 
@@ -113,6 +119,9 @@ impl Candidate {
             max_term: duration::seconds(&row.max_duration).ok()?,
             max_pause: duration::seconds(&row.max_pause).ok()?,
             max_keep_results: duration::seconds(&row.max_keep_results_for).ok()?,
+            max_per_gpu: PerGpu::from_wire(&row.max_per_gpu, &PerGpu::UNBOUNDED).ok()?,
+            architecture: row.architecture,
+            max_start_within: duration::seconds(&row.max_start_within).ok()?,
             root_allowed: row.root_allowed,
         })
     }

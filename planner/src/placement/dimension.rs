@@ -21,7 +21,13 @@ pub enum Dimension {
     Memory,
     EphemeralStorage,
     Storage,
+    CpuPerGpu,
+    MemoryPerGpu,
+    EphemeralStoragePerGpu,
+    StoragePerGpu,
+    Architecture,
     RootNotAllowed,
+    StartWithin,
     Duration,
     Pause,
     KeepResults,
@@ -30,7 +36,7 @@ pub enum Dimension {
 }
 
 /// Every dimension, in the order of [`Dimension`].
-pub const DIMENSIONS: [Dimension; 20] = [
+pub const DIMENSIONS: [Dimension; 26] = [
     Dimension::ProviderSilent,
     Dimension::ProviderNotAnswering,
     Dimension::Provider,
@@ -45,7 +51,13 @@ pub const DIMENSIONS: [Dimension; 20] = [
     Dimension::Memory,
     Dimension::EphemeralStorage,
     Dimension::Storage,
+    Dimension::CpuPerGpu,
+    Dimension::MemoryPerGpu,
+    Dimension::EphemeralStoragePerGpu,
+    Dimension::StoragePerGpu,
+    Dimension::Architecture,
     Dimension::RootNotAllowed,
+    Dimension::StartWithin,
     Dimension::Duration,
     Dimension::Pause,
     Dimension::KeepResults,
@@ -72,7 +84,13 @@ impl Dimension {
             Self::Memory => "memory",
             Self::EphemeralStorage => "ephemeralStorage",
             Self::Storage => "storage",
+            Self::CpuPerGpu => "cpuPerGpu",
+            Self::MemoryPerGpu => "memoryPerGpu",
+            Self::EphemeralStoragePerGpu => "ephemeralStoragePerGpu",
+            Self::StoragePerGpu => "storagePerGpu",
+            Self::Architecture => "architecture",
             Self::RootNotAllowed => "rootNotAllowed",
+            Self::StartWithin => "startWithin",
             Self::Duration => "duration",
             Self::Pause => "pause",
             Self::KeepResults => "keepResultsFor",
@@ -101,6 +119,8 @@ pub(super) fn provider_failures(request: &Request, provider: &Provider) -> u32 {
 /// The dimensions in which a row fails whoever its provider is, as a bitmap by [`Dimension`].
 #[inline]
 pub(super) fn row_failures(request: &Request, currency: Currency, row: &Candidate) -> u32 {
+    let (shape, most) = (&request.shape, row.max_per_gpu.times(request.shape.gpus));
+    let architecture = row.architecture;
     bitmap([
         (Dimension::Payment, row.currency == currency),
         (Dimension::Class, contains_or_empty(&request.classes, &row.class)),
@@ -110,15 +130,25 @@ pub(super) fn row_failures(request: &Request, currency: Currency, row: &Candidat
             request.compute_capability <= row.compute_capability,
         ),
         (Dimension::Cuda, request.cuda <= row.cuda),
-        (Dimension::Gpus, request.shape.gpus <= row.room.gpus),
-        (Dimension::Cpu, request.shape.millicores <= row.room.millicores),
-        (Dimension::Memory, request.shape.memory <= row.room.memory),
-        (
-            Dimension::EphemeralStorage,
-            request.shape.scratch <= row.room.scratch,
-        ),
+        (Dimension::Gpus, shape.gpus <= row.room.gpus),
+        (Dimension::Cpu, shape.millicores <= row.room.millicores),
+        (Dimension::Memory, shape.memory <= row.room.memory),
+        (Dimension::EphemeralStorage, shape.scratch <= row.room.scratch),
         (Dimension::Storage, request.storage <= row.storage),
+        (Dimension::CpuPerGpu, shape.millicores <= most.millicores),
+        (Dimension::MemoryPerGpu, shape.memory <= most.memory),
+        (Dimension::EphemeralStoragePerGpu, shape.scratch <= most.scratch),
+        (Dimension::StoragePerGpu, request.storage <= most.storage),
+        (
+            Dimension::Architecture,
+            request.architectures.is_empty()
+                || architecture.is_some_and(|a| request.architectures.contains(&a)),
+        ),
         (Dimension::RootNotAllowed, !request.root || row.root_allowed),
+        (
+            Dimension::StartWithin,
+            request.start_within_seconds <= row.max_start_within,
+        ),
         (Dimension::Duration, request.term_seconds <= row.max_term),
         (Dimension::Pause, request.pause_seconds <= row.max_pause),
         (

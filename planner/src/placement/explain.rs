@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use leasehold_crds::{
     lease::{DimensionCount, FailedDimension, Miss, Quote, QuotedOffer},
-    shared::{duration, quantity},
+    shared::{architecture::Architecture, duration, quantity},
 };
 
 use super::{
@@ -113,26 +113,33 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
             row.compute_capability.to_string(),
         ),
         Dimension::Cuda => (request.cuda.to_string(), row.cuda.to_string()),
-        Dimension::Gpus => (request.shape.gpus.to_string(), row.room.gpus.to_string()),
-        Dimension::Cpu => (
-            quantity::millicores_text(request.shape.millicores),
-            quantity::millicores_text(row.room.millicores),
-        ),
-        Dimension::Memory => (
-            quantity::bytes_text(request.shape.memory),
-            quantity::bytes_text(row.room.memory),
-        ),
-        Dimension::EphemeralStorage => (
-            quantity::bytes_text(request.shape.scratch),
-            quantity::bytes_text(row.room.scratch),
-        ),
-        Dimension::Storage => (
-            quantity::bytes_text(request.storage),
-            quantity::bytes_text(row.storage),
+        Dimension::Gpus
+        | Dimension::Cpu
+        | Dimension::Memory
+        | Dimension::EphemeralStorage
+        | Dimension::Storage
+        | Dimension::CpuPerGpu
+        | Dimension::MemoryPerGpu
+        | Dimension::EphemeralStoragePerGpu
+        | Dimension::StoragePerGpu => amounts(request, row, d),
+        Dimension::Architecture => (
+            request
+                .architectures
+                .iter()
+                .map(|architecture| architecture.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
+            row.architecture
+                .map_or("unknown", Architecture::as_str)
+                .to_owned(),
         ),
         Dimension::RootNotAllowed => (
-            "root inside a user namespace".into(),
+            "root inside a user namespace, because the workload is a session or has no runAsUser".into(),
             "nodes without user namespaces".into(),
+        ),
+        Dimension::StartWithin => (
+            duration::text(request.start_within_seconds),
+            duration::text(row.max_start_within),
         ),
         Dimension::Duration => (duration::text(request.term_seconds), duration::text(row.max_term)),
         Dimension::Pause => (
@@ -151,5 +158,24 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
         dimension: d.as_str().into(),
         wanted: cut(wanted),
         found: cut(found),
+    }
+}
+
+/// What the request wants of a resource, and what the row has.
+fn amounts(request: &Request, row: &Candidate, d: Dimension) -> (String, String) {
+    let (shape, room, most) = (&request.shape, &row.room, &row.max_per_gpu);
+    let cpu = quantity::millicores_text;
+    let bytes = quantity::bytes_text;
+    let per_gpu = |most: String| format!("at most {most} with each GPU");
+    match d {
+        Dimension::Cpu => (cpu(shape.millicores), cpu(room.millicores)),
+        Dimension::Memory => (bytes(shape.memory), bytes(room.memory)),
+        Dimension::EphemeralStorage => (bytes(shape.scratch), bytes(room.scratch)),
+        Dimension::Storage => (bytes(request.storage), bytes(row.storage)),
+        Dimension::CpuPerGpu => (cpu(shape.millicores), per_gpu(cpu(most.millicores))),
+        Dimension::MemoryPerGpu => (bytes(shape.memory), per_gpu(bytes(most.memory))),
+        Dimension::EphemeralStoragePerGpu => (bytes(shape.scratch), per_gpu(bytes(most.scratch))),
+        Dimension::StoragePerGpu => (bytes(request.storage), per_gpu(bytes(most.storage))),
+        _ => (shape.gpus.to_string(), room.gpus.to_string()),
     }
 }

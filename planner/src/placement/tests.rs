@@ -1,11 +1,11 @@
 //! Matching: the cheapest nodes that fit, all or nothing, and what a quote explains.
 
-use leasehold_crds::{lease::Spread, payment::money::Price};
+use leasehold_crds::{lease::Spread, payment::money::Price, shared::architecture::Architecture};
 
 use super::*;
 use crate::{
     escrow::Address,
-    request::{Shape, Version},
+    request::{PerGpu, Shape, Version},
 };
 
 pub(crate) fn request() -> Request {
@@ -27,6 +27,8 @@ pub(crate) fn request() -> Request {
         term_seconds: 7200,
         storage: 0,
         root: false,
+        architectures: vec![Architecture::Amd64],
+        start_within_seconds: 900,
         price_cap: Price::parse("2").unwrap(),
         pause_seconds: 0,
         keep_results_seconds: 0,
@@ -72,6 +74,14 @@ fn row(provider: usize, price: &str, nodes_free: u64) -> Candidate {
         max_term: 86_400,
         max_pause: 0,
         max_keep_results: 0,
+        max_per_gpu: PerGpu {
+            millicores: 8_000,
+            memory: 32 << 30,
+            scratch: 1 << 30,
+            storage: 1 << 40,
+        },
+        architecture: Some(Architecture::Amd64),
+        max_start_within: 3_600,
         root_allowed: false,
     }
 }
@@ -154,6 +164,56 @@ fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
         placed.problem.starts_with("none of 1 offered rows fits"),
         "{}",
         placed.problem
+    );
+}
+
+#[test]
+fn what_a_lease_asks_with_each_gpu_its_architecture_and_its_start_are_dimensions() {
+    let providers = [provider("a")];
+    let failed = |change: fn(&mut Request), row: &Candidate| {
+        let mut request = request();
+        change(&mut request);
+        let placed = place(&request, CURRENCY, 6, &providers, std::slice::from_ref(row));
+        let failed = placed.quote.misses.into_iter().flat_map(|miss| miss.failed);
+        failed
+            .map(|f| (f.dimension, f.wanted, f.found))
+            .collect::<Vec<_>>()
+    };
+    let text = |list: &[(&str, &str, &str)]| {
+        let own = |(a, b, c): &(&str, &str, &str)| ((*a).to_owned(), (*b).to_owned(), (*c).to_owned());
+        list.iter().map(own).collect::<Vec<_>>()
+    };
+    let mut row = row(0, "1.1", 1);
+    row.room.scratch = 1 << 40;
+    row.storage = 1 << 50;
+    assert_eq!(failed(|_| (), &row), []);
+    assert_eq!(
+        failed(|r| r.shape.gpus = 1, &row),
+        text(&[
+            ("cpuPerGpu", "32", "at most 8 with each GPU"),
+            ("memoryPerGpu", "128Gi", "at most 32Gi with each GPU"),
+        ])
+    );
+    assert_eq!(
+        failed(|r| (r.shape.scratch, r.storage) = (5 << 30, 5 << 40), &row),
+        text(&[
+            ("ephemeralStoragePerGpu", "5Gi", "at most 1Gi with each GPU"),
+            ("storagePerGpu", "5Ti", "at most 1Ti with each GPU"),
+        ])
+    );
+    assert_eq!(
+        failed(|r| r.architectures = vec![Architecture::Arm64], &row),
+        text(&[("architecture", "arm64", "amd64")])
+    );
+    assert_eq!(failed(|r| r.architectures.clear(), &row), []);
+    assert_eq!(
+        failed(|r| r.start_within_seconds = 7_200, &row),
+        text(&[("startWithin", "2h", "1h")])
+    );
+    row.architecture = None;
+    assert_eq!(
+        failed(|_| (), &row),
+        text(&[("architecture", "amd64", "unknown")])
     );
 }
 

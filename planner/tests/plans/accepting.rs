@@ -119,7 +119,12 @@ fn declined(reason: DeclineReason) -> Site {
             .free
             .iter_mut()
             .for_each(|n| n.user_namespaces = false),
-        DeclineReason::StartTooLate => spec.escrow.start_by += 1,
+        DeclineReason::BeyondMaxPerGpu => site
+            .supply
+            .free
+            .iter_mut()
+            .for_each(|n| n.max_per_gpu.millicores = 1),
+        DeclineReason::StartTooLate => pool.spec.max_start_within = Some("1m".into()),
         DeclineReason::StorageTooLarge => pool.spec.storage.as_mut().unwrap().max_size = "20Gi".into(),
         DeclineReason::TooLong => spec.not_after += 100 * 3600,
         DeclineReason::UnknownPool => site.pool = None,

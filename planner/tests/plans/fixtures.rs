@@ -11,7 +11,7 @@ use leasehold_planner::{
         allocation::accept::Identity,
         offer::supply::{FreeNode, PoolSupply},
     },
-    request::{Shape, Version},
+    request::{PerGpu, Shape, Version},
 };
 use serde_json::json;
 
@@ -126,6 +126,9 @@ pub(crate) fn candidates() -> Vec<Candidate> {
             max_term: 86_400,
             max_pause: 7200,
             max_keep_results: 7200,
+            max_per_gpu: PerGpu::UNBOUNDED,
+            architecture: Some(leasehold_crds::shared::architecture::Architecture::Amd64),
+            max_start_within: 3_600,
             root_allowed: true,
         })
         .collect()
@@ -171,9 +174,11 @@ pub(crate) fn supply() -> PoolSupply {
             scratch: 400 << 30,
         },
         user_namespaces: true,
+        max_per_gpu: PerGpu::UNBOUNDED,
     };
     PoolSupply {
         selling: true,
+        overhead: Some(Shape::default()),
         nodes: 2,
         free: vec![node("gpu-1"), node("gpu-2")],
         ..PoolSupply::default()

@@ -70,6 +70,13 @@ fn stopped(reason: StopReason) -> Site {
             site.mismatch = true;
             (site, "The chain shows other terms at the id of the account.")
         }
+        StopReason::IsolationDropped => {
+            let mut site = reserved();
+            site.open();
+            site.reconcile("The market has opened the account.");
+            site.running.exposed = vec!["workload-0".into()];
+            (site, "A webhook has removed hostUsers: false from the pod.")
+        }
         StopReason::AllocationGone => {
             let mut site = reserved();
             site.allocation_exists = Observed::Known(false);

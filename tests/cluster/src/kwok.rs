@@ -81,6 +81,10 @@ fn object(node: &KwokNode) -> serde_json::Value {
         "kind": "Node",
         "metadata": { "name": node.name, "labels": labels, "annotations": { ANNOTATION: "fake" } },
         "spec": { "taints": taints.collect::<Vec<_>>() },
-        "status": { "capacity": capacity(node), "allocatable": capacity(node) },
+        "status": {
+            "capacity": capacity(node),
+            "allocatable": capacity(node),
+            "runtimeHandlers": [{ "name": "", "features": { "userNamespaces": true } }],
+        },
     })
 }

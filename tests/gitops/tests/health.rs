@@ -297,6 +297,7 @@ fn a_pool_is_degraded_only_by_errors() {
         (False, "OutsideHours", 1, json!([]), "Suspended", Current),
         (False, "PodsRefused", 1, json!([]), "Degraded", Current),
         (False, "NoPaymentNetwork", 1, json!([]), "Degraded", Failed),
+        (False, "NoRuntimeClass", 1, json!([]), "Degraded", Failed),
     ];
     for (truth, reason, nodes, not_sold, health, waits) in cases {
         let mut object = with(pool.clone(), 2, one("Selling", truth, reason, ""));

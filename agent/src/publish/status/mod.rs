@@ -8,13 +8,16 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use leasehold_crds::{
-    provider::node::{DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus, NodeCondition, NodeReason},
+    provider::node::{
+        DeviceHealth, GpuDevice, GpuHolder, GpuNodeStatus, GpuSlice, NodeCondition, NodeReason,
+    },
     shared::conditions::{ConditionStatus, condition, set},
 };
 
 use crate::{
+    gpu_class::slice_class,
     health::{HealthHistory, Record, is_fault},
-    sources::facts::{GpuFacts, Memory, ProbeError, Source, plugin_ids},
+    sources::facts::{GpuFacts, Memory, ProbeError, SliceFacts, Source, plugin_ids},
     sources::kubelet::Allocation,
     sources::nvml::watchdog::Outcome,
 };
@@ -23,6 +26,7 @@ use crate::{
 const DEVICES_MAX: usize = 64;
 const HOLDERS_MAX: usize = 256;
 const LIST_MAX: usize = 32;
+const SLICES_MAX: usize = 16;
 const TEXT_MAX: usize = 96;
 const MESSAGE_MAX: usize = 256;
 
@@ -94,6 +98,15 @@ fn record(device: &GpuDevice) -> Record {
         bus: device.pci_bus_id.clone(),
         numa_node: device.numa_node,
         nvlink_peers: device.nvlink_peers.clone(),
+        slices: device
+            .slices
+            .iter()
+            .map(|slice| SliceFacts {
+                uuid: slice.uuid.clone(),
+                name: slice.class.clone(),
+                memory_bytes: size(slice.memory_bytes),
+            })
+            .collect(),
         mig_enabled: device.mig_enabled,
         ecc_enabled: device.ecc_enabled,
         ..GpuFacts::default()
@@ -125,6 +138,16 @@ fn device(record: &Record) -> GpuDevice {
             .map(|uuid| cut(uuid, TEXT_MAX))
             .collect(),
         mig_enabled: gpu.mig_enabled,
+        slices: gpu
+            .slices
+            .iter()
+            .take(SLICES_MAX)
+            .map(|slice| GpuSlice {
+                uuid: cut(&slice.uuid, TEXT_MAX),
+                class: slice_class(&class.to_string(), &slice.name),
+                memory_bytes: bytes(slice.memory_bytes),
+            })
+            .collect(),
         shared: false,
         ecc_enabled: gpu.ecc_enabled,
         health: record.health,
@@ -152,7 +175,15 @@ fn is_shared(record: &Record, before: &GpuNodeStatus, kubelet: &Source<Allocatio
 }
 
 fn class(devices: &[GpuDevice]) -> String {
-    let classes: BTreeSet<&str> = devices.iter().map(|device| device.class.as_str()).collect();
+    let sliced = devices.iter().all(|device| device.mig_enabled == Some(true));
+    let of = |device: &'_ GpuDevice| -> Vec<String> {
+        if sliced {
+            device.slices.iter().map(|slice| slice.class.clone()).collect()
+        } else {
+            vec![device.class.clone()]
+        }
+    };
+    let classes: BTreeSet<String> = devices.iter().flat_map(of).collect();
     match classes.len() {
         0 => String::new(),
         1 => classes.into_iter().collect(),

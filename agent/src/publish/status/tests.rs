@@ -309,6 +309,43 @@ fn a_gpu_that_reports_no_memory_is_healthy_and_listed_without_memory() {
 }
 
 #[test]
+fn a_node_of_equal_slices_has_the_class_of_the_slice() {
+    let slice = |uuid: &str, profile: &str| SliceFacts {
+        uuid: uuid.to_owned(),
+        name: format!("Tesla T4 MIG {profile}"),
+        memory_bytes: 9 << 30,
+    };
+    let sliced = |index, profiles: [&str; 2]| GpuFacts {
+        mig_enabled: Some(true),
+        slices: profiles
+            .iter()
+            .zip(0..)
+            .map(|(profile, n)| slice(&format!("MIG-{index}-{n}"), profile))
+            .collect(),
+        ..gpu(index)
+    };
+    let equal = scene(reading(vec![
+        sliced(0, ["1g.10gb", "1g.10gb"]),
+        sliced(1, ["1g.10gb", "1g.10gb"]),
+    ]));
+    let status = equal.status(&GpuNodeStatus::default(), 9);
+    assert_eq!(status.class, "t4-16g-mig-1g-10gb");
+    let device = &status.devices[1];
+    assert_eq!((device.class.as_str(), device.slices.len()), ("t4-16g", 2));
+    assert_eq!(
+        (device.slices[0].uuid.as_str(), device.slices[0].memory_bytes),
+        ("MIG-1-0", 9 << 30)
+    );
+    let restored = Fixture {
+        history: HealthHistory::restored(records(&status), None),
+        ..scene(Outcome::Hung)
+    };
+    assert_eq!(restored.status(&status, 10).class, status.class);
+    let unequal = scene(reading(vec![sliced(0, ["1g.10gb", "2g.20gb"])]));
+    assert_eq!(unequal.status(&GpuNodeStatus::default(), 9).class, "mixed");
+}
+
+#[test]
 fn a_hostile_name_fits_the_schema() {
     let name = format!("{}日本\u{0}\u{1b}[2J", "A".repeat(95));
     let status = scene(reading(vec![GpuFacts { name, ..gpu(0) }])).status(&GpuNodeStatus::default(), 9);

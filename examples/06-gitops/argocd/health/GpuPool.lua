@@ -22,7 +22,7 @@ health.message = selling.reason
 if (selling.message or "") ~= "" then health.message = selling.reason .. ": " .. selling.message end
 if selling.reason == "OutsideHours" then
   health.status = "Suspended"
-elseif selling.reason == "NoPaymentNetwork" or selling.reason == "PodsRefused" then
+elseif selling.reason == "NoPaymentNetwork" or selling.reason == "NoRuntimeClass" or selling.reason == "PodsRefused" then
   health.status = "Degraded"
 elseif (status.nodes or 0) == 0 then
   health.status = "Degraded"

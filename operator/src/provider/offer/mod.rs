@@ -27,10 +27,14 @@ use leasehold_planner::{
     payment_network,
     placement::Currency,
     provider::offer::{
-        cluster::{gpus_seen, has_user_namespaces, holds, is_schedulable, shape, sharing},
+        cluster::{
+            architecture, gpus_seen, handlers, holds, is_schedulable, pool_runtime, shape, sharing,
+            slice_resource, taints,
+        },
         pool_status::{newly_not_sold, pool_status},
+        rows::within_bound,
         summary::summary,
-        supply::{NodeSeen, PoolSupply, pool_supply},
+        supply::{NodeSeen, PoolRuntime, PoolSupply, pool_supply},
     },
     request::Shape,
 };
@@ -38,10 +42,7 @@ use leasehold_runtime::{Error, Process, api_writes, cache};
 use leasehold_telemetry::Heartbeat;
 use serde_json::json;
 
-use super::{
-    MANAGER, Provider,
-    workload::pods::{PodSeen, plus},
-};
+use super::{MANAGER, Provider, workload::pods::PodSeen};
 use crate::payments;
 
 /// Hours of sale and agents that stop reporting have no event: the offer is computed at least this often.
@@ -138,13 +139,25 @@ impl Provider {
                     escrow: currency.escrow.to_string(),
                     token: currency.token.to_string(),
                 });
-                let mut supply = pool_supply(pool, payment.as_ref(), &nodes, &holds, &mut taken, now);
+                let runtime = self.runtime(pool);
+                let terms = (runtime.as_ref(), payment.as_ref());
+                let mut supply = pool_supply(pool, terms, &nodes, &holds, &mut taken, now);
                 if let Some(words) = refusals.pause(&pool.name_any(), now) {
                     supply.pause(words);
                 }
                 (pool.name_any(), supply)
             })
             .collect()
+    }
+
+    /// How the pods of a pool run. `None` if its RuntimeClass does not exist.
+    fn runtime(&self, pool: &GpuPool) -> Option<PoolRuntime> {
+        match &pool.spec.runtime_class_name {
+            None => Some(PoolRuntime::default()),
+            Some(name) => {
+                cache::get(&self.caches.runtime_classes, name, None).map(|class| pool_runtime(&class))
+            }
+        }
     }
 
     /// Chain, contract, token, and the token's decimals, by this provider's own PaymentNetwork; none if that does not agree
@@ -163,7 +176,7 @@ impl Provider {
         for pod in pods.iter().filter(|p| !p.has_ended()) {
             if let Some(node) = pod.node.as_deref() {
                 let sum = requested.entry(node).or_default();
-                *sum = plus(sum, &pod.requests);
+                *sum = sum.plus(&pod.requests);
             }
         }
         let heard = self.agents_heard(now);
@@ -176,6 +189,9 @@ impl Provider {
                 NodeSeen {
                     labels: node.labels().clone(),
                     schedulable: is_schedulable(node),
+                    taints: taints(node),
+                    architecture: architecture(node),
+                    slice_resource: slice_resource(node),
                     sharing: sharing(node),
                     allocatable: node
                         .status
@@ -186,7 +202,7 @@ impl Provider {
                     requested: requested.get(name.as_str()).copied().unwrap_or_default(),
                     gpus: cache::get(&self.caches.gpu_nodes, &name, None)
                         .map(|g| gpus_seen(&g, node.labels(), heard.contains(&name))),
-                    user_namespaces: has_user_namespaces(node),
+                    handlers: handlers(node),
                     name,
                 }
             })
@@ -195,12 +211,12 @@ impl Provider {
 
     fn offer(&self, supplies: &Supplies) -> GpuOfferSpec {
         let own = |name: &str| cache::get(&self.caches.pools, name, None).is_some_and(|p| self.owns(&p));
-        let mut rows: Vec<_> = supplies
+        let rows: Vec<_> = supplies
             .iter()
             .filter(|(name, _)| own(name))
             .flat_map(|(_, s)| s.rows.clone())
             .collect();
-        rows.truncate(64);
+        let rows = within_bound(rows);
         GpuOfferSpec {
             region: self.args.region.clone(),
             summary: summary(&rows),

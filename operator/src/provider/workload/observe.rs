@@ -99,6 +99,7 @@ impl Provider {
             endpoints: self.endpoints(reservation, &pods, &services),
             trouble: pods.iter().find_map(|p| p.trouble.clone()).unwrap_or_default(),
             results: self.results_seen(reservation, &services),
+            exposed: exposed(reservation, &pods),
         };
         if namespace && is_being_served(reservation) {
             let missing = pods.len() < nodes;
@@ -297,6 +298,13 @@ fn is_being_served(reservation: &GpuReservation) -> bool {
         phase,
         Some(AllocationPhase::Provisioning | AllocationPhase::Active)
     )
+}
+
+/// Pods of a reservation in user namespaces that are stored without one.
+fn exposed(reservation: &GpuReservation, pods: &[Arc<PodSeen>]) -> Vec<String> {
+    let wanted = reservation.spec.hosting.user_namespaces;
+    let without = pods.iter().filter(|pod| wanted && !pod.in_user_namespace);
+    without.map(|pod| pod.name_any()).collect()
 }
 
 /// The `Ready` condition; a Node without one has not begun to be ready.

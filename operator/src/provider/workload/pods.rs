@@ -1,9 +1,9 @@
 //! The fields of each pod that are used here, some hundred bytes: a provider keeps all pods of its cluster in memory.
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::{Resource, api::ObjectMeta};
 use leasehold_crds::LABEL_LEASE;
-use leasehold_planner::{provider::offer::cluster::shape, request::Shape};
+use leasehold_planner::{provider::offer::pod_requests::pod_requests, request::Shape};
 use serde::Deserialize;
 
 use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS, has_run};
@@ -30,6 +30,8 @@ pub(crate) struct PodSeen {
     pub(crate) exit: Option<Exit>,
     /// Whether it is of a lease.
     pub(crate) of_lease: bool,
+    /// Whether it is in a user namespace (`hostUsers: false`), as the API server stored it.
+    pub(crate) in_user_namespace: bool,
     /// Its number in its StatefulSet.
     pub(crate) index: Option<i64>,
     /// Node of the lease whose results it serves.
@@ -71,7 +73,7 @@ impl From<Pod> for PodSeen {
         let labels = pod.metadata.labels.as_ref();
         Self {
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
-            requests: requests(&pod),
+            requests: pod_requests(&pod),
             life: match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
                 Some("Succeeded") => Life::Succeeded,
                 Some("Failed") => Life::Failed,
@@ -82,6 +84,7 @@ impl From<Pod> for PodSeen {
             trouble: trouble(&pod),
             exit: exit(&pod),
             of_lease: labels.is_some_and(|l| l.contains_key(LABEL_LEASE)),
+            in_user_namespace: pod.spec.as_ref().is_some_and(|s| s.host_users == Some(false)),
             index: number(LABEL_INDEX),
             serves: number(LABEL_RESULTS),
             metadata: ObjectMeta {
@@ -133,49 +136,6 @@ fn trouble(pod: &Pod) -> Option<String> {
     Some(format!("{name}: {message}"))
 }
 
-/// The larger of its containers together and its largest init container.
-fn requests(pod: &Pod) -> Shape {
-    let Some(spec) = &pod.spec else {
-        return Shape::default();
-    };
-    let of = |c: &Container| {
-        let resources = c.resources.as_ref();
-        let requests = resources.and_then(|r| r.requests.as_ref());
-        requests.map(shape).unwrap_or_default()
-    };
-    let main = spec
-        .containers
-        .iter()
-        .fold(Shape::default(), |sum, c| plus(&sum, &of(c)));
-    let overhead = spec.overhead.as_ref().map(shape).unwrap_or_default();
-    let init = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .map(of)
-        .fold(Shape::default(), |a, b| largest(&a, &b));
-    plus(&overhead, &largest(&main, &init))
-}
-
-/// The sum of two shapes.
-pub(crate) fn plus(a: &Shape, b: &Shape) -> Shape {
-    Shape {
-        gpus: a.gpus + b.gpus,
-        millicores: a.millicores + b.millicores,
-        memory: a.memory + b.memory,
-        scratch: a.scratch + b.scratch,
-    }
-}
-
-fn largest(a: &Shape, b: &Shape) -> Shape {
-    Shape {
-        gpus: a.gpus.max(b.gpus),
-        millicores: a.millicores.max(b.millicores),
-        memory: a.memory.max(b.memory),
-        scratch: a.scratch.max(b.scratch),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use kube::ResourceExt as _;
@@ -223,7 +183,7 @@ mod tests {
             }
         );
         assert!(waits.of_lease && waits.index == Some(1) && waits.serves.is_none());
-        assert!(!waits.has_ended() && !waits.ready);
+        assert!(!waits.has_ended() && !waits.ready && !waits.in_user_namespace);
         let trouble = waits.trouble.unwrap();
         assert_eq!(trouble, "workload-1: 0/1 nodes are available");
 

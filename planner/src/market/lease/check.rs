@@ -238,7 +238,8 @@ fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
             | StopReason::PauseOver
             | StopReason::NotAfter
             | StopReason::FundsUnknown
-            | StopReason::BadTerms,
+            | StopReason::BadTerms
+            | StopReason::IsolationDropped,
         )
         | None => CloseReason::ProviderStopped,
     })

@@ -247,6 +247,10 @@ fn begin_round(
             })
             .collect(),
     };
+    let terms = Terms {
+        start_by: open_by + request.start_within_seconds,
+        ..terms
+    };
     plan.status.round = round;
     plan.status.retry_after = None;
     plan.status.intent = None;

@@ -38,7 +38,8 @@ pub const OPEN_WITHIN_SECONDS: u64 = 60;
 pub const OPEN_MARGIN_SECONDS: u64 = 10;
 /// A node may lag so far behind another that what a block holds is not in its answer yet.
 pub const LAG_SECONDS: i64 = 15;
-/// Seconds from `open_by` in which the first node must serve; afterwards anybody may close with a full refund.
+/// Seconds from `open_by` in which a lease that states no `startWithin` must start; afterwards anybody may close with a
+/// full refund.
 pub const START_WITHIN_SECONDS: u64 = 900;
 /// `notAfter` leaves this much room behind the paid time.
 pub const NOT_AFTER_MARGIN_SECONDS: u64 = 300;

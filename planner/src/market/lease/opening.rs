@@ -9,7 +9,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS, START_WITHIN_SECONDS,
+    BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS,
     check::may_be_under_way,
     decide::Step,
     phase::Fact,
@@ -147,8 +147,10 @@ fn allocation_spec(
 ) -> GpuAllocationSpec {
     let spec = &world.lease.spec;
     let meta = &world.lease.metadata;
-    let served =
-        request.term_seconds + request.pause_seconds + START_WITHIN_SECONDS + NOT_AFTER_MARGIN_SECONDS;
+    let served = request.term_seconds
+        + request.pause_seconds
+        + request.start_within_seconds
+        + NOT_AFTER_MARGIN_SECONDS;
     GpuAllocationSpec {
         lease: LeaseReference {
             namespace: meta.namespace.clone().unwrap_or_default(),

@@ -8,7 +8,7 @@ use leasehold_crds::{
     lease::OnFundsEnd,
     market::allocation::{AllocationPhase, DeclineReason, Declined, GpuAllocationSpec, GpuAllocationStatus},
     payment::money::{Price, TokenAmount},
-    provider::reservation::{GpuReservationSpec, Hosting},
+    provider::reservation::{GpuReservationSpec, Hosting, PodOverhead},
     shared::{duration, quantity},
 };
 
@@ -17,7 +17,10 @@ use crate::{
     placement::Currency,
     ports::AcceptanceMessage,
     provider::{
-        offer::supply::{FreeNode, PoolSupply, pick},
+        offer::{
+            row::start_within_max,
+            supply::{FreeNode, PoolSupply, pick},
+        },
         workload::results::{self, Retention},
     },
     request::Shape,
@@ -91,14 +94,12 @@ impl Plan {
 pub const DEADLINE_MARGIN_SECONDS: i64 = 30;
 /// An allocation that could be paid later than this from now is declined: it would hold capacity without payment.
 const OPEN_BY_SECONDS_MAX: i64 = 300;
-/// A leg that may start later than this after `openBy` is declined: until it starts, capacity is held without payment.
-pub const START_WITHIN_SECONDS_MAX: u64 = 900;
 /// The part of the time between `startBy` and `notAfter` that need not be paid: time to settle, beside the pause.
 pub const SETTLE_SECONDS_MAX: u64 = 300;
 /// The shortest term that a lease can have.
 const TERM_SECONDS_MIN: u64 = 10;
-/// A lease may be extended beyond the longest term and pause by this: time to provision and to settle.
-const EXTENSION_MARGIN_SECONDS: u64 = 7200;
+/// A lease may be extended beyond the longest term, pause and start by this: time to settle.
+const EXTENSION_MARGIN_SECONDS: u64 = 3600;
 
 /// Decides.
 #[must_use]
@@ -257,12 +258,23 @@ fn reserve(world: &World<'_>, now: Timestamp) -> Result<GpuReservationSpec, Refu
             runtime_class_name: seen.pool.spec.runtime_class_name.clone(),
             storage_class_name: seen.pool.spec.storage.as_ref().and_then(|s| s.class_name.clone()),
             exposure: seen.pool.spec.exposure,
+            tolerations: seen.pool.spec.tolerations.clone(),
+            overhead: overhead(seen.supply),
             user_namespaces: picked.iter().all(|n| n.user_namespaces),
             not_after_max,
         },
         nodes: picked.into_iter().map(|n| n.name).collect(),
         deadline: spec.open_by + DEADLINE_MARGIN_SECONDS,
         release: false,
+    })
+}
+
+fn overhead(supply: &PoolSupply) -> Option<PodOverhead> {
+    let overhead = supply.overhead.filter(|o| *o != Shape::default())?;
+    Some(PodOverhead {
+        cpu: quantity::millicores_text(overhead.millicores),
+        memory: quantity::bytes_text(overhead.memory),
+        ephemeral_storage: quantity::bytes_text(overhead.scratch),
     })
 }
 
@@ -331,16 +343,22 @@ fn check_term(
             "openBy is past or too far ahead; are both clocks right?",
         );
     }
-    let start_by_max = u64::try_from(spec.open_by).unwrap_or(0) + START_WITHIN_SECONDS_MAX;
-    if terms.start_by > start_by_max {
+    let start_within = start_within_max(pool);
+    if terms
+        .start_by
+        .saturating_sub(u64::try_from(spec.open_by).unwrap_or(0))
+        > start_within
+    {
         return refusal(
             DeclineReason::StartTooLate,
-            format!("startBy is more than {START_WITHIN_SECONDS_MAX} s after openBy"),
+            format!("leases of the pool start within {}", duration::text(start_within)),
         );
     }
     let pausable = duration::seconds(&pool.spec.max_pause).unwrap_or(0);
-    let longest =
-        duration::seconds(&pool.spec.max_duration).unwrap_or(0) + pausable + EXTENSION_MARGIN_SECONDS;
+    let longest = duration::seconds(&pool.spec.max_duration).unwrap_or(0)
+        + pausable
+        + start_within
+        + EXTENSION_MARGIN_SECONDS;
     let not_after_max = now
         .as_second()
         .saturating_add(i64::try_from(longest).unwrap_or(i64::MAX / 2));
@@ -439,17 +457,31 @@ fn pick_nodes(
     shape: &Shape,
     nodes: usize,
 ) -> Result<Vec<FreeNode>, Refusal> {
-    // A session's tenant is root inside a user namespace: on a node without these, its pods would never start.
-    let root = spec.workload.session.is_some();
-    let mut free = supply.free.clone();
+    let storage = spec
+        .storage
+        .as_ref()
+        .and_then(|s| quantity::bytes(&s.size).ok())
+        .unwrap_or(0);
+    let permitted = |node: &&FreeNode| node.max_per_gpu.permits(shape, storage);
+    // On a node without user namespaces, a container that is root never starts.
+    let root = spec.workload.may_be_root();
+    let mut free: Vec<FreeNode> = supply.free.iter().filter(permitted).cloned().collect();
+    if pick(&free, shape, nodes).is_none() && pick(&supply.free, shape, nodes).is_some() {
+        return refusal(
+            DeclineReason::BeyondMaxPerGpu,
+            "the lease asks for more CPU, memory, disk or volume with each GPU than the pool sells (maxPerGpu)",
+        );
+    }
+    let has_room = pick(&free, shape, nodes).is_some();
     free.retain(|node| node.user_namespaces || !root);
     if let Some(picked) = pick(&free, shape, nodes) {
         return Ok(picked.into_iter().cloned().collect());
     }
-    if pick(&supply.free, shape, nodes).is_some() {
+    if has_room {
         return refusal(
             DeclineReason::RootNotAllowed,
-            "a session is root in a user namespace, and too few of the pool's nodes have these",
+            "a session, or a container without runAsUser, can be root, which needs a user namespace, and too few of the \
+             pool's nodes have these",
         );
     }
     refusal(

@@ -73,7 +73,7 @@ pub struct Health {
     pub due: Option<Timestamp>,
 }
 
-/// Prefix of the UUID of a slice of a GPU. The kubelet does not report which GPU the slice is a part of.
+/// Prefix of the UUID of a slice of a GPU.
 const SLICE: &str = "MIG-";
 
 /// The health of the GPUs that a reservation holds. `reachable_since` is the time since which the API server that
@@ -163,10 +163,13 @@ fn gpu_fault(held: &[String], nodes: &[NodeReport<'_>], now: Timestamp) -> Obser
     unknown.map_or(Observed::Known(None), Observed::Unknown)
 }
 
-/// Whether the device is the one held. A slice matches any GPU that has slices, because the kubelet does
-/// not report which GPU it is a part of.
+/// Whether the device is the one held, or a slice of it. If the slices of a GPU are unknown, any slice may be of it.
 fn is_of(held: &str, device: &GpuDevice) -> bool {
-    device.uuid == held || (held.starts_with(SLICE) && device.mig_enabled == Some(true))
+    let is_slice = || match device.slices.as_slice() {
+        [] => device.mig_enabled == Some(true),
+        slices => slices.iter().any(|slice| slice.uuid == held),
+    };
+    device.uuid == held || (held.starts_with(SLICE) && is_slice())
 }
 
 /// Only a complete list from an agent that reports proves that a GPU is missing.

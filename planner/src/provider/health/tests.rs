@@ -159,6 +159,9 @@ fn node(name: &str, claims: &[&str]) -> NodeSeen {
         name: name.into(),
         labels: BTreeMap::new(),
         schedulable: true,
+        taints: Vec::new(),
+        architecture: None,
+        slice_resource: None,
         sharing: None,
         allocatable: Shape::default(),
         requested: Shape::default(),
@@ -173,10 +176,11 @@ fn node(name: &str, claims: &[&str]) -> NodeSeen {
             message: String::new(),
             claims: claims.iter().map(ToString::to_string).collect(),
             shared: Vec::new(),
+            units: claims.iter().map(ToString::to_string).collect(),
             mig: Vec::new(),
             alive: true,
         }),
-        user_namespaces: true,
+        handlers: [(String::new(), true)].into(),
     }
 }
 

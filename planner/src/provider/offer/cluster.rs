@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::api::resource::Quantity};
+use k8s_openapi::{
+    api::{core::v1::Node, node::v1::RuntimeClass},
+    apimachinery::pkg::api::resource::Quantity,
+};
 use leasehold_crds::{
     GPU_RESOURCE, GpuNode, GpuReservation,
     market::allocation::AllocationPhase,
-    provider::node::{GpuDevice, GpuNodeStatus},
-    shared::quantity,
+    provider::node::{GpuDevice, GpuNodeStatus, GpuSlice},
+    shared::{architecture::Architecture, quantity},
 };
 
-use super::supply::{GpusSeen, Hold};
+use super::supply::{GpusSeen, Hold, PoolRuntime, Taint};
 use crate::{
     provider::health::{claims, unfit},
     request::{Shape, Version},
@@ -35,12 +38,29 @@ pub fn holds<'a>(
             return None;
         }
         Some(Hold {
-            shape: Shape::from_wire(&reservation.spec.allocation.per_node).ok()?,
+            shape: pod_shape(reservation)?,
             nodes,
             name,
         })
     };
     reservations.into_iter().filter_map(hold).collect()
+}
+
+/// What each pod of a reservation takes: its container and the overhead of its RuntimeClass.
+fn pod_shape(reservation: &GpuReservation) -> Option<Shape> {
+    let spec = &reservation.spec;
+    let container = Shape::from_wire(&spec.allocation.per_node).ok()?;
+    let overhead = spec
+        .hosting
+        .overhead
+        .as_ref()
+        .map_or_else(Shape::default, |o| Shape {
+            gpus: 0,
+            millicores: quantity::millicores(&o.cpu).unwrap_or(0),
+            memory: quantity::bytes(&o.memory).unwrap_or(0),
+            scratch: quantity::bytes(&o.ephemeral_storage).unwrap_or(0),
+        });
+    Some(container.plus(&overhead))
 }
 
 /// Whether a reservation's pods run or may still come.
@@ -54,31 +74,91 @@ fn holds_capacity(reservation: &GpuReservation) -> bool {
         | AllocationPhase::Reserved
         | AllocationPhase::Provisioning
         | AllocationPhase::Active => true,
-        AllocationPhase::Declined
-        | AllocationPhase::Suspended
-        | AllocationPhase::Stopping
-        | AllocationPhase::Stopped => false,
+        // A pause keeps the storage only. Once there are funds again, the room that its pods need is not promised to others.
+        AllocationPhase::Suspended => status.resuming_since.is_some(),
+        AllocationPhase::Declined | AllocationPhase::Stopping | AllocationPhase::Stopped => false,
     };
     may_run && !has_ended
 }
 
-/// Whether pods can be scheduled to a node: it is Ready, not cordoned, and has no taint but that of GPUs.
+/// Prefix of the resources of slices, with the strategy `mixed` of the device plugin.
+const SLICE_RESOURCES: &str = "nvidia.com/mig-";
+
+/// A resource of MIG slices that a node allocates.
+#[must_use]
+pub fn slice_resource(node: &Node) -> Option<String> {
+    let allocatable = node.status.as_ref()?.allocatable.as_ref()?;
+    let has = |q: &Quantity| quantity::bytes(&q.0).is_ok_and(|count| count > 0);
+    let found = allocatable
+        .iter()
+        .find(|(name, q)| name.starts_with(SLICE_RESOURCES) && has(q))?;
+    Some(found.0.clone())
+}
+
+/// Whether a node is Ready and not cordoned.
 #[must_use]
 pub fn is_schedulable(node: &Node) -> bool {
     let cordoned = node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true));
-    let tainted = node
-        .spec
-        .as_ref()
-        .and_then(|s| s.taints.as_ref())
-        .is_some_and(|taints| {
-            // Workloads tolerate the GPU taint that device plugins' installers set, and no other.
-            taints
-                .iter()
-                .any(|t| t.effect != "PreferNoSchedule" && t.key != GPU_RESOURCE)
-        });
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
     let ready = conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"));
-    ready && !cordoned && !tainted
+    ready && !cordoned
+}
+
+/// Taints of a node that keep pods away. The GPU taint that installers of device plugins set is tolerated by every
+/// workload, with any effect. The taint of a cordoned node is part of [`is_schedulable`].
+#[must_use]
+pub fn taints(node: &Node) -> Vec<Taint> {
+    let all = node.spec.as_ref().and_then(|s| s.taints.as_ref());
+    let keeps_away = |taint: &&k8s_openapi::api::core::v1::Taint| {
+        taint.effect != "PreferNoSchedule" && taint.key != GPU_RESOURCE
+    };
+    all.into_iter()
+        .flatten()
+        .filter(keeps_away)
+        .map(|taint| Taint {
+            key: taint.key.clone(),
+            value: taint.value.clone().unwrap_or_default(),
+            effect: taint.effect.clone(),
+        })
+        .collect()
+}
+
+/// Label of every Node that kubelets set.
+const ARCHITECTURE: &str = "kubernetes.io/arch";
+
+/// Architecture of a node, if it is one for which leases can ask.
+#[must_use]
+pub fn architecture(node: &Node) -> Option<Architecture> {
+    Architecture::parse(node.metadata.labels.as_ref()?.get(ARCHITECTURE)?)
+}
+
+/// Handlers of the runtime of a node, and whether each has user namespaces.
+#[must_use]
+pub fn handlers(node: &Node) -> BTreeMap<String, bool> {
+    let handlers = node.status.as_ref().and_then(|s| s.runtime_handlers.as_ref());
+    handlers
+        .into_iter()
+        .flatten()
+        .map(|handler| {
+            let features = handler.features.as_ref();
+            let has = features.is_some_and(|f| f.user_namespaces == Some(true));
+            (handler.name.clone().unwrap_or_default(), has)
+        })
+        .collect()
+}
+
+/// How the pods of a pool with this RuntimeClass run.
+#[must_use]
+pub fn pool_runtime(class: &RuntimeClass) -> PoolRuntime {
+    let overhead = class.overhead.as_ref().and_then(|o| o.pod_fixed.as_ref());
+    let scheduling = class.scheduling.as_ref();
+    PoolRuntime {
+        handler: class.handler.clone(),
+        overhead: overhead.map(shape).unwrap_or_default(),
+        node_selector: scheduling
+            .and_then(|s| s.node_selector.clone())
+            .unwrap_or_default(),
+    }
 }
 
 /// Labels that GPU feature discovery and GKE set on nodes whose device plugin shares GPUs.
@@ -118,19 +198,6 @@ pub fn sharing(node: &Node) -> Option<String> {
         })
 }
 
-/// Whether a runtime of the node supports user namespaces.
-#[must_use]
-pub fn has_user_namespaces(node: &Node) -> bool {
-    let handlers = node.status.as_ref().and_then(|s| s.runtime_handlers.as_ref());
-    handlers.is_some_and(|h| {
-        h.iter().any(|h| {
-            h.features
-                .as_ref()
-                .is_some_and(|f| f.user_namespaces == Some(true))
-        })
-    })
-}
-
 /// A list of resources as a shape; what it does not name is 0.
 #[must_use]
 pub fn shape(resources: &BTreeMap<String, Quantity>) -> Shape {
@@ -168,7 +235,16 @@ pub fn gpus_seen(node: &GpuNode, labels: &BTreeMap<String, String>, alive: bool)
         let devices = status.devices.iter().filter(|d| of(d));
         devices.map(|d| d.uuid.clone()).collect()
     };
+    let is_sliced: fn(&GpuDevice) -> bool = |d| d.mig_enabled == Some(true);
+    let slices: Vec<&GpuSlice> = status.devices.iter().flat_map(|d| &d.slices).collect();
+    let one_class = slices.iter().all(|slice| slice.class == slices[0].class);
+    let by_slice = !slices.is_empty() && one_class && status.devices.iter().all(is_sliced);
     let stated = stated_memory(node.spec.class_override.as_deref(), labels);
+    let memory: Vec<i64> = if by_slice {
+        slices.iter().map(|slice| slice.memory_bytes).collect()
+    } else {
+        status.devices.iter().map(|d| d.memory_nominal_bytes).collect()
+    };
     let (healthy, (reason, message)) = match unfit(status) {
         None => (true, Default::default()),
         Some(why) => (false, why),
@@ -180,10 +256,9 @@ pub fn gpus_seen(node: &GpuNode, labels: &BTreeMap<String, String>, alive: bool)
             .class_override
             .clone()
             .unwrap_or_else(|| status.class.clone()),
-        memory: status
-            .devices
-            .iter()
-            .map(|d| u64::try_from(d.memory_nominal_bytes).unwrap_or(0))
+        memory: memory
+            .into_iter()
+            .map(|bytes| u64::try_from(bytes).unwrap_or(0))
             .map(|reported| if reported > 0 { reported } else { stated })
             .min()
             .unwrap_or(0),
@@ -194,16 +269,66 @@ pub fn gpus_seen(node: &GpuNode, labels: &BTreeMap<String, String>, alive: bool)
         message,
         claims: claims(status),
         shared: uuids(|d| d.shared),
-        mig: uuids(|d| d.mig_enabled == Some(true)),
+        units: if by_slice {
+            slices.iter().map(|slice| slice.uuid.clone()).collect()
+        } else {
+            claims(status)
+        },
+        mig: if by_slice { Vec::new() } else { uuids(is_sliced) },
         alive,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use leasehold_crds::provider::reservation::{GpuReservationSpec, GpuReservationStatus};
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_taint_of_gpus_is_tolerated_with_any_effect() {
+        let node = json!({"spec": {"taints": [
+            {"key": "nvidia.com/gpu", "value": "present", "effect": "NoExecute"},
+            {"key": "nvidia.com/gpu", "effect": "NoSchedule"},
+            {"key": "spot", "value": "true", "effect": "PreferNoSchedule"},
+            {"key": "sku", "value": "gpu", "effect": "NoSchedule"},
+        ]}});
+        let taints = taints(&serde_json::from_value(node).unwrap());
+        let texts: Vec<_> = taints.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["sku=gpu:NoSchedule"]);
+    }
+
+    #[test]
+    fn the_runtime_and_the_architecture_of_a_node_are_read() {
+        let node = json!({
+            "metadata": {"labels": {"kubernetes.io/arch": "arm64"}},
+            "status": {"runtimeHandlers": [
+                {"name": "", "features": {"userNamespaces": true}},
+                {"name": "nvidia", "features": {"userNamespaces": false}},
+                {"name": "old"},
+            ]},
+        });
+        let node: Node = serde_json::from_value(node).unwrap();
+        assert_eq!(architecture(&node), Some(Architecture::Arm64));
+        let expected = [("", true), ("nvidia", false), ("old", false)];
+        assert_eq!(
+            handlers(&node),
+            expected.map(|(name, has)| (name.to_owned(), has)).into()
+        );
+        let class = json!({
+            "metadata": {"name": "kata"}, "handler": "kata-qemu",
+            "overhead": {"podFixed": {"cpu": "250m", "memory": "1Mi"}},
+            "scheduling": {"nodeSelector": {"sandbox": "true"}},
+        });
+        let runtime = pool_runtime(&serde_json::from_value(class).unwrap());
+        assert_eq!(runtime.handler, "kata-qemu");
+        assert_eq!(
+            (runtime.overhead.millicores, runtime.overhead.memory),
+            (250, 1 << 20)
+        );
+        assert_eq!(runtime.node_selector.len(), 1);
+    }
 
     #[test]
     fn memory_that_nvml_does_not_report_is_taken_from_the_class_override_or_the_label() {
@@ -229,6 +354,74 @@ mod tests {
             80 << 30,
             "NVML counts"
         );
+    }
+
+    #[test]
+    fn slices_of_one_profile_are_sold_by_the_slice_with_their_own_memory() {
+        let device = |gpu: usize, classes: &[&str]| GpuDevice {
+            uuid: format!("GPU-{gpu}"),
+            memory_nominal_bytes: 80 << 30,
+            mig_enabled: Some(!classes.is_empty()),
+            slices: classes
+                .iter()
+                .enumerate()
+                .map(|(n, class)| GpuSlice {
+                    uuid: format!("MIG-{gpu}-{n}"),
+                    class: (*class).to_owned(),
+                    memory_bytes: 9_728 << 20,
+                })
+                .collect(),
+            ..GpuDevice::default()
+        };
+        let seen = |devices: Vec<GpuDevice>| {
+            let node = GpuNode {
+                status: Some(GpuNodeStatus {
+                    devices,
+                    ..GpuNodeStatus::default()
+                }),
+                ..GpuNode::default()
+            };
+            gpus_seen(&node, &BTreeMap::new(), true)
+        };
+        let small = "a100-80g-pcie-mig-1g-10gb";
+        let equal = seen(vec![device(0, &[small, small]), device(1, &[small])]);
+        assert_eq!(equal.units, ["MIG-0-0", "MIG-0-1", "MIG-1-0"]);
+        assert_eq!((equal.distinct(), equal.memory), (3, 9_728 << 20));
+        assert!(equal.mig.is_empty());
+        assert_eq!(equal.claims, ["GPU-0", "GPU-1"]);
+        let unequal = seen(vec![device(0, &[small, "a100-80g-pcie-mig-2g-20gb"])]);
+        assert_eq!(
+            (unequal.mig, unequal.units),
+            (vec!["GPU-0".to_owned()], vec!["GPU-0".to_owned()])
+        );
+        let beside_whole = seen(vec![device(0, &[small]), device(1, &[])]);
+        assert_eq!(beside_whole.mig, ["GPU-0"]);
+        let node = json!({"status": {"allocatable": {"nvidia.com/mig-1g.10gb": "7", "nvidia.com/gpu": "0"}}});
+        let mixed = slice_resource(&serde_json::from_value(node).unwrap());
+        assert_eq!(mixed.as_deref(), Some("nvidia.com/mig-1g.10gb"));
+    }
+
+    #[test]
+    fn a_reservation_that_resumes_holds_room_until_its_pods_are_there() {
+        let held = |resuming_since: Option<i64>, pods: &[(&str, &str)]| {
+            let mut object = GpuReservation::new("lease-a", GpuReservationSpec::default());
+            object.spec.nodes = vec!["n1".into()];
+            let shape = json!({"cpu": "1", "memory": "1Gi", "gpus": 1});
+            object.spec.allocation.per_node = serde_json::from_value(shape).unwrap();
+            let overhead = json!({"cpu": "250m", "memory": "0", "ephemeralStorage": "0"});
+            object.spec.hosting.overhead = serde_json::from_value(overhead).unwrap();
+            object.status = Some(GpuReservationStatus {
+                phase: AllocationPhase::Suspended,
+                resuming_since,
+                ..GpuReservationStatus::default()
+            });
+            holds([&object], pods.iter().copied())
+        };
+        assert!(held(None, &[]).is_empty(), "paused");
+        let resumes = held(Some(7), &[]);
+        assert_eq!(resumes[0].nodes, ["n1"]);
+        assert_eq!(resumes[0].shape.millicores, 1_250, "with the overhead of its pod");
+        assert!(held(Some(7), &[("lease-a", "n1")]).is_empty());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! A provider's decisions about what it offers.
 
 pub mod cluster;
+pub mod pod_requests;
 pub mod pool_status;
 pub mod refusals;
 mod room;
-mod row;
+pub(crate) mod row;
+pub mod rows;
 pub mod summary;
 pub mod supply;

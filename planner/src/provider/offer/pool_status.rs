@@ -31,6 +31,10 @@ pub fn pool_status(
         let network = &pool.spec.network;
         let message = format!("there is no usable PaymentNetwork {network:?} in this cluster");
         (ConditionStatus::False, PoolReason::NoPaymentNetwork, message)
+    } else if supply.overhead.is_none() {
+        let class = pool.spec.runtime_class_name.as_deref().unwrap_or_default();
+        let message = format!("there is no RuntimeClass {class:?} in this cluster");
+        (ConditionStatus::False, PoolReason::NoRuntimeClass, message)
     } else if let Some(words) = &supply.paused {
         let message = format!(
             "the cluster refused the pods of three leases in a row; the pool is offered again ten minutes after the last refusal: {words}"

@@ -2,10 +2,10 @@
 
 use leasehold_crds::{
     GpuPool,
-    provider::pool::{NotSold, NotSoldReason},
+    provider::pool::{NotSold, NotSoldReason, PoolToleration},
 };
 
-use super::supply::{GpusSeen, NodeSeen};
+use super::supply::{GpusSeen, NodeSeen, PoolRuntime, Taint};
 use crate::request::Shape;
 
 /// Bounds of the schema.
@@ -48,7 +48,7 @@ impl Refusal {
 /// which other node claims one of its GPUs.
 pub(super) fn room(
     node: &NodeSeen,
-    pool: &GpuPool,
+    (pool, runtime): (&GpuPool, &PoolRuntime),
     held: Option<&Vec<&Shape>>,
     claimed: Option<&String>,
 ) -> Result<Shape, Refusal> {
@@ -68,8 +68,8 @@ pub(super) fn room(
     if let Some(by) = claimed {
         return Err(Refusal::new(NotSoldReason::DuplicateUuid, by));
     }
-    if !node.schedulable {
-        return plainly(NotSoldReason::NotSchedulable);
+    if let Some(refusal) = cannot_run(node, pool, runtime) {
+        return Err(refusal);
     }
     if let Some(refusal) = not_whole(node, gpus) {
         return Err(refusal);
@@ -83,7 +83,10 @@ pub(super) fn room(
              nvidia.com/gpu.memory of the Node to its memory in MiB";
         return Err(Refusal::new(NotSoldReason::GpuMemoryUnknown, message));
     }
-    let mut free = node.allocatable.without(&node.requested);
+    let mut free = node
+        .allocatable
+        .without(&node.requested)
+        .without(&runtime.overhead);
     for shape in held.into_iter().flatten() {
         free = free.without(shape);
     }
@@ -92,6 +95,41 @@ pub(super) fn room(
     } else {
         Ok(free)
     }
+}
+
+/// Why the pods of a pool would not start on a node.
+fn cannot_run(node: &NodeSeen, pool: &GpuPool, runtime: &PoolRuntime) -> Option<Refusal> {
+    let has = |(key, value): (&String, &String)| node.labels.get(key) == Some(value);
+    if !node.schedulable || !runtime.node_selector.iter().all(has) {
+        return Some(Refusal::plain(NotSoldReason::NotSchedulable));
+    }
+    let tolerations = &pool.spec.tolerations;
+    let is_tolerated = |taint: &Taint| tolerations.iter().any(|t| tolerates(t, taint));
+    if let Some(taint) = node.taints.iter().find(|taint| !is_tolerated(taint)) {
+        let message =
+            format!("the node has the taint {taint}: add it to tolerations of the pool to sell the node");
+        return Some(Refusal::new(NotSoldReason::Tainted, message));
+    }
+    let handler = &runtime.handler;
+    let is_missing = !handler.is_empty() && !node.handlers.is_empty() && !node.handlers.contains_key(handler);
+    is_missing.then(|| {
+        let message = format!(
+            "the container runtime of the node has no handler {handler:?}, which the RuntimeClass of the pool names"
+        );
+        Refusal::new(NotSoldReason::NoRuntimeHandler, message)
+    })
+}
+
+fn tolerates(toleration: &PoolToleration, taint: &Taint) -> bool {
+    toleration.key == taint.key
+        && toleration
+            .value
+            .as_ref()
+            .is_none_or(|value| *value == taint.value)
+        && toleration
+            .effect
+            .as_ref()
+            .is_none_or(|effect| *effect == taint.effect)
 }
 
 fn unhealthy(gpus: &GpusSeen) -> Refusal {
@@ -123,12 +161,21 @@ fn not_whole(node: &NodeSeen, gpus: &GpusSeen) -> Option<Refusal> {
     if let Some(uuid) = gpus.shared.first() {
         return Some(shared(format!("the device plugin advertises replicas of {uuid}")));
     }
-    if let Some(uuid) = gpus.mig.first() {
+    let mig = |what: String| {
         let message = format!(
-            "{uuid} is in MIG mode, and slices are not sold: disable MIG on this node (nvidia-smi -mig 0), or exclude the \
-             node with nodeSelector of the pool"
+            "{what}: slices are sold where every GPU of the node has slices of one profile and the device plugin uses the \
+             strategy `single`; change the MIG layout, disable MIG (nvidia-smi -mig 0), or exclude the node with \
+             nodeSelector of the pool"
         );
-        return Some(Refusal::new(NotSoldReason::MigEnabled, message));
+        Some(Refusal::new(NotSoldReason::MigEnabled, message))
+    };
+    if let Some(uuid) = gpus.mig.first() {
+        return mig(format!(
+            "{uuid} is in MIG mode, and not every GPU has equal slices"
+        ));
+    }
+    if let Some(resource) = &node.slice_resource {
+        return mig(format!("the node allocates {resource}"));
     }
     let (advertised, present) = (node.allocatable.gpus, gpus.distinct());
     if advertised > present {

@@ -4,13 +4,14 @@
 use leasehold_crds::{
     GpuPool,
     market::offer::{OfferRow, PaymentIdentity},
-    shared::{duration, quantity},
+    provider::pool::MaxPerGpu,
+    shared::{architecture::Architecture, duration, quantity},
 };
 
-use super::supply::{GpusSeen, NodeSeen};
+use super::supply::{FreeNode, GpusSeen, NodeSeen};
 use crate::{
     provider::workload::results,
-    request::{Shape, Version},
+    request::{PerGpu, Shape, Version},
 };
 
 /// Bounds of the schema. What a node has beyond them is not offered.
@@ -21,6 +22,8 @@ const CPU_NUMBER_MAX: u64 = 999_999;
 /// At most 17 digits, and fewer before a unit.
 const BYTES_MAX: u64 = 64 << 50;
 const VERSION_NUMBER_MAX: u16 = 9_999;
+/// `maxStartWithin` of a pool that states none.
+const START_WITHIN_SECONDS_MAX: u64 = 3_600;
 
 /// What nodes of one row have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,17 +34,21 @@ pub(super) struct Group {
     compute_capability: Version,
     cuda: Version,
     root_allowed: bool,
+    architecture: Option<Architecture>,
+    max_per_gpu: PerGpu,
 }
 
 impl Group {
-    pub(super) fn of(node: &NodeSeen, gpus: &GpusSeen, free: Shape) -> Self {
+    pub(super) fn of(node: &NodeSeen, gpus: &GpusSeen, free: &FreeNode) -> Self {
         Self {
             class: gpus.class.clone(),
-            free,
+            free: free.room,
+            architecture: node.architecture,
+            max_per_gpu: free.max_per_gpu,
             gpu_memory: gpus.memory,
             compute_capability: gpus.compute_capability,
             cuda: gpus.cuda,
-            root_allowed: node.user_namespaces,
+            root_allowed: free.user_namespaces,
         }
     }
 }
@@ -57,7 +64,12 @@ pub(super) fn row(pool: &GpuPool, payment: &PaymentIdentity, group: Group, nodes
         cpu: cpu(free.millicores),
         memory: bytes(free.memory),
         ephemeral_storage: bytes(free.scratch),
-        storage: pool.spec.storage.as_ref().map(|s| s.max_size.clone()),
+        storage: pool
+            .spec
+            .storage
+            .as_ref()
+            .and_then(|s| quantity::bytes(&s.max_size).ok())
+            .map(bytes),
         gpu_memory: bytes(group.gpu_memory),
         compute_capability: version(group.compute_capability),
         cuda: version(group.cuda),
@@ -66,7 +78,28 @@ pub(super) fn row(pool: &GpuPool, payment: &PaymentIdentity, group: Group, nodes
         max_duration: pool.spec.max_duration.clone(),
         max_pause: pool.spec.max_pause.clone(),
         max_keep_results_for: duration::text(results::longest(&pool.spec)),
+        max_per_gpu: per_gpu(&group.max_per_gpu),
+        architecture: group.architecture,
+        max_start_within: duration::text(start_within_max(pool)),
         root_allowed: group.root_allowed,
+    }
+}
+
+/// Longest time within which a lease can require to start, in seconds.
+pub(crate) fn start_within_max(pool: &GpuPool) -> u64 {
+    let stated = pool.spec.max_start_within.as_deref();
+    stated
+        .and_then(|text| duration::seconds(text).ok())
+        .unwrap_or(START_WITHIN_SECONDS_MAX)
+}
+
+fn per_gpu(most: &PerGpu) -> MaxPerGpu {
+    let bounded = |value: u64, text: fn(u64) -> String| (value != u64::MAX).then(|| text(value));
+    MaxPerGpu {
+        cpu: bounded(most.millicores, cpu),
+        memory: bounded(most.memory, bytes),
+        ephemeral_storage: bounded(most.scratch, bytes),
+        storage: bounded(most.storage, bytes),
     }
 }
 
@@ -91,7 +124,7 @@ fn version(Version(major, minor): Version) -> String {
 
 #[cfg(test)]
 mod tests {
-    use leasehold_crds::shared::schema;
+    use leasehold_crds::{provider::pool::PoolStorage, shared::schema};
     use proptest::prelude::*;
 
     use super::*;
@@ -114,10 +147,21 @@ mod tests {
                 compute_capability: Version(major, minor),
                 cuda: Version(minor, major),
                 root_allowed: true,
+                architecture: None,
+                max_per_gpu: PerGpu { millicores, memory, scratch, storage: memory },
             };
-            let row = row(&GpuPool::default(), &PaymentIdentity::default(), group, nodes);
+            let mut pool = GpuPool::default();
+            pool.spec.storage = Some(PoolStorage { max_size: "1.5Ti".into(), class_name: None });
+            let row = row(&pool, &PaymentIdentity::default(), group, nodes);
+            // Written as people write it, and offered in the notation of the API.
+            prop_assert_eq!(row.storage.as_deref(), Some("1536Gi"));
             prop_assert!((0..=16).contains(&row.gpus) && (0..=100_000).contains(&row.nodes_free));
             let generator = &mut schemars::SchemaGenerator::default();
+            let most = &row.max_per_gpu;
+            for bytes in [&most.memory, &most.ephemeral_storage, &most.storage].into_iter().flatten() {
+                prop_assert!(fits(bytes, schema::bytes(generator)), "{}", bytes);
+            }
+            prop_assert!(most.cpu.as_ref().is_none_or(|cpu| fits(cpu, schema::cpu(generator))));
             for cpu in [&row.cpu, &self::cpu(millicores % 2_000_000)] {
                 prop_assert!(fits(cpu, schema::cpu(generator)), "{}", cpu);
             }

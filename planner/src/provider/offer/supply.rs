@@ -10,7 +10,8 @@ use jiff::{Timestamp, civil::Weekday, tz::TimeZone};
 use leasehold_crds::{
     GpuPool,
     market::offer::{OfferRow, PaymentIdentity},
-    provider::pool::{Day, NotSold, NotSoldReason, SaleHours},
+    provider::pool::{Day, NotSold, NotSoldReason, SaleHours, UserNamespaces},
+    shared::architecture::Architecture,
 };
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     provider::health::claimed_twice,
-    request::{Shape, Version},
+    request::{PerGpu, Shape, Version},
 };
 
 /// A node with GPUs, as shown by its Node, its GpuNode and its pods.
@@ -29,8 +30,14 @@ pub struct NodeSeen {
     pub name: String,
     /// Labels of the Node.
     pub labels: BTreeMap<String, String>,
-    /// Whether pods may be scheduled to it: Ready, not cordoned, no taint that our pods don't tolerate.
+    /// Whether it is Ready and not cordoned.
     pub schedulable: bool,
+    /// Taints that keep pods away, but that of GPUs.
+    pub taints: Vec<Taint>,
+    /// Architecture, if it is known.
+    pub architecture: Option<Architecture>,
+    /// A resource of MIG slices that the Node allocates beside `nvidia.com/gpu`.
+    pub slice_resource: Option<String>,
     /// What the Node says of time-slicing or MPS, if several containers can get one of its GPUs.
     pub sharing: Option<String>,
     /// What the Node allocates.
@@ -39,8 +46,38 @@ pub struct NodeSeen {
     pub requested: Shape,
     /// What the agent says; `None` without a GpuNode.
     pub gpus: Option<GpusSeen>,
-    /// Whether its runtime has user namespaces (KEP-127: `status.runtimeHandlers[].features.userNamespaces`).
-    pub user_namespaces: bool,
+    /// Handlers of its runtime, and whether each has user namespaces (KEP-127:
+    /// `status.runtimeHandlers[].features.userNamespaces`). The default handler has an empty name. Empty if the runtime
+    /// does not report its handlers.
+    pub handlers: BTreeMap<String, bool>,
+}
+
+/// A taint that keeps pods away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taint {
+    /// Key.
+    pub key: String,
+    /// Value; empty without one.
+    pub value: String,
+    /// `NoSchedule` or `NoExecute`.
+    pub effect: String,
+}
+
+impl std::fmt::Display for Taint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}:{}", self.key, self.value, self.effect)
+    }
+}
+
+/// How the pods of a pool run, by its RuntimeClass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolRuntime {
+    /// Handler; empty for the default of the node.
+    pub handler: String,
+    /// What each pod takes beside its containers.
+    pub overhead: Shape,
+    /// Labels that a node must have.
+    pub node_selector: BTreeMap<String, String>,
 }
 
 /// What the agent says of a node.
@@ -50,7 +87,7 @@ pub struct GpusSeen {
     pub sell: bool,
     /// Class to sell it as.
     pub class: String,
-    /// Nominal memory of its smallest GPU, bytes.
+    /// Nominal memory of its smallest GPU, or memory of its smallest slice, bytes.
     pub memory: u64,
     /// Lowest compute capability of its GPUs.
     pub compute_capability: Version,
@@ -66,17 +103,19 @@ pub struct GpusSeen {
     pub claims: Vec<String>,
     /// UUIDs of GPUs that the device plugin advertises to several containers at once.
     pub shared: Vec<String>,
-    /// UUIDs of GPUs in MIG mode.
+    /// UUIDs of what is sold: whole GPUs, or MIG slices if every GPU has slices and all are of one class.
+    pub units: Vec<String>,
+    /// UUIDs of GPUs in MIG mode that are not sold by the slice.
     pub mig: Vec<String>,
     /// Whether the agent was heard of lately.
     pub alive: bool,
 }
 
 impl GpusSeen {
-    /// Number of distinct GPUs.
+    /// Number of distinct GPUs or slices that are sold.
     #[must_use]
     pub fn distinct(&self) -> u64 {
-        self.claims.iter().collect::<BTreeSet<_>>().len() as u64
+        self.units.iter().collect::<BTreeSet<_>>().len() as u64
     }
 }
 
@@ -98,8 +137,10 @@ pub struct FreeNode {
     pub name: String,
     /// What is free of it.
     pub room: Shape,
-    /// Whether its runtime has user namespaces.
+    /// Whether pods of the pool can be in user namespaces on it.
     pub user_namespaces: bool,
+    /// What a lease can have with each of its GPUs.
+    pub max_per_gpu: PerGpu,
 }
 
 /// What a pool can sell.
@@ -117,6 +158,8 @@ pub struct PoolSupply {
     pub selling: bool,
     /// Why it is paused, in the words in which the cluster refused pods.
     pub paused: Option<String>,
+    /// What each pod takes beside its containers. `None` if the RuntimeClass of the pool does not exist.
+    pub overhead: Option<Shape>,
 }
 
 impl PoolSupply {
@@ -130,6 +173,7 @@ impl PoolSupply {
     /// Takes room of nodes as a reservation does, so that the next one is decided without counting everything again.
     /// The rows stay as they were counted.
     pub fn take(&mut self, nodes: &[String], shape: &Shape) {
+        let shape = &shape.plus(&self.overhead.unwrap_or_default());
         for node in self.free.iter_mut().filter(|n| nodes.contains(&n.name)) {
             node.room = node.room.without(shape);
         }
@@ -167,20 +211,24 @@ pub fn is_open(hours: &[SaleHours], now: Timestamp) -> bool {
     })
 }
 
-/// What one pool can sell now. `taken` are nodes that an earlier pool sells already.
+/// What one pool can sell now. `runtime` is `None` if its RuntimeClass does not exist: the API would refuse its pods.
+/// `taken` are nodes that an earlier pool sells already.
 #[must_use]
 pub fn pool_supply(
     pool: &GpuPool,
-    payment: Option<&PaymentIdentity>,
+    (runtime, payment): (Option<&PoolRuntime>, Option<&PaymentIdentity>),
     nodes: &[NodeSeen],
     holds: &[Hold],
     taken: &mut BTreeSet<String>,
     now: Timestamp,
 ) -> PoolSupply {
     let mut supply = PoolSupply {
-        selling: is_open(&pool.spec.hours, now) && payment.is_some(),
+        selling: is_open(&pool.spec.hours, now) && payment.is_some() && runtime.is_some(),
+        overhead: runtime.map(|r| r.overhead),
         ..PoolSupply::default()
     };
+    let default = PoolRuntime::default();
+    let runtime = runtime.unwrap_or(&default);
     let claimed = claimed_twice(nodes);
     let mut held: HashMap<&str, Vec<&Shape>> = HashMap::new();
     for hold in holds {
@@ -207,19 +255,21 @@ pub fn pool_supply(
         match (
             room(
                 node,
-                pool,
+                (pool, runtime),
                 held.get(node.name.as_str()),
                 claimed.get(node.name.as_str()),
             ),
             &node.gpus,
         ) {
             (Ok(free), Some(gpus)) => {
-                supply.free.push(FreeNode {
+                let free = FreeNode {
                     name: node.name.clone(),
                     room: free,
-                    user_namespaces: node.user_namespaces,
-                });
-                *groups.entry(Group::of(node, gpus, free)).or_default() += 1;
+                    user_namespaces: has_user_namespaces(pool, runtime, node),
+                    max_per_gpu: max_per_gpu(pool, &node.allocatable),
+                };
+                *groups.entry(Group::of(node, gpus, &free)).or_default() += 1;
+                supply.free.push(free);
             }
             (Ok(_), None) => {}
             (Err(refusal), _) => supply.not_sold.push(refusal.of(&node.name)),
@@ -235,10 +285,36 @@ pub fn pool_supply(
     supply
 }
 
+/// Whether pods of a pool can be in user namespaces on a node: the pool permits it, and the handler that they use has
+/// them.
+fn has_user_namespaces(pool: &GpuPool, runtime: &PoolRuntime, node: &NodeSeen) -> bool {
+    match pool.spec.user_namespaces {
+        UserNamespaces::Never => false,
+        UserNamespaces::Auto => node.handlers.get(&runtime.handler) == Some(&true),
+    }
+}
+
+/// What a lease can have with each GPU: as the pool states, or else the proportion of the node. The proportion is rounded
+/// up, so that a lease of all GPUs can have all of the node.
+fn max_per_gpu(pool: &GpuPool, allocatable: &Shape) -> PerGpu {
+    let gpus = allocatable.gpus.max(1);
+    let proportion = PerGpu {
+        millicores: allocatable.millicores.div_ceil(gpus),
+        memory: allocatable.memory.div_ceil(gpus),
+        scratch: allocatable.scratch.div_ceil(gpus),
+        storage: u64::MAX,
+    };
+    let stated = pool.spec.max_per_gpu.as_ref();
+    stated
+        .and_then(|stated| PerGpu::from_wire(stated, &proportion).ok())
+        .unwrap_or(proportion)
+}
+
 /// Nodes with room for `count` of `shape`, the fullest first so that large holes stay whole.
 #[must_use]
 pub fn pick<'a>(free: &'a [FreeNode], shape: &Shape, count: usize) -> Option<Vec<&'a FreeNode>> {
-    let mut fits: Vec<_> = free.iter().filter(|node| shape.fits(&node.room)).collect();
+    let fits = |node: &&FreeNode| shape.fits(&node.room);
+    let mut fits: Vec<_> = free.iter().filter(fits).collect();
     fits.sort_by(|a, b| (a.room.gpus, &a.name).cmp(&(b.room.gpus, &b.name)));
     fits.truncate(count);
     (fits.len() == count).then_some(fits)

@@ -21,7 +21,6 @@ use super::{
 use crate::{
     escrow::{Account, AccountRead, Terms},
     observed::Observed,
-    provider::allocation::accept::START_WITHIN_SECONDS_MAX,
 };
 
 /// An unpaid reservation whose allocation was deleted is given up after this many seconds.
@@ -39,7 +38,7 @@ pub(super) fn stop_reason(
 ) -> Option<StopReason> {
     by_account(world, terms, before, now, plan)
         .or_else(|| never_started(world, terms, now, plan))
-        .or_else(|| not_resumed(world, now, plan))
+        .or_else(|| not_resumed(world, terms, now, plan))
         .or_else(|| {
             // Whatever is known of the account: no state of it serves longer.
             let over = now.as_second() >= world.reservation.spec.allocation.not_after;
@@ -61,6 +60,14 @@ fn by_account(
     }
     if world.reservation.metadata.deletion_timestamp.is_some() {
         return Some(StopReason::ReservationDeleted);
+    }
+    // A feature gate or a webhook drops the field without an error. A container that is root would be root on the node.
+    if world
+        .running
+        .known()
+        .is_some_and(|running| !running.exposed.is_empty())
+    {
+        return Some(StopReason::IsolationDropped);
     }
     match &world.account {
         Observed::Known(AccountRead::Present(account)) if account.closed => {
@@ -141,14 +148,15 @@ fn never_started(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Pl
 }
 
 /// A leg that is to run again after a pause has as long as at first, by the own clock. It holds its nodes without payment.
-fn not_resumed(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> Option<StopReason> {
+fn not_resumed(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) -> Option<StopReason> {
+    let open_by = u64::try_from(world.reservation.spec.allocation.open_by).unwrap_or_default();
     let since = u64::try_from(plan.status.resuming_since?).unwrap_or_default();
     let unreadable = match world.account {
         Observed::Unknown(_) => OFFSET_MAX_SECONDS.saturating_add(world.grace_seconds),
         Observed::Known(_) => 0,
     };
     let until = since
-        .saturating_add(START_WITHIN_SECONDS_MAX)
+        .saturating_add(terms.start_by.saturating_sub(open_by))
         .saturating_add(unreadable);
     let runs = [&world.account, &world.second]
         .into_iter()

@@ -67,6 +67,8 @@ pub struct Running {
     pub trouble: String,
     /// What serves the job's results.
     pub results: ResultsSeen,
+    /// Pods that the API server stored without the isolation that was asked for, by name.
+    pub exposed: Vec<String>,
 }
 
 /// The pods that serve a job's results after its end.

@@ -129,13 +129,16 @@ fn pod(reservation: &GpuReservation, of_job: Option<JobPod>) -> PodSpec {
             }),
             ..PodSecurityContext::default()
         }),
-        tolerations: Some(vec![
-            gpu_toleration(),
-            // A lost node is paused on the chain, and may come back with what runs on it: the five minutes that Kubernetes
-            // sets by default would end a job that still runs, and start it a second time.
-            tolerated("node.kubernetes.io/unreachable", "NoExecute"),
-            tolerated("node.kubernetes.io/not-ready", "NoExecute"),
-        ]),
+        tolerations: Some(
+            tolerations(reservation)
+                .chain([
+                    // A lost node is paused on the chain, and may come back with what runs on it: the five minutes that
+                    // Kubernetes sets by default would end a job that still runs, and start it a second time.
+                    tolerated("node.kubernetes.io/unreachable", "NoExecute"),
+                    tolerated("node.kubernetes.io/not-ready", "NoExecute"),
+                ])
+                .collect(),
+        ),
         affinity: Some(affinity(reservation)),
         containers: vec![container(reservation, of_job)],
         volumes: Some(volumes(reservation, of_job)),
@@ -213,8 +216,20 @@ fn has_ssh(workload: &Workload) -> bool {
 }
 
 /// Tolerates the taint that device plugins' installers set on nodes with GPUs.
-pub(super) fn gpu_toleration() -> Toleration {
-    tolerated(GPU_RESOURCE, "NoSchedule")
+/// The GPU taint with any effect, and what the pool tolerates.
+pub(super) fn tolerations(reservation: &GpuReservation) -> impl Iterator<Item = Toleration> {
+    let gpu = Toleration {
+        effect: None,
+        ..tolerated(GPU_RESOURCE, "")
+    };
+    let of_pool = reservation.spec.hosting.tolerations.iter();
+    std::iter::once(gpu).chain(of_pool.map(|t| Toleration {
+        key: Some(t.key.clone()),
+        operator: Some(if t.value.is_some() { "Equal" } else { "Exists" }.into()),
+        value: t.value.clone(),
+        effect: t.effect.clone(),
+        ..Toleration::default()
+    }))
 }
 
 fn tolerated(key: &str, effect: &str) -> Toleration {
@@ -278,6 +293,7 @@ fn container(reservation: &GpuReservation, of_job: Option<JobPod>) -> Container 
         }),
         volume_mounts: Some(mounts(&spec.workload, spec.storage.as_ref())),
         security_context: Some(SecurityContext {
+            run_as_user: wanted.run_as_user,
             allow_privilege_escalation: Some(is_root),
             capabilities: Some(Capabilities {
                 drop: Some(vec!["ALL".into()]),

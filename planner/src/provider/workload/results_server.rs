@@ -27,7 +27,7 @@ use serde::Serialize;
 
 use super::{
     EgressDenylist, NAME, Objects, meta,
-    pod::{FS_GROUP, gpu_toleration, on_nodes},
+    pod::{FS_GROUP, on_nodes, tolerations},
     results::Retention,
     service::service_type,
     storage::claim_name,
@@ -207,7 +207,7 @@ fn pod(reservation: &GpuReservation, retention: &Retention, image: &str, index: 
             }),
             ..PodSecurityContext::default()
         }),
-        tolerations: Some(vec![gpu_toleration()]),
+        tolerations: Some(tolerations(reservation).collect()),
         affinity: Some(Affinity {
             node_affinity: Some(on_nodes(&reservation.spec.nodes)),
             ..Affinity::default()

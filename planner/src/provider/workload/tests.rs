@@ -4,8 +4,11 @@ use leasehold_crds::{
     provider::reservation::{GpuReservationSpec, Hosting},
 };
 
-use k8s_openapi::api::core::v1::PodSpec;
-use leasehold_crds::{GPU_RESOURCE, provider::pool::Exposure};
+use k8s_openapi::api::core::v1::{PodSpec, Toleration};
+use leasehold_crds::{
+    GPU_RESOURCE,
+    provider::pool::{Exposure, PoolToleration},
+};
 
 use super::*;
 
@@ -89,6 +92,44 @@ fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
     let container = outside.containers[0].security_context.clone().unwrap();
     assert_eq!(container.allow_privilege_escalation, Some(false));
     assert_eq!(container.capabilities.unwrap().drop, Some(vec!["ALL".to_owned()]));
+}
+
+#[test]
+fn a_workload_that_states_its_user_runs_as_that_user() {
+    let mut workload = service();
+    workload.service.as_mut().unwrap().container.run_as_user = Some(1000);
+    for user_namespaces in [false, true] {
+        let hosting = Hosting {
+            user_namespaces,
+            ..Hosting::default()
+        };
+        let pod = pod_of(&objects(workload.clone(), hosting));
+        let container = pod.containers[0].security_context.clone().unwrap();
+        assert_eq!(container.run_as_user, Some(1000));
+        assert_eq!(pod.host_users, user_namespaces.then_some(false));
+    }
+}
+
+#[test]
+fn pods_tolerate_the_taint_of_gpus_and_the_taints_of_their_pool() {
+    let hosting = Hosting {
+        tolerations: vec![PoolToleration {
+            key: "sku".into(),
+            value: Some("gpu".into()),
+            effect: None,
+        }],
+        ..Hosting::default()
+    };
+    let tolerations = pod_of(&objects(service(), hosting)).tolerations.unwrap();
+    let text = |t: &Toleration| format!("{:?} {:?} {:?} {:?}", t.key, t.operator, t.value, t.effect);
+    assert_eq!(
+        text(&tolerations[0]),
+        r#"Some("nvidia.com/gpu") Some("Exists") None None"#
+    );
+    assert_eq!(
+        text(&tolerations[1]),
+        r#"Some("sku") Some("Equal") Some("gpu") None"#
+    );
 }
 
 #[test]

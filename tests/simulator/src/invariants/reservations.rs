@@ -198,11 +198,14 @@ impl Sim {
                 !self.allocations.all().any(|(_, a)| asks(a))
                     && self.seen(terms, |read, _| *read == AccountRead::Absent)
             }
+            // No webhook of the simulation alters pods.
+            StopReason::IsolationDropped => false,
             StopReason::AccountMismatch => self.seen(terms, |read, _| *read == AccountRead::Mismatch),
             StopReason::PaymentUnknown => latest > spec.deadline,
             StopReason::NotResumed => {
                 let since = object.status.as_ref().and_then(|s| s.resuming_since);
-                since.is_some_and(|since| latest > since + 900)
+                let window = i64::try_from(terms.start_by).unwrap_or(i64::MAX) - spec.allocation.open_by;
+                since.is_some_and(|since| latest > since + window)
             }
             StopReason::FundsSpent => of_chain(&|a, _| spent(a, terms)),
             StopReason::PauseOver => {

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use leasehold_crds::{GpuReservation, market::allocation::AllocationPhase, market::offer::PaymentIdentity};
 use leasehold_planner::{
-    provider::offer::supply::{GpusSeen, Hold, NodeSeen, PoolSupply, pool_supply},
+    provider::offer::supply::{GpusSeen, Hold, NodeSeen, PoolRuntime, PoolSupply, pool_supply},
     request::{Shape, Version},
 };
 
@@ -50,6 +50,9 @@ impl Sim {
                     name: node.name.clone(),
                     labels: BTreeMap::new(),
                     schedulable: node.not_ready_since.is_none(),
+                    taints: Vec::new(),
+                    architecture: None,
+                    slice_resource: None,
                     sharing: None,
                     allocatable: shape(count(node.gpus.len())),
                     requested: shape(requested),
@@ -64,10 +67,11 @@ impl Sim {
                         message: String::new(),
                         claims: node.gpus.iter().map(|g| g.uuid.clone()).collect(),
                         shared: Vec::new(),
+                        units: node.gpus.iter().map(|g| g.uuid.clone()).collect(),
                         mig: Vec::new(),
                         alive: !self.faults.agents_silent.contains(&s),
                     }),
-                    user_namespaces: true,
+                    handlers: [(String::new(), true)].into(),
                 }
             })
             .collect();
@@ -75,7 +79,7 @@ impl Sim {
         let payment = self.payment();
         pool_supply(
             &site.pool,
-            Some(&payment),
+            (Some(&PoolRuntime::default()), Some(&payment)),
             &nodes,
             &holds,
             &mut BTreeSet::new(),
@@ -104,7 +108,8 @@ impl Sim {
                     | AllocationPhase::Provisioning
                     | AllocationPhase::Active
             );
-            waits && !ended
+            let resumes = status.is_some_and(|s| s.resuming_since.is_some());
+            (waits || phase == AllocationPhase::Suspended && resumes) && !ended
         };
         reservations
             .iter()

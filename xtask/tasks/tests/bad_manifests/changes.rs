@@ -19,6 +19,7 @@ fn required() -> Vec<Row> {
     let image = "/spec/workload/job/image";
     vec![
         with("more nodes", job(), "/spec/nodes", 3),
+        with("a later start", job(), "/spec/startWithin", "2h"),
         with("fewer nodes", job(), "/spec/nodes", 1),
         without("nodes by default", job(), "/spec/nodes"),
         with("more GPUs", job(), "/spec/perNode/gpus", 2).named("spec.perNode"),

@@ -31,7 +31,7 @@ fn lease(name: &str, spec: Value) -> Value {
 /// With everything that may be left out.
 pub(crate) fn job() -> Value {
     let container = json!({
-        "image": "ghcr.io/acme/train:1", "command": ["/bin/sh", "-c"], "args": ["train\n\ttwo lines"],
+        "image": "ghcr.io/acme/train:1", "runAsUser": 1000, "command": ["/bin/sh", "-c"], "args": ["train\n\ttwo lines"],
         "env": [{"name": "EPOCHS", "value": "3"}, {"name": "SEED", "value": "7"}],
         "output": {"path": "/root/.cache/out", "keepResultsFor": "24h", "recipients": [
             "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj",
@@ -44,8 +44,9 @@ pub(crate) fn job() -> Value {
             "nodes": 2,
             "perNode": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "40Gi", "gpus": 1},
             "gpu": {"classes": ["h100-80g-sxm"], "memory": "80G", "computeCapability": "9.0", "cuda": "12.4"},
-            "placement": {"regions": ["eu-west"], "providers": ["rhine-west"], "spread": "SameProvider"},
+            "placement": {"regions": ["eu-west"], "providers": ["rhine-west"], "spread": "SameProvider", "architectures": ["amd64", "arm64"]},
             "term": {"duration": "2h"},
+            "startWithin": "1h",
             "storage": {"size": "20Gi", "mountPath": "/root/.cache/"},
             "workload": {"job": container},
             "access": {"subjects": [{"kind": "Group", "name": "Équipe A"}]},
@@ -110,6 +111,9 @@ pub(crate) fn pool() -> Value {
             "pricePerGpuHour": "1.85", "network": "base", "maxDuration": "720h", "maxPause": "24h", "maxKeepResultsFor": "48h",
             "storage": {"className": "local-nvme", "maxSize": "1Ti"}, "runtimeClassName": "nvidia", "exposure": "LoadBalancer",
             "withdraw": {"every": "24h", "above": "10.00"},
+            "maxPerGpu": {"cpu": "16", "memory": "128Gi", "ephemeralStorage": "200Gi", "storage": "1Ti"},
+            "userNamespaces": "Never", "maxStartWithin": "24h",
+            "tolerations": [{"key": "sku", "value": "gpu", "effect": "NoSchedule"}, {"key": "example.org/spot"}],
             "hours": [{"days": ["Mon", "Tue"], "from": "18:00", "to": "24:00"}],
         }),
     )

@@ -39,6 +39,22 @@ fn pools() -> Vec<Row> {
         with("a pause of more than a year", pool(), "/spec/maxPause", "99999h"),
         with("results for a year", pool(), "/spec/maxKeepResultsFor", "8760h"),
         with("results in days", pool(), "/spec/maxKeepResultsFor", "1d"),
+        with("a start of days", pool(), "/spec/maxStartWithin", "25h"),
+        with("a start at once", pool(), "/spec/maxStartWithin", "30s"),
+        with(
+            "user namespaces now and then",
+            pool(),
+            "/spec/userNamespaces",
+            "Sometimes",
+        ),
+        with(
+            "memory for each GPU in GB",
+            pool(),
+            "/spec/maxPerGpu/memory",
+            "128GB",
+        ),
+        with("a taint without a key", pool(), "/spec/tolerations/0/key", ""),
+        with("another effect", pool(), "/spec/tolerations/0/effect", "Evict"),
         with("volumes of nothing", pool(), "/spec/storage/maxSize", "0"),
         with(
             "volumes beyond 63 bits",

@@ -66,6 +66,7 @@ fn supply() -> Supply {
                 max_duration: "720h".into(),
                 max_pause: "1h".into(),
                 max_keep_results_for: "24h".into(),
+                max_start_within: "1h".into(),
                 ..OfferRow::default()
             }],
         },

@@ -38,7 +38,10 @@ fn unmatched() -> World {
         max_term: 86_400,
         max_pause: 0,
         max_keep_results: 0,
-        root_allowed: false,
+        max_per_gpu: crate::request::PerGpu::UNBOUNDED,
+        architecture: Some(leasehold_crds::shared::architecture::Architecture::Amd64),
+        max_start_within: 3_600,
+        root_allowed: true,
     };
     world.providers = Arc::from([provider]);
     world.candidates = Arc::from([row]);

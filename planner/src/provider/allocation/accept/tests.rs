@@ -12,6 +12,7 @@ use super::*;
 use crate::{
     escrow::{Hash, account_id},
     provider::offer::supply::FreeNode,
+    request::PerGpu,
 };
 
 const NOW: i64 = 1_800_000_000;
@@ -113,7 +114,9 @@ fn supply() -> PoolSupply {
                 scratch: 1 << 34,
             },
             user_namespaces: true,
+            max_per_gpu: PerGpu::UNBOUNDED,
         }],
+        overhead: Some(Shape::default()),
         ..PoolSupply::default()
     }
 }
@@ -242,8 +245,8 @@ fn what_is_not_paid_or_may_start_too_late_is_declined() {
 
     let late = || Some("StartTooLate".to_owned());
     let start_by = |start_by| answer(&|s| s.escrow.start_by = start_by);
-    assert_eq!(start_by(NOW + 60 + 900), None);
-    assert_eq!(start_by(NOW + 60 + 901), late());
+    assert_eq!(start_by(NOW + 60 + 3_600), None);
+    assert_eq!(start_by(NOW + 60 + 3_601), late());
     assert_eq!(start_by((1 << 40) - 1), late());
 }
 
@@ -304,10 +307,74 @@ fn a_session_is_only_where_its_tenant_can_be_root_in_a_user_namespace() {
         Err("RootNotAllowed".to_owned())
     );
     assert_eq!(answer(session(), 2, &[true]), Err("NoRoom".to_owned()));
+    let job = |run_as_user: Option<i64>| Workload {
+        job: Some(Box::new(Job {
+            container: Container {
+                run_as_user,
+                ..Container::default()
+            },
+            ..Job::default()
+        })),
+        ..Workload::default()
+    };
     assert_eq!(
-        answer(Workload::default(), 1, &[false]),
-        Ok(vec!["n0".to_owned()])
+        answer(job(None), 1, &[false]),
+        Err("RootNotAllowed".to_owned()),
+        "the image may be root, and its container would never start"
     );
+    assert_eq!(answer(job(Some(1000)), 1, &[false]), Ok(vec!["n0".to_owned()]));
+    assert_eq!(answer(job(None), 1, &[true]), Ok(vec!["n0".to_owned()]));
+}
+
+#[test]
+fn one_gpu_does_not_take_a_whole_node() {
+    let mut supply = supply();
+    supply.free[0].max_per_gpu = PerGpu {
+        millicores: 2_000,
+        ..PerGpu::UNBOUNDED
+    };
+    let reason = |cpu: &str| {
+        let mut allocation = allocation();
+        allocation.spec.per_node.cpu = cpu.into();
+        let gpus = allocation.spec.per_node.gpus;
+        let plan = decided_with(&allocation, None, &supply);
+        (gpus, plan.status.declined.map(|d| d.reason))
+    };
+    let (gpus, _) = reason("1");
+    assert_eq!(reason(&(gpus * 2).to_string()).1, None);
+    let more = format!("{}m", gpus * 2_000 + 1);
+    assert_eq!(reason(&more).1.as_deref(), Some("BeyondMaxPerGpu"));
+}
+
+#[test]
+fn a_lease_starts_within_what_the_pool_permits_and_not_after_allows_for_it() {
+    let plan = |start_within: i64, most: &str| {
+        let mut allocation = allocation();
+        allocation.spec.escrow.start_by = allocation.spec.open_by + start_within;
+        let terms = Terms::from_wire(&allocation.spec.escrow).unwrap();
+        allocation.metadata.name = Some(allocation_name(terms.id(), 0));
+        let (mut pool, identity, supply) = (pool(), identity(), supply());
+        pool.spec.max_start_within = Some(most.into());
+        let seen = PoolSeen {
+            pool: &pool,
+            supply: &supply,
+            currency: Some((currency(), 6)),
+        };
+        let world = World {
+            allocation: &allocation,
+            reservation: None,
+            pool: Some(seen),
+            identity: &identity,
+        };
+        let plan = decide(&world, now());
+        match plan.reserve {
+            Some(spec) => Ok(spec.hosting.not_after_max - NOW),
+            None => Err(plan.status.declined.map(|d| d.reason).unwrap_or_default()),
+        }
+    };
+    assert_eq!(plan(3_600, "1h"), Ok(3_600 + 3_600 + 3_600));
+    assert_eq!(plan(3_601, "1h"), Err("StartTooLate".to_owned()));
+    assert_eq!(plan(3_601, "24h"), Ok(3_600 + 86_400 + 3_600));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What is sold, what is not and why, and the rows of an offer.
 
-use leasehold_crds::provider::pool::GpuPoolSpec;
+use leasehold_crds::provider::pool::{GpuPoolSpec, MaxPerGpu, PoolToleration};
 use proptest::prelude::*;
 
 use super::*;
@@ -16,6 +16,9 @@ fn node(name: &str, gpus: u64, requested: u64) -> NodeSeen {
         name: name.into(),
         labels: BTreeMap::new(),
         schedulable: true,
+        taints: Vec::new(),
+        architecture: None,
+        slice_resource: None,
         sharing: None,
         allocatable: shape(gpus),
         requested: shape(requested),
@@ -30,10 +33,11 @@ fn node(name: &str, gpus: u64, requested: u64) -> NodeSeen {
             message: String::new(),
             claims: (0..gpus).map(|i| format!("GPU-{name}-{i}")).collect(),
             shared: Vec::new(),
+            units: (0..gpus).map(|i| format!("GPU-{name}-{i}")).collect(),
             mig: Vec::new(),
             alive: true,
         }),
-        user_namespaces: true,
+        handlers: [(String::new(), true)].into(),
     }
 }
 
@@ -52,7 +56,7 @@ fn pool() -> GpuPool {
 fn supply(nodes: &[NodeSeen], holds: &[Hold]) -> PoolSupply {
     pool_supply(
         &pool(),
-        Some(&PaymentIdentity::default()),
+        (Some(&PoolRuntime::default()), Some(&PaymentIdentity::default())),
         nodes,
         holds,
         &mut BTreeSet::new(),
@@ -124,7 +128,7 @@ fn a_node_is_sold_only_if_each_gpu_that_it_allocates_is_a_gpu_of_its_own() {
         "{}",
         more.1
     );
-    let twice = change(|n| n.gpus.as_mut().unwrap().claims[3] = "GPU-n-0".into());
+    let twice = change(|n| n.gpus.as_mut().unwrap().units[3] = "GPU-n-0".into());
     assert_eq!(twice.0, "SharedGpus", "one UUID is one GPU");
     let named = change(|n| n.sharing = Some("the Node has the label a=b".into()));
     assert_eq!(named.0, "SharedGpus");
@@ -135,6 +139,9 @@ fn a_node_is_sold_only_if_each_gpu_that_it_allocates_is_a_gpu_of_its_own() {
     let mig = change(|n| n.gpus.as_mut().unwrap().mig = vec!["GPU-n-1".into()]);
     assert_eq!(mig.0, "MigEnabled");
     assert!(mig.1.contains("GPU-n-1") && mig.1.contains("nvidia-smi"));
+    let mixed = change(|n| n.slice_resource = Some("nvidia.com/mig-1g.10gb".into()));
+    assert_eq!(mixed.0, "MigEnabled");
+    assert!(mixed.1.contains("nvidia.com/mig-1g.10gb") && mixed.1.contains("single"));
     let fewer = change(|n| n.allocatable.gpus = 3);
     assert_eq!(fewer.0, "GpusNotAdvertised");
     assert!(fewer.1.starts_with("the node allocates 3 of its 4 GPUs"));
@@ -147,6 +154,179 @@ fn a_gpu_whose_memory_is_unknown_is_not_sold() {
     let (reason, message) = refused(unified);
     assert_eq!(reason, "GpuMemoryUnknown");
     assert!(message.contains("gb10-128g"), "{message}");
+}
+
+/// The supply of a pool whose spec is changed.
+fn supply_of(
+    node: NodeSeen,
+    runtime: Option<&PoolRuntime>,
+    change: impl FnOnce(&mut GpuPoolSpec),
+) -> PoolSupply {
+    let mut pool = pool();
+    change(&mut pool.spec);
+    let payment = PaymentIdentity::default();
+    pool_supply(
+        &pool,
+        (runtime, Some(&payment)),
+        &[node],
+        &[],
+        &mut BTreeSet::new(),
+        Timestamp::UNIX_EPOCH,
+    )
+}
+
+#[test]
+fn a_lease_can_have_with_each_gpu_what_the_pool_states_or_the_proportion_of_the_node() {
+    let mut node = node("n", 4, 1);
+    node.allocatable.millicores = 31_001;
+    let runtime = PoolRuntime::default();
+    let most = |spec: fn(&mut GpuPoolSpec)| {
+        let supply = supply_of(node.clone(), Some(&runtime), spec);
+        assert_eq!(
+            PerGpu::from_wire(&supply.rows[0].max_per_gpu, &PerGpu::UNBOUNDED).unwrap(),
+            supply.free[0].max_per_gpu,
+            "the offer says what is accepted"
+        );
+        supply.free[0].max_per_gpu
+    };
+    let proportion = PerGpu {
+        millicores: 7_751,
+        memory: 1 << 35,
+        scratch: 0,
+        storage: u64::MAX,
+    };
+    assert_eq!(most(|_| ()), proportion);
+    assert!(
+        proportion.permits(&node.allocatable, 1 << 60),
+        "all GPUs can have all of the node"
+    );
+    let stated = most(|spec| {
+        spec.max_per_gpu = Some(MaxPerGpu {
+            cpu: Some("2".into()),
+            storage: Some("1Ti".into()),
+            ..MaxPerGpu::default()
+        });
+    });
+    let expected = PerGpu {
+        millicores: 2_000,
+        storage: 1 << 40,
+        ..proportion
+    };
+    assert_eq!(stated, expected);
+    let shape = |gpus, millicores| Shape {
+        gpus,
+        millicores,
+        ..Shape::default()
+    };
+    assert!(stated.permits(&shape(2, 4_000), 2 << 40));
+    assert!(!stated.permits(&shape(2, 4_001), 0) && !stated.permits(&shape(1, 1), 2 << 40));
+}
+
+#[test]
+fn the_overhead_of_the_runtime_class_is_not_offered() {
+    let runtime = PoolRuntime {
+        overhead: Shape {
+            millicores: 250,
+            memory: 120 << 20,
+            ..Shape::default()
+        },
+        ..PoolRuntime::default()
+    };
+    let mut supply = supply_of(node("n", 2, 0), Some(&runtime), |_| ());
+    assert_eq!(supply.free[0].room.millicores, 15_750);
+    assert_eq!(supply.rows[0].cpu, "15750m");
+    let one = Shape {
+        gpus: 1,
+        millicores: 8_000,
+        ..Shape::default()
+    };
+    supply.take(&["n".into()], &one);
+    assert_eq!(supply.free[0].room.millicores, 7_500, "each pod has its overhead");
+    let missing = supply_of(node("n", 2, 0), None, |_| ());
+    assert!(
+        missing.rows.is_empty() && !missing.selling,
+        "pods of a RuntimeClass that does not exist are refused"
+    );
+}
+
+#[test]
+fn only_the_handler_that_is_used_counts_for_user_namespaces() {
+    let runtime = |handler: &str| PoolRuntime {
+        handler: handler.into(),
+        ..PoolRuntime::default()
+    };
+    let root = |handlers: &[(&str, bool)], handler: &str, user_namespaces: UserNamespaces| {
+        let mut node = node("n", 1, 0);
+        node.handlers = handlers
+            .iter()
+            .map(|(name, has)| ((*name).to_owned(), *has))
+            .collect();
+        let supply = supply_of(node, Some(&runtime(handler)), |s| {
+            s.user_namespaces = user_namespaces
+        });
+        supply.free.first().map(|free| free.user_namespaces)
+    };
+    let both = [("", true), ("nvidia", false)];
+    let auto = UserNamespaces::Auto;
+    assert_eq!(root(&both, "", auto), Some(true));
+    assert_eq!(
+        root(&both, "nvidia", auto),
+        Some(false),
+        "another handler has them"
+    );
+    assert_eq!(
+        root(&[], "nvidia", auto),
+        Some(false),
+        "the runtime reports nothing"
+    );
+    assert_eq!(root(&both, "", UserNamespaces::Never), Some(false));
+    assert_eq!(root(&both, "kata", auto), None, "the node has no such handler");
+}
+
+#[test]
+fn a_node_whose_taint_or_label_keeps_pods_away_is_not_sold() {
+    let taint = |key: &str, value: &str, effect: &str| Taint {
+        key: key.into(),
+        value: value.into(),
+        effect: effect.into(),
+    };
+    let sold = |taint: Taint, toleration: Option<(&str, Option<&str>, Option<&str>)>| {
+        let mut node = node("n", 1, 0);
+        node.taints = vec![taint];
+        let supply = supply_of(node, Some(&PoolRuntime::default()), |spec| {
+            spec.tolerations = toleration
+                .into_iter()
+                .map(|(key, value, effect)| PoolToleration {
+                    key: key.into(),
+                    value: value.map(str::to_owned),
+                    effect: effect.map(str::to_owned),
+                })
+                .collect();
+        });
+        supply
+            .not_sold
+            .first()
+            .map(|n| (n.reason.clone(), n.message.clone()))
+    };
+    let gpu = || taint("sku", "gpu", "NoSchedule");
+    let (reason, message) = sold(gpu(), None).unwrap();
+    assert_eq!(reason, "Tainted");
+    assert!(message.contains("sku=gpu:NoSchedule"), "{message}");
+    assert_eq!(sold(gpu(), Some(("sku", None, None))), None);
+    assert_eq!(sold(gpu(), Some(("sku", Some("gpu"), Some("NoSchedule")))), None);
+    for wrong in [
+        ("sku", Some("cpu"), None),
+        ("sku", None, Some("NoExecute")),
+        ("other", None, None),
+    ] {
+        assert_eq!(sold(gpu(), Some(wrong)).unwrap().0, "Tainted", "{wrong:?}");
+    }
+    let elsewhere = PoolRuntime {
+        node_selector: [("sandbox".to_owned(), "true".to_owned())].into(),
+        ..PoolRuntime::default()
+    };
+    let supply = supply_of(node("n", 1, 0), Some(&elsewhere), |_| ());
+    assert_eq!(supply.not_sold[0].reason, "NotSchedulable");
 }
 
 #[test]

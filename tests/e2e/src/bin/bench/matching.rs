@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use leasehold_crds::{lease::Spread, payment::money::Price};
+use leasehold_crds::{lease::Spread, payment::money::Price, shared::architecture::Architecture};
 use leasehold_planner::{
     escrow::Address,
     placement::{Candidate, Currency, Provider, place},
-    request::{Request, Shape, Version},
+    request::{PerGpu, Request, Shape, Version},
 };
 
 use crate::report::Report;
@@ -51,6 +51,9 @@ pub(crate) fn run(report: &Report) {
             max_term: 1 << 30,
             max_pause: 0,
             max_keep_results: 0,
+            max_per_gpu: PerGpu::UNBOUNDED,
+            architecture: Some(Architecture::Amd64),
+            max_start_within: 3_600,
             root_allowed: true,
         })
         .collect();
@@ -72,6 +75,8 @@ pub(crate) fn run(report: &Report) {
         term_seconds: 7200,
         storage: 0,
         root: false,
+        architectures: vec![Architecture::Amd64],
+        start_within_seconds: 900,
         price_cap: Price(1_900_000_000_000_000_000),
         pause_seconds: 0,
         keep_results_seconds: 0,
