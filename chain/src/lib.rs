@@ -5,5 +5,5 @@ pub mod evm;
 pub mod machine;
 pub mod memory;
 
-pub use evm::{EvmEscrow, Network, address_of};
+pub use evm::{EvmEscrow, Limits, Network, Queues, address_of};
 pub use memory::MemoryEscrow;

@@ -9,10 +9,13 @@ use std::{
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client, ResourceExt as _};
-use leasehold_chain::{EvmEscrow, Network as Connection};
+use leasehold_chain::{EvmEscrow, Limits, Network as Connection, Queues};
 use leasehold_crds::{
     PaymentNetwork,
-    payment::network::{Finality, PaymentNetworkSpec},
+    payment::{
+        money::TokenAmount,
+        network::{Finality, PaymentNetworkSpec, TransactionLimits},
+    },
 };
 use leasehold_planner::{
     placement::Currency,
@@ -29,6 +32,8 @@ pub struct PaymentClients {
     mine_deadline: Duration,
     metrics: Chain,
     connected: Arc<Mutex<HashMap<String, (PaymentNetworkSpec, EvmEscrow)>>>,
+    /// Pending transactions by chain and key, and what they cost. They outlive a client, whose spec may change.
+    queues: Queues,
 }
 
 /// Why a PaymentNetwork has no client.
@@ -37,6 +42,9 @@ pub enum ClientError {
     /// An address of the network's spec can't be parsed.
     #[error("PaymentNetwork {0}: an address is malformed")]
     MalformedAddress(String),
+    /// A limit of the network's spec can't be parsed.
+    #[error("PaymentNetwork {0}: limits are malformed")]
+    MalformedLimits(String),
     /// The network names no RPC endpoint.
     #[error("PaymentNetwork {0}: set rpcUrl or rpcSecretName")]
     NoUrl(String),
@@ -61,7 +69,9 @@ impl ClientError {
     /// How it is retried.
     pub const fn class(&self) -> Class {
         match self {
-            Self::MalformedAddress(_) | Self::NoUrl(_) | Self::NoEntry(_) => Class::User,
+            Self::MalformedAddress(_) | Self::MalformedLimits(_) | Self::NoUrl(_) | Self::NoEntry(_) => {
+                Class::User
+            }
             Self::Secret { .. } | Self::Connect(_) => Class::Transient,
         }
     }
@@ -81,6 +91,19 @@ pub fn currency(spec: &PaymentNetworkSpec) -> Option<Currency> {
         chain_id: u64::try_from(spec.chain_id).ok()?,
         escrow: spec.escrow.parse().ok()?,
         token: spec.token.address.parse().ok()?,
+    })
+}
+
+/// The ceilings of a network in wei and gas; `None` when one is malformed.
+pub fn limits(limits: &TransactionLimits) -> Option<Limits> {
+    const WEI_PER_GWEI: u128 = 1_000_000_000;
+    const NATIVE_DECIMALS: u32 = 18;
+    Some(Limits {
+        fee_per_gas_wei: u128::try_from(limits.fee_per_gas_gwei).ok()? * WEI_PER_GWEI,
+        gas: u64::try_from(limits.gas_per_transaction).ok()?,
+        day_wei: TokenAmount::parse_tokens(&limits.native_per_day, NATIVE_DECIMALS)
+            .ok()?
+            .0,
     })
 }
 
@@ -108,6 +131,7 @@ impl PaymentClients {
             mine_deadline,
             metrics,
             connected: Arc::default(),
+            queues: Queues::default(),
         }
     }
 
@@ -135,15 +159,16 @@ impl PaymentClients {
             (None, Some(secret)) => self.url(secret).await?,
             (None, None) => return Err(ClientError::NoUrl(name)),
         };
-        let client = EvmEscrow::connect(&Connection {
+        let connection = Connection {
             rpc_url,
             chain_id: currency.chain_id,
             escrow: currency.escrow,
             token: currency.token,
             call_deadline: self.call_deadline,
             mine_deadline: self.mine_deadline,
-        })
-        .map_err(ClientError::Connect)?;
+            limits: limits(&spec.limits).ok_or_else(|| ClientError::MalformedLimits(name.clone()))?,
+        };
+        let client = EvmEscrow::connect(&connection, &self.queues).map_err(ClientError::Connect)?;
         self.connected
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -180,6 +205,7 @@ const fn outcome<T>(result: &Result<T, PaymentError>) -> ChainOutcome {
         Err(PaymentError::WrongChain { .. }) => ChainOutcome::WrongChain,
         Err(PaymentError::Reverted { .. }) => ChainOutcome::Reverted,
         Err(PaymentError::InsufficientGas { .. }) => ChainOutcome::InsufficientGas,
+        Err(PaymentError::LimitExceeded { .. }) => ChainOutcome::LimitExceeded,
         Err(PaymentError::InsufficientTokens { .. }) => ChainOutcome::InsufficientTokens,
         Err(PaymentError::Pending { .. }) => ChainOutcome::Unresolved,
     }
@@ -211,4 +237,20 @@ pub fn key_file(path: &std::path::Path) -> anyhow::Result<SigningKey> {
             path.display()
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_limits_of_a_network_are_those_of_its_client() {
+        let mut spec = TransactionLimits::default();
+        assert_eq!(limits(&spec), Some(Limits::default()));
+        spec.native_per_day = "0.05".into();
+        let day_wei = 50_000_000_000_000_000;
+        assert_eq!(limits(&spec).map(|l| l.day_wei), Some(day_wei));
+        spec.native_per_day = "1e3".into();
+        assert_eq!(limits(&spec), None);
+    }
 }

@@ -27,6 +27,7 @@ use escrow::{Token, from_b256};
 use rpc::{Rpc, read_batcher::ReadBatcher, transport::HttpTransport};
 pub(crate) use rpc::{payment_error, transport};
 use tx::{Pull, Sender, WithPermit, Write, permit};
+pub use tx::{limits::Limits, queue::Queues};
 
 /// An escrow contract on a chain, and the deadlines for calls to it.
 #[derive(Clone)]
@@ -43,6 +44,8 @@ pub struct Network {
     pub call_deadline: Duration,
     /// Time limit for a transaction to be mined, replacements included.
     pub mine_deadline: Duration,
+    /// Ceilings of what transactions may cost.
+    pub limits: Limits,
 }
 
 impl fmt::Debug for Network {
@@ -80,16 +83,23 @@ impl fmt::Debug for EvmEscrow {
 }
 
 impl EvmEscrow {
-    /// Creates a client, which connects with its first call. Fails only if the URL is invalid.
-    pub fn connect(network: &Network) -> Result<Self, PaymentError> {
+    /// Creates a client, which connects with its first call. Fails only if the URL is invalid. Every client of this
+    /// process on the same chain must have a clone of the same `queues`.
+    pub fn connect(network: &Network, queues: &Queues) -> Result<Self, PaymentError> {
         let transport = HttpTransport::new(&network.rpc_url, network.call_deadline)?;
         let secrets = transport.secrets();
         let poll = Duration::from_millis(if transport.is_local() { 100 } else { 500 });
         let client = RpcClient::new(transport, true);
-        Ok(Self::over(client, network, poll, secrets))
+        Ok(Self::over(client, network, poll, secrets, queues.clone()))
     }
 
-    fn over(client: RpcClient, network: &Network, poll: Duration, secrets: Vec<String>) -> Self {
+    fn over(
+        client: RpcClient,
+        network: &Network,
+        poll: Duration,
+        secrets: Vec<String>,
+        queues: Queues,
+    ) -> Self {
         let escrow = to_evm(network.escrow);
         let provider = RootProvider::<Ethereum>::new(client);
         Self(Arc::new(Inner {
@@ -100,7 +110,7 @@ impl EvmEscrow {
             permits: OnceCell::new(),
             heads: ReadBatcher::default(),
             accounts: ReadBatcher::default(),
-            sender: Sender::new(network.mine_deadline),
+            sender: Sender::new(network.chain_id, network.limits, network.mine_deadline, queues),
         }))
     }
 

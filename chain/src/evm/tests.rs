@@ -9,7 +9,7 @@ use alloy::{
 use leasehold_crds::payment::money::Rate;
 use leasehold_planner::{
     escrow::Leg,
-    ports::{BlockLevel, Cursor, Payments},
+    ports::{BlockLevel, Cursor, Payments, SpendLimit},
 };
 
 use super::{escrow::to_u40, *};
@@ -24,14 +24,21 @@ fn network() -> Network {
         token: Address([0x70; 20]),
         call_deadline: Duration::from_secs(1),
         mine_deadline: Duration::from_secs(1),
+        limits: Limits::default(),
     }
 }
 
 fn scripted() -> (EvmEscrow, Asserter) {
+    scripted_with(Limits::default())
+}
+
+fn scripted_with(limits: Limits) -> (EvmEscrow, Asserter) {
     let asserter = Asserter::new();
     let client = RpcClient::mocked(asserter.clone());
     let secrets = vec!["sesame-open-up".to_owned()];
-    let escrow = EvmEscrow::over(client, &network(), Duration::from_millis(1), secrets);
+    let poll = Duration::from_millis(1);
+    let network = Network { limits, ..network() };
+    let escrow = EvmEscrow::over(client, &network, poll, secrets, Queues::default());
     (escrow, asserter)
 }
 
@@ -191,6 +198,67 @@ async fn insufficient_gas_is_detected_before_and_while_sending() {
     asserter.push_success(&U64::from(50_000));
     asserter.push_failure_msg("insufficient funds for gas * price + value");
     assert_eq!(escrow.start(&key(), &terms(), 1).await, Err(short));
+}
+
+/// The answers up to the simulation of an endpoint that reports this base fee and tip, and as many native tokens as it
+/// takes.
+fn up_to_simulation_at(asserter: &Asserter, base: u128, tip: u128) {
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(9));
+    asserter.push_success(&U64::from(0));
+    asserter.push_success(&U64::from(0));
+    let (base, tip) = (format!("{base:#x}"), format!("{tip:#x}"));
+    asserter.push_success(&serde_json::json!({
+        "oldestBlock": "0x8", "baseFeePerGas": [base, base], "gasUsedRatio": [0.5], "reward": [[tip]]
+    }));
+    asserter.push_success(&U256::MAX);
+}
+
+fn exceeded(result: Result<Receipt, PaymentError>) -> (SpendLimit, u128) {
+    match result {
+        Err(PaymentError::LimitExceeded { error, .. }) => (error.limit, error.wanted),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_absurd_fee_or_gas_estimate_is_not_signed() {
+    const GWEI: u128 = 1_000_000_000;
+    for (base, tip) in [(7, 1_000 * GWEI), (201 * GWEI, 1), (u128::MAX, u128::MAX)] {
+        let (escrow, asserter) = scripted();
+        up_to_simulation_at(&asserter, base, tip);
+        let (limit, wanted) = exceeded(escrow.start(&key(), &terms(), 1).await);
+        assert_eq!(limit, SpendLimit::FeePerGas);
+        assert!(wanted > 200 * GWEI);
+        assert!(asserter.read_q().is_empty(), "nothing more is asked");
+    }
+    for gas in [3_000_000, 1 << 40, u64::MAX] {
+        let (escrow, asserter) = scripted();
+        up_to_simulation_at(&asserter, 7, 1);
+        asserter.push_success(&U64::from(gas));
+        let (limit, wanted) = exceeded(escrow.start(&key(), &terms(), 1).await);
+        assert_eq!(limit, SpendLimit::Gas);
+        assert!(wanted >= gas.into());
+    }
+    // 2,620,000 gas at 200 gwei are 0.524 native tokens.
+    let limits = Limits {
+        day_wei: 500_000_000 * GWEI,
+        ..Limits::default()
+    };
+    let (escrow, asserter) = scripted_with(limits);
+    up_to_simulation_at(&asserter, 100 * GWEI, 100 * GWEI);
+    asserter.push_success(&U64::from(2_000_000));
+    let error = escrow.start(&key(), &terms(), 1).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{} sends nothing: with it, its transactions of 24 hours could cost 0.524 native tokens, and \
+             limits.nativePerDay of the PaymentNetwork permits 0.5; check what the RPC endpoint reports, and raise the \
+             limit if it is right",
+            terms().payer
+        )
+    );
+    assert!(asserter.read_q().is_empty(), "nothing is sent");
 }
 
 #[tokio::test]

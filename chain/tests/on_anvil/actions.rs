@@ -1,7 +1,7 @@
 //! Each action through JSON-RPC on a real EVM, and the tokens that it moves.
 
 use alloy::{primitives::Address as EvmAddress, providers::Provider};
-use leasehold_chain::{EvmEscrow, Network};
+use leasehold_chain::{EvmEscrow, Network, Queues};
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{Account, AccountRead, Address, Hash, Terms},
@@ -205,7 +205,7 @@ async fn an_acceptance_binds_signer_account_chain_and_contract() {
             ..anvil.network()
         },
     ] {
-        let elsewhere = EvmEscrow::connect(&network).unwrap();
+        let elsewhere = EvmEscrow::connect(&network, &Queues::default()).unwrap();
         assert_ne!(
             elsewhere.acceptance_signer(&message, &signature),
             Some(address(&one))

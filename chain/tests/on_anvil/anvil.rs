@@ -14,7 +14,7 @@ use alloy::{
     rpc::client::RpcClient,
 };
 use leasehold_chain::{
-    EvmEscrow, Network,
+    EvmEscrow, Limits, Network, Queues,
     deploy::{self, ANVIL_KEY, Deployed},
 };
 use leasehold_crds::payment::money::{Rate, TokenAmount};
@@ -100,7 +100,7 @@ impl Anvil {
 
     /// A client with deadlines for a chain that mines immediately.
     pub fn client(&self) -> EvmEscrow {
-        EvmEscrow::connect(&self.network()).expect("the URL is valid")
+        EvmEscrow::connect(&self.network(), &Queues::default()).expect("the URL is valid")
     }
 
     pub fn network(&self) -> Network {
@@ -111,6 +111,7 @@ impl Anvil {
             token: self.deployed.token,
             call_deadline: Duration::from_secs(5),
             mine_deadline: Duration::from_secs(20),
+            limits: Limits::default(),
         }
     }
 

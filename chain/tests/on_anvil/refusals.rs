@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasehold_chain::{EvmEscrow, Network};
+use leasehold_chain::{EvmEscrow, Network, Queues};
 use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::{Address, Terms},
@@ -181,10 +181,13 @@ async fn a_hanging_call_ends_at_its_deadline_and_later_calls_succeed() {
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
     anvil.mint(terms.payer, 1_000).await;
-    let escrow = EvmEscrow::connect(&Network {
-        call_deadline: Duration::from_millis(500),
-        ..anvil.network()
-    })
+    let escrow = EvmEscrow::connect(
+        &Network {
+            call_deadline: Duration::from_millis(500),
+            ..anvil.network()
+        },
+        &Queues::default(),
+    )
     .unwrap();
     escrow.head().await.unwrap();
 
@@ -217,10 +220,13 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
     let anvil = Anvil::start().await;
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
-    let elsewhere = EvmEscrow::connect(&Network {
-        chain_id: 1,
-        ..anvil.network()
-    })
+    let elsewhere = EvmEscrow::connect(
+        &Network {
+            chain_id: 1,
+            ..anvil.network()
+        },
+        &Queues::default(),
+    )
     .unwrap();
     let wrong = PaymentError::WrongChain {
         expected: 1,
@@ -238,10 +244,13 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
         Err(wrong)
     );
 
-    let nowhere = EvmEscrow::connect(&Network {
-        escrow: Address([0x11; 20]),
-        ..anvil.network()
-    })
+    let nowhere = EvmEscrow::connect(
+        &Network {
+            escrow: Address([0x11; 20]),
+            ..anvil.network()
+        },
+        &Queues::default(),
+    )
     .unwrap();
     let read = nowhere.account(&terms, BlockLevel::Latest).await.unwrap_err();
     assert!(read.to_string().contains("no contract at 0x1111"), "{read}");
@@ -262,7 +271,11 @@ async fn what_a_network_states_is_read_from_the_chain() {
         token: anvil.network().escrow,
         ..anvil.network()
     };
-    let facts = EvmEscrow::connect(&exchanged).unwrap().facts().await.unwrap();
+    let facts = EvmEscrow::connect(&exchanged, &Queues::default())
+        .unwrap()
+        .facts()
+        .await
+        .unwrap();
     assert_ne!(facts.escrow_name.as_deref(), Some("Leasehold Escrow"));
     assert_eq!((facts.decimals, facts.symbol), (None, None));
     let nothing = Network {
@@ -270,13 +283,20 @@ async fn what_a_network_states_is_read_from_the_chain() {
         token: Address([0x12; 20]),
         ..anvil.network()
     };
-    let facts = EvmEscrow::connect(&nothing).unwrap().facts().await.unwrap();
+    let facts = EvmEscrow::connect(&nothing, &Queues::default())
+        .unwrap()
+        .facts()
+        .await
+        .unwrap();
     assert_eq!((facts.escrow_name, facts.decimals), (None, None));
     let elsewhere = Network {
         chain_id: 1,
         ..anvil.network()
     };
-    let wrong = EvmEscrow::connect(&elsewhere).unwrap().facts().await;
+    let wrong = EvmEscrow::connect(&elsewhere, &Queues::default())
+        .unwrap()
+        .facts()
+        .await;
     assert!(matches!(wrong, Err(PaymentError::WrongChain { .. })), "{wrong:?}");
 }
 
@@ -289,7 +309,7 @@ async fn an_error_of_an_unreachable_endpoint_contains_no_secrets() {
         ..anvil.network()
     };
     drop(anvil);
-    let escrow = EvmEscrow::connect(&network).unwrap();
+    let escrow = EvmEscrow::connect(&network, &Queues::default()).unwrap();
     let error = escrow.head().await.unwrap_err();
     assert!(
         matches!(&error, PaymentError::Unreachable(why) if why.contains("refused")),

@@ -1,10 +1,13 @@
 //! Many writes with one key, from one process and from two: each is mined once.
 
-use leasehold_chain::EvmEscrow;
+use leasehold_chain::{
+    EvmEscrow, Limits, Network, Queues,
+    deploy::{self, ANVIL_KEY},
+};
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::Terms,
-    ports::{BlockLevel, PaymentError, Payments, SigningKey},
+    ports::{BlockLevel, PaymentError, Payments, SigningKey, SpendLimit},
 };
 
 use crate::anvil::{Anvil, until};
@@ -167,4 +170,80 @@ async fn two_operators_use_permits_of_one_payer() {
         assert_eq!(deposited(&a, terms).await, 1_000);
     }
     assert_eq!(a.balances(terms[0].payer).await.unwrap().token.0, 996_000);
+}
+
+/// Two tokens on one chain: a key has one sequence of nonces, one budget, and permits and tokens of each token.
+#[tokio::test]
+async fn two_networks_of_one_chain_share_the_queue_of_a_key() {
+    let anvil = Anvil::start().await;
+    let other = deploy::deploy(&anvil.url, &ANVIL_KEY).await.unwrap();
+    let [payer, one] = anvil.keys(1).await;
+    let terms = anvil.terms(&payer, &[&one], &one, 1);
+    let others = Terms {
+        token: other.token,
+        ..terms.clone()
+    };
+    anvil.mint(terms.payer, 1_000).await;
+    deploy::mint(
+        &anvil.url,
+        &ANVIL_KEY,
+        other.token,
+        &[(terms.payer, TokenAmount(1_000))],
+    )
+    .await
+    .unwrap();
+    let queues = Queues::default();
+    let network = Network {
+        escrow: other.escrow,
+        token: other.token,
+        ..anvil.network()
+    };
+    let (a, b) = (
+        EvmEscrow::connect(&anvil.network(), &queues).unwrap(),
+        EvmEscrow::connect(&network, &queues).unwrap(),
+    );
+    anvil.set_automine(false).await;
+    let opens = async {
+        tokio::join!(
+            a.open(&payer, &terms, TokenAmount(1_000), LATER),
+            b.open(&payer, &others, TokenAmount(1_000), LATER),
+        )
+    };
+    let mining = async {
+        until("both wait", async || anvil.pool().await == 2).await;
+        anvil.mine().await;
+    };
+    let ((first, second), ()) = tokio::join!(opens, mining);
+    assert_eq!(first.unwrap().block_number, second.unwrap().block_number);
+    assert_eq!(
+        (deposited(&a, &terms).await, deposited(&b, &others).await),
+        (1_000, 1_000)
+    );
+    assert_eq!(anvil.nonce(terms.payer).await, 2);
+
+    // What the key has spent on one network counts on the other.
+    anvil.set_automine(true).await;
+    let limits = Limits {
+        day_wei: 1,
+        ..Limits::default()
+    };
+    let poor = EvmEscrow::connect(&Network { limits, ..network }, &queues).unwrap();
+    let refused = poor.close(&payer, &others, 0).await;
+    let Err(PaymentError::LimitExceeded { error, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    let alone = EvmEscrow::connect(
+        &Network {
+            limits,
+            ..anvil.network()
+        },
+        &Queues::default(),
+    )
+    .unwrap();
+    let refused = alone.close(&payer, &terms, 0).await;
+    let Err(PaymentError::LimitExceeded { error: own, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!((error.limit, own.limit), (SpendLimit::Day, SpendLimit::Day));
+    assert!(error.wanted > own.wanted, "{} and {}", error.wanted, own.wanted);
 }

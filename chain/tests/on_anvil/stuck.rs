@@ -4,16 +4,16 @@
 use std::time::Duration;
 
 use alloy::{
-    consensus::{SignableTransaction, TxEip1559},
+    consensus::{SignableTransaction, Transaction as _, TxEip1559},
     eips::eip2718::Encodable2718,
     network::TxSignerSync,
     primitives::{Address as EvmAddress, TxKind, U256},
     providers::Provider,
     signers::local::PrivateKeySigner,
 };
-use leasehold_chain::{EvmEscrow, Network};
+use leasehold_chain::{EvmEscrow, Limits, Network, Queues};
 use leasehold_crds::payment::money::TokenAmount;
-use leasehold_planner::ports::{BlockLevel, PaymentError, Payments, SigningKey};
+use leasehold_planner::ports::{BlockLevel, PaymentError, Payments, Receipt, SigningKey, SpendLimit};
 
 use crate::anvil::{Anvil, until};
 
@@ -27,10 +27,13 @@ async fn set_block_gas(anvil: &Anvil, gas: u64) {
 }
 
 fn patient(anvil: &Anvil) -> EvmEscrow {
-    EvmEscrow::connect(&Network {
-        mine_deadline: Duration::from_secs(12),
-        ..anvil.network()
-    })
+    EvmEscrow::connect(
+        &Network {
+            mine_deadline: Duration::from_secs(12),
+            ..anvil.network()
+        },
+        &Queues::default(),
+    )
     .unwrap()
 }
 
@@ -87,10 +90,13 @@ async fn a_transaction_that_the_node_dropped_is_sent_again_with_higher_fees() {
 #[tokio::test]
 async fn a_later_call_joins_the_pending_transaction() {
     let anvil = Anvil::start().await;
-    let escrow = EvmEscrow::connect(&Network {
-        mine_deadline: Duration::from_secs(1),
-        ..anvil.network()
-    })
+    let escrow = EvmEscrow::connect(
+        &Network {
+            mine_deadline: Duration::from_secs(1),
+            ..anvil.network()
+        },
+        &Queues::default(),
+    )
     .unwrap();
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
@@ -180,4 +186,107 @@ async fn an_unknown_blocking_transaction_is_replaced_by_an_empty_one() {
             .unwrap(),
         U256::ZERO
     );
+}
+
+async fn set_base_fee(anvil: &Anvil, wei: u128) {
+    anvil
+        .request::<_, ()>("anvil_setNextBlockBaseFeePerGas", (U256::from(wei),))
+        .await;
+}
+
+/// Repeats the call, which joins its pending transaction, until it has another outcome.
+async fn until_mined(open: impl AsyncFn() -> Result<Receipt, PaymentError>) -> Result<Receipt, PaymentError> {
+    loop {
+        match open().await {
+            Err(PaymentError::Pending { .. }) => {}
+            done => return done,
+        }
+    }
+}
+
+#[tokio::test]
+async fn fees_that_keep_rising_pin_no_key() {
+    let anvil = Anvil::start().await;
+    let limits = Limits {
+        fee_per_gas_wei: 100_000 * GWEI,
+        day_wei: u128::MAX,
+        ..Limits::default()
+    };
+    let network = Network {
+        mine_deadline: Duration::from_secs(6),
+        limits,
+        ..anvil.network()
+    };
+    let escrow = EvmEscrow::connect(&network, &Queues::default()).unwrap();
+    let [payer, one] = anvil.keys(1).await;
+    let terms = anvil.terms(&payer, &[&one], &one, 1);
+    anvil.mint(terms.payer, 1_000).await;
+    anvil.set_automine(false).await;
+    let open = until_mined(async || escrow.open(&payer, &terms, TokenAmount(1_000), LATER).await);
+    let chain = async {
+        until("it waits", async || anvil.pool().await == 1).await;
+        // Each attempt offers twice the base fee that it sees, and each block costs more than that.
+        for round in 2..10 {
+            let before = anvil.pool_hashes().await;
+            set_base_fee(&anvil, GWEI * 3u128.pow(round)).await;
+            anvil.mine().await;
+            until("another attempt is pending", async || {
+                let now = anvil.pool_hashes().await;
+                now.len() == 1 && now != before
+            })
+            .await;
+        }
+        anvil.mine().await;
+    };
+    let (receipt, ()) = tokio::join!(open, chain);
+    receipt.unwrap();
+    assert_eq!(
+        anvil.nonce(terms.payer).await,
+        1,
+        "one transaction, nine attempts"
+    );
+}
+
+#[tokio::test]
+async fn a_transaction_at_the_ceiling_waits_until_the_chain_is_cheaper() {
+    let anvil = Anvil::start().await;
+    let limits = Limits {
+        fee_per_gas_wei: 5 * GWEI,
+        ..Limits::default()
+    };
+    let network = Network {
+        mine_deadline: Duration::from_secs(6),
+        limits,
+        ..anvil.network()
+    };
+    let escrow = EvmEscrow::connect(&network, &Queues::default()).unwrap();
+    let [payer, one] = anvil.keys(1).await;
+    let (terms, more) = (
+        anvil.terms(&payer, &[&one], &one, 1),
+        anvil.terms(&payer, &[&one], &one, 2),
+    );
+    anvil.mint(terms.payer, 2_000).await;
+    anvil.set_automine(false).await;
+    let open = until_mined(async || escrow.open(&payer, &terms, TokenAmount(1_000), LATER).await);
+    let chain = async {
+        until("it waits", async || anvil.pool().await == 1).await;
+        // anvil drops transactions that offer less than the base fee, and accepts no new ones.
+        set_base_fee(&anvil, 50 * GWEI).await;
+        anvil.mine().await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(anvil.pool().await, 0, "no fee beyond the ceiling");
+        let refused = escrow.open(&payer, &more, TokenAmount(1_000), LATER).await;
+        assert!(
+            matches!(&refused, Err(PaymentError::LimitExceeded { error, .. }) if error.limit == SpendLimit::FeePerGas),
+            "{refused:?}"
+        );
+        set_base_fee(&anvil, GWEI).await;
+        anvil.mine().await;
+        until("it is sent again", async || anvil.pool().await == 1).await;
+        anvil.mine().await;
+    };
+    let (receipt, ()) = tokio::join!(open, chain);
+    let hash = receipt.unwrap().transaction.0.into();
+    let mined = anvil.rpc.get_transaction_by_hash(hash).await.unwrap().unwrap();
+    assert!(mined.max_fee_per_gas() <= 5 * GWEI);
 }

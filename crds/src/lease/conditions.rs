@@ -52,6 +52,8 @@ words! {
         InsufficientFunds,
         /// The payer holds too little native token.
         InsufficientGas,
+        /// A ceiling of the PaymentNetwork does not permit the transaction.
+        LimitExceeded,
         /// The round ended without a deposit.
         ReservationLapsed,
         /// The account has other terms.

@@ -68,6 +68,54 @@ pub struct PaymentNetworkSpec {
     #[schemars(schema_with = "schema::duration")]
     #[x_kube(validation = Rule::new("duration(self) <= duration('168h')").message("outageGrace: at most 168h (a week)"))]
     pub outage_grace: String,
+    /// Ceilings of what the transactions of the operator on this network may cost. They protect its keys, and the wallets
+    /// of tenants, from an RPC endpoint that reports wrong fees or gas.
+    #[serde(default)]
+    pub limits: TransactionLimits,
+}
+
+/// Ceilings of what transactions may cost. A transaction that would exceed one is not sent, and the condition of the
+/// object for which it is needed says so.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TransactionLimits {
+    /// Highest fee per gas, base fee and tip together, in gwei (10^-9 native tokens), 1 to 1000000.
+    #[serde(default = "default_fee_per_gas_gwei")]
+    #[schemars(schema_with = "schema::bounded::<1, 1000000>")]
+    pub fee_per_gas_gwei: i64,
+    /// Highest gas limit of one transaction, 500000 to 30000000. Closing an account with 16 legs needs about 2500000.
+    #[serde(default = "default_gas_per_transaction")]
+    #[schemars(schema_with = "schema::bounded::<500000, 30000000>")]
+    pub gas_per_transaction: i64,
+    /// What all transactions of one key that are sent within 24 hours may cost together, in native tokens of the chain:
+    /// `"1"`. Each is counted with its gas limit at its highest fee, which is several times what it costs as a rule, and
+    /// also if it is not mined. The operator counts from zero when it restarts.
+    #[serde(default = "default_native_per_day")]
+    #[schemars(schema_with = "schema::price")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("limits.nativePerDay: must be more than zero"))]
+    pub native_per_day: String,
+}
+
+impl Default for TransactionLimits {
+    fn default() -> Self {
+        Self {
+            fee_per_gas_gwei: default_fee_per_gas_gwei(),
+            gas_per_transaction: default_gas_per_transaction(),
+            native_per_day: default_native_per_day(),
+        }
+    }
+}
+
+const fn default_fee_per_gas_gwei() -> i64 {
+    200
+}
+
+const fn default_gas_per_transaction() -> i64 {
+    3_000_000
+}
+
+fn default_native_per_day() -> String {
+    "1".into()
 }
 
 fn default_grace() -> String {

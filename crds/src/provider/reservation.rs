@@ -310,6 +310,8 @@ words! {
         Refused,
         /// The controller holds too little native token.
         InsufficientGas,
+        /// A ceiling of the PaymentNetwork does not permit the transaction.
+        LimitExceeded,
         /// The controller holds too few tokens.
         InsufficientFunds,
     }

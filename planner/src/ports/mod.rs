@@ -113,6 +113,14 @@ pub enum PaymentError {
         /// The signer.
         address: Address,
     },
+    /// A transaction would exceed a ceiling of the PaymentNetwork; nothing was sent.
+    #[error("{address} sends nothing: {error}")]
+    LimitExceeded {
+        /// The signer.
+        address: Address,
+        /// Which ceiling.
+        error: SpendLimitError,
+    },
     /// The signer lacks tokens; nothing was sent.
     #[error("{address} holds {have} base units of the token, {need} are needed")]
     InsufficientTokens {
@@ -132,6 +140,58 @@ pub enum PaymentError {
     /// An answer that makes no sense.
     #[error("the chain's answer can't be read: {0}")]
     Malformed(String),
+}
+
+/// A ceiling of what transactions of one key may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpendLimit {
+    /// Wei per gas that a transaction offers.
+    FeePerGas,
+    /// Gas limit of a transaction.
+    Gas,
+    /// Wei that the transactions of 24 hours cost at most.
+    Day,
+}
+
+/// A transaction that would exceed a ceiling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpendLimitError {
+    /// Which ceiling.
+    pub limit: SpendLimit,
+    /// What the transaction needs, in the ceiling's unit: wei per gas, gas, or wei.
+    pub wanted: u128,
+    /// The ceiling, in the same unit.
+    pub allowed: u128,
+}
+
+impl std::error::Error for SpendLimitError {}
+
+impl fmt::Display for SpendLimitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (wanted, allowed) = (TokenAmount(self.wanted), TokenAmount(self.allowed));
+        match self.limit {
+            SpendLimit::FeePerGas => {
+                let (wanted, allowed) = (wanted.to_tokens(9), allowed.to_tokens(9));
+                write!(
+                    f,
+                    "the chain asks for {wanted} gwei per gas, and limits.feePerGasGwei of the PaymentNetwork permits {allowed}"
+                )?;
+            }
+            SpendLimit::Gas => write!(
+                f,
+                "the transaction needs a gas limit of {}, and limits.gasPerTransaction of the PaymentNetwork permits {}",
+                self.wanted, self.allowed
+            )?,
+            SpendLimit::Day => {
+                let (wanted, allowed) = (wanted.to_tokens(18), allowed.to_tokens(18));
+                write!(
+                    f,
+                    "with it, its transactions of 24 hours could cost {wanted} native tokens, and limits.nativePerDay of the PaymentNetwork permits {allowed}"
+                )?;
+            }
+        }
+        f.write_str("; check what the RPC endpoint reports, and raise the limit if it is right")
+    }
 }
 
 /// A payment rail: the escrow of one PaymentNetwork. Every write is safe to repeat; every call has a deadline.

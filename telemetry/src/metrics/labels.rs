@@ -99,6 +99,8 @@ closed!(
         Reverted = "reverted",
         /// The signer has too few native tokens for gas.
         InsufficientGas = "insufficient_gas",
+        /// A ceiling of the PaymentNetwork does not permit the transaction.
+        LimitExceeded = "limit_exceeded",
         /// The payer has too few tokens, or too small an allowance.
         InsufficientTokens = "insufficient_tokens",
         /// The endpoint serves another chain.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use leasehold_chain::{EvmEscrow, Network};
+use leasehold_chain::{EvmEscrow, Limits, Network, Queues};
 use leasehold_crds::GpuOffer;
 use leasehold_testcluster::{Chain, Cluster, ClusterSpec, NodeSpec, Progress};
 use serde_json::json;
@@ -85,14 +85,18 @@ impl Split {
         })
         .await?;
 
-        let payments = EvmEscrow::connect(&Network {
-            rpc_url,
-            chain_id: money.chain_id,
-            escrow: money.escrow,
-            token: money.token,
-            call_deadline: Duration::from_secs(10),
-            mine_deadline: Duration::from_secs(30),
-        })?;
+        let payments = EvmEscrow::connect(
+            &Network {
+                rpc_url,
+                chain_id: money.chain_id,
+                escrow: money.escrow,
+                token: money.token,
+                call_deadline: Duration::from_secs(10),
+                mine_deadline: Duration::from_secs(30),
+                limits: Limits::default(),
+            },
+            &Queues::default(),
+        )?;
         let token_at_market = market.client_with_token(&token).await?;
         let market = Stack {
             client: market_client,

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use kube::Client;
-use leasehold_chain::{EvmEscrow, Network, address_of, deploy};
+use leasehold_chain::{EvmEscrow, Limits, Network, Queues, address_of, deploy};
 use leasehold_crds::{GPU_RESOURCE, lease::workload::NodeShape, payment::money::TokenAmount};
 use leasehold_planner::{escrow::Address, ports::SigningKey};
 use leasehold_testcluster::{ACCOUNTS, Chain, Cluster, ClusterSpec, KwokNode, NodeSpec, Progress};
@@ -294,14 +294,18 @@ impl Stack {
             )?;
             let client = cluster.client();
             install::all(&cluster, &client, &spec, &money, progress).await?;
-            let payments = EvmEscrow::connect(&Network {
-                rpc_url,
-                chain_id: money.chain_id,
-                escrow: money.escrow,
-                token: money.token,
-                call_deadline: Duration::from_secs(10),
-                mine_deadline: Duration::from_secs(30),
-            })?;
+            let payments = EvmEscrow::connect(
+                &Network {
+                    rpc_url,
+                    chain_id: money.chain_id,
+                    escrow: money.escrow,
+                    token: money.token,
+                    call_deadline: Duration::from_secs(10),
+                    mine_deadline: Duration::from_secs(30),
+                    limits: Limits::default(),
+                },
+                &Queues::default(),
+            )?;
             anyhow::Ok((client, money, payments))
         };
         match made.await {

@@ -6,7 +6,10 @@ use alloy::{
     eips::eip2718::Encodable2718,
     network::TxSignerSync,
     primitives::{B256, Bytes, TxKind, keccak256},
-    providers::Provider,
+    providers::{
+        Provider,
+        utils::{Eip1559Estimator, eip1559_default_estimator},
+    },
     rpc::types::TransactionReceipt,
     signers::local::PrivateKeySigner,
     transports::TransportError,
@@ -15,8 +18,9 @@ use leasehold_planner::{escrow::Hash, ports::PaymentError};
 use tokio::time::Instant;
 
 use super::{
+    limits::Limits,
     queue::{Fees, PendingTx, Queue},
-    send::Sender,
+    send::{Sender, exceeded},
 };
 use crate::evm::{
     escrow::from_b256,
@@ -26,8 +30,6 @@ use crate::evm::{
     },
 };
 
-/// Attempts per transaction, each with higher fees than the one before.
-const ATTEMPTS_MAX: usize = 6;
 /// Consecutive reads that must show the nonce as used, without a receipt of ours, before it counts as displaced.
 const NONCE_USED_READS: u32 = 3;
 
@@ -88,7 +90,7 @@ impl Sender {
     }
 
     /// Sends our transaction with that nonce again if it has been pending for long, with higher fees if blocks were
-    /// mined without it.
+    /// mined without it. Only the ceilings bound how often: a transaction below the price of the chain blocks its key.
     pub(super) async fn resend_stuck(&self, rpc: &Rpc, queue: &Queue, signer: &PrivateKeySigner, nonce: u64) {
         let Some(mut tx) = queue
             .get(nonce)
@@ -100,11 +102,8 @@ impl Sender {
             return;
         };
         tx.sent_at = Instant::now();
-        if head.number > tx.sent_after && tx.attempts.len() < ATTEMPTS_MAX {
-            tx.fees = tx.fees.raised().at_least(fees);
-            if sign(rpc, signer, &mut tx).is_err() {
-                return;
-            }
+        if head.number > tx.sent_after {
+            tx = self.raised(rpc, queue, signer, tx, fees);
             tx.sent_after = head.number;
         }
         queue.insert(tx.clone());
@@ -115,6 +114,34 @@ impl Sender {
             Err(error) => {
                 let reason = rpc.classify(&error, None);
                 tracing::debug!(account = %tx.account, action = tx.action, nonce, %reason, "endpoint did not accept the transaction again");
+            }
+        }
+    }
+
+    /// The transaction with higher fees, or as it is where a ceiling permits none.
+    fn raised(
+        &self,
+        rpc: &Rpc,
+        queue: &Queue,
+        signer: &PrivateKeySigner,
+        tx: PendingTx,
+        fees: Fees,
+    ) -> PendingTx {
+        let mut next = tx.clone();
+        next.fees = self.limits.lowered(tx.fees.raised().at_least(fees));
+        let signed = if next.fees == tx.fees {
+            self.limits
+                .cap(fees)
+                .map(drop)
+                .map_err(|error| exceeded(signer, error))
+        } else {
+            sign(&self.limits, rpc, queue, signer, &mut next)
+        };
+        match signed {
+            Ok(()) => next,
+            Err(reason) => {
+                tracing::warn!(account = %tx.account, action = tx.action, tx = %tx.newest_hash(), nonce = tx.nonce, %reason, "the fees of a stuck transaction cannot be raised; it is mined when the chain becomes cheaper");
+                tx
             }
         }
     }
@@ -142,9 +169,9 @@ impl Sender {
             to: signer.address(),
             input: Bytes::new(),
             gas_limit: 21_000,
-            pulls: 0,
+            pulls: None,
             permit: None,
-            fees: fees.raised().raised(),
+            fees: self.limits.lowered(fees.raised().raised()),
             attempts: Vec::new(),
             sent_at: Instant::now(),
             sent_after: head.number,
@@ -152,9 +179,10 @@ impl Sender {
         tracing::warn!(signer = %signer.address(), nonce, "an unknown transaction blocks this key: replacing it with an empty transaction");
         // The fees of the unknown transaction are unknown too. The maximum fee is an upper limit; only the actual
         // price is paid.
-        for _ in 0..ATTEMPTS_MAX {
+        loop {
             tx.attempts.clear();
-            if sign(rpc, signer, &mut tx).is_err() {
+            if let Err(reason) = sign(&self.limits, rpc, queue, signer, &mut tx) {
+                tracing::warn!(signer = %signer.address(), nonce, %reason, "the unknown transaction cannot be replaced");
                 return;
             }
             match broadcast(rpc, &tx)
@@ -163,10 +191,15 @@ impl Sender {
                 .and_then(|error| rejection(&error))
             {
                 Some(Rejection::Underpriced) => {
-                    tx.fees = Fees {
+                    let doubled = self.limits.lowered(Fees {
                         max: tx.fees.max.saturating_mul(2),
                         tip: tx.fees.tip.saturating_mul(2),
-                    };
+                    });
+                    if doubled == tx.fees {
+                        tracing::warn!(signer = %signer.address(), nonce, max_fee = tx.fees.max, "the unknown transaction cannot be replaced within limits.feePerGasGwei of the PaymentNetwork");
+                        return;
+                    }
+                    tx.fees = doubled;
                 }
                 Some(Rejection::NonceUsed) => return,
                 Some(Rejection::AlreadyKnown) | None => {
@@ -178,8 +211,18 @@ impl Sender {
     }
 }
 
-/// Signs the transaction with its current fees and adds the result to its attempts.
-pub(super) fn sign(rpc: &Rpc, signer: &PrivateKeySigner, tx: &mut PendingTx) -> Result<(), PaymentError> {
+/// Signs the transaction with its current fees and adds the result to its attempts. Nothing else signs transactions, so
+/// that none exceeds the ceilings.
+pub(super) fn sign(
+    limits: &Limits,
+    rpc: &Rpc,
+    queue: &Queue,
+    signer: &PrivateKeySigner,
+    tx: &mut PendingTx,
+) -> Result<(), PaymentError> {
+    queue
+        .charge(limits, tx)
+        .map_err(|error| exceeded(signer, error))?;
     let mut transaction = TxEip1559 {
         chain_id: rpc.chain_id,
         nonce: tx.nonce,
@@ -205,8 +248,20 @@ pub(super) async fn broadcast(rpc: &Rpc, tx: &PendingTx) -> Result<(), Transport
     }
 }
 
+/// Twice the base fee plus the tip, as wallets offer it. The endpoint's numbers are bounded, so that the estimate does
+/// not overflow.
 pub(super) async fn estimate_fees(rpc: &Rpc) -> Result<Fees, PaymentError> {
-    let fees = rpc.request(rpc.provider.estimate_eip1559_fees()).await?;
+    let estimator = Eip1559Estimator::new(|base: u128, rewards: &[Vec<u128>]| {
+        let bounded = |wei: u128| wei.min(u128::from(u64::MAX));
+        let rewards: Vec<Vec<u128>> = rewards
+            .iter()
+            .map(|block| block.iter().copied().map(bounded).collect())
+            .collect();
+        eip1559_default_estimator(bounded(base), &rewards)
+    });
+    let fees = rpc
+        .request(rpc.provider.estimate_eip1559_fees_with(estimator))
+        .await?;
     Ok(Fees {
         max: fees.max_fee_per_gas,
         tip: fees.max_priority_fee_per_gas,

@@ -1,15 +1,22 @@
 //! The pending transactions of each signer: sent, and not known to be mined.
 //!
-//! They are known to this process only. A second operator may use the same key, so decisions follow the chain.
+//! They are known to this process only. A second operator may use the same key, so decisions follow the chain. A key has
+//! one sequence of nonces per chain, so its queue is shared by all networks of a chain.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use alloy::primitives::{Address as EvmAddress, B256, Bytes, U256};
-use leasehold_planner::escrow::{Address, Hash};
+use leasehold_planner::{
+    escrow::{Address, Hash},
+    ports::SpendLimitError,
+};
 use tokio::time::Instant;
+
+use super::limits::{Budget, Limits};
 
 /// Maximum number of signers kept, not counting those with pending transactions.
 const SIGNERS_MAX: usize = 1024;
@@ -50,8 +57,8 @@ pub(crate) struct PendingTx {
     pub(crate) to: EvmAddress,
     pub(crate) input: Bytes,
     pub(crate) gas_limit: u64,
-    /// Base units of the token that it transfers from the signer.
-    pub(crate) pulls: u128,
+    /// The token that it transfers from the signer, and how many base units.
+    pub(crate) pulls: Option<(EvmAddress, u128)>,
     /// Nonce of the permit in its input.
     pub(crate) permit: Option<U256>,
     pub(crate) fees: Fees,
@@ -68,7 +75,7 @@ impl PendingTx {
     }
 }
 
-/// Sums over the pending transactions of a signer.
+/// Sums over the pending transactions of a signer that transfer the same token.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PendingTotals {
     pub(crate) permits: u64,
@@ -83,6 +90,7 @@ pub(crate) struct Queue {
     /// Held during approve and payment for a token without permits, as a signer has one allowance for the escrow.
     pub(crate) allowance_lock: tokio::sync::Mutex<()>,
     pending: Mutex<BTreeMap<u64, PendingTx>>,
+    budget: Mutex<Budget>,
 }
 
 impl Queue {
@@ -115,14 +123,21 @@ impl Queue {
         *pending = pending.split_off(&mined);
     }
 
-    pub(crate) fn pending_totals(&self) -> PendingTotals {
+    pub(crate) fn pending_totals(&self, token: EvmAddress) -> PendingTotals {
         let pending = self.pending();
-        pending
-            .values()
-            .fold(PendingTotals::default(), |sum, tx| PendingTotals {
+        let pulls = pending.values().filter_map(|tx| Some((tx, tx.pulls?)));
+        pulls
+            .filter(|(_, (of, _))| *of == token)
+            .fold(PendingTotals::default(), |sum, (tx, (_, amount))| PendingTotals {
                 permits: sum.permits + u64::from(tx.permit.is_some()),
-                pulls: sum.pulls.saturating_add(tx.pulls),
+                pulls: sum.pulls.saturating_add(amount),
             })
+    }
+
+    /// Counts a transaction that is about to be signed. If it exceeds a ceiling, it fails, and must not be signed.
+    pub(crate) fn charge(&self, limits: &Limits, tx: &PendingTx) -> Result<(), SpendLimitError> {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.charge(limits, tx.nonce, tx.gas_limit, tx.fees, Instant::now())
     }
 
     /// Returns the first nonce from `from` on that no pending transaction has. The endpoint may not yet know
@@ -141,16 +156,40 @@ impl Queue {
     }
 }
 
-/// The queues of all signers of this process.
-#[derive(Default)]
-pub(crate) struct Queues(Mutex<HashMap<Address, Arc<Queue>>>);
+/// The queues of all signers of this process, by chain and address. Clones share them: two networks of the same chain
+/// must have clones of one value, because a key's nonces are the chain's.
+#[derive(Clone, Default)]
+pub struct Queues(Arc<Mutex<QueueOfKey>>);
+
+type QueueOfKey = HashMap<(u64, Address), Arc<Queue>>;
+
+impl fmt::Debug for Queues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Queues(…)")
+    }
+}
 
 impl Queues {
-    pub(crate) fn of(&self, signer: Address) -> Arc<Queue> {
+    pub(crate) fn of(&self, chain_id: u64, signer: Address) -> Arc<Queue> {
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if queues.len() >= SIGNERS_MAX && !queues.contains_key(&signer) {
+        let key = (chain_id, signer);
+        if queues.len() >= SIGNERS_MAX && !queues.contains_key(&key) {
             queues.retain(|_, queue| Arc::strong_count(queue) > 1 || !queue.is_idle());
         }
-        Arc::clone(queues.entry(signer).or_default())
+        Arc::clone(queues.entry(key).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_one_queue_per_chain() {
+        let (queues, key) = (Queues::default(), Address([1; 20]));
+        let queue = queues.of(1, key);
+        assert!(Arc::ptr_eq(&queue, &queues.clone().of(1, key)));
+        assert!(!Arc::ptr_eq(&queue, &queues.of(2, key)));
+        assert!(!Arc::ptr_eq(&queue, &queues.of(1, Address([2; 20]))));
     }
 }

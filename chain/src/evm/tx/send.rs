@@ -2,6 +2,8 @@
 //! nonce, is sent, and is waited for, with higher fees if it is stuck. If another transaction used the nonce, the
 //! chain is read again.
 //!
+//! Nothing is signed that exceeds the ceilings of [`limits`](super::limits), whatever the endpoint reports.
+//!
 //! At most one transaction per call is ever mined: all attempts share a nonce, and a call gets another nonce only
 //! when the chain shows that another transaction used the first one.
 
@@ -17,11 +19,12 @@ use alloy::{
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{Address, Hash},
-    ports::{Head, PaymentError},
+    ports::{Head, PaymentError, SpendLimitError},
 };
 use tokio::time::{Instant, timeout};
 
 use super::{
+    limits::Limits,
     pending_tx::{TxOutcome, broadcast, estimate_fees, sign},
     permit,
     queue::{PendingTotals, PendingTx, Queue, Queues},
@@ -77,21 +80,25 @@ struct Prepared {
 /// Sends the transactions of all signers.
 pub(crate) struct Sender {
     queues: Queues,
+    chain_id: u64,
+    pub(super) limits: Limits,
     pub(super) mine_deadline: Duration,
     pub(super) bump_after: Duration,
 }
 
 impl Sender {
-    pub(crate) fn new(mine_deadline: Duration) -> Self {
+    pub(crate) fn new(chain_id: u64, limits: Limits, mine_deadline: Duration, queues: Queues) -> Self {
         Self {
-            queues: Queues::default(),
+            queues,
+            chain_id,
+            limits,
             mine_deadline,
             bump_after: (mine_deadline / 6).clamp(Duration::from_secs(1), Duration::from_secs(30)),
         }
     }
 
     pub(crate) fn queue(&self, signer: Address) -> Arc<Queue> {
-        self.queues.of(signer)
+        self.queues.of(self.chain_id, signer)
     }
 
     /// Sends the call and waits until it is mined.
@@ -160,12 +167,19 @@ impl Sender {
         }
         self.resend_stuck(rpc, queue, signer, mined).await;
 
-        let totals = queue.pending_totals();
+        let refused = |error| exceeded(signer, error);
+        let fees = self.limits.cap(fees).map_err(refused)?;
+        let token = write.pull.as_ref().map(|pull| pull.token);
+        let totals = token.map_or_else(PendingTotals::default, |token| queue.pending_totals(token));
         let Some(prepared) = self.prepare(rpc, signer, write, head, totals).await? else {
             return Ok(None);
         };
-        let gas_limit =
-            prepared.gas + prepared.gas / 4 + LATER_GAS + LATER_GAS_PER_LEG * u64::from(write.legs);
+        let later = LATER_GAS + LATER_GAS_PER_LEG * u64::from(write.legs);
+        let gas_limit = prepared
+            .gas
+            .saturating_add(prepared.gas / 4)
+            .saturating_add(later);
+        self.limits.check_gas(gas_limit).map_err(refused)?;
         if balance < U256::from(gas_limit) * U256::from(fees.max) {
             return Err(PaymentError::InsufficientGas {
                 address: from_evm(me),
@@ -179,14 +193,14 @@ impl Sender {
             to: write.to,
             input: prepared.input,
             gas_limit,
-            pulls: write.pull.as_ref().map_or(0, |p| p.amount.0),
+            pulls: write.pull.as_ref().map(|p| (p.token, p.amount.0)),
             permit: prepared.permit,
             fees,
             attempts: Vec::new(),
             sent_at: Instant::now(),
             sent_after: head.number,
         };
-        sign(rpc, signer, &mut tx)?;
+        sign(&self.limits, rpc, queue, signer, &mut tx)?;
         queue.insert(tx.clone());
         self.broadcast_first(rpc, queue, signer, tx).await
     }
@@ -300,7 +314,9 @@ impl Sender {
             estimate?
         } else {
             // This permit becomes valid only when the pending ones are mined, which no simulation covers.
-            rpc.estimate(me, write.to, pull.dry.clone()).await? + PULL_GAS
+            rpc.estimate(me, write.to, pull.dry.clone())
+                .await?
+                .saturating_add(PULL_GAS)
         };
         Ok(Some(Prepared {
             input,
@@ -339,5 +355,12 @@ impl Sender {
                 "reverted when it was mined; a simulation no longer reproduces the reason".into(),
             )),
         }
+    }
+}
+
+pub(super) fn exceeded(signer: &PrivateKeySigner, error: SpendLimitError) -> PaymentError {
+    PaymentError::LimitExceeded {
+        address: from_evm(signer.address()),
+        error,
     }
 }

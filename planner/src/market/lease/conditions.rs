@@ -366,6 +366,7 @@ pub fn chain_failure(
         PaymentError::Pending { .. } => (Unknown, LeaseReason::Pending),
         PaymentError::Reverted { .. } => (False, LeaseReason::Refused),
         PaymentError::InsufficientGas { .. } => (False, LeaseReason::InsufficientGas),
+        PaymentError::LimitExceeded { .. } => (False, LeaseReason::LimitExceeded),
         PaymentError::InsufficientTokens { .. } => (False, LeaseReason::InsufficientFunds),
     };
     let type_ = match (error, call) {

@@ -350,6 +350,7 @@ pub fn chain_failure(
         PaymentError::Pending { .. } => (ConditionStatus::Unknown, ReservationReason::Pending),
         PaymentError::Reverted { .. } => (ConditionStatus::False, ReservationReason::Refused),
         PaymentError::InsufficientGas { .. } => (ConditionStatus::False, ReservationReason::InsufficientGas),
+        PaymentError::LimitExceeded { .. } => (ConditionStatus::False, ReservationReason::LimitExceeded),
         PaymentError::InsufficientTokens { .. } => {
             (ConditionStatus::False, ReservationReason::InsufficientFunds)
         }

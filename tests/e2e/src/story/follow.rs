@@ -26,11 +26,12 @@ const NEEDS_ACTION: &[(&str, &[&str])] = &[
         &[
             "InsufficientFunds",
             "InsufficientGas",
+            "LimitExceeded",
             "WalletNotReadable",
             "WalletMalformed",
         ],
     ),
-    ("Settled", &["InsufficientGas", "Refused"]),
+    ("Settled", &["InsufficientGas", "LimitExceeded", "Refused"]),
 ];
 
 /// Watches one lease and prints each phase.

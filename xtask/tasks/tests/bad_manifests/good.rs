@@ -148,6 +148,7 @@ pub(crate) fn network() -> Value {
             "chainId": 8453, "rpcSecretName": "base-rpc", "escrow": format!("0x{}", "2".repeat(40)),
             "token": {"address": format!("0x{}", "3".repeat(40)), "symbol": "USD₮0", "decimals": 6},
             "marketId": format!("0x{}", "4".repeat(40)), "provisionAt": "Safe", "outageGrace": "10m",
+            "limits": {"feePerGasGwei": 200, "gasPerTransaction": 3_000_000, "nativePerDay": "0.5"},
         }),
     )
 }

@@ -214,5 +214,32 @@ fn networks() -> Vec<Row> {
             "169h",
         ),
         with("a grace in minutes alone", network(), "/spec/outageGrace", 10),
+        with("no fee", network(), "/spec/limits/feePerGasGwei", 0),
+        with(
+            "a fee without end",
+            network(),
+            "/spec/limits/feePerGasGwei",
+            1_000_001,
+        ),
+        with(
+            "too little gas for a lease",
+            network(),
+            "/spec/limits/gasPerTransaction",
+            499_999,
+        ),
+        with(
+            "more gas than a block",
+            network(),
+            "/spec/limits/gasPerTransaction",
+            30_000_001,
+        ),
+        with("no spend", network(), "/spec/limits/nativePerDay", "0.00"),
+        with("a negative spend", network(), "/spec/limits/nativePerDay", "-1"),
+        with(
+            "a spend that is a number",
+            network(),
+            "/spec/limits/nativePerDay",
+            1,
+        ),
     ]
 }
