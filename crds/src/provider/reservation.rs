@@ -162,6 +162,11 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub served_after_credit: Option<i64>,
+    /// Served seconds of the leg when it was last started again. They are not credited for a fault that is detected later
+    /// and began before. Absent if it had served none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub served_at_start: Option<i64>,
     /// Result of the job. Absent until the job has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobResult>,

@@ -79,6 +79,10 @@ pub(super) fn start_or_pause(
         }
         plan.status.intent = None;
     } else if provisioned && well {
+        // If two reads do not agree, the number of an earlier start stays, which is not higher.
+        if let Some(served) = leg.served_while_it_stands(world).filter(|served| *served > 0) {
+            plan.status.served_at_start = Some(wire(served));
+        }
         store_or_send(now, plan, LegCall::Start);
     } else {
         // A reservation that resumes stays Suspended until its leg runs again.
@@ -97,7 +101,8 @@ pub(super) fn return_unserved(
     let again = plan.wake.min(later(now, 1));
     if leg.runs {
         if plan.status.served_after_credit.is_none() {
-            plan.status.served_after_credit = leg.served_until(world, since, account.block_time);
+            let served = leg.served_until(world, since, account.block_time);
+            plan.status.served_after_credit = served.map(|s| s.max(plan.status.served_at_start.unwrap_or(0)));
             // It is stored before anything is sent.
             plan.status.intent = None;
         }
@@ -290,13 +295,18 @@ impl Leg {
     /// Total of its credits after all is credited that it served since the fault, when two reads agree that it stands.
     /// What was withdrawn already can't be credited; a leg that never ran in the fault credits nothing.
     fn credited_total(&self, world: &World<'_>, terms: &Terms, status: &GpuReservationStatus) -> Option<u64> {
-        let second = Self::of(world, present(&world.second)?);
-        let agreed = self.runs == second.runs && self.state == second.state;
+        let served = self.served_while_it_stands(world)?;
         let wanted = status.served_after_credit.and_then(|s| u64::try_from(s).ok());
         let kept = kept(&self.state, self.rate(terms));
         let left = wanted.map_or(u64::MAX, |wanted| wanted.max(kept));
-        let due = self.state.served_seconds.saturating_sub(left);
-        agreed.then_some(self.state.credited_seconds + due)
+        Some(self.state.credited_seconds + served.saturating_sub(left))
+    }
+
+    /// Seconds that it has served and not credited, when two reads agree that it stands.
+    fn served_while_it_stands(&self, world: &World<'_>) -> Option<u64> {
+        let second = Self::of(world, present(&world.second)?);
+        let agreed = !self.runs && !second.runs && self.state == second.state;
+        agreed.then_some(self.state.served_seconds)
     }
 }
 

@@ -97,6 +97,28 @@ fn a_repeated_credit_names_the_same_total() {
     assert!(scenario.served() == served && scenario.account.legs[0].credited_seconds == credited);
 }
 
+/// A node that was last heard 30 seconds before the leg started again, and is found lost 30 seconds after: the leg did not
+/// serve in the first half of this time, and what it served before belongs to its payee.
+#[test]
+fn a_fault_that_began_before_the_last_start_credits_only_what_was_served_since() {
+    let mut scenario = serving();
+    scenario.wait(100);
+    scenario.at_fault(5);
+    scenario.reconcile_times(6);
+    scenario.fault = Observed::Known(None);
+    scenario.wait(60);
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.account.running, 1);
+    let (served, started) = (scenario.account.legs[0], scenario.started);
+    scenario.wait(30);
+    scenario.fault_since(started - 30);
+    scenario.well = Some(95);
+    scenario.reconcile_times(8);
+    let leg = scenario.account.legs[0];
+    assert_eq!((leg.served_seconds, scenario.account.running), (95, 0));
+    assert!(leg.credited_seconds > served.credited_seconds + 30);
+}
+
 #[test]
 fn nothing_starts_while_the_gpus_are_unknown() {
     let mut scenario = serving();

@@ -88,7 +88,10 @@ impl Scenario {
         if matches!(self.fault, Observed::Known(Some(_))) {
             return;
         }
-        let since = self.account.block_time.saturating_sub(ago).max(self.started);
+        self.fault_since(self.account.block_time.saturating_sub(ago).max(self.started));
+    }
+
+    pub(super) fn fault_since(&mut self, since: u64) {
         self.fault = Observed::Known(Some(Fault {
             kind: FaultKind::Gpu,
             message: "broken".into(),
