@@ -43,7 +43,7 @@ pub const ANNOTATION_APPLIED: &str = "leasehold.dev/applied";
 /// lost, it searches the chain for the account of such a lease.
 pub const ANNOTATION_KNOWN: &str = "leasehold.dev/known";
 /// Annotation with which a person releases a lease whose chain is permanently unavailable. Its value must be the
-/// account ID.
+/// account ID, or the UID of the lease if its status names no account.
 pub const ANNOTATION_ABANDON: &str = "leasehold.dev/abandon";
 /// Finalizer of the market operator on leases and allocations.
 pub const FINALIZER_MARKET: &str = "leasehold.dev/market";

@@ -10,6 +10,8 @@ use leasehold_crds::payment::{
 };
 use sha3::{Digest, Keccak256};
 
+use crate::ports::SigningKey;
+
 /// An EVM address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Address(pub [u8; 20]);
@@ -73,10 +75,75 @@ pub fn keccak(parts: &[&[u8]]) -> Hash {
     Hash(hasher.finalize().into())
 }
 
-/// `salt = keccak256(market, lease uid, round)`: the market's address, the uid's text, the round as 8 bytes.
-#[must_use]
-pub fn salt(market: Address, lease_uid: &str, round: u64) -> Hash {
-    keccak(&[&market.0, lease_uid.as_bytes(), &round.to_be_bytes()])
+/// What an account is opened for: the first half of `keccak256(market, lease uid, round)`, of the market's address, the
+/// uid's text, and the round as 8 bytes. It is the first half of the salt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoundKey([u8; 16]);
+
+impl RoundKey {
+    /// The key of a round of a lease.
+    #[must_use]
+    pub fn new(market: Address, lease_uid: &str, round: u64) -> Self {
+        Self(half(&keccak(&[
+            &market.0,
+            lease_uid.as_bytes(),
+            &round.to_be_bytes(),
+        ])))
+    }
+
+    /// A salt with this key that no market chose: all that a stranger can make.
+    #[must_use]
+    pub fn unkeyed_salt(self) -> Hash {
+        let mut salt = [0; 32];
+        salt[..16].copy_from_slice(&self.0);
+        Hash(salt)
+    }
+
+    /// The key in a salt.
+    #[must_use]
+    pub fn of(salt: Hash) -> Self {
+        Self(half(&salt))
+    }
+}
+
+fn half(hash: &Hash) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.0[..16]);
+    half
+}
+
+/// Secret of a market, by which it recognizes the accounts that it opened. It is derived from the closer's key and is
+/// never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MarketSecret(Hash);
+
+impl fmt::Debug for MarketSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MarketSecret(…)")
+    }
+}
+
+impl MarketSecret {
+    /// The secret of the market whose closer has that key.
+    #[must_use]
+    pub fn of(closer: &SigningKey) -> Self {
+        Self(keccak(&[b"Leasehold market secret", &closer.0]))
+    }
+
+    /// Salt of the account of a round and a payer. Its second half is the first of `keccak256(secret, payer, round key)`:
+    /// nobody without the secret can choose such a salt, and copied with another payer it is none.
+    #[must_use]
+    pub fn salt(&self, key: RoundKey, payer: Address) -> Hash {
+        let Hash(mut salt) = key.unkeyed_salt();
+        salt[16..].copy_from_slice(&half(&keccak(&[&self.0.0, &payer.0, &key.0])));
+        Hash(salt)
+    }
+
+    /// Whether this market chose the salt for the payer.
+    #[must_use]
+    pub fn chose(&self, terms: &Terms) -> bool {
+        terms.salt == self.salt(RoundKey::of(terms.salt), terms.payer)
+    }
 }
 
 /// `id = keccak256(abi.encode(payer, salt))`: it binds the payer, so that nobody can squat it.
@@ -123,7 +190,7 @@ pub struct Terms {
     pub token: Address,
     /// Key that may close with the refund to the payer.
     pub closer: Address,
-    /// See [`salt`].
+    /// See [`MarketSecret::salt`].
     pub salt: Hash,
     /// Unix time in seconds after which anybody may close an account that never started.
     pub start_by: u64,
@@ -331,9 +398,8 @@ mod tests {
 
     #[test]
     fn ids_bind_the_payer_and_names_are_labels() {
-        let s = salt(Address([1; 20]), "uid", 1);
+        let s = Hash([7; 32]);
         assert_ne!(account_id(Address([2; 20]), s), account_id(Address([3; 20]), s));
-        assert_ne!(s, salt(Address([1; 20]), "uid", 2));
         let name = lease_name(account_id(Address([2; 20]), s));
         assert_eq!(name.len(), 32);
         assert!(

@@ -2,13 +2,17 @@
 //! removed, because a restored etcd or a reinstalled CRD must not stop paid work. It is reported, and ends at its own
 //! deadline.
 
+mod sweep;
+
+pub use sweep::{Agreed, Sweep, SweepPlan};
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use leasehold_crds::GpuLease;
 
 use crate::{
-    escrow::{Account, AccountRead, Address, Hash, Terms, salt},
+    escrow::{Account, AccountRead, Address, RoundKey, Terms},
     market::lease::{ROUNDS_MAX, seeks_prior},
 };
 
@@ -56,11 +60,11 @@ fn is_left(terms: &Terms, account: &Account) -> bool {
     never_started || all_ended || pause_over
 }
 
-/// Accounts that leases name: by id, and by salt those of leases whose status was lost and that may find theirs again.
+/// Accounts that leases name: by id, and by round those of leases whose status was lost and that may find theirs again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
     ids: BTreeSet<String>,
-    salts: BTreeSet<Hash>,
+    rounds: BTreeSet<RoundKey>,
 }
 
 impl Claims {
@@ -75,8 +79,8 @@ impl Claims {
                 claims.ids.insert(escrow.terms.id.to_ascii_lowercase());
             } else if let (true, Some(uid)) = (seeks_prior(lease), &lease.metadata.uid) {
                 claims
-                    .salts
-                    .extend((1..=ROUNDS_MAX).map(|round| salt(market, uid, round)));
+                    .rounds
+                    .extend((1..=ROUNDS_MAX).map(|round| RoundKey::new(market, uid, round)));
             }
         }
         claims
@@ -85,7 +89,7 @@ impl Claims {
     /// Whether somebody names it.
     #[must_use]
     pub fn has(&self, terms: &Terms) -> bool {
-        self.salts.contains(&terms.salt) || self.ids.contains(&terms.id().to_string())
+        self.rounds.contains(&RoundKey::of(terms.salt)) || self.ids.contains(&terms.id().to_string())
     }
 }
 
@@ -122,7 +126,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::escrow::Leg;
+    use crate::{
+        escrow::{Leg, MarketSecret},
+        ports::SigningKey,
+    };
 
     fn terms() -> Terms {
         let leg = Leg {
@@ -130,12 +137,13 @@ mod tests {
             controller: Address([2; 20]),
             rate: Rate(1_000_000),
         };
+        let key = RoundKey::new(Address([4; 20]), "uid", 1);
         Terms {
             payer: Address([3; 20]),
             market: Address([4; 20]),
             token: Address([5; 20]),
             closer: Address([6; 20]),
-            salt: salt(Address([4; 20]), "uid", 1),
+            salt: MarketSecret::of(&SigningKey([7; 32])).salt(key, Address([3; 20])),
             start_by: 1_000,
             notice_seconds: 0,
             pause_for: 600,

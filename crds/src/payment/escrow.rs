@@ -32,7 +32,8 @@ pub struct EscrowTerms {
     /// Address of the key of the market operator that can close the account. The refund is sent to the payer.
     #[schemars(schema_with = "schema::address")]
     pub closer: String,
-    /// Salt of the account: keccak256(market, UID of the lease, round).
+    /// Salt of the account: the first half of keccak256(market, UID of the lease, round), and 16 bytes by which the market
+    /// recognizes it.
     #[schemars(schema_with = "schema::hash32")]
     pub salt: String,
     /// Unix time in seconds after which anyone can close an account that has not started.

@@ -14,7 +14,7 @@ use leasehold_crds::{
     lease::{Blocker, Phase},
 };
 use leasehold_planner::{
-    escrow::Address,
+    escrow::{Address, MarketSecret},
     market::lease::{trim_allocation, trim_lease},
     payment_network::Serves,
     ports::{Clock as _, SigningKey},
@@ -49,6 +49,7 @@ pub(crate) struct Market {
     payments: PaymentClients,
     closer: SigningKey,
     closer_address: Address,
+    secret: MarketSecret,
     queues: Queues,
     leases: Store<GpuLease>,
     allocations: Store<GpuAllocation>,
@@ -138,6 +139,8 @@ impl Market {
                 Duration::from_secs(common.mine_deadline),
                 process.metrics().chain.clone(),
             ),
+            index: AccountIndex::new(MarketSecret::of(&closer)),
+            secret: MarketSecret::of(&closer),
             closer,
             closer_address,
             queues,
@@ -147,7 +150,6 @@ impl Market {
             networks_changed,
             supply,
             provider_queue,
-            index: AccountIndex::default(),
             events: Events::new(client.clone(), MANAGER, &common.process.identity),
             metrics: process.metrics().clone(),
             client,

@@ -12,9 +12,10 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{GpuLease, PaymentNetwork};
 use leasehold_planner::{
-    escrow::{Address, Hash, Terms},
-    orphans::{Claims, Suspects, Verdict, assess},
-    ports::Payments as _,
+    escrow::{Address, Terms},
+    market::accounts::Accounts,
+    orphans::{Claims, Sweep},
+    ports::{PaymentError, Payments as _},
 };
 use leasehold_runtime::Process;
 use leasehold_telemetry::{
@@ -23,12 +24,9 @@ use leasehold_telemetry::{
 };
 
 use super::Market;
+use crate::payments::currency;
 
 const PERIOD: Duration = Duration::from_secs(30);
-/// Accounts of a network that are read each time.
-const ACCOUNTS_MAX: usize = 500;
-/// Accounts of a network that are closed each time.
-const CLOSES_MAX: usize = 20;
 
 /// Adds the loop that closes orphaned accounts.
 pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
@@ -40,15 +38,15 @@ pub(crate) fn register(process: &mut Process, market: &Arc<Market>) {
 
 /// Runs until the process ends.
 async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
-    let mut suspects: HashMap<String, Suspects<Hash>> = HashMap::new();
+    let mut sweeps: HashMap<String, Sweep> = HashMap::new();
     loop {
         let begun = Instant::now();
         let mut failed = None;
         for network in market.networks.state() {
             heartbeat.beat();
             let name = network.name_any();
-            let suspects = suspects.entry(name.clone()).or_default();
-            if let Err(error) = market.close_orphans(&network, suspects).await {
+            let sweep = sweeps.entry(name.clone()).or_default();
+            if let Err(error) = market.close_orphans(&network, sweep).await {
                 tracing::debug!(
                     network = name,
                     error = format!("{error:#}"),
@@ -62,10 +60,7 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
             let phase = |l: &Arc<GpuLease>| l.status.as_ref().map(|s| s.phase).unwrap_or_default();
             leases.count(market.leases.state().iter().map(phase));
         }
-        market
-            .metrics
-            .orphans
-            .set(suspects.values().map(Suspects::left).sum());
+        market.metrics.orphans.set(sweeps.values().map(Sweep::left).sum());
         market
             .metrics
             .reconcile
@@ -75,61 +70,46 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
 }
 
 impl Market {
-    async fn close_orphans(
-        &self,
-        network: &PaymentNetwork,
-        suspects: &mut Suspects<Hash>,
-    ) -> anyhow::Result<()> {
-        let name = network.name_any();
-        let Some(market) = network
-            .spec
-            .market_id
-            .as_deref()
-            .and_then(|m| m.parse::<Address>().ok())
+    async fn close_orphans(&self, network: &PaymentNetwork, sweep: &mut Sweep) -> anyhow::Result<()> {
+        let (name, spec) = (network.name_any(), &network.spec);
+        let market = spec.market_id.as_deref().and_then(|m| m.parse::<Address>().ok());
+        let (Some(market), Some(currency), Ok(decimals)) =
+            (market, currency(spec), u32::try_from(spec.token.decimals))
         else {
             return Ok(());
         };
         let chain = self.payments.client(network).await?;
         let leases = self.leases.state();
         let claims = Claims::of(market, leases.iter().map(|l| &**l));
-        let unclaimed = self
-            .index
-            .unclaimed(&name, &chain, market, &claims, ACCOUNTS_MAX)
-            .await?;
+        let own = (currency.token, self.closer_address);
+        let unclaimed = |accounts: &mut Accounts| sweep.next(accounts.unclaimed(&claims), own);
+        let next = self.index.read(&name, &chain, market, unclaimed).await?;
         let reads = self
             .payments
-            .observed(ChainAction::Read, chain.accounts(&unclaimed))
+            .observed(ChainAction::Read, chain.accounts(&next))
             .await?;
-        let found = unclaimed
-            .iter()
-            .zip(&reads)
-            .map(|(terms, read)| (terms.salt, assess(terms, read)))
-            .collect();
-        let agreed = suspects.agreed(found);
+        let agreed = sweep.agreed(next.into_iter().zip(reads), decimals, self.now());
         if agreed.is_empty() {
             return Ok(());
         }
-        // The cache may lag behind a lease that was just created: leases are read from the API server.
-        let claims = Claims::of(market, &self.leases_now().await?);
-        let nobodys = |verdict: Verdict| -> Vec<&Terms> {
-            let agrees = |terms: &&Terms| agreed.get(&terms.salt) == Some(&verdict) && !claims.has(terms);
-            unclaimed.iter().filter(agrees).collect()
-        };
-        let over = nobodys(Verdict::Over).into_iter().map(|t| t.salt);
-        self.index.forget(&name, over).await;
-        for terms in nobodys(Verdict::Clear).into_iter().take(CLOSES_MAX) {
-            self.clear(&chain, terms).await?;
+        let plan = sweep.plan(agreed, &Claims::of(market, &self.leases_now().await?));
+        self.index
+            .change(&name, |accounts| accounts.forget(&plan.forget))
+            .await;
+        for (terms, payouts) in &plan.close {
+            if let Err(error) = self.close_orphan(&chain, terms, *payouts).await {
+                tracing::warn!(account = %terms.id(), %error, "an account that has no lease could not be closed");
+                sweep.failed(terms.id(), self.now());
+            }
         }
         Ok(())
     }
 
-    async fn clear(&self, chain: &EvmEscrow, terms: &Terms) -> anyhow::Result<()> {
-        let payouts = u16::try_from((1u32 << terms.legs.len()) - 1).unwrap_or(u16::MAX);
+    async fn close_orphan(&self, chain: &EvmEscrow, terms: &Terms, payouts: u16) -> Result<(), PaymentError> {
         let receipt = self
             .payments
             .observed(ChainAction::Close, chain.close(&self.closer, terms, payouts))
-            .await
-            .with_context(|| format!("close account {}", terms.id()))?;
+            .await?;
         tracing::info!(account = %terms.id(), payer = %terms.payer, transaction = %receipt.transaction, "closed an account that has no lease");
         Ok(())
     }

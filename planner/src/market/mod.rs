@@ -1,5 +1,6 @@
 //! Decisions of a market's operator.
 
+pub mod accounts;
 pub mod allocation;
 pub mod lease;
 pub mod providers;

@@ -4,9 +4,10 @@
 use jiff::Timestamp;
 use leasehold_crds::{GpuLease, GpuPool};
 use leasehold_planner::{
-    escrow::Address,
+    escrow::{Address, MarketSecret},
     market::lease::Network,
     placement::{Candidate, Currency, Provider},
+    ports::SigningKey,
     provider::{
         allocation::accept::Identity,
         offer::supply::{FreeNode, PoolSupply},
@@ -59,6 +60,7 @@ pub(crate) fn network() -> Network {
         currency: currency(),
         market_id: MARKET,
         closer: CLOSER,
+        secret: MarketSecret::of(&SigningKey([0xa6; 32])),
         symbol: "USDC".into(),
         decimals: DECIMALS,
         refusal: None,

@@ -192,7 +192,7 @@ impl Market {
         self.page.step(what, self.now);
         let mut after = plan.status.clone();
         let before = self.status();
-        let stores_first = plan.must_persist_first(&before);
+        let stores_first = plan.must_persist_first(self.lease.status.as_ref());
         if !stores_first {
             self.carry_out(&plan, &mut after);
         }

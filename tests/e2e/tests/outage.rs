@@ -17,8 +17,8 @@ use leasehold_crds::{
 };
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, outage, timed, within};
 use leasehold_planner::{
-    escrow::{Terms, salt},
-    ports::{BlockLevel, Payments as _},
+    escrow::{RoundKey, Terms},
+    ports::{BlockLevel, Opened, Payments as _},
 };
 use serde_json::json;
 
@@ -160,10 +160,11 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let mut earned = 0;
     let (opened, _) = stack.payments.opened_since(stack.money.market_id, None).await?;
     for (uid, terms, wanted) in a.iter().chain(&b).chain(&c) {
-        let salts: BTreeSet<_> = (1..64)
-            .map(|round| salt(stack.money.market_id, uid, round))
+        let rounds: BTreeSet<_> = (1..64)
+            .map(|round| RoundKey::new(stack.money.market_id, uid, round))
             .collect();
-        let mine = opened.iter().filter(|o| salts.contains(&o.terms.salt)).count();
+        let is_mine = |o: &&Opened| rounds.contains(&RoundKey::of(o.terms.salt));
+        let mine = opened.iter().filter(is_mine).count();
         ensure!(mine == 1, "{mine} accounts were opened for one lease");
         earned += closed(stack, terms, Some(wanted.0)).await?;
     }

@@ -186,9 +186,7 @@ impl Sim {
             Fault::ChainHangs => {
                 let long = self.random.per_mille(250);
                 let span = self.random.between(5, if long { 500 } else { 90 }) * 1000;
-                self.chain.hung = true;
-                self.faults.hung_until = self.now + span;
-                self.note(|| format!("the chain hangs for {} s", span / 1000));
+                self.hang_chain(span);
             }
             Fault::ChainCut => {
                 if begins {
@@ -227,6 +225,13 @@ impl Sim {
             Fault::FaultyGpus => self.change_gpu_faults(site, begins),
             Fault::Reorganisations | Fault::Clocks => {}
         }
+    }
+
+    /// Lets the chain mine nothing and answer nothing for that time.
+    pub(crate) fn hang_chain(&mut self, span_ms: u64) {
+        self.chain.hung = true;
+        self.faults.hung_until = self.now + span_ms;
+        self.note(|| format!("the chain hangs for {} s", span_ms / 1000));
     }
 
     /// Crashes a leading process, or starts or ends a second one beside it.

@@ -8,8 +8,9 @@ use std::{
 use jiff::Timestamp;
 use leasehold_crds::{GpuAllocation, GpuLease, payment::money::TokenAmount};
 use leasehold_planner::{
-    escrow::{Address, keccak},
+    escrow::{Address, MarketSecret, keccak},
     placement::Currency,
+    ports::SigningKey,
 };
 
 use crate::{
@@ -47,7 +48,7 @@ pub(crate) enum Event {
     Sync(ProcessId, u64, u8),
     /// The market refreshes its supply, or a provider its offer.
     Supply(ProcessId, u64),
-    /// A provider looks for orphaned namespaces.
+    /// A provider looks for orphaned namespaces, or the market for orphaned accounts.
     Orphans(ProcessId, u64),
     Due(ProcessId, u64, Task),
     Continue(ProcessId, u64, u64),
@@ -84,6 +85,7 @@ pub struct Sim {
     pub(crate) currency: Currency,
     pub(crate) market_id: Address,
     pub(crate) closer: Address,
+    pub(crate) secret: MarketSecret,
     pub(crate) leases: Api<GpuLease>,
     pub(crate) allocations: Api<GpuAllocation>,
     pub(crate) offers: BTreeMap<String, Offer>,
@@ -133,6 +135,7 @@ impl Sim {
             },
             market_id: address_of("market"),
             closer: address_of("closer"),
+            secret: MarketSecret::of(&SigningKey([7; 32])),
             leases: Api::default(),
             allocations: Api::default(),
             offers: BTreeMap::new(),
@@ -349,8 +352,9 @@ impl Sim {
         if !self.is_current(who, restarts) {
             return;
         }
-        if let ProcessId::Provider(s, p) = who {
-            self.clear_orphans(s, p);
+        match who {
+            ProcessId::Market(m) => self.close_orphans(m),
+            ProcessId::Provider(s, p) => self.clear_orphans(s, p),
         }
         self.at(30_000, Event::Orphans(who, restarts));
     }

@@ -47,6 +47,16 @@ pub(crate) fn third_party() -> Address {
     address_of("third party")
 }
 
+/// An address that opens accounts that look like those of others.
+pub(crate) fn stranger() -> Address {
+    address_of("stranger")
+}
+
+/// Whether a stranger opened the account.
+pub(crate) fn is_strangers(terms: &Terms) -> bool {
+    terms.payer == stranger()
+}
+
 fn payer(namespace: &str) -> Address {
     address_of(&format!("payer {namespace}"))
 }
@@ -70,7 +80,8 @@ impl Tenants {
     /// Initial token balances.
     pub(crate) fn balances(&self) -> Vec<(Address, TokenAmount)> {
         let teams = self.balances.iter().map(|(team, amount)| (payer(team), *amount));
-        teams.chain([(third_party(), TokenAmount(50_000_000))]).collect()
+        let others = [third_party(), stranger()].map(|who| (who, TokenAmount(50_000_000)));
+        teams.chain(others).collect()
     }
 
     /// The result of reading the namespace's Secret.
@@ -305,7 +316,7 @@ impl Sim {
         }
     }
 
-    fn delete(&mut self, key: &Key) {
+    pub(crate) fn delete(&mut self, key: &Key) {
         let now = self.clock(0);
         self.note(|| format!("{} is deleted", key.1));
         self.leases.delete(key, now).ok();
@@ -320,7 +331,7 @@ impl Sim {
         }
     }
 
-    fn wipe(&mut self, key: &Key) {
+    pub(crate) fn wipe(&mut self, key: &Key) {
         self.note(|| format!("the status of {} is wiped", key.1));
         self.leases.wipe_status(key);
     }
@@ -360,6 +371,7 @@ impl Sim {
     }
 
     fn leave(&mut self) {
+        self.close_strangers_accounts();
         let keys: Vec<Key> = self.leases.all().map(|(key, _)| key.clone()).collect();
         for key in keys {
             let Some(lease) = self.leases.get(&key).cloned() else {

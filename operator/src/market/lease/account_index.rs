@@ -1,13 +1,11 @@
-//! Accounts this market opened, by salt, read off the chain's events: how a lease whose status was lost finds its
-//! account again, and how an account whose lease is gone is found at all.
+//! Reads the accounts of this market off the chain's events, and keeps them by PaymentNetwork.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::RangeInclusive, sync::Arc};
 
 use leasehold_chain::EvmEscrow;
 use leasehold_planner::{
-    escrow::{Address, Hash, Terms, salt},
-    market::lease::{ROUNDS_MAX, RecoveredAccount},
-    orphans::Claims,
+    escrow::{Address, MarketSecret},
+    market::{accounts::Accounts, lease::RecoveredAccount},
     ports::{Cursor, PaymentError, Payments as _},
 };
 use tokio::sync::Mutex;
@@ -18,12 +16,17 @@ const CALLS_MAX: usize = 20;
 #[derive(Default)]
 struct Read {
     cursor: Option<Cursor>,
-    by_salt: HashMap<Hash, Terms>,
+    accounts: Accounts,
 }
 
 impl Read {
     /// Reads on to the newest block.
-    async fn read_on(&mut self, chain: &EvmEscrow, market: Address) -> Result<(), PaymentError> {
+    async fn read_on(
+        &mut self,
+        chain: &EvmEscrow,
+        market: Address,
+        secret: &MarketSecret,
+    ) -> Result<(), PaymentError> {
         let head = chain.head().await?;
         let mut calls = 0;
         while self.cursor.is_none_or(|c| c.number < head.number) {
@@ -35,64 +38,63 @@ impl Read {
             }
             let (opened, cursor) = chain.opened_since(market, self.cursor).await?;
             self.cursor = Some(cursor);
-            self.by_salt
-                .extend(opened.into_iter().map(|o| (o.terms.salt, o.terms)));
+            self.accounts
+                .extend(secret, opened.into_iter().map(|opened| opened.terms));
             calls += 1;
         }
         Ok(())
     }
 }
 
-/// Accounts by PaymentNetwork and salt. What is over and has no lease is forgotten.
-#[derive(Clone, Default)]
-pub(crate) struct AccountIndex(Arc<Mutex<HashMap<String, Read>>>);
+/// The accounts of this market on each PaymentNetwork. What is over and has no lease is forgotten.
+#[derive(Clone)]
+pub(crate) struct AccountIndex {
+    secret: MarketSecret,
+    networks: Arc<Mutex<HashMap<String, Read>>>,
+}
 
 impl AccountIndex {
-    /// Reads on, then seeks the newest account of a lease.
-    pub(crate) async fn prior(
+    /// Nothing is read yet.
+    pub(crate) fn new(secret: MarketSecret) -> Self {
+        Self {
+            secret,
+            networks: Arc::default(),
+        }
+    }
+
+    /// Reads on, then seeks the account of the latest of these rounds of a lease.
+    pub(crate) async fn latest(
         &self,
         network: &str,
         chain: &EvmEscrow,
         market: Address,
         uid: &str,
+        rounds: RangeInclusive<u64>,
     ) -> Result<Option<RecoveredAccount>, PaymentError> {
-        let mut guard = self.0.lock().await;
-        let read = guard.entry(network.to_owned()).or_default();
         // An index that lags must not report that there is no account: a second one would be opened.
-        read.read_on(chain, market).await?;
-        Ok((1..=ROUNDS_MAX).rev().find_map(|round| {
-            let terms = read.by_salt.get(&salt(market, uid, round))?;
-            Some(RecoveredAccount {
-                round,
-                terms: terms.clone(),
-            })
-        }))
+        let latest = |accounts: &mut Accounts| accounts.latest(market, uid, rounds);
+        self.read(network, chain, market, latest).await
     }
 
-    /// Reads on, then gives at most `most` accounts that nobody claims, the same ones first each time.
-    pub(crate) async fn unclaimed(
+    /// Reads on, then answers from what was read.
+    pub(crate) async fn read<T>(
         &self,
         network: &str,
         chain: &EvmEscrow,
         market: Address,
-        claims: &Claims,
-        most: usize,
-    ) -> Result<Vec<Terms>, PaymentError> {
-        let mut guard = self.0.lock().await;
+        answer: impl FnOnce(&mut Accounts) -> T,
+    ) -> Result<T, PaymentError> {
+        let mut guard = self.networks.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
-        read.read_on(chain, market).await?;
-        let mut found: Vec<_> = read.by_salt.values().filter(|t| !claims.has(t)).collect();
-        found.sort_by_key(|t| t.salt);
-        Ok(found.into_iter().take(most).cloned().collect())
+        read.read_on(chain, market, &self.secret).await?;
+        Ok(answer(&mut read.accounts))
     }
 
-    /// Forgets accounts that are over and that nobody claims.
-    pub(crate) async fn forget(&self, network: &str, salts: impl IntoIterator<Item = Hash>) {
-        let mut guard = self.0.lock().await;
+    /// Changes what was read.
+    pub(crate) async fn change(&self, network: &str, change: impl FnOnce(&mut Accounts)) {
+        let mut guard = self.networks.lock().await;
         if let Some(read) = guard.get_mut(network) {
-            for salt in salts {
-                read.by_salt.remove(&salt);
-            }
+            change(&mut read.accounts);
         }
     }
 }

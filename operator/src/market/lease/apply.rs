@@ -59,7 +59,7 @@ impl Market {
                 }
             }
         }
-        if plan.must_persist_first(&before) {
+        if plan.must_persist_first(world.lease.status.as_ref()) {
             written.persist_only = true;
             return (written, Ok(()));
         }

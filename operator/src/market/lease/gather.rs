@@ -139,6 +139,7 @@ impl Market {
                     currency,
                     market_id,
                     closer: self.closer_address,
+                    secret: self.secret.clone(),
                     symbol,
                     decimals,
                     refusal: payment_network::refusal(&object),
@@ -244,7 +245,9 @@ impl Market {
             (Observed::Known(Some(network)), Some(chain)) => {
                 let uid = lease.uid().unwrap_or_default();
                 let name = &lease.spec.payment.network;
-                let prior = self.index.prior(name, chain, network.market_id, &uid);
+                let prior = self
+                    .index
+                    .latest(name, chain, network.market_id, &uid, 1..=lease::ROUNDS_MAX);
                 Observed::from_result(prior.await)
             }
             (Observed::Known(_), _) => Observed::Known(None),

@@ -39,7 +39,8 @@ pub enum AccountState {
     Unknown,
     /// There is no account, and one may still be opened.
     Absent,
-    /// Nothing is there, two reads agree, and `open_by` is past on the chain: nothing will come.
+    /// Nothing is there and nothing will come: two reads agree and `open_by` is past on the chain, or the lease ends before
+    /// anything was intended.
     NeverOpened,
     /// An account of other terms.
     Mismatch,
@@ -86,6 +87,11 @@ fn account_state(world: &World, status: &GpuLeaseStatus) -> AccountState {
     let Some(escrow) = &status.escrow else {
         return AccountState::NoTerms;
     };
+    let unknown = if ends_before_payment(world, status) {
+        AccountState::NeverOpened
+    } else {
+        AccountState::Unknown
+    };
     match &world.account {
         Some(Observed::Known(AccountRead::Present(a))) if a.closed && agreed(world, |a| a.closed) => {
             AccountState::Closed
@@ -94,13 +100,13 @@ fn account_state(world: &World, status: &GpuLeaseStatus) -> AccountState {
         // One strange reading is none.
         Some(Observed::Known(AccountRead::Mismatch)) => match world.second_account {
             Some(Observed::Known(AccountRead::Mismatch)) => AccountState::Mismatch,
-            _ => AccountState::Unknown,
+            _ => unknown,
         },
         Some(Observed::Known(AccountRead::Absent)) => match world.second_account {
             Some(Observed::Known(AccountRead::Absent)) => absent(world, status, escrow.open_by),
-            _ => AccountState::Unknown,
+            _ => unknown,
         },
-        Some(Observed::Unknown(_)) | None => AccountState::Unknown,
+        Some(Observed::Unknown(_)) | None => unknown,
     }
 }
 
@@ -111,12 +117,17 @@ fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64) -> AccountState 
         let time = i64::try_from(h.time).unwrap_or(i64::MAX);
         time > open_by.saturating_add(LAG_SECONDS)
     });
-    let ends = status.close_reason.is_some() || deleting(world);
-    if past || (ends && !may_be_under_way(status)) {
+    if past || ends_before_payment(world, status) {
         AccountState::NeverOpened
     } else {
         AccountState::Absent
     }
+}
+
+/// Whether the lease ends before anything was intended on the chain: no account was opened for it, whether the chain can
+/// be read or not.
+fn ends_before_payment(world: &World, status: &GpuLeaseStatus) -> bool {
+    (status.close_reason.is_some() || deleting(world)) && !may_be_under_way(status)
 }
 
 /// Whether an `open` may have been sent. One that was never even intended was not.
@@ -131,6 +142,9 @@ pub(super) fn may_be_under_way(status: &GpuLeaseStatus) -> bool {
 pub(super) fn deleting(world: &World) -> bool {
     world.deletion.ends_lease()
 }
+
+/// How long a lease whose funds are spent waits for a payment whose intent is stored.
+const FUNDING_SECONDS: u64 = 60;
 
 /// With less paid time left than this, a provider that stops is not taken for one that gave up.
 const LAST_SECONDS: u64 = 5;
@@ -192,12 +206,13 @@ fn funds_ended(world: &World, status: &GpuLeaseStatus, account: &Account) -> Opt
         OnFundsEnd::Close => 0,
         OnFundsEnd::Pause => world.parsed.request.as_ref().map_or(0, |r| r.pause_seconds),
     };
-    // The tenant may have extended in the last second: that intent is carried out first.
+    // The tenant may have extended in the last second: that intent is carried out first, if the wallet can pay in time.
     let extending = status
         .intent
         .as_ref()
         .is_some_and(|i| i.action == IntentAction::Fund);
-    (waited >= patience && !extending).then_some(funds_spent(world, account))
+    let patience = patience + if extending { FUNDING_SECONDS } else { 0 };
+    (waited >= patience).then_some(funds_spent(world, account))
 }
 
 /// The reason to close a lease whose funds are spent: its term is over, or they ended before it.
@@ -264,7 +279,7 @@ fn second(world: &World) -> Option<&Account> {
     }
 }
 
-/// Whether a person gave up the account whose id is in status.
+/// Whether a person gave up the account whose id is in status, or, where status names none, the lease with that UID.
 fn abandoned(world: &World, status: &GpuLeaseStatus) -> bool {
     let annotation = world
         .lease
@@ -272,10 +287,11 @@ fn abandoned(world: &World, status: &GpuLeaseStatus) -> bool {
         .annotations
         .as_ref()
         .and_then(|a| a.get(ANNOTATION_ABANDON));
-    match (annotation, &status.escrow) {
-        (Some(value), Some(escrow)) => *value == escrow.terms.id,
-        _ => false,
-    }
+    let named = match &status.escrow {
+        Some(escrow) => Some(&escrow.terms.id),
+        None => world.lease.metadata.uid.as_ref(),
+    };
+    annotation.is_some() && annotation == named
 }
 
 /// Whether the leg of an allocation runs or has run; as long as the account cannot be read, whether any leg has.

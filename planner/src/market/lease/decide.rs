@@ -1,12 +1,12 @@
 //! What is done about a lease: a plan so exact that the edge has no choice left.
 //!
-//! The steps of a lease, in order: add the finalizer; recover what was lost ([`super::recover`]); match
+//! The steps of a lease, in order: store a first status; add the finalizer; recover what was lost ([`super::recover`]); match
 //! ([`super::matching`]); ask the providers, store the intent to open, open ([`super::opening`]); wait for the first
 //! leg, fund when the term grew or the runway is short ([`super::serving`]); store the intent to close, close, remove
 //! the finalizer ([`super::closing`]).
 
 use jiff::Timestamp;
-use leasehold_crds::lease::{Blocker, CloseReason, Phase};
+use leasehold_crds::lease::{Blocker, CloseReason, Intent, IntentAction, Phase};
 
 use super::{
     check::{AccountState, Checked, deleting},
@@ -15,7 +15,7 @@ use super::{
     plan::{Plan, in_seconds},
     reads::has_finalizer,
     recover, reports, serving, summary,
-    world::{Deletion, World},
+    world::{Deletion, RecoveredAccount, World},
 };
 use crate::observed::Observed;
 
@@ -120,7 +120,7 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
         plan.wake = in_seconds(now, 3600);
         return Step::at(Fact::Ended);
     }
-    if !held && !deleting(world) {
+    if !held && !deleting(world) && world.lease.status.is_some() {
         plan.finalizer = Some(true);
     }
     // What was lost is found before anything is begun or given up.
@@ -165,15 +165,7 @@ fn recovered(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
             plan.wake = in_seconds(now, 5);
             Some(Step::blocked(None, Blocker::ChainUnreachable, why.clone()))
         }
-        Observed::Known(Some(account)) => {
-            recover::adopt(world, account, plan);
-            plan.wake = if plan.status.escrow.is_some() {
-                now
-            } else {
-                in_seconds(now, 10)
-            };
-            Some(Step::unchanged())
-        }
+        Observed::Known(Some(account)) => found(world, account, now, plan),
         Observed::Known(None) if plan.status.round == 0 => {
             plan.status.recovery_checked = true;
             let step = recover::resume(world, now, plan)?;
@@ -182,4 +174,44 @@ fn recovered(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
         }
         Observed::Known(None) => None,
     }
+}
+
+/// The step of a lease whose account was found.
+fn found(world: &World, account: &RecoveredAccount, now: Timestamp, plan: &mut Plan) -> Option<Step> {
+    if let Some(why) = recover::misfit(world, &account.terms) {
+        // To close it takes no more than that this market opened it. To serve and to fund it takes all of its terms.
+        let is_own = world
+            .network()
+            .is_ok_and(|network| network.secret.chose(&account.terms));
+        match (deleting(world), is_own) {
+            (true, true) => {}
+            (true, false) => return None,
+            (false, _) => {
+                plan.wake = in_seconds(now, 60);
+                let id = account.terms.id();
+                return Some(Step::blocked(
+                    None,
+                    Blocker::AccountMismatch,
+                    format!(
+                        "account {id} was opened for this lease, but {why}: delete the lease and create another"
+                    ),
+                ));
+            }
+        }
+    }
+    recover::adopt(world, account, plan);
+    if plan.status.escrow.is_some() {
+        // The account was opened: the lease does not end before the chain shows what became of it.
+        plan.status.intent = Some(Intent {
+            action: IntentAction::Open,
+            total: None,
+            written_at: now.to_string(),
+        });
+    }
+    plan.wake = if plan.status.escrow.is_some() {
+        now
+    } else {
+        in_seconds(now, 10)
+    };
+    Some(Step::unchanged())
 }

@@ -70,14 +70,13 @@ pub fn events(old: Option<&GpuLeaseStatus>, new: &GpuLeaseStatus) -> Vec<Event> 
     }
     let abandoned = new.close_reason == Some(CloseReason::Abandoned);
     if new.phase.is_over() && !was.is_over() && abandoned {
-        let id = new
-            .escrow
-            .as_ref()
-            .map(|e| e.terms.id.clone())
-            .unwrap_or_default();
+        let account = new.escrow.as_ref().map_or_else(
+            || "any account that was opened for this lease".to_owned(),
+            |e| format!("account {}", e.terms.id),
+        );
         events.push(Event::warning(
             LeaseEvent::Abandoned,
-            format!("the payer can recover the remaining balance by calling close(terms, 0) on the escrow for account {id}"),
+            format!("the payer can recover the remaining balance by calling close(terms, 0) on the escrow for {account}"),
         ));
     }
     events

@@ -19,7 +19,7 @@ use super::{
     world::{Network, Wallet, World},
 };
 use crate::{
-    escrow::{Address, Leg, Terms, allocation_name, salt},
+    escrow::{Address, Leg, RoundKey, Terms, allocation_name},
     observed::Observed,
     placement::Choice,
     ports::Head,
@@ -228,13 +228,14 @@ fn begin_round(
 ) {
     let round = plan.status.round.max(0) + 1;
     let uid = world.lease.metadata.uid.clone().unwrap_or_default();
+    let key = RoundKey::new(network.market_id, &uid, u64::try_from(round).unwrap_or_default());
     let open_by = head.time + OPEN_WITHIN_SECONDS;
     let terms = Terms {
         payer,
         market: network.market_id,
         token: network.currency.token,
         closer: network.closer,
-        salt: salt(network.market_id, &uid, u64::try_from(round).unwrap_or_default()),
+        salt: network.secret.salt(key, payer),
         start_by: open_by + START_WITHIN_SECONDS,
         notice_seconds: 0,
         pause_for: u32::try_from(request.pause_seconds).unwrap_or(u32::MAX),

@@ -15,6 +15,7 @@ use super::{
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds},
     recover::provider_of,
+    serving::other_wallet,
     world::World,
 };
 use crate::{
@@ -39,7 +40,7 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
     plan.wake = in_seconds(now, 2);
     if let Some(intent) = &plan.status.intent {
         // Too late to send: wait until the chain is past `open_by`, then the round lapses.
-        if head.time + OPEN_MARGIN_SECONDS / 2 < open_by {
+        if head.time + OPEN_MARGIN_SECONDS / 2 < open_by && other_wallet(world, terms).is_none() {
             plan.call = open_call(intent, terms, open_by);
         }
         return Step::at(Fact::AwaitingReservations);

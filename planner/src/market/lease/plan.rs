@@ -88,10 +88,15 @@ impl Plan {
         legs.map(|leg| (leg.provider.as_str(), leg.namespace.as_str()))
     }
 
-    /// Whether the status must be written before anything else, because a round or an intent begins (M2).
+    /// Whether the status must be written before anything else, because a round or an intent begins (M2), or because
+    /// there is no status: the finalizer of a lease without a status means that its status was lost, and that the chain
+    /// must be read before the lease can end. It is therefore added to a lease that has a status.
     #[must_use]
-    pub fn must_persist_first(&self, before: &GpuLeaseStatus) -> bool {
+    pub fn must_persist_first(&self, before: Option<&GpuLeaseStatus>) -> bool {
         let after = &self.status;
+        let Some(before) = before else {
+            return !after.phase.is_over();
+        };
         let round = (before.round, &before.escrow) != (after.round, &after.escrow);
         round || (after.intent.is_some() && before.intent != after.intent)
     }

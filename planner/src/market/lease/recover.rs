@@ -16,6 +16,33 @@ use crate::{
     observed::Observed,
 };
 
+/// Why an account that this market opened for the lease does not serve it: it is not what the lease would open now. An
+/// allocation is the market's own record of such an account, in which all terms are repeated. `None` if it serves.
+pub(super) fn misfit(world: &World, terms: &Terms) -> Option<&'static str> {
+    let stated = |a: &AllocationSeen| Terms::from_wire(&a.object.spec.escrow).as_ref() == Ok(terms);
+    if world.allocations.iter().any(stated) {
+        return None;
+    }
+    let (Ok(network), Ok(request)) = (world.network(), &world.parsed.request) else {
+        return Some("no PaymentNetwork or spec to compare it with");
+    };
+    let most = request
+        .price_cap
+        .rate_floor(request.gpus(), network.decimals)
+        .unwrap_or_default();
+    if !network.secret.chose(terms) || terms.market != network.market_id {
+        Some("another market opened it")
+    } else if terms.token != network.currency.token {
+        Some("its token is not the one of the PaymentNetwork")
+    } else if terms.closer != network.closer {
+        Some("its closer is not the key of this market")
+    } else if u64::try_from(terms.legs.len()).is_ok_and(|legs| legs > request.nodes) || terms.rate() > most {
+        Some("it pays more than the lease permits")
+    } else {
+        None
+    }
+}
+
 /// Status was lost: it is written again from the account that was found and the allocations that are there.
 pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
     let mine = || {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    lease::{Intent, IntentAction},
+    lease::{Blocker, Intent, IntentAction},
     payment::money::TokenAmount,
 };
 
@@ -12,10 +12,11 @@ use super::{
     decide::Step,
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
-    world::World,
+    world::{Wallet, World},
 };
 use crate::{
     escrow::{Account, Terms},
+    observed::Observed,
     request::Request,
 };
 /// The account is open: provision, serve, fund.
@@ -48,22 +49,32 @@ pub(super) fn serve(
         fund(world, request, account, checked.exhausted, terms, now, plan);
         prolong(world, request, account, plan);
     }
+    let fact = fact(world, checked, account);
+    let funds = plan
+        .status
+        .intent
+        .as_ref()
+        .is_some_and(|i| i.action == IntentAction::Fund);
+    match other_wallet(world, terms).filter(|_| funds) {
+        Some(why) => Step::blocked(fact, Blocker::WalletNotReadable, why),
+        None => fact.map_or_else(Step::unchanged, Step::at),
+    }
+}
+
+/// What is true of a lease whose account is open.
+fn fact(world: &World, checked: &Checked, account: &Account) -> Option<Fact> {
     if account.running != 0 {
-        return Step::at(Fact::Serving);
+        return Some(Fact::Serving);
     }
     if account.started_at != 0 {
         // The clock may run while every leg is paused: paid time passes, and no provider serves.
-        return if checked.exhausted {
-            Step::at(Fact::OutOfFunds)
-        } else {
-            Step::unchanged()
-        };
+        return checked.exhausted.then_some(Fact::OutOfFunds);
     }
     let provisioning = world
         .allocations
         .iter()
         .any(|a| a.object.status.as_ref().is_some_and(|s| s.phase.is_running()));
-    Step::at(if provisioning {
+    Some(if provisioning {
         Fact::Provisioning
     } else {
         Fact::Open
@@ -76,6 +87,18 @@ fn seconds_until_due(world: &World, left: u64) -> u64 {
     match request.and_then(|request| request.top_up.as_ref()) {
         Some(rule) if left >= rule.when_below_seconds => left - rule.when_below_seconds + 1,
         _ => left,
+    }
+}
+
+/// Why the wallet does not pay into the account: its refund would be paid to somebody else. `None` if it opened the
+/// account, or has not been read.
+pub(super) fn other_wallet(world: &World, terms: &Terms) -> Option<String> {
+    match &world.wallet {
+        Observed::Known(Wallet::Ready(address)) if *address != terms.payer => Some(format!(
+            "the wallet is {address}, but the account belongs to {}, which alone pays into it",
+            terms.payer
+        )),
+        _ => None,
     }
 }
 
@@ -93,7 +116,7 @@ fn fund(
         let total = intent.total.as_deref().and_then(|t| TokenAmount::parse(t).ok());
         match (intent.action, total) {
             (IntentAction::Fund, Some(total)) if account.deposited < total => {
-                plan.call = Some(ChainCall::Fund {
+                plan.call = other_wallet(world, terms).is_none().then(|| ChainCall::Fund {
                     terms: terms.clone(),
                     total,
                 });

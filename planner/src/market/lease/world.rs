@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use leasehold_crds::{GpuAllocation, GpuLease, lease::Blocker};
 
 use crate::{
-    escrow::{AccountRead, Address, Terms, TermsError},
+    escrow::{AccountRead, Address, MarketSecret, Terms, TermsError},
     observed::Observed,
     placement::{Candidate, Currency, Placement, Provider, place},
     ports::{Balances, Head},
@@ -21,6 +21,8 @@ pub struct Network {
     pub market_id: Address,
     /// The market's key that may close.
     pub closer: Address,
+    /// Secret by which this market recognizes its accounts.
+    pub secret: MarketSecret,
     /// Symbol of the token.
     pub symbol: String,
     /// Decimals of the token.

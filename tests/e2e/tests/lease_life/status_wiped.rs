@@ -4,7 +4,7 @@ use anyhow::{Context as _, ensure};
 use kube::ResourceExt as _;
 use leasehold_crds::{lease::Phase, payment::money::TokenAmount};
 use leasehold_e2e::Tenant;
-use leasehold_planner::{escrow::salt, ports::Payments as _};
+use leasehold_planner::{escrow::RoundKey, ports::Payments as _};
 
 use super::{LIMIT, closed_exactly, service};
 
@@ -32,7 +32,8 @@ pub(super) async fn same_account_is_found(tenant: &Tenant<'_>) -> anyhow::Result
         .filter(|round| {
             opened
                 .iter()
-                .any(|o| o.terms.salt == salt(tenant.stack.money.market_id, &uid, *round))
+                .map(|o| RoundKey::of(o.terms.salt))
+                .any(|key| key == RoundKey::new(tenant.stack.money.market_id, &uid, *round))
         })
         .count();
     ensure!(mine == 1, "{mine} accounts were opened");

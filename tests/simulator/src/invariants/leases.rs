@@ -2,7 +2,7 @@
 
 use leasehold_crds::{
     GpuLease,
-    lease::{CloseReason, GpuLeaseStatus, IntentAction, Phase},
+    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase},
     market::allocation::{AllocationPhase, GpuAllocationStatus, StopReason},
     shared::duration,
 };
@@ -14,6 +14,9 @@ use crate::{Sim, api::Key, reconcile::ProcessId, scenario::Scenario};
 /// How long an account may be open although its lease was stored as closed, while the market can act: a close that a
 /// reorganisation has dropped is sent again within this time.
 const REOPENED_MS: u64 = 60_000;
+
+/// How long a deleted lease may remain while the market can release it.
+const RELEASED_MS: u64 = 180_000;
 
 const fn rank(phase: Phase) -> u8 {
     match phase {
@@ -45,6 +48,8 @@ impl Sim {
                 .and_then(|(_, s)| s.clone());
             if let Some(status) = &object.status {
                 self.lease_stored(&key, &uid, before.as_ref(), status, &object);
+            } else if before.is_some() {
+                self.invariants.may_be_paid.insert(uid.clone());
             }
             self.invariants.lives.insert(key, (uid, object.status.clone()));
         }
@@ -75,11 +80,12 @@ impl Sim {
         if let Some(escrow) = &status.escrow {
             let id = escrow.terms.id.clone();
             self.invariants
-                .lease_of_salt
-                .insert(escrow.terms.salt.clone(), uid.to_owned());
+                .lease_of_account
+                .insert(id.clone(), uid.to_owned());
             if let Some(intent) = &status.intent {
                 match intent.action {
                     IntentAction::Open | IntentAction::Fund => {
+                        self.invariants.may_be_paid.insert(uid.to_owned());
                         let total = intent.total.as_deref().and_then(|t| t.parse().ok()).unwrap_or(0);
                         let most = self.invariants.intents.entry(id).or_default();
                         *most = total.max(*most);
@@ -167,6 +173,68 @@ impl Sim {
         }
     }
 
+    /// Whether a process of the market is up and reaches its API server and the chain.
+    fn market_reads(&self) -> bool {
+        let reads =
+            |m: usize| self.markets[m].up && !self.faults.cut_from_chain.contains(&ProcessId::Market(m));
+        self.faults.market_up && !self.chain.hung && (0..self.markets.len()).any(reads)
+    }
+
+    /// U5: a lease that closes at the end of its funds does so within a bound, whatever else is intended.
+    pub(super) fn check_spent(&mut self, passed: u64) {
+        let reads = self.market_reads();
+        let (leases, chain, invariants) = (&self.leases, &self.chain, &mut self.invariants);
+        let before = std::mem::take(&mut invariants.spent_ms);
+        for (key, lease) in leases.all() {
+            let closes = lease.spec.payment.on_funds_end == OnFundsEnd::Close;
+            let status = lease.status.as_ref();
+            let escrow = status
+                .filter(|s| s.close_reason.is_none())
+                .and_then(|s| s.escrow.as_ref());
+            let Some(Ok(terms)) = escrow.filter(|_| closes).map(|e| Terms::from_wire(&e.terms)) else {
+                continue;
+            };
+            let read = chain.account(&terms);
+            let is_spent = |a: &Account| !a.closed && exhausted(a, &terms);
+            if !read.present().is_some_and(is_spent) {
+                continue;
+            }
+            let uid = lease.metadata.uid.clone().unwrap_or_default();
+            let ms = before.get(&uid).copied().unwrap_or(0) + if reads { passed } else { 0 };
+            if ms > RELEASED_MS {
+                invariants.violated(|| format!("U5: {} is kept open although its funds are spent", key.1));
+            }
+            invariants.spent_ms.insert(uid, ms);
+        }
+    }
+
+    /// U5: every deleted lease is released within a bound, while the market can act; one for which nothing was ever paid
+    /// also while the chain cannot be read.
+    pub(super) fn check_finalizers(&mut self, passed: u64) {
+        let acts = self.faults.market_up && self.markets.iter().any(|m| m.up);
+        let reads = self.market_reads();
+        let (leases, invariants) = (&self.leases, &mut self.invariants);
+        let before = std::mem::take(&mut invariants.deleted_ms);
+        for (key, lease) in leases.all() {
+            let meta = &lease.metadata;
+            if meta.deletion_timestamp.is_none() {
+                continue;
+            }
+            let uid = meta.uid.clone().unwrap_or_default();
+            let counts = if invariants.may_be_paid.contains(&uid) {
+                reads
+            } else {
+                acts
+            };
+            let ms = before.get(&uid).copied().unwrap_or(0) + if counts { passed } else { 0 };
+            if ms > RELEASED_MS {
+                let status = lease.status.clone().unwrap_or_default();
+                invariants.violated(|| format!("U5: {} is not released, it is {:?}", key.1, status.phase));
+            }
+            invariants.deleted_ms.insert(uid, ms);
+        }
+    }
+
     /// M1: the account of a lease that was stored as closed is closed, so that no deposit is spent on what nobody serves.
     pub(super) fn check_counted_closes(&mut self, passed: u64) {
         let acts =
@@ -202,7 +270,7 @@ impl Sim {
         let open: Vec<String> = self
             .chain
             .opened(until)
-            .filter(|o| self.invariants.lease_of_salt.get(&o.terms.salt.to_string()) == Some(&uid))
+            .filter(|o| self.invariants.lease_of_account.get(&o.terms.id().to_string()) == Some(&uid))
             .filter(|o| self.chain.account(&o.terms).present().is_some_and(|a| !a.closed))
             .map(|o| o.terms.id().to_string())
             .collect();

@@ -42,9 +42,17 @@ pub(crate) struct Invariants {
     leg_intents: BTreeSet<(String, LegActionName)>,
     /// Name of a reservation, and a total of credited seconds that it intended.
     credit_intents: BTreeSet<(String, i64)>,
-    lease_of_salt: BTreeMap<String, String>,
-    counted_closes: BTreeMap<Hash, CountedClose>,
     leg_faults: BTreeMap<(Hash, usize), credits::LegFaults>,
+    /// UID of the lease, by the id of its account.
+    lease_of_account: BTreeMap<String, String>,
+    counted_closes: BTreeMap<Hash, CountedClose>,
+    /// UIDs of leases for which a deposit was intended, or whose status was lost: whether there is money on the chain
+    /// must be read from it.
+    may_be_paid: BTreeSet<String>,
+    /// How long the funds of leases that close at their end have been spent, in ms in which the market could close them.
+    spent_ms: BTreeMap<String, u64>,
+    /// How long leases have been deleted, in ms in which the market could release them.
+    deleted_ms: BTreeMap<String, u64>,
     lives: BTreeMap<Key, (String, Option<GpuLeaseStatus>)>,
     reservations: BTreeMap<(usize, String), ReservationState>,
     reads: BTreeMap<(ProcessId, Hash), u64>,
@@ -155,6 +163,8 @@ impl Sim {
             self.invariants.checked_at = self.now;
             self.check_pods(passed.min(5_000));
             self.check_counted_closes(passed.min(5_000));
+            self.check_finalizers(passed.min(5_000));
+            self.check_spent(passed.min(5_000));
         }
         self.invariants.violation.take().map_or(Ok(()), Err)
     }

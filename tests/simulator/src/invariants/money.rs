@@ -56,7 +56,7 @@ impl Sim {
                 owed_in_all += owed;
             } else {
                 owed_in_all += account.deposited.0 - withdrawn;
-                if let Some(uid) = self.invariants.lease_of_salt.get(&terms.salt.to_string()) {
+                if let Some(uid) = self.invariants.lease_of_account.get(&id.to_string()) {
                     *open.entry(uid).or_default() += 1;
                 }
                 if earned + account.balance_scaled > account.deposited.0 * RATE_SCALE {

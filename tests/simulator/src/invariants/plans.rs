@@ -4,12 +4,14 @@ use jiff::Timestamp;
 use leasehold_chain::machine::Action;
 use leasehold_crds::{GpuLease, GpuReservation, lease::Phase, shared::conditions::find};
 use leasehold_planner::{
+    escrow::{Address, Terms},
     market::lease,
+    orphans,
     provider::reservation::{self, Workload},
 };
 
 use super::Invariants;
-use crate::Sim;
+use crate::{Sim, tenant::is_strangers};
 
 /// After a dead node is back, its state is known within this time.
 const REVIVED_MS: u64 = 15_000;
@@ -29,7 +31,12 @@ impl Invariants {
     /// Checks the market's plan for a lease.
     pub(crate) fn lease_plan(&mut self, read: &GpuLease, plan: &lease::Plan, now: Timestamp) {
         let before = read.status.clone().unwrap_or_default();
-        self.wake(plan.wake, now, plan.must_persist_first(&before), "a lease");
+        self.wake(
+            plan.wake,
+            now,
+            plan.must_persist_first(read.status.as_ref()),
+            "a lease",
+        );
         if before.phase == Phase::Closed {
             let quiet =
                 plan.call.is_none() && plan.allocations.is_empty() && plan.status.phase == Phase::Closed;
@@ -56,37 +63,6 @@ impl Invariants {
         }
     }
 
-    /// The market sends a transaction, which must match a stored intent.
-    pub(crate) fn market_sends(&mut self, action: &Action) {
-        match action {
-            Action::Open { terms, deposit, .. } => {
-                let id = terms.id().to_string();
-                self.require(self.intents.get(&id).is_some_and(|t| *t >= deposit.0), || {
-                    format!("M2: {id} is opened with {deposit}, but no intent allows that much")
-                });
-                for leg in 0..terms.legs.len() {
-                    let leg = i64::try_from(leg).unwrap_or(0);
-                    let has = self.accepted.contains(&(id.clone(), leg));
-                    self.require(has, || {
-                        format!("M2: {id} is opened, but leg {leg} was never accepted")
-                    });
-                }
-            }
-            Action::FundTo { terms, total } => {
-                let id = terms.id().to_string();
-                self.require(self.intents.get(&id).is_some_and(|t| *t >= total.0), || {
-                    format!("M2: {id} is funded to {total}, but no intent allows that much")
-                });
-            }
-            Action::Close { terms, .. } => {
-                let id = terms.id().to_string();
-                let has = self.close_intents.contains(&id);
-                self.require(has, || format!("M2: {id} is closed without an intent"));
-            }
-            _ => self.violated(|| format!("the market must not send {action}")),
-        }
-    }
-
     /// A provider sends a transaction, which must match a stored intent.
     pub(crate) fn provider_sends(&mut self, name: &str, action: &Action) {
         let has = self.leg_intents.contains(&(name.to_owned(), action.name()));
@@ -102,6 +78,75 @@ impl Invariants {
 }
 
 impl Sim {
+    /// The market sends a transaction, which must match a stored intent and concern an account that the wallet of a tenant
+    /// opened: a stranger's costs it neither tokens nor gas.
+    pub(crate) fn market_sends(&mut self, caller: Address, action: &Action) {
+        let intents =
+            |sim: &Self, terms: &Terms| sim.invariants.intents.get(&terms.id().to_string()).copied();
+        match action {
+            Action::Open { terms, deposit, .. } => {
+                let id = terms.id().to_string();
+                self.own_account(caller, terms);
+                let most = intents(self, terms);
+                let accepted = |leg: usize| {
+                    let leg = i64::try_from(leg).unwrap_or(0);
+                    self.invariants.accepted.contains(&(id.clone(), leg))
+                };
+                let missing = (0..terms.legs.len()).find(|leg| !accepted(*leg));
+                self.invariants.require(most.is_some_and(|t| t >= deposit.0), || {
+                    format!("M2: {id} is opened with {deposit}, but no intent allows that much")
+                });
+                self.invariants.require(missing.is_none(), || {
+                    format!("M2: {id} is opened, but leg {missing:?} was never accepted")
+                });
+            }
+            Action::FundTo { terms, total } => {
+                self.own_account(caller, terms);
+                let most = intents(self, terms);
+                self.invariants.require(most.is_some_and(|t| t >= total.0), || {
+                    let id = terms.id();
+                    format!("M2: {id} is funded to {total}, but no intent allows that much")
+                });
+            }
+            Action::Close { terms, .. } => {
+                let id = terms.id().to_string();
+                self.invariants.require(!is_strangers(terms), || {
+                    format!("M2: gas is spent on closing {id}, which a stranger opened")
+                });
+                let has = self.invariants.close_intents.contains(&id);
+                self.invariants
+                    .require(has, || format!("M2: {id} is closed without an intent"));
+            }
+            _ => self
+                .invariants
+                .violated(|| format!("the market must not send {action}")),
+        }
+    }
+
+    /// The market closes an account that has no lease: one that it opened, and that is not paid for any more.
+    pub(crate) fn market_sweeps(&mut self, terms: &Terms) {
+        let id = terms.id();
+        self.invariants.count("orphaned account closed".into());
+        self.invariants.require(!is_strangers(terms), || {
+            format!("M2: gas is spent on closing {id}, which a stranger opened")
+        });
+        let ended = orphans::assess(terms, &self.chain.account(terms)) != orphans::Verdict::Leave;
+        self.invariants.require(ended, || {
+            format!("U5: {id} is closed although it may be paid for")
+        });
+    }
+
+    /// M2: the wallet pays only into accounts that it opened.
+    fn own_account(&mut self, caller: Address, terms: &Terms) {
+        self.invariants.require(caller == terms.payer, || {
+            format!(
+                "M2: {caller} pays into account {}, which {} opened",
+                terms.id(),
+                terms.payer
+            )
+        });
+    }
+
     /// U1: a reservation's node counts as lost only while it is dead or was so recently.
     pub(crate) fn check_lost_nodes(&mut self, site: usize, read: &GpuReservation, plan: &reservation::Plan) {
         let gpus = find(&plan.status.conditions, "GpusHealthy");

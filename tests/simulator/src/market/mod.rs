@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use leasehold_crds::{GpuAllocation, GpuLease, lease::Phase, market::offer::OfferRow};
 use leasehold_planner::{
-    escrow::{Address, Hash, Terms},
+    escrow::Address,
+    market::accounts::Accounts,
+    orphans::Sweep,
     placement::{Candidate, Provider},
 };
 
@@ -20,6 +22,7 @@ use crate::{
 
 mod allocation_release;
 mod lease;
+mod orphans;
 
 use allocation_release::AllocationRelease;
 use lease::LeaseReconcile;
@@ -52,7 +55,8 @@ pub(crate) struct MarketProcess {
     offers: BTreeMap<String, Offer>,
     providers: Arc<[Provider]>,
     candidates: Arc<[Candidate]>,
-    index: BTreeMap<Hash, Terms>,
+    index: Accounts,
+    sweep: Sweep,
     /// Bitmap of caches to which watch events are on their way.
     pub(crate) syncing: u8,
     pub(crate) queue: WorkQueue<MarketReconcile>,
@@ -77,7 +81,8 @@ impl MarketProcess {
             offers: BTreeMap::new(),
             providers: Arc::new([]),
             candidates: Arc::new([]),
-            index: BTreeMap::new(),
+            index: Accounts::default(),
+            sweep: Sweep::default(),
             syncing: 0,
             queue: WorkQueue::default(),
         }
@@ -120,6 +125,7 @@ impl Sim {
             self.follow_market(m, cache, usize::MAX);
         }
         self.at(0, Event::Supply(who, restarts));
+        self.at(30_000, Event::Orphans(who, restarts));
     }
 
     pub(crate) fn sync_market(&mut self, m: usize, cache: u8) {

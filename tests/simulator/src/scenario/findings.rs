@@ -45,7 +45,7 @@ impl Finding {
 }
 
 /// All findings. When one is closed, its row says so.
-pub const FINDINGS: [Finding; 8] = [
+pub const FINDINGS: [Finding; 11] = [
     Finding {
         id: "M1",
         scenario: Scenario::HostileMarket,
@@ -68,6 +68,30 @@ pub const FINDINGS: [Finding; 8] = [
         seeds: (1, 12),
         steps: 6_000,
         violates: "M4: * is charged although its containers do not run",
+        state: State::Closed,
+    },
+    Finding {
+        id: "M4",
+        scenario: Scenario::StrangersAccounts,
+        seeds: (25, 12),
+        steps: 6_000,
+        violates: "M2: gas is spent on closing *, which a stranger opened",
+        state: State::Closed,
+    },
+    Finding {
+        id: "M3",
+        scenario: Scenario::StrangersAccounts,
+        seeds: (1, 24),
+        steps: 6_000,
+        violates: "M2: * which * opened",
+        state: State::Closed,
+    },
+    Finding {
+        id: "M11",
+        scenario: Scenario::DeathBetweenWrites,
+        seeds: (1, 24),
+        steps: 6_000,
+        violates: "U5: * is not released",
         state: State::Closed,
     },
     Finding {

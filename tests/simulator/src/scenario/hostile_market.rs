@@ -7,7 +7,7 @@ use leasehold_crds::{
     market::allocation::{GpuAllocationSpec, LeaseReference},
     payment::money::{Price, TokenAmount},
 };
-use leasehold_planner::escrow::{Leg, Terms, allocation_name, salt};
+use leasehold_planner::escrow::{Leg, RoundKey, Terms, allocation_name};
 
 use crate::{Sim, api::Key, cluster::Program, sim::address_of, tenant::third_party};
 
@@ -118,7 +118,7 @@ impl Sim {
             market: address_of(NAMESPACE),
             token: self.currency.token,
             closer: third_party(),
-            salt: salt(address_of(NAMESPACE), &uid, 1),
+            salt: RoundKey::new(address_of(NAMESPACE), &uid, 1).unkeyed_salt(),
             start_by: u64::try_from(open_by + 900).unwrap_or_default(),
             notice_seconds: 0,
             pause_for: 0,

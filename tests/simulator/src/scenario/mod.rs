@@ -8,6 +8,7 @@ use crate::{Sim, random::Random, sim::Event};
 mod chain;
 mod findings;
 mod hostile_market;
+mod market;
 
 pub use findings::{FINDINGS, Finding, State};
 
@@ -33,11 +34,15 @@ pub enum Scenario {
     UnreadyTenant,
     /// Nodes are drained: pods are evicted, and can't be scheduled for minutes.
     Drains,
+    /// The market's process dies between two writes of a lease, the chain hangs, and the tenant deletes the lease.
+    DeathBetweenWrites,
+    /// A stranger opens accounts that look like those of leases.
+    StrangersAccounts,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
@@ -46,6 +51,8 @@ impl Scenario {
         Self::HostileMarket,
         Self::UnreadyTenant,
         Self::Drains,
+        Self::DeathBetweenWrites,
+        Self::StrangersAccounts,
     ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
@@ -82,8 +89,9 @@ impl Sim {
                 self.chain.block(token, payee);
                 None
             }
-            Scenario::DroppedTransactions => None,
+            Scenario::DroppedTransactions | Scenario::DeathBetweenWrites => None,
             Scenario::StuckBackend => Some(self.toggle_freeze(90_000, 300_000)),
+            Scenario::StrangersAccounts => Some(self.open_strangers_account()),
             Scenario::FrozenEndpoint => Some(self.toggle_freeze(300_000, 600_000)),
             Scenario::CrashesAfterSending => Some(self.toggle_gpu_faults()),
             Scenario::HostileMarket => Some(self.hostile_market_acts()),

@@ -21,6 +21,29 @@ fn one_that_reads_the_end_of_the_funds_before_us_did_not() {
     );
 }
 
+/// The wallet is empty, so that the top-up or the extension is never paid.
+#[test]
+fn a_payment_that_is_not_made_keeps_a_lease_open_for_a_minute() {
+    let ends = |waited: u64| {
+        let mut world = world(
+            AccountRead::Present(Account {
+                exhausted_at: NOW - waited,
+                ..exhausted()
+            }),
+            AllocationPhase::Suspended,
+        );
+        let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+        status.intent = Some(Intent {
+            action: IntentAction::Fund,
+            total: Some("2000000".into()),
+            written_at: now().to_string(),
+        });
+        check(&world).end
+    };
+    assert_eq!(ends(59), None);
+    assert_eq!(ends(60), Some(CloseReason::FundsSpent));
+}
+
 #[test]
 fn funds_that_come_after_their_end_were_too_late() {
     let mut late = world(AccountRead::Present(account(600)), AllocationPhase::Stopped);
@@ -75,6 +98,75 @@ fn an_account_is_given_up_by_its_id_alone_also_by_who_tried_to_end_the_lease_bef
         Some(CloseReason::TermOver),
         "what is closed stays"
     );
+}
+
+/// A status that was lost, and the chain that would show the account is gone.
+#[test]
+fn a_lease_without_an_account_is_given_up_by_its_uid() {
+    let mut world = world(AccountRead::Absent, AllocationPhase::Active);
+    (world.account, world.second_account) = (None, None);
+    world.prior = Observed::Unknown("the chain is gone".into());
+    let lease = Arc::make_mut(&mut world.lease);
+    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    (lease.status, lease.metadata.deletion_timestamp) = (None, Some(at));
+    let plan = decide(&world, &check(&world), now());
+    assert_eq!((plan.finalizer, plan.status.phase), (None, Phase::Pending));
+    for (value, finalizer) in [("another", None), ("uid", Some(false))] {
+        let abandon = [(leasehold_crds::ANNOTATION_ABANDON.to_owned(), value.to_owned())];
+        Arc::make_mut(&mut world.lease).metadata.annotations = Some(abandon.into());
+        let plan = decide(&world, &check(&world), now());
+        assert_eq!(plan.finalizer, finalizer);
+        assert_eq!(plan.must_persist_first(None), finalizer.is_none());
+    }
+    let plan = decide(&world, &check(&world), now());
+    assert!(matches!(
+        plan.allocations.as_slice(),
+        [AllocationWrite::Release { .. }]
+    ));
+}
+
+/// The market dies between its first two writes, or the chain is gone before anything was paid.
+#[test]
+fn a_lease_for_which_nothing_was_intended_ends_while_the_chain_is_unreachable() {
+    let mut world = world(AccountRead::Absent, AllocationPhase::Reserved);
+    let lease = Arc::make_mut(&mut world.lease);
+    (lease.status, lease.metadata.finalizers) = (None, None);
+    world.allocations.clear();
+    let first = decide(&world, &check(&world), now());
+    assert!(first.must_persist_first(None));
+    assert_eq!(first.finalizer, None, "the finalizer follows the status");
+
+    let lease = Arc::make_mut(&mut world.lease);
+    lease.status = Some(first.status);
+    let second = decide(&world, &check(&world), now());
+    assert_eq!(second.finalizer, Some(true));
+
+    let lease = Arc::make_mut(&mut world.lease);
+    lease.metadata.finalizers = Some(vec![FINALIZER_MARKET.into()]);
+    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    lease.metadata.deletion_timestamp = Some(at);
+    assert!(!seeks_prior(&world.lease));
+    assert_eq!(decide(&world, &check(&world), now()).finalizer, Some(false));
+
+    let mut matched = self::world(AccountRead::Absent, AllocationPhase::Reserved);
+    (matched.account, matched.second_account) = (Some(Observed::Unknown("no answer".into())), None);
+    matched.head = Observed::Unknown("no answer".into());
+    let lease = Arc::make_mut(&mut matched.lease);
+    lease.metadata.deletion_timestamp = world.lease.metadata.deletion_timestamp.clone();
+    lease.status.as_mut().unwrap().phase = Phase::Matched;
+    let plan = decide(&matched, &check(&matched), now());
+    assert_eq!(plan.finalizer, Some(false));
+    assert!(matches!(
+        plan.allocations.as_slice(),
+        [AllocationWrite::Delete { .. }]
+    ));
+    let status = Arc::make_mut(&mut matched.lease).status.as_mut().unwrap();
+    status.intent = Some(Intent {
+        action: IntentAction::Open,
+        total: Some("1".into()),
+        written_at: now().to_string(),
+    });
+    assert_eq!(decide(&matched, &check(&matched), now()).finalizer, None);
 }
 
 #[test]

@@ -19,15 +19,16 @@ use serde_json::json;
 
 use super::{check::AccountState, *};
 use crate::{
-    escrow::{Account, AccountRead, Address, Hash, Leg, LegState, Terms, salt},
+    escrow::{Account, AccountRead, Address, Hash, Leg, LegState, MarketSecret, RoundKey, Terms},
     observed::Observed,
     placement::Currency,
-    ports::{Head, PaymentError},
+    ports::{Head, PaymentError, SigningKey},
 };
 
 mod ending;
 mod matching;
 mod properties;
+mod recovering;
 mod reporting;
 mod serving;
 
@@ -47,6 +48,7 @@ fn network() -> Network {
         },
         market_id: MARKET,
         closer: Address([6; 20]),
+        secret: MarketSecret::of(&SigningKey([7; 32])),
         symbol: "USDC".into(),
         decimals: 6,
         refusal: None,
@@ -59,7 +61,9 @@ fn terms() -> Terms {
         market: MARKET,
         token: network().currency.token,
         closer: network().closer,
-        salt: salt(MARKET, "uid", 1),
+        salt: network()
+            .secret
+            .salt(RoundKey::new(MARKET, "uid", 1), Address([3; 20])),
         start_by: NOW + 900,
         notice_seconds: 0,
         pause_for: 0,

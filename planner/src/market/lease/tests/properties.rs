@@ -103,7 +103,7 @@ proptest! {
     #[test]
     fn every_wake_up_lies_ahead(world in worlds()) {
         let plan = decide(&world, &check(&world), now());
-        let again = plan.must_persist_first(&world.lease.status.clone().unwrap());
+        let again = plan.must_persist_first(world.lease.status.as_ref());
         prop_assert!(plan.wake > now() || (again && plan.wake >= now()), "{:?}", plan.wake);
     }
 }

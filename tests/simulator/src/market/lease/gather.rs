@@ -8,7 +8,7 @@ use leasehold_crds::{
     lease::{GpuLeaseStatus, Phase},
 };
 use leasehold_planner::{
-    escrow::{Terms, allocation_name, salt},
+    escrow::{Terms, allocation_name},
     market::lease::{
         self, AllocationSeen, Deletion, Network, Parsed, ROUNDS_MAX, RecoveredAccount, Wallet, World,
     },
@@ -32,6 +32,7 @@ impl Sim {
             currency: self.currency,
             market_id: self.market_id,
             closer: self.closer,
+            secret: self.secret.clone(),
             symbol: "USDC".into(),
             decimals: 6,
             refusal: None,
@@ -160,16 +161,10 @@ impl Sim {
             Observed::Unknown(why) => return Observed::Unknown(why),
         };
         let market = self.market_id;
+        let opened = self.chain.opened(head.number).map(|o| o.terms.clone());
         let index = &mut self.markets[m].index;
-        index.extend(
-            self.chain
-                .opened(head.number)
-                .map(|o| (o.terms.salt, o.terms.clone())),
-        );
+        index.extend(&self.secret, opened);
         let uid = read.metadata.uid.clone().unwrap_or_default();
-        Observed::Known((1..=ROUNDS_MAX).rev().find_map(|round| {
-            let terms = index.get(&salt(market, &uid, round))?.clone();
-            Some(RecoveredAccount { round, terms })
-        }))
+        Observed::Known(index.latest(market, &uid, 1..=ROUNDS_MAX))
     }
 }

@@ -8,7 +8,7 @@ use leasehold_crds::{
     ANNOTATION_ESCROW, ANNOTATION_KNOWN, FINALIZER_MARKET, GpuAllocation, GpuLease, lease::GpuLeaseStatus,
 };
 use leasehold_planner::{
-    escrow::{Hash, Terms},
+    escrow::{Address, Hash},
     market::lease::{self, AllocationWrite, ChainCall, Plan, Wallet},
     observed::Observed,
     ports::PaymentError,
@@ -28,7 +28,8 @@ pub(crate) struct LeaseReconcile {
     read: Arc<GpuLease>,
     /// The lease as it was last written by this reconcile.
     object: Arc<GpuLease>,
-    has_key: bool,
+    /// Address of the wallet, if its key was read.
+    wallet: Option<Address>,
     plan: Plan,
     status: GpuLeaseStatus,
     stage: Stage,
@@ -59,11 +60,15 @@ impl Sim {
         let checked = lease::check(&world);
         let plan = lease::decide(&world, &checked, now);
         self.invariants.lease_plan(&read, &plan, now);
-        let has_key = matches!(world.wallet, Observed::Known(Wallet::Ready(_)));
+        let wallet = match world.wallet {
+            Observed::Known(Wallet::Ready(address)) => Some(address),
+            Observed::Known(Wallet::NotRead | Wallet::NotReadable(_) | Wallet::Malformed(_))
+            | Observed::Unknown(_) => None,
+        };
         let run = LeaseReconcile {
             object: read.clone(),
             read,
-            has_key,
+            wallet,
             status: plan.status.clone(),
             plan,
             stage: Stage::Finalizer,
@@ -98,6 +103,9 @@ impl Sim {
         mut run: Box<LeaseReconcile>,
     ) {
         let who = ProcessId::Market(m);
+        if self.dies_between_writes(who, &run.key) {
+            return;
+        }
         let next = match run.stage {
             Stage::Finalizer => Some(self.add_finalizer(&mut run)),
             Stage::Allocation(n, half) => Some(self.write_allocation(&mut run, n, half)),
@@ -149,8 +157,7 @@ impl Sim {
                 Err(error) => return failed(run, error),
             }
         }
-        let before = run.read.status.clone().unwrap_or_default();
-        if run.plan.must_persist_first(&before) {
+        if run.plan.must_persist_first(run.read.status.as_ref()) {
             run.notes_only = true;
             return (Stage::Status, 1);
         }
@@ -226,21 +233,17 @@ impl Sim {
         let Some(call) = run.plan.call.clone() else {
             return (Stage::Status, 0);
         };
-        let payer = |terms: &Terms| {
-            if run.has_key {
-                Ok(terms.payer)
-            } else {
-                Err(PaymentError::Unreachable(
-                    "cannot read the payer's key now".into(),
-                ))
-            }
+        // The key of the wallet signs, whoever the terms say opened the account.
+        let payer = || {
+            run.wallet
+                .ok_or_else(|| PaymentError::Unreachable("cannot read the payer's key now".into()))
         };
         let call = match call {
             ChainCall::Open {
                 terms,
                 deposit,
                 valid_until,
-            } => payer(&terms).map(|payer| {
+            } => payer().map(|payer| {
                 let action = Action::Open {
                     terms,
                     deposit,
@@ -253,13 +256,13 @@ impl Sim {
                 if there.present().is_some_and(|a| !a.closed && a.deposited >= total) {
                     return (Stage::Status, 5);
                 }
-                payer(&terms).map(|payer| (payer, Action::FundTo { terms, total }))
+                payer().map(|payer| (payer, Action::FundTo { terms, total }))
             }
             ChainCall::Close { terms, payouts } => Ok((self.closer, Action::Close { terms, payouts })),
         };
         match call {
             Ok((caller, action)) => {
-                self.invariants.market_sends(&action);
+                self.market_sends(caller, &action);
                 let (sent, cost) = self.send(who, caller, action);
                 match sent {
                     Ok(transaction) => (Stage::Wait(transaction, self.now + MINE_DEADLINE_MS), cost),

@@ -1,0 +1,113 @@
+//! Recovery of a lost status, and whose account it may lead to.
+
+use super::*;
+
+/// A lease whose status was lost, and the account that the chain shows for it. Its allocation still exists.
+fn lost(terms: Terms) -> World {
+    let mut world = world(AccountRead::Absent, AllocationPhase::Active);
+    (world.account, world.second_account) = (None, None);
+    Arc::make_mut(&mut world.lease).status = None;
+    world.prior = Observed::Known(Some(RecoveredAccount { round: 1, terms }));
+    world
+}
+
+#[test]
+fn an_account_is_adopted_if_it_is_what_the_lease_would_open() {
+    let mut world = lost(terms());
+    let adopted = |world: &World| decide(world, &check(world), now()).status.escrow.is_some();
+    assert!(adopted(&world), "its allocation states its terms");
+    world.allocations.clear();
+    assert!(adopted(&world));
+}
+
+#[test]
+fn an_account_that_the_lease_would_not_open_is_never_paid_into() {
+    let stranger = Address([9; 20]);
+    let foreign = Terms {
+        payer: stranger,
+        ..terms()
+    };
+    let token = Terms {
+        token: stranger,
+        ..terms()
+    };
+    let closer = Terms {
+        closer: stranger,
+        ..terms()
+    };
+    let legs = Terms {
+        legs: vec![terms().legs[0]; 2],
+        ..terms()
+    };
+    let mut dear = terms();
+    dear.legs[0].rate = Rate(600_000_000_000_000);
+    for other in [foreign, token, closer, legs, dear] {
+        let mut world = lost(other.clone());
+        let plan = decide(&world, &check(&world), now());
+        assert_eq!(plan.status.escrow, None, "{other:?}");
+        let matched = find(&plan.status.conditions, "Matched").unwrap();
+        assert_eq!(matched.reason, "AccountMismatch");
+        // To end the lease, it is closed: this returns the money to the payer.
+        let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+        Arc::make_mut(&mut world.lease).metadata.deletion_timestamp = Some(at);
+        let plan = decide(&world, &check(&world), now());
+        assert_eq!(
+            plan.status.escrow.is_some(),
+            network().secret.chose(&other),
+            "{other:?}"
+        );
+    }
+}
+
+/// The tenant replaces the wallet, and the account belongs to the earlier one.
+#[test]
+fn a_wallet_pays_only_into_an_account_that_it_opened() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    status.intent = Some(Intent {
+        action: IntentAction::Fund,
+        total: Some("2000000".into()),
+        written_at: now().to_string(),
+    });
+    assert!(needs_wallet(&world));
+    let funds = |world: &World| decide(world, &check(world), now());
+    world.wallet = Observed::Known(Wallet::Ready(terms().payer));
+    assert!(matches!(funds(&world).call, Some(ChainCall::Fund { .. })));
+    world.wallet = Observed::Known(Wallet::Ready(Address([9; 20])));
+    let plan = funds(&world);
+    assert_eq!((plan.call, plan.status.phase), (None, Phase::Active));
+    let funded = find(&plan.status.conditions, "Funded").unwrap();
+    assert_eq!(funded.reason, "WalletNotReadable");
+
+    let mut opens = super::world(AccountRead::Absent, AllocationPhase::Reserved);
+    let status = Arc::make_mut(&mut opens.lease).status.as_mut().unwrap();
+    (status.phase, status.escrow.as_mut().unwrap().open_by) =
+        (Phase::Matched, i64::try_from(NOW).unwrap() + 50);
+    status.intent = Some(Intent {
+        action: IntentAction::Open,
+        total: Some("2000000".into()),
+        written_at: now().to_string(),
+    });
+    opens.wallet = Observed::Known(Wallet::Ready(terms().payer));
+    assert!(matches!(funds(&opens).call, Some(ChainCall::Open { .. })));
+    opens.wallet = Observed::Known(Wallet::Ready(Address([9; 20])));
+    assert_eq!(funds(&opens).call, None);
+}
+
+/// A lease whose status was lost and that is deleted, and then the chain is unreachable.
+#[test]
+fn a_lease_whose_account_was_found_does_not_end_before_the_chain_shows_it() {
+    let mut world = lost(terms());
+    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    Arc::make_mut(&mut world.lease).metadata.deletion_timestamp = Some(at);
+    let adopted = decide(&world, &check(&world), now());
+    Arc::make_mut(&mut world.lease).status = Some(adopted.status);
+    world.prior = Observed::Known(None);
+    world.account = Some(Observed::Unknown("no answer".into()));
+    world.head = Observed::Unknown("no answer".into());
+    let plan = decide(&world, &check(&world), now());
+    assert_eq!((plan.status.phase, plan.finalizer), (Phase::Settling, None));
+    world.account = Some(Observed::Known(AccountRead::Present(account(600))));
+    let plan = decide(&world, &check(&world), now());
+    assert_eq!(plan.status.intent.unwrap().action, IntentAction::Close);
+}

@@ -1,0 +1,45 @@
+//! Closes accounts that belong to no lease.
+
+use leasehold_chain::machine::Action;
+use leasehold_planner::{observed::Observed, orphans::Claims};
+
+use crate::{Sim, reconcile::ProcessId, rpc::Reader};
+
+impl Sim {
+    /// One pass of the search for accounts without a lease.
+    pub(crate) fn close_orphans(&mut self, m: usize) {
+        let (mut reader, who) = (Reader::default(), ProcessId::Market(m));
+        let Observed::Known(head) = self.read_head(&mut reader, who) else {
+            return;
+        };
+        let now = self.clock(self.markets[m].offset_ms);
+        let own = (self.currency.token, self.closer);
+        let opened = self.chain.opened(head.number).map(|o| o.terms.clone());
+        let process = &mut self.markets[m];
+        process.index.extend(&self.secret, opened);
+        let claims = Claims::of(self.market_id, process.lease_store.all().map(|(_, l)| &**l));
+        let next = process.sweep.next(process.index.unclaimed(&claims), own);
+        let mut read = Vec::new();
+        for terms in next {
+            match self.read_account(&mut reader, who, &terms, 0) {
+                Observed::Known(account) => read.push((terms, account)),
+                Observed::Unknown(_) => return,
+            }
+        }
+        let agreed = self.markets[m].sweep.agreed(read, 6, now);
+        if agreed.is_empty() || !self.faults.market_up {
+            return;
+        }
+        let claims = Claims::of(self.market_id, self.leases.all().map(|(_, l)| &**l));
+        let plan = self.markets[m].sweep.plan(agreed, &claims);
+        self.markets[m].index.forget(&plan.forget);
+        for (terms, payouts) in plan.close {
+            self.market_sweeps(&terms);
+            let id = terms.id();
+            let (sent, _) = self.send(who, self.closer, Action::Close { terms, payouts });
+            if sent.is_err() {
+                self.markets[m].sweep.failed(id, now);
+            }
+        }
+    }
+}
