@@ -11,7 +11,7 @@ use std::{
 
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
-    escrow::{AccountRead, Address, Hash, Terms},
+    escrow::{AccountAt, Address, Hash, Terms},
     ports::{
         AcceptanceMessage, Balances, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Receipt,
         SigningKey,
@@ -253,24 +253,22 @@ impl Payments for MemoryEscrow {
         .await
     }
 
-    async fn account(&self, terms: &Terms, level: BlockLevel) -> Result<AccountRead, PaymentError> {
-        self.read(level, |_, block| block.machine.read(terms, block.head.time))
-            .await
+    async fn account(&self, terms: &Terms, level: BlockLevel) -> Result<AccountAt, PaymentError> {
+        self.read(level, |_, block| block.account(terms)).await
     }
 
-    async fn accounts(&self, terms: &[Terms]) -> Result<Vec<AccountRead>, PaymentError> {
-        self.read(BlockLevel::Latest, |_, block| {
-            let rows = terms.iter();
-            rows.map(|terms| block.machine.read(terms, block.head.time))
-                .collect()
+    async fn accounts(&self, terms: &[Terms], level: BlockLevel) -> Result<Vec<AccountAt>, PaymentError> {
+        self.read(level, |_, block| {
+            terms.iter().map(|terms| block.account(terms)).collect()
         })
         .await
     }
 
-    async fn find(&self, id: Hash) -> Result<Option<Opened>, PaymentError> {
+    async fn find(&self, id: Hash) -> Result<(Head, Option<Opened>), PaymentError> {
         self.read(BlockLevel::Latest, |state, block| {
             let mut opened = state.blocks.opened_until(block.head.number);
-            opened.find(|opened| opened.terms.id() == id).cloned()
+            let found = opened.find(|opened| opened.terms.id() == id).cloned();
+            (block.head, found)
         })
         .await
     }

@@ -70,7 +70,11 @@ impl NetworkChecks {
             if facts {
                 chain.facts().await.map(ChainReading::Facts)
             } else {
-                chain.head().await.map(|_| ChainReading::Answers)
+                let head = chain.head().await;
+                head.map(|head| match self.payments.accept(network, head) {
+                    Ok(()) => ChainReading::Answers,
+                    Err(outdated) => ChainReading::Unknown(outdated.to_string()),
+                })
             }
         };
         match self.payments.observed(ChainAction::Read, read).await {

@@ -16,13 +16,21 @@ use leasehold_crds::{
         money::TokenAmount,
         network::{Finality, PaymentNetworkSpec, TransactionLimits},
     },
+    shared::duration,
 };
 use leasehold_planner::{
+    escrow::{AccountAt, Hash, Terms},
+    observed::Observed,
     placement::Currency,
-    ports::{BlockLevel, PaymentError, SigningKey},
+    ports::{BlockLevel, Clock as _, FINAL_READS, Head, Opened, PaymentError, Payments as _, SigningKey},
+    recency::{Outdated, Recency},
 };
+use leasehold_runtime::SystemClock;
 use leasehold_telemetry::metrics::{Chain, ChainAction, ChainOutcome, Class};
 use std::time::Instant;
+
+/// The default of `maxBlockAge`.
+const MAX_BLOCK_AGE_SECONDS: u64 = 120;
 
 /// Escrow clients by PaymentNetwork, each connected once.
 #[derive(Clone)]
@@ -34,6 +42,8 @@ pub struct PaymentClients {
     connected: Arc<Mutex<HashMap<String, (PaymentNetworkSpec, EvmEscrow)>>>,
     /// Pending transactions by chain and key, and what they cost. They outlive a client, whose spec may change.
     queues: Queues,
+    /// The answers of each PaymentNetwork's chain so far.
+    recency: Arc<Mutex<HashMap<String, Recency>>>,
 }
 
 /// Why a PaymentNetwork has no client.
@@ -116,6 +126,11 @@ pub const fn level(finality: Finality) -> BlockLevel {
     }
 }
 
+/// Age in seconds from which an answer counts as no answer.
+fn max_block_age(network: &PaymentNetwork) -> u64 {
+    duration::seconds(&network.spec.max_block_age).unwrap_or(MAX_BLOCK_AGE_SECONDS)
+}
+
 impl PaymentClients {
     /// PaymentClients whose RPC Secrets are in `namespace`.
     pub fn new(
@@ -132,6 +147,7 @@ impl PaymentClients {
             metrics,
             connected: Arc::default(),
             queues: Queues::default(),
+            recency: Arc::default(),
         }
     }
 
@@ -172,7 +188,11 @@ impl PaymentClients {
         self.connected
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(name, (spec.clone(), client.clone()));
+            .insert(name.clone(), (spec.clone(), client.clone()));
+        // Another endpoint may be behind the one before it.
+        let mut recency = self.recency.lock().unwrap_or_else(PoisonError::into_inner);
+        recency.remove(&name);
+        drop(recency);
         Ok(client)
     }
 
@@ -183,6 +203,102 @@ impl PaymentClients {
             source: Box::new(source),
         })?;
         entry(&found, "url").ok_or_else(|| ClientError::NoEntry(secret.to_owned()))
+    }
+
+    /// The newest block; unknown when it is older than the network allows.
+    pub async fn head(&self, network: &PaymentNetwork, chain: &EvmEscrow) -> Observed<Head> {
+        let answer = self.observed(ChainAction::Read, chain.head()).await;
+        self.recent(network, |recency, max_age| {
+            recency.head(answer, max_age, SystemClock.now())
+        })
+    }
+
+    /// The account at the newest block; unknown when that is older than the network allows, or than an earlier answer.
+    pub async fn account(
+        &self,
+        network: &PaymentNetwork,
+        chain: &EvmEscrow,
+        terms: &Terms,
+    ) -> Observed<AccountAt> {
+        let read = chain.account(terms, BlockLevel::Latest);
+        let answer = self.observed(ChainAction::Read, read).await;
+        self.recent(network, |recency, max_age| {
+            recency.account(terms.id(), answer, max_age, SystemClock.now())
+        })
+    }
+
+    /// The account at the newest block of a level. What it contains stays true, however old it is.
+    pub async fn account_at(
+        &self,
+        chain: &EvmEscrow,
+        terms: &Terms,
+        level: BlockLevel,
+    ) -> Observed<AccountAt> {
+        let read = chain.account(terms, level);
+        Observed::from_result(self.observed(ChainAction::Read, read).await)
+    }
+
+    /// Reads of the account at the block level at which its end is final, as many as decisions need.
+    pub async fn final_reads(
+        &self,
+        network: &PaymentNetwork,
+        chain: &EvmEscrow,
+        terms: &Terms,
+    ) -> Vec<Observed<AccountAt>> {
+        let level = level(network.spec.release_at);
+        let mut reads = Vec::with_capacity(FINAL_READS);
+        for _ in 0..FINAL_READS {
+            reads.push(self.account_at(chain, terms, level).await);
+        }
+        reads
+    }
+
+    /// Accounts at the newest block.
+    ///
+    /// # Errors
+    /// When they can't be read, or the block is older than the network allows.
+    pub async fn accounts(
+        &self,
+        network: &PaymentNetwork,
+        chain: &EvmEscrow,
+        terms: &[Terms],
+    ) -> anyhow::Result<Vec<AccountAt>> {
+        let read = chain.accounts(terms, BlockLevel::Latest);
+        let accounts = self.observed(ChainAction::Read, read).await?;
+        if let Some(first) = accounts.first() {
+            self.accept(network, first.block)?;
+        }
+        Ok(accounts)
+    }
+
+    /// The account with that id by its `Opened` event.
+    ///
+    /// # Errors
+    /// When it can't be read, or the newest block is older than the network allows.
+    pub async fn find(
+        &self,
+        network: &PaymentNetwork,
+        chain: &EvmEscrow,
+        id: Hash,
+    ) -> anyhow::Result<Option<Opened>> {
+        let (block, opened) = self.observed(ChainAction::Read, chain.find(id)).await?;
+        self.accept(network, block)?;
+        Ok(opened)
+    }
+
+    /// Whether an answer from that block is recent.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn accept(&self, network: &PaymentNetwork, block: Head) -> Result<(), Outdated> {
+        self.recent(network, |recency, max_age| {
+            recency.accept(block, max_age, SystemClock.now())
+        })
+    }
+
+    fn recent<T>(&self, network: &PaymentNetwork, judge: impl FnOnce(&mut Recency, u64) -> T) -> T {
+        let mut all = self.recency.lock().unwrap_or_else(PoisonError::into_inner);
+        judge(all.entry(network.name_any()).or_default(), max_block_age(network))
     }
 
     /// Counts and times a call.

@@ -10,7 +10,7 @@ use leasehold_crds::payment::{
 };
 use sha3::{Digest, Keccak256};
 
-use crate::ports::SigningKey;
+use crate::ports::{Head, SigningKey};
 
 /// An EVM address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -389,6 +389,23 @@ impl AccountRead {
             Self::Present(account) => Some(account),
             Self::Absent | Self::Mismatch => None,
         }
+    }
+}
+
+/// An answer about an account, with the block at which it is true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountAt {
+    /// The block.
+    pub block: Head,
+    /// What is at the account's id in it.
+    pub read: AccountRead,
+}
+
+impl AccountAt {
+    /// Our account, if it is there.
+    #[must_use]
+    pub const fn present(&self) -> Option<&Account> {
+        self.read.present()
     }
 }
 

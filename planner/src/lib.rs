@@ -11,4 +11,5 @@ pub mod payment_network;
 pub mod placement;
 pub mod ports;
 pub mod provider;
+pub mod recency;
 pub mod request;

@@ -18,6 +18,14 @@ impl<T> Observed<T> {
         }
     }
 
+    /// What follows from the value, if it is known.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Observed<U> {
+        match self {
+            Self::Known(value) => Observed::Known(f(value)),
+            Self::Unknown(why) => Observed::Unknown(why),
+        }
+    }
+
     /// The value, if it is known.
     pub const fn known(&self) -> Option<&T> {
         match self {

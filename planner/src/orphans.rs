@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use leasehold_crds::GpuLease;
 
 use crate::{
-    escrow::{Account, AccountRead, Address, RoundKey, Terms},
+    escrow::{Account, AccountAt, AccountRead, Address, RoundKey, Terms},
     market::lease::{ROUNDS_MAX, seeks_prior},
 };
 
@@ -40,6 +40,16 @@ pub fn assess(terms: &Terms, read: &AccountRead) -> Verdict {
         Verdict::Clear
     } else {
         Verdict::Leave
+    }
+}
+
+/// Whether nothing can come of an account any more, by a read at the block level at which its end is final.
+#[must_use]
+pub fn is_final(terms: &Terms, at: &AccountAt) -> bool {
+    match &at.read {
+        AccountRead::Present(account) => account.closed,
+        AccountRead::Mismatch => true,
+        AccountRead::Absent => at.block.time > terms.start_by,
     }
 }
 
@@ -127,8 +137,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        escrow::{Leg, MarketSecret},
-        ports::SigningKey,
+        escrow::{Hash, Leg, MarketSecret},
+        ports::{Head, SigningKey},
     };
 
     fn terms() -> Terms {
@@ -193,6 +203,26 @@ mod tests {
             Verdict::Clear
         );
         assert_eq!(super::assess(&terms(), &AccountRead::Absent), Verdict::Over);
+    }
+
+    #[test]
+    fn an_account_is_forgotten_only_when_its_end_is_final() {
+        let at = |time, read| AccountAt {
+            block: Head {
+                number: 1,
+                hash: Hash::default(),
+                time,
+            },
+            read,
+        };
+        assert!(!is_final(&terms(), &at(2_000, account(|_| ()))));
+        assert!(is_final(&terms(), &at(2_000, account(|a| a.closed = true))));
+        assert!(is_final(&terms(), &at(1, AccountRead::Mismatch)));
+        assert!(
+            !is_final(&terms(), &at(1_000, AccountRead::Absent)),
+            "it may still be opened"
+        );
+        assert!(is_final(&terms(), &at(1_001, AccountRead::Absent)));
     }
 
     #[test]

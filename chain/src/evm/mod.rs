@@ -13,7 +13,7 @@ use alloy::{
 };
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
-    escrow::{AccountRead, Address, Hash, Terms},
+    escrow::{AccountAt, Address, Hash, Terms},
     ports::{Head, PaymentError, Receipt, SigningKey},
 };
 use tokio::sync::OnceCell;
@@ -69,7 +69,7 @@ struct Inner {
     acceptances: Eip712Domain,
     permits: OnceCell<Option<B256>>,
     heads: ReadBatcher<(), Head>,
-    accounts: ReadBatcher<Terms, AccountRead>,
+    accounts: ReadBatcher<Terms, AccountAt>,
     sender: Sender,
 }
 

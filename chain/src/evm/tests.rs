@@ -8,7 +8,7 @@ use alloy::{
 };
 use leasehold_crds::payment::money::Rate;
 use leasehold_planner::{
-    escrow::Leg,
+    escrow::{AccountRead, Leg},
     ports::{BlockLevel, Cursor, Payments, SpendLimit},
 };
 
@@ -265,6 +265,7 @@ async fn an_absurd_fee_or_gas_estimate_is_not_signed() {
 async fn an_answer_that_is_not_a_snapshot_is_malformed() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(1));
     asserter.push_success(&Bytes::from_static(&[1; 31]));
     assert!(matches!(
         escrow.account(&terms(), BlockLevel::Latest).await,
@@ -285,7 +286,7 @@ fn row(exists: bool) -> Escrow::Snapshot {
         exists,
         matches: false,
         closed: false,
-        blockTime: to_u40(1),
+        blockTime: to_u40(1_002),
         paidUntil: to_u40(0),
         exhaustedAt: to_u40(0),
         deposited: 0,
@@ -298,12 +299,17 @@ fn row(exists: bool) -> Escrow::Snapshot {
     }
 }
 
+async fn read_once(escrow: &EvmEscrow, terms: &Terms) -> Result<AccountRead, PaymentError> {
+    let answer = escrow.account(terms, BlockLevel::Latest).await;
+    answer.map(|at| at.read)
+}
+
 async fn three_ask_at_once(escrow: &EvmEscrow) -> [Result<AccountRead, PaymentError>; 3] {
     let (one, two, three) = (terms_of(1), terms_of(2), terms_of(3));
     tokio::join!(
-        escrow.account(&one, BlockLevel::Latest),
-        escrow.account(&two, BlockLevel::Latest),
-        escrow.account(&three, BlockLevel::Latest),
+        read_once(escrow, &one),
+        read_once(escrow, &two),
+        read_once(escrow, &three),
     )
     .into()
 }
@@ -312,6 +318,7 @@ async fn three_ask_at_once(escrow: &EvmEscrow) -> [Result<AccountRead, PaymentEr
 async fn concurrent_reads_share_one_call() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(1));
     let rows = vec![row(false), row(true), row(false)];
     asserter.push_success(&Bytes::from(Escrow::snapshotsCall::abi_encode_returns(&rows)));
     let [one, two, three] = three_ask_at_once(&escrow).await;
@@ -324,8 +331,9 @@ async fn concurrent_reads_share_one_call() {
         )
     );
     // A later read does not get the earlier answer.
+    asserter.push_success(&block(2));
     asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(true))));
-    let later = escrow.account(&terms_of(1), BlockLevel::Latest).await;
+    let later = read_once(&escrow, &terms_of(1)).await;
     assert_eq!(later, Ok(AccountRead::Mismatch));
     assert!(asserter.read_q().is_empty());
 }
@@ -334,6 +342,7 @@ async fn concurrent_reads_share_one_call() {
 async fn terms_that_make_a_call_fail_do_not_block_other_reads() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(1));
     // First all three in one call, then the first alone, then the other two. The last one fails alone and is read
     // once more.
     asserter.push_failure(revert(Revert::from("no").abi_encode()));
@@ -357,18 +366,50 @@ async fn terms_that_make_a_call_fail_do_not_block_other_reads() {
 async fn a_read_that_reverts_is_repeated_once() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(1));
     asserter.push_failure(revert(Panic::from(PanicKind::UnderOverflow).abi_encode()));
     asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(
         false,
     ))));
-    let read = escrow.account(&terms_of(1), BlockLevel::Latest).await;
+    let read = read_once(&escrow, &terms_of(1)).await;
     assert_eq!(read, Ok(AccountRead::Absent));
+}
+
+/// A node that is stuck at an old block does not have the newest one, and says so; or it ignores which block it is asked for.
+#[tokio::test]
+async fn an_older_state_than_that_of_the_block_asked_for_is_no_answer() {
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(9));
+    asserter.push_failure_msg("header not found");
+    let absent = read_once(&escrow, &terms_of(1)).await;
+    assert!(matches!(absent, Err(PaymentError::Unreachable(_))), "{absent:?}");
+
+    let row_at = |time| Escrow::Snapshot {
+        blockTime: to_u40(time),
+        ..row(false)
+    };
+    for (time, is_older) in [(1_008, true), (1_009, false), (1_010, false)] {
+        asserter.push_success(&block(9));
+        let rows = Escrow::snapshotCall::abi_encode_returns(&row_at(time));
+        asserter.push_success(&Bytes::from(rows));
+        let answer = escrow.account(&terms_of(1), BlockLevel::Latest).await;
+        match answer {
+            Ok(at) => assert_eq!((at.block.number, is_older), (9, false)),
+            Err(error) => assert!(
+                is_older && matches!(error, PaymentError::Unreachable(_)),
+                "{error:?}"
+            ),
+        }
+    }
+    assert!(asserter.read_q().is_empty());
 }
 
 #[tokio::test]
 async fn an_outage_fails_all_reads_of_a_batch() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
+    asserter.push_success(&block(1));
     // The batched call gets no answer. If each read were sent again, this answer would be used.
     asserter.push_failure_msg("too many requests");
     asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&row(

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
-    escrow::{Address, Hash, keccak},
+    escrow::{AccountAt, Address, Hash, Terms, keccak},
     ports::{Cursor, Head, Opened},
 };
 
@@ -27,6 +27,14 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// The account in this block.
+    pub(super) fn account(&self, terms: &Terms) -> AccountAt {
+        AccountAt {
+            block: self.head,
+            read: self.machine.read(terms, self.head.time),
+        }
+    }
+
     /// Executes a call in this block.
     pub(super) fn run(&mut self, caller: Address, action: &Action) -> Result<(), Refusal> {
         let moved = self.machine.apply(caller, action, self.head.time)?;

@@ -95,7 +95,7 @@ async fn a_reorganisation_takes_back_money_and_events() {
         escrow.balances(terms.payer).await.unwrap().token,
         TokenAmount(10_000)
     );
-    assert_eq!(escrow.find(terms.id()).await, Ok(None));
+    assert_eq!(escrow.find(terms.id()).await.unwrap().1, None);
     escrow
         .open(&key(1), &terms, TokenAmount(2_000), LATER)
         .await

@@ -29,8 +29,8 @@ async fn a_lease_from_deposit_to_refund() {
     let terms = anvil.terms(&payer, &[&one, &two], &closer, 1);
     anvil.mint(terms.payer, 1_000_000).await;
     assert_eq!(
-        escrow.account(&terms, BlockLevel::Latest).await,
-        Ok(AccountRead::Absent)
+        escrow.account(&terms, BlockLevel::Latest).await.unwrap().read,
+        AccountRead::Absent
     );
 
     let opened = escrow

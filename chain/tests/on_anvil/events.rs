@@ -17,7 +17,7 @@ async fn an_account_is_found_by_its_id_with_its_whole_terms() {
     let [payer, one, two, closer] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one, &two], &closer, 1);
     anvil.mint(terms.payer, 1_000).await;
-    assert_eq!(escrow.find(terms.id()).await, Ok(None));
+    assert_eq!(escrow.find(terms.id()).await.unwrap().1, None);
     let receipt = escrow
         .open(&payer, &terms, TokenAmount(700), LATER)
         .await
@@ -26,13 +26,14 @@ async fn an_account_is_found_by_its_id_with_its_whole_terms() {
         .find(terms.id())
         .await
         .unwrap()
+        .1
         .expect("the account is found");
     assert_eq!(found.terms, terms);
     assert_eq!(
         (found.deposit, found.block_number),
         (TokenAmount(700), receipt.block_number)
     );
-    assert_eq!(escrow.find(Hash([9; 32])).await, Ok(None));
+    assert_eq!(escrow.find(Hash([9; 32])).await.unwrap().1, None);
 }
 
 #[tokio::test]
@@ -96,8 +97,8 @@ async fn a_reorganisation_is_read_again() {
     let reverted: bool = anvil.request("evm_revert", (snapshot,)).await;
     assert!(reverted);
     assert_eq!(
-        escrow.account(&terms[1], BlockLevel::Latest).await,
-        Ok(AccountRead::Absent)
+        escrow.account(&terms[1], BlockLevel::Latest).await.unwrap().read,
+        AccountRead::Absent
     );
     open(2).await;
     let (seen, cursor) = salts(Some(cursor)).await;

@@ -254,7 +254,10 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
     .unwrap();
     let read = nowhere.account(&terms, BlockLevel::Latest).await.unwrap_err();
     assert!(read.to_string().contains("no contract at 0x1111"), "{read}");
-    let read = nowhere.accounts(std::slice::from_ref(&terms)).await.unwrap_err();
+    let read = nowhere
+        .accounts(std::slice::from_ref(&terms), BlockLevel::Latest)
+        .await
+        .unwrap_err();
     assert!(read.to_string().contains("no contract at 0x1111"), "{read}");
 }
 

@@ -76,7 +76,7 @@ pub struct GpuLeaseStatus {
     #[schemars(length(max = 64))]
     pub results: Vec<ResultsAt>,
     /// Condition types: `Matched`, `Funded`, `Provisioned`, `Ready`, `ChainReachable`, `ProviderReachable`; `Settled`
-    /// after closing the account has failed.
+    /// when the account is closed, or closing it has failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

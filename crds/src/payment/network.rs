@@ -72,6 +72,17 @@ pub struct PaymentNetworkSpec {
     /// of tenants, from an RPC endpoint that reports wrong fees or gas.
     #[serde(default)]
     pub limits: TransactionLimits,
+    /// How long the newest block may stay the newest before the chain, or its RPC endpoint, counts as stopped, from 10s to
+    /// 1h: `2m`. Answers then count as no answers. It must be several times the interval between two blocks.
+    #[serde(default = "default_max_block_age")]
+    #[schemars(schema_with = "schema::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10s') && duration(self) <= duration('1h')").message("maxBlockAge: from 10s to 1h"))]
+    pub max_block_age: String,
+    /// Finality that the end of an account must have before the objects that refer to it are deleted: a lease by its
+    /// market, a reservation by its provider. Until then a transaction that a chain reorganisation drops is sent again. A
+    /// chain that does not report this level needs another value.
+    #[serde(default = "default_release_at")]
+    pub release_at: Finality,
 }
 
 /// Ceilings of what transactions may cost. A transaction that would exceed one is not sent, and the condition of the
@@ -116,6 +127,14 @@ const fn default_gas_per_transaction() -> i64 {
 
 fn default_native_per_day() -> String {
     "1".into()
+}
+
+fn default_max_block_age() -> String {
+    "2m".into()
+}
+
+const fn default_release_at() -> Finality {
+    Finality::Finalized
 }
 
 fn default_grace() -> String {

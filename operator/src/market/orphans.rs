@@ -14,7 +14,7 @@ use leasehold_crds::{GpuLease, PaymentNetwork};
 use leasehold_planner::{
     escrow::{Address, Terms},
     market::accounts::Accounts,
-    orphans::{Claims, Sweep},
+    orphans::{Claims, Sweep, is_final},
     ports::{PaymentError, Payments as _},
 };
 use leasehold_runtime::Process;
@@ -24,7 +24,7 @@ use leasehold_telemetry::{
 };
 
 use super::Market;
-use crate::payments::currency;
+use crate::payments::{currency, level};
 
 const PERIOD: Duration = Duration::from_secs(30);
 
@@ -84,18 +84,22 @@ impl Market {
         let own = (currency.token, self.closer_address);
         let unclaimed = |accounts: &mut Accounts| sweep.next(accounts.unclaimed(&claims), own);
         let next = self.index.read(&name, &chain, market, unclaimed).await?;
-        let reads = self
-            .payments
-            .observed(ChainAction::Read, chain.accounts(&next))
-            .await?;
+        let reads = self.payments.accounts(network, &chain, &next).await?;
+        let reads = reads.into_iter().map(|at| at.read);
         let agreed = sweep.agreed(next.into_iter().zip(reads), decimals, self.now());
         if agreed.is_empty() {
             return Ok(());
         }
         let plan = sweep.plan(agreed, &Claims::of(market, &self.leases_now().await?));
-        self.index
-            .change(&name, |accounts| accounts.forget(&plan.forget))
-            .await;
+        let reads = chain.accounts(&plan.forget, level(network.spec.release_at));
+        let reads = self.payments.observed(ChainAction::Read, reads).await?;
+        let over = plan
+            .forget
+            .iter()
+            .zip(&reads)
+            .filter(|(terms, at)| is_final(terms, at));
+        let over: Vec<_> = over.map(|(terms, _)| terms.id()).collect();
+        self.index.change(&name, |accounts| accounts.forget(&over)).await;
         for (terms, payouts) in &plan.close {
             if let Err(error) = self.close_orphan(&chain, terms, *payouts).await {
                 tracing::warn!(account = %terms.id(), %error, "an account that has no lease could not be closed");

@@ -12,13 +12,13 @@ use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_crds::{GpuReservation, market::allocation::AllocationPhase};
 use leasehold_planner::{
     escrow::Hash,
+    observed::Observed,
     orphans::{Suspects, Verdict, assess, unless_kept},
-    ports::{BlockLevel, Payments as _},
 };
 use leasehold_runtime::{Process, api_writes, cache};
 use leasehold_telemetry::{
     Heartbeat,
-    metrics::{ChainAction, Class, Controller},
+    metrics::{Class, Controller},
 };
 
 use super::{Provider, workload::namespaces::NamespaceSeen};
@@ -108,11 +108,11 @@ impl Provider {
         };
         for network in self.caches.networks.state() {
             let chain = self.payments.client(&network).await?;
-            let opened = self.payments.observed(ChainAction::Read, chain.find(id)).await;
-            if let Some(opened) = opened? {
-                let read = chain.account(&opened.terms, BlockLevel::Latest);
-                let read = self.payments.observed(ChainAction::Read, read).await;
-                return Ok(assess(&opened.terms, &read?));
+            if let Some(opened) = self.payments.find(&network, &chain, id).await? {
+                return match self.payments.account(&network, &chain, &opened.terms).await {
+                    Observed::Known(at) => Ok(assess(&opened.terms, &at.read)),
+                    Observed::Unknown(why) => Err(anyhow::Error::msg(why)),
+                };
             }
         }
         Ok(Verdict::Over)

@@ -42,8 +42,8 @@ struct Suspect {
 pub struct SweepPlan {
     /// Accounts to be closed, with a bitmap of the legs to be paid out, in this order.
     pub close: Vec<(Terms, u16)>,
-    /// Ids of accounts on which nothing can be closed any more.
-    pub forget: Vec<Hash>,
+    /// Accounts on which nothing can be closed any more, to be forgotten when that is [final](super::is_final).
+    pub forget: Vec<Terms>,
 }
 
 /// An account on which two readings agree.
@@ -114,7 +114,7 @@ impl Sweep {
         for Agreed(terms, verdict) in agreed {
             match verdict {
                 _ if claims.has(&terms) => {}
-                Verdict::Over => plan.forget.push(terms.id()),
+                Verdict::Over => plan.forget.push(terms),
                 Verdict::Clear if plan.close.len() < CLOSES_MAX => {
                     let payouts = u16::try_from((1u32 << terms.legs.len()) - 1).unwrap_or(u16::MAX);
                     plan.close.push((terms, payouts));

@@ -5,7 +5,7 @@ use std::{fmt, future::Future};
 use jiff::Timestamp;
 use leasehold_crds::payment::money::TokenAmount;
 
-use crate::escrow::{AccountRead, Address, Hash, Terms};
+use crate::escrow::{AccountAt, Address, Hash, Terms};
 
 /// The time, so that tests can set it.
 pub trait Clock: Send + Sync + 'static {
@@ -34,7 +34,10 @@ pub enum BlockLevel {
     Finalized,
 }
 
-/// The newest block.
+/// An end that a reorganisation could still undo counts as final when so many reads at the network's `releaseAt` show it.
+pub const FINAL_READS: usize = 2;
+
+/// A block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Its number.
@@ -202,19 +205,21 @@ pub trait Payments: Send + Sync {
     fn head(&self) -> impl Future<Output = Result<Head, PaymentError>> + Send;
     /// What `owner` holds.
     fn balances(&self, owner: Address) -> impl Future<Output = Result<Balances, PaymentError>> + Send;
-    /// The account of `terms` at a block of that level.
+    /// The account of `terms` at the newest block of that level.
     fn account(
         &self,
         terms: &Terms,
         level: BlockLevel,
-    ) -> impl Future<Output = Result<AccountRead, PaymentError>> + Send;
-    /// Accounts at the newest block, in one call.
+    ) -> impl Future<Output = Result<AccountAt, PaymentError>> + Send;
+    /// Accounts at the newest block of that level, all at the same one.
     fn accounts(
         &self,
         terms: &[Terms],
-    ) -> impl Future<Output = Result<Vec<AccountRead>, PaymentError>> + Send;
-    /// The account with that id by its `Opened` event, for a reader whose notes are gone.
-    fn find(&self, id: Hash) -> impl Future<Output = Result<Option<Opened>, PaymentError>> + Send;
+        level: BlockLevel,
+    ) -> impl Future<Output = Result<Vec<AccountAt>, PaymentError>> + Send;
+    /// The account with that id by its `Opened` event, for a reader whose notes are gone; and the newest block, in which it
+    /// is there or not.
+    fn find(&self, id: Hash) -> impl Future<Output = Result<(Head, Option<Opened>), PaymentError>> + Send;
     /// Accounts of `market` opened after the cursor (from the first block without one), and where it then stands.
     /// After a reorganisation it starts over some blocks earlier: an account may come twice.
     fn opened_since(

@@ -13,15 +13,15 @@ use leasehold_crds::{
     shared::conditions::{ConditionStatus, condition, set},
 };
 use leasehold_planner::{
-    escrow::{AccountRead, Hash, Terms, allocation_name},
+    escrow::{AccountAt, AccountRead, Hash, Terms, allocation_name},
     market::lease::{
         AllocationSeen, AllocationWrite, ChainCall, Deletion, Network, Parsed, Plan, RecoveredAccount,
-        Wallet, World, chain_failure, check, decide, events, needs_wallet, seeks_prior, trim_allocation,
-        trim_lease, wants_second,
+        Wallet, World, chain_failure, check, decide, events, needs_chain, needs_wallet, seeks_prior,
+        trim_allocation, trim_lease, wants_final, wants_second,
     },
     observed::Observed,
     placement::{Candidate, Provider},
-    ports::{Balances, Head, PaymentError},
+    ports::{Balances, FINAL_READS, Head, PaymentError},
 };
 
 use crate::{
@@ -229,13 +229,10 @@ impl Market {
             allocations: self.seen(&status, terms.as_ref()),
             wallet: Observed::Known(Wallet::NotRead),
             balances: None,
-            head: self.read(Head {
-                number: 1,
-                hash: Hash::default(),
-                time: self.now.unsigned_abs(),
-            }),
+            head: self.read(self.block()),
             account: None,
             second_account: None,
+            final_reads: Vec::new(),
             prior: Observed::Known(None),
             unfunded_in_namespace: self.unfunded,
             unanswered: self.unanswered.clone(),
@@ -250,9 +247,10 @@ impl Market {
                 gas_wei: self.gas_wei,
             }));
         }
-        if terms.is_some() {
+        if terms.is_some() && needs_chain(&world.lease) {
             let read = self.read(self.account_read());
-            world.second_account = wants_second(&read).then(|| read.clone());
+            world.second_account = wants_second(&world.lease, &read).then(|| read.clone());
+            world.final_reads = vec![read.clone(); FINAL_READS * usize::from(wants_final(&read))];
             world.account = Some(read);
         }
         if seeks_prior(&world.lease) {
@@ -288,12 +286,22 @@ impl Market {
         }
     }
 
-    fn account_read(&self) -> AccountRead {
-        match &self.account {
+    fn block(&self) -> Head {
+        Head {
+            number: 1,
+            hash: Hash::default(),
+            time: self.now.unsigned_abs(),
+        }
+    }
+
+    fn account_read(&self) -> AccountAt {
+        let block = self.block();
+        let read = match &self.account {
             _ if self.mismatch => AccountRead::Mismatch,
             Some(account) => account.read(self.now.unsigned_abs()),
             None => AccountRead::Absent,
-        }
+        };
+        AccountAt { block, read }
     }
 
     /// Carries out what the plan asks for, as the operator does. A transaction is mined at once.

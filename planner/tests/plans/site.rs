@@ -14,15 +14,17 @@ use leasehold_crds::{
     },
 };
 use leasehold_planner::{
-    escrow::{AccountRead, Terms},
+    escrow::{AccountAt, AccountRead, Hash, Terms},
     observed::Observed,
     placement::Currency,
+    ports::{FINAL_READS, Head},
     provider::{
         allocation::accept::{self, PoolSeen},
         health::{Health, KubeletReport, NodeReport, assess},
         offer::supply::PoolSupply,
         reservation::{
-            self, LegCall, Plan, Reading, Running, Withdrawals, Workload, wants_live, wants_second,
+            self, LegCall, Plan, Reading, Running, Withdrawals, Workload, wants_final, wants_live,
+            wants_second,
         },
         workload::EgressDenylist,
     },
@@ -270,10 +272,14 @@ impl Site {
         let plan = reservation::decide(
             &reservation::World {
                 reservation: &reservation,
+                final_reads: if wants_final(&reservation, &account) {
+                    vec![account.clone(); FINAL_READS]
+                } else {
+                    Vec::new()
+                },
                 settled: before.phase.is_unpaid().then(|| account.clone()),
                 account,
                 second,
-                block_time: self.read(self.unix()),
                 running: Observed::Known(self.running.clone()),
                 allocation_exists: self.allocation_exists.clone(),
                 grace_seconds: 600,
@@ -320,12 +326,18 @@ impl Site {
         }
     }
 
-    fn account_read(&self) -> AccountRead {
-        match &self.account {
+    fn account_read(&self) -> AccountAt {
+        let block = Head {
+            number: 1,
+            hash: Hash::default(),
+            time: self.unix(),
+        };
+        let read = match &self.account {
             _ if self.mismatch => AccountRead::Mismatch,
             Some(account) => account.read(self.unix()),
             None => AccountRead::Absent,
-        }
+        };
+        AccountAt { block, read }
     }
 
     fn write(&mut self, plan: &Plan, before: &GpuReservationStatus) {

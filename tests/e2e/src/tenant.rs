@@ -155,7 +155,8 @@ impl<'a> Tenant<'a> {
             .and_then(|s| s.escrow.as_ref())
             .context("the lease has an account")?;
         let terms = Terms::from_wire(&escrow.terms)?;
-        match self.stack.payments.account(&terms, BlockLevel::Latest).await? {
+        let at = self.stack.payments.account(&terms, BlockLevel::Latest).await?;
+        match at.read {
             AccountRead::Present(account) => Ok((terms, account)),
             other => anyhow::bail!("the chain returned {other:?}"),
         }

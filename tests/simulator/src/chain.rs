@@ -16,6 +16,9 @@ use crate::{random::Random, reconcile::ProcessId};
 /// minutes, and a block takes at least one second.
 const BLOCKS_MAX: usize = 640;
 
+/// A block is final when so many others follow it.
+const FINAL_AFTER_BLOCKS: u64 = 6;
+
 /// A pending transaction.
 #[derive(Clone, Debug)]
 pub struct Transaction {
@@ -50,6 +53,8 @@ pub struct Chain {
     /// How often each call was mined.
     pub calls: BTreeMap<String, u64>,
     fork: u64,
+    /// Number of the newest final block.
+    final_number: u64,
     /// Whether the node hangs: it mines nothing and answers nothing.
     pub hung: bool,
     /// How many of a thousand pending transactions get into the next block.
@@ -78,6 +83,7 @@ impl Chain {
             sent: 0,
             calls: BTreeMap::new(),
             fork: 0,
+            final_number: 0,
             hung: false,
             inclusion_per_mille: 1000,
         }
@@ -107,6 +113,13 @@ impl Chain {
     #[must_use]
     pub fn back(&self, blocks: usize) -> &Block {
         &self.blocks[self.blocks.len() - 1 - blocks.min(self.blocks.len() - 1)]
+    }
+
+    /// By how many blocks the newest final block is behind the newest one.
+    #[must_use]
+    pub fn finality_lag(&self) -> usize {
+        let lag = self.newest().head.number - self.final_number;
+        usize::try_from(lag).unwrap_or(usize::MAX)
     }
 
     /// The stored blocks, the newest first.
@@ -208,6 +221,7 @@ impl Chain {
         }
         self.mempool = waiting;
         self.blocks.push_back(block);
+        self.final_number = self.final_number.max(number.saturating_sub(FINAL_AFTER_BLOCKS));
         if self.blocks.len() > BLOCKS_MAX
             && let Some(oldest) = self.blocks.pop_front()
         {
@@ -215,9 +229,10 @@ impl Chain {
         }
     }
 
-    /// Removes the newest blocks. Their transactions return to the front of the mempool, except for those that
+    /// Removes the newest blocks, except for final ones. Their transactions return to the front of the mempool, except for those that
     /// `is_dropped` selects, which are never mined.
     pub fn reorganise(&mut self, depth: usize, mut is_dropped: impl FnMut() -> bool) {
+        let depth = depth.min(self.finality_lag());
         if depth + 1 >= self.blocks.len() {
             return;
         }

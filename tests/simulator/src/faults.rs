@@ -68,6 +68,8 @@ pub(crate) struct Faults {
     pub(crate) hangs: bool,
     pub(crate) flaky_per_mille: u64,
     pub(crate) stale_per_mille: u64,
+    /// By how many blocks a stale answer is behind at most.
+    pub(crate) stale_blocks: u64,
     pub(crate) false_reads_per_mille: u64,
     pub(crate) lost_replies_per_mille: u64,
     pub(crate) lost_writes_per_mille: u64,
@@ -104,6 +106,7 @@ impl Faults {
             hangs: random.per_mille(500),
             flaky_per_mille: 0,
             stale_per_mille: 0,
+            stale_blocks: 3,
             false_reads_per_mille: 0,
             lost_replies_per_mille: 0,
             lost_writes_per_mille: 0,
@@ -197,7 +200,10 @@ impl Sim {
                 self.note(|| format!("disconnected from the chain: {begins}, {process:?}"));
             }
             Fault::FlakyReads => self.faults.flaky_per_mille = rate(&mut self.random, 300),
-            Fault::StaleReads => self.faults.stale_per_mille = rate(&mut self.random, 400),
+            Fault::StaleReads => {
+                self.faults.stale_per_mille = rate(&mut self.random, 400);
+                self.faults.stale_blocks = self.random.pick(&[3, 15, 120]).copied().unwrap_or(3);
+            }
             Fault::FalseReads => self.faults.false_reads_per_mille = rate(&mut self.random, 200),
             Fault::LostReplies => self.faults.lost_replies_per_mille = rate(&mut self.random, 500),
             Fault::Congestion => {

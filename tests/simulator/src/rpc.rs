@@ -1,11 +1,13 @@
 //! One process's view of the chain: reads that fail, are stale or false, and writes whose reply is lost.
 
+use jiff::Timestamp;
 use leasehold_chain::machine::{Action, Refusal};
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
-    escrow::{AccountRead, Address, Terms, lease_name},
+    escrow::{AccountAt, AccountRead, Address, Terms, lease_name},
     observed::Observed,
-    ports::{Head, PaymentError},
+    ports::{FINAL_READS, Head, PaymentError},
+    recency::Recency,
 };
 
 use crate::{Sim, reconcile::ProcessId};
@@ -15,13 +17,21 @@ const DEADLINE_MS: u64 = 5_000;
 /// Time after which a transaction that is not mined is left to the next reconcile.
 pub const MINE_DEADLINE_MS: u64 = 30_000;
 
-/// The reads of one reconcile: their duration, and whether one of them was false. A single reading can be false, but
-/// not two in a row.
+/// Age in seconds from which an answer counts as no answer, as each process's PaymentNetwork says.
+const MAX_BLOCK_AGE: u64 = 30;
+/// Kinds of false answers.
+const LIES: u64 = 5;
+
+/// The reads of one reconcile: their duration, and which lies were told. Several of its answers can be false, but no two
+/// tell the same lie.
 #[derive(Default)]
 pub struct Reader {
     /// Time that the reads took.
     pub cost_ms: u64,
-    false_read: bool,
+    /// By how many blocks a stale answer of this reconcile was behind.
+    lag: Option<usize>,
+    /// Bitmap of the lies told.
+    lies: u8,
     failed: bool,
 }
 
@@ -39,6 +49,37 @@ fn about(action: &Action) -> String {
         Action::WithdrawCredit { .. } => None,
     };
     terms.map_or_else(String::new, |t| lease_name(t.id()))
+}
+
+/// The time of a clock with that offset.
+fn clock(ms: u64, offset_ms: i64) -> Timestamp {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX).saturating_add(offset_ms);
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn falsify(read: AccountRead, lie: u64) -> AccountRead {
+    match (read, lie) {
+        (_, 0) => AccountRead::Absent,
+        (_, 1) => AccountRead::Mismatch,
+        (AccountRead::Present(mut account), kind) => {
+            match kind {
+                2 => account.closed = true,
+                3 => {
+                    account.running = 0;
+                    account.balance_scaled = 0;
+                    account.exhausted_at = account.block_time.saturating_sub(500_000);
+                    account.started_at = account.exhausted_at.saturating_sub(1);
+                    account.paid_until = account.exhausted_at;
+                }
+                _ => {
+                    account.started_at = 0;
+                    account.running = 0;
+                }
+            }
+            AccountRead::Present(account)
+        }
+        (other, _) => other,
+    }
 }
 
 impl Sim {
@@ -64,21 +105,37 @@ impl Sim {
             return Ok(lag);
         }
         let stale = self.faults.stale_per_mille;
-        Ok(if self.random.per_mille(stale) {
-            usize::try_from(self.random.between(1, 3)).unwrap_or(1)
-        } else {
-            0
-        })
+        if let Some(lag) = reader.lag.filter(|_| self.random.per_mille(500)) {
+            return Ok(lag);
+        }
+        if !self.random.per_mille(stale) {
+            return Ok(0);
+        }
+        let lag = self.random.between(1, self.faults.stale_blocks);
+        Ok(*reader.lag.insert(usize::try_from(lag).unwrap_or(1)))
+    }
+
+    /// What a process has received from the chain so far, and the offset of its clock.
+    fn recency(&mut self, who: ProcessId) -> (&mut Recency, i64) {
+        match who {
+            ProcessId::Market(m) => {
+                let process = &mut self.markets[m];
+                (&mut process.recency, process.offset_ms)
+            }
+            ProcessId::Provider(s, p) => {
+                let process = &mut self.sites[s].processes[p];
+                (&mut process.recency, process.offset_ms)
+            }
+        }
     }
 
     /// Reads the newest block.
     pub(crate) fn read_head(&mut self, reader: &mut Reader, who: ProcessId) -> Observed<Head> {
-        Observed::from_result(self.lag(reader, who).map(|lag| self.chain.back(lag).head))
-    }
-
-    /// Reads the time of the newest block.
-    pub(crate) fn read_block_time(&mut self, reader: &mut Reader, who: ProcessId) -> Observed<u64> {
-        Observed::from_result(self.lag(reader, who).map(|lag| self.chain.back(lag).head.time))
+        let answer = self.lag(reader, who).map(|lag| self.chain.back(lag).head);
+        let begun = self.now;
+        let (recency, offset) = self.recency(who);
+        let now = clock(begun + reader.cost_ms, offset);
+        recency.head(answer, MAX_BLOCK_AGE, now)
     }
 
     /// Reads the token balance of an address.
@@ -95,55 +152,67 @@ impl Sim {
         )
     }
 
-    /// Reads the account, `behind` blocks before the newest.
+    /// Reads the account at the newest block.
     pub(crate) fn read_account(
         &mut self,
         reader: &mut Reader,
         who: ProcessId,
         terms: &Terms,
-        behind: usize,
-    ) -> Observed<AccountRead> {
-        let lag = match self.lag(reader, who) {
-            Ok(lag) => lag,
-            Err(error) => return Observed::Unknown(error.to_string()),
-        };
-        let block = self.chain.back(lag + behind);
-        let read = block.machine.read(terms, block.head.time);
-        let rate = self.faults.false_reads_per_mille;
-        if !reader.false_read && self.random.per_mille(rate) {
-            reader.false_read = true;
-            return Observed::Known(self.falsify(read));
-        }
-        if lag == 0 && behind == 0 {
+    ) -> Observed<AccountAt> {
+        let answer = self.answer(reader, who, terms, 0);
+        let newest = self.chain.newest().head;
+        let begun = self.now;
+        let (recency, offset) = self.recency(who);
+        let now = clock(begun + reader.cost_ms, offset);
+        let read = recency.account(terms.id(), answer, MAX_BLOCK_AGE, now);
+        if read.known().is_some_and(|at| at.block == newest) && reader.lies == 0 {
             self.invariants.record_read(who, terms.id(), self.now);
         }
-        Observed::Known(read)
+        read
     }
 
-    fn falsify(&mut self, read: AccountRead) -> AccountRead {
-        match (read, self.random.below(5)) {
-            (_, 0) => AccountRead::Absent,
-            (_, 1) => AccountRead::Mismatch,
-            (AccountRead::Present(mut account), kind) => {
-                match kind {
-                    2 => account.closed = true,
-                    3 => {
-                        account.running = 0;
-                        account.balance_scaled = 0;
-                        account.exhausted_at = account.block_time.saturating_sub(500_000);
-                        account.started_at = account.exhausted_at.saturating_sub(1);
-                        account.paid_until = account.exhausted_at;
-                    }
-                    _ => {
-                        account.started_at = 0;
-                        account.running = 0;
-                        account.block_time += 1_000_000;
-                    }
-                }
-                AccountRead::Present(account)
+    /// Reads the account at a block that many before the newest.
+    pub(crate) fn read_account_at(
+        &mut self,
+        reader: &mut Reader,
+        who: ProcessId,
+        terms: &Terms,
+        behind: usize,
+    ) -> Observed<AccountAt> {
+        Observed::from_result(self.answer(reader, who, terms, behind))
+    }
+
+    /// Reads the account at the newest final block, as often as decisions need.
+    pub(crate) fn final_reads(
+        &mut self,
+        reader: &mut Reader,
+        who: ProcessId,
+        terms: &Terms,
+    ) -> Vec<Observed<AccountAt>> {
+        let lag = self.chain.finality_lag();
+        let read = |_| self.read_account_at(reader, who, terms, lag);
+        (0..FINAL_READS).map(read).collect()
+    }
+
+    fn answer(
+        &mut self,
+        reader: &mut Reader,
+        who: ProcessId,
+        terms: &Terms,
+        behind: usize,
+    ) -> Result<AccountAt, PaymentError> {
+        let lag = self.lag(reader, who)?;
+        let block = self.chain.back(lag + behind);
+        let (head, mut read) = (block.head, block.machine.read(terms, block.head.time));
+        let rate = self.faults.false_reads_per_mille;
+        if self.random.per_mille(rate) {
+            let lie = self.random.below(LIES);
+            if reader.lies & (1 << lie) == 0 {
+                reader.lies |= 1 << lie;
+                read = falsify(read, lie);
             }
-            (other, _) => other,
         }
+        Ok(AccountAt { block: head, read })
     }
 
     /// Sends a transaction. Returns its number or an error, and the time that the call took.

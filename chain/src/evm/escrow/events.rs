@@ -28,15 +28,20 @@ const WINDOWS_BACK: u64 = 500;
 /// earlier.
 const REWIND_BLOCKS: u64 = 64;
 
-/// Finds the account with that id.
-pub(crate) async fn find(rpc: &Rpc, escrow: EvmAddress, id: Hash) -> Result<Option<Opened>, PaymentError> {
+/// Finds the account with that id. Also returns the newest block, in which it is there or not.
+pub(crate) async fn find(
+    rpc: &Rpc,
+    escrow: EvmAddress,
+    id: Hash,
+) -> Result<(Head, Option<Opened>), PaymentError> {
     let head = rpc.head().await?;
     let raw = Escrow::rawCall {
         ids: vec![to_b256(id)],
     };
-    let rows = rpc.view_of(escrow, &raw, BlockId::latest()).await?;
+    let at = BlockId::hash_canonical(to_b256(head.hash));
+    let rows = rpc.view_of(escrow, &raw, at).await?;
     if rows.first().is_none_or(|row| row.termsHash == B256::ZERO) {
-        return Ok(None);
+        return Ok((head, None));
     }
     let filter = opened(escrow).topic1(to_b256(id));
     let whole = rpc
@@ -50,7 +55,7 @@ pub(crate) async fn find(rpc: &Rpc, escrow: EvmAddress, id: Hash) -> Result<Opti
     };
     let found = logs.first().map(account).transpose()?;
     match found {
-        Some(account) if account.terms.id() == id => Ok(Some(account)),
+        Some(account) if account.terms.id() == id => Ok((head, Some(account))),
         Some(_) => Err(PaymentError::Malformed(format!(
             "the Opened event of account {id} contains different terms"
         ))),

@@ -3,7 +3,7 @@
 use alloy::{eips::BlockId, providers::Provider, sol_types::SolCall};
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
-    escrow::{AccountRead, Address, Hash, Terms},
+    escrow::{AccountAt, Address, Hash, Terms},
     ports::{
         AcceptanceMessage, Balances, BlockLevel, Cursor, Head, Opened, PaymentError, Payments, Receipt,
         SigningKey,
@@ -37,7 +37,7 @@ impl Payments for EvmEscrow {
         })
     }
 
-    async fn account(&self, terms: &Terms, level: BlockLevel) -> Result<AccountRead, PaymentError> {
+    async fn account(&self, terms: &Terms, level: BlockLevel) -> Result<AccountAt, PaymentError> {
         match level {
             BlockLevel::Latest => {
                 let batch = self.clone().read_account_batch();
@@ -47,19 +47,16 @@ impl Payments for EvmEscrow {
         }
     }
 
-    async fn accounts(&self, terms: &[Terms]) -> Result<Vec<AccountRead>, PaymentError> {
-        if terms.len() <= ACCOUNTS_PER_VIEW {
-            return self.accounts_now(terms).await;
-        }
-        let at = BlockId::number(self.head().await?.number);
+    async fn accounts(&self, terms: &[Terms], level: BlockLevel) -> Result<Vec<AccountAt>, PaymentError> {
+        let block = self.block(level).await?;
         let mut reads = Vec::with_capacity(terms.len());
         for part in terms.chunks(ACCOUNTS_PER_VIEW) {
-            reads.extend(self.snapshots(part, at).await?);
+            reads.extend(self.snapshots(part, block).await?);
         }
         Ok(reads)
     }
 
-    async fn find(&self, id: Hash) -> Result<Option<Opened>, PaymentError> {
+    async fn find(&self, id: Hash) -> Result<(Head, Option<Opened>), PaymentError> {
         events::find(&self.0.rpc, self.0.escrow, id).await
     }
 

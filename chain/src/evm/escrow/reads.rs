@@ -1,15 +1,17 @@
-//! Reads of accounts and of the newest block, batched over concurrent callers.
+//! Reads of accounts and of the newest block, batched over concurrent callers. Accounts are read at a block that is named
+//! by its hash (EIP-1898): of several nodes behind one endpoint, one that does not have the block answers with an error
+//! instead of an older state.
 
 use alloy::{eips::BlockId, primitives::B256, providers::Provider as _};
 use leasehold_planner::{
-    escrow::{AccountRead, Terms},
-    ports::{BlockLevel, PaymentError},
+    escrow::{AccountAt, AccountRead, Terms},
+    ports::{BlockLevel, Head, PaymentError},
 };
 
-use super::abi::{Escrow, account_read, hides_its_start, to_b256};
+use super::abi::{Escrow, account_read, hides_its_start, to_b256, to_u40};
 use crate::evm::{
     EvmEscrow, Inner,
-    rpc::{block_id, no_contract, read_batcher::PendingRead},
+    rpc::{block_tag, no_contract, read_batcher::PendingRead},
 };
 
 /// Accounts read by one call, as the gas of a call is limited.
@@ -28,18 +30,30 @@ impl EvmEscrow {
     /// Completes all pending reads of accounts at the newest block, [`ACCOUNTS_PER_VIEW`] per call.
     pub(super) async fn read_account_batch(self) {
         let mut pending = self.0.accounts.take();
+        let block = match self.block(BlockLevel::Latest).await {
+            Ok(block) => block,
+            Err(error) => {
+                for read in pending {
+                    read.complete(Err(error.clone()));
+                }
+                return;
+            }
+        };
         while !pending.is_empty() {
             let rest = pending.split_off(pending.len().min(ACCOUNTS_PER_VIEW));
-            tokio::spawn(self.clone().read_accounts(pending));
+            tokio::spawn(self.clone().read_accounts(pending, block));
             pending = rest;
         }
     }
 
-    async fn read_accounts(self, mut pending: Vec<PendingRead<Terms, AccountRead>>) {
+    async fn read_accounts(self, mut pending: Vec<PendingRead<Terms, AccountAt>>, block: Head) {
         let terms: Vec<Terms> = pending.iter().map(|read| read.key.clone()).collect();
         let answers = match terms.as_slice() {
-            [one] => self.account_now(one).await.map(|account| vec![account]),
-            many => self.accounts_now(many).await,
+            [one] => self
+                .account_once_more(one, block)
+                .await
+                .map(|account| vec![account]),
+            many => self.snapshots(many, block).await,
         };
         match answers {
             Ok(accounts) => {
@@ -58,8 +72,8 @@ impl EvmEscrow {
                 let rest = pending.split_off(terms.len() / 2);
                 let (one, other) = (self.clone(), self);
                 tokio::join!(
-                    Box::pin(one.read_accounts(pending)),
-                    Box::pin(other.read_accounts(rest)),
+                    Box::pin(one.read_accounts(pending, block)),
+                    Box::pin(other.read_accounts(rest, block)),
                 );
             }
         }
@@ -67,27 +81,35 @@ impl EvmEscrow {
 
     /// A view never reverts by itself. On anvil, about one call in a thousand that coincides with a new block fails
     /// with a panic, as if its time were older than its state; a second call succeeds.
-    async fn account_now(&self, terms: &Terms) -> Result<AccountRead, PaymentError> {
-        match self.account_at(terms, BlockLevel::Latest).await {
-            Err(PaymentError::Reverted { .. }) => self.account_at(terms, BlockLevel::Latest).await,
+    async fn account_once_more(&self, terms: &Terms, block: Head) -> Result<AccountAt, PaymentError> {
+        match self.account_in(terms, block, BlockLevel::Latest).await {
+            Err(PaymentError::Reverted { .. }) => self.account_in(terms, block, BlockLevel::Latest).await,
             answer => answer,
         }
     }
 
+    /// The account at the newest block of that level.
     pub(super) async fn account_at(
         &self,
         terms: &Terms,
         level: BlockLevel,
-    ) -> Result<AccountRead, PaymentError> {
+    ) -> Result<AccountAt, PaymentError> {
+        let block = self.block(level).await?;
+        self.account_in(terms, block, level).await
+    }
+
+    async fn account_in(
+        &self,
+        terms: &Terms,
+        block: Head,
+        level: BlockLevel,
+    ) -> Result<AccountAt, PaymentError> {
         let Inner { rpc, escrow, .. } = &*self.0;
-        rpc.verify_chain_id().await?;
         let call = Escrow::snapshotCall { terms: terms.into() };
-        match rpc.view(*escrow, &call, block_id(level)).await? {
+        match rpc.view(*escrow, &call, at(block)).await? {
             Some(snapshot) => {
                 let rows = std::slice::from_ref(&snapshot);
-                let reads = self
-                    .reads(std::slice::from_ref(terms), rows, block_id(level))
-                    .await?;
+                let reads = self.reads(std::slice::from_ref(terms), rows, block).await?;
                 reads
                     .into_iter()
                     .next()
@@ -97,33 +119,37 @@ impl EvmEscrow {
             None if level != BlockLevel::Latest
                 && !rpc.request(rpc.provider.get_code_at(*escrow)).await?.is_empty() =>
             {
-                Ok(AccountRead::Absent)
+                let read = AccountRead::Absent;
+                Ok(AccountAt { block, read })
             }
             None => Err(no_contract(*escrow, rpc.chain_id)),
         }
     }
 
-    /// At most [`ACCOUNTS_PER_VIEW`] accounts at the newest block.
-    pub(super) async fn accounts_now(&self, terms: &[Terms]) -> Result<Vec<AccountRead>, PaymentError> {
-        self.0.rpc.verify_chain_id().await?;
-        self.snapshots(terms, BlockId::latest()).await
+    /// The newest block of that level.
+    pub(super) async fn block(&self, level: BlockLevel) -> Result<Head, PaymentError> {
+        let rpc = &self.0.rpc;
+        rpc.verify_chain_id().await?;
+        let block = rpc.block(block_tag(level)).await?;
+        block.ok_or_else(|| PaymentError::Malformed(format!("the endpoint returned no {level:?} block")))
     }
 
+    /// At most [`ACCOUNTS_PER_VIEW`] accounts at that block.
     pub(super) async fn snapshots(
         &self,
         terms: &[Terms],
-        at: BlockId,
-    ) -> Result<Vec<AccountRead>, PaymentError> {
+        block: Head,
+    ) -> Result<Vec<AccountAt>, PaymentError> {
         let call = Escrow::snapshotsCall {
             terms: terms.iter().map(Into::into).collect(),
         };
-        let rows = self.0.rpc.view_of(self.0.escrow, &call, at).await?;
+        let rows = self.0.rpc.view_of(self.0.escrow, &call, at(block)).await?;
         if rows.len() != terms.len() {
             return Err(PaymentError::Malformed(
                 "the number of snapshots differs from the number of accounts".into(),
             ));
         }
-        self.reads(terms, &rows, at).await
+        self.reads(terms, &rows, block).await
     }
 
     /// Converts snapshots, and reads from the stored accounts what a snapshot leaves out.
@@ -131,8 +157,8 @@ impl EvmEscrow {
         &self,
         terms: &[Terms],
         rows: &[Escrow::Snapshot],
-        at: BlockId,
-    ) -> Result<Vec<AccountRead>, PaymentError> {
+        block: Head,
+    ) -> Result<Vec<AccountAt>, PaymentError> {
         let ids: Vec<B256> = terms
             .iter()
             .zip(rows)
@@ -143,16 +169,29 @@ impl EvmEscrow {
             Vec::new()
         } else {
             let raw = Escrow::rawCall { ids };
-            self.0.rpc.view_of(self.0.escrow, &raw, at).await?
+            self.0.rpc.view_of(self.0.escrow, &raw, at(block)).await?
         }
         .into_iter();
         rows.iter()
             .map(|row| {
+                // Some chains call views at the time of the next block, but none at an earlier one.
+                if row.blockTime < to_u40(block.time) {
+                    return Err(PaymentError::Unreachable(format!(
+                        "the RPC endpoint answered from a block older than {}, which it was asked for",
+                        block.number
+                    )));
+                }
                 let stored = hides_its_start(row).then(|| stored.next()).flatten();
-                account_read(row, stored.map(|account| account.clock.settledAt.to()))
+                let read = account_read(row, stored.map(|account| account.clock.settledAt.to()))?;
+                Ok(AccountAt { block, read })
             })
             .collect()
     }
+}
+
+/// The block as a parameter of a call. It must belong to the chain still.
+const fn at(block: Head) -> BlockId {
+    BlockId::hash_canonical(to_b256(block.hash))
 }
 
 /// Whether the endpoint did not answer, so that one read per account would fail in the same way.

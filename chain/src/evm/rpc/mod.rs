@@ -169,10 +169,10 @@ pub(crate) fn head_of(block: &Block) -> Head {
     }
 }
 
-pub(crate) const fn block_id(level: BlockLevel) -> BlockId {
+pub(crate) const fn block_tag(level: BlockLevel) -> BlockNumberOrTag {
     match level {
-        BlockLevel::Latest => BlockId::Number(BlockNumberOrTag::Latest),
-        BlockLevel::Safe => BlockId::Number(BlockNumberOrTag::Safe),
-        BlockLevel::Finalized => BlockId::Number(BlockNumberOrTag::Finalized),
+        BlockLevel::Latest => BlockNumberOrTag::Latest,
+        BlockLevel::Safe => BlockNumberOrTag::Safe,
+        BlockLevel::Finalized => BlockNumberOrTag::Finalized,
     }
 }

@@ -20,23 +20,30 @@ struct Read {
 }
 
 impl Read {
-    /// Reads on to the newest block.
+    /// Reads on to the newest block, and at least to the one with number `least`.
     async fn read_on(
         &mut self,
         chain: &EvmEscrow,
         market: Address,
         secret: &MarketSecret,
+        least: u64,
     ) -> Result<(), PaymentError> {
-        let head = chain.head().await?;
+        let newest = chain.head().await?.number.max(least);
         let mut calls = 0;
-        while self.cursor.is_none_or(|c| c.number < head.number) {
+        while self.cursor.is_none_or(|c| c.number < newest) {
             if calls == CALLS_MAX {
-                let behind = head.number - self.cursor.map_or(0, |c| c.number);
+                let behind = newest - self.cursor.map_or(0, |c| c.number);
                 return Err(PaymentError::Unreachable(format!(
                     "this market's accounts are still being read off the chain, {behind} blocks to go"
                 )));
             }
             let (opened, cursor) = chain.opened_since(market, self.cursor).await?;
+            if self.cursor == Some(cursor) {
+                return Err(PaymentError::Unreachable(format!(
+                    "the RPC endpoint has no events after block {}, and the newest block is {newest}",
+                    cursor.number
+                )));
+            }
             self.cursor = Some(cursor);
             self.accounts
                 .extend(secret, opened.into_iter().map(|opened| opened.terms));
@@ -62,7 +69,7 @@ impl AccountIndex {
         }
     }
 
-    /// Reads on, then seeks the account of the latest of these rounds of a lease.
+    /// Reads on, at least to the block with number `least`, then seeks the account of the latest of these rounds of a lease.
     pub(crate) async fn latest(
         &self,
         network: &str,
@@ -70,10 +77,11 @@ impl AccountIndex {
         market: Address,
         uid: &str,
         rounds: RangeInclusive<u64>,
+        least: u64,
     ) -> Result<Option<RecoveredAccount>, PaymentError> {
         // An index that lags must not report that there is no account: a second one would be opened.
         let latest = |accounts: &mut Accounts| accounts.latest(market, uid, rounds);
-        self.read(network, chain, market, latest).await
+        self.read_to(network, chain, market, least, latest).await
     }
 
     /// Reads on, then answers from what was read.
@@ -84,9 +92,20 @@ impl AccountIndex {
         market: Address,
         answer: impl FnOnce(&mut Accounts) -> T,
     ) -> Result<T, PaymentError> {
+        self.read_to(network, chain, market, 0, answer).await
+    }
+
+    async fn read_to<T>(
+        &self,
+        network: &str,
+        chain: &EvmEscrow,
+        market: Address,
+        least: u64,
+        answer: impl FnOnce(&mut Accounts) -> T,
+    ) -> Result<T, PaymentError> {
         let mut guard = self.networks.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
-        read.read_on(chain, market, &self.secret).await?;
+        read.read_on(chain, market, &self.secret, least).await?;
         Ok(answer(&mut read.accounts))
     }
 

@@ -6,14 +6,15 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
-    GpuAllocation, GpuLease, LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX, lease::Phase, payment::money::Rate,
+    GpuAllocation, GpuLease, LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, lease::Phase,
+    payment::money::Rate,
 };
 use leasehold_planner::{
-    escrow::{AccountRead, Terms, allocation_name},
+    escrow::{Terms, allocation_name},
     market::lease::{self, AllocationSeen, Network, Parsed, Wallet, World},
     observed::Observed,
     payment_network,
-    ports::{AcceptanceMessage, BlockLevel, Payments as _, SigningKey},
+    ports::{AcceptanceMessage, Payments as _, SigningKey},
 };
 use leasehold_runtime::cache;
 use leasehold_telemetry::metrics::ChainAction;
@@ -33,7 +34,8 @@ impl Market {
     /// Reads everything that a decision needs. Only the lease itself must be readable.
     pub(super) async fn gather(&self, lease: Arc<GpuLease>) -> (World, Handles) {
         let supply = self.supply.snapshot();
-        let (network, chain) = self.network(&lease).await;
+        let (network, connection) = self.network(&lease).await;
+        let chain = connection.as_ref().map(|(_, chain)| chain.clone());
         let deletion = self.deletion(&lease).await;
         let parsed = Parsed::of(&lease, &deletion, &network, &supply.providers, &supply.candidates);
         let terms = parsed.terms.clone().and_then(Result::ok);
@@ -67,29 +69,38 @@ impl Market {
             head: Observed::Unknown(why_no_client.clone()),
             account: None,
             second_account: None,
+            final_reads: Vec::new(),
             prior: Observed::Known(None),
         };
         let mut key = None;
         if lease::needs_wallet(&world) {
             (world.wallet, key) = self.wallet(&world.lease).await;
         }
-        let closed = world.lease.status.as_ref().is_some_and(|s| s.phase.is_over());
-        if let (Some(chain), false) = (&chain, closed) {
-            world.head = Observed::from_result(self.payments.observed(ChainAction::Read, chain.head()).await);
+        let needs_chain = lease::needs_chain(&world.lease);
+        if let (Some((network, chain)), true) = (&connection, needs_chain) {
+            world.head = match &terms {
+                Some(terms) => {
+                    let read = || self.payments.account(network, chain, terms);
+                    let first = read().await;
+                    if lease::wants_second(&world.lease, &first) {
+                        world.second_account = Some(read().await);
+                    }
+                    if lease::wants_final(&first) {
+                        world.final_reads = self.payments.final_reads(network, chain, terms).await;
+                    }
+                    let head = first.clone().map(|at| at.block);
+                    world.account = Some(first);
+                    head
+                }
+                None => self.payments.head(network, chain).await,
+            };
             if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &world.parsed.terms) {
                 let balances = self
                     .payments
                     .observed(ChainAction::Read, chain.balances(*address));
                 world.balances = Some(Observed::from_result(balances.await));
             }
-            if let Some(terms) = &terms {
-                let read = self.read(chain, terms).await;
-                if lease::wants_second(&read) {
-                    world.second_account = Some(self.read(chain, terms).await);
-                }
-                world.account = Some(read);
-            }
-        } else if terms.is_some() && !closed {
+        } else if terms.is_some() && needs_chain {
             world.account = Some(Observed::Unknown(why_no_client));
         }
         world.prior = match why_not_listed {
@@ -113,15 +124,13 @@ impl Market {
         self.leases.state_filter(others).len()
     }
 
-    async fn read(&self, chain: &EvmEscrow, terms: &Terms) -> Observed<AccountRead> {
-        Observed::from_result(
-            self.payments
-                .observed(ChainAction::Read, chain.account(terms, BlockLevel::Latest))
-                .await,
-        )
-    }
-
-    async fn network(&self, lease: &GpuLease) -> (Observed<Option<Network>>, Option<EvmEscrow>) {
+    async fn network(
+        &self,
+        lease: &GpuLease,
+    ) -> (
+        Observed<Option<Network>>,
+        Option<(Arc<PaymentNetwork>, EvmEscrow)>,
+    ) {
         let Some(object) = cache::get(&self.networks, &lease.spec.payment.network, None) else {
             return (Observed::Known(None), None);
         };
@@ -144,7 +153,7 @@ impl Market {
                     decimals,
                     refusal: payment_network::refusal(&object),
                 };
-                (Observed::Known(Some(network)), Some(chain))
+                (Observed::Known(Some(network)), Some((object.clone(), chain)))
             }
             Err(error) => (Observed::Unknown(error.message()), None),
         }
@@ -241,13 +250,19 @@ impl Market {
         if !lease::seeks_prior(lease) {
             return Observed::Known(None);
         }
+        // The index must have been read to a block that is recent.
+        let head = match (&world.head, chain) {
+            (Observed::Known(head), Some(_)) => head.number,
+            (Observed::Unknown(why), Some(_)) => return Observed::Unknown(why.clone()),
+            (_, None) => 0,
+        };
         match (&world.network, chain) {
             (Observed::Known(Some(network)), Some(chain)) => {
                 let uid = lease.uid().unwrap_or_default();
                 let name = &lease.spec.payment.network;
-                let prior = self
-                    .index
-                    .latest(name, chain, network.market_id, &uid, 1..=lease::ROUNDS_MAX);
+                let prior =
+                    self.index
+                        .latest(name, chain, network.market_id, &uid, 1..=lease::ROUNDS_MAX, head);
                 Observed::from_result(prior.await)
             }
             (Observed::Known(_), _) => Observed::Known(None),

@@ -12,16 +12,15 @@ use leasehold_crds::{
     payment::escrow::EscrowTerms, shared::duration,
 };
 use leasehold_planner::{
-    escrow::{AccountRead, Terms},
+    escrow::{AccountAt, Terms},
     observed::Observed,
-    ports::{BlockLevel, Payments as _},
+    ports::BlockLevel,
     provider::{
         reservation::{self as planner, Withdrawals, World},
         workload::EgressDenylist,
     },
 };
 use leasehold_runtime::cache;
-use leasehold_telemetry::metrics::ChainAction;
 
 use crate::{
     payments,
@@ -34,10 +33,10 @@ const DENYLIST_VALID_FOR: Duration = Duration::from_secs(5);
 
 /// What was read of an account.
 struct AccountReads {
-    account: Observed<AccountRead>,
-    second: Observed<AccountRead>,
-    settled: Option<Observed<AccountRead>>,
-    block_time: Observed<u64>,
+    account: Observed<AccountAt>,
+    second: Observed<AccountAt>,
+    settled: Option<Observed<AccountAt>>,
+    final_reads: Vec<Observed<AccountAt>>,
 }
 
 impl AccountReads {
@@ -46,7 +45,7 @@ impl AccountReads {
             account: Observed::Unknown(why.to_owned()),
             second: Observed::Unknown("not read".into()),
             settled: None,
-            block_time: Observed::Unknown(why.to_owned()),
+            final_reads: Vec::new(),
         }
     }
 }
@@ -75,19 +74,19 @@ impl Provider {
             None => Err("there is no PaymentNetwork for this account's money in this cluster".to_owned()),
         };
         let terms = Terms::from_wire(&reservation.spec.allocation.escrow).map_err(|e| e.to_string());
-        let reads = match (&chain, &terms) {
-            (Ok(chain), Ok(terms)) => {
-                self.read_account(reservation, (chain, terms), network.as_deref())
-                    .await
+        let reads = match (&network, &chain, &terms) {
+            (Some(network), Ok(chain), Ok(terms)) => {
+                self.read_account(reservation, (chain, terms), network).await
             }
-            (Err(why), _) | (_, Err(why)) => AccountReads::unknown(why),
+            (_, Err(why), _) | (_, _, Err(why)) => AccountReads::unknown(why),
+            (None, Ok(_), Ok(_)) => AccountReads::unknown("there is no PaymentNetwork"),
         };
         let world = World {
             reservation,
             account: reads.account,
             second: reads.second,
             settled: reads.settled,
-            block_time: reads.block_time,
+            final_reads: reads.final_reads,
             running: self.running(reservation).await,
             allocation_exists: self.allocation_exists(reservation).await,
             grace_seconds: network
@@ -108,42 +107,34 @@ impl Provider {
         &self,
         reservation: &GpuReservation,
         (chain, terms): (&EvmEscrow, &Terms),
-        network: Option<&PaymentNetwork>,
+        network: &PaymentNetwork,
     ) -> AccountReads {
-        let account = self.read(chain, terms, BlockLevel::Latest).await;
+        let read = || self.payments.account(network, chain, terms);
+        let account = read().await;
         let mut reads = AccountReads {
             second: Observed::Unknown("not read".into()),
             settled: None,
-            block_time: Observed::Unknown(String::new()),
+            final_reads: Vec::new(),
             account,
         };
         if planner::wants_second(reservation, &reads.account) {
-            reads.second = self.read(chain, terms, BlockLevel::Latest).await;
+            reads.second = read().await;
         }
         let phase = reservation
             .status
             .as_ref()
             .map_or(AllocationPhase::Requested, |s| s.phase);
-        reads.block_time = match &reads.account {
-            // One failed read is enough: waiting for another would delay a stop that is due.
-            Observed::Unknown(why) => Observed::Unknown(why.clone()),
-            Observed::Known(_) if phase.is_unpaid() => {
-                let level = network.map_or(BlockLevel::Finalized, |n| payments::level(n.spec.provision_at));
-                reads.settled = match level {
-                    BlockLevel::Latest => Some(reads.account.clone()),
-                    BlockLevel::Safe | BlockLevel::Finalized => Some(self.read(chain, terms, level).await),
-                };
-                self.block_time(chain).await
-            }
-            Observed::Known(AccountRead::Present(account)) => Observed::Known(account.block_time),
-            Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => self.block_time(chain).await,
-        };
+        // One failed read is enough: waiting for another would delay a stop that is due.
+        if reads.account.known().is_some() && phase.is_unpaid() {
+            reads.settled = Some(match payments::level(network.spec.provision_at) {
+                BlockLevel::Latest => reads.account.clone(),
+                level => self.payments.account_at(chain, terms, level).await,
+            });
+        }
+        if planner::wants_final(reservation, &reads.account) {
+            reads.final_reads = self.payments.final_reads(network, chain, terms).await;
+        }
         reads
-    }
-
-    async fn block_time(&self, chain: &EvmEscrow) -> Observed<u64> {
-        let head = self.payments.observed(ChainAction::Read, chain.head()).await;
-        Observed::from_result(head.map(|head| head.time))
     }
 
     /// An allocation that is not in the cache is read from the API server: a watch may be behind, and an unpaid
@@ -183,14 +174,6 @@ impl Provider {
         let pool = cache::get(&self.caches.pools, &reservation.spec.allocation.pool, None)?;
         let decimals = u32::try_from(network?.spec.token.decimals).ok()?;
         Withdrawals::of(pool.spec.withdraw.as_ref()?, decimals)
-    }
-
-    async fn read(&self, chain: &EvmEscrow, terms: &Terms, level: BlockLevel) -> Observed<AccountRead> {
-        Observed::from_result(
-            self.payments
-                .observed(ChainAction::Read, chain.account(terms, level))
-                .await,
-        )
     }
 
     /// Addresses that a lease's pods may not reach, by the cluster's nodes as they were a moment ago.

@@ -11,8 +11,9 @@ use super::{
     world::{AllocationSeen, World},
 };
 use crate::{
-    escrow::{Account, AccountRead, LegState, Terms},
+    escrow::{Account, AccountAt, AccountRead, LegState, Terms},
     observed::Observed,
+    ports::FINAL_READS,
 };
 
 /// What follows from a [`World`].
@@ -56,10 +57,7 @@ pub fn check(world: &World) -> Checked {
     let nothing = GpuLeaseStatus::default();
     let status = world.lease.status.as_ref().unwrap_or(&nothing);
     let account_state = account_state(world, status);
-    let account = match &world.account {
-        Some(Observed::Known(AccountRead::Present(account))) => Some(account.clone()),
-        _ => None,
-    };
+    let account = first(world).and_then(AccountAt::present).cloned();
     let exhausted = account
         .as_ref()
         .zip(terms(world))
@@ -92,31 +90,27 @@ fn account_state(world: &World, status: &GpuLeaseStatus) -> AccountState {
     } else {
         AccountState::Unknown
     };
-    match &world.account {
-        Some(Observed::Known(AccountRead::Present(a))) if a.closed && agreed(world, |a| a.closed) => {
-            AccountState::Closed
-        }
-        Some(Observed::Known(AccountRead::Present(_))) => AccountState::Present,
+    let (Some(one), other) = (first(world), second_read(world)) else {
+        return unknown;
+    };
+    match (&one.read, other.map(|at| &at.read)) {
+        (AccountRead::Present(a), _) if a.closed && agreed(world, |a| a.closed) => AccountState::Closed,
+        (AccountRead::Present(_), _) => AccountState::Present,
         // One strange reading is none.
-        Some(Observed::Known(AccountRead::Mismatch)) => match world.second_account {
-            Some(Observed::Known(AccountRead::Mismatch)) => AccountState::Mismatch,
-            _ => unknown,
-        },
-        Some(Observed::Known(AccountRead::Absent)) => match world.second_account {
-            Some(Observed::Known(AccountRead::Absent)) => absent(world, status, escrow.open_by),
-            _ => unknown,
-        },
-        Some(Observed::Unknown(_)) | None => unknown,
+        (AccountRead::Mismatch, Some(AccountRead::Mismatch)) => AccountState::Mismatch,
+        (AccountRead::Absent, Some(AccountRead::Absent)) => {
+            let times = [Some(one), other].into_iter().flatten().map(|at| at.block.time);
+            absent(world, status, escrow.open_by, times.min().unwrap_or_default())
+        }
+        (AccountRead::Mismatch | AccountRead::Absent, _) => unknown,
     }
 }
 
-/// Two reads show no account.
-fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64) -> AccountState {
-    let head = world.head.known();
-    let past = head.is_some_and(|h| {
-        let time = i64::try_from(h.time).unwrap_or(i64::MAX);
-        time > open_by.saturating_add(LAG_SECONDS)
-    });
+/// Two reads show no account, the older one at a block of that time. Only a block after `open_by` shows that none will come:
+/// what a later block contains, an absence in an earlier one does not tell.
+fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64, block_time: u64) -> AccountState {
+    let time = i64::try_from(block_time).unwrap_or(i64::MAX);
+    let past = time > open_by.saturating_add(LAG_SECONDS);
     if past || ends_before_payment(world, status) {
         AccountState::NeverOpened
     } else {
@@ -273,14 +267,34 @@ fn agreed(world: &World, fact: impl Fn(&Account) -> bool) -> bool {
 }
 
 fn second(world: &World) -> Option<&Account> {
-    match &world.second_account {
-        Some(Observed::Known(AccountRead::Present(account))) => Some(account),
-        _ => None,
-    }
+    second_read(world)?.present()
+}
+
+fn first(world: &World) -> Option<&AccountAt> {
+    world.account.as_ref().and_then(Observed::known)
+}
+
+fn second_read(world: &World) -> Option<&AccountAt> {
+    world.second_account.as_ref().and_then(Observed::known)
+}
+
+/// Whether the account is closed at the block level at which no reorganisation undoes it.
+pub(super) fn is_final(world: &World) -> bool {
+    let closed = |read: &Observed<AccountAt>| {
+        let account = read.known().and_then(AccountAt::present);
+        account.is_some_and(|a| a.closed)
+    };
+    world.final_reads.len() >= FINAL_READS && world.final_reads.iter().all(closed)
+}
+
+/// By how many seconds the newest final block is behind the newest one.
+pub(super) fn finality_lag(world: &World) -> Option<u64> {
+    let last = world.final_reads.first()?.known()?.block.time;
+    Some(first(world)?.block.time.saturating_sub(last))
 }
 
 /// Whether a person gave up the account whose id is in status, or, where status names none, the lease with that UID.
-fn abandoned(world: &World, status: &GpuLeaseStatus) -> bool {
+pub(super) fn abandoned(world: &World, status: &GpuLeaseStatus) -> bool {
     let annotation = world
         .lease
         .metadata

@@ -4,13 +4,15 @@ use jiff::Timestamp;
 use leasehold_crds::lease::{CloseReason, Intent, IntentAction};
 
 use super::{
-    check::{AccountState, Checked, deleting},
+    check::{AccountState, Checked, abandoned, deleting, finality_lag, is_final},
     decide::Step,
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
     reads::has_finalizer,
     world::World,
 };
+use crate::{escrow::AccountAt, observed::Observed};
+
 /// Ends the lease: its allocations are released, the account is closed, the refund is read, and the finalizer is
 /// removed.
 pub(super) fn end(
@@ -51,13 +53,67 @@ pub(super) fn end(
     }
     if over {
         plan.status.intent = None;
-        if held && deleting(world) {
+        let closed = checked.account_state == AccountState::Closed && reason != CloseReason::Abandoned;
+        if held && deleting(world) && (!closed || is_final(world)) {
             plan.finalizer = Some(false);
         }
         plan.wake = in_seconds(now, 1);
         return Step::at(Fact::Ended);
     }
-    if let (AccountState::Present, Some(Ok(terms))) = (checked.account_state, &world.parsed.terms) {
+    if checked.account_state == AccountState::Present {
+        close(world, now, plan);
+    }
+    Step::at(Fact::Ending)
+}
+
+/// A lease that is closed keeps its finalizer until the end of its account is final. If a reorganisation drops the close
+/// before, it is sent again: nobody serves the lease, and its deposit would be spent.
+pub(super) fn watch(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Step {
+    plan.wake = in_seconds(now, 3600);
+    if !has_finalizer(&world.lease) {
+        return Step::at(Fact::Ended);
+    }
+    let given_up = plan.status.close_reason == Some(CloseReason::Abandoned) || abandoned(world, &plan.status);
+    let over = match checked.account_state {
+        _ if given_up => true,
+        AccountState::NoTerms | AccountState::NeverOpened | AccountState::Mismatch => true,
+        AccountState::Closed => is_final(world),
+        AccountState::Unknown | AccountState::Absent | AccountState::Present => false,
+    };
+    if over {
+        plan.finalizer = Some(false);
+        return Step::at(Fact::Ended);
+    }
+    plan.wake = in_seconds(now, 5);
+    match checked.account_state {
+        AccountState::Closed => {
+            plan.status.intent = None;
+            let wait = finality_lag(world).map_or(5, |lag| (lag / 4).clamp(1, 60));
+            plan.wake = in_seconds(now, wait);
+        }
+        AccountState::Present if is_open(world) => close(world, now, plan),
+        AccountState::NoTerms
+        | AccountState::NeverOpened
+        | AccountState::Mismatch
+        | AccountState::Unknown
+        | AccountState::Absent
+        | AccountState::Present => {}
+    }
+    Step::at(Fact::Ended)
+}
+
+/// Whether two reads show that the account is open.
+fn is_open(world: &World) -> bool {
+    let open = |read: &Option<Observed<AccountAt>>| {
+        let account = read.as_ref().and_then(|r| r.known()?.present());
+        account.is_some_and(|a| !a.closed)
+    };
+    open(&world.account) && open(&world.second_account)
+}
+
+/// Stores the intent to close the account, or carries it out.
+fn close(world: &World, now: Timestamp, plan: &mut Plan) {
+    if let Some(Ok(terms)) = &world.parsed.terms {
         match &plan.status.intent {
             Some(Intent {
                 action: IntentAction::Close,
@@ -83,7 +139,6 @@ pub(super) fn end(
             }
         }
     }
-    Step::at(Fact::Ending)
 }
 
 /// Deletes the allocations of this round and of earlier ones. Allocations of a later round belong to a newer status.

@@ -14,7 +14,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    check::{AccountState, Checked},
+    check::{AccountState, Checked, is_final},
     decide::Step,
     plan::ChainCall,
     world::World,
@@ -86,7 +86,7 @@ fn set_chain_reachable(world: &World, conditions: &mut Conditions) -> bool {
     }
 }
 
-/// Sets `Matched` and `Funded`, and `Settled` when a close that failed before has succeeded.
+/// Sets `Matched` and `Funded`, and `Settled` of a lease that is closed.
 fn set_matched_and_funded(
     world: &World,
     checked: &Checked,
@@ -94,7 +94,7 @@ fn set_matched_and_funded(
     status: &GpuLeaseStatus,
     conditions: &mut Conditions,
 ) {
-    use ConditionStatus::{False, True};
+    use ConditionStatus::{False, True, Unknown};
     use LeaseCondition::{Funded, Matched, Settled};
     match status.phase {
         Phase::Pending => {
@@ -128,6 +128,11 @@ fn set_matched_and_funded(
             set_funded(world, checked, step, status, conditions);
         }
         Phase::Settling => {}
+        Phase::Closed if checked.account_state == AccountState::Closed && !is_final(world) => {
+            let waiting =
+                "the account is closed in the newest block; the lease is kept until that block is final";
+            conditions.put(Settled, Unknown, LeaseReason::Pending, waiting.into());
+        }
         Phase::Closed => {
             if find(&conditions.list, Settled).is_some() {
                 conditions.put(Settled, True, LeaseReason::Closed, String::new());

@@ -115,10 +115,7 @@ impl Step {
 fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Step {
     let held = has_finalizer(&world.lease);
     if plan.status.phase.is_over() {
-        // Closed is final. Only the finalizer may still be there.
-        plan.finalizer = held.then_some(false);
-        plan.wake = in_seconds(now, 3600);
-        return Step::at(Fact::Ended);
+        return closing::watch(world, checked, now, plan);
     }
     if !held && !deleting(world) && world.lease.status.is_some() {
         plan.finalizer = Some(true);

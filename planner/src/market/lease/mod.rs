@@ -28,7 +28,7 @@ pub use conditions::chain_failure;
 pub use decide::decide;
 pub use events::{Event, events};
 pub use plan::{AllocationWrite, ChainCall, Plan};
-pub use reads::{needs_deletion_cause, needs_wallet, seeks_prior, wants_second};
+pub use reads::{needs_chain, needs_deletion_cause, needs_wallet, seeks_prior, wants_final, wants_second};
 pub use trim::{trim_allocation, trim_lease};
 pub use world::{AllocationSeen, Deletion, Network, Parsed, RecoveredAccount, Wallet, World};
 

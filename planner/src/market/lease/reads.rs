@@ -6,7 +6,10 @@ use leasehold_crds::{
 };
 
 use super::{matching::first_saturated_provider, world::World};
-use crate::{escrow::AccountRead, observed::Observed};
+use crate::{
+    escrow::{AccountAt, AccountRead},
+    observed::Observed,
+};
 
 /// The payer's key is read only when a round could begin or a stored intent needs it. Of the world, what takes no asking
 /// must be there already.
@@ -43,14 +46,31 @@ fn could_begin(world: &World) -> bool {
     })
 }
 
+/// Whether the chain is read: until the lease is over, and then until the end of its account is final.
+#[must_use]
+pub fn needs_chain(lease: &GpuLease) -> bool {
+    let status = lease.status.as_ref();
+    let over = status.is_some_and(|s| s.phase.is_over());
+    !over || (has_finalizer(lease) && status.is_some_and(|s| s.escrow.is_some()))
+}
+
 /// What could lead to something destructive is read twice.
 #[must_use]
-pub fn wants_second(read: &Observed<AccountRead>) -> bool {
-    match read {
-        Observed::Known(AccountRead::Present(account)) => account.closed || account.running == 0,
-        Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => true,
-        Observed::Unknown(_) => false,
+pub fn wants_second(lease: &GpuLease, read: &Observed<AccountAt>) -> bool {
+    let over = lease.status.as_ref().is_some_and(|s| s.phase.is_over());
+    match read.known().map(|at| &at.read) {
+        Some(AccountRead::Present(account)) => over || account.closed || account.running == 0,
+        Some(AccountRead::Absent | AccountRead::Mismatch) => true,
+        None => false,
     }
+}
+
+/// Whether the account is also read at the block level at which its end is final.
+#[must_use]
+pub fn wants_final(read: &Observed<AccountAt>) -> bool {
+    read.known()
+        .and_then(AccountAt::present)
+        .is_some_and(|a| a.closed)
 }
 
 /// Whether an account and allocations that the lease had before its status was lost are to be searched, on the chain and

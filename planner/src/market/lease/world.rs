@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use leasehold_crds::{GpuAllocation, GpuLease, lease::Blocker};
 
 use crate::{
-    escrow::{AccountRead, Address, MarketSecret, Terms, TermsError},
+    escrow::{AccountAt, Address, MarketSecret, Terms, TermsError},
     observed::Observed,
     placement::{Candidate, Currency, Placement, Provider, place},
     ports::{Balances, Head},
@@ -176,12 +176,15 @@ pub struct World {
     pub wallet: Observed<Wallet>,
     /// The payer's balances; read when a round is to begin.
     pub balances: Option<Observed<Balances>>,
-    /// The newest block.
+    /// The newest block; that of the first read of the account, where one is read.
     pub head: Observed<Head>,
     /// The account in status, at the newest block.
-    pub account: Option<Observed<AccountRead>>,
+    pub account: Option<Observed<AccountAt>>,
     /// The same once more: what destroys needs two reads.
-    pub second_account: Option<Observed<AccountRead>>,
+    pub second_account: Option<Observed<AccountAt>>,
+    /// [`FINAL_READS`](crate::ports::FINAL_READS) reads of the account at the block level at which its end is final; read
+    /// when it is closed.
+    pub final_reads: Vec<Observed<AccountAt>>,
     /// The account that the lease had before its status was lost; searched where the status names none.
     pub prior: Observed<Option<RecoveredAccount>>,
     /// Other leases of the namespace that are matched and unfunded.

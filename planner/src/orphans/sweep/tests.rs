@@ -146,5 +146,5 @@ fn what_is_closed_or_gone_is_forgotten() {
         let agreed = sweep.agreed(read, 6, at(now));
         forgotten.extend(sweep.plan(agreed, &Claims::default()).forget);
     }
-    assert_eq!(forgotten, [terms(1).id()]);
+    assert_eq!(forgotten, [terms(1)]);
 }

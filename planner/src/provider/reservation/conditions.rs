@@ -11,7 +11,7 @@ use leasehold_crds::{
 };
 
 use super::{Running, generation, leg::Provisioning, stop::OFFSET_MAX_SECONDS, unix, world::World};
-use crate::{escrow::AccountRead, observed::Observed, ports::PaymentError, provider::workload::results};
+use crate::{observed::Observed, ports::PaymentError, provider::workload::results};
 
 /// Sets a condition.
 pub(super) fn put(
@@ -42,26 +42,22 @@ fn chain_reachable(world: &World<'_>, now: Timestamp, output: &mut GpuReservatio
     let mut put = |type_, status, reason, message: String| {
         put((world, now), output, type_, status, reason, message);
     };
-    match (&world.account, &world.block_time) {
-        (Observed::Unknown(why), _) | (_, Observed::Unknown(why)) => put(
+    match &world.account {
+        Observed::Unknown(why) => put(
             ReservationCondition::ChainReachable,
             ConditionStatus::Unknown,
             ReservationReason::Unreachable,
             why.clone(),
         ),
-        (Observed::Known(AccountRead::Present(a)), _)
-            if unix(now).abs_diff(a.block_time) > OFFSET_MAX_SECONDS =>
-        {
-            put(
-                ReservationCondition::ChainReachable,
-                ConditionStatus::Unknown,
-                ReservationReason::ClockOffset,
-                format!(
-                    "the newest block is {} s away from this machine's clock: check both",
-                    unix(now).abs_diff(a.block_time)
-                ),
-            )
-        }
+        Observed::Known(at) if unix(now).abs_diff(at.block.time) > OFFSET_MAX_SECONDS => put(
+            ReservationCondition::ChainReachable,
+            ConditionStatus::Unknown,
+            ReservationReason::ClockOffset,
+            format!(
+                "the newest block is {} s away from this machine's clock: check both",
+                unix(now).abs_diff(at.block.time)
+            ),
+        ),
         _ => put(
             ReservationCondition::ChainReachable,
             ConditionStatus::True,

@@ -7,7 +7,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    escrow::{Account, AccountRead, Terms},
+    escrow::{Account, AccountAt, Terms},
     observed::Observed,
 };
 
@@ -31,7 +31,7 @@ pub use self::{
     decide::decide,
     leg::Withdrawals,
     plan::{LegCall, Plan, Workload},
-    world::{Reading, ResultsSeen, Running, World, wants_live, wants_second},
+    world::{Reading, ResultsSeen, Running, World, wants_final, wants_live, wants_second},
 };
 
 /// Generation of the reservation that its conditions observe.
@@ -64,6 +64,6 @@ fn is_spent(account: &Account, terms: &Terms) -> bool {
     account.exhausted_at != 0 && account.running == 0 && account.balance_scaled < least
 }
 
-fn present(read: &Observed<AccountRead>) -> Option<&Account> {
-    read.known().and_then(AccountRead::present)
+fn present(read: &Observed<AccountAt>) -> Option<&Account> {
+    read.known().and_then(AccountAt::present)
 }

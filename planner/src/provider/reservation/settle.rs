@@ -11,8 +11,9 @@ use super::{
     world::{Reading, World},
 };
 use crate::{
-    escrow::{Account, AccountRead, Terms},
+    escrow::{Account, AccountAt, AccountRead, Terms},
     observed::Observed,
+    ports::FINAL_READS,
     provider::workload::{ResultsObjects, results},
 };
 
@@ -68,12 +69,18 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
         (_, _, None) => true,
         (_, Some(account), Some(terms)) => {
             let first = settle_leg(world, terms, account, now, plan);
-            first && present(&world.second).is_some_and(|a| is_settled(world, a))
+            let newest = first && present(&world.second).is_some_and(|a| is_settled(world, a));
+            if newest && !is_final(world, account) {
+                let kept = until.and_then(|until| u64::try_from(until - now.as_second()).ok());
+                let kept = kept.filter(|left| *left > 0).unwrap_or(u64::MAX);
+                plan.wake = later(now, seconds_to_wait(world, account).min(kept));
+            }
+            newest && is_final(world, account)
         }
-        (Observed::Known(_), None, _) => matches!(
-            world.second,
-            Observed::Known(AccountRead::Absent | AccountRead::Mismatch)
-        ),
+        (Observed::Known(_), None, _) => {
+            let nothing = |at: &AccountAt| matches!(at.read, AccountRead::Absent | AccountRead::Mismatch);
+            world.second.known().is_some_and(nothing)
+        }
         (Observed::Unknown(_), _, _) => plan.status.escrow.is_none(),
     };
     if let (true, true, Some(until)) = (retained, settled, until) {
@@ -126,6 +133,25 @@ fn is_returned(read: (&World<'_>, &Terms, &Account), now: Timestamp, plan: &mut 
     let stopped = stopped_at(plan).map(Timestamp::as_second);
     let since = plan.status.fault_since.into_iter().chain(stopped).min();
     since.is_none_or(|since| return_unserved(read, since, now, plan))
+}
+
+/// Whether no reorganisation can undo the end of the leg and the payment of its earnings: the final block shows the leg as the
+/// newest one does. Before its start it had no earnings either, so that alone does not tell.
+fn is_final(world: &World<'_>, newest: &Account) -> bool {
+    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
+    let end = |a: &Account| {
+        let ended = a.ended & (1 << index.min(15)) != 0;
+        (a.closed, ended, a.started_at == 0, a.legs.get(index).copied())
+    };
+    let same = |read| present(read).is_some_and(|a| is_settled(world, a) && end(a) == end(newest));
+    world.final_reads.len() >= FINAL_READS && world.final_reads.iter().all(same)
+}
+
+/// Time after which the end of the leg may be final: the newest final block is behind the newest one by some time.
+fn seconds_to_wait(world: &World<'_>, account: &Account) -> u64 {
+    let last = world.final_reads.first().and_then(Observed::known);
+    let lag = last.map(|at| account.block_time.saturating_sub(at.block.time));
+    lag.map_or(5, |lag| (lag / 4).clamp(1, 60))
 }
 
 /// Whether the leg is over and its payee has all earnings.

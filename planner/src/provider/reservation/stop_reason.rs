@@ -19,7 +19,7 @@ use super::{
     world::World,
 };
 use crate::{
-    escrow::{Account, AccountRead, Terms},
+    escrow::{Account, AccountAt, AccountRead, Terms},
     observed::Observed,
 };
 
@@ -69,33 +69,41 @@ fn by_account(
     {
         return Some(StopReason::IsolationDropped);
     }
-    match &world.account {
-        Observed::Known(AccountRead::Present(account)) if account.closed => {
+    match world.account.known().map(|at| &at.read) {
+        Some(AccountRead::Present(account)) if account.closed => {
             return present(&world.second)
                 .is_some_and(|a| a.closed)
                 .then_some(StopReason::AccountClosed);
         }
-        Observed::Known(AccountRead::Present(_)) => {}
-        Observed::Known(AccountRead::Mismatch) => {
-            let agreed = matches!(world.second, Observed::Known(AccountRead::Mismatch));
+        Some(AccountRead::Present(_)) => {}
+        Some(AccountRead::Mismatch) => {
+            let agreed = world
+                .second
+                .known()
+                .is_some_and(|at| at.read == AccountRead::Mismatch);
             return agreed.then_some(StopReason::AccountMismatch);
         }
-        Observed::Known(AccountRead::Absent) => {
-            let past = world
-                .block_time
+        Some(AccountRead::Absent) => {
+            // An absence tells nothing of later blocks.
+            let past = |read: &Observed<AccountAt>| {
+                let block = read.known().map(|at| at.block);
+                block.is_some_and(|block| wire(block.time) > spec.allocation.open_by)
+            };
+            let past = past(&world.account) && past(&world.second);
+            let agreed = world
+                .second
                 .known()
-                .is_some_and(|time| wire(*time) > spec.allocation.open_by);
-            let agreed = matches!(world.second, Observed::Known(AccountRead::Absent));
+                .is_some_and(|at| at.read == AccountRead::Absent);
             if agreed && before.is_none() && is_given_up(world, &plan.status, now) {
                 return Some(StopReason::AllocationGone);
             }
             return (past && agreed && now.as_second() > spec.deadline).then_some(StopReason::Unpaid);
         }
-        Observed::Unknown(_) if before.is_none() && plan.status.phase.is_unpaid() => {
+        None if before.is_none() && plan.status.phase.is_unpaid() => {
             let waited = now.as_second() > spec.deadline + UNKNOWN_PAYMENT_SECONDS;
             return waited.then_some(StopReason::PaymentUnknown);
         }
-        Observed::Unknown(_) => {}
+        None => {}
     }
     by_stop_rule(world, terms, now, plan)
 }
@@ -172,7 +180,7 @@ fn not_resumed(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan
 fn by_stop_rule(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) -> Option<StopReason> {
     let spec = &world.reservation.spec;
     let last = plan.status.escrow.as_ref().and_then(snapshot)?;
-    let spent = |read: &Observed<AccountRead>| present(read).map(|a| is_spent(a, terms));
+    let spent = |read: &Observed<AccountAt>| present(read).map(|a| is_spent(a, terms));
     let reads = match (spent(&world.account), spent(&world.second)) {
         (Some(true), Some(true)) => FreshReads::Spent,
         (None, _) => FreshReads::Unreadable {

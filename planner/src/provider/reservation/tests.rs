@@ -15,11 +15,14 @@ use leasehold_crds::{
 
 use super::*;
 use crate::{
-    escrow::{Address, Hash, Leg, LegState, Terms, allocation_name},
+    escrow::{AccountRead, Address, Hash, Leg, LegState, Terms, allocation_name},
+    ports::Head,
     provider::health::Health,
 };
 
 mod deadlines;
+
+mod chain;
 
 const NOW: i64 = 1_800_000_000;
 const KEEP: i64 = 3600;
@@ -32,6 +35,10 @@ struct Scenario {
     second: Option<Account>,
     unreadable: bool,
     grace: u64,
+    /// Whether the newest block is final.
+    is_final: bool,
+    /// What the newest final block shows, if not the same.
+    final_account: Option<Account>,
     now: i64,
 }
 
@@ -52,6 +59,16 @@ pub(crate) fn terms(start_by: u64, rate: Rate) -> Terms {
             rate,
         }],
     }
+}
+
+/// An answer of the block of that time.
+pub(crate) fn known(read: AccountRead, time: u64) -> Observed<AccountAt> {
+    let block = Head {
+        number: time,
+        hash: Hash::default(),
+        time,
+    };
+    Observed::Known(AccountAt { block, read })
 }
 
 /// Name of the reservation of an allocation.
@@ -108,6 +125,8 @@ fn job() -> Scenario {
             },
             ..Running::default()
         },
+        is_final: true,
+        final_account: None,
         account: Account {
             closed: false,
             deposited: TokenAmount(1 << 40),
@@ -136,9 +155,10 @@ impl Scenario {
     fn reconcile(&mut self) -> Plan {
         let read = |account: &Account| match self.unreadable {
             true => Observed::Unknown("the chain is away".into()),
-            false => Observed::Known(AccountRead::Present(account.clone())),
+            false => known(AccountRead::Present(account.clone()), account.block_time),
         };
         let second = read(self.second.as_ref().unwrap_or(&self.account));
+        let last = read(self.final_account.as_ref().unwrap_or(&self.account));
         let read = read(&self.account);
         if wants_live(&self.reservation) {
             self.running.reading = Reading::Live {
@@ -150,7 +170,7 @@ impl Scenario {
             account: read,
             second,
             settled: None,
-            block_time: Observed::Known(self.account.block_time),
+            final_reads: if self.is_final { vec![last; 2] } else { Vec::new() },
             running: Observed::Known(self.running.clone()),
             allocation_exists: Observed::Known(false),
             grace_seconds: self.grace,
@@ -371,13 +391,23 @@ fn reconcile_unpaid(
     exists: Observed<bool>,
     now: i64,
 ) -> Option<StopReason> {
-    let absent = Observed::Known(AccountRead::Absent);
+    let time = now.unsigned_abs();
+    reconcile_absent(reservation, exists, now, (time, time))
+}
+
+/// The same, where the two answers are of blocks of these times.
+fn reconcile_absent(
+    reservation: &mut GpuReservation,
+    exists: Observed<bool>,
+    now: i64,
+    (one, other): (u64, u64),
+) -> Option<StopReason> {
     let world = World {
         reservation,
-        account: absent.clone(),
-        second: absent,
+        account: known(AccountRead::Absent, one),
+        second: known(AccountRead::Absent, other),
         settled: None,
-        block_time: Observed::Known(now.unsigned_abs()),
+        final_reads: Vec::new(),
         running: Observed::Known(Running::default()),
         allocation_exists: exists,
         grace_seconds: 0,

@@ -15,7 +15,7 @@ use super::{
     snapshot::{same_money, snapshot_of},
 };
 use crate::{
-    escrow::{Account, AccountRead},
+    escrow::{Account, AccountAt, AccountRead},
     observed::Observed,
     provider::{health::Health, workload::EgressDenylist},
 };
@@ -90,13 +90,14 @@ pub struct World<'a> {
     /// The reservation.
     pub reservation: &'a GpuReservation,
     /// Its account, at the newest block.
-    pub account: Observed<AccountRead>,
+    pub account: Observed<AccountAt>,
     /// A second read of it, where a decision needs two.
-    pub second: Observed<AccountRead>,
+    pub second: Observed<AccountAt>,
     /// The account at the block level that the network's policy asks for, while nothing is provisioned.
-    pub settled: Option<Observed<AccountRead>>,
-    /// Time of the newest block, Unix seconds.
-    pub block_time: Observed<u64>,
+    pub settled: Option<Observed<AccountAt>>,
+    /// [`FINAL_READS`](crate::ports::FINAL_READS) reads of the account at the block level at which its end is final; read
+    /// after the stop.
+    pub final_reads: Vec<Observed<AccountAt>>,
     /// The running workload.
     pub running: Observed<Running>,
     /// Whether the market's allocation exists; unknown while the market can't be reached.
@@ -113,10 +114,20 @@ pub struct World<'a> {
     pub results_image: &'a str,
 }
 
+/// Whether the account is also read at the block level at which its end is final.
+#[must_use]
+pub fn wants_final(reservation: &GpuReservation, read: &Observed<AccountAt>) -> bool {
+    let stopped = reservation
+        .status
+        .as_ref()
+        .is_some_and(|s| s.stopped_at.is_some());
+    stopped && super::present(read).is_some()
+}
+
 /// Whether the account is read a second time: before a stop, and where the read is what the stop rule uses while the chain
 /// cannot be read.
 #[must_use]
-pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountRead>) -> bool {
+pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountAt>) -> bool {
     let halted = |s: &GpuReservationStatus| {
         s.stop_reason.is_some() || s.phase == AllocationPhase::Suspended || s.fault_since.is_some()
     };
@@ -125,12 +136,10 @@ pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountRead>) 
         let before = status.and_then(|s| s.escrow.as_ref());
         !before.is_some_and(|before| same_money(before, &snapshot_of(a, Timestamp::UNIX_EPOCH)))
     };
-    match read {
+    match read.known().map(|at| &at.read) {
         _ if status.is_some_and(halted) => true,
-        Observed::Known(AccountRead::Present(account)) => {
-            account.closed || account.running == 0 || is_news(account)
-        }
-        Observed::Known(AccountRead::Absent | AccountRead::Mismatch) => true,
-        Observed::Unknown(_) => false,
+        Some(AccountRead::Present(account)) => account.closed || account.running == 0 || is_news(account),
+        Some(AccountRead::Absent | AccountRead::Mismatch) => true,
+        None => false,
     }
 }

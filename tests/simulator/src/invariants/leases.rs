@@ -177,7 +177,7 @@ impl Sim {
     fn market_reads(&self) -> bool {
         let reads =
             |m: usize| self.markets[m].up && !self.faults.cut_from_chain.contains(&ProcessId::Market(m));
-        self.faults.market_up && !self.chain.hung && (0..self.markets.len()).any(reads)
+        self.faults.market_up && !self.chain.hung && !self.is_frozen() && (0..self.markets.len()).any(reads)
     }
 
     /// U5: a lease that closes at the end of its funds does so within a bound, whatever else is intended.
@@ -241,6 +241,7 @@ impl Sim {
             |m: usize| self.markets[m].up && !self.faults.cut_from_chain.contains(&ProcessId::Market(m));
         let can_act = self.faults.market_up
             && !self.chain.hung
+            && !self.is_frozen()
             && self.faults.flaky_per_mille == 0
             && (0..self.markets.len()).any(acts);
         let (chain, invariants) = (&self.chain, &mut self.invariants);

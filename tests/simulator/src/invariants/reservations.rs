@@ -102,6 +102,7 @@ impl Sim {
             stop_reason: None,
             was_suspended: false,
             not_after: spec.not_after,
+            deadline: object.spec.deadline,
             lease_uid: spec.lease.uid.clone(),
             has_job_result: false,
             exists: true,

@@ -25,9 +25,8 @@ impl Sim {
                 !self.faults.sites_down.contains(&site) && self.sites[site].processes.iter().any(|p| p.up);
             let cut = |p| self.faults.cut_from_chain.contains(&ProcessId::Provider(site, p));
             let up = |p: usize| self.sites[site].processes[p].up;
-            let frozen = self.faults.forces(Scenario::FrozenEndpoint) && self.faults.frozen_at.is_some();
             let can_read = !self.chain.hung
-                && !frozen
+                && !self.is_frozen()
                 && (0..2).any(|p| up(p) && !cut(p))
                 && self.faults.flaky_per_mille == 0;
             let names: BTreeSet<String> = self.sites[site]
@@ -160,7 +159,8 @@ impl Sim {
         let charged_for_dead = reservation.dead_ms > DEAD_MS;
         let unpaid = match read.present() {
             Some(account) => account.closed || exhausted(account, terms),
-            None => true,
+            // A payment that a reorganisation drops may be mined again until the deadline.
+            None => !self.faults.contains(Scenario::DroppedTransactions) || now > reservation.deadline,
         };
         // Without the market, a closed account is detected only by the next read of the chain.
         let slack = if read.present().is_some_and(|a| a.closed) {

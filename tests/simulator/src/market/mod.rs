@@ -9,6 +9,7 @@ use leasehold_planner::{
     market::accounts::Accounts,
     orphans::Sweep,
     placement::{Candidate, Provider},
+    recency::Recency,
 };
 
 use crate::{
@@ -57,6 +58,7 @@ pub(crate) struct MarketProcess {
     candidates: Arc<[Candidate]>,
     index: Accounts,
     sweep: Sweep,
+    pub(crate) recency: Recency,
     /// Bitmap of caches to which watch events are on their way.
     pub(crate) syncing: u8,
     pub(crate) queue: WorkQueue<MarketReconcile>,
@@ -83,6 +85,7 @@ impl MarketProcess {
             candidates: Arc::new([]),
             index: Accounts::default(),
             sweep: Sweep::default(),
+            recency: Recency::default(),
             syncing: 0,
             queue: WorkQueue::default(),
         }

@@ -1,7 +1,10 @@
 //! Closes accounts that belong to no lease.
 
 use leasehold_chain::machine::Action;
-use leasehold_planner::{observed::Observed, orphans::Claims};
+use leasehold_planner::{
+    observed::Observed,
+    orphans::{Claims, is_final},
+};
 
 use crate::{Sim, reconcile::ProcessId, rpc::Reader};
 
@@ -21,8 +24,8 @@ impl Sim {
         let next = process.sweep.next(process.index.unclaimed(&claims), own);
         let mut read = Vec::new();
         for terms in next {
-            match self.read_account(&mut reader, who, &terms, 0) {
-                Observed::Known(account) => read.push((terms, account)),
+            match self.read_account(&mut reader, who, &terms) {
+                Observed::Known(at) => read.push((terms, at.read)),
                 Observed::Unknown(_) => return,
             }
         }
@@ -32,7 +35,13 @@ impl Sim {
         }
         let claims = Claims::of(self.market_id, self.leases.all().map(|(_, l)| &**l));
         let plan = self.markets[m].sweep.plan(agreed, &claims);
-        self.markets[m].index.forget(&plan.forget);
+        for terms in &plan.forget {
+            let reads = self.final_reads(&mut reader, who, terms);
+            let is_over = |read: &Observed<_>| read.known().is_some_and(|at| is_final(terms, at));
+            if reads.iter().all(is_over) {
+                self.markets[m].index.forget(&[terms.id()]);
+            }
+        }
         for (terms, payouts) in plan.close {
             self.market_sweeps(&terms);
             let id = terms.id();

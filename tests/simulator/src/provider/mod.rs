@@ -12,6 +12,7 @@ use leasehold_planner::{
     orphans::Suspects,
     ports::AcceptanceMessage,
     provider::{allocation::accept::Identity, health::Answers},
+    recency::Recency,
 };
 
 use crate::{
@@ -70,6 +71,7 @@ pub(crate) struct ProviderProcess {
     pub(crate) agents_seen: u64,
     /// Since when its own API server has answered reads about a silent node.
     pub(crate) answers: Answers,
+    pub(crate) recency: Recency,
     /// Orphans found by the last search.
     pub(crate) suspects: Suspects<String>,
     /// Why the market cannot be read.
@@ -154,6 +156,7 @@ impl ProviderProcess {
             heard_ms: BTreeMap::new(),
             agents_seen: u64::MAX,
             answers: Answers::default(),
+            recency: Recency::default(),
             suspects: Suspects::default(),
             market_error: None,
             applied: BTreeMap::new(),

@@ -55,8 +55,8 @@ impl Sim {
         let Some(terms) = terms else {
             return Verdict::Over;
         };
-        let read = self.read_account(&mut reader, who, &terms, 0);
+        let read = self.read_account(&mut reader, who, &terms);
         read.known()
-            .map_or(Verdict::Leave, |read| orphans::assess(&terms, read))
+            .map_or(Verdict::Leave, |at| orphans::assess(&terms, &at.read))
     }
 }

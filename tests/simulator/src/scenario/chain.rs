@@ -20,6 +20,11 @@ impl Sim {
         self.random.between(shortest_ms, longest_ms)
     }
 
+    /// Whether every answer is that of an old block, so that nothing of the chain can be known.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.faults.forces(Scenario::FrozenEndpoint) && self.faults.frozen_at.is_some()
+    }
+
     /// By how many blocks a read that reaches a frozen backend is behind. `None` if it reaches another one.
     pub(crate) fn frozen_lag(&mut self) -> Option<usize> {
         let frozen_at = self.faults.frozen_at?;

@@ -100,7 +100,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 24),
         steps: 6_000,
         violates: "M1: * was stored as closed, but its account is open",
-        state: State::Open,
+        state: State::Closed,
     },
     Finding {
         id: "M5",
@@ -108,7 +108,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 24),
         steps: 6_000,
         violates: "U1: * is closed with reason ClosedOnChain",
-        state: State::Open,
+        state: State::Closed,
     },
     Finding {
         id: "M9",
@@ -116,7 +116,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (34, 50),
         steps: 15_000,
         violates: "U2: * still runs beyond its grace",
-        state: State::Open,
+        state: State::Closed,
     },
     Finding {
         id: "M7",

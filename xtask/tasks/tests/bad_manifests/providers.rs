@@ -241,5 +241,13 @@ fn networks() -> Vec<Row> {
             "/spec/limits/nativePerDay",
             1,
         ),
+        with(
+            "blocks that may be of no age",
+            network(),
+            "/spec/maxBlockAge",
+            "0s",
+        ),
+        with("a release at no finality", network(), "/spec/releaseAt", "Never"),
+        with("blocks of any age", network(), "/spec/maxBlockAge", "2h"),
     ]
 }

@@ -13,7 +13,7 @@ fn a_provider_that_stops_with_paid_time_left_gave_up() {
 fn one_that_reads_the_end_of_the_funds_before_us_did_not() {
     assert_eq!(end_of(account(5), AllocationPhase::Stopped), None);
     let mut early = world(AccountRead::Present(exhausted()), AllocationPhase::Stopped);
-    early.second_account = Some(Observed::Known(AccountRead::Present(account(1))));
+    early.second_account = Some(known(AccountRead::Present(account(1))));
     assert_eq!(check(&early).end, None, "one reading is none");
     assert_eq!(
         end_of(exhausted(), AllocationPhase::Stopped),
@@ -209,11 +209,44 @@ fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
     let plan = decide(&lost, &check(&lost), now());
     assert_eq!(plan.finalizer, None);
     assert_eq!(plan.status.intent.as_ref().unwrap().action, IntentAction::Open);
-    let absent = Some(Observed::Known(AccountRead::Absent));
+    let absent = Some(known(AccountRead::Absent));
     (lost.account, lost.second_account) = (absent.clone(), absent);
     Arc::make_mut(&mut lost.lease).status = Some(plan.status);
     assert_eq!(check(&lost).account_state, AccountState::Absent);
     assert_eq!(decide(&lost, &check(&lost), now()).finalizer, None);
+}
+
+/// A backend that is stuck at an old block answers twice, and another one has the newest block.
+#[test]
+fn an_absence_tells_nothing_of_blocks_after_its_own() {
+    let open_by = NOW - 100;
+    let absent_at = |time: u64| {
+        Some(Observed::Known(AccountAt {
+            block: Head { time, ..head() },
+            read: AccountRead::Absent,
+        }))
+    };
+    for phase in [Phase::Matched, Phase::Active] {
+        let mut stuck = world(AccountRead::Absent, AllocationPhase::Active);
+        let status = Arc::make_mut(&mut stuck.lease).status.as_mut().unwrap();
+        status.phase = phase;
+        status.intent = phase.is_unpaid().then(|| Intent {
+            action: IntentAction::Open,
+            total: Some("1000000".into()),
+            written_at: now().to_string(),
+        });
+        let old = open_by + 15;
+        for (one, other) in [(old, old), (old, NOW), (NOW, old)] {
+            (stuck.account, stuck.second_account) = (absent_at(one), absent_at(other));
+            let checked = check(&stuck);
+            assert_eq!((checked.account_state, checked.end), (AccountState::Absent, None));
+            let plan = decide(&stuck, &checked, now());
+            assert!(plan.status.escrow.is_some(), "no second account may be opened");
+            assert!(plan.allocations.is_empty());
+        }
+        (stuck.account, stuck.second_account) = (absent_at(old + 1), absent_at(NOW));
+        assert_eq!(check(&stuck).account_state, AccountState::NeverOpened);
+    }
 }
 
 #[test]
@@ -272,4 +305,89 @@ fn a_job_succeeds_only_where_something_has_run() {
         failed,
         "it could not be started"
     );
+}
+
+/// A lease whose account is closed in the newest block.
+fn closed() -> (World, Observed<AccountAt>) {
+    let closed = known(AccountRead::Present(Account {
+        closed: true,
+        ..account(600)
+    }));
+    let mut world = world(AccountRead::Absent, AllocationPhase::Stopped);
+    (world.account, world.second_account) = (Some(closed.clone()), Some(closed.clone()));
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    (status.phase, status.close_reason) = (Phase::Closed, Some(CloseReason::TermOver));
+    (world, closed)
+}
+
+#[test]
+fn a_closed_lease_is_kept_until_the_end_of_its_account_is_final() {
+    let (mut world, closed) = closed();
+    let open = known(AccountRead::Present(account(600)));
+    let unknown = Observed::Unknown("no such level".to_owned());
+    for not_final in [
+        vec![],
+        vec![closed.clone()],
+        vec![open.clone(), closed.clone()],
+        vec![closed.clone(), unknown],
+        vec![known(AccountRead::Absent); 2],
+    ] {
+        world.final_reads = not_final;
+        let plan = decide(&world, &check(&world), now());
+        assert_eq!(
+            (plan.finalizer, plan.call),
+            (None, None),
+            "{:?}",
+            world.final_reads
+        );
+        assert!(plan.wake <= now() + jiff::SignedDuration::from_secs(60));
+    }
+    // The same while it is being deleted, in the reconcile that sees the close.
+    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
+    let mut deleted = world.clone();
+    let lease = Arc::make_mut(&mut deleted.lease);
+    lease.metadata.deletion_timestamp = Some(at);
+    lease.status.as_mut().unwrap().phase = Phase::Settling;
+    let plan = decide(&deleted, &check(&deleted), now());
+    assert_eq!((plan.status.phase, plan.finalizer), (Phase::Closed, None));
+
+    let is_final = vec![closed; 2];
+    (world.final_reads, deleted.final_reads) = (is_final.clone(), is_final);
+    assert_eq!(decide(&world, &check(&world), now()).finalizer, Some(false));
+    assert_eq!(decide(&deleted, &check(&deleted), now()).finalizer, Some(false));
+}
+
+#[test]
+fn a_close_that_a_reorganisation_drops_is_sent_again() {
+    let (mut world, closed) = closed();
+    let open = Some(known(AccountRead::Present(account(600))));
+    world.account.clone_from(&open);
+    assert_eq!(
+        decide(&world, &check(&world), now()).status.intent,
+        None,
+        "one read is none"
+    );
+    world.second_account.clone_from(&open);
+    let first = decide(&world, &check(&world), now());
+    assert_eq!((first.status.phase, first.call), (Phase::Closed, None));
+    assert_eq!(first.status.intent.as_ref().unwrap().action, IntentAction::Close);
+    Arc::make_mut(&mut world.lease).status = Some(first.status);
+    let second = decide(&world, &check(&world), now());
+    assert!(
+        matches!(second.call, Some(ChainCall::Close { .. })),
+        "{:?}",
+        second.call
+    );
+    assert_eq!(second.finalizer, None);
+    // Nobody waits for an account that was given up.
+    let mut given_up = world.clone();
+    Arc::make_mut(&mut given_up.lease)
+        .status
+        .as_mut()
+        .unwrap()
+        .close_reason = Some(CloseReason::Abandoned);
+    let plan = decide(&given_up, &check(&given_up), now());
+    assert_eq!((plan.finalizer, plan.call), (Some(false), None));
+    (world.account, world.second_account) = (Some(closed.clone()), Some(closed));
+    assert_eq!(decide(&world, &check(&world), now()).status.intent, None);
 }

@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::{check::AccountState, *};
 use crate::{
-    escrow::{Account, AccountRead, Address, Hash, Leg, LegState, MarketSecret, RoundKey, Terms},
+    escrow::{Account, AccountAt, AccountRead, Address, Hash, Leg, LegState, MarketSecret, RoundKey, Terms},
     observed::Observed,
     placement::Currency,
     ports::{Head, PaymentError, SigningKey},
@@ -73,6 +73,19 @@ fn terms() -> Terms {
             rate: Rate(500_000_000_000_000),
         }],
     }
+}
+
+fn head() -> Head {
+    Head {
+        number: 1,
+        hash: Hash::default(),
+        time: NOW,
+    }
+}
+
+/// An answer of the newest block.
+fn known(read: AccountRead) -> Observed<AccountAt> {
+    Observed::Known(AccountAt { block: head(), read })
 }
 
 /// Started a minute ago, and paid for so many seconds from now.
@@ -139,7 +152,7 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
         phase: provider,
         ..GpuAllocationStatus::default()
     });
-    let read = Some(Observed::Known(account));
+    let read = Some(known(account));
     let network = Observed::Known(Some(network()));
     World {
         parsed: Parsed::of(&lease, &Deletion::None, &network, &[], &[]),
@@ -154,13 +167,10 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
         }],
         wallet: Observed::Known(Wallet::NotRead),
         balances: None,
-        head: Observed::Known(Head {
-            number: 1,
-            hash: Hash::default(),
-            time: NOW,
-        }),
+        head: Observed::Known(head()),
         account: read.clone(),
         second_account: read,
+        final_reads: Vec::new(),
         prior: Observed::Known(None),
         unfunded_in_namespace: 0,
         unanswered: BTreeMap::new(),

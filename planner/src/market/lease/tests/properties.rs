@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn reads() -> impl Strategy<Value = Option<Observed<AccountRead>>> {
+fn reads() -> impl Strategy<Value = Option<Observed<AccountAt>>> {
     let present = (any::<bool>(), 0u64..700, any::<bool>(), 0u16..2, 0u16..2).prop_map(
         |(closed, left, spent, running, ended)| {
             let base = if spent { exhausted() } else { account(left) };
@@ -17,9 +17,9 @@ fn reads() -> impl Strategy<Value = Option<Observed<AccountRead>>> {
     prop_oneof![
         Just(None),
         Just(Some(Observed::Unknown("no answer".to_owned()))),
-        Just(Some(Observed::Known(AccountRead::Absent))),
-        Just(Some(Observed::Known(AccountRead::Mismatch))),
-        present.prop_map(|read| Some(Observed::Known(read))),
+        Just(Some(known(AccountRead::Absent))),
+        Just(Some(known(AccountRead::Mismatch))),
+        present.prop_map(|read| Some(known(read))),
     ]
 }
 

@@ -107,7 +107,7 @@ fn a_lease_whose_account_was_found_does_not_end_before_the_chain_shows_it() {
     world.head = Observed::Unknown("no answer".into());
     let plan = decide(&world, &check(&world), now());
     assert_eq!((plan.status.phase, plan.finalizer), (Phase::Settling, None));
-    world.account = Some(Observed::Known(AccountRead::Present(account(600))));
+    world.account = Some(known(AccountRead::Present(account(600))));
     let plan = decide(&world, &check(&world), now());
     assert_eq!(plan.status.intent.unwrap().action, IntentAction::Close);
 }

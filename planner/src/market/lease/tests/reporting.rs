@@ -127,7 +127,7 @@ fn a_failed_write_is_reported_until_one_is_mined() {
         deposited: TokenAmount(2_000_000),
         ..account(600)
     };
-    world.account = Some(Observed::Known(AccountRead::Present(mined.clone())));
+    world.account = Some(known(AccountRead::Present(mined.clone())));
     let (reason, status) = reported(&world);
     assert_eq!((reason.as_str(), status.intent), ("Deposited", None));
 
@@ -138,13 +138,17 @@ fn a_failed_write_is_reported_until_one_is_mined() {
     let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
     (status.intent, status.close_reason) = (None, Some(CloseReason::Deleted));
     chain_failure(status, &close, &short, 1, now());
-    let closed = Some(Observed::Known(AccountRead::Present(Account {
+    let closed = Some(known(AccountRead::Present(Account {
         closed: true,
         ..mined
     })));
-    (world.account, world.second_account) = (closed.clone(), closed);
+    (world.account, world.second_account) = (closed.clone(), closed.clone());
     let (_, status) = reported(&world);
     assert_eq!(status.phase, Phase::Closed);
+    let settled = find(&status.conditions, "Settled").unwrap();
+    assert_eq!(settled.reason, "Pending", "a reorganisation may drop the close");
+    world.final_reads = closed.into_iter().cycle().take(2).collect();
+    let (_, status) = reported(&world);
     assert!(is_true(&status.conditions, "Settled"));
 }
 

@@ -132,7 +132,8 @@ async fn note_steps(
     };
     see(Step::Named);
     let terms = Terms::from_wire(&escrow.terms)?;
-    if let AccountRead::Present(account) = tenant.stack.payments.account(&terms, BlockLevel::Latest).await? {
+    let at = tenant.stack.payments.account(&terms, BlockLevel::Latest).await?;
+    if let AccountRead::Present(account) = at.read {
         see(Step::Opened);
         if account.started_at != 0 {
             see(Step::Started);

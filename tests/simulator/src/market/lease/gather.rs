@@ -27,7 +27,6 @@ impl Sim {
     ) -> World {
         let who = ProcessId::Market(m);
         let status = read.status.clone().unwrap_or_default();
-        let closed = status.phase == Phase::Closed;
         let network = Network {
             currency: self.currency,
             market_id: self.market_id,
@@ -54,6 +53,7 @@ impl Sim {
             head: Observed::Unknown("there is no usable PaymentNetwork".into()),
             account: None,
             second_account: None,
+            final_reads: Vec::new(),
             prior: Observed::Known(None),
             unfunded_in_namespace: self.unfunded_beside(m, read),
             // With so few leases, no provider has too many unanswered allocations.
@@ -68,8 +68,7 @@ impl Sim {
             };
         }
         let terms = world.parsed.terms.clone().and_then(Result::ok);
-        if !closed {
-            world.head = self.read_head(reader, who);
+        if lease::needs_chain(read) {
             if let (Observed::Known(Wallet::Ready(address)), None) = (&world.wallet, &status.escrow) {
                 world.balances = Some(match self.read_balance(reader, who, *address) {
                     Observed::Known(token) => Observed::Known(Balances { token, gas_wei: 1 }),
@@ -77,11 +76,17 @@ impl Sim {
                 });
             }
             if let Some(terms) = &terms {
-                let first = self.read_account(reader, who, terms, 0);
-                if lease::wants_second(&first) {
-                    world.second_account = Some(self.read_account(reader, who, terms, 0));
+                let first = self.read_account(reader, who, terms);
+                if lease::wants_second(read, &first) {
+                    world.second_account = Some(self.read_account(reader, who, terms));
                 }
+                if lease::wants_final(&first) {
+                    world.final_reads = self.final_reads(reader, who, terms);
+                }
+                world.head = first.clone().map(|at| at.block);
                 world.account = Some(first);
+            } else {
+                world.head = self.read_head(reader, who);
             }
         }
         world.prior = if !lease::seeks_prior(read) || self.faults.market_up {

@@ -6,7 +6,7 @@ use leasehold_crds::{
     GpuAllocation, GpuReservation, lease::workload::JobResult, market::allocation::AllocationPhase,
 };
 use leasehold_planner::{
-    escrow::{AccountRead, Terms},
+    escrow::{AccountAt, Terms},
     observed::Observed,
     provider::reservation::{
         self as planner, Plan, Reading, ResultsSeen, Running, Withdrawals, World, wants_live,
@@ -32,7 +32,7 @@ impl Sim {
         let who = ProcessId::Provider(s, p);
         let now = self.clock(self.sites[s].processes[p].offset_ms);
         let terms = Terms::from_wire(&read.spec.allocation.escrow).map_err(|e| e.to_string());
-        let (account, second, settled, block_time) = match &terms {
+        let (account, second, settled) = match &terms {
             Ok(terms) => self.read_chain(s, who, read, terms, reader),
             Err(why) => {
                 let unknown = || why.clone();
@@ -40,9 +40,12 @@ impl Sim {
                     Observed::Unknown(unknown()),
                     Observed::Unknown("not read".into()),
                     None,
-                    Observed::Unknown(unknown()),
                 )
             }
+        };
+        let final_reads = match &terms {
+            Ok(terms) if planner::wants_final(read, &account) => self.final_reads(reader, who, terms),
+            Ok(_) | Err(_) => Vec::new(),
         };
         let running = self.running(s, p, read);
         let nodes = usize::try_from(read.spec.allocation.nodes).unwrap_or_default();
@@ -61,7 +64,7 @@ impl Sim {
             account,
             second,
             settled,
-            block_time,
+            final_reads,
             running,
             allocation_exists: match &process.market_error {
                 Some(why) => Observed::Unknown(why.clone()),
@@ -94,7 +97,7 @@ impl Sim {
         (planner::decide(&world, now), there)
     }
 
-    /// Reads the account, a second time and at the required finality where needed, and the time of the newest block.
+    /// Reads the account, a second time and at the required finality where needed.
     fn read_chain(
         &mut self,
         s: usize,
@@ -103,34 +106,27 @@ impl Sim {
         terms: &Terms,
         reader: &mut Reader,
     ) -> (
-        Observed<AccountRead>,
-        Observed<AccountRead>,
-        Option<Observed<AccountRead>>,
-        Observed<u64>,
+        Observed<AccountAt>,
+        Observed<AccountAt>,
+        Option<Observed<AccountAt>>,
     ) {
         let phase = read
             .status
             .as_ref()
             .map_or(AllocationPhase::Requested, |s| s.phase);
-        let account = self.read_account(reader, who, terms, 0);
+        let account = self.read_account(reader, who, terms);
         let (mut second, mut settled) = (Observed::Unknown("not read".into()), None);
         if planner::wants_second(read, &account) {
-            second = self.read_account(reader, who, terms, 0);
+            second = self.read_account(reader, who, terms);
         }
-        let block_time = if let Observed::Unknown(why) = &account {
-            Observed::Unknown(why.clone())
-        } else if matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved) {
-            settled = match self.sites[s].finality {
-                0 => Some(account.clone()),
-                behind => Some(self.read_account(reader, who, terms, behind)),
-            };
-            self.read_block_time(reader, who)
-        } else if let Observed::Known(AccountRead::Present(a)) = &account {
-            Observed::Known(a.block_time)
-        } else {
-            self.read_block_time(reader, who)
-        };
-        (account, second, settled, block_time)
+        let unpaid = matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved);
+        if account.known().is_some() && unpaid {
+            settled = Some(match self.sites[s].finality {
+                0 => account.clone(),
+                behind => self.read_account_at(reader, who, terms, behind),
+            });
+        }
+        (account, second, settled)
     }
 
     /// What is running for a reservation.

@@ -11,7 +11,7 @@ use crate::{
     escrow::{AccountRead, Address},
     provider::{
         health::{Fault, FaultKind, Health},
-        reservation::{Reading, Running, decide, wants_second},
+        reservation::{Reading, Running, decide, tests::known, wants_second},
     },
 };
 
@@ -131,9 +131,9 @@ impl Scenario {
         if let (Observed::Known(Some(fault)), None, 1) = (&self.fault, self.well, self.account.running) {
             self.well = Some(self.served() - (self.account.block_time - fault.since));
         }
-        let first = Observed::Known(AccountRead::Present(read.clone()));
+        let first = known(AccountRead::Present(read.clone()), read.block_time);
         let second = if wants_second(&self.reservation, &first) {
-            Observed::Known(AccountRead::Present(second.clone()))
+            known(AccountRead::Present(second.clone()), second.block_time)
         } else {
             Observed::Unknown("not read".into())
         };
@@ -142,7 +142,7 @@ impl Scenario {
             account: first,
             second,
             settled: None,
-            block_time: Observed::Known(read.block_time),
+            final_reads: Vec::new(),
             running: Observed::Known(self.running.clone()),
             allocation_exists: Observed::Known(true),
             grace_seconds: 0,
