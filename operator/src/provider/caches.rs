@@ -67,10 +67,7 @@ impl Caches {
         };
         let networks_changed = Arc::new(Notify::new());
         let caches = Self {
-            pools: {
-                let notify = notify();
-                own.watch(cache::keep_all, move |_: &GpuPool| notify())
-            },
+            pools: own.watch(cache::keep_all, notify_of::<GpuPool>(changed)),
             gpu_nodes: {
                 let (notify, queue) = (notify(), queues.reservations.clone());
                 own.watch(cache::keep_all, move |node: &GpuNode| {
@@ -81,10 +78,7 @@ impl Caches {
                     }
                 })
             },
-            nodes: {
-                let notify = notify();
-                own.watch(offer::trim_node, move |_: &Node| notify())
-            },
+            nodes: own.watch(offer::trim_node, notify_of::<Node>(changed)),
             pods: {
                 let (notify, queue) = (notify(), queues.reservations.clone());
                 own.watch_by_namespace(cache::keep_all, move |pod: &PodSeen| {
@@ -116,12 +110,10 @@ impl Caches {
                 })
             },
             networks_changed,
-            runtime_classes: {
-                let notify = notify();
-                own.watch(cache::without_annotations_and_labels, move |_: &RuntimeClass| {
-                    notify()
-                })
-            },
+            runtime_classes: own.watch(
+                cache::without_annotations_and_labels,
+                notify_of::<RuntimeClass>(changed),
+            ),
             allocations: {
                 let queues = queues.clone();
                 at_market.watch_in(namespace_at_market, cache::keep_all, move |allocation| {
@@ -174,4 +166,10 @@ impl Caches {
         process.require(&self.networks);
         process.require(&self.runtime_classes);
     }
+}
+
+/// Notifies of every change of an object of that kind.
+fn notify_of<K>(changed: &Arc<Notify>) -> impl Fn(&K) + Send + Sync + 'static {
+    let changed = changed.clone();
+    move |_| changed.notify_one()
 }

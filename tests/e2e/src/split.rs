@@ -1,18 +1,15 @@
 //! Two control planes: the market on one and a provider on the other, which has only a token for the market.
 
-use std::time::Duration;
-
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use leasehold_chain::{EvmEscrow, Limits, Network, Queues};
 use leasehold_crds::GpuOffer;
 use leasehold_testcluster::{Chain, Cluster, ClusterSpec, NodeSpec, Progress};
 use serde_json::json;
 
 use crate::{
     GpuNodes, eventually, install,
-    stack::{PaymentFixture, Role, Stack, StackSpec, address, payee},
+    stack::{PaymentFixture, Role, Stack, StackSpec, address, connect, payee},
 };
 
 /// A market and a provider, each on a control plane of its own.
@@ -85,18 +82,7 @@ impl Split {
         })
         .await?;
 
-        let payments = EvmEscrow::connect(
-            &Network {
-                rpc_url,
-                chain_id: money.chain_id,
-                escrow: money.escrow,
-                token: money.token,
-                call_deadline: Duration::from_secs(10),
-                mine_deadline: Duration::from_secs(30),
-                limits: Limits::default(),
-            },
-            &Queues::default(),
-        )?;
+        let payments = connect(rpc_url, &money)?;
         let token_at_market = market.client_with_token(&token).await?;
         let market = Stack {
             client: market_client,

@@ -294,18 +294,7 @@ impl Stack {
             )?;
             let client = cluster.client();
             install::all(&cluster, &client, &spec, &money, progress).await?;
-            let payments = EvmEscrow::connect(
-                &Network {
-                    rpc_url,
-                    chain_id: money.chain_id,
-                    escrow: money.escrow,
-                    token: money.token,
-                    call_deadline: Duration::from_secs(10),
-                    mine_deadline: Duration::from_secs(30),
-                    limits: Limits::default(),
-                },
-                &Queues::default(),
-            )?;
+            let payments = connect(rpc_url, &money)?;
             anyhow::Ok((client, money, payments))
         };
         match made.await {
@@ -354,4 +343,18 @@ impl Stack {
             eprintln!("cannot write the logs: {error:#}");
         }
     }
+}
+
+/// A client of the escrow of the tests, which signs with no key but those that it is given.
+pub(crate) fn connect(rpc_url: String, money: &PaymentFixture) -> anyhow::Result<EvmEscrow> {
+    let network = Network {
+        rpc_url,
+        chain_id: money.chain_id,
+        escrow: money.escrow,
+        token: money.token,
+        call_deadline: Duration::from_secs(10),
+        mine_deadline: Duration::from_secs(30),
+        limits: Limits::default(),
+    };
+    Ok(EvmEscrow::connect(&network, &Queues::default())?)
 }

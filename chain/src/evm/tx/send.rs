@@ -293,16 +293,10 @@ impl Sender {
         let nonces = Token::noncesCall { owner };
         let used = rpc.view_of(pull.token, &nonces, at).await?;
         let nonce = used + U256::from(totals.permits);
+        let amount = U256::from(pull.amount.0);
         // Full hours, so that two operators sign the same bytes.
         let deadline = (head.time / 3600 + 2) * 3600;
-        let permit = permit::sign(
-            signer,
-            *domain,
-            write.to,
-            U256::from(pull.amount.0),
-            nonce,
-            deadline,
-        )?;
+        let permit = permit::sign(signer, *domain, write.to, amount, nonce, deadline)?;
         let input = with_permit(permit);
         let gas = if totals.permits == 0 {
             let estimate = rpc.estimate(me, write.to, input.clone()).await;

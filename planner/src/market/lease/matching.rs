@@ -10,7 +10,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    OPEN_WITHIN_SECONDS, START_WITHIN_SECONDS, UNANSWERED_PER_PROVIDER_MAX, UNFUNDED_PER_NAMESPACE_MAX,
+    OPEN_WITHIN_SECONDS, UNANSWERED_PER_PROVIDER_MAX, UNFUNDED_PER_NAMESPACE_MAX,
     closing::delete_all,
     decide::Step,
     phase::Fact,
@@ -236,7 +236,7 @@ fn begin_round(
         token: network.currency.token,
         closer: network.closer,
         salt: network.secret.salt(key, payer),
-        start_by: open_by + START_WITHIN_SECONDS,
+        start_by: open_by + request.start_within_seconds,
         notice_seconds: 0,
         pause_for: u32::try_from(request.pause_seconds).unwrap_or(u32::MAX),
         legs: choices
@@ -247,10 +247,6 @@ fn begin_round(
                 rate: c.rate,
             })
             .collect(),
-    };
-    let terms = Terms {
-        start_by: open_by + request.start_within_seconds,
-        ..terms
     };
     plan.status.round = round;
     plan.status.retry_after = None;

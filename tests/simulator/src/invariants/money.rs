@@ -3,11 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leasehold_crds::payment::money::RATE_SCALE;
-use leasehold_planner::escrow::{Account, AccountRead, Hash, Terms};
+use leasehold_planner::escrow::{Account, AccountRead, Address, Hash, Terms};
 
 use crate::{Sim, sim::address_of};
 
 impl Sim {
+    /// All who may hold tokens.
+    fn holders(&self) -> BTreeSet<Address> {
+        let payees = self.sites.iter().map(|s| s.identity.payee);
+        let tenants = self.tenants.balances().into_iter().map(|(who, _)| who);
+        tenants.chain(payees).chain([address_of("closer")]).collect()
+    }
+
     /// M1 and M2, at each block.
     pub(super) fn check_money(&mut self) {
         let block = self.chain.newest();
@@ -20,15 +27,7 @@ impl Sim {
                 AccountRead::Absent | AccountRead::Mismatch => None,
             })
             .collect();
-        let payees = self.sites.iter().map(|s| s.identity.payee);
-        let holders: BTreeSet<_> = self
-            .tenants
-            .balances()
-            .into_iter()
-            .map(|(who, _)| who)
-            .chain(payees)
-            .chain([address_of("closer")])
-            .collect();
+        let holders = self.holders();
         let outside: u128 = holders
             .iter()
             .map(|who| block.machine.balance(token, *who).0)

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation, GpuReservation,
     market::allocation::{AllocationPhase, StopReason},
-    provider::reservation::LegAction,
+    provider::reservation::{GpuReservationStatus, LegAction},
     shared::conditions::is_true,
 };
 use leasehold_planner::escrow::{Account, AccountRead, Terms};
@@ -32,6 +32,14 @@ const fn reservation_rank(phase: AllocationPhase) -> u8 {
         AllocationPhase::Stopping => 5,
         AllocationPhase::Stopped => 6,
     }
+}
+
+/// Since when the containers of a reservation can't run, or have stopped, by its status; Unix seconds.
+fn not_served_since(status: &GpuReservationStatus) -> Option<i64> {
+    let stopped = status.stopped_at.as_deref();
+    let stopped = stopped.and_then(|at| at.parse::<Timestamp>().ok());
+    let stopped = stopped.map(Timestamp::as_second);
+    status.fault_since.into_iter().chain(stopped).min()
 }
 
 impl Sim {
@@ -87,13 +95,7 @@ impl Sim {
         }
         let terms = Terms::from_wire(&spec.escrow).ok();
         if let Some(terms) = &terms {
-            let stopped = status
-                .stopped_at
-                .as_deref()
-                .and_then(|t| t.parse::<Timestamp>().ok());
-            let stopped = stopped.map(Timestamp::as_second);
-            let since = status.fault_since.into_iter().chain(stopped).min();
-            self.follow_faults(terms, spec.leg, since);
+            self.follow_faults(terms, spec.leg, not_served_since(&status));
         }
         let now = self.now;
         let fresh = || ReservationState {

@@ -65,10 +65,8 @@ impl Sim {
         let ends = |p: &Pod| p.namespace == name && p.phase == PodPhase::Running && p.leaving;
         let ends = cluster.pods.iter().any(ends);
         let holds = pods().any(|p| !p.has_ended() && p.node.is_some());
-        let clocks = self.sites[site].processes.iter().map(|p| p.offset_ms);
-        let local = self.clock(clocks.min().unwrap_or(0)).as_second();
         let grace = self.sites[site].grace_seconds;
-        let now_s = u64::try_from(local).unwrap_or_default();
+        let now_s = self.earliest_clock(site);
         let Some(reservation) = self.invariants.reservations.get_mut(&(site, name.to_owned())) else {
             return;
         };
@@ -129,6 +127,13 @@ impl Sim {
         invariants.require(!held, || {
             format!("U2: {name} holds its nodes, and its leg has never started")
         });
+    }
+
+    /// Unix seconds by that clock of a provider's processes which is the most behind.
+    fn earliest_clock(&self, site: usize) -> u64 {
+        let clocks = self.sites[site].processes.iter().map(|p| p.offset_ms);
+        let local = self.clock(clocks.min().unwrap_or(0)).as_second();
+        u64::try_from(local).unwrap_or_default()
     }
 
     /// Whether nothing delays a provider's reads and writes.

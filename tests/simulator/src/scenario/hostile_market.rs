@@ -7,7 +7,7 @@ use leasehold_crds::{
     market::allocation::{GpuAllocationSpec, LeaseReference},
     payment::money::{Price, TokenAmount},
 };
-use leasehold_planner::escrow::{Leg, RoundKey, Terms, allocation_name};
+use leasehold_planner::escrow::{Address, Leg, RoundKey, Terms, allocation_name};
 
 use crate::{Sim, api::Key, cluster::Program, sim::address_of, tenant::third_party};
 
@@ -113,28 +113,7 @@ impl Sim {
             controller: identity.controller,
             rate,
         };
-        let mut terms = Terms {
-            payer: third_party(),
-            market: address_of(NAMESPACE),
-            token: self.currency.token,
-            closer: third_party(),
-            salt: RoundKey::new(address_of(NAMESPACE), &uid, 1).unkeyed_salt(),
-            start_by: u64::try_from(open_by + 900).unwrap_or_default(),
-            notice_seconds: 0,
-            pause_for: 0,
-            legs: vec![leg],
-        };
-        if matches!(cheat, Cheat::StartsLate | Cheat::Both) {
-            terms.start_by = (1 << 40) - 1;
-        }
-        if matches!(cheat, Cheat::OwnLeg) {
-            let own = Leg {
-                payee: third_party(),
-                controller: third_party(),
-                rate,
-            };
-            terms.legs.push(own);
-        }
+        let terms = hostile_terms(cheat, leg, self.currency.token, &uid, open_by);
         let whole = terms.rate().cost_ceil(600).unwrap_or_default();
         let deposit = match cheat {
             Cheat::OneUnit | Cheat::Both => TokenAmount(1),
@@ -181,4 +160,30 @@ impl Sim {
             self.invariants.count("hostile allocation".into());
         }
     }
+}
+
+/// Terms of an account that pays one leg of an honest provider, or seems to.
+fn hostile_terms(cheat: Cheat, leg: Leg, token: Address, uid: &str, open_by: i64) -> Terms {
+    let mut terms = Terms {
+        payer: third_party(),
+        market: address_of(NAMESPACE),
+        token,
+        closer: third_party(),
+        salt: RoundKey::new(address_of(NAMESPACE), uid, 1).unkeyed_salt(),
+        start_by: u64::try_from(open_by + 900).unwrap_or_default(),
+        notice_seconds: 0,
+        pause_for: 0,
+        legs: vec![leg],
+    };
+    if matches!(cheat, Cheat::StartsLate | Cheat::Both) {
+        terms.start_by = (1 << 40) - 1;
+    }
+    if matches!(cheat, Cheat::OwnLeg) {
+        terms.legs.push(Leg {
+            payee: third_party(),
+            controller: third_party(),
+            rate: leg.rate,
+        });
+    }
+    terms
 }

@@ -20,16 +20,7 @@ pub(crate) fn run(report: &Report) {
         escrow: Address([1; 20]),
         token: Address([2; 20]),
     };
-    let providers: Vec<Provider> = (0..200)
-        .map(|i| Provider {
-            name: format!("provider-{i}"),
-            region: ["eu-west", "us-east", "ap-south"][i % 3].into(),
-            payee: Address([3; 20]),
-            controller: Address([4; 20]),
-            alive: i % 17 != 0,
-            answers: i % 19 != 0,
-        })
-        .collect();
+    let providers = providers();
     let rows: Vec<Candidate> = (0..ROWS)
         .map(|i| Candidate {
             provider: i % providers.len(),
@@ -92,4 +83,18 @@ pub(crate) fn run(report: &Report) {
         })
         .collect();
     report.quantiles("match.offers_10000", took, "ms", &[("p50", 50), ("p99", 99)]);
+}
+
+/// Providers of three regions, some of which are silent or let allocations lapse.
+fn providers() -> Vec<Provider> {
+    (0..200)
+        .map(|i| Provider {
+            name: format!("provider-{i}"),
+            region: ["eu-west", "us-east", "ap-south"][i % 3].into(),
+            payee: Address([3; 20]),
+            controller: Address([4; 20]),
+            alive: i % 17 != 0,
+            answers: i % 19 != 0,
+        })
+        .collect()
 }
