@@ -40,7 +40,10 @@ pub(super) async fn no_offer(tenant: &Tenant<'_>) -> anyhow::Result<()> {
         .iter()
         .map(|f| f.dimension.clone())
         .collect();
-    ensure!(failed == ["gpus", "memory", "price"], "{failed:?}");
+    ensure!(
+        failed == ["gpus", "memory", "memoryPerGpu", "price"],
+        "{failed:?}"
+    );
     ensure!(
         find(&status.conditions, "Matched").is_some_and(|c| c.status == "False" && c.reason == "NoOffer")
     );
