@@ -71,19 +71,14 @@ impl Class {
 }
 
 /// The class of a MIG slice, from the class of its GPU and the name of the slice, which ends with its profile:
-/// `NVIDIA A100 80GB PCIe MIG 1g.10gb`.
+/// `NVIDIA A100 80GB PCIe MIG 1g.10gb`. A slice that is restored from the status has its class as its name.
 pub(crate) fn slice_class(of_gpu: &str, name: &str) -> String {
     let of_slice = format!("{of_gpu}-mig-");
-    if let Some(known) = name.strip_prefix(&of_slice) {
-        return format!("{of_slice}{known}");
+    if name.starts_with(&of_slice) {
+        return name.to_owned();
     }
     let profile = name.rsplit_once(" MIG ").map_or("", |(_, profile)| profile);
-    let words = profile.split(|c: char| !c.is_ascii_alphanumeric());
-    let words: Vec<String> = words
-        .filter(|word| !word.is_empty())
-        .map(str::to_ascii_lowercase)
-        .collect();
-    let mut class = format!("{of_slice}{}", words.join("-"));
+    let mut class = format!("{of_slice}{}", Words::of(profile).0.join("-"));
     class.truncate(CLASS_CHARS_MAX);
     class.trim_end_matches('-').to_owned()
 }

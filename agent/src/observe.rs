@@ -175,7 +175,7 @@ impl Agent {
         let known = Known {
             outcome,
             history: &self.history,
-            pci: &pci.clone().map(|_| ()),
+            pci: &pci.as_ref().map(|_| ()),
             kubelet: &self.allocation,
             foreign_processes: &found,
             unheld_memory: &unheld,
@@ -198,7 +198,7 @@ impl Agent {
     fn foreign_processes_in(&mut self, reading: &Reading) -> Source<Vec<String>> {
         let pods = processes::pods(&self.settings.pod_logs);
         let proc: &Path = &self.settings.proc;
-        let owner = |pid| pods.clone().map(|pods| processes::owner(proc, &pods, pid));
+        let owner = |pid| pods.as_ref().map(|pods| processes::owner(proc, pods, pid));
         let found = find_foreign_processes(reading.gpus(), &self.allocation, owner);
         confirmed(&mut self.foreign_processes, found)
     }

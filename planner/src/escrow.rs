@@ -91,7 +91,7 @@ impl RoundKey {
         ])))
     }
 
-    /// A salt with this key that no market chose: all that a stranger can make.
+    /// The salt with this key whose second half is zero, so that no market recognizes it.
     #[must_use]
     pub fn unkeyed_salt(self) -> Hash {
         let mut salt = [0; 32];
@@ -242,6 +242,12 @@ impl Terms {
     #[must_use]
     pub fn rate(&self) -> Rate {
         self.burn_rate(0)
+    }
+
+    /// Bitmap of all legs.
+    #[must_use]
+    pub fn all_legs(&self) -> u16 {
+        u16::try_from((1u32 << self.legs.len()) - 1).unwrap_or(u16::MAX)
     }
 
     /// Bitmap of the legs of `controller`.

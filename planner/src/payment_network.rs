@@ -6,7 +6,7 @@ use leasehold_crds::{
     PaymentNetwork,
     lease::Blocker,
     payment::network::{ChainCheck, NetworkCondition, NetworkReason, PaymentNetworkStatus},
-    shared::conditions::{ConditionStatus, condition, set},
+    shared::conditions::{ConditionStatus, condition, find, set},
 };
 
 /// Name of the escrow contract, by its EIP-712 domain (EIP-5267).
@@ -91,11 +91,20 @@ pub fn status(
             "set spec.marketId: leases are not served on this network without it".into(),
         ),
         (_, Some((_, message))) => (ConditionStatus::True, NetworkReason::Reachable, message),
+        // The condition still reports an outage, or a missing `marketId`, that is over.
+        (_, None) if status.chain_check == Some(ChainCheck::Matches) && !is_reachable(&status) => {
+            (ConditionStatus::True, NetworkReason::Reachable, String::new())
+        }
         (_, None) => return status,
     };
     let next = condition(NetworkCondition::Reachable, value, reason, message, generation);
     set(&mut status.conditions, next, now);
     status
+}
+
+fn is_reachable(status: &PaymentNetworkStatus) -> bool {
+    find(&status.conditions, NetworkCondition::Reachable)
+        .is_some_and(|c| c.status == ConditionStatus::True.as_str())
 }
 
 const fn reason(check: ChainCheck) -> NetworkReason {
@@ -156,10 +165,7 @@ fn compare(network: &PaymentNetwork, reading: &ChainReading) -> Option<(ChainChe
 
 #[cfg(test)]
 mod tests {
-    use leasehold_crds::{
-        payment::network::{PaymentNetworkSpec, Token},
-        shared::conditions::find,
-    };
+    use leasehold_crds::payment::network::{PaymentNetworkSpec, Token};
 
     use super::*;
 
@@ -257,6 +263,15 @@ mod tests {
             let (after, ..) = read(&network(check), ChainReading::Answers);
             assert_eq!(after, check);
         }
+    }
+
+    #[test]
+    fn the_first_block_after_an_outage_makes_a_network_reachable() {
+        let mut network = network(Some(ChainCheck::Matches));
+        let outage = ChainReading::Unknown("no answer".into());
+        network.status = Some(status(&network, &outage, Serves::Market, Timestamp::UNIX_EPOCH));
+        let (_, value, message) = read(&network, ChainReading::Answers);
+        assert_eq!((value.as_str(), message.as_str()), ("True Reachable", ""));
     }
 
     #[test]

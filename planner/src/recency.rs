@@ -70,12 +70,13 @@ impl Recency {
         max_age: u64,
         now: Timestamp,
     ) -> Observed<AccountAt> {
-        let known = answer.map_err(|error| error.to_string()).and_then(|answer| {
-            self.accept_account(id, answer.block, max_age, now)
-                .map_err(|error| error.to_string())?;
-            Ok(answer)
-        });
-        Observed::from_result(known)
+        match answer {
+            Ok(answer) => {
+                let accepted = self.accept_account(id, answer.block, max_age, now);
+                Observed::from_result(accepted.map(|()| answer))
+            }
+            Err(error) => Observed::Unknown(error.to_string()),
+        }
     }
 
     /// Takes an answer about the newest block.
@@ -85,12 +86,10 @@ impl Recency {
         max_age: u64,
         now: Timestamp,
     ) -> Observed<Head> {
-        let known = answer.map_err(|error| error.to_string()).and_then(|head| {
-            self.accept(head, max_age, now)
-                .map_err(|error| error.to_string())?;
-            Ok(head)
-        });
-        Observed::from_result(known)
+        match answer {
+            Ok(head) => Observed::from_result(self.accept(head, max_age, now).map(|()| head)),
+            Err(error) => Observed::Unknown(error.to_string()),
+        }
     }
 
     fn accept_account(

@@ -39,12 +39,12 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// seconds later.
 const WATCH_SECONDS: u32 = 10;
 
-/// Limits after which a connection to the API server is given up. A connection that died without a FIN, behind a gateway or a
-/// load balancer, would otherwise make an operator deaf for minutes.
+/// Limits after which a connection to the API server is given up. Otherwise an operator would receive no events for minutes
+/// after a connection died without a FIN, behind a gateway or a load balancer.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
     connect: Duration,
-    /// Without a byte of an answer, and without a request on it.
+    /// Time in which no byte of an answer arrives and no request is sent.
     silence: Duration,
 }
 

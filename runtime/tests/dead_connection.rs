@@ -86,7 +86,10 @@ async fn a_watch_whose_connection_died_is_back_within_30_seconds() {
     store.wait_until_ready().await.unwrap();
     let begun = Instant::now();
     while cache::get(&store, "later", Some("default")).is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "the watch is deaf");
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the watch received no event"
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(is_dead.load(Ordering::SeqCst), "no connection died");

@@ -16,7 +16,7 @@ pub(crate) fn find_unheld_memory<'a>(
     gpus: impl Iterator<Item = &'a GpuFacts>,
     kubelet: &Source<Allocation>,
 ) -> Source<Vec<String>> {
-    kubelet.clone().map(|allocation| {
+    kubelet.as_ref().map(|allocation| {
         gpus.filter(|gpu| !allocation.holders.iter().any(|holder| holds(holder, gpu)))
             .filter_map(|gpu| {
                 let used = gpu.memory?.used;

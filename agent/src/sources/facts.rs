@@ -158,6 +158,14 @@ impl<T> Source<T> {
         }
     }
 
+    pub(crate) fn as_ref(&self) -> Source<&T> {
+        match self {
+            Self::Reported(said) => Source::Reported(said),
+            Self::Unavailable(why) => Source::Unavailable(why.clone()),
+            Self::Absent => Source::Absent,
+        }
+    }
+
     pub(crate) fn map<U>(self, with: impl FnOnce(T) -> U) -> Source<U> {
         match self {
             Self::Reported(said) => Source::Reported(with(said)),

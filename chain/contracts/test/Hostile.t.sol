@@ -115,15 +115,24 @@ contract HostileTest is Stage {
         vm.assertEq(hostile.balanceOf(address(escrow)), 0);
     }
 
-    /// A payee whom the token blocks stops neither the withdrawals of others nor the end of its own leg.
-    function test_aBlockedPayeeNamesAnotherRecipient() public {
-        BlocklistToken hostile = new BlocklistToken();
-        Terms memory terms = termsIn(hostile, 3);
-        bytes32 id = open(terms, 600);
-        start(terms, 0);
-        start(terms, 1);
+    /// The first legs have run for 10 seconds when the token blocks the payee of leg 1.
+    function blockedAfterTenSeconds(uint256 started)
+        private
+        returns (BlocklistToken hostile, Terms memory terms, bytes32 id)
+    {
+        hostile = new BlocklistToken();
+        terms = termsIn(hostile, 3);
+        id = open(terms, 600);
+        for (uint256 leg = 0; leg < started; ++leg) {
+            start(terms, leg);
+        }
         vm.warp(T0 + 10);
         hostile.block_(payees[1], true);
+    }
+
+    /// A payee whom the token blocks stops neither the withdrawals of others nor the end of its own leg.
+    function test_aBlockedPayeeNamesAnotherRecipient() public {
+        (BlocklistToken hostile, Terms memory terms, bytes32 id) = blockedAfterTenSeconds(2);
         Terms[] memory both = new Terms[](2);
         (both[0], both[1]) = (terms, terms);
         uint16[] memory legs = new uint16[](2);
@@ -152,14 +161,7 @@ contract HostileTest is Stage {
     }
 
     function test_aPayoutThatFailsStaysThePayees() public {
-        BlocklistToken hostile = new BlocklistToken();
-        Terms memory terms = termsIn(hostile, 3);
-        bytes32 id = open(terms, 600);
-        start(terms, 0);
-        start(terms, 1);
-        start(terms, 2);
-        vm.warp(T0 + 10);
-        hostile.block_(payees[1], true);
+        (BlocklistToken hostile, Terms memory terms, bytes32 id) = blockedAfterTenSeconds(3);
         vm.expectEmit(address(escrow));
         emit IEscrow.TransferCredited(id, payees[1], terms.token, 20);
         vm.assertEq(closeBy(closer, terms, 7), 540);

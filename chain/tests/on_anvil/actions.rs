@@ -1,14 +1,14 @@
 //! Each action through JSON-RPC on a real EVM, and the tokens that it moves.
 
 use alloy::{primitives::Address as EvmAddress, providers::Provider};
-use leasehold_chain::{EvmEscrow, Network, Queues};
+use leasehold_chain::{EvmEscrow, Network};
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::{
     escrow::{Account, AccountRead, Address, Hash, Terms},
     ports::{AcceptanceMessage, BlockLevel, PaymentError, Payments},
 };
 
-use crate::anvil::{Anvil, address, key};
+use crate::anvil::{Anvil, address, connect, key};
 
 const LATER: u64 = 1 << 39;
 
@@ -205,7 +205,7 @@ async fn an_acceptance_binds_signer_account_chain_and_contract() {
             ..anvil.network()
         },
     ] {
-        let elsewhere = EvmEscrow::connect(&network, &Queues::default()).unwrap();
+        let elsewhere = connect(&network);
         assert_ne!(
             elsewhere.acceptance_signer(&message, &signature),
             Some(address(&one))

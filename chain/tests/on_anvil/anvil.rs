@@ -52,6 +52,11 @@ impl Drop for Anvil {
     }
 }
 
+/// A client that shares its queues with no other.
+pub fn connect(network: &Network) -> EvmEscrow {
+    EvmEscrow::connect(network, &Queues::default()).expect("the URL is valid")
+}
+
 impl Anvil {
     /// Starts a chain with the contracts.
     pub async fn start() -> Self {
@@ -100,7 +105,7 @@ impl Anvil {
 
     /// A client with deadlines for a chain that mines immediately.
     pub fn client(&self) -> EvmEscrow {
-        EvmEscrow::connect(&self.network(), &Queues::default()).expect("the URL is valid")
+        connect(&self.network())
     }
 
     pub fn network(&self) -> Network {

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use leasehold_chain::{EvmEscrow, Network, Queues};
+use leasehold_chain::{EvmEscrow, Network};
 use leasehold_crds::payment::money::{Rate, TokenAmount};
 use leasehold_planner::{
     escrow::{Address, Terms},
     ports::{BlockLevel, PaymentError, Payments, Receipt, SigningKey},
 };
 
-use crate::anvil::{Anvil, address};
+use crate::anvil::{Anvil, address, connect};
 
 const LATER: u64 = 1 << 39;
 
@@ -181,14 +181,10 @@ async fn a_hanging_call_ends_at_its_deadline_and_later_calls_succeed() {
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
     anvil.mint(terms.payer, 1_000).await;
-    let escrow = EvmEscrow::connect(
-        &Network {
-            call_deadline: Duration::from_millis(500),
-            ..anvil.network()
-        },
-        &Queues::default(),
-    )
-    .unwrap();
+    let escrow = connect(&Network {
+        call_deadline: Duration::from_millis(500),
+        ..anvil.network()
+    });
     escrow.head().await.unwrap();
 
     anvil.stop().await;
@@ -220,14 +216,10 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
     let anvil = Anvil::start().await;
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
-    let elsewhere = EvmEscrow::connect(
-        &Network {
-            chain_id: 1,
-            ..anvil.network()
-        },
-        &Queues::default(),
-    )
-    .unwrap();
+    let elsewhere = connect(&Network {
+        chain_id: 1,
+        ..anvil.network()
+    });
     let wrong = PaymentError::WrongChain {
         expected: 1,
         found: anvil.deployed.chain_id,
@@ -244,14 +236,10 @@ async fn an_endpoint_of_another_chain_or_without_the_contract_is_refused() {
         Err(wrong)
     );
 
-    let nowhere = EvmEscrow::connect(
-        &Network {
-            escrow: Address([0x11; 20]),
-            ..anvil.network()
-        },
-        &Queues::default(),
-    )
-    .unwrap();
+    let nowhere = connect(&Network {
+        escrow: Address([0x11; 20]),
+        ..anvil.network()
+    });
     let read = nowhere.account(&terms, BlockLevel::Latest).await.unwrap_err();
     assert!(read.to_string().contains("no contract at 0x1111"), "{read}");
     let read = nowhere
@@ -274,11 +262,7 @@ async fn what_a_network_states_is_read_from_the_chain() {
         token: anvil.network().escrow,
         ..anvil.network()
     };
-    let facts = EvmEscrow::connect(&exchanged, &Queues::default())
-        .unwrap()
-        .facts()
-        .await
-        .unwrap();
+    let facts = connect(&exchanged).facts().await.unwrap();
     assert_ne!(facts.escrow_name.as_deref(), Some("Leasehold Escrow"));
     assert_eq!((facts.decimals, facts.symbol), (None, None));
     let nothing = Network {
@@ -286,20 +270,13 @@ async fn what_a_network_states_is_read_from_the_chain() {
         token: Address([0x12; 20]),
         ..anvil.network()
     };
-    let facts = EvmEscrow::connect(&nothing, &Queues::default())
-        .unwrap()
-        .facts()
-        .await
-        .unwrap();
+    let facts = connect(&nothing).facts().await.unwrap();
     assert_eq!((facts.escrow_name, facts.decimals), (None, None));
     let elsewhere = Network {
         chain_id: 1,
         ..anvil.network()
     };
-    let wrong = EvmEscrow::connect(&elsewhere, &Queues::default())
-        .unwrap()
-        .facts()
-        .await;
+    let wrong = connect(&elsewhere).facts().await;
     assert!(matches!(wrong, Err(PaymentError::WrongChain { .. })), "{wrong:?}");
 }
 
@@ -312,7 +289,7 @@ async fn an_error_of_an_unreachable_endpoint_contains_no_secrets() {
         ..anvil.network()
     };
     drop(anvil);
-    let escrow = EvmEscrow::connect(&network, &Queues::default()).unwrap();
+    let escrow = connect(&network);
     let error = escrow.head().await.unwrap_err();
     assert!(
         matches!(&error, PaymentError::Unreachable(why) if why.contains("refused")),

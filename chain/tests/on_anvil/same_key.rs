@@ -10,7 +10,7 @@ use leasehold_planner::{
     ports::{BlockLevel, PaymentError, Payments, SigningKey, SpendLimit},
 };
 
-use crate::anvil::{Anvil, until};
+use crate::anvil::{Anvil, connect, until};
 
 const LATER: u64 = 1 << 39;
 
@@ -232,14 +232,10 @@ async fn two_networks_of_one_chain_share_the_queue_of_a_key() {
     let Err(PaymentError::LimitExceeded { error, .. }) = refused else {
         panic!("{refused:?}")
     };
-    let alone = EvmEscrow::connect(
-        &Network {
-            limits,
-            ..anvil.network()
-        },
-        &Queues::default(),
-    )
-    .unwrap();
+    let alone = connect(&Network {
+        limits,
+        ..anvil.network()
+    });
     let refused = alone.close(&payer, &terms, 0).await;
     let Err(PaymentError::LimitExceeded { error: own, .. }) = refused else {
         panic!("{refused:?}")

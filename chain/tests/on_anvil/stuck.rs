@@ -11,11 +11,11 @@ use alloy::{
     providers::Provider,
     signers::local::PrivateKeySigner,
 };
-use leasehold_chain::{EvmEscrow, Limits, Network, Queues};
+use leasehold_chain::{EvmEscrow, Limits, Network};
 use leasehold_crds::payment::money::TokenAmount;
 use leasehold_planner::ports::{BlockLevel, PaymentError, Payments, Receipt, SigningKey, SpendLimit};
 
-use crate::anvil::{Anvil, until};
+use crate::anvil::{Anvil, connect, until};
 
 const LATER: u64 = 1 << 39;
 const GWEI: u128 = 1_000_000_000;
@@ -26,15 +26,23 @@ async fn set_block_gas(anvil: &Anvil, gas: u64) {
     assert!(set);
 }
 
+async fn set_base_fee(anvil: &Anvil, wei: u128) {
+    anvil
+        .request::<_, ()>("anvil_setNextBlockBaseFeePerGas", (U256::from(wei),))
+        .await;
+}
+
+/// A client with that time limit for a transaction to be mined, in seconds, and those ceilings.
+fn client(anvil: &Anvil, mine_deadline: u64, limits: Limits) -> EvmEscrow {
+    connect(&Network {
+        mine_deadline: Duration::from_secs(mine_deadline),
+        limits,
+        ..anvil.network()
+    })
+}
+
 fn patient(anvil: &Anvil) -> EvmEscrow {
-    EvmEscrow::connect(
-        &Network {
-            mine_deadline: Duration::from_secs(12),
-            ..anvil.network()
-        },
-        &Queues::default(),
-    )
-    .unwrap()
+    client(anvil, 12, Limits::default())
 }
 
 /// Opens an account, lets `hinder` keep the transaction out of a block, and returns whether its first attempt was
@@ -79,25 +87,14 @@ async fn a_transaction_that_is_not_mined_raises_its_fees() {
 async fn a_transaction_that_the_node_dropped_is_sent_again_with_higher_fees() {
     let anvil = Anvil::start().await;
     // anvil drops transactions that offer less than the base fee.
-    let raise = async || {
-        anvil
-            .request::<_, ()>("anvil_setNextBlockBaseFeePerGas", (U256::from(50 * GWEI),))
-            .await;
-    };
+    let raise = async || set_base_fee(&anvil, 50 * GWEI).await;
     assert!(!open_hindered(&anvil, raise, async || ()).await);
 }
 
 #[tokio::test]
 async fn a_later_call_joins_the_pending_transaction() {
     let anvil = Anvil::start().await;
-    let escrow = EvmEscrow::connect(
-        &Network {
-            mine_deadline: Duration::from_secs(1),
-            ..anvil.network()
-        },
-        &Queues::default(),
-    )
-    .unwrap();
+    let escrow = client(&anvil, 1, Limits::default());
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
     anvil.mint(terms.payer, 1_000).await;
@@ -188,12 +185,6 @@ async fn an_unknown_blocking_transaction_is_replaced_by_an_empty_one() {
     );
 }
 
-async fn set_base_fee(anvil: &Anvil, wei: u128) {
-    anvil
-        .request::<_, ()>("anvil_setNextBlockBaseFeePerGas", (U256::from(wei),))
-        .await;
-}
-
 /// Repeats the call, which joins its pending transaction, until it has another outcome.
 async fn until_mined(open: impl AsyncFn() -> Result<Receipt, PaymentError>) -> Result<Receipt, PaymentError> {
     loop {
@@ -212,12 +203,7 @@ async fn fees_that_keep_rising_pin_no_key() {
         day_wei: u128::MAX,
         ..Limits::default()
     };
-    let network = Network {
-        mine_deadline: Duration::from_secs(6),
-        limits,
-        ..anvil.network()
-    };
-    let escrow = EvmEscrow::connect(&network, &Queues::default()).unwrap();
+    let escrow = client(&anvil, 6, limits);
     let [payer, one] = anvil.keys(1).await;
     let terms = anvil.terms(&payer, &[&one], &one, 1);
     anvil.mint(terms.payer, 1_000).await;
@@ -254,12 +240,7 @@ async fn a_transaction_at_the_ceiling_waits_until_the_chain_is_cheaper() {
         fee_per_gas_wei: 5 * GWEI,
         ..Limits::default()
     };
-    let network = Network {
-        mine_deadline: Duration::from_secs(6),
-        limits,
-        ..anvil.network()
-    };
-    let escrow = EvmEscrow::connect(&network, &Queues::default()).unwrap();
+    let escrow = client(&anvil, 6, limits);
     let [payer, one] = anvil.keys(1).await;
     let (terms, more) = (
         anvil.terms(&payer, &[&one], &one, 1),

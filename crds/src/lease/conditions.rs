@@ -12,13 +12,13 @@ words! {
         Funded,
         /// Every leg has been started: it is charged.
         Provisioned,
-        /// The workload is charged and ready; of a closed lease: its job succeeded.
+        /// The workload is charged and ready.
         Ready,
         /// The chain can be read.
         ChainReachable,
         /// Every provider of the lease reports.
         ProviderReachable,
-        /// The account has been closed; set once closing it failed.
+        /// The account has been closed, and no reorganisation can undo it; set once it is closed, or closing it failed.
         Settled,
     }
 }

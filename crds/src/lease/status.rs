@@ -82,6 +82,14 @@ pub struct GpuLeaseStatus {
     pub conditions: Vec<Condition>,
 }
 
+impl GpuLeaseStatus {
+    /// Whether the intent of that action is stored.
+    #[must_use]
+    pub fn intends(&self, action: IntentAction) -> bool {
+        self.intent.as_ref().is_some_and(|intent| intent.action == action)
+    }
+}
+
 words! {
     /// Phase of a lease.
     #[derive(Serialize, Deserialize, Default, JsonSchema)]

@@ -121,7 +121,7 @@ pub struct OfferRow {
     #[schemars(schema_with = "schema::duration")]
     pub max_keep_results_for: String,
     /// Longest `startWithin` of a lease: `1h`.
-    #[serde(default = "a_quarter")]
+    #[serde(default = "default_max_start_within")]
     #[schemars(schema_with = "schema::duration")]
     pub max_start_within: String,
     /// Whether containers can run as root, in user namespaces. Sessions and workloads without `runAsUser` require it.
@@ -129,7 +129,7 @@ pub struct OfferRow {
     pub root_allowed: bool,
 }
 
-fn a_quarter() -> String {
+fn default_max_start_within() -> String {
     "15m".into()
 }
 

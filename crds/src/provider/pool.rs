@@ -81,7 +81,7 @@ pub struct GpuPoolSpec {
     #[schemars(schema_with = "schema::name")]
     pub runtime_class_name: Option<String>,
     /// What a lease can have at most with each of its GPUs, so that a lease of one GPU does not take a whole node. For
-    /// values that are absent, the bound is the proportion of the node: what it allocates, divided by its GPUs.
+    /// CPU, memory and disk that are absent, the bound is the proportion of the node: what it allocates, divided by its GPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_per_gpu: Option<MaxPerGpu>,
     /// Whether containers run in user namespaces.
@@ -335,7 +335,7 @@ words! {
         SharedGpus,
         /// NVML reports no memory for a GPU, and nothing else states it.
         GpuMemoryUnknown,
-        /// GPUs of the node are in MIG mode.
+        /// GPUs of the node are in MIG mode and cannot be sold by the slice.
         MigEnabled,
         /// The device plugin advertises fewer GPUs than the node has.
         GpusNotAdvertised,
@@ -363,7 +363,7 @@ words! {
         NothingFree,
         /// It is outside the hours of sale.
         OutsideHours,
-        /// The cluster refused the pods of several leases in a row.
+        /// The cluster refused the pods of leases of several payers in a row.
         PodsRefused,
         /// There is no usable PaymentNetwork of that name.
         NoPaymentNetwork,

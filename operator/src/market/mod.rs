@@ -129,6 +129,7 @@ impl Market {
         process.require(&leases);
         process.require(&allocations);
         process.require(&networks);
+        let secret = MarketSecret::of(&closer);
         Self {
             account: format!("{}:{}", common.process.namespace, common.service_account),
             clock: SystemClock,
@@ -139,8 +140,8 @@ impl Market {
                 Duration::from_secs(common.mine_deadline),
                 process.metrics().chain.clone(),
             ),
-            index: AccountIndex::new(MarketSecret::of(&closer)),
-            secret: MarketSecret::of(&closer),
+            index: AccountIndex::new(secret.clone()),
+            secret,
             closer,
             closer_address,
             queues,

@@ -91,6 +91,16 @@ impl Market {
             return Ok(());
         }
         let plan = sweep.plan(agreed, &Claims::of(market, &self.leases_now().await?));
+        // Refunds come first: an endpoint that cannot tell what is final must not delay them.
+        for (terms, payouts) in &plan.close {
+            if let Err(error) = self.close_orphan(&chain, terms, *payouts).await {
+                tracing::warn!(account = %terms.id(), %error, "an account that has no lease could not be closed");
+                sweep.failed(terms.id(), self.now());
+            }
+        }
+        if plan.forget.is_empty() {
+            return Ok(());
+        }
         let reads = chain.accounts(&plan.forget, level(network.spec.release_at));
         let reads = self.payments.observed(ChainAction::Read, reads).await?;
         let over = plan
@@ -100,12 +110,6 @@ impl Market {
             .filter(|(terms, at)| is_final(terms, at));
         let over: Vec<_> = over.map(|(terms, _)| terms.id()).collect();
         self.index.change(&name, |accounts| accounts.forget(&over)).await;
-        for (terms, payouts) in &plan.close {
-            if let Err(error) = self.close_orphan(&chain, terms, *payouts).await {
-                tracing::warn!(account = %terms.id(), %error, "an account that has no lease could not be closed");
-                sweep.failed(terms.id(), self.now());
-            }
-        }
         Ok(())
     }
 

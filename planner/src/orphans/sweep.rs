@@ -18,9 +18,9 @@ const CLOSES_MAX: usize = 20;
 /// An account that holds less than this part of a token is not closed: its gas costs more.
 const WORTH_DIGITS: u32 = 3;
 /// Time after the first failure to close an account; it doubles with every further one.
-const BACKOFF_SECONDS: u64 = 60;
+const BACKOFF_SECONDS: i64 = 60;
 /// Longest time between two attempts.
-const BACKOFF_SECONDS_MAX: u64 = 3_600;
+const BACKOFF_SECONDS_MAX: i64 = 3_600;
 
 /// What is known of the accounts of one network that have no lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl Sweep {
                 _ if claims.has(&terms) => {}
                 Verdict::Over => plan.forget.push(terms),
                 Verdict::Clear if plan.close.len() < CLOSES_MAX => {
-                    let payouts = u16::try_from((1u32 << terms.legs.len()) - 1).unwrap_or(u16::MAX);
+                    let payouts = terms.all_legs();
                     plan.close.push((terms, payouts));
                 }
                 Verdict::Clear | Verdict::Leave => {}
@@ -128,10 +128,11 @@ impl Sweep {
     /// An account could not be closed: it is tried again after a while.
     pub fn failed(&mut self, id: Hash, now: Timestamp) {
         if let Some(suspect) = self.suspects.get_mut(&id) {
-            let seconds = BACKOFF_SECONDS << suspect.failures.min(6);
-            let wait = i64::try_from(seconds.min(BACKOFF_SECONDS_MAX)).unwrap_or(i64::MAX);
+            let seconds = (BACKOFF_SECONDS << suspect.failures.min(6)).min(BACKOFF_SECONDS_MAX);
             suspect.failures += 1;
-            suspect.not_before = now.saturating_add(SignedDuration::from_secs(wait)).unwrap_or(now);
+            suspect.not_before = now
+                .saturating_add(SignedDuration::from_secs(seconds))
+                .unwrap_or(now);
         }
     }
 
@@ -145,9 +146,9 @@ impl Sweep {
 
 /// Whether closing an account returns more than a trifle to its payer and its payees.
 fn is_worth_closing(account: &Account, decimals: u32) -> bool {
-    let withdrawn: u128 = account.legs.iter().map(|leg| leg.withdrawn.0).sum();
-    let least = 10u128.pow(decimals.saturating_sub(WORTH_DIGITS).min(30));
-    account.deposited.0.saturating_sub(withdrawn) >= least
+    let withdrawn = account.legs.iter().map(|leg| leg.withdrawn.0);
+    let held = withdrawn.fold(account.deposited.0, u128::saturating_sub);
+    held >= 10u128.pow(decimals.saturating_sub(WORTH_DIGITS).min(30))
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 use jiff::Timestamp;
 use leasehold_crds::{GpuLease, GpuPool};
 use leasehold_planner::{
-    escrow::{Address, MarketSecret},
+    escrow::{Address, Hash, MarketSecret},
     market::lease::Network,
     placement::{Candidate, Currency, Provider},
-    ports::SigningKey,
+    ports::{Head, SigningKey},
     provider::{
         allocation::accept::Identity,
         offer::supply::{FreeNode, PoolSupply},
@@ -45,6 +45,15 @@ pub(crate) fn names() -> [(Address, &'static str); 9] {
 
 pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
+}
+
+/// The newest block at that time.
+pub(crate) fn block(second: i64) -> Head {
+    Head {
+        number: 1,
+        hash: Hash::default(),
+        time: second.unsigned_abs(),
+    }
 }
 
 pub(crate) fn currency() -> Currency {

@@ -13,7 +13,7 @@ use leasehold_crds::{
     shared::conditions::{ConditionStatus, condition, set},
 };
 use leasehold_planner::{
-    escrow::{AccountAt, AccountRead, Hash, Terms, allocation_name},
+    escrow::{AccountAt, AccountRead, Terms, allocation_name},
     market::lease::{
         AllocationSeen, AllocationWrite, ChainCall, Deletion, Network, Parsed, Plan, RecoveredAccount,
         Wallet, World, chain_failure, check, decide, events, needs_chain, needs_wallet, seeks_prior,
@@ -21,12 +21,12 @@ use leasehold_planner::{
     },
     observed::Observed,
     placement::{Candidate, Provider},
-    ports::{Balances, FINAL_READS, Head, PaymentError},
+    ports::{Balances, FINAL_READS, PaymentError},
 };
 
 use crate::{
     account::OpenAccount,
-    fixtures::{PAYER, START, at, candidates, lease, network, providers},
+    fixtures::{PAYER, START, at, block, candidates, lease, network, providers},
     page::{Page, time, tokens},
 };
 
@@ -229,7 +229,7 @@ impl Market {
             allocations: self.seen(&status, terms.as_ref()),
             wallet: Observed::Known(Wallet::NotRead),
             balances: None,
-            head: self.read(self.block()),
+            head: self.read(block(self.now)),
             account: None,
             second_account: None,
             final_reads: Vec::new(),
@@ -286,22 +286,16 @@ impl Market {
         }
     }
 
-    fn block(&self) -> Head {
-        Head {
-            number: 1,
-            hash: Hash::default(),
-            time: self.now.unsigned_abs(),
-        }
-    }
-
     fn account_read(&self) -> AccountAt {
-        let block = self.block();
         let read = match &self.account {
             _ if self.mismatch => AccountRead::Mismatch,
             Some(account) => account.read(self.now.unsigned_abs()),
             None => AccountRead::Absent,
         };
-        AccountAt { block, read }
+        AccountAt {
+            block: block(self.now),
+            read,
+        }
     }
 
     /// Carries out what the plan asks for, as the operator does. A transaction is mined at once.

@@ -14,10 +14,10 @@ use leasehold_crds::{
     },
 };
 use leasehold_planner::{
-    escrow::{AccountAt, AccountRead, Hash, Terms},
+    escrow::{AccountAt, AccountRead, Terms},
     observed::Observed,
     placement::Currency,
-    ports::{FINAL_READS, Head},
+    ports::FINAL_READS,
     provider::{
         allocation::accept::{self, PoolSeen},
         health::{Health, KubeletReport, NodeReport, assess},
@@ -32,7 +32,7 @@ use leasehold_planner::{
 
 use crate::{
     account::OpenAccount,
-    fixtures::{DECIMALS, START, at, currency, identity, pool, supply},
+    fixtures::{DECIMALS, START, at, block, currency, identity, pool, supply},
     market::Market,
     page::{Page, time, tokens},
 };
@@ -327,17 +327,15 @@ impl Site {
     }
 
     fn account_read(&self) -> AccountAt {
-        let block = Head {
-            number: 1,
-            hash: Hash::default(),
-            time: self.unix(),
-        };
         let read = match &self.account {
             _ if self.mismatch => AccountRead::Mismatch,
             Some(account) => account.read(self.unix()),
             None => AccountRead::Absent,
         };
-        AccountAt { block, read }
+        AccountAt {
+            block: block(self.now),
+            read,
+        }
     }
 
     fn write(&mut self, plan: &Plan, before: &GpuReservationStatus) {

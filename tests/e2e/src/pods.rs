@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-/// When the last container of the pod started for the first time, Unix seconds; `None` while one has not.
+/// Since when all containers of the pod run, Unix seconds; `None` while one does not.
 #[must_use]
 pub fn containers_run_since(pod: &Pod) -> Option<i64> {
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;

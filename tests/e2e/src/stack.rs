@@ -1,12 +1,16 @@
 //! Brings up the cluster, the chain and Leasehold.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use kube::Client;
 use leasehold_chain::{EvmEscrow, Limits, Network, Queues, address_of, deploy};
 use leasehold_crds::{GPU_RESOURCE, lease::workload::NodeShape, payment::money::TokenAmount};
-use leasehold_planner::{escrow::Address, ports::SigningKey};
+use leasehold_planner::{
+    escrow::{Address, RoundKey},
+    market::lease::ROUNDS_MAX,
+    ports::{Opened, SigningKey},
+};
 use leasehold_testcluster::{ACCOUNTS, Chain, Cluster, ClusterSpec, KwokNode, NodeSpec, Progress};
 
 use crate::install;
@@ -330,6 +334,16 @@ impl Stack {
             token: deployed.token,
             market_id: address(Role::Closer)?,
         })
+    }
+
+    /// How many of these accounts the market opened for the lease with that UID.
+    #[must_use]
+    pub fn accounts_of_lease(&self, opened: &[Opened], uid: &str) -> usize {
+        let rounds: BTreeSet<_> = (1..=ROUNDS_MAX)
+            .map(|round| RoundKey::new(self.money.market_id, uid, round))
+            .collect();
+        let is_of_lease = |o: &&Opened| rounds.contains(&RoundKey::of(o.terms.salt));
+        opened.iter().filter(is_of_lease).count()
     }
 
     /// Takes the stack down.

@@ -1,7 +1,7 @@
 //! Crashes and outages: operators killed at random moments while two of each act without leadership, a chain that
 //! hangs, an API server that stops. Nothing is opened twice, paid workloads continue, and all amounts are exact.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -17,8 +17,8 @@ use leasehold_crds::{
 };
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, outage, timed, within};
 use leasehold_planner::{
-    escrow::{RoundKey, Terms},
-    ports::{BlockLevel, Opened, Payments as _},
+    escrow::Terms,
+    ports::{BlockLevel, Payments as _},
 };
 use serde_json::json;
 
@@ -160,11 +160,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     let mut earned = 0;
     let (opened, _) = stack.payments.opened_since(stack.money.market_id, None).await?;
     for (uid, terms, wanted) in a.iter().chain(&b).chain(&c) {
-        let rounds: BTreeSet<_> = (1..64)
-            .map(|round| RoundKey::new(stack.money.market_id, uid, round))
-            .collect();
-        let is_mine = |o: &&Opened| rounds.contains(&RoundKey::of(o.terms.salt));
-        let mine = opened.iter().filter(is_mine).count();
+        let mine = stack.accounts_of_lease(&opened, uid);
         ensure!(mine == 1, "{mine} accounts were opened for one lease");
         earned += closed(stack, terms, Some(wanted.0)).await?;
     }

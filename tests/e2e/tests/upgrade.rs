@@ -73,10 +73,10 @@ async fn story(stack: &Stack) -> anyhow::Result<()> {
         })
         .await?;
         let started = i64::try_from(closed.started_at)?;
+        let run_since = pod.run_since.context("the containers of the pod ran")?;
         ensure!(
-            started >= pod.run_since,
-            "{name}: charged from {started}, running since {}",
-            pod.run_since
+            started >= run_since,
+            "{name}: charged from {started}, running since {run_since}"
         );
         let served = closed.legs[0].served_seconds;
         ensure!(
@@ -138,7 +138,7 @@ fn lease(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
 struct Running {
     uid: String,
     restarts: i32,
-    run_since: i64,
+    run_since: Option<i64>,
     ready_since: i64,
 }
 
@@ -162,7 +162,7 @@ async fn pods(stack: &Stack) -> anyhow::Result<BTreeMap<(String, String), Runnin
                 .flatten()
                 .map(|c| c.restart_count)
                 .sum(),
-            run_since: containers_run_since(&pod).unwrap_or_default(),
+            run_since: containers_run_since(&pod),
             ready_since: since.map_or(0, |t| t.0.as_second()),
         };
         ((pod.namespace().unwrap_or_default(), pod.name_any()), running)

@@ -229,8 +229,8 @@ impl Chain {
         }
     }
 
-    /// Removes the newest blocks, except for final ones. Their transactions return to the front of the mempool, except for those that
-    /// `is_dropped` selects, which are never mined.
+    /// Removes the newest blocks, except for final ones. Their transactions return to the front of the mempool, except for
+    /// those that `is_dropped` selects, which are never mined.
     pub fn reorganise(&mut self, depth: usize, mut is_dropped: impl FnMut() -> bool) {
         let depth = depth.min(self.finality_lag());
         if depth + 1 >= self.blocks.len() {

@@ -328,6 +328,7 @@ impl Sim {
         self.faults.cut_from_market.clear();
         self.faults.cut_from_chain.clear();
         self.faults.agents_silent.clear();
+        self.faults.frozen_at = None;
         self.chain.hung = false;
         self.chain.inclusion_per_mille = 1000;
         for site in 0..self.sites.len() {

@@ -51,12 +51,6 @@ fn about(action: &Action) -> String {
     terms.map_or_else(String::new, |t| lease_name(t.id()))
 }
 
-/// The time of a clock with that offset.
-fn clock(ms: u64, offset_ms: i64) -> Timestamp {
-    let ms = i64::try_from(ms).unwrap_or(i64::MAX).saturating_add(offset_ms);
-    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
 fn falsify(read: AccountRead, lie: u64) -> AccountRead {
     match (read, lie) {
         (_, 0) => AccountRead::Absent,
@@ -115,16 +109,16 @@ impl Sim {
         Ok(*reader.lag.insert(usize::try_from(lag).unwrap_or(1)))
     }
 
-    /// What a process has received from the chain so far, and the offset of its clock.
-    fn recency(&mut self, who: ProcessId) -> (&mut Recency, i64) {
+    /// What a process has received from the chain so far, and the time by its clock when these reads are done.
+    fn recency(&mut self, who: ProcessId, reader: &Reader) -> (&mut Recency, Timestamp) {
         match who {
             ProcessId::Market(m) => {
-                let process = &mut self.markets[m];
-                (&mut process.recency, process.offset_ms)
+                let now = self.clock_after(self.markets[m].offset_ms, reader.cost_ms);
+                (&mut self.markets[m].recency, now)
             }
             ProcessId::Provider(s, p) => {
-                let process = &mut self.sites[s].processes[p];
-                (&mut process.recency, process.offset_ms)
+                let now = self.clock_after(self.sites[s].processes[p].offset_ms, reader.cost_ms);
+                (&mut self.sites[s].processes[p].recency, now)
             }
         }
     }
@@ -132,9 +126,7 @@ impl Sim {
     /// Reads the newest block.
     pub(crate) fn read_head(&mut self, reader: &mut Reader, who: ProcessId) -> Observed<Head> {
         let answer = self.lag(reader, who).map(|lag| self.chain.back(lag).head);
-        let begun = self.now;
-        let (recency, offset) = self.recency(who);
-        let now = clock(begun + reader.cost_ms, offset);
+        let (recency, now) = self.recency(who, reader);
         recency.head(answer, MAX_BLOCK_AGE, now)
     }
 
@@ -161,9 +153,7 @@ impl Sim {
     ) -> Observed<AccountAt> {
         let answer = self.answer(reader, who, terms, 0);
         let newest = self.chain.newest().head;
-        let begun = self.now;
-        let (recency, offset) = self.recency(who);
-        let now = clock(begun + reader.cost_ms, offset);
+        let (recency, now) = self.recency(who, reader);
         let read = recency.account(terms.id(), answer, MAX_BLOCK_AGE, now);
         if read.known().is_some_and(|at| at.block == newest) && reader.lies == 0 {
             self.invariants.record_read(who, terms.id(), self.now);

@@ -259,12 +259,11 @@ impl Sim {
     /// first ten seconds are spent. Returns the time until it acts again.
     pub(crate) fn unready_tenant_acts(&mut self) -> u64 {
         let team = TEAMS[0];
-        let there = |sim: &Self, key: &Key| sim.leases.get(key).is_some();
         let unready: Vec<Key> = self
             .tenants
             .unready
             .iter()
-            .filter(|k| there(self, k))
+            .filter(|k| self.leases.get(k).is_some())
             .cloned()
             .collect();
         if unready.len() < 2 && self.faults.market_up && self.tenants.secrets.contains(team) {
@@ -294,7 +293,7 @@ impl Sim {
             self.tenants.unready.insert(key);
         }
         for key in unready {
-            let status = self.leases.get(&key).and_then(|l| l.status.clone());
+            let status = self.leases.get(&key).and_then(|l| l.status.as_ref());
             let phase = status.map(|s| s.phase);
             if phase == Some(Phase::Suspended) {
                 self.top_up_by(&key, 1);

@@ -176,14 +176,12 @@ fn is_shared(record: &Record, before: &GpuNodeStatus, kubelet: &Source<Allocatio
 
 fn class(devices: &[GpuDevice]) -> String {
     let sliced = devices.iter().all(|device| device.mig_enabled == Some(true));
-    let of = |device: &'_ GpuDevice| -> Vec<String> {
-        if sliced {
-            device.slices.iter().map(|slice| slice.class.clone()).collect()
-        } else {
-            vec![device.class.clone()]
-        }
+    let classes: BTreeSet<&str> = if sliced {
+        let slices = devices.iter().flat_map(|device| &device.slices);
+        slices.map(|slice| slice.class.as_str()).collect()
+    } else {
+        devices.iter().map(|device| device.class.as_str()).collect()
     };
-    let classes: BTreeSet<String> = devices.iter().flat_map(of).collect();
     match classes.len() {
         0 => String::new(),
         1 => classes.into_iter().collect(),

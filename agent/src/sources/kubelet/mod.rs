@@ -123,13 +123,14 @@ fn holder(pod: api::PodResources) -> Option<Holder> {
 
 fn ids(devices: &[api::ContainerDevices]) -> BTreeSet<String> {
     advertised(devices)
-        .map(|id| replica(id).map_or(id, |(gpu, _)| gpu).to_owned())
+        .map(|id| replicated_gpu(id).unwrap_or(id).to_owned())
         .collect()
 }
 
 fn replicated(devices: &[api::ContainerDevices]) -> BTreeSet<String> {
     advertised(devices)
-        .filter_map(|id| replica(id).map(|(gpu, _)| gpu.to_owned()))
+        .filter_map(replicated_gpu)
+        .map(str::to_owned)
         .collect()
 }
 
@@ -140,9 +141,9 @@ fn advertised(devices: &[api::ContainerDevices]) -> impl Iterator<Item = &str> {
     ours.flat_map(|devices| &devices.device_ids).map(String::as_str)
 }
 
-/// A device plugin with time-slicing or MPS appends `::` and a replica number to the id of the GPU.
-fn replica(id: &str) -> Option<(&str, &str)> {
-    id.split_once("::")
+/// The GPU of a replica. A device plugin with time-slicing or MPS appends `::` and a replica number to the id of the GPU.
+fn replicated_gpu(id: &str) -> Option<&str> {
+    id.split_once("::").map(|(gpu, _)| gpu)
 }
 
 #[cfg(test)]

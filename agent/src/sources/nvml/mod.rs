@@ -210,7 +210,7 @@ fn read_gpu(index: u32, device: &Device<'_>) -> Result<GpuFacts, NvmlError> {
     let memory = supported(device.memory_info())?.filter(|memory| memory.total > 0);
     let capability = optional(device.cuda_compute_capability())?;
     let ecc = optional(device.is_ecc_enabled())?.map(|mode| mode.currently_enabled);
-    let mig = optional(device.mig_mode())?.map(|mode| mode.current == 1);
+    let mig = supported(device.mig_mode())?.map(|mode| mode.current == 1);
     Ok(GpuFacts {
         index,
         minor: optional(device.minor_number())?,
@@ -273,12 +273,13 @@ fn fast(device: &Device<'_>) -> Result<FastFacts, NvmlError> {
 fn slices(device: &Device<'_>) -> Result<Vec<SliceFacts>, NvmlError> {
     let mut found = Vec::new();
     for index in 0..optional(device.mig_device_count())?.unwrap_or(0) {
-        // An index without a slice returns NotFound.
+        // An index without a slice returns NotFound. After another error the list would be incomplete, and a slice that a
+        // lease holds would count as gone.
         let slice = match device.mig_device_by_index(index) {
-            Ok(slice) => slice,
-            Err(NvmlError::GpuLost) => return Err(NvmlError::GpuLost),
-            Err(_) => continue,
+            Err(NvmlError::NotFound) => continue,
+            answer => supported(answer)?,
         };
+        let Some(slice) = slice else { continue };
         // A slice is known by its UUID.
         if let Some(uuid) = supported(slice.uuid())? {
             found.push(SliceFacts {

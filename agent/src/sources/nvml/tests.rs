@@ -6,6 +6,18 @@ use nvidia_ml_sim::Fixture;
 
 use super::*;
 
+/// Queries that many cards do not support.
+const OPTIONAL: [&str; 8] = [
+    "power",
+    "energy",
+    "temperature",
+    "clocks",
+    "throttle",
+    "processes",
+    "ecc",
+    "minor",
+];
+
 struct Node {
     _dir: tempfile::TempDir,
     fixture: Fixture,
@@ -94,16 +106,7 @@ fn an_unsupported_value_is_none_and_not_an_error() {
         (None, None, None)
     );
     let n = node("h100-80g-sxm", 1);
-    for query in [
-        "power",
-        "energy",
-        "temperature",
-        "clocks",
-        "throttle",
-        "processes",
-        "ecc",
-        "minor",
-    ] {
+    for query in OPTIONAL {
         n.fault(0, &format!("unsupported={query}"));
     }
     let gpu = n.gpu(0);
@@ -116,7 +119,7 @@ fn an_unsupported_value_is_none_and_not_an_error() {
 
 #[test]
 fn no_query_but_the_uuid_is_needed_to_list_a_gpu() {
-    let queries = [
+    let others = [
         "memory",
         "name",
         "pci",
@@ -125,24 +128,17 @@ fn no_query_but_the_uuid_is_needed_to_list_a_gpu() {
         "utilization",
         "pcie",
         "powerLimit",
-        "power",
-        "energy",
-        "temperature",
-        "clocks",
-        "throttle",
-        "processes",
-        "ecc",
-        "minor",
         "events",
         "p2p",
     ];
+    let queries = || others.into_iter().chain(OPTIONAL);
     let n = node("h100-80g-sxm", 2);
-    for query in queries {
+    for query in queries() {
         n.fault(0, "clear");
         n.fault(0, &format!("unsupported={query}"));
         assert!(matches!(n.read()[..], [Slot::Read(_), Slot::Read(_)]), "{query}");
     }
-    for query in queries {
+    for query in queries() {
         n.fault(0, &format!("unsupported={query}"));
     }
     let gpu = n.gpu(0);

@@ -5,7 +5,7 @@ pragma solidity ^0.8.28;
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 
 /// @notice One leg of an account.
-/// @param payee cold address that receives the money of the leg, and the only one
+/// @param payee cold address that receives the money of the leg; it alone can send a credit elsewhere (withdrawCredit)
 /// @param controller hot key that starts, pauses, credits and ends the leg
 /// @param rate earnings of a served second, in 10^-12 base units of the token
 struct Leg {

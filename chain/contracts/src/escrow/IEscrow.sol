@@ -158,8 +158,8 @@ interface IEscrow {
     /// @return refund base units that belong to the payer
     function close(Terms calldata terms, uint16 payouts) external returns (uint128 refund);
 
-    /// @notice Sends the refunds and payouts that the token did not transfer to the caller, to any recipient, such as
-    /// another address of a caller to whom the token transfers nothing.
+    /// @notice Sends what the token did not transfer to the caller, refunds and payouts alike, to any recipient, such
+    /// as another address that the token has not blocked.
     /// @param to must not be zero
     /// @return amount sent base units
     function withdrawCredit(IERC20 token, address to) external returns (uint256 amount);

@@ -1,7 +1,7 @@
 //! Finds accounts by their `Opened` events: one account by its id, or all accounts of a market after a cursor.
 
 use alloy::{
-    eips::{BlockId, BlockNumberOrTag},
+    eips::BlockNumberOrTag,
     primitives::{Address as EvmAddress, B256},
     providers::Provider,
     rpc::types::{Filter, Log},
@@ -13,7 +13,10 @@ use leasehold_planner::{
     ports::{Cursor, Head, Opened, PaymentError},
 };
 
-use super::abi::{Escrow, to_b256, to_evm};
+use super::{
+    abi::{Escrow, to_b256, to_evm},
+    reads::at,
+};
 use crate::evm::rpc::{Rpc, no_contract};
 
 /// Blocks per query. Public endpoints allow no more.
@@ -38,8 +41,7 @@ pub(crate) async fn find(
     let raw = Escrow::rawCall {
         ids: vec![to_b256(id)],
     };
-    let at = BlockId::hash_canonical(to_b256(head.hash));
-    let rows = rpc.view_of(escrow, &raw, at).await?;
+    let rows = rpc.view_of(escrow, &raw, at(head)).await?;
     if rows.first().is_none_or(|row| row.termsHash == B256::ZERO) {
         return Ok((head, None));
     }

@@ -1,4 +1,4 @@
-//! What the chain tells of the contracts of a PaymentNetwork.
+//! What the contracts of a PaymentNetwork state about themselves.
 
 use leasehold_planner::{payment_network::ChainFacts, ports::PaymentError};
 
@@ -6,7 +6,7 @@ use super::abi::{Escrow, Token};
 use crate::evm::{EvmEscrow, Inner, tx::permit::optional};
 
 impl EvmEscrow {
-    /// Reads name of the escrow, and decimals and symbol of the token. Refuses an endpoint of another chain.
+    /// Reads the name of the escrow, and the decimals and the symbol of the token. Refuses an endpoint of another chain.
     ///
     /// # Errors
     /// If the endpoint does not answer. A contract that lacks a function is no error.

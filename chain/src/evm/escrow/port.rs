@@ -48,7 +48,7 @@ impl Payments for EvmEscrow {
     }
 
     async fn accounts(&self, terms: &[Terms], level: BlockLevel) -> Result<Vec<AccountAt>, PaymentError> {
-        let block = self.block(level).await?;
+        let block = self.0.rpc.newest(level).await?;
         let mut reads = Vec::with_capacity(terms.len());
         for part in terms.chunks(ACCOUNTS_PER_VIEW) {
             reads.extend(self.snapshots(part, block).await?);

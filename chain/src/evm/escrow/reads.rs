@@ -11,7 +11,7 @@ use leasehold_planner::{
 use super::abi::{Escrow, account_read, hides_its_start, to_b256, to_u40};
 use crate::evm::{
     EvmEscrow, Inner,
-    rpc::{block_tag, no_contract, read_batcher::PendingRead},
+    rpc::{no_contract, read_batcher::PendingRead},
 };
 
 /// Accounts read by one call, as the gas of a call is limited.
@@ -30,7 +30,7 @@ impl EvmEscrow {
     /// Completes all pending reads of accounts at the newest block, [`ACCOUNTS_PER_VIEW`] per call.
     pub(super) async fn read_account_batch(self) {
         let mut pending = self.0.accounts.take();
-        let block = match self.block(BlockLevel::Latest).await {
+        let block = match self.0.rpc.head().await {
             Ok(block) => block,
             Err(error) => {
                 for read in pending {
@@ -94,7 +94,7 @@ impl EvmEscrow {
         terms: &Terms,
         level: BlockLevel,
     ) -> Result<AccountAt, PaymentError> {
-        let block = self.block(level).await?;
+        let block = self.0.rpc.newest(level).await?;
         self.account_in(terms, block, level).await
     }
 
@@ -124,14 +124,6 @@ impl EvmEscrow {
             }
             None => Err(no_contract(*escrow, rpc.chain_id)),
         }
-    }
-
-    /// The newest block of that level.
-    pub(super) async fn block(&self, level: BlockLevel) -> Result<Head, PaymentError> {
-        let rpc = &self.0.rpc;
-        rpc.verify_chain_id().await?;
-        let block = rpc.block(block_tag(level)).await?;
-        block.ok_or_else(|| PaymentError::Malformed(format!("the endpoint returned no {level:?} block")))
     }
 
     /// At most [`ACCOUNTS_PER_VIEW`] accounts at that block.
@@ -190,7 +182,7 @@ impl EvmEscrow {
 }
 
 /// The block as a parameter of a call. It must belong to the chain still.
-const fn at(block: Head) -> BlockId {
+pub(super) const fn at(block: Head) -> BlockId {
     BlockId::hash_canonical(to_b256(block.hash))
 }
 

@@ -99,10 +99,15 @@ impl Rpc {
 
     /// Returns the newest block.
     pub(crate) async fn head(&self) -> Result<Head, PaymentError> {
+        self.newest(BlockLevel::Latest).await
+    }
+
+    /// Returns the newest block of that level.
+    pub(crate) async fn newest(&self, level: BlockLevel) -> Result<Head, PaymentError> {
         self.verify_chain_id().await?;
-        self.block(BlockNumberOrTag::Latest)
-            .await?
-            .ok_or_else(|| PaymentError::Malformed("the endpoint returned no newest block".into()))
+        let tag = block_tag(level);
+        let block = self.block(tag).await?;
+        block.ok_or_else(|| PaymentError::Malformed(format!("the endpoint returned no {tag} block")))
     }
 
     /// Calls a view at that block. Returns `None` if there is no contract at the address.
@@ -169,7 +174,7 @@ pub(crate) fn head_of(block: &Block) -> Head {
     }
 }
 
-pub(crate) const fn block_tag(level: BlockLevel) -> BlockNumberOrTag {
+const fn block_tag(level: BlockLevel) -> BlockNumberOrTag {
     match level {
         BlockLevel::Latest => BlockNumberOrTag::Latest,
         BlockLevel::Safe => BlockNumberOrTag::Safe,

@@ -22,7 +22,7 @@ use tower::Service;
 /// Longer answers are refused.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 
-/// Idle connections are kept so long: one that died without a FIN is not found otherwise until it is used.
+/// How long idle connections are kept. One that died without a FIN would otherwise be noticed only when it is used.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Why there is no answer. The text contains neither host nor URL.

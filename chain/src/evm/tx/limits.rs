@@ -1,7 +1,10 @@
 //! Ceilings of what transactions may cost. An RPC endpoint reports fees, gas and nonces, and it may lie: whatever it
 //! reports, nothing is signed that exceeds these ceilings.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use leasehold_planner::ports::{SpendLimit, SpendLimitError};
 use tokio::time::Instant;
@@ -10,9 +13,10 @@ use super::queue::Fees;
 
 /// The time in which the spend of a key is limited.
 const WINDOW: Duration = Duration::from_hours(24);
-/// Maximum number of nonces that a budget distinguishes. Beyond it, the oldest are counted together, as long as the
-/// newest of them.
+/// Maximum number of nonces that a budget distinguishes. Beyond it, the lowest are counted together, those of one hour
+/// until the last of them no longer counts.
 const NONCES_MAX: usize = 4096;
+const HOUR: Duration = Duration::from_hours(1);
 
 /// Ceilings of what the transactions of one key may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +82,36 @@ fn check(limit: SpendLimit, wanted: u128, allowed: u128) -> Result<(), SpendLimi
 /// What the transactions of one key that were signed within 24 hours cost at most. At most one transaction of a nonce is
 /// mined, so the most expensive one of each nonce counts.
 #[derive(Debug, Default)]
-pub(crate) struct Budget(BTreeMap<u64, (Instant, u128)>);
+pub(crate) struct Budget {
+    /// When each nonce was last signed, and what it costs at most.
+    nonces: BTreeMap<u64, (Instant, u128)>,
+    /// What the nonces beyond [`NONCES_MAX`] cost at most, by the hour that begins at that time.
+    merged: VecDeque<(Instant, u128)>,
+}
 
 impl Budget {
+    /// Whether no transaction counts any more.
+    pub(crate) fn is_unused(&mut self, now: Instant) -> bool {
+        self.forget_old(now);
+        self.nonces.is_empty() && self.merged.is_empty()
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        let age = |at: &Instant| now.saturating_duration_since(*at);
+        self.nonces.retain(|_, (signed_at, _)| age(signed_at) < WINDOW);
+        self.merged.retain(|(since, _)| age(since) < WINDOW + HOUR);
+    }
+
+    /// Counts a transaction together with others of its hour.
+    fn merge(&mut self, signed_at: Instant, wei: u128) {
+        match self.merged.back_mut() {
+            Some((since, sum)) if signed_at.saturating_duration_since(*since) < HOUR => {
+                *sum = sum.saturating_add(wei);
+            }
+            Some(_) | None => self.merged.push_back((signed_at, wei)),
+        }
+    }
+
     /// Counts a transaction that is about to be signed. If it exceeds a ceiling, it fails, and nothing is counted.
     pub(crate) fn charge(
         &mut self,
@@ -96,23 +127,20 @@ impl Budget {
             limits.fee_per_gas_wei,
         )?;
         limits.check_gas(gas_limit)?;
-        self.0
-            .retain(|_, (signed_at, _)| now.saturating_duration_since(*signed_at) < WINDOW);
+        self.forget_old(now);
         let cost = fees.max.saturating_mul(gas_limit.into());
-        let before = self.0.get(&nonce).map_or(0, |(_, wei)| *wei);
-        let others = self
-            .0
-            .values()
-            .fold(0u128, |sum, (_, wei)| sum.saturating_add(*wei));
-        let others = others.saturating_sub(before);
+        let before = self.nonces.get(&nonce).map_or(0, |(_, wei)| *wei);
+        let all = self.nonces.values().chain(&self.merged);
+        let others = all
+            .fold(0u128, |sum, (_, wei)| sum.saturating_add(*wei))
+            .saturating_sub(before);
         let total = others.saturating_add(cost.max(before));
         check(SpendLimit::Day, total, limits.day_wei)?;
-        self.0.insert(nonce, (now, cost.max(before)));
-        if self.0.len() > NONCES_MAX
-            && let Some((_, (_, oldest))) = self.0.pop_first()
-            && let Some(mut next) = self.0.first_entry()
+        self.nonces.insert(nonce, (now, cost.max(before)));
+        if self.nonces.len() > NONCES_MAX
+            && let Some((_, (signed_at, wei))) = self.nonces.pop_first()
         {
-            next.get_mut().1 += oldest;
+            self.merge(signed_at, wei);
         }
         Ok(())
     }
@@ -185,8 +213,39 @@ mod tests {
         for nonce in 0..count {
             budget.charge(&limits, nonce, 1, fees(1, 1), now).unwrap();
         }
-        assert_eq!(budget.0.len(), NONCES_MAX);
-        assert_eq!(budget.0.values().map(|(_, wei)| wei).sum::<u128>(), count.into());
+        assert_eq!(budget.nonces.len(), NONCES_MAX);
+        let counted = budget.nonces.values().chain(&budget.merged);
+        assert_eq!(counted.map(|(_, wei)| wei).sum::<u128>(), count.into());
+    }
+
+    #[test]
+    fn many_nonces_a_day_are_counted_for_little_more_than_a_day() {
+        const SECONDS: u64 = 20;
+        let day = 24 * 3600 / SECONDS;
+        let limits = Limits {
+            day_wei: u128::from(day + 2 * 3600 / SECONDS),
+            ..LIMITS
+        };
+        let (mut budget, start) = (Budget::default(), Instant::now());
+        for nonce in 0..2 * day {
+            let now = start + Duration::from_secs(nonce * SECONDS);
+            budget.charge(&limits, nonce, 1, fees(1, 1), now).unwrap();
+        }
+    }
+
+    /// The lowest nonce is signed once more after others were merged with it or before it.
+    #[test]
+    fn a_nonce_that_is_signed_again_replaces_no_other() {
+        let (mut budget, now) = (Budget::default(), Instant::now());
+        for nonce in 0..=NONCES_MAX as u64 {
+            let gas = if nonce == 0 { 1_000 } else { 0 };
+            budget.charge(&LIMITS, nonce, gas, fees(100, 1), now).unwrap();
+        }
+        budget.charge(&LIMITS, 1, 1_000, fees(100, 1), now).unwrap();
+        assert_eq!(
+            exceeded(budget.charge(&LIMITS, 2, 1_000, fees(100, 1), now)),
+            (SpendLimit::Day, 300_000)
+        );
     }
 
     proptest! {

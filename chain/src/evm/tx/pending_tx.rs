@@ -211,8 +211,8 @@ impl Sender {
     }
 }
 
-/// Signs the transaction with its current fees and adds the result to its attempts. Nothing else signs transactions, so
-/// that none exceeds the ceilings.
+/// Signs the transaction with its current fees and adds the result to its attempts. Apart from [`deploy`](crate::deploy),
+/// nothing else signs transactions, so that none exceeds the ceilings.
 pub(super) fn sign(
     limits: &Limits,
     rpc: &Rpc,

@@ -49,10 +49,10 @@ pub(crate) async fn domain_separator(rpc: &Rpc, token: EvmAddress) -> Result<Opt
 /// Calls a view. Returns `None` if the contract does not have it.
 pub(crate) async fn optional<C: SolCall>(
     rpc: &Rpc,
-    token: EvmAddress,
+    contract: EvmAddress,
     call: &C,
 ) -> Result<Option<C::Return>, PaymentError> {
-    match rpc.view(token, call, BlockId::latest()).await {
+    match rpc.view(contract, call, BlockId::latest()).await {
         Ok(answer) => Ok(answer),
         Err(PaymentError::Reverted { .. } | PaymentError::Malformed(_)) => Ok(None),
         Err(error) => Err(error),

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::limits::{Budget, Limits};
 
-/// Maximum number of signers kept, not counting those with pending transactions.
+/// Maximum number of signers kept, not counting those with pending transactions or with transactions that count against
+/// the limit per day.
 const SIGNERS_MAX: usize = 1024;
 
 /// Fees that a transaction offers, in wei per gas.
@@ -134,10 +135,14 @@ impl Queue {
             })
     }
 
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a transaction that is about to be signed. If it exceeds a ceiling, it fails, and must not be signed.
     pub(crate) fn charge(&self, limits: &Limits, tx: &PendingTx) -> Result<(), SpendLimitError> {
-        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-        budget.charge(limits, tx.nonce, tx.gas_limit, tx.fees, Instant::now())
+        self.budget()
+            .charge(limits, tx.nonce, tx.gas_limit, tx.fees, Instant::now())
     }
 
     /// Returns the first nonce from `from` on that no pending transaction has. The endpoint may not yet know
@@ -151,8 +156,9 @@ impl Queue {
         from + taken.count() as u64
     }
 
+    /// Whether nothing is lost if it is forgotten.
     fn is_idle(&self) -> bool {
-        self.pending().is_empty()
+        self.pending().is_empty() && self.budget().is_unused(Instant::now())
     }
 }
 
@@ -191,5 +197,22 @@ mod tests {
         assert!(Arc::ptr_eq(&queue, &queues.clone().of(1, key)));
         assert!(!Arc::ptr_eq(&queue, &queues.of(2, key)));
         assert!(!Arc::ptr_eq(&queue, &queues.of(1, Address([2; 20]))));
+    }
+
+    #[test]
+    fn what_a_key_has_spent_counts_however_many_keys_there_are() {
+        let (queues, spender) = (Queues::default(), Address([1; 20]));
+        let (fees, gas) = (Fees { max: 1, tip: 1 }, 21_000);
+        queues
+            .of(1, spender)
+            .budget()
+            .charge(&Limits::default(), 0, gas, fees, Instant::now())
+            .unwrap();
+        for chain_id in 2..=SIGNERS_MAX as u64 + 1 {
+            queues.of(chain_id, spender);
+        }
+        assert!(!queues.of(1, spender).is_idle());
+        let kept = queues.0.lock().unwrap().len();
+        assert!(kept < SIGNERS_MAX, "idle queues are forgotten");
     }
 }

@@ -11,7 +11,7 @@ end
 if selling == nil then return health end
 
 -- Reasons that are not a fault of the node: sold out, withheld on purpose, or part of another pool.
-local expected = { NoGpuFree = true, NotForSale = true, SoldByAnotherPool = true, NotSchedulable = true }
+local expected = { NoGpuFree = true, NotForSale = true, SoldByAnotherPool = true, NotSchedulable = true, Tainted = true }
 local faulty = {}
 for _, node in ipairs(status.notSold or {}) do
   if not expected[node.reason] then table.insert(faulty, node.node .. ": " .. node.reason) end

@@ -250,23 +250,20 @@ impl Market {
         if !lease::seeks_prior(lease) {
             return Observed::Known(None);
         }
-        // The index must have been read to a block that is recent.
-        let head = match (&world.head, chain) {
-            (Observed::Known(head), Some(_)) => head.number,
-            (Observed::Unknown(why), Some(_)) => return Observed::Unknown(why.clone()),
-            (_, None) => 0,
-        };
-        match (&world.network, chain) {
-            (Observed::Known(Some(network)), Some(chain)) => {
+        match (&world.network, chain, &world.head) {
+            // The index must have been read to a block that is recent.
+            (Observed::Known(Some(network)), Some(chain), Observed::Known(head)) => {
                 let uid = lease.uid().unwrap_or_default();
-                let name = &lease.spec.payment.network;
-                let prior =
-                    self.index
-                        .latest(name, chain, network.market_id, &uid, 1..=lease::ROUNDS_MAX, head);
+                let (name, rounds) = (&lease.spec.payment.network, 1..=lease::ROUNDS_MAX);
+                let prior = self
+                    .index
+                    .latest(name, chain, network.market_id, &uid, rounds, head.number);
                 Observed::from_result(prior.await)
             }
-            (Observed::Known(_), _) => Observed::Known(None),
-            (Observed::Unknown(why), _) => Observed::Unknown(why.clone()),
+            (_, Some(_), Observed::Unknown(why)) | (Observed::Unknown(why), _, _) => {
+                Observed::Unknown(why.clone())
+            }
+            (Observed::Known(_), _, _) => Observed::Known(None),
         }
     }
 }

@@ -69,17 +69,19 @@ impl Provider {
         now: jiff::Timestamp,
     ) -> (World<'a>, Option<EvmEscrow>) {
         let network = self.network_of(&reservation.spec.allocation.escrow);
-        let chain = match &network {
-            Some(network) => self.payments.client(network).await.map_err(|e| e.message()),
+        let connected = match &network {
+            Some(network) => {
+                let chain = self.payments.client(network).await;
+                chain.map(|chain| (network, chain)).map_err(|e| e.message())
+            }
             None => Err("there is no PaymentNetwork for this account's money in this cluster".to_owned()),
         };
         let terms = Terms::from_wire(&reservation.spec.allocation.escrow).map_err(|e| e.to_string());
-        let reads = match (&network, &chain, &terms) {
-            (Some(network), Ok(chain), Ok(terms)) => {
+        let reads = match (&connected, &terms) {
+            (Ok((network, chain)), Ok(terms)) => {
                 self.read_account(reservation, (chain, terms), network).await
             }
-            (_, Err(why), _) | (_, _, Err(why)) => AccountReads::unknown(why),
-            (None, Ok(_), Ok(_)) => AccountReads::unknown("there is no PaymentNetwork"),
+            (Err(why), _) | (_, Err(why)) => AccountReads::unknown(why),
         };
         let world = World {
             reservation,
@@ -98,7 +100,7 @@ impl Provider {
             denylist: self.denylist(),
             results_image: &self.args.image,
         };
-        (world, chain.ok())
+        (world, connected.ok().map(|(_, chain)| chain))
     }
 
     /// The account at the newest block, once more where a decision needs two reads, and at the block level that the

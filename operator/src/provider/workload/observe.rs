@@ -58,11 +58,8 @@ impl Provider {
         }
         // What makes pods is looked for first: once it is gone, no pod comes after the list.
         let sets = Api::<StatefulSet>::namespaced(self.client.clone(), &name);
-        let jobs = Api::<Job>::namespaced(self.client.clone(), &name);
-        let names = workload::job_names(reservation);
-        let made = futures::future::try_join_all(names.iter().map(|name| jobs.get_opt(name)));
-        let (set, made) = tokio::try_join!(sets.get_opt(workload::NAME), made)?;
-        let has_workload = set.is_some() || made.iter().any(Option::is_some);
+        let (set, jobs) = tokio::try_join!(sets.get_opt(workload::NAME), self.jobs_of(reservation))?;
+        let has_workload = set.is_some() || jobs.iter().any(Option::is_some);
         let pods = Api::<PodSeen>::namespaced(self.client.clone(), &name);
         let mine = ListParams::default().labels(leasehold_crds::LABEL_LEASE);
         let pods = pods.list(&mine).await?.items;
@@ -75,6 +72,13 @@ impl Provider {
                 workload: has_workload,
             },
         ))
+    }
+
+    /// The Jobs of a reservation; `None` for each that does not exist.
+    async fn jobs_of(&self, reservation: &GpuReservation) -> Result<Vec<Option<Job>>, kube::Error> {
+        let jobs = Api::<Job>::namespaced(self.client.clone(), &reservation.name_any());
+        let names = workload::job_names(reservation);
+        futures::future::try_join_all(names.iter().map(|name| jobs.get_opt(name))).await
     }
 
     /// What runs of a reservation.
@@ -101,7 +105,8 @@ impl Provider {
             results: self.results_seen(reservation, &services),
             exposed: exposed(reservation, &pods),
         };
-        if namespace && is_being_served(reservation) {
+        let status = reservation.status.as_ref();
+        if namespace && status.is_some_and(|s| s.phase.is_running()) {
             let missing = pods.len() < nodes;
             let refusal = match missing {
                 true => refusals::refusal(&self.client, &name, self.now()).await,
@@ -111,7 +116,7 @@ impl Provider {
             running.trouble = refusal.unwrap_or(running.trouble);
         }
         let is_job = reservation.spec.allocation.workload.job.is_some();
-        let known = reservation.status.as_ref().is_some_and(|s| s.job.is_some());
+        let known = status.is_some_and(|s| s.job.is_some());
         let failed = pods.iter().any(|p| p.has_ended() && !p.has_succeeded());
         if is_job && !known && (failed || running.pods_succeeded >= nodes) {
             running.job = Some(self.job_result(&name, &pods).await);
@@ -124,12 +129,16 @@ impl Provider {
     /// Records whether the cluster refuses the pods of a reservation, by which its pool is paused.
     fn note_refusal(&self, reservation: &GpuReservation, missing: bool, refusal: Option<&str>) {
         let allocation = &reservation.spec.allocation;
+        let phase = reservation.status.as_ref().map(|s| s.phase);
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         match refusal {
             Some(words) => {
                 refusals.refused(&allocation.pool, &allocation.escrow.payer, words, self.now());
             }
-            None if !missing => refusals.created(&allocation.pool),
+            // The pods of an active lease were created before: they do not show that the cluster creates pods now.
+            None if !missing && phase == Some(AllocationPhase::Provisioning) => {
+                refusals.created(&allocation.pool);
+            }
             None => {}
         }
     }
@@ -148,20 +157,18 @@ impl Provider {
             return JobResult::default();
         };
         let log_tail = log::tail(&self.client, namespace, &pod.name_any()).await;
+        let exit_code = code(pod).unwrap_or(-1).clamp(-1, 255);
         let finished = pod.exit.as_ref().and_then(|e| e.finished_at.clone());
-        JobResult {
-            exit_code: code(pod).unwrap_or(-1).clamp(-1, 255),
-            log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
+        with_digest(
+            exit_code,
             log_tail,
-            finished_at: finished.unwrap_or_else(|| self.now().to_string()),
-        }
+            finished.unwrap_or_else(|| self.now().to_string()),
+        )
     }
 
     /// The result of a job by its own status, where its pods are gone: their exit codes and logs went with them.
     async fn job_end(&self, reservation: &GpuReservation) -> Option<JobResult> {
-        let jobs = Api::<Job>::namespaced(self.client.clone(), &reservation.name_any());
-        let names = workload::job_names(reservation);
-        let read = futures::future::try_join_all(names.iter().map(|name| jobs.get_opt(name)));
+        let read = self.jobs_of(reservation);
         let read = tokio::time::timeout(API_DEADLINE, read).await.ok()?.ok()?;
         // A Job that does not exist any more says nothing.
         let all: Vec<Job> = read.into_iter().collect::<Option<_>>()?;
@@ -169,12 +176,7 @@ impl Provider {
             Ok(()) => (0, String::new()),
             Err(message) => (-1, message.chars().take(1000).collect()),
         };
-        Some(JobResult {
-            exit_code,
-            log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
-            log_tail,
-            finished_at: self.now().to_string(),
-        })
+        Some(with_digest(exit_code, log_tail, self.now().to_string()))
     }
 
     /// GPUs that the kubelets say the reservation's pods hold; those can run on its nodes alone.
@@ -291,13 +293,14 @@ impl Provider {
     }
 }
 
-/// Whether pods of a reservation should exist.
-fn is_being_served(reservation: &GpuReservation) -> bool {
-    let phase = reservation.status.as_ref().map(|s| s.phase);
-    matches!(
-        phase,
-        Some(AllocationPhase::Provisioning | AllocationPhase::Active)
-    )
+/// The result of a job, with the digest of its log.
+fn with_digest(exit_code: i64, log_tail: String, finished_at: String) -> JobResult {
+    JobResult {
+        exit_code,
+        log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
+        log_tail,
+        finished_at,
+    }
 }
 
 /// Pods of a reservation in user namespaces that are stored without one.

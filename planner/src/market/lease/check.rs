@@ -90,24 +90,24 @@ fn account_state(world: &World, status: &GpuLeaseStatus) -> AccountState {
     } else {
         AccountState::Unknown
     };
-    let (Some(one), other) = (first(world), second_read(world)) else {
+    let Some(one) = first(world) else {
         return unknown;
     };
-    match (&one.read, other.map(|at| &at.read)) {
+    match (&one.read, second_read(world)) {
         (AccountRead::Present(a), _) if a.closed && agreed(world, |a| a.closed) => AccountState::Closed,
         (AccountRead::Present(_), _) => AccountState::Present,
-        // One strange reading is none.
-        (AccountRead::Mismatch, Some(AccountRead::Mismatch)) => AccountState::Mismatch,
-        (AccountRead::Absent, Some(AccountRead::Absent)) => {
-            let times = [Some(one), other].into_iter().flatten().map(|at| at.block.time);
-            absent(world, status, escrow.open_by, times.min().unwrap_or_default())
+        // A single reading of these counts as none.
+        (AccountRead::Mismatch, Some(other)) if other.read == AccountRead::Mismatch => AccountState::Mismatch,
+        (AccountRead::Absent, Some(other)) if other.read == AccountRead::Absent => {
+            let older = one.block.time.min(other.block.time);
+            absent(world, status, escrow.open_by, older)
         }
         (AccountRead::Mismatch | AccountRead::Absent, _) => unknown,
     }
 }
 
-/// Two reads show no account, the older one at a block of that time. Only a block after `open_by` shows that none will come:
-/// what a later block contains, an absence in an earlier one does not tell.
+/// Two reads show no account, the older one at a block of that time. Only an absence in a block after `open_by` shows that
+/// none will come: a block after an earlier one may still contain the account.
 fn absent(world: &World, status: &GpuLeaseStatus, open_by: i64, block_time: u64) -> AccountState {
     let time = i64::try_from(block_time).unwrap_or(i64::MAX);
     let past = time > open_by.saturating_add(LAG_SECONDS);
@@ -126,11 +126,7 @@ fn ends_before_payment(world: &World, status: &GpuLeaseStatus) -> bool {
 
 /// Whether an `open` may have been sent. One that was never even intended was not.
 pub(super) fn may_be_under_way(status: &GpuLeaseStatus) -> bool {
-    let intended = status
-        .intent
-        .as_ref()
-        .is_some_and(|i| i.action == IntentAction::Open);
-    intended || !status.phase.is_unpaid()
+    status.intends(IntentAction::Open) || !status.phase.is_unpaid()
 }
 
 pub(super) fn deleting(world: &World) -> bool {
@@ -201,10 +197,7 @@ fn funds_ended(world: &World, status: &GpuLeaseStatus, account: &Account) -> Opt
         OnFundsEnd::Pause => world.parsed.request.as_ref().map_or(0, |r| r.pause_seconds),
     };
     // The tenant may have extended in the last second: that intent is carried out first, if the wallet can pay in time.
-    let extending = status
-        .intent
-        .as_ref()
-        .is_some_and(|i| i.action == IntentAction::Fund);
+    let extending = status.intends(IntentAction::Fund);
     let patience = patience + if extending { FUNDING_SECONDS } else { 0 };
     (waited >= patience).then_some(funds_spent(world, account))
 }

@@ -74,30 +74,23 @@ pub(super) fn watch(world: &World, checked: &Checked, now: Timestamp, plan: &mut
         return Step::at(Fact::Ended);
     }
     let given_up = plan.status.close_reason == Some(CloseReason::Abandoned) || abandoned(world, &plan.status);
-    let over = match checked.account_state {
-        _ if given_up => true,
-        AccountState::NoTerms | AccountState::NeverOpened | AccountState::Mismatch => true,
-        AccountState::Closed => is_final(world),
-        AccountState::Unknown | AccountState::Absent | AccountState::Present => false,
-    };
-    if over {
-        plan.finalizer = Some(false);
-        return Step::at(Fact::Ended);
-    }
-    plan.wake = in_seconds(now, 5);
     match checked.account_state {
+        _ if given_up => plan.finalizer = Some(false),
+        AccountState::NoTerms | AccountState::NeverOpened | AccountState::Mismatch => {
+            plan.finalizer = Some(false);
+        }
+        AccountState::Closed if is_final(world) => plan.finalizer = Some(false),
         AccountState::Closed => {
             plan.status.intent = None;
             let wait = finality_lag(world).map_or(5, |lag| (lag / 4).clamp(1, 60));
             plan.wake = in_seconds(now, wait);
         }
-        AccountState::Present if is_open(world) => close(world, now, plan),
-        AccountState::NoTerms
-        | AccountState::NeverOpened
-        | AccountState::Mismatch
-        | AccountState::Unknown
-        | AccountState::Absent
-        | AccountState::Present => {}
+        AccountState::Unknown | AccountState::Absent | AccountState::Present => {
+            plan.wake = in_seconds(now, 5);
+            if is_open(world) {
+                close(world, now, plan);
+            }
+        }
     }
     Step::at(Fact::Ended)
 }
@@ -119,10 +112,9 @@ fn close(world: &World, now: Timestamp, plan: &mut Plan) {
                 action: IntentAction::Close,
                 ..
             }) => {
-                let payouts = u16::try_from((1u32 << terms.legs.len()) - 1).unwrap_or(u16::MAX);
                 plan.call = Some(ChainCall::Close {
                     terms: terms.clone(),
-                    payouts,
+                    payouts: terms.all_legs(),
                 });
             }
             Some(Intent {

@@ -128,16 +128,23 @@ fn set_matched_and_funded(
             set_funded(world, checked, step, status, conditions);
         }
         Phase::Settling => {}
-        Phase::Closed if checked.account_state == AccountState::Closed && !is_final(world) => {
-            let waiting =
-                "the account is closed in the newest block; the lease is kept until that block is final";
-            conditions.put(Settled, Unknown, LeaseReason::Pending, waiting.into());
-        }
-        Phase::Closed => {
-            if find(&conditions.list, Settled).is_some() {
-                conditions.put(Settled, True, LeaseReason::Closed, String::new());
+        Phase::Closed => match checked.account_state {
+            AccountState::Closed if !is_final(world) => {
+                let waiting =
+                    "the account is closed in the newest block; the lease is kept until that block is final";
+                conditions.put(Settled, Unknown, LeaseReason::Pending, waiting.into());
             }
-        }
+            // The account cannot be read, or its close was dropped: the last reason stays.
+            AccountState::Unknown | AccountState::Absent | AccountState::Present => {}
+            AccountState::NoTerms
+            | AccountState::NeverOpened
+            | AccountState::Mismatch
+            | AccountState::Closed => {
+                if find(&conditions.list, Settled).is_some() {
+                    conditions.put(Settled, True, LeaseReason::Closed, String::new());
+                }
+            }
+        },
     }
 }
 
@@ -181,10 +188,7 @@ fn set_funded(
 ) {
     use ConditionStatus::{False, True, Unknown};
     use LeaseCondition::Funded;
-    let topping_up = status
-        .intent
-        .as_ref()
-        .is_some_and(|i| i.action == IntentAction::Fund);
+    let topping_up = status.intends(IntentAction::Fund);
     let (truth, reason, message) = match (status.phase, &step.blocked_on) {
         (Phase::Suspended, _) => (False, LeaseReason::FundsSpent, funds_spent(world).to_owned()),
         (_, Some((blocker, message))) => (Unknown, (*blocker).into(), message.clone()),

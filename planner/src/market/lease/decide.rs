@@ -176,39 +176,37 @@ fn recovered(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
 /// The step of a lease whose account was found.
 fn found(world: &World, account: &RecoveredAccount, now: Timestamp, plan: &mut Plan) -> Option<Step> {
     if let Some(why) = recover::misfit(world, &account.terms) {
-        // To close it takes no more than that this market opened it. To serve and to fund it takes all of its terms.
+        if !deleting(world) {
+            plan.wake = in_seconds(now, 60);
+            let id = account.terms.id();
+            return Some(Step::blocked(
+                None,
+                Blocker::AccountMismatch,
+                format!(
+                    "account {id} was opened for this lease, but {why}: delete the lease and create another"
+                ),
+            ));
+        }
+        // An account that this market opened can be closed whatever its terms are. Only one of the lease's terms is served
+        // and funded.
         let is_own = world
             .network()
             .is_ok_and(|network| network.secret.chose(&account.terms));
-        match (deleting(world), is_own) {
-            (true, true) => {}
-            (true, false) => return None,
-            (false, _) => {
-                plan.wake = in_seconds(now, 60);
-                let id = account.terms.id();
-                return Some(Step::blocked(
-                    None,
-                    Blocker::AccountMismatch,
-                    format!(
-                        "account {id} was opened for this lease, but {why}: delete the lease and create another"
-                    ),
-                ));
-            }
+        if !is_own {
+            return None;
         }
     }
     recover::adopt(world, account, plan);
-    if plan.status.escrow.is_some() {
-        // The account was opened: the lease does not end before the chain shows what became of it.
-        plan.status.intent = Some(Intent {
-            action: IntentAction::Open,
-            total: None,
-            written_at: now.to_string(),
-        });
+    if plan.status.escrow.is_none() {
+        plan.wake = in_seconds(now, 10);
+        return Some(Step::unchanged());
     }
-    plan.wake = if plan.status.escrow.is_some() {
-        now
-    } else {
-        in_seconds(now, 10)
-    };
+    // The account was opened: the lease does not end before the chain shows what became of it.
+    plan.status.intent = Some(Intent {
+        action: IntentAction::Open,
+        total: None,
+        written_at: now.to_string(),
+    });
+    plan.wake = now;
     Some(Step::unchanged())
 }

@@ -24,7 +24,7 @@ pub(super) fn misfit(world: &World, terms: &Terms) -> Option<&'static str> {
         return None;
     }
     let (Ok(network), Ok(request)) = (world.network(), &world.parsed.request) else {
-        return Some("no PaymentNetwork or spec to compare it with");
+        return Some("there is no PaymentNetwork or valid spec to compare it with");
     };
     let most = request
         .price_cap

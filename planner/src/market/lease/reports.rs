@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use leasehold_crds::lease::{GpuLeaseStatus, workload::ResultsAt};
 
 use super::{check::Checked, world::World};
-/// What providers report of their own nodes is taken over as they say it; money never depends on it.
+
+/// Copies what providers report of their own nodes. Money never depends on it.
 pub(super) fn copy_provider_reports(world: &World, checked: &Checked, status: &mut GpuLeaseStatus) {
     if let Some(job) = &checked.job {
         status.job = Some(job.clone());
     }
-    // A provider that speaks for the nodes of another would have its tenant's traffic and results.
+    // Reports about the nodes of another provider are ignored: they could redirect the traffic and results of those nodes.
     let reports = || {
         let allocations = world.allocations.iter();
         allocations.filter_map(|a| {

@@ -19,6 +19,7 @@ use crate::{
     observed::Observed,
     request::Request,
 };
+
 /// The account is open: provision, serve, fund.
 pub(super) fn serve(
     world: &World,
@@ -28,12 +29,7 @@ pub(super) fn serve(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Step {
-    if plan
-        .status
-        .intent
-        .as_ref()
-        .is_some_and(|i| i.action == IntentAction::Open)
-    {
+    if plan.status.intends(IntentAction::Open) {
         plan.status.intent = None;
     }
     let seconds_left = account.paid_until.saturating_sub(account.block_time);
@@ -50,11 +46,7 @@ pub(super) fn serve(
         prolong(world, request, account, plan);
     }
     let fact = fact(world, checked, account);
-    let funds = plan
-        .status
-        .intent
-        .as_ref()
-        .is_some_and(|i| i.action == IntentAction::Fund);
+    let funds = plan.status.intends(IntentAction::Fund);
     match other_wallet(world, terms).filter(|_| funds) {
         Some(why) => Step::blocked(fact, Blocker::WalletNotReadable, why),
         None => fact.map_or_else(Step::unchanged, Step::at),
@@ -95,7 +87,7 @@ fn seconds_until_due(world: &World, left: u64) -> u64 {
 pub(super) fn other_wallet(world: &World, terms: &Terms) -> Option<String> {
     match &world.wallet {
         Observed::Known(Wallet::Ready(address)) if *address != terms.payer => Some(format!(
-            "the wallet is {address}, but the account belongs to {}, which alone pays into it",
+            "the wallet is {address}, but the account was opened by {}: only that wallet can pay into it",
             terms.payer
         )),
         _ => None,

@@ -95,7 +95,7 @@ pub const DEADLINE_MARGIN_SECONDS: i64 = 30;
 /// An allocation that could be paid later than this from now is declined: it would hold capacity without payment.
 const OPEN_BY_SECONDS_MAX: i64 = 300;
 /// The part of the time between `startBy` and `notAfter` that need not be paid: time to settle, beside the pause.
-pub const SETTLE_SECONDS_MAX: u64 = 300;
+const SETTLE_SECONDS_MAX: u64 = 300;
 /// The shortest term that a lease can have.
 const TERM_SECONDS_MIN: u64 = 10;
 /// A lease may be extended beyond the longest term, pause and start by this: time to settle.
@@ -462,26 +462,26 @@ fn pick_nodes(
         .as_ref()
         .and_then(|s| quantity::bytes(&s.size).ok())
         .unwrap_or(0);
-    let permitted = |node: &&FreeNode| node.max_per_gpu.permits(shape, storage);
+    let is_permitted = |node: &&FreeNode| node.max_per_gpu.permits(shape, storage);
+    let permitted: Vec<FreeNode> = supply.free.iter().filter(is_permitted).cloned().collect();
     // On a node without user namespaces, a container that is root never starts.
     let root = spec.workload.may_be_root();
-    let mut free: Vec<FreeNode> = supply.free.iter().filter(permitted).cloned().collect();
-    if pick(&free, shape, nodes).is_none() && pick(&supply.free, shape, nodes).is_some() {
-        return refusal(
-            DeclineReason::BeyondMaxPerGpu,
-            "the lease asks for more CPU, memory, disk or volume with each GPU than the pool sells (maxPerGpu)",
-        );
-    }
-    let has_room = pick(&free, shape, nodes).is_some();
-    free.retain(|node| node.user_namespaces || !root);
-    if let Some(picked) = pick(&free, shape, nodes) {
+    let suitable = permitted.iter().filter(|node| node.user_namespaces || !root);
+    let suitable: Vec<FreeNode> = suitable.cloned().collect();
+    if let Some(picked) = pick(&suitable, shape, nodes) {
         return Ok(picked.into_iter().cloned().collect());
     }
-    if has_room {
+    if pick(&permitted, shape, nodes).is_some() {
         return refusal(
             DeclineReason::RootNotAllowed,
             "a session, or a container without runAsUser, can be root, which needs a user namespace, and too few of the \
              pool's nodes have these",
+        );
+    }
+    if pick(&supply.free, shape, nodes).is_some() {
+        return refusal(
+            DeclineReason::BeyondMaxPerGpu,
+            "the lease asks for more CPU, memory, disk or volume with each GPU than the pool sells (maxPerGpu)",
         );
     }
     refusal(

@@ -2,15 +2,12 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus, NodeReason},
+    provider::node::{DeviceHealth, GpuDevice, GpuNodeStatus, GpuSlice, NodeReason},
     shared::conditions::{ConditionStatus, condition},
 };
 
 use super::*;
-use crate::{
-    provider::offer::supply::GpusSeen,
-    request::{Shape, Version},
-};
+use crate::provider::offer::supply::GpusSeen;
 
 fn device(uuid: &str, health: DeviceHealth) -> GpuDevice {
     GpuDevice {
@@ -120,6 +117,27 @@ fn a_slice_is_as_well_as_the_gpus_that_have_slices() {
 }
 
 #[test]
+fn a_slice_is_as_well_as_its_own_gpu() {
+    let card = |uuid: &str, slice: &str, health| GpuDevice {
+        mig_enabled: Some(true),
+        slices: vec![GpuSlice {
+            uuid: slice.into(),
+            ..GpuSlice::default()
+        }],
+        ..device(uuid, health)
+    };
+    let cards = [
+        card("GPU-a", "MIG-1", DeviceHealth::Healthy),
+        card("GPU-b", "MIG-2", DeviceHealth::FatalXid),
+    ];
+    assert_eq!(assessed("MIG-1", &cards, true), Observed::Known(None));
+    assert!(matches!(
+        assessed("MIG-2", &cards, true),
+        Observed::Known(Some(_))
+    ));
+}
+
+#[test]
 fn a_lost_node_is_a_fault_since_the_first_of_what_broke() {
     let devices = |health| status(&[device("a", health)]);
     let healthy = devices(DeviceHealth::Healthy);
@@ -157,30 +175,13 @@ fn a_lost_node_is_a_fault_since_the_first_of_what_broke() {
 fn node(name: &str, claims: &[&str]) -> NodeSeen {
     NodeSeen {
         name: name.into(),
-        labels: BTreeMap::new(),
-        schedulable: true,
-        taints: Vec::new(),
-        architecture: None,
-        slice_resource: None,
-        sharing: None,
-        allocatable: Shape::default(),
-        requested: Shape::default(),
         gpus: Some(GpusSeen {
             sell: true,
-            class: "t4-16g".into(),
-            memory: 0,
-            compute_capability: Version::default(),
-            cuda: Version::default(),
-            healthy: true,
-            reason: String::new(),
-            message: String::new(),
             claims: claims.iter().map(ToString::to_string).collect(),
-            shared: Vec::new(),
-            units: claims.iter().map(ToString::to_string).collect(),
-            mig: Vec::new(),
             alive: true,
+            ..GpusSeen::default()
         }),
-        handlers: [(String::new(), true)].into(),
+        ..NodeSeen::default()
     }
 }
 

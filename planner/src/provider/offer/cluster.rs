@@ -87,12 +87,16 @@ const SLICE_RESOURCES: &str = "nvidia.com/mig-";
 /// A resource of MIG slices that a node allocates.
 #[must_use]
 pub fn slice_resource(node: &Node) -> Option<String> {
+    let (name, _) = allocated(node, |name| name.starts_with(SLICE_RESOURCES))?;
+    Some(name.clone())
+}
+
+/// A resource with such a name of which a node allocates at least one.
+fn allocated(node: &Node, has_name: impl Fn(&str) -> bool) -> Option<(&String, &Quantity)> {
     let allocatable = node.status.as_ref()?.allocatable.as_ref()?;
-    let has = |q: &Quantity| quantity::bytes(&q.0).is_ok_and(|count| count > 0);
-    let found = allocatable
+    allocatable
         .iter()
-        .find(|(name, q)| name.starts_with(SLICE_RESOURCES) && has(q))?;
-    Some(found.0.clone())
+        .find(|(name, q)| has_name(name) && quantity::bytes(&q.0).is_ok_and(|count| count > 0))
 }
 
 /// Whether a node is Ready and not cordoned.
@@ -183,7 +187,6 @@ pub fn sharing(node: &Node) -> Option<String> {
         let value = labels.get(key).filter(|value| shares(value))?;
         Some(format!("the Node has the label {key}={value}"))
     };
-    let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
     SHARING_STRATEGY
         .into_iter()
         .find_map(|key| named(key, |strategy| !matches!(strategy, "" | "none")))
@@ -191,9 +194,7 @@ pub fn sharing(node: &Node) -> Option<String> {
         .or_else(|| named(PRODUCT, |product| product.ends_with(SHARED_PRODUCT)))
         .or_else(|| {
             let is_shared = |name: &str| name.starts_with(RESOURCES) && name.ends_with(SHARED_RESOURCE);
-            let (name, quantity) = allocatable?
-                .iter()
-                .find(|(name, q)| is_shared(name) && quantity::bytes(&q.0).is_ok_and(|count| count > 0))?;
+            let (name, quantity) = allocated(node, is_shared)?;
             Some(format!("the node allocates {name}: {}", quantity.0))
         })
 }
@@ -239,7 +240,9 @@ pub fn gpus_seen(node: &GpuNode, labels: &BTreeMap<String, String>, alive: bool)
     let slices: Vec<&GpuSlice> = status.devices.iter().flat_map(|d| &d.slices).collect();
     let one_class = slices.iter().all(|slice| slice.class == slices[0].class);
     let by_slice = !slices.is_empty() && one_class && status.devices.iter().all(is_sliced);
-    let stated = stated_memory(node.spec.class_override.as_deref(), labels);
+    // The memory in the class of a slice is that of its whole GPU.
+    let stated_class = node.spec.class_override.as_deref().filter(|_| !by_slice);
+    let stated = stated_memory(stated_class, labels);
     let memory: Vec<i64> = if by_slice {
         slices.iter().map(|slice| slice.memory_bytes).collect()
     } else {
@@ -373,16 +376,14 @@ mod tests {
                 .collect(),
             ..GpuDevice::default()
         };
-        let seen = |devices: Vec<GpuDevice>| {
-            let node = GpuNode {
-                status: Some(GpuNodeStatus {
-                    devices,
-                    ..GpuNodeStatus::default()
-                }),
-                ..GpuNode::default()
-            };
-            gpus_seen(&node, &BTreeMap::new(), true)
+        let node = |devices: Vec<GpuDevice>| GpuNode {
+            status: Some(GpuNodeStatus {
+                devices,
+                ..GpuNodeStatus::default()
+            }),
+            ..GpuNode::default()
         };
+        let seen = |devices: Vec<GpuDevice>| gpus_seen(&node(devices), &BTreeMap::new(), true);
         let small = "a100-80g-pcie-mig-1g-10gb";
         let equal = seen(vec![device(0, &[small, small]), device(1, &[small])]);
         assert_eq!(equal.units, ["MIG-0-0", "MIG-0-1", "MIG-1-0"]);
@@ -396,6 +397,15 @@ mod tests {
         );
         let beside_whole = seen(vec![device(0, &[small]), device(1, &[])]);
         assert_eq!(beside_whole.mig, ["GPU-0"]);
+        let mut unreported = device(0, &[small]);
+        unreported.slices[0].memory_bytes = 0;
+        let mut unreported = node(vec![unreported]);
+        unreported.spec.class_override = Some(small.to_owned());
+        assert_eq!(
+            gpus_seen(&unreported, &BTreeMap::new(), true).memory,
+            0,
+            "80g is the memory of the whole GPU"
+        );
         let node = json!({"status": {"allocatable": {"nvidia.com/mig-1g.10gb": "7", "nvidia.com/gpu": "0"}}});
         let mixed = slice_resource(&serde_json::from_value(node).unwrap());
         assert_eq!(mixed.as_deref(), Some("nvidia.com/mig-1g.10gb"));

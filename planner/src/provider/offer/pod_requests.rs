@@ -6,15 +6,10 @@
 //!   is more than the containers together.
 //! - Requests of the whole pod (`spec.resources`) replace CPU and memory of the containers.
 //! - The overhead of the RuntimeClass comes on top.
-//! - While a pod is resized, the largest of what is requested, allocated and in effect counts. A request that the node
-//!   cannot fulfil does not count.
+//! - While a container is resized, the largest of what is requested, allocated and in effect counts, for each container,
+//!   as schedulers up to 1.36 count it. A request that the node cannot fulfil does not count.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::{
-    api::core::v1::{Container, ContainerStatus, Pod, PodSpec},
-    apimachinery::pkg::api::resource::Quantity,
-};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
 
 use super::cluster::shape;
 use crate::request::Shape;
@@ -25,13 +20,7 @@ pub fn pod_requests(pod: &Pod) -> Shape {
     let Some(spec) = &pod.spec else {
         return Shape::default();
     };
-    let allocated = of_containers(pod, spec, Source::Allocated);
-    let actual = of_containers(pod, spec, Source::Actual);
-    let mut requests = allocated.larger(&actual);
-    let specified = of_containers(pod, spec, Source::Spec);
-    if !is_resize_infeasible(pod) {
-        requests = requests.larger(&specified);
-    }
+    let mut requests = of_containers(pod, spec);
     let of_pod = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
     if let Some(of_pod) = of_pod {
         let whole = shape(of_pod);
@@ -45,23 +34,9 @@ pub fn pod_requests(pod: &Pod) -> Shape {
     requests.plus(&spec.overhead.as_ref().map(shape).unwrap_or_default())
 }
 
-/// Which of a container's requests are meant.
-#[derive(Clone, Copy)]
-enum Source {
-    /// Those of its spec.
-    Spec,
-    /// Those that the kubelet allocated, or else those of the spec.
-    Allocated,
-    /// Those that are in effect, or else those that are allocated.
-    Actual,
-}
-
-fn of_containers(pod: &Pod, spec: &PodSpec, source: Source) -> Shape {
+fn of_containers(pod: &Pod, spec: &PodSpec) -> Shape {
     let infeasible = is_resize_infeasible(pod);
-    let of = |container: &Container| {
-        let status = status(pod, &container.name);
-        requests_of(container, status, source, infeasible)
-    };
+    let of = |container: &Container| requests_of(container, status(pod, &container.name), infeasible);
     let mut sum = spec
         .containers
         .iter()
@@ -80,22 +55,18 @@ fn of_containers(pod: &Pod, spec: &PodSpec, source: Source) -> Shape {
     sum.larger(&starting)
 }
 
-fn requests_of(
-    container: &Container,
-    status: Option<&ContainerStatus>,
-    source: Source,
-    infeasible: bool,
-) -> Shape {
-    let specified = || container.resources.as_ref()?.requests.as_ref();
-    let allocated = || status?.allocated_resources.as_ref();
-    let actual = || status?.resources.as_ref()?.requests.as_ref();
-    let fallback = || if infeasible { None } else { specified() };
-    let requests: Option<&BTreeMap<String, Quantity>> = match source {
-        Source::Spec => specified(),
-        Source::Allocated => allocated().or_else(fallback),
-        Source::Actual => actual().or_else(allocated).or_else(fallback),
+fn requests_of(container: &Container, status: Option<&ContainerStatus>, infeasible: bool) -> Shape {
+    let specified = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+    let allocated = status.and_then(|s| s.allocated_resources.as_ref());
+    let actual = status.and_then(|s| s.resources.as_ref()?.requests.as_ref());
+    // Schedulers count a request that the node cannot fulfil as long as nothing is reported to be in effect.
+    let counted = if infeasible && actual.is_some() {
+        [allocated, actual, None]
+    } else {
+        [allocated, actual, specified]
     };
-    requests.map(shape).unwrap_or_default()
+    let largest = |sum: Shape, requests| sum.larger(&shape(requests));
+    counted.into_iter().flatten().fold(Shape::default(), largest)
 }
 
 fn status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
@@ -216,6 +187,18 @@ mod tests {
             requests(spec("3"), up.clone()),
             (4000, 200, 0),
             "larger, not allocated yet"
+        );
+        let both = json!({"containers": [container("a", "1", "100"), container("b", "3", "100")]});
+        let mut exchange = status(large.clone(), large.clone(), json!([]));
+        let mut other = exchange["containerStatuses"][0].clone();
+        other["name"] = json!("b");
+        other["allocatedResources"] = small.clone();
+        other["resources"] = json!({"requests": small.clone()});
+        exchange["containerStatuses"].as_array_mut().unwrap().push(other);
+        assert_eq!(
+            requests(both, exchange),
+            (6000, 200, 0),
+            "one smaller, the other larger"
         );
         let started = status(large, small.clone(), json!([]));
         assert_eq!(

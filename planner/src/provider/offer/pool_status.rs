@@ -37,7 +37,7 @@ pub fn pool_status(
         (ConditionStatus::False, PoolReason::NoRuntimeClass, message)
     } else if let Some(words) = &supply.paused {
         let message = format!(
-            "the cluster refused the pods of three leases in a row; the pool is offered again ten minutes after the last refusal: {words}"
+            "the cluster refused the pods of three payers in a row; the pool is offered again ten minutes after the last refusal: {words}"
         );
         (ConditionStatus::False, PoolReason::PodsRefused, message)
     } else if !supply.selling {

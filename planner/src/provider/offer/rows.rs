@@ -3,7 +3,7 @@
 //! Nodes of a large fleet differ a little in what is free of them. Rows that are nearly equal are merged then, so that no
 //! node is missing from the offer only because it has a row of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use leasehold_crds::{
     market::offer::OfferRow,
@@ -32,10 +32,10 @@ pub fn within_bound(rows: Vec<OfferRow>) -> Vec<OfferRow> {
 fn merged(rows: Vec<OfferRow>) -> Vec<OfferRow> {
     let mut merged: BTreeMap<String, OfferRow> = BTreeMap::new();
     for row in rows {
-        match merged.get_mut(&key(&row)) {
-            Some(into) => merge(into, &row),
-            None => {
-                merged.insert(key(&row), row);
+        match merged.entry(key(&row)) {
+            Entry::Occupied(mut into) => merge(into.get_mut(), &row),
+            Entry::Vacant(entry) => {
+                entry.insert(row);
             }
         }
     }
@@ -49,10 +49,7 @@ fn key(row: &OfferRow) -> String {
         magnitude.map_or_else(String::new, |power| power.to_string())
     };
     let per_gpu = &row.max_per_gpu;
-    let bytes = |text: &Option<String>| {
-        text.as_deref()
-            .map_or_else(String::new, |t| magnitude(quantity::bytes(t)))
-    };
+    let bytes = |text: &Option<String>| text.as_deref().map(|t| magnitude(quantity::bytes(t)));
     let coarse = OfferRow {
         nodes_free: 0,
         cpu: magnitude(quantity::millicores(&row.cpu)),
@@ -60,9 +57,9 @@ fn key(row: &OfferRow) -> String {
         ephemeral_storage: magnitude(quantity::bytes(&row.ephemeral_storage)),
         max_per_gpu: MaxPerGpu {
             cpu: per_gpu.cpu.as_deref().map(|t| magnitude(quantity::millicores(t))),
-            memory: Some(bytes(&per_gpu.memory)),
-            ephemeral_storage: Some(bytes(&per_gpu.ephemeral_storage)),
-            storage: Some(bytes(&per_gpu.storage)),
+            memory: bytes(&per_gpu.memory),
+            ephemeral_storage: bytes(&per_gpu.ephemeral_storage),
+            storage: bytes(&per_gpu.storage),
         },
         ..row.clone()
     };

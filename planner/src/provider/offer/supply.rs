@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// A node with GPUs, as shown by its Node, its GpuNode and its pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeSeen {
     /// Name of the Node.
     pub name: String,
@@ -81,7 +81,7 @@ pub struct PoolRuntime {
 }
 
 /// What the agent says of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GpusSeen {
     /// Whether the admin sells the node.
     pub sell: bool,
@@ -93,7 +93,8 @@ pub struct GpusSeen {
     pub compute_capability: Version,
     /// CUDA version of the driver.
     pub cuda: Version,
-    /// Whether every GPU is healthy, every witness agrees, and nobody computes on a GPU that is not his.
+    /// Whether every GPU is healthy, every witness agrees, and neither a foreign process nor memory in use without a holder
+    /// was seen.
     pub healthy: bool,
     /// Reason why it is not sold.
     pub reason: String,
@@ -103,7 +104,7 @@ pub struct GpusSeen {
     pub claims: Vec<String>,
     /// UUIDs of GPUs that the device plugin advertises to several containers at once.
     pub shared: Vec<String>,
-    /// UUIDs of what is sold: whole GPUs, or MIG slices if every GPU has slices and all are of one class.
+    /// UUIDs of what is sold: whole GPUs, or MIG slices if every GPU is in MIG mode and all slices are of one class.
     pub units: Vec<String>,
     /// UUIDs of GPUs in MIG mode that are not sold by the slice.
     pub mig: Vec<String>,

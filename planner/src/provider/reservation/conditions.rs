@@ -4,13 +4,17 @@ use jiff::Timestamp;
 use leasehold_crds::{
     GpuReservation,
     market::allocation::AllocationPhase,
-    provider::reservation::{
-        GpuReservationSpec, GpuReservationStatus, ReservationCondition, ReservationReason,
-    },
+    provider::reservation::{GpuReservationStatus, ReservationCondition, ReservationReason},
     shared::conditions::{ConditionStatus, condition, find, set},
 };
 
-use super::{Running, generation, leg::Provisioning, stop::OFFSET_MAX_SECONDS, unix, world::World};
+use super::{
+    generation,
+    leg::{Provisioning, are_containers_missing},
+    stop::OFFSET_MAX_SECONDS,
+    unix,
+    world::World,
+};
 use crate::{observed::Observed, ports::PaymentError, provider::workload::results};
 
 /// Sets a condition.
@@ -148,7 +152,7 @@ fn provisioned(world: &World<'_>, now: Timestamp, output: &mut GpuReservationSta
         ),
         (None, phase, _) if phase.is_unpaid() => {}
         // While it is charged, an agent that restarts reports for a moment that no GPU is held.
-        (None, AllocationPhase::Active, running) if !are_containers_missing(running, spec) => {
+        (None, AllocationPhase::Active, _) if !are_containers_missing(world) => {
             put(ConditionStatus::True, ReservationReason::Started, String::new())
         }
         (None, _, Observed::Known(running)) => match Provisioning::of(running, spec) {
@@ -183,16 +187,6 @@ fn provisioned(world: &World<'_>, now: Timestamp, output: &mut GpuReservationSta
             put(ConditionStatus::Unknown, ReservationReason::Unknown, why.clone());
         }
     }
-}
-
-fn are_containers_missing(running: &Observed<Running>, spec: &GpuReservationSpec) -> bool {
-    let of = |running| {
-        matches!(
-            Provisioning::of(running, spec),
-            Provisioning::ContainersMissing(_)
-        )
-    };
-    running.known().is_some_and(of)
 }
 
 /// `Ready`: what the tenant's own readiness check says. Nothing is charged or refunded for it.
@@ -329,6 +323,14 @@ pub fn object_refused(
         format!("the cluster refuses an object of the workload: {refusal}"),
         reservation.metadata.generation.unwrap_or_default(),
     );
+    // The decision may have set it to True. It changes only if it differs from the stored one: otherwise each reconcile would
+    // write another time, and that would queue the next reconcile.
+    let before = reservation.status.as_ref();
+    let before = before.and_then(|s| find(&s.conditions, ReservationCondition::Ready));
+    let decided = status.conditions.iter_mut().find(|c| c.type_ == next.type_);
+    if let (Some(before), Some(decided)) = (before, decided) {
+        decided.clone_from(before);
+    }
     set(&mut status.conditions, next, now);
 }
 

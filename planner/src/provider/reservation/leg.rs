@@ -126,14 +126,19 @@ pub(super) fn return_unserved(
 }
 
 /// Whether a pod of a charged leg is missing, or has been created again and has not run: it was evicted, drained or
-/// deleted, which only the provider's side can do. The tenant's program may crash, but that leaves its pod.
+/// deleted. A crash of the tenant's program leaves its pod.
 fn are_pods_lost(world: &World<'_>, status: &GpuReservationStatus) -> bool {
     let charged = status.phase == AllocationPhase::Active && status.job.is_none();
+    charged && are_containers_missing(world)
+}
+
+/// Whether a container is known not to have run.
+pub(super) fn are_containers_missing(world: &World<'_>) -> bool {
     let missing = |running: &Running| {
         let found = Provisioning::of(running, &world.reservation.spec);
         matches!(found, Provisioning::ContainersMissing(_))
     };
-    charged && world.running.known().is_some_and(missing)
+    world.running.known().is_some_and(missing)
 }
 
 /// What the leg charges for: its containers have run, its GPUs are bound, and its ports can be reached.
@@ -260,20 +265,23 @@ fn forget(status: &mut GpuReservationStatus) {
 }
 
 /// This reservation's leg at one read.
-struct Leg {
+pub(super) struct Leg {
     index: usize,
     runs: bool,
-    state: LegState,
+    /// Whether it has ended permanently.
+    pub(super) ended: bool,
+    pub(super) state: LegState,
 }
 
 impl Leg {
-    fn of(world: &World<'_>, account: &Account) -> Self {
+    pub(super) fn of(world: &World<'_>, account: &Account) -> Self {
         let index = world.reservation.spec.allocation.leg.clamp(0, 15).unsigned_abs();
         let bit = 1u16 << index;
         let index = usize::try_from(index).unwrap_or_default();
         Self {
             index,
             runs: account.running & bit != 0,
+            ended: account.ended & bit != 0,
             state: account.legs.get(index).copied().unwrap_or_default(),
         }
     }

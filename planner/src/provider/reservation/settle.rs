@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::{
     later,
-    leg::{return_unserved, store_or_send},
+    leg::{Leg, return_unserved, store_or_send},
     phase::{PhaseEvent, advance},
     plan::{LegCall, Plan, Workload},
     present,
@@ -105,16 +105,15 @@ fn stopped_since(plan: &Plan, now: Timestamp) -> i64 {
 
 /// Whether nothing is left to do on the chain for a stopped reservation.
 fn settle_leg(world: &World<'_>, terms: &Terms, account: &Account, now: Timestamp, plan: &mut Plan) -> bool {
-    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
-    let leg = 1u16 << index.min(15);
-    let call = if !account.closed && account.ended & leg == 0 && account.started_at != 0 {
+    let leg = Leg::of(world, account);
+    let call = if !account.closed && !leg.ended && account.started_at != 0 {
         // The market closes the account within seconds; only where it does not, the leg is ended here. What it served
         // after its pods had stopped is credited before: an account whose legs have all ended can be closed by anyone.
         if stopped_since(plan, now) <= END_AFTER_SECONDS || !is_returned((world, terms, account), now, plan) {
             return false;
         }
         LegCall::End
-    } else if account.legs.get(index).is_some_and(|l| l.owed.0 > 0) {
+    } else if leg.state.owed.0 > 0 {
         LegCall::Withdraw
     } else {
         plan.status.intent = None;
@@ -138,10 +137,9 @@ fn is_returned(read: (&World<'_>, &Terms, &Account), now: Timestamp, plan: &mut 
 /// Whether no reorganisation can undo the end of the leg and the payment of its earnings: the final block shows the leg as the
 /// newest one does. Before its start it had no earnings either, so that alone does not tell.
 fn is_final(world: &World<'_>, newest: &Account) -> bool {
-    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
     let end = |a: &Account| {
-        let ended = a.ended & (1 << index.min(15)) != 0;
-        (a.closed, ended, a.started_at == 0, a.legs.get(index).copied())
+        let leg = Leg::of(world, a);
+        (a.closed, leg.ended, a.started_at == 0, leg.state)
     };
     let same = |read| present(read).is_some_and(|a| is_settled(world, a) && end(a) == end(newest));
     world.final_reads.len() >= FINAL_READS && world.final_reads.iter().all(same)
@@ -156,7 +154,7 @@ fn seconds_to_wait(world: &World<'_>, account: &Account) -> u64 {
 
 /// Whether the leg is over and its payee has all earnings.
 fn is_settled(world: &World<'_>, account: &Account) -> bool {
-    let index = usize::try_from(world.reservation.spec.allocation.leg).unwrap_or_default();
-    let over = account.closed || account.ended & (1 << index.min(15)) != 0 || account.started_at == 0;
-    over && account.legs.get(index).is_none_or(|l| l.owed.0 == 0)
+    let leg = Leg::of(world, account);
+    let over = account.closed || leg.ended || account.started_at == 0;
+    over && leg.state.owed.0 == 0
 }

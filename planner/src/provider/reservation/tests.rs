@@ -61,6 +61,23 @@ pub(crate) fn terms(start_by: u64, rate: Rate) -> Terms {
     }
 }
 
+/// The account of such terms, whose leg runs.
+pub(crate) fn account() -> Account {
+    Account {
+        closed: false,
+        deposited: TokenAmount(1 << 40),
+        balance_scaled: u128::MAX >> 1,
+        block_time: NOW.unsigned_abs(),
+        paid_until: 1 << 32,
+        exhausted_at: 0,
+        started_at: 1,
+        paid_seconds: 0,
+        running: 1,
+        ended: 0,
+        legs: vec![LegState::default()],
+    }
+}
+
 /// An answer of the block of that time.
 pub(crate) fn known(read: AccountRead, time: u64) -> Observed<AccountAt> {
     let block = Head {
@@ -127,19 +144,7 @@ fn job() -> Scenario {
         },
         is_final: true,
         final_account: None,
-        account: Account {
-            closed: false,
-            deposited: TokenAmount(1 << 40),
-            balance_scaled: u128::MAX >> 1,
-            block_time: NOW.unsigned_abs(),
-            paid_until: 1 << 32,
-            exhausted_at: 0,
-            started_at: 1,
-            paid_seconds: 0,
-            running: 1,
-            ended: 0,
-            legs: vec![LegState::default()],
-        },
+        account: account(),
         second: None,
         unreadable: false,
         grace: 0,

@@ -68,11 +68,11 @@ fn address(
 fn load_balancer(service: &Service, port: i32) -> Option<String> {
     let status = service.status.as_ref()?.load_balancer.as_ref()?;
     let ingress = status.ingress.as_ref()?.iter().find(|ingress| {
-        let reports = ingress.ports.iter().flatten();
-        !reports.into_iter().any(|p| p.port == port && p.error.is_some())
+        let mut reports = ingress.ports.iter().flatten();
+        !reports.any(|p| p.port == port && p.error.is_some())
     })?;
-    let named = [&ingress.ip, &ingress.hostname].into_iter().flatten();
-    named.into_iter().find(|host| !host.is_empty()).cloned()
+    let mut named = [&ingress.ip, &ingress.hostname].into_iter().flatten();
+    named.find(|host| !host.is_empty()).cloned()
 }
 
 fn label<'a>(service: &'a Service, key: &str) -> Option<&'a str> {

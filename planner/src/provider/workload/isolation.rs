@@ -89,8 +89,8 @@ pub(super) fn quota(reservation: &GpuReservation, ports: &[Port]) -> ResourceQuo
     }
 }
 
-/// What a container gets that states no limits, such as a sidecar that the cluster injects. Without a default it would get the
-/// maximum, and the pod would need twice what was sold.
+/// Limits of a container that states none, such as a sidecar that the cluster injects. Without these defaults it would get
+/// the maximum, and the pod would need twice what was sold.
 const ADDED: [(&str, &str); 3] = [
     ("cpu", "100m"),
     ("memory", "128Mi"),
@@ -103,10 +103,11 @@ pub(super) fn limits(reservation: &GpuReservation) -> LimitRange {
         .into_iter()
         .filter(|(resource, _)| resource != GPU_RESOURCE)
         .collect();
-    let millis = |text: &str| quantity::millicores(text).unwrap_or(u64::MAX);
+    // Of CPUs and of bytes.
+    let thousandths = |text: &str| quantity::millicores(text).unwrap_or(u64::MAX);
     let added = ADDED.into_iter().filter_map(|(resource, little)| {
         let most = max.get(resource)?;
-        let less = millis(little) < millis(&most.0);
+        let less = thousandths(little) < thousandths(&most.0);
         let default = if less {
             Quantity(little.into())
         } else {

@@ -215,12 +215,13 @@ fn has_ssh(workload: &Workload) -> bool {
     workload.session.as_ref().is_some_and(|s| !s.ssh_keys.is_empty())
 }
 
-/// Tolerates the taint that device plugins' installers set on nodes with GPUs.
-/// The GPU taint with any effect, and what the pool tolerates.
+/// Tolerations of the taint that the installers of device plugins set on nodes with GPUs, with any effect, and of the
+/// taints that the pool tolerates.
 pub(super) fn tolerations(reservation: &GpuReservation) -> impl Iterator<Item = Toleration> {
     let gpu = Toleration {
-        effect: None,
-        ..tolerated(GPU_RESOURCE, "")
+        key: Some(GPU_RESOURCE.into()),
+        operator: Some("Exists".into()),
+        ..Toleration::default()
     };
     let of_pool = reservation.spec.hosting.tolerations.iter();
     std::iter::once(gpu).chain(of_pool.map(|t| Toleration {

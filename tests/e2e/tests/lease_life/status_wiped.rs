@@ -4,7 +4,7 @@ use anyhow::{Context as _, ensure};
 use kube::ResourceExt as _;
 use leasehold_crds::{lease::Phase, payment::money::TokenAmount};
 use leasehold_e2e::Tenant;
-use leasehold_planner::{escrow::RoundKey, ports::Payments as _};
+use leasehold_planner::ports::Payments as _;
 
 use super::{LIMIT, closed_exactly, service};
 
@@ -28,14 +28,7 @@ pub(super) async fn same_account_is_found(tenant: &Tenant<'_>) -> anyhow::Result
         .payments
         .opened_since(tenant.stack.money.market_id, None)
         .await?;
-    let mine = (1..64)
-        .filter(|round| {
-            opened
-                .iter()
-                .map(|o| RoundKey::of(o.terms.salt))
-                .any(|key| key == RoundKey::new(tenant.stack.money.market_id, &uid, *round))
-        })
-        .count();
+    let mine = tenant.stack.accounts_of_lease(&opened, &uid);
     ensure!(mine == 1, "{mine} accounts were opened");
     tenant.delete("wiped").await?;
     tenant.until_gone("wiped", LIMIT).await?;

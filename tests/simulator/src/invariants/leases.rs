@@ -237,13 +237,7 @@ impl Sim {
 
     /// M1: the account of a lease that was stored as closed is closed, so that no deposit is spent on what nobody serves.
     pub(super) fn check_counted_closes(&mut self, passed: u64) {
-        let acts =
-            |m: usize| self.markets[m].up && !self.faults.cut_from_chain.contains(&ProcessId::Market(m));
-        let can_act = self.faults.market_up
-            && !self.chain.hung
-            && !self.is_frozen()
-            && self.faults.flaky_per_mille == 0
-            && (0..self.markets.len()).any(acts);
+        let can_act = self.market_reads() && self.faults.flaky_per_mille == 0;
         let (chain, invariants) = (&self.chain, &mut self.invariants);
         let mut reopened = None;
         for close in invariants.counted_closes.values_mut() {

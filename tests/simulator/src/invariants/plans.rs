@@ -111,9 +111,7 @@ impl Sim {
             }
             Action::Close { terms, .. } => {
                 let id = terms.id().to_string();
-                self.invariants.require(!is_strangers(terms), || {
-                    format!("M2: gas is spent on closing {id}, which a stranger opened")
-                });
+                self.own_close(terms);
                 let has = self.invariants.close_intents.contains(&id);
                 self.invariants
                     .require(has, || format!("M2: {id} is closed without an intent"));
@@ -128,12 +126,18 @@ impl Sim {
     pub(crate) fn market_sweeps(&mut self, terms: &Terms) {
         let id = terms.id();
         self.invariants.count("orphaned account closed".into());
-        self.invariants.require(!is_strangers(terms), || {
-            format!("M2: gas is spent on closing {id}, which a stranger opened")
-        });
+        self.own_close(terms);
         let ended = orphans::assess(terms, &self.chain.account(terms)) != orphans::Verdict::Leave;
         self.invariants.require(ended, || {
             format!("U5: {id} is closed although it may be paid for")
+        });
+    }
+
+    /// M2: no gas is spent on an account that a stranger opened.
+    fn own_close(&mut self, terms: &Terms) {
+        let id = terms.id();
+        self.invariants.require(!is_strangers(terms), || {
+            format!("M2: gas is spent on closing {id}, which a stranger opened")
         });
     }
 

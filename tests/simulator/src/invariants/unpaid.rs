@@ -5,7 +5,7 @@
 use leasehold_crds::market::allocation::GpuAllocationSpec;
 use leasehold_planner::escrow::Account;
 
-use super::workloads::SLACK_MS;
+use super::workloads::{SLACK_MS, Span};
 use crate::{
     Sim,
     cluster::{Pod, PodPhase},
@@ -17,7 +17,7 @@ const START_MS: u64 = 60_000;
 /// A reservation may compute this long unpaid in all, and three times as long as it was paid: it is started and stopped
 /// again by each fault and each pause.
 const UNPAID_MS: u64 = 60_000;
-/// After a dead node is back, its state is known within this time.
+/// For this long after a dead node is back, its pods and its legs may disagree.
 const REVIVED_MS: u64 = 120_000;
 /// How long nodes may be held for a leg that never runs: the longest times until the deposit and from it to the start.
 const HELD_SECONDS: u64 = 300 + 900;
@@ -48,14 +48,12 @@ impl Unpaid {
 }
 
 impl Sim {
-    pub(super) fn check_unpaid(
-        &mut self,
-        site: usize,
-        name: &str,
-        can_act: bool,
-        can_read: bool,
-        passed: u64,
-    ) {
+    pub(super) fn check_unpaid(&mut self, site: usize, name: &str, span: Span) {
+        let Span {
+            can_act,
+            can_read,
+            passed,
+        } = span;
         let calm = can_act && can_read && self.is_calm(site);
         let hindered = self.is_hindered(site, name);
         let cluster = &self.sites[site].cluster;
@@ -66,7 +64,7 @@ impl Sim {
         let ends = cluster.pods.iter().any(ends);
         let holds = pods().any(|p| !p.has_ended() && p.node.is_some());
         let grace = self.sites[site].grace_seconds;
-        let now_s = self.earliest_clock(site);
+        let now_s = u64::try_from(self.earliest_clock(site)).unwrap_or_default();
         let Some(reservation) = self.invariants.reservations.get_mut(&(site, name.to_owned())) else {
             return;
         };
@@ -130,10 +128,9 @@ impl Sim {
     }
 
     /// Unix seconds by that clock of a provider's processes which is the most behind.
-    fn earliest_clock(&self, site: usize) -> u64 {
+    pub(super) fn earliest_clock(&self, site: usize) -> i64 {
         let clocks = self.sites[site].processes.iter().map(|p| p.offset_ms);
-        let local = self.clock(clocks.min().unwrap_or(0)).as_second();
-        u64::try_from(local).unwrap_or_default()
+        self.clock(clocks.min().unwrap_or(0)).as_second()
     }
 
     /// Whether nothing delays a provider's reads and writes.

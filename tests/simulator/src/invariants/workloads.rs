@@ -16,6 +16,15 @@ const ORPHAN_MS: u64 = 75_000;
 /// heartbeats of kubelet and agent, and a pause that waits for a full block.
 const DEAD_MS: u64 = 300_000;
 
+/// A span of time, and what the operator of a provider could do in it.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub(super) can_act: bool,
+    pub(super) can_read: bool,
+    /// In ms.
+    pub(super) passed: u64,
+}
+
 impl Sim {
     /// U2 and U3: a running workload must be paid and wanted, and run only once.
     pub(super) fn check_pods(&mut self, passed: u64) {
@@ -29,6 +38,11 @@ impl Sim {
                 && !self.is_frozen()
                 && (0..2).any(|p| up(p) && !cut(p))
                 && self.faults.flaky_per_mille == 0;
+            let span = Span {
+                can_act,
+                can_read,
+                passed,
+            };
             let names: BTreeSet<String> = self.sites[site]
                 .cluster
                 .pods
@@ -39,7 +53,7 @@ impl Sim {
             let spaces: Vec<String> = self.sites[site].cluster.namespaces.keys().cloned().collect();
             for name in spaces {
                 let serves = names.contains(&name);
-                if let Some(uid) = self.check_reservation(site, &name, serves, can_act, can_read, passed) {
+                if let Some(uid) = self.check_reservation(site, &name, serves, span) {
                     serving
                         .entry(uid)
                         .or_default()
@@ -72,25 +86,17 @@ impl Sim {
     }
 
     /// Checks one reservation, or one namespace without a reservation. Returns the uid of the lease that it serves.
-    fn check_reservation(
-        &mut self,
-        site: usize,
-        name: &str,
-        serves: bool,
-        can_act: bool,
-        can_read: bool,
-        passed: u64,
-    ) -> Option<String> {
+    fn check_reservation(&mut self, site: usize, name: &str, serves: bool, span: Span) -> Option<String> {
         let invariants = &mut self.invariants;
         let Some(reservation) = invariants.reservations.get_mut(&(site, name.to_owned())) else {
             invariants.violated(|| format!("namespace {name} was created without a reservation"));
             return None;
         };
         if !reservation.exists {
-            self.check_orphan(site, name, can_act && can_read, passed);
+            self.check_orphan(site, name, span);
             return None;
         }
-        self.check_unpaid(site, name, can_act, can_read, passed);
+        self.check_unpaid(site, name, span);
         let reservation = self.invariants.reservations.get_mut(&(site, name.to_owned()))?;
         if !serves {
             reservation.beyond_ms = 0;
@@ -98,21 +104,20 @@ impl Sim {
             reservation.after_not_after_ms = 0;
             return None;
         }
-        self.check_ends(site, name, can_act, passed);
-        self.check_payment(site, name, can_act, can_read, passed)
+        self.check_ends(site, name, span);
+        self.check_payment(site, name, span)
     }
 
     /// U3: a workload ends soon after its stop, and after `notAfter`.
-    fn check_ends(&mut self, site: usize, name: &str, can_act: bool, passed: u64) {
-        let local = self.sites[site].processes.iter().map(|p| p.offset_ms).min();
-        let local = self.clock(local.unwrap_or(0)).as_second();
+    fn check_ends(&mut self, site: usize, name: &str, span: Span) {
+        let local = self.earliest_clock(site);
         let invariants = &mut self.invariants;
         let Some(reservation) = invariants.reservations.get_mut(&(site, name.to_owned())) else {
             return;
         };
         let count = |holds: bool, ms: u64| {
-            if holds && can_act {
-                ms + passed
+            if holds && span.can_act {
+                ms + span.passed
             } else if holds {
                 ms
             } else {
@@ -131,14 +136,12 @@ impl Sim {
     }
 
     /// U2 and M4: a workload runs only while it is paid, or within its grace, and nobody pays for a dead node.
-    fn check_payment(
-        &mut self,
-        site: usize,
-        name: &str,
-        can_act: bool,
-        can_read: bool,
-        passed: u64,
-    ) -> Option<String> {
+    fn check_payment(&mut self, site: usize, name: &str, span: Span) -> Option<String> {
+        let Span {
+            can_act,
+            can_read,
+            passed,
+        } = span;
         let now = i64::try_from(self.now / 1000).unwrap_or(0);
         let grace_ms = self.sites[site].grace_seconds * 1000;
         let invariants = &mut self.invariants;
@@ -192,7 +195,7 @@ impl Sim {
     }
 
     /// U5: a namespace whose reservation is gone is deleted within a minute, unless its account is still open.
-    fn check_orphan(&mut self, site: usize, name: &str, can_clear: bool, passed: u64) {
+    fn check_orphan(&mut self, site: usize, name: &str, span: Span) {
         let invariants = &mut self.invariants;
         let Some(reservation) = invariants.reservations.get_mut(&(site, name.to_owned())) else {
             return;
@@ -206,8 +209,8 @@ impl Sim {
                 AccountRead::Absent | AccountRead::Mismatch => false,
             });
         let leaving = self.sites[site].cluster.namespaces.get(name) == Some(&true);
-        reservation.orphan_ms = if can_clear && !paid && !leaving {
-            reservation.orphan_ms + passed
+        reservation.orphan_ms = if span.can_act && span.can_read && !paid && !leaving {
+            reservation.orphan_ms + span.passed
         } else {
             0
         };

@@ -1,14 +1,14 @@
 //! What a provider offers to the market.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
-use leasehold_crds::{GpuReservation, market::allocation::AllocationPhase, market::offer::PaymentIdentity};
+use leasehold_crds::{GpuReservation, market::offer::PaymentIdentity};
 use leasehold_planner::{
-    provider::offer::supply::{GpusSeen, Hold, NodeSeen, PoolRuntime, PoolSupply, pool_supply},
+    provider::offer::{
+        cluster::holds,
+        supply::{GpusSeen, NodeSeen, PoolRuntime, PoolSupply, pool_supply},
+    },
     request::{Shape, Version},
 };
 
@@ -46,14 +46,10 @@ impl Sim {
                     .filter(|p| p.node.as_ref() == Some(&node.name) && !p.has_ended());
                 let requested = on.map(|p| count(p.uuids.len())).sum();
                 let healthy = node.gpus.iter().all(|g| g.faulty_since.is_none());
+                let uuids: Vec<String> = node.gpus.iter().map(|g| g.uuid.clone()).collect();
                 NodeSeen {
                     name: node.name.clone(),
-                    labels: BTreeMap::new(),
                     schedulable: node.not_ready_since.is_none(),
-                    taints: Vec::new(),
-                    architecture: None,
-                    slice_resource: None,
-                    sharing: None,
                     allocatable: shape(count(node.gpus.len())),
                     requested: shape(requested),
                     gpus: Some(GpusSeen {
@@ -63,19 +59,19 @@ impl Sim {
                         compute_capability: Version(7, 5),
                         cuda: Version(12, 4),
                         healthy,
-                        reason: String::new(),
-                        message: String::new(),
-                        claims: node.gpus.iter().map(|g| g.uuid.clone()).collect(),
-                        shared: Vec::new(),
-                        units: node.gpus.iter().map(|g| g.uuid.clone()).collect(),
-                        mig: Vec::new(),
+                        claims: uuids.clone(),
+                        units: uuids,
                         alive: !self.faults.agents_silent.contains(&s),
+                        ..GpusSeen::default()
                     }),
                     handlers: [(String::new(), true)].into(),
+                    ..NodeSeen::default()
                 }
             })
             .collect();
-        let holds = self.holds(s, p, reservations);
+        let running = process.pods.iter().filter(|p| !p.has_ended());
+        let placed = running.filter_map(|p| Some((p.namespace.as_str(), p.node.as_deref()?)));
+        let holds = holds(reservations.iter().map(|r| &**r), placed);
         let payment = self.payment();
         pool_supply(
             &site.pool,
@@ -93,48 +89,6 @@ impl Sim {
             escrow: self.currency.escrow.to_string(),
             token: self.currency.token.to_string(),
         }
-    }
-
-    fn holds(&self, s: usize, p: usize, reservations: &[Arc<GpuReservation>]) -> Vec<Hold> {
-        let process = &self.sites[s].processes[p];
-        let waits = |r: &&Arc<GpuReservation>| {
-            let status = r.status.as_ref();
-            let phase = status.map_or(AllocationPhase::Requested, |s| s.phase);
-            let ended = status.is_some_and(|s| s.job.is_some() || s.stop_reason.is_some());
-            let waits = matches!(
-                phase,
-                AllocationPhase::Requested
-                    | AllocationPhase::Reserved
-                    | AllocationPhase::Provisioning
-                    | AllocationPhase::Active
-            );
-            let resumes = status.is_some_and(|s| s.resuming_since.is_some());
-            (waits || phase == AllocationPhase::Suspended && resumes) && !ended
-        };
-        reservations
-            .iter()
-            .filter(waits)
-            .filter_map(|r| {
-                let name = r.metadata.name.clone().unwrap_or_default();
-                let mine = process
-                    .pods
-                    .iter()
-                    .filter(|p| p.namespace == name && !p.has_ended());
-                let there: BTreeSet<&String> = mine.filter_map(|p| p.node.as_ref()).collect();
-                let nodes = r
-                    .spec
-                    .nodes
-                    .iter()
-                    .filter(|n| !there.contains(n))
-                    .cloned()
-                    .collect();
-                Some(Hold {
-                    shape: Shape::from_wire(&r.spec.allocation.per_node).ok()?,
-                    nodes,
-                    name,
-                })
-            })
-            .collect()
     }
 
     /// Renews the provider's offer on the market.

@@ -58,12 +58,7 @@ impl Sim {
             let deleted = self.allocations.set_finalizers(key, None, Vec::new());
             deleted.and_then(|_| self.allocations.delete(key, now)).ok();
         }
-        let until = self.chain.newest().head.number;
-        let opened: Vec<Terms> = self.chain.opened(until).map(|o| o.terms.clone()).collect();
-        let is_open = |sim: &Self, terms: &Terms| {
-            terms.payer == third_party() && sim.chain.account(terms).present().is_some_and(|a| !a.closed)
-        };
-        let open: Vec<Terms> = opened.into_iter().filter(|terms| is_open(self, terms)).collect();
+        let open = self.open_accounts_of(third_party());
         for terms in &open {
             let (terms, payouts) = (terms.clone(), (1 << terms.legs.len()) - 1);
             self.chain.force(third_party(), Action::Close { terms, payouts });

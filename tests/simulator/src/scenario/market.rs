@@ -2,16 +2,9 @@
 
 use leasehold_chain::machine::Action;
 use leasehold_crds::payment::money::{Rate, TokenAmount};
-use leasehold_planner::escrow::{Hash, Leg, RoundKey, Terms};
+use leasehold_planner::escrow::{Address, Hash, Leg, RoundKey, Terms};
 
-use crate::{
-    Sim,
-    api::Key,
-    reconcile::ProcessId,
-    scenario::Scenario,
-    sim::Event,
-    tenant::{is_strangers, stranger},
-};
+use crate::{Sim, api::Key, reconcile::ProcessId, scenario::Scenario, sim::Event, tenant::stranger};
 
 impl Sim {
     /// Whether the market's process dies before the next write of this reconcile. The chain then hangs for minutes, and
@@ -71,15 +64,19 @@ impl Sim {
         self.random.between(5_000, 30_000)
     }
 
+    /// The open accounts of that payer.
+    pub(super) fn open_accounts_of(&self, payer: Address) -> Vec<Terms> {
+        let until = self.chain.newest().head.number;
+        let opened = self.chain.opened(until).map(|o| &o.terms);
+        let is_open = |terms: &&Terms| {
+            terms.payer == payer && self.chain.account(terms).present().is_some_and(|a| !a.closed)
+        };
+        opened.filter(is_open).cloned().collect()
+    }
+
     /// The stranger takes the money back.
     pub(crate) fn close_strangers_accounts(&mut self) {
-        let until = self.chain.newest().head.number;
-        let opened = self.chain.opened(until).map(|o| o.terms.clone());
-        let is_open = |terms: &Terms| {
-            is_strangers(terms) && self.chain.account(terms).present().is_some_and(|a| !a.closed)
-        };
-        let open: Vec<Terms> = opened.filter(is_open).collect();
-        for terms in open {
+        for terms in self.open_accounts_of(stranger()) {
             self.chain.force(stranger(), Action::Close { terms, payouts: 0 });
         }
     }

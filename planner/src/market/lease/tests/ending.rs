@@ -32,12 +32,7 @@ fn a_payment_that_is_not_made_keeps_a_lease_open_for_a_minute() {
             }),
             AllocationPhase::Suspended,
         );
-        let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
-        status.intent = Some(Intent {
-            action: IntentAction::Fund,
-            total: Some("2000000".into()),
-            written_at: now().to_string(),
-        });
+        intend(&mut world, IntentAction::Fund, "2000000");
         check(&world).end
     };
     assert_eq!(ends(59), None);
@@ -160,12 +155,7 @@ fn a_lease_for_which_nothing_was_intended_ends_while_the_chain_is_unreachable() 
         plan.allocations.as_slice(),
         [AllocationWrite::Delete { .. }]
     ));
-    let status = Arc::make_mut(&mut matched.lease).status.as_mut().unwrap();
-    status.intent = Some(Intent {
-        action: IntentAction::Open,
-        total: Some("1".into()),
-        written_at: now().to_string(),
-    });
+    intend(&mut matched, IntentAction::Open, "1");
     assert_eq!(decide(&matched, &check(&matched), now()).finalizer, None);
 }
 

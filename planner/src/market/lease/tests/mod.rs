@@ -88,6 +88,17 @@ fn known(read: AccountRead) -> Observed<AccountAt> {
     Observed::Known(AccountAt { block: head(), read })
 }
 
+/// Stores an intent to pay so much in total, and gives back the status.
+fn intend<'a>(world: &'a mut World, action: IntentAction, total: &str) -> &'a mut GpuLeaseStatus {
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    status.intent = Some(Intent {
+        action,
+        total: Some(total.into()),
+        written_at: now().to_string(),
+    });
+    status
+}
+
 /// Started a minute ago, and paid for so many seconds from now.
 fn account(left: u64) -> Account {
     Account {

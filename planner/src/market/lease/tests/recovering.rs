@@ -63,12 +63,7 @@ fn an_account_that_the_lease_would_not_open_is_never_paid_into() {
 #[test]
 fn a_wallet_pays_only_into_an_account_that_it_opened() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
-    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
-    status.intent = Some(Intent {
-        action: IntentAction::Fund,
-        total: Some("2000000".into()),
-        written_at: now().to_string(),
-    });
+    intend(&mut world, IntentAction::Fund, "2000000");
     assert!(needs_wallet(&world));
     let funds = |world: &World| decide(world, &check(world), now());
     world.wallet = Observed::Known(Wallet::Ready(terms().payer));
@@ -80,14 +75,9 @@ fn a_wallet_pays_only_into_an_account_that_it_opened() {
     assert_eq!(funded.reason, "WalletNotReadable");
 
     let mut opens = super::world(AccountRead::Absent, AllocationPhase::Reserved);
-    let status = Arc::make_mut(&mut opens.lease).status.as_mut().unwrap();
+    let status = intend(&mut opens, IntentAction::Open, "2000000");
     (status.phase, status.escrow.as_mut().unwrap().open_by) =
         (Phase::Matched, i64::try_from(NOW).unwrap() + 50);
-    status.intent = Some(Intent {
-        action: IntentAction::Open,
-        total: Some("2000000".into()),
-        written_at: now().to_string(),
-    });
     opens.wallet = Observed::Known(Wallet::Ready(terms().payer));
     assert!(matches!(funds(&opens).call, Some(ChainCall::Open { .. })));
     opens.wallet = Observed::Known(Wallet::Ready(Address([9; 20])));

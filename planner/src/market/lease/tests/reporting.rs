@@ -109,12 +109,7 @@ fn a_failed_write_is_reported_until_one_is_mined() {
         total: TokenAmount(2_000_000),
     };
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
-    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
-    status.intent = Some(Intent {
-        action: IntentAction::Fund,
-        total: Some("2000000".into()),
-        written_at: now().to_string(),
-    });
+    let status = intend(&mut world, IntentAction::Fund, "2000000");
     chain_failure(status, &funding, &short, 1, now());
     let reported = |world: &World| {
         let plan = decide(world, &check(world), now());
@@ -169,6 +164,29 @@ fn what_an_abandoned_account_spent_is_not_reported_as_nothing() {
     for money in [None, Some(AccountSummary::default())] {
         let abandoned = note(&closed(CloseReason::Abandoned, money));
         assert!(abandoned.ends_with("what was spent is unknown"), "{abandoned}");
+    }
+}
+
+/// Neither an outage nor a close that a reorganisation dropped shows that the account is closed.
+#[test]
+fn a_closed_lease_is_not_settled_while_its_account_is_open_or_unknown() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Stopped);
+    let close = ChainCall::Close {
+        terms: terms(),
+        payouts: 1,
+    };
+    let short = PaymentError::InsufficientGas {
+        address: Address([3; 20]),
+    };
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    (status.phase, status.close_reason) = (Phase::Closed, Some(CloseReason::Deleted));
+    chain_failure(status, &close, &short, 1, now());
+    let unknown = Some(Observed::Unknown("no answer".into()));
+    for account in [world.account.clone(), unknown] {
+        world.account = account;
+        let status = decide(&world, &check(&world), now()).status;
+        let settled = find(&status.conditions, "Settled").unwrap();
+        assert_eq!(settled.reason, "InsufficientGas");
     }
 }
 

@@ -12,14 +12,10 @@ fn node(name: &str, gpus: u64, requested: u64) -> NodeSeen {
         memory: gpus << 35,
         scratch: 0,
     };
+    let uuids: Vec<String> = (0..gpus).map(|i| format!("GPU-{name}-{i}")).collect();
     NodeSeen {
         name: name.into(),
-        labels: BTreeMap::new(),
         schedulable: true,
-        taints: Vec::new(),
-        architecture: None,
-        slice_resource: None,
-        sharing: None,
         allocatable: shape(gpus),
         requested: shape(requested),
         gpus: Some(GpusSeen {
@@ -29,15 +25,13 @@ fn node(name: &str, gpus: u64, requested: u64) -> NodeSeen {
             compute_capability: Version(7, 5),
             cuda: Version(12, 4),
             healthy: true,
-            reason: String::new(),
-            message: String::new(),
-            claims: (0..gpus).map(|i| format!("GPU-{name}-{i}")).collect(),
-            shared: Vec::new(),
-            units: (0..gpus).map(|i| format!("GPU-{name}-{i}")).collect(),
-            mig: Vec::new(),
+            claims: uuids.clone(),
+            units: uuids,
             alive: true,
+            ..GpusSeen::default()
         }),
         handlers: [(String::new(), true)].into(),
+        ..NodeSeen::default()
     }
 }
 

@@ -2,16 +2,22 @@
 
 use super::*;
 
-/// A reorganisation may drop the end of its leg, or the payment of what it earned.
-#[test]
-fn a_reservation_is_kept_until_its_end_is_final() {
+/// A stopped job whose results have expired. Its namespace is gone, so that only its end has to be final.
+fn expired() -> Scenario {
     let mut scenario = job();
     scenario.ended();
     scenario.reconcile();
     scenario.released();
     scenario.stopped();
     scenario.now = NOW + KEEP;
-    scenario.reconcile();
+    assert_eq!(scenario.reconcile().workload, Workload::Remove);
+    scenario
+}
+
+/// A reorganisation may drop the end of its leg, or the payment of what it earned.
+#[test]
+fn a_reservation_is_kept_until_its_end_is_final() {
+    let mut scenario = expired();
     scenario.is_final = false;
     let plan = scenario.reconcile();
     assert!(!plan.delete);
@@ -38,13 +44,7 @@ fn an_absence_before_open_by_does_not_show_that_nothing_was_paid() {
 /// The newest final block may be of the time before the leg had started, when nothing was owed to it either.
 #[test]
 fn a_final_block_from_before_the_start_does_not_show_the_end() {
-    let mut scenario = job();
-    scenario.ended();
-    scenario.reconcile();
-    scenario.released();
-    scenario.stopped();
-    scenario.now = NOW + KEEP;
-    scenario.reconcile();
+    let mut scenario = expired();
     let before = Account {
         closed: false,
         started_at: 0,

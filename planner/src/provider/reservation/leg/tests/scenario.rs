@@ -11,7 +11,11 @@ use crate::{
     escrow::{AccountRead, Address},
     provider::{
         health::{Fault, FaultKind, Health},
-        reservation::{Reading, Running, decide, tests::known, wants_second},
+        reservation::{
+            Reading, Running, decide,
+            tests::{account, known},
+            wants_second,
+        },
     },
 };
 
@@ -55,17 +59,11 @@ pub(super) fn serving() -> Scenario {
     Scenario {
         reservation,
         account: Account {
-            closed: false,
             deposited: TokenAmount(500 * 100_000),
             balance_scaled: 500 * 100_000 * RATE_SCALE,
             block_time: 0,
             paid_until: 100_000,
-            exhausted_at: 0,
-            started_at: 1,
-            paid_seconds: 0,
-            running: 1,
-            ended: 0,
-            legs: vec![LegState::default()],
+            ..account()
         },
         running: Running {
             reading: Reading::Cached,
