@@ -6,6 +6,7 @@ use leasehold_crds::provider::node::DeviceHealth;
 
 use crate::{
     gpu_class::is_near,
+    health::foreign_processes::holds,
     sources::facts::{GpuFacts, Reading, Source, XidEvent, bus_key, plugin_ids},
     sources::kubelet::Allocation,
     sources::nvml::xid::{Severity, severity},
@@ -201,29 +202,26 @@ fn another_card_by_name(world: &World, gpu: &GpuFacts) -> Option<Finding> {
     )
 }
 
-/// Not among the checks: for a GPU that was never offered, it only means that the device plugin has not started yet.
-pub(crate) fn withheld(world: &World, gpu: &GpuFacts) -> Option<Finding> {
-    is_withheld(world, gpu).then(|| {
-        found(
-            DeviceHealth::WitnessesDisagree,
-            "the device plugin does not advertise it".to_owned(),
-        )
-    })?
-}
-
-/// Whether the device plugin is known not to advertise a GPU.
-pub(crate) fn is_withheld(world: &World, gpu: &GpuFacts) -> bool {
-    world
-        .kubelet
+/// Whether the device plugin is known not to advertise a GPU. This is not among the checks: the device plugin may be
+/// starting, or restarting.
+pub(crate) fn is_withheld(kubelet: &Source<Allocation>, gpu: &GpuFacts) -> bool {
+    kubelet
         .reported()
         .is_some_and(|kubelet| !plugin_ids(gpu).iter().any(|id| kubelet.allocatable.contains(*id)))
 }
 
 /// Whether the device plugin advertises a GPU. On a node without a kubelet this is always true.
-pub(crate) fn is_advertised(world: &World, gpu: &GpuFacts) -> bool {
-    match &world.kubelet {
-        Source::Reported(_) => !is_withheld(world, gpu),
+pub(crate) fn is_advertised(kubelet: &Source<Allocation>, gpu: &GpuFacts) -> bool {
+    match kubelet {
+        Source::Reported(_) => !is_withheld(kubelet, gpu),
         Source::Unavailable(_) => false,
         Source::Absent => true,
     }
+}
+
+/// Whether a pod is known to hold a GPU, or a slice of it.
+pub(crate) fn is_held(kubelet: &Source<Allocation>, gpu: &GpuFacts) -> bool {
+    kubelet
+        .reported()
+        .is_some_and(|kubelet| kubelet.holders.iter().any(|holder| holds(holder, gpu)))
 }

@@ -3,6 +3,10 @@
 //! A single reading does not make a GPU unhealthy, unless it is an event (an Xid): a fault is confirmed by a second
 //! reading, which is requested soon. A single reading does not restore a GPU either: after a fault, a GPU must pass
 //! several readings and be advertised by the device plugin. After a fatal Xid it must also have been reset.
+//!
+//! A healthy GPU that the device plugin stops advertising stays healthy: the device plugin is consulted when a container
+//! starts and not afterwards, so that its restart takes no GPU from a container. Such a GPU is not sold: the condition
+//! `WitnessesAgree` of the node shows it.
 
 use jiff::Timestamp;
 use leasehold_crds::provider::node::DeviceHealth;
@@ -13,7 +17,7 @@ pub(crate) mod foreign_processes;
 pub(crate) mod unheld_memory;
 
 use crate::{
-    health::checks::{Finding, World, finding, is_advertised, is_withheld, unmatched_devices, withheld},
+    health::checks::{Finding, World, finding, is_advertised, is_held, is_withheld, unmatched_devices},
     sources::facts::{GpuFacts, Slot, bus_key},
 };
 
@@ -228,9 +232,7 @@ impl Record {
         let numa_node = record.gpu.numa_node;
         record.gpu = gpu.clone();
         record.gpu.numa_node = world.card(gpu).map_or(numa_node, |card| card.numa_node);
-        let never_in_sale = record.health == DeviceHealth::Unknown;
-        let found = finding(world, gpu).or_else(|| if never_in_sale { None } else { withheld(world, gpu) });
-        match found {
+        match finding(world, gpu) {
             Some(found) => record.add_finding(found, now),
             None => record.no_finding(world, rules, now),
         }
@@ -283,7 +285,7 @@ impl Record {
     fn add_finding(&mut self, found: Finding, now: Timestamp) {
         self.clean_readings = 0;
         if self.health == DeviceHealth::FatalXid && found.health == DeviceHealth::WitnessesDisagree {
-            // The device plugin reacts to the Xid too. Keep the more severe reason.
+            // Other sources may react to the Xid too. Keep the more severe reason.
             return;
         }
         let readings = match &self.unconfirmed {
@@ -313,9 +315,9 @@ impl Record {
             DeviceHealth::Healthy => (),
             // The GPU was never offered, or its state was unknown for a while: there is no fault to recover from.
             DeviceHealth::Unknown => {
-                if is_advertised(world, &self.gpu) {
+                if is_advertised(&world.kubelet, &self.gpu) || is_held(&world.kubelet, &self.gpu) {
                     self.set_health(DeviceHealth::Healthy, String::new(), now);
-                } else if is_withheld(world, &self.gpu) {
+                } else if is_withheld(&world.kubelet, &self.gpu) {
                     self.set_health(
                         DeviceHealth::Unknown,
                         "the device plugin does not advertise it".to_owned(),
@@ -332,7 +334,7 @@ impl Record {
             | DeviceHealth::EccUncorrectable
             | DeviceHealth::Duplicate
             | DeviceHealth::WitnessesDisagree => {
-                self.clean_readings = 1;
+                self.clean_readings = u32::from(is_advertised(&world.kubelet, &self.gpu));
                 let message = format!(
                     "recovering from: {}; it is offered again after several readings without a fault",
                     self.message
@@ -340,9 +342,10 @@ impl Record {
                 self.set_health(DeviceHealth::Recovering, message, now);
             }
             DeviceHealth::Recovering => {
-                if is_advertised(world, &self.gpu) {
-                    self.clean_readings += 1;
-                }
+                self.clean_readings = match is_advertised(&world.kubelet, &self.gpu) {
+                    true => self.clean_readings + 1,
+                    false => 0,
+                };
                 if self.clean_readings >= rules.recovery_readings {
                     self.set_health(DeviceHealth::Healthy, String::new(), now);
                 }
@@ -363,9 +366,9 @@ impl Record {
         match self.reset {
             Reset::Seen => Reset::Seen,
             _ if restarted => Reset::Seen,
-            Reset::Unseen if is_withheld(world, gpu) => Reset::Withheld,
+            Reset::Unseen if is_withheld(&world.kubelet, gpu) => Reset::Withheld,
             Reset::Unseen => Reset::Unseen,
-            Reset::Withheld if is_advertised(world, gpu) => Reset::Seen,
+            Reset::Withheld if is_advertised(&world.kubelet, gpu) => Reset::Seen,
             Reset::Withheld => Reset::Withheld,
         }
     }

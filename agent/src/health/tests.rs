@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::{
     sources::facts::{Memory, Reading, Source, XidEvent},
-    sources::kubelet::Allocation,
+    sources::kubelet::{Allocation, Holder},
     sources::pci::PciGpu,
 };
 
@@ -164,6 +164,57 @@ fn a_fault_seen_only_once_is_ignored() {
         (node.first(), node.next),
         (DeviceHealth::Healthy, NextReading::AtPeriod)
     );
+}
+
+#[test]
+fn a_gpu_that_the_device_plugin_stops_advertising_stays_healthy() {
+    let mut node = node(2);
+    let since = node.history.gpus[0].since;
+    for advertised in [0, 2, 1, 2] {
+        let ids = (0..advertised).map(|index| format!("GPU-{index}"));
+        *node.allocatable() = ids.collect();
+        for _ in 0..5 {
+            node.observe();
+            assert_eq!(
+                (node.health(), node.next),
+                (vec![DeviceHealth::Healthy; 2], NextReading::AtPeriod),
+                "the device plugin restarts, or withdraws a GPU that a container computes on"
+            );
+        }
+    }
+    assert_eq!(node.history.gpus[0].since, since);
+}
+
+/// While the device plugin is away, the kubelet's list of holders shows that a container has the GPU.
+#[test]
+fn after_a_restart_a_held_gpu_needs_no_device_plugin_to_be_healthy() {
+    let mut node = node(2);
+    node.history = HealthHistory::restored(node.history.gpus.clone(), None);
+    let Source::Reported(kubelet) = &mut node.world.kubelet else {
+        panic!("the kubelet is unavailable")
+    };
+    kubelet.allocatable.clear();
+    kubelet.holders.push(Holder {
+        namespace: "lease-a".to_owned(),
+        pod: "lease-0".to_owned(),
+        ids: BTreeSet::from(["GPU-0".to_owned()]),
+    });
+    node.observe();
+    assert_eq!(node.health(), [DeviceHealth::Healthy, DeviceHealth::Unknown]);
+    assert_eq!(
+        node.history.gpus[1].message,
+        "the device plugin does not advertise it"
+    );
+
+    // A GPU that recovers from a fault needs both.
+    node.world.reading.slots[0] = Slot::Lost;
+    node.observe();
+    node.observe();
+    node.world.reading.slots[0] = Slot::Read(Box::new(gpu(0)));
+    for _ in 0..5 {
+        node.observe();
+    }
+    assert_eq!(node.first(), DeviceHealth::Recovering);
 }
 
 #[test]

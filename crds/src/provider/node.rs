@@ -185,7 +185,7 @@ pub enum DeviceHealth {
     EccUncorrectable,
     /// Another GPU has the same UUID or PCI bus ID.
     Duplicate,
-    /// The witnesses (NVML, PCI, device plugin) disagree.
+    /// The witnesses (NVML, PCI) disagree.
     WitnessesDisagree,
     /// The GPU has recovered from a fault and is observed before it is sold again.
     Recovering,
@@ -255,6 +255,8 @@ words! {
         KubeletSilent,
         /// NVML does not report a device that another source reports.
         NotInNvml,
+        /// The device plugin does not advertise a GPU.
+        GpusNotAdvertised,
         /// All sources agree.
         Agree,
         /// Only processes of holders compute on the GPUs.

@@ -16,7 +16,7 @@ use leasehold_crds::{
 
 use crate::{
     gpu_class::slice_class,
-    health::{HealthHistory, Record, is_fault},
+    health::{HealthHistory, Record, checks::is_withheld, is_fault},
     sources::facts::{GpuFacts, Memory, ProbeError, SliceFacts, Source, plugin_ids},
     sources::kubelet::Allocation,
     sources::nvml::watchdog::Outcome,
@@ -323,6 +323,20 @@ fn witnesses_agree(known: &Known<'_>) -> Condition {
     }
     if let Source::Unavailable(why) = known.kubelet {
         return report(ConditionStatus::Unknown, NodeReason::KubeletSilent, why.clone());
+    }
+    let withheld: Vec<&str> = known
+        .history
+        .gpus
+        .iter()
+        .filter(|record| is_withheld(known.kubelet, &record.gpu))
+        .map(|record| record.gpu.uuid.as_str())
+        .collect();
+    if !withheld.is_empty() {
+        return report(
+            ConditionStatus::False,
+            NodeReason::GpusNotAdvertised,
+            format!("the device plugin does not advertise {}", withheld.join(", ")),
+        );
     }
     let witnesses = match known.kubelet {
         Source::Absent => "NVML and the PCI bus agree; this node has no kubelet",

@@ -209,6 +209,26 @@ fn each_unknown_state_has_its_reason() {
 }
 
 #[test]
+fn a_gpu_that_the_device_plugin_does_not_advertise_is_no_fault_and_keeps_the_node_from_sale() {
+    let mut scene = scene(reading(vec![gpu(0), gpu(1)]));
+    scene.kubelet = Source::Reported(Allocation {
+        allocatable: BTreeSet::from(["GPU-0".to_owned()]),
+        ..Allocation::default()
+    });
+    assert_eq!(
+        scene.condition(NodeCondition::Healthy),
+        pair("True", "AllHealthy")
+    );
+    assert_eq!(
+        scene.condition(NodeCondition::WitnessesAgree),
+        pair("False", "GpusNotAdvertised")
+    );
+    let status = scene.status(&GpuNodeStatus::default(), 9);
+    let agree = find(&status.conditions, NodeCondition::WitnessesAgree).unwrap();
+    assert_eq!(agree.message, "the device plugin does not advertise GPU-1");
+}
+
+#[test]
 fn faults_and_foreign_processes_name_the_gpu() {
     let broken = GpuFacts {
         ecc_uncorrected: Some(3),
