@@ -2,6 +2,9 @@
 //!
 //! Both use server-side apply with the agent's own field manager, so that a restart or a second agent changes nothing
 //! that is up to date, and fields set by administrators are kept.
+//!
+//! A GpuNode is deleted with its Node, and created again when the Node registers again. What the administrator set in its
+//! spec is kept meanwhile in an annotation of the Lease, which no Node owns.
 
 use std::time::Duration;
 
@@ -25,6 +28,8 @@ pub(crate) mod status;
 
 /// Field manager of the agent's writes.
 pub(crate) const FIELD_MANAGER: &str = "leasehold-agent";
+/// Annotation of the agent's Lease with the spec of the GpuNode, as JSON.
+const SPEC_ANNOTATION: &str = "leasehold.dev/gpu-node-spec";
 /// Time limit of one call.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -38,9 +43,8 @@ pub(crate) struct Publisher {
     /// The status in the API server, as far as is known.
     applied: Option<GpuNodeStatus>,
     generation: i64,
-    /// What the administrator set when the GpuNode was last read. A GpuNode is deleted with its Node, and created again
-    /// when the Node registers again.
-    spec: GpuNodeSpec,
+    /// What the administrator had set when the GpuNode was last read; `None` before the first read.
+    spec: Option<GpuNodeSpec>,
 }
 
 /// Whether a write was needed.
@@ -60,10 +64,7 @@ impl Publisher {
             lease_seconds: i32::try_from(lease.as_secs()).unwrap_or(i32::MAX),
             applied: None,
             generation: 0,
-            spec: GpuNodeSpec {
-                sell: true,
-                class_override: None,
-            },
+            spec: None,
         }
     }
 
@@ -83,7 +84,7 @@ impl Publisher {
             None => self.create().await?,
         };
         self.generation = gpu_node.metadata.generation.unwrap_or_default();
-        self.spec = gpu_node.spec;
+        self.spec = Some(gpu_node.spec);
         self.applied.clone_from(&gpu_node.status);
         Ok(gpu_node.status.unwrap_or_default())
     }
@@ -113,12 +114,17 @@ impl Publisher {
         Ok(Written::Now)
     }
 
-    /// Renews the Lease, with microsecond precision.
+    /// Renews the Lease, with microsecond precision. The GpuNode must have been read.
     pub(crate) async fn renew(&self, now: Timestamp) -> anyhow::Result<()> {
+        let spec = self.spec.as_ref().context("the GpuNode was not read yet")?;
         let patch = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": self.node, "labels": {"app.kubernetes.io/managed-by": FIELD_MANAGER}},
+            "metadata": {
+                "name": self.node,
+                "labels": {"app.kubernetes.io/managed-by": FIELD_MANAGER},
+                "annotations": {SPEC_ANNOTATION: serde_json::to_string(spec)?},
+            },
             "spec": {
                 "holderIdentity": self.node,
                 "leaseDurationSeconds": self.lease_seconds,
@@ -132,8 +138,30 @@ impl Publisher {
         Ok(())
     }
 
-    /// Creates a GpuNode that is owned by its Node. Its GPUs may be offered, unless an administrator had set otherwise.
+    /// The spec of a GpuNode that is created: what an administrator had set, even before a restart of the agent. While that
+    /// is unknown, no GpuNode is created. The GPUs of a new node may be offered.
+    async fn spec_to_create(&self) -> anyhow::Result<GpuNodeSpec> {
+        if let Some(spec) = &self.spec {
+            return Ok(spec.clone());
+        }
+        let lease = with_deadline(self.leases.get_opt(&self.node))
+            .await
+            .context("read the agent's Lease")?;
+        let annotations = lease.and_then(|lease| lease.metadata.annotations);
+        match annotations.as_ref().and_then(|a| a.get(SPEC_ANNOTATION)) {
+            Some(kept) => serde_json::from_str(kept).with_context(|| {
+                format!("the annotation {SPEC_ANNOTATION} of the agent's Lease is not the spec of a GpuNode; remove it")
+            }),
+            None => Ok(GpuNodeSpec {
+                sell: true,
+                class_override: None,
+            }),
+        }
+    }
+
+    /// Creates a GpuNode that is owned by its Node.
     async fn create(&self) -> anyhow::Result<GpuNode> {
+        let spec = self.spec_to_create().await?;
         let node = with_deadline(self.nodes.get(&self.node))
             .await
             .context("read the Node that owns the GpuNode")?;
@@ -149,7 +177,7 @@ impl Publisher {
                 }]),
                 ..ObjectMeta::default()
             },
-            spec: self.spec.clone(),
+            spec,
             status: None,
         };
         let params = PostParams {

@@ -50,6 +50,16 @@ fn gpu_node(status: Option<&GpuNodeStatus>) -> Value {
     })
 }
 
+const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/leasehold-system/leases/n1";
+
+fn lease(annotations: &Value) -> Value {
+    json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "n1", "annotations": annotations},
+    })
+}
+
 fn not_found() -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404, "message": "not found"})
 }
@@ -63,6 +73,8 @@ async fn a_missing_gpu_node_is_created_and_owned_by_its_node() {
             (method, path.as_str()),
             (Method::GET, "/apis/leasehold.dev/v1alpha1/gpunodes/n1")
         );
+        let (method, path, ..) = answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
+        assert_eq!((method, path.as_str()), (Method::GET, LEASE));
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u-1"}});
         let (method, path, ..) = answer(&mut server, StatusCode::OK, node).await;
         assert_eq!((method, path.as_str()), (Method::GET, "/api/v1/nodes/n1"));
@@ -97,6 +109,41 @@ async fn a_gpu_node_that_is_created_again_keeps_what_its_administrator_set() {
     let (created, (.., sent)) = tokio::join!(publisher.refresh(), serve);
     created.unwrap();
     assert_eq!(sent["spec"], kept["spec"]);
+}
+
+/// A Node is deleted and registers again while its agent restarts.
+#[tokio::test]
+async fn what_an_administrator_set_survives_a_restart_of_the_agent() {
+    let (mut publisher, mut server) = publisher();
+    let mut kept = gpu_node(None);
+    kept["spec"] = json!({"sell": false, "classOverride": "gb10-128g"});
+    let serve = answer(&mut server, StatusCode::OK, kept.clone());
+    let (read, _) = tokio::join!(publisher.refresh(), serve);
+    read.unwrap();
+    let serve = answer(&mut server, StatusCode::OK, lease(&json!({})));
+    let (renewed, (.., renewal)) = tokio::join!(publisher.renew(Timestamp::UNIX_EPOCH), serve);
+    renewed.unwrap();
+    let stored = lease(&renewal["metadata"]["annotations"]);
+
+    let (mut restarted, mut server) = self::publisher();
+    let serve = async {
+        answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
+        let denied = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403, "message": "denied"});
+        answer(&mut server, StatusCode::FORBIDDEN, denied).await
+    };
+    let (unknown, (_, path, ..)) = tokio::join!(restarted.refresh(), serve);
+    unknown.unwrap_err();
+    assert_eq!(path, LEASE, "nothing is created while it is unknown what was set");
+    let serve = async {
+        answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
+        answer(&mut server, StatusCode::OK, stored).await;
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u-2"}});
+        answer(&mut server, StatusCode::OK, node).await;
+        answer(&mut server, StatusCode::CREATED, kept.clone()).await
+    };
+    let (created, (method, .., sent)) = tokio::join!(restarted.refresh(), serve);
+    created.unwrap();
+    assert_eq!((method, &sent["spec"]), (Method::POST, &kept["spec"]));
 }
 
 #[tokio::test]
@@ -163,17 +210,16 @@ async fn a_wiped_status_is_written_again_and_a_failed_write_is_retried() {
 
 #[tokio::test]
 async fn the_lease_is_renewed_under_the_node_s_name() {
-    let (publisher, mut server) = publisher();
+    let (mut publisher, mut server) = publisher();
+    let serve = answer(&mut server, StatusCode::OK, gpu_node(None));
+    let (read, _) = tokio::join!(publisher.refresh(), serve);
+    read.unwrap();
     let now = Timestamp::from_microsecond(1_700_000_000_250_000).unwrap();
-    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "n1"}});
-    let serve = answer(&mut server, StatusCode::OK, lease);
+    let serve = answer(&mut server, StatusCode::OK, lease(&json!({})));
     let (renewed, (method, path, _, sent)) = tokio::join!(publisher.renew(now), serve);
     renewed.unwrap();
     assert_eq!(method, Method::PATCH);
-    assert_eq!(
-        path,
-        "/apis/coordination.k8s.io/v1/namespaces/leasehold-system/leases/n1"
-    );
+    assert_eq!(path, LEASE);
     assert_eq!(sent["spec"]["leaseDurationSeconds"], 40);
     // Two renewals within one second have different times, so that a watcher sees both.
     assert_eq!(sent["spec"]["renewTime"], "2023-11-14T22:13:20.250000Z", "{sent}");

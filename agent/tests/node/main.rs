@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, LogParams},
+    api::{DeleteParams, LogParams, Patch, PatchParams},
 };
 use leasehold_crds::{GpuNode, provider::node::DeviceHealth, shared::conditions::find};
 use leasehold_testcluster::Unavailable;
+use serde_json::json;
 
 mod scene;
 
@@ -30,10 +31,10 @@ async fn the_agent_reports_a_node_s_gpus_their_holders_and_their_faults() {
     holder_and_foreign_process_are_reported(&scene, &uuids).await;
     released_gpu_is_reported_within_seconds(&scene).await;
     each_fault_is_reported_and_recovers(&scene).await;
+    gpu_that_is_not_advertised_stays_healthy(&scene, &uuids).await;
     hanging_driver_makes_health_unknown(&scene).await;
     let agent = restart_keeps_a_fault(&scene, agent).await;
-    deleted_gpu_node_is_created_again(&scene).await;
-    drop(agent);
+    deleted_gpu_node_is_created_again(&scene, agent).await;
     new_holder_is_reported_when_its_pod_starts(&scene).await;
 
     let Scene { cluster, .. } = scene;
@@ -156,7 +157,6 @@ async fn each_fault_is_reported_and_recovers(scene: &Scene) {
         ("unplug", "GpuLost"),
         ("xid=79", "FatalXid"),
         ("ecc=2", "EccUncorrectable"),
-        ("withhold", "WitnessesDisagree"),
         ("name=NVIDIA GeForce RTX 4090", "WitnessesDisagree"),
         ("bus=0000:18:00.0", "Duplicate"),
     ] {
@@ -165,7 +165,7 @@ async fn each_fault_is_reported_and_recovers(scene: &Scene) {
         scene.condition("Healthy", "False", reason).await;
         eprintln!("{fault}: {reason} after {:?}", broken.elapsed());
         // For these faults the device plugin stops advertising the GPU; wait until the kubelet knows.
-        let withheld = matches!(fault, "lost" | "unplug" | "xid=79" | "ecc=2" | "withhold");
+        let withheld = matches!(fault, "lost" | "unplug" | "xid=79" | "ecc=2");
         until("the kubelet has three allocatable GPUs", async || {
             let node: k8s_openapi::api::core::v1::Node = Api::all(scene.client.clone())
                 .get(NODE)
@@ -193,6 +193,24 @@ async fn each_fault_is_reported_and_recovers(scene: &Scene) {
         eprintln!("{fault}: healthy {:?} after it was cleared", cleared.elapsed());
         assert_eq!(status.devices.len(), 4, "{status:?}");
     }
+}
+
+/// A GPU that the device plugin does not advertise has no fault. The node is not sold until it is advertised again.
+async fn gpu_that_is_not_advertised_stays_healthy(scene: &Scene, uuids: &[String]) {
+    scene.fault(2, "withhold");
+    let status = scene
+        .condition("WitnessesAgree", "False", "GpusNotAdvertised")
+        .await;
+    let message = &find(&status.conditions, "WitnessesAgree").unwrap().message;
+    assert!(message.contains(&uuids[2]), "{message}");
+    scene.observations(3).await;
+    let status = scene.condition("Healthy", "True", "AllHealthy").await;
+    assert!(
+        status.devices.iter().all(|d| d.health == DeviceHealth::Healthy),
+        "{status:?}"
+    );
+    scene.fault(2, "clear");
+    scene.condition("WitnessesAgree", "True", "Agree").await;
 }
 
 /// While a driver call hangs, health is Unknown and the agent keeps renewing its Lease.
@@ -227,12 +245,26 @@ async fn restart_keeps_a_fault(scene: &Scene, mut agent: Running) -> Running {
     agent
 }
 
-async fn deleted_gpu_node_is_created_again(scene: &Scene) {
-    Api::<GpuNode>::all(scene.client.clone())
-        .delete(NODE, &DeleteParams::default())
+/// The GpuNode is deleted while the agent restarts. What the administrator set is kept.
+async fn deleted_gpu_node_is_created_again(scene: &Scene, agent: Running) {
+    let gpu_nodes = Api::<GpuNode>::all(scene.client.clone());
+    let patch = json!({"spec": {"sell": false}});
+    gpu_nodes
+        .patch(NODE, &PatchParams::default(), &Patch::Merge(&patch))
         .await
         .unwrap();
-    until("the GpuNode exists", async || scene.status().await.map(drop)).await;
+    until("the agent's Lease keeps it", async || {
+        match scene.annotations().await {
+            Some(kept) if kept.values().any(|kept| kept.contains("\"sell\":false")) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    drop(agent);
+    gpu_nodes.delete(NODE, &DeleteParams::default()).await.unwrap();
+    let _agent = scene.agent();
+    let gpu_node = until("the GpuNode exists", async || scene.gpu_node().await).await;
+    assert!(!gpu_node.spec.sell);
 }
 
 /// A new holder is reported when its pod starts, without waiting for the period: the start of a lease depends on it.

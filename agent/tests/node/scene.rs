@@ -2,6 +2,7 @@
 //! driver.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::{Child, Command},
     time::{Duration, Instant},
@@ -51,7 +52,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata: {name: agent, namespace: leasehold-system}
 rules:
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [create, patch]}
+- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, patch]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -242,6 +243,12 @@ impl Scene {
     pub async fn renewed(&self) -> Option<MicroTime> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
         leases.get(NODE).await.ok()?.spec?.renew_time
+    }
+
+    /// Annotations of the agent's Lease.
+    pub async fn annotations(&self) -> Option<BTreeMap<String, String>> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), NAMESPACE);
+        leases.get(NODE).await.ok()?.metadata.annotations
     }
 
     /// Waits for that many further observations, each of which renews the Lease.

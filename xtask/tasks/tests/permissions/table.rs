@@ -171,8 +171,8 @@ pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
          the provider `rhine-west` in one cluster, and the provider `elbe` in another cluster. Permissions for single \
          objects by name do not appear in the tables; they are listed below.\n\n\
          Admission policies restrict these permissions further:\n\n\
-         - **Agent**: writes only the GpuNode and the Lease of the node for which its token was issued, and never the `spec` \
-         of a GpuNode.\n\
+         - **Agent**: writes only the GpuNode and the Lease of the node for which its token was issued, and never changes the \
+         `spec` of a GpuNode.\n\
          - **Provider operator**: writes namespaced objects only in namespaces `lease-*` with the label \
          `leasehold.dev/provider=<its name>`; creates, changes and deletes only such namespaces, and only under the Pod Security Standard `baseline` or `restricted`; writes only its own \
          GpuReservations.\n\n\
