@@ -6,11 +6,15 @@ use std::{fmt, str::FromStr};
 
 use leasehold_crds::payment::{
     escrow::{EscrowLeg, EscrowTerms},
-    money::{RATE_SCALE, Rate, TokenAmount},
+    money::{RATE_SCALE, Rate},
 };
 use sha3::{Digest, Keccak256};
 
-use crate::ports::{Head, SigningKey};
+use crate::ports::SigningKey;
+
+mod account;
+
+pub use account::{Account, AccountAt, AccountRead, LegState, VIEW_LEAD_SECONDS_MAX};
 
 /// An EVM address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -332,86 +336,6 @@ impl Terms {
                 })
                 .collect(),
         }
-    }
-}
-
-/// What the contract says of an account at a block, computed at that block's time (`Snapshot` in Escrow.sol).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
-    /// Whether it is closed.
-    pub closed: bool,
-    /// Total deposited.
-    pub deposited: TokenAmount,
-    /// What is not burned yet, in 10⁻¹² base units.
-    pub balance_scaled: u128,
-    /// Time of the block, Unix seconds.
-    pub block_time: u64,
-    /// Until when the deposit pays, Unix seconds; `exhausted_at` when exhausted; 0 while the clock stands.
-    pub paid_until: u64,
-    /// When the funds ended, Unix seconds; 0 when they have not.
-    pub exhausted_at: u64,
-    /// When the first leg first started, Unix seconds; 0 before. Not stored on the chain but reckoned back from
-    /// `paid_seconds`: for people. Time that the account stood exhausted, and notice paid at the close, shift it.
-    pub started_at: u64,
-    /// Seconds burned since then.
-    pub paid_seconds: u64,
-    /// Bitmap of the legs that serve.
-    pub running: u16,
-    /// Bitmap of the legs that ended for good.
-    pub ended: u16,
-    /// The legs, in the order of the terms.
-    pub legs: Vec<LegState>,
-}
-
-/// What the contract says of one leg.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct LegState {
-    /// Seconds that it served and that were not credited.
-    pub served_seconds: u64,
-    /// Served seconds that were credited to the payer, in total. Only credits raise it.
-    pub credited_seconds: u64,
-    /// Base units paid out so far.
-    pub withdrawn: TokenAmount,
-    /// Base units that could be withdrawn now.
-    pub owed: TokenAmount,
-}
-
-/// What is at an account's id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AccountRead {
-    /// Nothing yet.
-    Absent,
-    /// An account of other terms: nothing of ours, never adopted.
-    Mismatch,
-    /// Our account.
-    Present(Account),
-}
-
-impl AccountRead {
-    /// Our account, if it is there.
-    #[must_use]
-    pub const fn present(&self) -> Option<&Account> {
-        match self {
-            Self::Present(account) => Some(account),
-            Self::Absent | Self::Mismatch => None,
-        }
-    }
-}
-
-/// An answer about an account, with the block at which it is true.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccountAt {
-    /// The block.
-    pub block: Head,
-    /// What is at the account's id in it.
-    pub read: AccountRead,
-}
-
-impl AccountAt {
-    /// Our account, if it is there.
-    #[must_use]
-    pub const fn present(&self) -> Option<&Account> {
-        self.read.present()
     }
 }
 

@@ -4,6 +4,8 @@
 pragma solidity ^0.8.28;
 
 import {Authorization, Permit, Terms} from "../src/escrow/EscrowTypes.sol";
+import {BlocklistToken} from "./HostileTokens.sol";
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {Stage} from "./Stage.sol";
 import {vm} from "./Vm.sol";
 
@@ -143,6 +145,26 @@ contract GasTest is Stage {
         open(leaseOf(3), DEPOSIT);
         closeBy(leaseOf(3).closer, leaseOf(3), 0);
         measured("close, 3 legs, never started");
+    }
+
+    function test_deliverCredit() public {
+        BlocklistToken hostile = new BlocklistToken();
+        Terms memory terms = leaseOf(1);
+        terms.token = IERC20(address(hostile));
+        hostile.mint(payer, DEPOSIT);
+        hostile.mint(payees[0], 1);
+        hostile.mint(address(escrow), 1);
+        vm.prank(payer);
+        hostile.approve(address(escrow), DEPOSIT);
+        open(terms, DEPOSIT);
+        start(terms, 0);
+        vm.warp(T0 + 1 hours);
+        hostile.block_(payees[0], true);
+        closeBy(terms.closer, terms, 1);
+        hostile.block_(payees[0], false);
+        vm.prank(stranger);
+        escrow.deliverCredit(terms.token, payees[0]);
+        measured("deliverCredit");
     }
 
     // ---------------------------------------------------------------- the story of one lease over three providers

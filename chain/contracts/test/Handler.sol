@@ -324,16 +324,21 @@ contract Handler {
         }
     }
 
-    /// The payer or a payee of the account sends what waits for it to itself or to the heir.
+    /// The payer or a payee of the account sends what waits for it to itself or to the heir, or a third party has it sent
+    /// to its owner.
     function withdrawCredit(uint256 i, uint256 l, uint256 amount) private {
         uint256 k = uint256(_kinds[i]);
         address owner = amount & 1 == 0 ? _terms[i].payer : _terms[i].legs[l].payee;
-        address to = amount & 2 == 0 ? owner : heir;
-        bytes memory call = abi.encodeCall(IEscrow.withdrawCredit, (_terms[i].token, to));
+        bool delivered = amount & 4 == 4;
+        address by = delivered ? stranger : owner;
+        address to = delivered || amount & 2 == 0 ? owner : heir;
+        bytes memory call = delivered
+            ? abi.encodeCall(IEscrow.deliverCredit, (_terms[i].token, owner))
+            : abi.encodeCall(IEscrow.withdrawCredit, (_terms[i].token, to));
         uint256 waiting = credits[owner][k];
-        if (waiting == 0) return refusedWith(owner, call, IEscrow.NoCredit.selector);
-        if (cannotSendTo(_kinds[i], to)) return refusedByToken(i, owner, call);
-        accepted(owner, call);
+        if (waiting == 0) return refusedWith(by, call, IEscrow.NoCredit.selector);
+        if (cannotSendTo(_kinds[i], to)) return refusedByToken(i, by, call);
+        accepted(by, call);
         credits[owner][k] = 0;
         if (to != heir) return;
         bequests[owner][k] += waiting;
@@ -351,6 +356,7 @@ contract Handler {
         why = IEscrow.NotPayeeOrController.selector;
         refusedWith(stranger, abi.encodeCall(IEscrow.withdraw, (t, uint16(1 << l))), why);
         refusedWith(stranger, abi.encodeCall(IEscrow.withdrawCredit, (t.token, stranger)), IEscrow.NoCredit.selector);
+        refusedWith(stranger, abi.encodeCall(IEscrow.deliverCredit, (t.token, stranger)), IEscrow.NoCredit.selector);
         why = now_ > t.startBy ? IEscrow.StartByPassed.selector : IEscrow.AccountExists.selector;
         refusedWith(t.payer, abi.encodeCall(IEscrow.open, (t, 0, uint40(now_))), why);
         t.legs[l].payee = stranger;

@@ -15,7 +15,9 @@ import {
     FeeToken,
     MintableToken,
     ReentrantToken,
-    SilentToken
+    SilentToken,
+    TurncoatToken,
+    Wallet
 } from "./HostileTokens.sol";
 import {Stage} from "./Stage.sol";
 import {vm} from "./Vm.sol";
@@ -173,6 +175,67 @@ contract HostileTest is Stage {
         vm.prank(payees[1]);
         vm.assertEq(escrow.withdrawCredit(terms.token, payees[1]), 20);
         vm.assertEq(hostile.balanceOf(address(escrow)), 0);
+    }
+
+    /// A payee that is a contract has no way to call withdrawCredit. Anybody can have its credit sent to it, to nobody
+    /// else, and only once.
+    function test_theCreditOfAPayeeThatIsAContractIsDelivered() public {
+        BlocklistToken hostile = new BlocklistToken();
+        Terms memory terms = termsIn(hostile, 2);
+        terms.legs[1].payee = address(new Wallet(payees[1]));
+        open(terms, 300);
+        start(terms, 0);
+        start(terms, 1);
+        vm.warp(T0 + 10);
+        hostile.block_(payees[0], true);
+        hostile.block_(terms.legs[1].payee, true);
+        closeBy(closer, terms, 3);
+
+        // While the token blocks the payee, a delivery changes nothing.
+        vm.expectRevert("blocked");
+        vm.prank(stranger);
+        escrow.deliverCredit(terms.token, terms.legs[1].payee);
+        vm.assertEq(escrow.credits(terms.legs[1].payee, terms.token), 20);
+
+        hostile.block_(terms.legs[1].payee, false);
+        vm.expectEmit(address(escrow));
+        emit IEscrow.CreditWithdrawn(terms.legs[1].payee, terms.token, terms.legs[1].payee, 20);
+        vm.prank(stranger);
+        vm.assertEq(escrow.deliverCredit(terms.token, terms.legs[1].payee), 20);
+        vm.assertEq(hostile.balanceOf(terms.legs[1].payee), 20);
+        vm.assertEq(hostile.balanceOf(stranger), 0);
+        vm.expectRevert(IEscrow.NoCredit.selector);
+        vm.prank(stranger);
+        escrow.deliverCredit(terms.token, terms.legs[1].payee);
+        // The other credit and the same credit in another token are not touched.
+        vm.assertEq(escrow.credits(payees[0], terms.token), 10);
+        vm.expectRevert(IEscrow.NoCredit.selector);
+        vm.prank(stranger);
+        escrow.deliverCredit(IERC20(address(token)), payees[0]);
+    }
+
+    /// A token that calls back in the middle of a delivery moves neither the same credit again nor another one.
+    function test_aDeliveryIsNotRepeatedInTheMiddleOfItself() public {
+        TurncoatToken hostile = new TurncoatToken();
+        Terms memory terms = termsIn(hostile, 2);
+        open(terms, 300);
+        start(terms, 0);
+        start(terms, 1);
+        vm.warp(T0 + 10);
+        closeBy(closer, terms, 3);
+        hostile.relent();
+        bytes[] memory calls = new bytes[](2);
+        calls[0] = abi.encodeCall(IEscrow.deliverCredit, (terms.token, payees[0]));
+        calls[1] = abi.encodeCall(IEscrow.deliverCredit, (terms.token, payees[1]));
+        hostile.arm(address(escrow), calls);
+        vm.prank(stranger);
+        vm.assertEq(escrow.deliverCredit(terms.token, payees[0]), 10);
+        vm.assertEq(hostile.fired(), 2);
+        vm.assertEq(hostile.unguarded(), 0);
+        vm.assertEq(hostile.balanceOf(payees[0]), 10);
+        vm.assertEq(hostile.balanceOf(payees[1]), 0);
+        vm.assertEq(escrow.credits(payees[1], terms.token), 20);
+        vm.assertEq(hostile.balanceOf(address(escrow)), 290);
     }
 
     /// A closer that passes too little gas cannot turn the refund into a credit, or make a payout fail.

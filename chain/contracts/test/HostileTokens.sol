@@ -143,6 +143,20 @@ contract ReentrantToken is MintableToken {
     }
 }
 
+/// Refuses transfers out of the escrow, and later calls back in the middle of them.
+contract TurncoatToken is ReentrantToken {
+    bool public refusing = true;
+
+    function relent() external {
+        refusing = false;
+    }
+
+    function transfer(address to, uint256 value) public override returns (bool) {
+        require(!refusing, "refused");
+        return super.transfer(to, value);
+    }
+}
+
 /// Every function of the escrow that changes its state, as a call of an account's token.
 library EveryCall {
     function on(Terms memory terms) internal pure returns (bytes[] memory calls) {
@@ -150,7 +164,7 @@ library EveryCall {
         many[0] = terms;
         Permit memory permit;
         Authorization memory authorization;
-        calls = new bytes[](15);
+        calls = new bytes[](16);
         calls[0] = abi.encodeCall(IEscrow.open, (terms, 1, type(uint40).max));
         calls[1] = abi.encodeCall(IEscrow.openWithPermit, (terms, 1, type(uint40).max, permit));
         calls[2] = abi.encodeCall(IEscrow.openWithSignature, (terms, 1, type(uint40).max, ""));
@@ -166,6 +180,7 @@ library EveryCall {
         calls[12] = abi.encodeCall(IEscrow.settleMany, (many, new uint16[](1)));
         calls[13] = abi.encodeCall(IEscrow.close, (terms, 1));
         calls[14] = abi.encodeCall(IEscrow.withdrawCredit, (terms.token, terms.payer));
+        calls[15] = abi.encodeCall(IEscrow.deliverCredit, (terms.token, terms.legs[0].payee));
     }
 }
 

@@ -377,7 +377,7 @@ async fn a_read_that_reverts_is_repeated_once() {
 
 /// A node that is stuck at an old block does not have the newest one, and says so; or it ignores which block it is asked for.
 #[tokio::test]
-async fn an_older_state_than_that_of_the_block_asked_for_is_no_answer() {
+async fn a_state_of_another_time_than_that_of_the_block_asked_for_is_no_answer() {
     let (escrow, asserter) = scripted();
     asserter.push_success(&U64::from(CHAIN));
     asserter.push_success(&block(9));
@@ -389,15 +389,21 @@ async fn an_older_state_than_that_of_the_block_asked_for_is_no_answer() {
         blockTime: to_u40(time),
         ..row(false)
     };
-    for (time, is_older) in [(1_008, true), (1_009, false), (1_010, false)] {
+    for (time, is_another) in [
+        (1_008, true),
+        (1_009, false),
+        (1_024, false),
+        (1_025, true),
+        (1_001_009, true),
+    ] {
         asserter.push_success(&block(9));
         let rows = Escrow::snapshotCall::abi_encode_returns(&row_at(time));
         asserter.push_success(&Bytes::from(rows));
         let answer = escrow.account(&terms_of(1), BlockLevel::Latest).await;
         match answer {
-            Ok(at) => assert_eq!((at.block.number, is_older), (9, false)),
+            Ok(at) => assert_eq!((at.block.number, is_another), (9, false)),
             Err(error) => assert!(
-                is_older && matches!(error, PaymentError::Unreachable(_)),
+                is_another && matches!(error, PaymentError::Unreachable(_)),
                 "{error:?}"
             ),
         }

@@ -68,6 +68,7 @@ fn falsify(read: AccountRead, lie: u64) -> AccountRead {
                 _ => {
                     account.started_at = 0;
                     account.running = 0;
+                    account.block_time += 1_000_000;
                 }
             }
             AccountRead::Present(account)
@@ -202,7 +203,8 @@ impl Sim {
                 read = falsify(read, lie);
             }
         }
-        Ok(AccountAt { block: head, read })
+        let view_time = read.present().map_or(head.time, |account| account.block_time);
+        AccountAt::computed(head, view_time, read)
     }
 
     /// Sends a transaction. Returns its number or an error, and the time that the call took.

@@ -235,11 +235,12 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
     /// @inheritdoc IEscrow
     function withdrawCredit(IERC20 token, address to) external nonReentrant returns (uint256 amount) {
         if (to == address(0)) revert ZeroAddress();
-        amount = credits[msg.sender][token];
-        if (amount == 0) revert NoCredit();
-        credits[msg.sender][token] = 0;
-        emit CreditWithdrawn(msg.sender, token, to, amount);
-        token.safeTransfer(to, amount);
+        return _withdrawCredit(msg.sender, token, to);
+    }
+
+    /// @inheritdoc IEscrow
+    function deliverCredit(IERC20 token, address owner) external nonReentrant returns (uint256 amount) {
+        return _withdrawCredit(owner, token, owner);
     }
 
     // ---------------------------------------------------------------- reading
@@ -340,5 +341,14 @@ contract Escrow is EscrowViews, EIP712, ReentrancyGuardTransient {
         if (amount == 0 || token.trySafeTransfer(to, amount)) return;
         credits[to][token] += amount;
         emit TransferCredited(id, to, token, amount);
+    }
+
+    /// @dev Sends all of an owner's credit, or nothing.
+    function _withdrawCredit(address owner, IERC20 token, address to) private returns (uint256 amount) {
+        amount = credits[owner][token];
+        if (amount == 0) revert NoCredit();
+        credits[owner][token] = 0;
+        emit CreditWithdrawn(owner, token, to, amount);
+        token.safeTransfer(to, amount);
     }
 }

@@ -26,7 +26,7 @@ interface IEscrow {
     event Withdrawn(bytes32 indexed id, uint8 leg, address indexed payee, uint128 amount);
     /// @notice `by` closed the account. `refund` base units belong to the payer.
     event Closed(bytes32 indexed id, address indexed by, uint128 refund);
-    /// @notice The token did not transfer a refund or a payout to `owner`, who can call withdrawCredit.
+    /// @notice The token did not transfer a refund or a payout to `owner` (withdrawCredit, deliverCredit).
     event TransferCredited(bytes32 indexed id, address indexed owner, IERC20 indexed token, uint128 amount);
     /// @notice The credited amounts of `owner` were sent to `to`.
     event CreditWithdrawn(address indexed owner, IERC20 indexed token, address indexed to, uint256 amount);
@@ -73,7 +73,7 @@ interface IEscrow {
     error CreditTooLarge(uint256 creditedTotal, uint256 atMost);
     /// @notice The number of terms and the number of bitmaps differ.
     error LengthMismatch();
-    /// @notice The caller has no credited amount of the token.
+    /// @notice The owner has no credited amount of the token.
     error NoCredit();
 
     /// @notice Opens an account with the caller's own tokens, using the caller's allowance.
@@ -142,7 +142,8 @@ interface IEscrow {
     function endLeg(Terms calldata terms, uint16 legs) external;
 
     /// @notice Sends the earnings of the legs to their payees. The payee or the controller of each leg can call it,
-    /// also after the close. An amount that the token does not transfer to its payee is credited (withdrawCredit).
+    /// also after the close. An amount that the token does not transfer to its payee is credited to it (withdrawCredit,
+    /// deliverCredit).
     /// @param legs bitmap
     /// @return amount base units that were sent or credited
     function withdraw(Terms calldata terms, uint16 legs) external returns (uint256 amount);
@@ -163,6 +164,11 @@ interface IEscrow {
     /// @param to must not be zero
     /// @return amount sent base units
     function withdrawCredit(IERC20 token, address to) external returns (uint256 amount);
+
+    /// @notice Sends what the token did not transfer to `owner`, refunds and payouts alike, to `owner`. Anyone can call
+    /// it, also for an owner that is a contract and cannot call withdrawCredit.
+    /// @return amount sent base units
+    function deliverCredit(IERC20 token, address owner) external returns (uint256 amount);
 
     /// @notice The EIP-712 digest that a payer signs so that another caller can open the account. It is also the
     /// ERC-3009 nonce.

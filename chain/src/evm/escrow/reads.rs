@@ -8,7 +8,7 @@ use leasehold_planner::{
     ports::{BlockLevel, Head, PaymentError},
 };
 
-use super::abi::{Escrow, account_read, hides_its_start, to_b256, to_u40};
+use super::abi::{Escrow, account_read, hides_its_start, to_b256};
 use crate::evm::{
     EvmEscrow, Inner,
     rpc::{no_contract, read_batcher::PendingRead},
@@ -166,16 +166,9 @@ impl EvmEscrow {
         .into_iter();
         rows.iter()
             .map(|row| {
-                // Some chains call views at the time of the next block, but none at an earlier one.
-                if row.blockTime < to_u40(block.time) {
-                    return Err(PaymentError::Unreachable(format!(
-                        "the RPC endpoint answered from a block older than {}, which it was asked for",
-                        block.number
-                    )));
-                }
                 let stored = hides_its_start(row).then(|| stored.next()).flatten();
                 let read = account_read(row, stored.map(|account| account.clock.settledAt.to()))?;
-                Ok(AccountAt { block, read })
+                AccountAt::computed(block, row.blockTime.to(), read)
             })
             .collect()
     }
