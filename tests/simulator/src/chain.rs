@@ -230,11 +230,11 @@ impl Chain {
     }
 
     /// Removes the newest blocks, except for final ones. Their transactions return to the front of the mempool, except for
-    /// those that `is_dropped` selects, which are never mined.
-    pub fn reorganise(&mut self, depth: usize, mut is_dropped: impl FnMut() -> bool) {
+    /// those that `is_dropped` selects, which are never mined. Returns the names of these calls.
+    pub fn reorganise(&mut self, depth: usize, mut is_dropped: impl FnMut() -> bool) -> Vec<&'static str> {
         let depth = depth.min(self.finality_lag());
         if depth + 1 >= self.blocks.len() {
-            return;
+            return Vec::new();
         }
         let keep = self.blocks.len() - depth;
         let dropped = self.blocks.split_off(keep);
@@ -242,10 +242,12 @@ impl Chain {
         for transaction in &back {
             self.results.remove(&transaction.id);
         }
-        back.retain(|_| !is_dropped());
+        let gone = back.extract_if(.., |_| is_dropped());
+        let gone = gone.map(|t| t.action.name()).collect();
         back.append(&mut self.mempool);
         self.mempool = back;
         self.fork += 1;
+        gone
     }
 
     /// The account in the newest block.

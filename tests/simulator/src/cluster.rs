@@ -27,6 +27,8 @@ pub struct Node {
     pub not_ready_since: Option<u64>,
     /// Until when no pod is scheduled to it, in Unix milliseconds.
     pub cordoned_until: u64,
+    /// When it last came back after it was dead, in Unix milliseconds; 0 if it never was.
+    pub revived_ms: u64,
 }
 
 /// Longer than any run.
@@ -147,8 +149,8 @@ pub struct Cluster {
     pub job_runs: BTreeMap<(String, usize), u32>,
     /// Time of the last heartbeat of each node, in Unix milliseconds.
     pub heard_ms: BTreeMap<String, u64>,
-    /// When a dead node last came back, in Unix milliseconds.
-    pub revived_ms: u64,
+    /// When a pod of a namespace was last evicted, in Unix milliseconds.
+    pub evicted_ms: BTreeMap<String, u64>,
     ticked_ms: u64,
     /// Since when the API server has accepted heartbeats again after an outage.
     back_ms: u64,
@@ -387,6 +389,7 @@ impl Cluster {
             .iter_mut()
             .find(|n| Some(&n.name) == pod.node.as_ref())?;
         node.cordoned_until = until;
+        self.evicted_ms.insert(pod.namespace.clone(), now);
         Some(pod.namespace.clone())
     }
 

@@ -77,6 +77,8 @@ pub(crate) struct Faults {
     pub(crate) write_ms: u64,
     /// Block at which a backend of the endpoint, or the whole endpoint, is frozen.
     pub(crate) frozen_at: Option<u64>,
+    /// When a reorganisation last dropped transactions, in Unix milliseconds.
+    pub(crate) dropped_ms: u64,
     hung_until: u64,
 }
 
@@ -113,6 +115,7 @@ impl Faults {
             watch_lag_ms: (20, 300),
             write_ms: 20,
             frozen_at: None,
+            dropped_ms: 0,
             hung_until: 0,
         }
     }
@@ -301,7 +304,7 @@ impl Sim {
         let back = |n: &&mut Node| n.dead_since.is_some_and(|at| stopped || now_ms - at > 150_000);
         for node in cluster.nodes.iter_mut().filter(back).filter(|_| !begins) {
             node.dead_since = None;
-            cluster.revived_ms = now_ms;
+            node.revived_ms = now_ms;
         }
         self.note(|| format!("GPU {which} of provider {site} is faulty: {begins}"));
         let mut gpus = self.sites[site]

@@ -20,18 +20,18 @@ pub const MINE_DEADLINE_MS: u64 = 30_000;
 /// Age in seconds from which an answer counts as no answer, as each process's PaymentNetwork says.
 const MAX_BLOCK_AGE: u64 = 30;
 /// Kinds of false answers.
-const LIES: u64 = 5;
+const FALSE_ANSWERS: u64 = 5;
 
-/// The reads of one reconcile: their duration, and which lies were told. Several of its answers can be false, but no two
-/// tell the same lie.
+/// The reads of one reconcile: their duration, and which false answers they received. Several answers can be false, but no
+/// two are false in the same way.
 #[derive(Default)]
 pub struct Reader {
     /// Time that the reads took.
     pub cost_ms: u64,
     /// By how many blocks a stale answer of this reconcile was behind.
     lag: Option<usize>,
-    /// Bitmap of the lies told.
-    lies: u8,
+    /// Bitmap of the kinds of false answers received.
+    false_answers: u8,
     failed: bool,
 }
 
@@ -51,8 +51,8 @@ fn about(action: &Action) -> String {
     terms.map_or_else(String::new, |t| lease_name(t.id()))
 }
 
-fn falsify(read: AccountRead, lie: u64) -> AccountRead {
-    match (read, lie) {
+fn falsify(read: AccountRead, kind: u64) -> AccountRead {
+    match (read, kind) {
         (_, 0) => AccountRead::Absent,
         (_, 1) => AccountRead::Mismatch,
         (AccountRead::Present(mut account), kind) => {
@@ -156,7 +156,7 @@ impl Sim {
         let newest = self.chain.newest().head;
         let (recency, now) = self.recency(who, reader);
         let read = recency.account(terms.id(), answer, MAX_BLOCK_AGE, now);
-        if read.known().is_some_and(|at| at.block == newest) && reader.lies == 0 {
+        if read.known().is_some_and(|at| at.block == newest) && reader.false_answers == 0 {
             self.invariants.record_read(who, terms.id(), self.now);
         }
         read
@@ -197,10 +197,10 @@ impl Sim {
         let (head, mut read) = (block.head, block.machine.read(terms, block.head.time));
         let rate = self.faults.false_reads_per_mille;
         if self.random.per_mille(rate) {
-            let lie = self.random.below(LIES);
-            if reader.lies & (1 << lie) == 0 {
-                reader.lies |= 1 << lie;
-                read = falsify(read, lie);
+            let kind = self.random.below(FALSE_ANSWERS);
+            if reader.false_answers & (1 << kind) == 0 {
+                reader.false_answers |= 1 << kind;
+                read = falsify(read, kind);
             }
         }
         let view_time = read.present().map_or(head.time, |account| account.block_time);
@@ -222,6 +222,7 @@ impl Sim {
             _ => None,
         };
         let sender = (who, self.restarts(who));
+        let call = action.name();
         let sent = self.chain.send(sender, caller, action.clone());
         let lost = self.faults.lost_replies_per_mille;
         let result = match sent {
@@ -239,7 +240,7 @@ impl Sim {
             }),
         };
         self.note(|| format!("{who:?} sends {action} {}: {result:?}", about(&action)));
-        self.crash_after_send(who);
+        self.crash_after_send(who, call);
         (result, self.random.between(1, 50))
     }
 }

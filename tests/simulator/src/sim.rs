@@ -460,7 +460,7 @@ impl Sim {
             }
         }
         Err(format!(
-            "U5: {} s after the last lease was deleted, there still is {}",
+            "U8: {} s after the last lease was deleted, there still is {}",
             REST_MS / 1000,
             self.remaining().unwrap_or_default()
         ))

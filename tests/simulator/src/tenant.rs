@@ -296,6 +296,7 @@ impl Sim {
             let status = self.leases.get(&key).and_then(|l| l.status.as_ref());
             let phase = status.map(|s| s.phase);
             if phase == Some(Phase::Suspended) {
+                self.invariants.count("top-up by a second".into());
                 self.top_up_by(&key, 1);
             } else if phase == Some(Phase::Closed) {
                 self.delete(&key);

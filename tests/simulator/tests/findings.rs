@@ -1,18 +1,23 @@
 //! Runs each scenario, and compares the violated invariants with the table of findings: an open finding is shown by at
 //! least one of its seeds, and a closed one by none.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use leasehold_simulator::{
     Sim,
     scenario::{FINDINGS, Finding, Scenario, State},
 };
 
-/// Runs one seed. The error is the violated invariant, and what the run was like.
-fn run(finding: &Finding, seed: u64) -> Result<(), (String, String)> {
+/// Runs one seed, and returns how often things happened. The error is the violated invariant, and what the run was like.
+fn run(finding: &Finding, seed: u64) -> Result<BTreeMap<String, u64>, (String, String)> {
     let mut sim = Sim::with(seed, [finding.scenario].into());
-    sim.run(finding.steps).map_err(|violation| {
-        let details = format!("{}\nseed {seed}: {violation}", sim.details());
-        (violation, details)
-    })
+    match sim.run(finding.steps) {
+        Ok(()) => Ok(sim.counts()),
+        Err(violation) => {
+            let details = format!("{}\nseed {seed}: {violation}", sim.details());
+            Err((violation, details))
+        }
+    }
 }
 
 fn seeds(finding: &Finding) -> std::ops::Range<u64> {
@@ -45,7 +50,7 @@ fn open_findings_are_found_unaided() {
                 others.push(details);
                 false
             }
-            Ok(()) => false,
+            Ok(_) => false,
         });
         if shown.is_none() {
             let last = |d: &String| d.lines().last().unwrap_or_default().to_owned();
@@ -70,12 +75,22 @@ fn closed_findings_stay_closed() {
             .iter()
             .filter(|f| f.scenario == finding.scenario && f.state == State::Open)
             .collect();
+        let mut reached = BTreeSet::new();
         for seed in seeds(finding) {
-            if let Err((violation, details)) = run(finding, seed)
-                && !open.iter().any(|f| f.is_shown_by(&violation))
-            {
-                panic!("{}:\n{details}", name(finding));
+            match run(finding, seed) {
+                Ok(counts) => reached.extend(counts.into_keys()),
+                Err((violation, details)) => {
+                    let is_open = open.iter().any(|f| f.is_shown_by(&violation));
+                    assert!(is_open, "{}:\n{details}", name(finding));
+                }
             }
+        }
+        for subject in finding.reaches {
+            assert!(
+                reached.contains(*subject),
+                "{}: no run has {subject:?}, so that none can show the finding",
+                name(finding)
+            );
         }
     }
 }

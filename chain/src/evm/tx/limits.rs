@@ -1,4 +1,4 @@
-//! Ceilings of what transactions may cost. An RPC endpoint reports fees, gas and nonces, and it may lie: whatever it
+//! Ceilings of what transactions may cost. An RPC endpoint reports fees, gas and nonces, and any of them may be false: whatever it
 //! reports, nothing is signed that exceeds these ceilings.
 
 use std::{

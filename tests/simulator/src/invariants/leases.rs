@@ -180,7 +180,7 @@ impl Sim {
         self.faults.market_up && !self.chain.hung && !self.is_frozen() && (0..self.markets.len()).any(reads)
     }
 
-    /// U5: a lease that closes at the end of its funds does so within a bound, whatever else is intended.
+    /// U8: a lease that closes at the end of its funds does so within a bound, whatever else is intended.
     pub(super) fn check_spent(&mut self, passed: u64) {
         let reads = self.market_reads();
         let (leases, chain, invariants) = (&self.leases, &self.chain, &mut self.invariants);
@@ -202,13 +202,13 @@ impl Sim {
             let uid = lease.metadata.uid.clone().unwrap_or_default();
             let ms = before.get(&uid).copied().unwrap_or(0) + if reads { passed } else { 0 };
             if ms > RELEASED_MS {
-                invariants.violated(|| format!("U5: {} is kept open although its funds are spent", key.1));
+                invariants.violated(|| format!("U8: {} is kept open although its funds are spent", key.1));
             }
             invariants.spent_ms.insert(uid, ms);
         }
     }
 
-    /// U5: every deleted lease is released within a bound, while the market can act; one for which nothing was ever paid
+    /// U8: every deleted lease is released within a bound, while the market can act; one for which nothing was ever paid
     /// also while the chain cannot be read.
     pub(super) fn check_finalizers(&mut self, passed: u64) {
         let acts = self.faults.market_up && self.markets.iter().any(|m| m.up);
@@ -229,7 +229,7 @@ impl Sim {
             let ms = before.get(&uid).copied().unwrap_or(0) + if counts { passed } else { 0 };
             if ms > RELEASED_MS {
                 let status = lease.status.clone().unwrap_or_default();
-                invariants.violated(|| format!("U5: {} is not released, it is {:?}", key.1, status.phase));
+                invariants.violated(|| format!("U8: {} is not released, it is {:?}", key.1, status.phase));
             }
             invariants.deleted_ms.insert(uid, ms);
         }

@@ -82,6 +82,7 @@ struct ReservationState {
     stop_reason: Option<StopReason>,
     was_suspended: bool,
     not_after: i64,
+    open_by: i64,
     deadline: i64,
     lease_uid: String,
     has_job_result: bool,

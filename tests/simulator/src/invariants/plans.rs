@@ -159,8 +159,9 @@ impl Sim {
             return;
         }
         let cluster = &self.sites[site].cluster;
-        let dead = read.spec.nodes.iter().any(|n| cluster.is_dead(n));
-        let just_back = self.now - cluster.revived_ms < REVIVED_MS;
+        let nodes = || cluster.nodes.iter().filter(|n| read.spec.nodes.contains(&n.name));
+        let dead = nodes().any(|n| n.dead_since.is_some());
+        let just_back = nodes().any(|n| self.now - n.revived_ms < REVIVED_MS);
         let before = read
             .status
             .as_ref()

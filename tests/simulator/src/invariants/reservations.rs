@@ -104,6 +104,7 @@ impl Sim {
             stop_reason: None,
             was_suspended: false,
             not_after: spec.not_after,
+            open_by: spec.open_by,
             deadline: object.spec.deadline,
             lease_uid: spec.lease.uid.clone(),
             has_job_result: false,

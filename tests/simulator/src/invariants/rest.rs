@@ -68,6 +68,9 @@ impl Sim {
         let held = block.machine.held(token);
         let payees = self.sites.iter().map(|s| s.identity.payee);
         let credited: u128 = payees.map(|payee| block.machine.credit(token, payee).0).sum();
+        if credited > 0 {
+            self.invariants.count("payee blocked by the token".into());
+        }
         if held.0 != credited {
             return Err(format!(
                 "M1: {held} remain in the escrow, and {credited} are credited"
@@ -79,7 +82,7 @@ impl Sim {
                 let quiet = plan.call.is_none() && plan.allocations.is_empty() && plan.finalizer.is_none();
                 if !quiet || read.status.as_ref() != Some(&plan.status) {
                     return Err(format!(
-                        "U5: {} is closed, but a further reconcile plans {plan:?}",
+                        "U8: {} is closed, but a further reconcile plans {plan:?}",
                         key.1
                     ));
                 }

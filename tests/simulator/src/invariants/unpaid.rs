@@ -8,8 +8,7 @@ use leasehold_planner::escrow::Account;
 use super::workloads::{SLACK_MS, Span};
 use crate::{
     Sim,
-    cluster::{Pod, PodPhase},
-    scenario::Scenario,
+    cluster::{Gpu, Node, Pod, PodPhase},
 };
 
 /// How long containers may run while their leg stands and nothing hinders the provider: two reconciles and a few blocks.
@@ -19,13 +18,21 @@ const START_MS: u64 = 60_000;
 const UNPAID_MS: u64 = 60_000;
 /// For this long after a dead node is back, its pods and its legs may disagree.
 const REVIVED_MS: u64 = 120_000;
+/// For this long after a pod was evicted, its reservation and its leg may disagree: a start that was sent before is mined.
+const EVICTED_MS: u64 = 60_000;
+/// How long a leg may run although a GPU of its pods is faulty, while nothing delays the provider.
+const FAULTY_MS: u64 = 20_000;
 /// How long nodes may be held for a leg that never runs: the longest times until the deposit and from it to the start.
 const HELD_SECONDS: u64 = 300 + 900;
+/// Seconds by which the clocks of a provider and of the chain may differ.
+const CLOCK_SECONDS: u64 = 60;
+/// For this long after a reorganisation dropped transactions, what was sent may have to be sent again.
+const DROPPED_MS: u64 = 60_000;
 
 /// What a reservation computed and held without payment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unpaid {
-    leg: usize,
+    pub(super) leg: usize,
     nodes: usize,
     made_ms: u64,
     ran: bool,
@@ -34,6 +41,7 @@ pub(super) struct Unpaid {
     computed_ms: (u64, u64),
     held_ms: u64,
     unserved_ms: u64,
+    faulty_ms: u64,
 }
 
 impl Unpaid {
@@ -54,7 +62,9 @@ impl Sim {
             can_read,
             passed,
         } = span;
-        let calm = can_act && can_read && self.is_calm(site);
+        let quick = can_act && can_read && self.is_quick(site);
+        let calm = quick && self.now.saturating_sub(self.faults.dropped_ms) > DROPPED_MS;
+        let faulty = self.has_faulty_gpu(site, name);
         let hindered = self.is_hindered(site, name);
         let cluster = &self.sites[site].cluster;
         let pods = || cluster.pods.iter().filter(|p| p.namespace == name && !p.leaving);
@@ -79,14 +89,19 @@ impl Sim {
         let served = |a: &Account| a.legs.get(unpaid.leg).map_or(0, |l| l.served_seconds);
         let served = account.map_or(0, served);
         let has_run = run >= unpaid.nodes;
-        let drains = self.faults.contains(Scenario::Drains);
-        let early = runs && !unpaid.ran && !has_run && !stopped && !hindered && !drains;
+        let early = runs && !unpaid.ran && !has_run && !stopped && !hindered;
         if !runs || has_run || stopped {
             unpaid.unserved_ms = 0;
         } else if calm && !hindered {
             unpaid.unserved_ms += passed;
         }
         let unserved = unpaid.unserved_ms > SLACK_MS;
+        if !runs || !faulty || stopped {
+            unpaid.faulty_ms = 0;
+        } else if calm {
+            unpaid.faulty_ms += passed;
+        }
+        let charged_for_faulty = unpaid.faulty_ms > FAULTY_MS;
         unpaid.ran = runs;
         unpaid.has_ever_run |= runs;
 
@@ -99,13 +114,17 @@ impl Sim {
         }
         // Containers that are being stopped compute, too.
         let computes_all = computes && has_run || ends;
-        if computes_all && !runs && !drains && account.is_some_and(|a| !a.closed) && calm && !hindered {
+        if computes_all && !runs && account.is_some_and(|a| !a.closed) && calm && !hindered {
             *all += passed;
         }
         let idle = *row > START_MS;
         let cheats = *all > UNPAID_MS + 3_000 * served;
-        let deadline = terms.start_by.min(unpaid.made_ms / 1000 + HELD_SECONDS) + 60 + grace;
-        if holds && !unpaid.has_ever_run && !stopped && can_act && now_s > deadline {
+        let start_by = terms.start_by.min(unpaid.made_ms / 1000 + HELD_SECONDS);
+        let overdue = now_s > start_by + CLOCK_SECONDS + grace;
+        // What was never paid, or whose payment was dropped, is held only until the payment can no longer come.
+        let pay_by = u64::try_from(reservation.deadline).unwrap_or_default();
+        let unopened = quick && account.is_none() && now_s > pay_by + CLOCK_SECONDS;
+        if holds && !unpaid.has_ever_run && !stopped && can_act && (overdue || unopened) {
             unpaid.held_ms += passed;
         }
         let held = unpaid.held_ms > SLACK_MS;
@@ -115,6 +134,9 @@ impl Sim {
         });
         invariants.require(!unserved, || {
             format!("M4: {name} is charged although its containers do not run")
+        });
+        invariants.require(!charged_for_faulty, || {
+            format!("M4: {name} is charged although one of its GPUs is faulty")
         });
         invariants.require(!idle, || {
             format!("U2: the containers of {name} run, and its leg does not")
@@ -134,7 +156,7 @@ impl Sim {
     }
 
     /// Whether nothing delays a provider's reads and writes.
-    fn is_calm(&self, site: usize) -> bool {
+    fn is_quick(&self, site: usize) -> bool {
         let faults = &self.faults;
         let reads = [
             faults.flaky_per_mille,
@@ -146,28 +168,48 @@ impl Sim {
             && faults.watch_lag_ms.1 <= 300
             && faults.write_ms <= 20
             && faults.frozen_at.is_none()
-            && !faults.forces(Scenario::DroppedTransactions)
             && !faults.agents_silent.contains(&site)
             && self.chain.inclusion_per_mille == 1000
     }
 
-    /// Whether a GPU or a node of the pods is or was at fault.
+    /// Whether a GPU or a node of the pods is at fault, or a node of them was a short time ago, or a pod was evicted.
     fn is_hindered(&self, site: usize, name: &str) -> bool {
         let cluster = &self.sites[site].cluster;
-        let hinders = |pod: &Pod| {
-            let on = cluster
+        let hinders = |node: &Node| {
+            let revived = self.now.saturating_sub(node.revived_ms) < REVIVED_MS;
+            revived || node.dead_since.is_some() || node.not_ready_since.is_some()
+        };
+        let evicted = cluster.evicted_ms.get(name);
+        evicted.is_some_and(|at| self.now - at < EVICTED_MS)
+            || self.has_faulty_gpu(site, name)
+            || self.pods_with_nodes(site, name).any(|(_, node)| hinders(node))
+    }
+
+    /// Whether one of the GPUs that the pods hold is faulty.
+    fn has_faulty_gpu(&self, site: usize, name: &str) -> bool {
+        let is_faulty = |(pod, node): (&Pod, &Node)| {
+            let held = |gpu: &&Gpu| pod.uuids.contains(&gpu.uuid);
+            node.gpus
+                .iter()
+                .filter(held)
+                .any(|gpu| gpu.faulty_since.is_some())
+        };
+        self.pods_with_nodes(site, name).any(is_faulty)
+    }
+
+    fn pods_with_nodes<'a>(
+        &'a self,
+        site: usize,
+        name: &'a str,
+    ) -> impl Iterator<Item = (&'a Pod, &'a Node)> {
+        let cluster = &self.sites[site].cluster;
+        let pods = cluster.pods.iter().filter(move |p| p.namespace == name);
+        pods.filter_map(|pod| {
+            let node = cluster
                 .nodes
                 .iter()
-                .filter(|n| Some(&n.name) == pod.node.as_ref());
-            on.into_iter().any(|node| {
-                let faulty = |uuid: &String| {
-                    let gpu = node.gpus.iter().find(|g| g.uuid == *uuid);
-                    gpu.is_some_and(|g| g.faulty_since.is_some())
-                };
-                node.dead_since.is_some() || node.not_ready_since.is_some() || pod.uuids.iter().any(faulty)
-            })
-        };
-        let revived = self.now.saturating_sub(cluster.revived_ms) < REVIVED_MS;
-        revived || cluster.pods.iter().filter(|p| p.namespace == name).any(hinders)
+                .find(|n| Some(&n.name) == pod.node.as_ref())?;
+            Some((pod, node))
+        })
     }
 }

@@ -143,6 +143,7 @@ impl Sim {
             passed,
         } = span;
         let now = i64::try_from(self.now / 1000).unwrap_or(0);
+        let newest = i64::try_from(self.chain.newest().head.time).unwrap_or(0);
         let grace_ms = self.sites[site].grace_seconds * 1000;
         let invariants = &mut self.invariants;
         let reservation = invariants.reservations.get_mut(&(site, name.to_owned()))?;
@@ -153,7 +154,7 @@ impl Sim {
         let dead = cluster.pods.iter().any(on_dead) && reservation.stop_reason.is_none();
         let charged = read
             .present()
-            .is_some_and(|a| a.running != 0 && a.legs.len() == 1);
+            .is_some_and(|a| a.running & (1 << reservation.unpaid.leg) != 0);
         reservation.dead_ms = if dead && charged && can_act && can_read {
             reservation.dead_ms + passed
         } else {
@@ -162,8 +163,11 @@ impl Sim {
         let charged_for_dead = reservation.dead_ms > DEAD_MS;
         let unpaid = match read.present() {
             Some(account) => account.closed || exhausted(account, terms),
-            // A payment that a reorganisation drops may be mined again until the deadline.
-            None => !self.faults.contains(Scenario::DroppedTransactions) || now > reservation.deadline,
+            // A payment that a reorganisation drops may be mined again until then, and is missed only in a later block.
+            None => {
+                let drops = self.faults.contains(Scenario::DroppedTransactions);
+                !drops || now > reservation.deadline && newest > reservation.open_by
+            }
         };
         // Without the market, a closed account is detected only by the next read of the chain.
         let slack = if read.present().is_some_and(|a| a.closed) {

@@ -106,6 +106,7 @@ impl Site {
                 dead_since: None,
                 not_ready_since: None,
                 cordoned_until: 0,
+                revived_ms: 0,
             })
             .collect();
         let price = format!("{}.{}", random.between(1, 2), random.between(10, 99));

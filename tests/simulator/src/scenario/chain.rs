@@ -2,6 +2,9 @@
 
 use crate::{Sim, reconcile::ProcessId, scenario::Scenario, sim::Event};
 
+/// An answer that is so many blocks old counts as one from an old block.
+const FROZEN_BLOCKS: u64 = 10;
+
 impl Sim {
     /// Freezes what answers reads at the newest block, or lets it follow the chain again. Returns the time until the
     /// next change; a frozen state lasts from `shortest_ms` to `longest_ms`.
@@ -31,6 +34,9 @@ impl Sim {
         let reaches = self.faults.forces(Scenario::FrozenEndpoint)
             || (self.faults.forces(Scenario::StuckBackend) && self.random.below(3) == 0);
         let behind = self.chain.newest().head.number.saturating_sub(frozen_at);
+        if reaches && behind > FROZEN_BLOCKS {
+            self.invariants.count("answer from an old block".into());
+        }
         reaches.then(|| usize::try_from(behind).unwrap_or(usize::MAX))
     }
 
@@ -38,16 +44,23 @@ impl Sim {
     pub(crate) fn drop_transactions(&mut self) {
         let Self { chain, random, .. } = self;
         let depth = usize::try_from(random.between(1, 6)).unwrap_or(1);
-        chain.reorganise(depth, || random.per_mille(500));
+        let dropped = chain.reorganise(depth, || random.per_mille(500));
+        if !dropped.is_empty() {
+            self.faults.dropped_ms = self.now;
+        }
+        for call in dropped {
+            self.invariants.count(format!("{call} dropped"));
+        }
         self.note(|| format!("the newest {depth} blocks are reorganised, and transactions are dropped"));
     }
 
     /// Kills a process of a provider that has just sent a transaction, and starts it again at once.
-    pub(crate) fn crash_after_send(&mut self, who: ProcessId) {
+    pub(crate) fn crash_after_send(&mut self, who: ProcessId, call: &'static str) {
         let crashes = matches!(who, ProcessId::Provider(..))
             && self.faults.forces(Scenario::CrashesAfterSending)
             && self.random.per_mille(400);
         if crashes {
+            self.invariants.count(format!("crash after {call}"));
             self.kill(who);
             let down = self.random.between(50, 500);
             self.at(down, Event::Start(who));

@@ -24,6 +24,8 @@ pub struct Finding {
     pub steps: u64,
     /// The message of the violated invariant, from its beginning. `*` stands for any text.
     pub violates: &'static str,
+    /// What happens in at least one of these runs, or they prove nothing. Names of [`Sim::counts`](crate::Sim::counts).
+    pub reaches: &'static [&'static str],
     /// Whether it is closed.
     pub state: State,
 }
@@ -52,6 +54,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 12),
         steps: 6_000,
         violates: "U3: * still runs after notAfter",
+        reaches: &["hostile account"],
         state: State::Closed,
     },
     Finding {
@@ -60,6 +63,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 12),
         steps: 6_000,
         violates: "U2: the containers of * run, and its leg does not",
+        reaches: &["top-up by a second"],
         state: State::Closed,
     },
     Finding {
@@ -68,6 +72,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 12),
         steps: 6_000,
         violates: "M4: * is charged although its containers do not run",
+        reaches: &["pod drained"],
         state: State::Closed,
     },
     Finding {
@@ -76,6 +81,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (25, 12),
         steps: 6_000,
         violates: "M2: gas is spent on closing *, which a stranger opened",
+        reaches: &["stranger's account with a public salt"],
         state: State::Closed,
     },
     Finding {
@@ -84,6 +90,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 24),
         steps: 6_000,
         violates: "M2: * which * opened",
+        reaches: &["stranger's account with the salt of a lease"],
         state: State::Closed,
     },
     Finding {
@@ -91,7 +98,8 @@ pub const FINDINGS: [Finding; 11] = [
         scenario: Scenario::DeathBetweenWrites,
         seeds: (1, 24),
         steps: 6_000,
-        violates: "U5: * is not released",
+        violates: "U8: * is not released",
+        reaches: &["death between writes"],
         state: State::Closed,
     },
     Finding {
@@ -100,6 +108,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 24),
         steps: 6_000,
         violates: "M1: * was stored as closed, but its account is open",
+        reaches: &["close dropped", "open dropped"],
         state: State::Closed,
     },
     Finding {
@@ -108,6 +117,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 24),
         steps: 6_000,
         violates: "U1: * is closed with reason ClosedOnChain",
+        reaches: &["answer from an old block"],
         state: State::Closed,
     },
     Finding {
@@ -116,6 +126,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (34, 50),
         steps: 15_000,
         violates: "U2: * still runs beyond its grace",
+        reaches: &["answer from an old block"],
         state: State::Closed,
     },
     Finding {
@@ -124,6 +135,7 @@ pub const FINDINGS: [Finding; 11] = [
         seeds: (1, 24),
         steps: 6_000,
         violates: "M4: * credited * seconds",
+        reaches: &["crash after creditTo"],
         state: State::Closed,
     },
     Finding {
@@ -131,7 +143,8 @@ pub const FINDINGS: [Finding; 11] = [
         scenario: Scenario::BlockedPayee,
         seeds: (1, 6),
         steps: 6_000,
-        violates: "U5: * there still is",
+        violates: "U8: * there still is",
+        reaches: &["payee blocked by the token"],
         state: State::Closed,
     },
 ];

@@ -76,6 +76,7 @@ impl Sim {
         let deposit = TokenAmount::parse(&allocation.spec.deposit).unwrap_or_default();
         self.note(|| format!("a hostile market opens an account with {deposit}"));
         self.invariants.third_party_deposits(terms.id(), deposit);
+        self.invariants.count("hostile account".into());
         let valid_until = u64::MAX >> 24;
         self.chain.force(
             third_party(),

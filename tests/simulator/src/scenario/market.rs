@@ -13,6 +13,7 @@ impl Sim {
         if !self.faults.forces(Scenario::DeathBetweenWrites) || !self.random.per_mille(20) {
             return false;
         }
+        self.invariants.count("death between writes".into());
         self.kill(who);
         self.at(1_000, Event::Start(who));
         let span = self.random.between(200, 400) * 1000;
@@ -49,6 +50,12 @@ impl Sim {
             };
             let deposit = TokenAmount(u128::from(self.random.below(2)));
             self.note(|| format!("a stranger opens an account for {}", key.1));
+            let salt = if copied.is_some() {
+                "the salt of a lease"
+            } else {
+                "a public salt"
+            };
+            self.invariants.count(format!("stranger's account with {salt}"));
             self.invariants.third_party_deposits(terms.id(), deposit);
             let valid_until = self.now / 1000 + 60;
             let open = Action::Open {

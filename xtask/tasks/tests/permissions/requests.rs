@@ -1,8 +1,12 @@
 //! Requests as anybody may send them, and what came of them.
 
+use std::time::{Duration, Instant};
+
 use http::{Request, header};
 use kube::Client;
 use serde_json::Value;
+
+use crate::installation::PATIENCE;
 
 /// Sends one request; what the server refuses is its message.
 pub(crate) async fn send(
@@ -82,6 +86,18 @@ pub(crate) async fn delete(who: &Client, object: &Value) -> Result<Value, String
 
 pub(crate) async fn read(who: &Client, path: &str) -> Result<Value, String> {
     send(who, "GET", path, None, "application/json").await
+}
+
+/// Repeats a request until it is permitted: Kubernetes applies changed rules some moments later.
+///
+/// # Panics
+/// If it is still refused after [`PATIENCE`].
+pub(crate) async fn soon_allowed(what: &str, mut request: impl AsyncFnMut() -> Result<Value, String>) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(message) = request().await {
+        assert!(Instant::now() < deadline, "{what}: {message}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[track_caller]

@@ -1,13 +1,11 @@
 //! What RBAC can't confine, and who answers for which part of an object: tried by doing it.
 
-use std::time::{Duration, Instant};
-
 use kube::Client;
 use serde_json::{Value, json};
 
-use crate::installation::{HOME, Installation, PATIENCE, PROVIDER, succeed};
+use crate::installation::{HOME, Installation, PROVIDER, succeed};
 use crate::objects::{allocation, contents, gpu_node, lease, namespace, reservation};
-use crate::requests::{allowed, create, delete, patch, path, read, refused, send, write};
+use crate::requests::{allowed, create, delete, patch, path, read, refused, send, soon_allowed, write};
 
 pub(crate) async fn agents_write_only_their_own_node(it: &Installation) {
     it.apply(&gpu_node("node-b")).await;
@@ -340,11 +338,10 @@ pub(crate) async fn the_market_reads_only_the_wallets_it_was_given(it: &Installa
     ] {
         succeed(it.cluster.kubectl().args(words.split(' ')));
     }
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(message) = read(&it.market, &secret("wallet")).await {
-        assert!(Instant::now() < deadline, "{message}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    soon_allowed("the wallet it was given", async || {
+        read(&it.market, &secret("wallet")).await
+    })
+    .await;
     refused(
         "another Secret beside it",
         read(&it.market, &secret("other")).await,
@@ -395,12 +392,7 @@ pub(crate) async fn editors_of_a_namespace_lease_and_viewers_read(it: &Installat
         it.cluster.client_with_token(&token).await.unwrap()
     };
     let (editor, viewer) = (client("edit").await, client("view").await);
-    // Kubernetes adds the rules to its ClusterRoles some moments after the chart was installed.
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(message) = create(&editor, &lease).await {
-        assert!(Instant::now() < deadline, "{message}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    soon_allowed("a lease by an editor", async || create(&editor, &lease).await).await;
     refused(
         "a lease by a viewer",
         create(&viewer, &lease).await,
@@ -417,9 +409,8 @@ pub(crate) async fn editors_of_a_namespace_lease_and_viewers_read(it: &Installat
         "--clusterrole=leasehold-market-reader",
         "--serviceaccount=team-b:view",
     ]));
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(message) = read(&viewer, networks).await {
-        assert!(Instant::now() < deadline, "{message}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    soon_allowed("networks by a market reader", async || {
+        read(&viewer, networks).await
+    })
+    .await;
 }

@@ -102,8 +102,8 @@ fn a_lease_without_an_account_is_given_up_by_its_uid() {
     (world.account, world.second_account) = (None, None);
     world.prior = Observed::Unknown("the chain is gone".into());
     let lease = Arc::make_mut(&mut world.lease);
-    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
-    (lease.status, lease.metadata.deletion_timestamp) = (None, Some(at));
+    lease.status = None;
+    delete(lease);
     let plan = decide(&world, &check(&world), now());
     assert_eq!((plan.finalizer, plan.status.phase), (None, Phase::Pending));
     for (value, finalizer) in [("another", None), ("uid", Some(false))] {
@@ -138,8 +138,7 @@ fn a_lease_for_which_nothing_was_intended_ends_while_the_chain_is_unreachable() 
 
     let lease = Arc::make_mut(&mut world.lease);
     lease.metadata.finalizers = Some(vec![FINALIZER_MARKET.into()]);
-    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
-    lease.metadata.deletion_timestamp = Some(at);
+    delete(lease);
     assert!(!seeks_prior(&world.lease));
     assert_eq!(decide(&world, &check(&world), now()).finalizer, Some(false));
 
@@ -182,8 +181,7 @@ fn a_close_is_noted_before_it_is_sent() {
 fn what_was_never_intended_ends_at_once_and_what_may_have_been_waits() {
     let mut accepted = world(AccountRead::Absent, AllocationPhase::Reserved);
     let lease = Arc::make_mut(&mut accepted.lease);
-    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
-    lease.metadata.deletion_timestamp = Some(at);
+    delete(lease);
     lease.status.as_mut().unwrap().phase = Phase::Matched;
     lease.status.as_mut().unwrap().escrow.as_mut().unwrap().open_by = i64::try_from(NOW).unwrap() + 50;
     assert_eq!(check(&accepted).account_state, AccountState::NeverOpened);
@@ -242,8 +240,7 @@ fn an_absence_tells_nothing_of_blocks_after_its_own() {
 #[test]
 fn a_paid_lease_that_is_deleted_with_its_crd_is_served_on() {
     let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
-    let deleted = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
-    Arc::make_mut(&mut world.lease).metadata.deletion_timestamp = Some(deleted);
+    delete(Arc::make_mut(&mut world.lease));
     assert!(needs_deletion_cause(&world.lease));
     let of = |crd: Observed<bool>| Deletion::of(&world.lease, Some(crd));
     for (crd, end) in [
@@ -333,10 +330,9 @@ fn a_closed_lease_is_kept_until_the_end_of_its_account_is_final() {
         assert!(plan.wake <= now() + jiff::SignedDuration::from_secs(60));
     }
     // The same while it is being deleted, in the reconcile that sees the close.
-    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
     let mut deleted = world.clone();
     let lease = Arc::make_mut(&mut deleted.lease);
-    lease.metadata.deletion_timestamp = Some(at);
+    delete(lease);
     lease.status.as_mut().unwrap().phase = Phase::Settling;
     let plan = decide(&deleted, &check(&deleted), now());
     assert_eq!((plan.status.phase, plan.finalizer), (Phase::Closed, None));

@@ -120,8 +120,7 @@ fn a_lease_is_queued_at_a_saturated_provider_and_its_key_is_not_read_meanwhile()
 fn a_lease_is_not_closed_before_its_allocations_are_deleted() {
     let mut world = unmatched();
     let lease = Arc::make_mut(&mut world.lease);
-    let deleted = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
-    lease.metadata.deletion_timestamp = Some(deleted);
+    delete(lease);
     world.allocations = self::world(AccountRead::Absent, AllocationPhase::Reserved).allocations;
     let matched = GpuLeaseStatus {
         phase: Phase::Matched,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use leasehold_crds::{
     FINALIZER_MARKET, GpuAllocation, GpuLease,
     lease::{
@@ -37,6 +38,11 @@ const MARKET: Address = Address([4; 20]);
 
 fn now() -> Timestamp {
     Timestamp::from_second(i64::try_from(NOW).unwrap()).unwrap()
+}
+
+/// Lets the lease be one that its tenant deletes now.
+fn delete(lease: &mut GpuLease) {
+    lease.metadata.deletion_timestamp = Some(Time(now()));
 }
 
 fn network() -> Network {

@@ -49,8 +49,7 @@ fn worlds() -> impl Strategy<Value = World> {
             }
             let lease = Arc::make_mut(&mut world.lease);
             if deleting {
-                let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
-                lease.metadata.deletion_timestamp = Some(at);
+                delete(lease);
             }
             let status = lease.status.as_mut().unwrap();
             status.phase = phase;

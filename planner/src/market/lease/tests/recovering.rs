@@ -48,8 +48,7 @@ fn an_account_that_the_lease_would_not_open_is_never_paid_into() {
         let matched = find(&plan.status.conditions, "Matched").unwrap();
         assert_eq!(matched.reason, "AccountMismatch");
         // To end the lease, it is closed: this returns the money to the payer.
-        let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
-        Arc::make_mut(&mut world.lease).metadata.deletion_timestamp = Some(at);
+        delete(Arc::make_mut(&mut world.lease));
         let plan = decide(&world, &check(&world), now());
         assert_eq!(
             plan.status.escrow.is_some(),
@@ -88,8 +87,7 @@ fn a_wallet_pays_only_into_an_account_that_it_opened() {
 #[test]
 fn a_lease_whose_account_was_found_does_not_end_before_the_chain_shows_it() {
     let mut world = lost(terms());
-    let at = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now());
-    Arc::make_mut(&mut world.lease).metadata.deletion_timestamp = Some(at);
+    delete(Arc::make_mut(&mut world.lease));
     let adopted = decide(&world, &check(&world), now());
     Arc::make_mut(&mut world.lease).status = Some(adopted.status);
     world.prior = Observed::Known(None);

@@ -92,7 +92,7 @@ fn only_a_tenant_who_deletes_a_lease_drops_its_results() {
     };
     let mut deleted = world(AccountRead::Present(account(60)), AllocationPhase::Active);
     let mut lease = GpuLease::clone(&deleted.lease);
-    lease.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now()));
+    delete(&mut lease);
     deleted.lease = Arc::new(lease);
     assert_eq!(dropped(&deleted), Some(true));
     let given_up = world(AccountRead::Present(account(60)), AllocationPhase::Stopped);

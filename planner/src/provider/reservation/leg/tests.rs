@@ -203,7 +203,7 @@ fn nothing_is_withdrawn_that_may_have_to_be_given_back() {
 
 #[test]
 fn one_reading_alone_does_not_move_the_clocks_of_the_paid_time() {
-    let lie = |truth: &Account| Account {
+    let falsified = |truth: &Account| Account {
         running: 0,
         block_time: truth.block_time + 1_000_000,
         ..truth.clone()
@@ -218,13 +218,16 @@ fn one_reading_alone_does_not_move_the_clocks_of_the_paid_time() {
             .as_ref()
             .map(|e| (e.block_time, e.running))
     };
-    for (first, second) in [(lie(&truth), truth.clone()), (truth.clone(), lie(&truth))] {
+    for (first, second) in [
+        (falsified(&truth), truth.clone()),
+        (truth.clone(), falsified(&truth)),
+    ] {
         scenario.reconcile_with(&first, &second);
         assert_eq!(clocks(&scenario), None, "nothing is known before two agree");
     }
     scenario.reconcile_with(&truth, &truth);
     assert_eq!(clocks(&scenario), Some((100, true)));
-    scenario.reconcile_with(&lie(&truth), &truth);
+    scenario.reconcile_with(&falsified(&truth), &truth);
     assert_eq!(clocks(&scenario), Some((100, true)));
     // Funds that came count when two have seen them.
     let funded = Account {
