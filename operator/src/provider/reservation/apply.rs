@@ -145,6 +145,7 @@ impl Provider {
             limits,
             policies,
             account,
+            budget,
             access,
             ssh,
             volumes,
@@ -154,12 +155,13 @@ impl Provider {
         } = all;
         // Isolation first: no pod exists before what confines it.
         api_writes::apply(&Api::<Namespace>::all(self.client.clone()), namespace, MANAGER).await?;
-        let (quota, limits, account) = tokio::join!(
+        let (quota, limits, account, budget) = tokio::join!(
             self.put(name, quota),
             self.put(name, limits),
-            self.put(name, account)
+            self.put(name, account),
+            self.put(name, budget)
         );
-        quota.and(limits).and(account)?;
+        quota.and(limits).and(account).and(budget)?;
         self.put_all(name, policies).await?;
         self.put_all(name, access).await?;
         self.put_all(name, ssh).await?;

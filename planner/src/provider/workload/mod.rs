@@ -11,6 +11,7 @@ use k8s_openapi::{
             ConfigMap, LimitRange, Namespace, PersistentVolumeClaim, ResourceQuota, Service, ServiceAccount,
         },
         networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
         rbac::v1::RoleBinding,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -24,12 +25,14 @@ use serde::Serialize;
 
 use crate::escrow::lease_name;
 
+mod disruption;
 pub mod egress_denylist;
 mod endpoints;
 mod isolation;
 mod job;
 mod pod;
 pub mod recipient;
+mod rendezvous;
 pub mod results;
 mod results_server;
 mod service;
@@ -63,6 +66,8 @@ pub struct Objects {
     pub policies: Vec<NetworkPolicy>,
     /// The identity of the pods, without a token.
     pub account: ServiceAccount,
+    /// No pod may be evicted.
+    pub budget: PodDisruptionBudget,
     /// Rights of the tenant's own subjects.
     pub access: Option<RoleBinding>,
     /// SSH keys of a session.
@@ -88,6 +93,7 @@ impl Objects {
             limits: isolation::limits(reservation),
             policies: isolation::policies(reservation, &ports, denylist),
             account: isolation::account(reservation),
+            budget: disruption::budget(reservation),
             access: isolation::access(reservation),
             ssh: pod::ssh_keys(reservation),
             volumes: storage::job_volumes(reservation),

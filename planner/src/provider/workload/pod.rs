@@ -23,7 +23,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    NAME, labels, lease_label, meta, ports,
+    NAME, disruption, labels, lease_label, meta, ports, rendezvous,
     storage::{VOLUME, claim_name},
 };
 
@@ -95,6 +95,7 @@ pub(super) fn template(reservation: &GpuReservation, of_job: Option<JobPod>) -> 
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels(&reservation.spec)),
+            annotations: Some(disruption::annotations()),
             ..ObjectMeta::default()
         }),
         spec: Some(pod(reservation, of_job)),
@@ -116,6 +117,7 @@ fn pod(reservation: &GpuReservation, of_job: Option<JobPod>) -> PodSpec {
         // Without user namespaces nobody is root on the node's kernel, not even a session.
         host_users: user_namespaces.then_some(false),
         restart_policy: Some(restart_policy.into()),
+        subdomain: rendezvous::subdomain(reservation),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         runtime_class_name: reservation.spec.hosting.runtime_class_name.clone(),
         security_context: Some(PodSecurityContext {
@@ -336,14 +338,18 @@ fn environment(reservation: &GpuReservation, wanted: &ContainerSpec, of_job: Opt
     };
     let lease = format!("{}/{}", spec.lease.namespace, spec.lease.name);
     let own = wanted.env.iter().map(|e| plain(&e.name, e.value.clone()));
-    own.chain([
-        plain("LEASEHOLD_LEASE", lease),
-        plain("LEASEHOLD_NODES", spec.nodes.to_string()),
-        plain("LEASEHOLD_FIRST_RANK", spec.first_rank.to_string()),
-        index,
-    ])
-    .chain(NO_HOST_DEVICES.map(|(name, value)| plain(name, value.into())))
-    .collect()
+    // A program may meet in another way: what the tenant sets itself is not set a second time.
+    let mut rendezvous = rendezvous::variables(reservation, &index);
+    rendezvous.retain(|ours| wanted.env.iter().all(|e| e.name != ours.name));
+    own.chain(rendezvous)
+        .chain([
+            plain("LEASEHOLD_LEASE", lease),
+            plain("LEASEHOLD_NODES", spec.nodes.to_string()),
+            plain("LEASEHOLD_FIRST_RANK", spec.first_rank.to_string()),
+            index,
+        ])
+        .chain(NO_HOST_DEVICES.map(|(name, value)| plain(name, value.into())))
+        .collect()
 }
 
 fn mounts(workload: &Workload, storage: Option<&Storage>) -> Vec<VolumeMount> {

@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use leasehold_crds::{GpuReservation, lease::workload::Port, provider::pool::Exposure};
 
-use super::{NAME, labels, meta, pod::template, results_server, storage::claim};
+use super::{NAME, labels, meta, pod::template, rendezvous, results_server, storage::claim};
 
 /// Label with a node's rank in the lease.
 pub const LABEL_RANK: &str = "leasehold.dev/rank";
@@ -40,31 +40,13 @@ pub(super) fn stateful_set(reservation: &GpuReservation) -> Option<StatefulSet> 
 
 /// The Services of the workload's ports and of its results.
 pub(super) fn services(reservation: &GpuReservation, ports: &[Port]) -> Vec<Service> {
-    let mut services = Vec::new();
-    if reservation.spec.allocation.workload.job.is_none() {
-        services.push(headless(reservation));
-        if !ports.is_empty() {
-            let nodes = 0..reservation.spec.allocation.nodes;
-            services.extend(nodes.map(|index| exposed(reservation, index, ports)));
-        }
+    let mut services: Vec<Service> = rendezvous::service(reservation, ports).into_iter().collect();
+    if !ports.is_empty() {
+        let nodes = 0..reservation.spec.allocation.nodes;
+        services.extend(nodes.map(|index| exposed(reservation, index, ports)));
     }
     services.extend(results_server::services(reservation));
     services
-}
-
-/// A headless Service, by which the nodes of a lease find each other.
-fn headless(reservation: &GpuReservation) -> Service {
-    let metadata = meta(reservation, NAME);
-    Service {
-        spec: Some(ServiceSpec {
-            cluster_ip: Some("None".into()),
-            selector: metadata.labels.clone(),
-            publish_not_ready_addresses: Some(true),
-            ..ServiceSpec::default()
-        }),
-        metadata,
-        ..Service::default()
-    }
 }
 
 /// The Service of one node, so that each node has an address of its own.

@@ -1,10 +1,13 @@
 use leasehold_crds::{
-    lease::workload::{Job as JobSpec, NodeShape, Service as ServiceSpec, Session, Storage},
+    lease::workload::{EnvVar, Job as JobSpec, NodeShape, Service as ServiceSpec, Session, Storage},
     market::allocation::GpuAllocationSpec,
     provider::reservation::{GpuReservationSpec, Hosting},
 };
 
-use k8s_openapi::api::core::v1::{PodSpec, Toleration};
+use k8s_openapi::{
+    api::core::v1::{PodSpec, Toleration},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 use leasehold_crds::{
     GPU_RESOURCE,
     provider::pool::{Exposure, PoolToleration},
@@ -293,4 +296,88 @@ fn everything_is_labelled_with_its_lease_and_its_provider() {
                 .all(|(key, value)| labelled.get(key) == Some(value))
         );
     }
+}
+
+/// Value of a variable of the first container, or the path of the field that it comes from.
+fn variable(pod: &PodSpec, name: &str) -> Option<String> {
+    let mut found = pod.containers[0].env.iter().flatten().filter(|e| e.name == name);
+    let first = found.next()?;
+    assert!(found.next().is_none(), "{name} is set twice");
+    let field = || Some(first.value_from.as_ref()?.field_ref.as_ref()?.field_path.clone());
+    first.value.clone().or_else(field)
+}
+
+#[test]
+fn the_nodes_of_a_job_of_several_nodes_find_each_other() {
+    let job = Workload {
+        job: Some(Box::new(JobSpec::default())),
+        ..Workload::default()
+    };
+    for workload in [session(), service(), job] {
+        let objects = objects(workload, Hosting::default());
+        let mut headless = objects.services.iter().filter_map(|s| s.spec.as_ref());
+        let headless = headless
+            .find(|s| s.cluster_ip.as_deref() == Some("None"))
+            .unwrap();
+        assert_eq!(headless.publish_not_ready_addresses, Some(true));
+        let pod = pod_of(&objects);
+        assert_eq!(pod.subdomain.as_deref(), Some(NAME), "the domain of the Service");
+        for (name, value) in [
+            ("MASTER_ADDR", "lease-0.lease"),
+            ("MASTER_PORT", "29500"),
+            ("PET_MASTER_ADDR", "lease-0.lease"),
+            ("PET_MASTER_PORT", "29500"),
+            ("PET_NNODES", "2"),
+            ("PET_NPROC_PER_NODE", "3"),
+        ] {
+            assert_eq!(variable(&pod, name).as_deref(), Some(value), "{name}");
+        }
+        assert_eq!(variable(&pod, "PET_NODE_RANK"), variable(&pod, "LEASEHOLD_INDEX"));
+    }
+}
+
+#[test]
+fn a_single_node_meets_itself_and_the_tenant_s_own_variables_stay() {
+    let mut workload = service();
+    workload.service.as_mut().unwrap().container.env = vec![EnvVar {
+        name: "MASTER_PORT".into(),
+        value: "1234".into(),
+    }];
+    let mut reservation = reservation(workload, Hosting::default());
+    reservation.spec.allocation.nodes = 1;
+    let objects = Objects::of(&reservation, &EgressDenylist::default());
+    assert_eq!(objects.services.len(), 1, "only that of its port");
+    let pod = pod_of(&objects);
+    assert_eq!(pod.subdomain, None);
+    assert_eq!(variable(&pod, "MASTER_ADDR").as_deref(), Some("localhost"));
+    assert_eq!(variable(&pod, "MASTER_PORT").as_deref(), Some("1234"));
+}
+
+#[test]
+fn no_pod_of_a_lease_may_be_evicted_and_no_autoscaler_removes_its_node() {
+    let objects = objects(service(), Hosting::default());
+    let budget = objects.budget.spec.unwrap();
+    assert_eq!(budget.min_available, Some(IntOrString::Int(2)));
+    let selector = budget.selector.unwrap();
+    let expressions = selector.match_expressions.unwrap();
+    assert_eq!(
+        (expressions[0].key.as_str(), expressions[0].operator.as_str()),
+        (LABEL_RESULTS, "DoesNotExist"),
+        "the pods that serve results are not paid for"
+    );
+    let template = objects.set.unwrap().spec.unwrap().template.metadata.unwrap();
+    let labels = template.labels.unwrap();
+    assert!(
+        selector
+            .match_labels
+            .unwrap()
+            .iter()
+            .all(|(k, v)| labels.get(k) == Some(v))
+    );
+    let annotations = template.annotations.unwrap();
+    assert_eq!(
+        annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"],
+        "false"
+    );
+    assert_eq!(annotations["karpenter.sh/do-not-disrupt"], "true");
 }

@@ -86,6 +86,11 @@ pub(crate) fn contents(namespace: &str) -> Vec<Value> {
             json!({"spec": {"podSelector": {}}}),
         ),
         object(
+            "policy/v1",
+            "PodDisruptionBudget",
+            json!({"spec": {"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}}),
+        ),
+        object(
             "apps/v1",
             "StatefulSet",
             json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "serviceName": "s", "template": always}}),
