@@ -85,7 +85,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
     plan.status.round = i64::try_from(prior.round).unwrap_or(i64::MAX);
     plan.status.escrow = Some(LeaseEscrow {
         terms: prior.terms.to_wire(chain_id, contract),
-        open_by: mine().next().map_or(0, |a| a.object.spec.open_by),
+        open_by: open_by(world, &prior.terms),
         legs: prior
             .terms
             .legs
@@ -95,6 +95,15 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
             .collect(),
     });
     plan.status.providers = providers_text(plan.status.escrow.as_ref());
+}
+
+/// Unix time in seconds until which an account can be opened: the terms state it by when it must start. A spec that cannot be
+/// read yields the latest time that is possible, because an absence before this time does not show that no account will be
+/// opened.
+fn open_by(world: &World, terms: &Terms) -> i64 {
+    let request = world.parsed.request.as_ref();
+    let start_within = request.map_or(0, |r| r.start_within_seconds);
+    i64::try_from(terms.start_by.saturating_sub(start_within)).unwrap_or(i64::MAX)
 }
 
 /// The status was lost before the chain shows an account: the round is that of the newest allocation that still exists.

@@ -99,3 +99,22 @@ fn a_lease_whose_account_was_found_does_not_end_before_the_chain_shows_it() {
     let plan = decide(&world, &check(&world), now());
     assert_eq!(plan.status.intent.unwrap().action, IntentAction::Close);
 }
+
+/// The event of the account was read, and then a node of the endpoint that is behind does not show the account.
+#[test]
+fn an_account_that_was_found_is_not_replaced_before_it_can_no_longer_be_opened() {
+    for allocations in [0, 1] {
+        let mut world = lost(terms());
+        world.allocations.truncate(allocations);
+        let adopted = decide(&world, &check(&world), now());
+        let open_by = adopted.status.escrow.as_ref().map(|e| e.open_by);
+        assert_eq!(open_by, i64::try_from(NOW).ok(), "15 minutes before `startBy`");
+        Arc::make_mut(&mut world.lease).status = Some(adopted.status);
+        world.prior = Observed::Known(None);
+        world.account = Some(known(AccountRead::Absent));
+        world.second_account = world.account.clone();
+        let plan = decide(&world, &check(&world), now());
+        let id = plan.status.escrow.map(|e| e.terms.id);
+        assert_eq!(id, Some(terms().id().to_string()));
+    }
+}
