@@ -16,8 +16,8 @@ use leasehold_planner::{
     escrow::{AccountAt, AccountRead, Terms, allocation_name},
     market::lease::{
         AllocationSeen, AllocationWrite, ChainCall, Deletion, Network, Parsed, Plan, RecoveredAccount,
-        Wallet, World, chain_failure, check, decide, events, needs_chain, needs_wallet, seeks_prior,
-        trim_allocation, trim_lease, wants_final, wants_second,
+        Wallet, World, chain_failure, check, decide, events, needs_chain, needs_prior, needs_wallet,
+        prior_rounds, trim_allocation, trim_lease, wants_final, wants_second,
     },
     observed::Observed,
     placement::{Candidate, Provider},
@@ -253,8 +253,12 @@ impl Market {
             world.final_reads = vec![read.clone(); FINAL_READS * usize::from(wants_final(&read))];
             world.account = Some(read);
         }
-        if seeks_prior(&world.lease) {
-            let found = self.account.as_ref().map(|account| RecoveredAccount {
+        if needs_prior(&world) {
+            let found = self
+                .account
+                .as_ref()
+                .filter(|_| prior_rounds(&world.lease).contains(&1));
+            let found = found.map(|account| RecoveredAccount {
                 round: 1,
                 terms: account.terms.clone(),
             });

@@ -221,6 +221,24 @@ impl<K: Kind> Api<K> {
         Ok(self.store(key, object))
     }
 
+    /// The object as it was when the log had that length.
+    #[must_use]
+    pub fn get_at(&self, key: &Key, length: usize) -> Option<Arc<K>> {
+        let mut before = self.log[..length.min(self.log.len())].iter().rev();
+        before
+            .find(|(k, _)| k == key)
+            .and_then(|(_, object)| object.clone())
+    }
+
+    /// Replaces an object by an earlier version of it, as a backup does. `None` removes it.
+    pub fn restore(&mut self, key: &Key, object: Option<Arc<K>>) {
+        match object {
+            Some(object) => drop(self.store(key, (*object).clone())),
+            None if self.objects.contains_key(key) => self.erase(key),
+            None => {}
+        }
+    }
+
     /// Removes the status, as a person or a restored backup could.
     pub fn wipe_status(&mut self, key: &Key) {
         if let Some(old) = self.objects.get(key) {

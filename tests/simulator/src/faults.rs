@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use leasehold_crds::GpuReservation;
+
 use crate::{Sim, cluster::Node, random::Random, reconcile::ProcessId, scenario::Scenario, sim::Event};
 
 /// Kinds of faults.
@@ -269,10 +271,14 @@ impl Sim {
         }
     }
 
-    /// Removes a reservation together with its finalizer, as an administrator could. Its workload becomes an orphan.
+    /// Removes a reservation together with its finalizer, as an administrator could. Its workload becomes an orphan. One that
+    /// has stopped is left: it only waits for its payout, which nobody else withdraws.
     fn remove_reservation_forcibly(&mut self, site: usize) {
         let all = self.reservations(site);
-        let Some((key, _)) = all.first() else { return };
+        let waits = |r: &GpuReservation| r.status.as_ref().is_some_and(|s| s.phase.is_over());
+        let Some((key, _)) = all.iter().find(|(_, r)| !waits(r)) else {
+            return;
+        };
         let now = self.clock(0);
         let api = &mut self.sites[site].reservations;
         let removed = api.set_finalizers(key, None, Vec::new()).is_ok() && api.delete(key, now).is_ok();

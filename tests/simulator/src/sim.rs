@@ -22,7 +22,7 @@ use crate::{
     provider::Site,
     random::Random,
     reconcile::{ProcessId, Task},
-    scenario::Scenario,
+    scenario::{Backup, Scenario},
     tenant::Tenants,
 };
 
@@ -93,6 +93,7 @@ pub struct Sim {
     pub(crate) sites: Vec<Site>,
     pub(crate) tenants: Tenants,
     pub(crate) faults: Faults,
+    pub(crate) backups: VecDeque<Backup>,
     pub(crate) invariants: Invariants,
     log: VecDeque<String>,
     verbose: bool,
@@ -143,6 +144,7 @@ impl Sim {
             sites,
             tenants: Tenants::new(&mut random),
             faults,
+            backups: VecDeque::new(),
             invariants: Invariants::default(),
             log: VecDeque::new(),
             verbose: std::env::var("TRACE").is_ok(),

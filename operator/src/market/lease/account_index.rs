@@ -1,6 +1,6 @@
 //! Reads the accounts of this market off the chain's events, and keeps them by PaymentNetwork.
 
-use std::{collections::HashMap, ops::RangeInclusive, sync::Arc};
+use std::{collections::HashMap, ops::RangeInclusive, sync::Arc, time::Instant};
 
 use leasehold_chain::EvmEscrow;
 use leasehold_planner::{
@@ -16,10 +16,18 @@ const CALLS_MAX: usize = 20;
 #[derive(Default)]
 struct Read {
     cursor: Option<Cursor>,
+    /// When the last complete read began.
+    begun_at: Option<Instant>,
     accounts: Accounts,
 }
 
 impl Read {
+    /// Whether a read that began after that time has reached the block with number `least`.
+    fn is_current(&self, asked_at: Instant, least: u64) -> bool {
+        let has_reached = self.cursor.is_some_and(|c| c.number >= least);
+        has_reached && self.begun_at.is_some_and(|begun_at| begun_at >= asked_at)
+    }
+
     /// Reads on to the newest block, and at least to the one with number `least`.
     async fn read_on(
         &mut self,
@@ -103,9 +111,15 @@ impl AccountIndex {
         least: u64,
         answer: impl FnOnce(&mut Accounts) -> T,
     ) -> Result<T, PaymentError> {
+        let asked_at = Instant::now();
         let mut guard = self.networks.lock().await;
         let read = guard.entry(network.to_owned()).or_default();
-        read.read_on(chain, market, &self.secret, least).await?;
+        // All that wait for the same read share the next one.
+        if !read.is_current(asked_at, least) {
+            let begun_at = Instant::now();
+            read.read_on(chain, market, &self.secret, least).await?;
+            read.begun_at = Some(begun_at);
+        }
         Ok(answer(&mut read.accounts))
     }
 

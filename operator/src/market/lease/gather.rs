@@ -7,14 +7,14 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
     GpuAllocation, GpuLease, LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, lease::Phase,
-    payment::money::Rate,
 };
 use leasehold_planner::{
     escrow::{Terms, allocation_name},
+    market::allocation::acceptance::is_accepted,
     market::lease::{self, AllocationSeen, Network, Parsed, Wallet, World},
     observed::Observed,
     payment_network,
-    ports::{AcceptanceMessage, Payments as _, SigningKey},
+    ports::{Payments as _, SigningKey},
 };
 use leasehold_runtime::cache;
 use leasehold_telemetry::metrics::ChainAction;
@@ -240,21 +240,21 @@ impl Market {
         }
     }
 
-    /// The account that this lease opened before its status was lost; looked up only where status has none.
+    /// The account of this lease in a later round than its status shows; searched where it matters.
     async fn prior(
         &self,
         world: &World,
         chain: Option<&EvmEscrow>,
     ) -> Observed<Option<lease::RecoveredAccount>> {
         let lease = &world.lease;
-        if !lease::seeks_prior(lease) {
+        if !lease::needs_prior(world) {
             return Observed::Known(None);
         }
         match (&world.network, chain, &world.head) {
             // The index must have been read to a block that is recent.
             (Observed::Known(Some(network)), Some(chain), Observed::Known(head)) => {
                 let uid = lease.uid().unwrap_or_default();
-                let (name, rounds) = (&lease.spec.payment.network, 1..=lease::ROUNDS_MAX);
+                let (name, rounds) = (&lease.spec.payment.network, lease::prior_rounds(lease));
                 let prior = self
                     .index
                     .latest(name, chain, network.market_id, &uid, rounds, head.number);
@@ -277,34 +277,12 @@ fn seen(
     chain: Option<&EvmEscrow>,
 ) -> Vec<AllocationSeen> {
     let seen = |object: Arc<GpuAllocation>| AllocationSeen {
-        signed: chain.is_some_and(|r| is_signed(r, &object)),
+        signed: chain.is_some_and(|chain| {
+            is_accepted(&object, |message, signature| {
+                chain.acceptance_signer(message, signature)
+            })
+        }),
         object,
     };
     objects.into_iter().map(seen).collect()
-}
-
-/// Whether the acceptance in an allocation's status is signed by its leg's controller, over the allocation's terms.
-fn is_signed(chain: &EvmEscrow, allocation: &GpuAllocation) -> bool {
-    let check = || {
-        let acceptance = allocation.status.as_ref()?.acceptance.as_ref()?;
-        let terms = Terms::from_wire(&allocation.spec.escrow).ok()?;
-        let leg = terms.legs.get(usize::try_from(allocation.spec.leg).ok()?)?;
-        let digits = acceptance.signature.strip_prefix("0x")?;
-        let signature: [u8; 65] = data_encoding::HEXLOWER_PERMISSIVE
-            .decode(digits.as_bytes())
-            .ok()?
-            .try_into()
-            .ok()?;
-        let Rate(rate) = leg.rate;
-        let message = AcceptanceMessage {
-            escrow_id: terms.id(),
-            leg: u16::try_from(allocation.spec.leg).ok()?,
-            rate,
-            not_after: u64::try_from(acceptance.not_after).ok()?,
-            deadline: u64::try_from(acceptance.deadline).ok()?,
-        };
-        let signer = chain.acceptance_signer(&message, &signature)?;
-        Some(signer == leg.controller && acceptance.deadline >= allocation.spec.open_by)
-    };
-    check().unwrap_or(false)
 }

@@ -13,7 +13,7 @@ use super::{
     closing, conditions, matching, opening,
     phase::{Fact, after},
     plan::{Plan, in_seconds},
-    reads::has_finalizer,
+    reads::{has_finalizer, seeks_prior},
     recover, reports, serving, summary,
     world::{Deletion, RecoveredAccount, World},
 };
@@ -121,7 +121,7 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
         plan.finalizer = Some(true);
     }
     // What was lost is found before anything is begun or given up.
-    if plan.status.escrow.is_none()
+    if (plan.status.escrow.is_none() || plan.status.phase.is_unpaid())
         && checked.end != Some(CloseReason::Abandoned)
         && let Some(step) = recovered(world, now, plan)
     {
@@ -154,16 +154,22 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
     }
 }
 
-/// The step of a lease without an account: the one it had is looked for, in case its status was lost. `None` if there
-/// was none.
+/// The step of a lease that has paid nothing by its status: an account of a later round is looked for, in case the status
+/// was lost or restored from a backup. `None` if there is none.
 fn recovered(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
+    if plan.status.escrow.is_none() && !seeks_prior(&world.lease) {
+        // It is new, or was searched for before.
+        plan.status.recovery_checked = true;
+    }
     match &world.prior {
+        // What it prevents is the opening of the account in status.
+        Observed::Unknown(_) if plan.status.escrow.is_some() => None,
         Observed::Unknown(why) => {
             plan.wake = in_seconds(now, 5);
             Some(Step::blocked(None, Blocker::ChainUnreachable, why.clone()))
         }
         Observed::Known(Some(account)) => found(world, account, now, plan),
-        Observed::Known(None) if plan.status.round == 0 => {
+        Observed::Known(None) if plan.status.round == 0 && plan.status.escrow.is_none() => {
             plan.status.recovery_checked = true;
             let step = recover::resume(world, now, plan)?;
             plan.wake = now;

@@ -28,7 +28,10 @@ pub use conditions::chain_failure;
 pub use decide::decide;
 pub use events::{Event, events};
 pub use plan::{AllocationWrite, ChainCall, Plan};
-pub use reads::{needs_chain, needs_deletion_cause, needs_wallet, seeks_prior, wants_final, wants_second};
+pub use reads::{
+    needs_chain, needs_deletion_cause, needs_prior, needs_wallet, prior_rounds, seeks_prior, wants_final,
+    wants_second,
+};
 pub use trim::{trim_allocation, trim_lease};
 pub use world::{AllocationSeen, Deletion, Network, Parsed, RecoveredAccount, Wallet, World};
 
@@ -48,7 +51,7 @@ pub const UNFUNDED_PER_NAMESPACE_MAX: usize = 20;
 /// Maximum number of unanswered allocations of a provider. It has one minute to answer each; what it cannot answer in
 /// that time would be created again and again.
 pub const UNANSWERED_PER_PROVIDER_MAX: usize = 64;
-/// Number of rounds that are searched on the chain for a lease whose status was lost.
+/// Number of rounds after the one in the status that are searched on the chain.
 pub const ROUNDS_MAX: u64 = 64;
 /// Longest back-off between rounds.
 pub const BACKOFF_SECONDS_MAX: u64 = 300;

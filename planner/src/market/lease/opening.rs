@@ -38,6 +38,10 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
     };
     let open_by = u64::try_from(escrow.open_by).unwrap_or_default();
     plan.wake = in_seconds(now, 2);
+    if matches!(world.prior, Observed::Unknown(_)) {
+        // An account of a later round may be open: this one is not opened beside it.
+        return Step::at(Fact::AwaitingReservations);
+    }
     if let Some(intent) = &plan.status.intent {
         // Too late to send: wait until the chain is past `open_by`, then the round lapses.
         if head.time + OPEN_MARGIN_SECONDS / 2 < open_by && other_wallet(world, terms).is_none() {

@@ -1,11 +1,13 @@
 //! What a reconcile must read before it can decide. The operator and the simulator use the same rules.
 
+use std::ops::RangeInclusive;
+
 use leasehold_crds::{
     ANNOTATION_KNOWN, FINALIZER_MARKET, GpuLease,
     lease::{GpuLeaseStatus, IntentAction},
 };
 
-use super::{matching::first_saturated_provider, world::World};
+use super::{ROUNDS_MAX, matching::first_saturated_provider, world::World};
 use crate::{
     escrow::{AccountAt, AccountRead},
     observed::Observed,
@@ -39,10 +41,11 @@ pub fn needs_deletion_cause(lease: &GpuLease) -> bool {
     deleting && status.is_some_and(|s| s.phase.is_paid() && s.close_reason.is_none())
 }
 
-/// Whether offers match whose providers have capacity for another allocation.
+/// Whether offers match whose providers have capacity for another allocation, on a PaymentNetwork that agrees with its chain.
 fn could_begin(world: &World) -> bool {
+    let refused = || world.network().is_ok_and(|network| network.refusal.is_some());
     world.parsed.placement.as_ref().is_some_and(|placed| {
-        !placed.choices.is_empty() && first_saturated_provider(world, &placed.choices).is_none()
+        !refused() && !placed.choices.is_empty() && first_saturated_provider(world, &placed.choices).is_none()
     })
 }
 
@@ -86,6 +89,34 @@ pub fn seeks_prior(lease: &GpuLease) -> bool {
         && status.escrow.is_none()
         && !status.phase.is_over()
         && status.round == 0
+}
+
+/// Whether the account of a later round must be searched on the chain before anything is done: the status was lost, or a
+/// round or an account is about to be opened. In the second case the status can have been restored from a backup, and the
+/// account of a round that it does not show may be charged.
+#[must_use]
+pub fn needs_prior(world: &World) -> bool {
+    let nothing = GpuLeaseStatus::default();
+    let status = world.lease.status.as_ref().unwrap_or(&nothing);
+    let ends = world.deletion.ends_lease() || status.close_reason.is_some();
+    seeks_prior(&world.lease)
+        || (status.phase.is_unpaid()
+            && !ends
+            && match &status.escrow {
+                None => could_begin(world),
+                Some(escrow) => {
+                    let accepted = world.allocations.iter().filter(|a| a.signed).count();
+                    status.intent.is_some() || accepted >= escrow.legs.len()
+                }
+            })
+}
+
+/// The rounds in which it is searched: those that the status does not show.
+#[must_use]
+pub fn prior_rounds(lease: &GpuLease) -> RangeInclusive<u64> {
+    let round = lease.status.as_ref().map_or(0, |s| s.round);
+    let first = u64::try_from(round).unwrap_or(0).saturating_add(1);
+    first..=first.saturating_add(ROUNDS_MAX - 1)
 }
 
 /// Whether our finalizer is on the lease.

@@ -185,7 +185,7 @@ pub struct World {
     /// [`FINAL_READS`](crate::ports::FINAL_READS) reads of the account at the block level at which its end is final; read
     /// when it is closed.
     pub final_reads: Vec<Observed<AccountAt>>,
-    /// The account that the lease had before its status was lost; searched where the status names none.
+    /// The account of a later round than the status shows; searched where [`super::needs_prior`] says so.
     pub prior: Observed<Option<RecoveredAccount>>,
     /// Other leases of the namespace that are matched and unfunded.
     pub unfunded_in_namespace: usize,

@@ -34,6 +34,7 @@ const fn rank(phase: Phase) -> u8 {
 impl Sim {
     pub(super) fn follow_leases(&mut self) {
         while let Some((key, object)) = self.leases.log().get(self.invariants.leases_seen).cloned() {
+            let is_restored = self.invariants.restored.contains(&self.invariants.leases_seen);
             self.invariants.leases_seen += 1;
             let Some(object) = object else {
                 self.lease_deleted(&key);
@@ -46,7 +47,10 @@ impl Sim {
                 .get(&key)
                 .filter(|(u, _)| *u == uid)
                 .and_then(|(_, s)| s.clone());
-            if let Some(status) = &object.status {
+            if is_restored {
+                // What it says was true once.
+                self.invariants.may_be_paid.insert(uid.clone());
+            } else if let Some(status) = &object.status {
                 self.lease_stored(&key, &uid, before.as_ref(), status, &object);
             } else if before.is_some() {
                 self.invariants.may_be_paid.insert(uid.clone());

@@ -9,6 +9,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Address, Hash, Terms, keccak},
+    market::allocation::acceptance::is_accepted,
     orphans::Suspects,
     ports::AcceptanceMessage,
     provider::{allocation::accept::Identity, health::Answers},
@@ -187,21 +188,12 @@ pub(crate) fn sign(by: Address, message: &AcceptanceMessage) -> String {
 
 /// Whether the acceptance in an allocation's status is signed by the leg's controller and matches the request.
 pub(crate) fn is_signed(allocation: &GpuAllocation) -> bool {
-    let check = || {
-        let acceptance = allocation.status.as_ref()?.acceptance.as_ref()?;
+    is_accepted(allocation, |message, signature| {
         let terms = Terms::from_wire(&allocation.spec.escrow).ok()?;
-        let leg = terms.legs.get(usize::try_from(allocation.spec.leg).ok()?)?;
-        let message = AcceptanceMessage {
-            escrow_id: terms.id(),
-            leg: u16::try_from(allocation.spec.leg).ok()?,
-            rate: leg.rate.0,
-            not_after: u64::try_from(acceptance.not_after).ok()?,
-            deadline: u64::try_from(acceptance.deadline).ok()?,
-        };
-        let signed = sign(leg.controller, &message) == acceptance.signature;
-        Some(signed && acceptance.deadline >= allocation.spec.open_by)
-    };
-    check().unwrap_or(false)
+        let leg = terms.legs.get(usize::from(message.leg))?;
+        let given = format!("0x{}", data_encoding::HEXLOWER.encode(signature));
+        (sign(leg.controller, message) == given).then_some(leg.controller)
+    })
 }
 
 impl Sim {

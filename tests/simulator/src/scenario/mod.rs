@@ -9,6 +9,9 @@ mod chain;
 mod findings;
 mod hostile_market;
 mod market;
+mod restore;
+
+pub(crate) use restore::Backup;
 
 pub use findings::{FINDINGS, Finding, State};
 
@@ -38,11 +41,13 @@ pub enum Scenario {
     DeathBetweenWrites,
     /// A stranger opens accounts that look like those of leases.
     StrangersAccounts,
+    /// The market's etcd is restored from a backup that is some minutes old.
+    RestoredEtcd,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
@@ -53,6 +58,7 @@ impl Scenario {
         Self::Drains,
         Self::DeathBetweenWrites,
         Self::StrangersAccounts,
+        Self::RestoredEtcd,
     ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
@@ -91,6 +97,7 @@ impl Sim {
             }
             Scenario::DroppedTransactions | Scenario::DeathBetweenWrites => None,
             Scenario::StuckBackend => Some(self.toggle_freeze(90_000, 300_000)),
+            Scenario::RestoredEtcd => Some(self.restore_etcd()),
             Scenario::StrangersAccounts => Some(self.open_strangers_account()),
             Scenario::FrozenEndpoint => Some(self.toggle_freeze(300_000, 600_000)),
             Scenario::CrashesAfterSending => Some(self.toggle_gpu_faults()),

@@ -57,12 +57,13 @@ fn a_network_that_does_not_agree_with_its_chain_begins_no_round() {
         token: TokenAmount(1_000_000_000),
         gas_wei: 1 << 60,
     }));
-    assert!(begins(&world));
+    assert!(begins(&world) && needs_wallet(&world));
     let Observed::Known(Some(network)) = &mut world.network else {
         unreachable!()
     };
     network.refusal = Some((Blocker::NetworkNotFound, "6 decimals, not 2".into()));
     assert!(!begins(&world));
+    assert!(!needs_wallet(&world) && !super::super::needs_prior(&parsed(&world)));
     let plan = decide(&world, &check(&world), now());
     assert_eq!(plan.status.blocked_on, Some(Blocker::NetworkNotFound));
 }

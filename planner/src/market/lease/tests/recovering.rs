@@ -1,6 +1,7 @@
 //! Recovery of a lost status, and whose account it may lead to.
 
 use super::*;
+use crate::escrow::allocation_name;
 
 /// A lease whose status was lost, and the account that the chain shows for it. Its allocation still exists.
 fn lost(terms: Terms) -> World {
@@ -117,4 +118,60 @@ fn an_account_that_was_found_is_not_replaced_before_it_can_no_longer_be_opened()
         let id = plan.status.escrow.map(|e| e.terms.id);
         assert_eq!(id, Some(terms().id().to_string()));
     }
+}
+
+/// The backup of etcd is an hour old: the status shows a round that lapsed, and the account of a later one is charged.
+#[test]
+fn a_restored_status_leads_to_no_second_account() {
+    let later = Terms {
+        salt: network()
+            .secret
+            .salt(RoundKey::new(MARKET, "uid", 3), terms().payer),
+        ..terms()
+    };
+    let mut restored = world(AccountRead::Absent, AllocationPhase::Reserved);
+    let status = Arc::make_mut(&mut restored.lease).status.as_mut().unwrap();
+    (status.phase, status.escrow.as_mut().unwrap().open_by) =
+        (Phase::Matched, i64::try_from(NOW).unwrap() + 50);
+    Arc::make_mut(&mut restored.allocations[0].object).metadata.name = Some(allocation_name(terms().id(), 0));
+    assert!(super::super::needs_prior(&parsed(&restored)));
+    assert_eq!(prior_rounds(&restored.lease), 2..=65);
+    let planned = |world: &World| decide(world, &check(world), now());
+    let opens = planned(&restored).status.intent.map(|i| i.action);
+    assert_eq!(opens, Some(IntentAction::Open), "there is no other account");
+
+    restored.prior = Observed::Unknown("no answer".into());
+    assert_eq!(planned(&restored).status.intent, None, "there may be one");
+
+    restored.prior = Observed::Known(Some(RecoveredAccount {
+        round: 3,
+        terms: later.clone(),
+    }));
+    let plan = planned(&restored);
+    assert_eq!((plan.status.round, &plan.call), (3, &None));
+    let found = plan.status.escrow.unwrap().terms.id;
+    assert_eq!(found, later.id().to_string());
+
+    // The same if the intent to open was restored with it.
+    let status = Arc::make_mut(&mut restored.lease).status.as_mut().unwrap();
+    status.intent = Some(Intent {
+        action: IntentAction::Open,
+        total: Some("2000000".into()),
+        written_at: now().to_string(),
+    });
+    assert_eq!(planned(&restored).status.round, 3);
+    restored.prior = Observed::Unknown("no answer".into());
+    assert_eq!(planned(&restored).call, None);
+}
+
+/// The chain is unreachable when a lease is created: it can be deleted although its account was not searched.
+#[test]
+fn a_new_lease_needs_no_search_to_end() {
+    let mut new = world(AccountRead::Absent, AllocationPhase::Reserved);
+    let lease = Arc::make_mut(&mut new.lease);
+    (lease.status, lease.metadata.finalizers) = (None, None);
+    new.allocations.clear();
+    new.prior = Observed::Unknown("no answer".into());
+    let plan = decide(&new, &check(&new), now());
+    assert!(plan.status.recovery_checked);
 }

@@ -9,9 +9,7 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Terms, allocation_name},
-    market::lease::{
-        self, AllocationSeen, Deletion, Network, Parsed, ROUNDS_MAX, RecoveredAccount, Wallet, World,
-    },
+    market::lease::{self, AllocationSeen, Deletion, Network, Parsed, RecoveredAccount, Wallet, World},
     observed::Observed,
     ports::Balances,
 };
@@ -90,7 +88,7 @@ impl Sim {
             }
         }
         world.prior = if !lease::seeks_prior(read) || self.faults.market_up {
-            self.prior(m, read, reader)
+            self.prior(m, &world, reader)
         } else {
             Observed::Unknown("cannot list the allocations".into())
         };
@@ -152,13 +150,8 @@ impl Sim {
             .collect()
     }
 
-    fn prior(
-        &mut self,
-        m: usize,
-        read: &GpuLease,
-        reader: &mut Reader,
-    ) -> Observed<Option<RecoveredAccount>> {
-        if !lease::seeks_prior(read) {
+    fn prior(&mut self, m: usize, world: &World, reader: &mut Reader) -> Observed<Option<RecoveredAccount>> {
+        if !lease::needs_prior(world) {
             return Observed::Known(None);
         }
         let head = match self.read_head(reader, ProcessId::Market(m)) {
@@ -169,7 +162,7 @@ impl Sim {
         let opened = self.chain.opened(head.number).map(|o| o.terms.clone());
         let index = &mut self.markets[m].index;
         index.extend(&self.secret, opened);
-        let uid = read.metadata.uid.clone().unwrap_or_default();
-        Observed::Known(index.latest(market, &uid, 1..=ROUNDS_MAX))
+        let uid = world.lease.metadata.uid.clone().unwrap_or_default();
+        Observed::Known(index.latest(market, &uid, lease::prior_rounds(&world.lease)))
     }
 }
