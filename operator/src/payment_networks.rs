@@ -67,15 +67,14 @@ impl NetworkChecks {
             Err(error) => return ChainReading::Unknown(error.message()),
         };
         let read = async {
-            if facts {
-                chain.facts().await.map(ChainReading::Facts)
+            let head = chain.head().await?;
+            let recent = self.payments.accept(network, head);
+            let facts = if facts && recent.is_ok() {
+                Some(chain.facts().await?)
             } else {
-                let head = chain.head().await;
-                head.map(|head| match self.payments.accept(network, head) {
-                    Ok(()) => ChainReading::Answers,
-                    Err(outdated) => ChainReading::Unknown(outdated.to_string()),
-                })
-            }
+                None
+            };
+            Ok(ChainReading::of(recent, facts))
         };
         match self.payments.observed(ChainAction::Read, read).await {
             Ok(reading) => reading,

@@ -16,7 +16,6 @@ use leasehold_crds::{
         money::TokenAmount,
         network::{Finality, PaymentNetworkSpec, TransactionLimits},
     },
-    shared::duration,
 };
 use leasehold_planner::{
     escrow::{AccountAt, Hash, Terms},
@@ -28,9 +27,6 @@ use leasehold_planner::{
 use leasehold_runtime::SystemClock;
 use leasehold_telemetry::metrics::{Chain, ChainAction, ChainOutcome, Class};
 use std::time::Instant;
-
-/// The default of `maxBlockAge`.
-const MAX_BLOCK_AGE_SECONDS: u64 = 120;
 
 /// Escrow clients by PaymentNetwork, each connected once.
 #[derive(Clone)]
@@ -124,11 +120,6 @@ pub const fn level(finality: Finality) -> BlockLevel {
         Finality::Safe => BlockLevel::Safe,
         Finality::Finalized => BlockLevel::Finalized,
     }
-}
-
-/// Age in seconds from which an answer counts as no answer.
-fn max_block_age(network: &PaymentNetwork) -> u64 {
-    duration::seconds(&network.spec.max_block_age).unwrap_or(MAX_BLOCK_AGE_SECONDS)
 }
 
 impl PaymentClients {
@@ -298,7 +289,8 @@ impl PaymentClients {
 
     fn recent<T>(&self, network: &PaymentNetwork, judge: impl FnOnce(&mut Recency, u64) -> T) -> T {
         let mut all = self.recency.lock().unwrap_or_else(PoisonError::into_inner);
-        judge(all.entry(network.name_any()).or_default(), max_block_age(network))
+        let recency = all.entry(network.name_any()).or_default();
+        judge(recency, network.spec.max_block_age_seconds())
     }
 
     /// Counts and times a call.

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use leasehold_crds::GpuLease;
 
 use crate::{
-    escrow::{Account, AccountAt, AccountRead, Address, RoundKey, Terms},
+    escrow::{Account, AccountAt, AccountRead, Address, Hash, RoundKey, Terms},
     market::lease::{ROUNDS_MAX, seeks_prior},
+    ports::FINAL_READS,
 };
 
 /// What to do with an orphan.
@@ -43,9 +44,23 @@ pub fn assess(terms: &Terms, read: &AccountRead) -> Verdict {
     }
 }
 
-/// Whether nothing can come of an account any more, by a read at the block level at which its end is final.
+/// The ids of those of `accounts` of which nothing can come any more. Each of `reads` is an answer about all of them, in their
+/// order, at the block level at which their end is final. [`FINAL_READS`] answers must agree: an account that is forgotten is
+/// never closed again.
 #[must_use]
-pub fn is_final(terms: &Terms, at: &AccountAt) -> bool {
+pub fn over_for_good(accounts: &[Terms], reads: &[Vec<AccountAt>]) -> Vec<Hash> {
+    if reads.len() < FINAL_READS {
+        return Vec::new();
+    }
+    let agree = |(index, terms): &(usize, &Terms)| {
+        let mut answers = reads.iter().map(|read| read.get(*index));
+        answers.all(|at| at.is_some_and(|at| is_final(terms, at)))
+    };
+    let over = accounts.iter().enumerate().filter(agree);
+    over.map(|(_, terms)| terms.id()).collect()
+}
+
+fn is_final(terms: &Terms, at: &AccountAt) -> bool {
     match &at.read {
         AccountRead::Present(account) => account.closed,
         AccountRead::Mismatch => true,
@@ -137,7 +152,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        escrow::{Hash, Leg, MarketSecret},
+        escrow::{Leg, MarketSecret},
         ports::{Head, SigningKey},
     };
 
@@ -223,6 +238,31 @@ mod tests {
             "it may still be opened"
         );
         assert!(is_final(&terms(), &at(1_001, AccountRead::Absent)));
+    }
+
+    /// One backend of an endpoint answers what is not so.
+    #[test]
+    fn an_account_is_forgotten_only_when_two_final_reads_agree() {
+        let at = |read| AccountAt {
+            block: Head {
+                number: 1,
+                hash: Hash::default(),
+                time: 2_000,
+            },
+            read,
+        };
+        let (open, over) = (|| at(account(|_| ())), || at(AccountRead::Absent));
+        let accounts = [terms(), terms()];
+        let forgotten = |reads: &[Vec<AccountAt>]| over_for_good(&accounts, reads).len();
+        assert_eq!(forgotten(&[]), 0);
+        assert_eq!(forgotten(&[vec![over(), over()]]), 0, "one read");
+        assert_eq!(forgotten(&[vec![over(), over()], vec![over(), open()]]), 1);
+        assert_eq!(
+            forgotten(&[vec![over(), over()], vec![over()]]),
+            1,
+            "an answer is missing"
+        );
+        assert_eq!(forgotten(&[vec![over(), over()], vec![over(), over()]]), 2);
     }
 
     #[test]

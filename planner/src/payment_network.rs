@@ -9,6 +9,8 @@ use leasehold_crds::{
     shared::conditions::{ConditionStatus, condition, find, set},
 };
 
+use crate::recency::Outdated;
+
 /// Name of the escrow contract, by its EIP-712 domain (EIP-5267).
 const ESCROW_NAME: &str = "Leasehold Escrow";
 
@@ -34,6 +36,19 @@ pub enum ChainReading {
     OtherChain(u64),
     /// It could not be read; the text says why.
     Unknown(String),
+}
+
+impl ChainReading {
+    /// What came of a read whose newest block is recent or outdated, and of the contracts, if they were read. An endpoint that
+    /// does not follow the chain says nothing of it.
+    #[must_use]
+    pub fn of(recent: Result<(), Outdated>, facts: Option<ChainFacts>) -> Self {
+        match (recent, facts) {
+            (Err(outdated), _) => Self::Unknown(outdated.to_string()),
+            (Ok(()), Some(facts)) => Self::Facts(facts),
+            (Ok(()), None) => Self::Answers,
+        }
+    }
 }
 
 /// What is served on the PaymentNetworks of a cluster.
@@ -272,6 +287,15 @@ mod tests {
         network.status = Some(status(&network, &outage, Serves::Market, Timestamp::UNIX_EPOCH));
         let (_, value, message) = read(&network, ChainReading::Answers);
         assert_eq!((value.as_str(), message.as_str()), ("True Reachable", ""));
+    }
+
+    #[test]
+    fn the_contracts_are_compared_only_as_a_recent_block_has_them() {
+        let of = |recent| ChainReading::of(recent, Some(facts()));
+        assert_eq!(of(Ok(())), ChainReading::Facts(facts()));
+        let (check, value, _) = read(&network(None), of(Err(Outdated::Stopped(300))));
+        assert_eq!((check, value.as_str()), (None, "Unknown Unreachable"));
+        assert_eq!(ChainReading::of(Ok(()), None), ChainReading::Answers);
     }
 
     #[test]

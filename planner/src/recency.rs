@@ -39,16 +39,20 @@ pub enum Outdated {
     Old(u64),
 }
 
+/// So many blocks after a first one, over at least [`LAG_SECONDS_MAX`], each as much later than the first one as the local
+/// clock says, show that the chain is live. Of backends that are stuck, each contributes one block at most, at any distance.
+const FOLLOWING_BLOCKS_MIN: u32 = 3;
+
 /// The answers of one chain that one process has received so far. Ages are measured in three ways, because no single one is
 /// enough: by the clock of the chain against the newest block of any answer, by the local clock since a new block was last
 /// seen, and by the local clock against the time of the block.
 #[derive(Clone, Debug, Default)]
 pub struct Recency {
     newest: Option<Seen>,
-    /// Whether a newer block than the first was seen.
-    has_advanced: bool,
-    /// The newest of the older blocks that were answered since the newest one stopped being confirmed.
-    older: Option<Head>,
+    /// Whether blocks have followed one another as fast as the local clock went, since the newest block last stopped being
+    /// confirmed.
+    is_live: bool,
+    run: Option<Run>,
     /// Block of the newest answer about each account, as far as it is younger than the largest age.
     accounts: BTreeMap<Hash, Head>,
 }
@@ -58,6 +62,46 @@ pub struct Recency {
 struct Seen {
     head: Head,
     at: Timestamp,
+}
+
+/// Blocks that followed one another as fast as the local clock went.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: Seen,
+    last: Head,
+    /// Number of blocks after the first one.
+    following: u32,
+}
+
+impl Run {
+    const fn begin(head: Head, at: Timestamp) -> Self {
+        Self {
+            first: Seen { head, at },
+            last: head,
+            following: 0,
+        }
+    }
+
+    const fn is_live(&self) -> bool {
+        let progress = self.last.time.saturating_sub(self.first.head.time);
+        self.following >= FOLLOWING_BLOCKS_MIN && progress >= LAG_SECONDS_MAX
+    }
+
+    /// Takes an answer from that block. One that is not later than the last one tells nothing; one that is later by another
+    /// time than has passed begins another run.
+    fn take(&mut self, head: Head, now: Timestamp) {
+        if !is_after(&head, &self.last) {
+            return;
+        }
+        let passed = u64::try_from(now.duration_since(self.first.at).as_secs()).unwrap_or_default();
+        let progress = head.time.saturating_sub(self.first.head.time);
+        if passed.abs_diff(progress) > LAG_SECONDS_MAX {
+            *self = Self::begin(head, now);
+        } else {
+            self.last = head;
+            self.following = self.following.saturating_add(1);
+        }
+    }
 }
 
 impl Recency {
@@ -118,25 +162,30 @@ impl Recency {
             return Err(Outdated::Ahead(head.time - clock));
         }
         let Some(newest) = self.newest else {
+            self.run = Some(Run::begin(head, now));
             self.advance(head, max_age, now);
             return self.by_clock(head, max_age, clock);
         };
         let unconfirmed = u64::try_from(now.duration_since(newest.at).as_secs()).unwrap_or_default();
+        let is_stopped = unconfirmed > max_age;
+        if is_stopped && (self.is_live || self.run.is_some_and(|run| run.last == newest.head)) {
+            (self.is_live, self.run) = (false, None);
+        }
+        if head != newest.head {
+            self.run
+                .get_or_insert_with(|| Run::begin(head, now))
+                .take(head, now);
+        }
+        self.is_live |= self.run.is_some_and(|run| run.is_live());
         if is_after(&head, &newest.head) {
-            self.has_advanced = true;
             self.advance(head, max_age, now);
-        } else if unconfirmed > max_age {
+        } else if is_stopped {
             // The newest block may have been an answer of another chain, or of one that was set back since. Older blocks
-            // that advance are the chain; an old one alone is an endpoint that is stuck.
-            let advances = head != newest.head && self.older.is_some_and(|older| is_after(&head, &older));
-            if head != newest.head && self.older.is_none_or(|older| is_after(&head, &older)) {
-                self.older = Some(head);
-            }
-            if !advances {
+            // that follow one another are the chain; old ones alone are backends that are stuck.
+            if !self.is_live {
                 return Err(Outdated::Stopped(unconfirmed));
             }
             self.accounts.clear();
-            self.has_advanced = true;
             self.advance(head, max_age, now);
         } else if newest.head.time > head.time.saturating_add(LAG_SECONDS_MAX.min(max_age)) {
             return Err(Outdated::Behind(newest.head.time - head.time));
@@ -146,7 +195,6 @@ impl Recency {
 
     fn advance(&mut self, head: Head, max_age: u64, now: Timestamp) {
         self.newest = Some(Seen { head, at: now });
-        self.older = None;
         // What is older than this is refused by the newest block already.
         self.accounts
             .retain(|_, block| block.time.saturating_add(max_age) >= head.time);
@@ -154,7 +202,7 @@ impl Recency {
 
     fn by_clock(&self, head: Head, max_age: u64, clock: u64) -> Result<(), Outdated> {
         let age = clock.saturating_sub(head.time);
-        let most = if self.has_advanced {
+        let most = if self.is_live {
             max_age.max(CLOCK_OFFSET_SECONDS_MAX)
         } else {
             LAG_SECONDS_MAX.min(max_age)
@@ -220,8 +268,9 @@ mod tests {
         // Whatever the local clock says.
         for offset in [-800, -300, 0] {
             let mut recency = Recency::default();
-            assert_eq!(accept(&mut recency, -1, offset - 1), Ok(()));
-            assert_eq!(accept(&mut recency, 0, offset), Ok(()));
+            for second in -20..=0 {
+                assert_eq!(accept(&mut recency, second, second + offset), Ok(()));
+            }
             assert_eq!(accept(&mut recency, 0, offset + 60), Ok(()));
             assert_eq!(accept(&mut recency, 0, offset + 61), Err(Outdated::Stopped(61)));
             assert_eq!(accept(&mut recency, 0, offset + 500), Err(Outdated::Stopped(500)));
@@ -246,7 +295,8 @@ mod tests {
             let first = accept(&mut recency, 0, offset);
             assert_eq!(first.is_ok(), offset <= 15, "{offset}");
             for second in 1..200 {
-                assert_eq!(accept(&mut recency, second, second + offset), Ok(()), "{offset}");
+                let next = accept(&mut recency, second, second + offset);
+                assert_eq!(next.is_ok(), offset <= 15 || second >= 15, "{offset}: {next:?}");
             }
         }
     }
@@ -269,7 +319,7 @@ mod tests {
         assert_eq!(accept(&mut recency, 2, 2), Ok(()), "that one is not remembered");
         assert_eq!(accept(&mut recency, 800, 3), Ok(()));
         let first = (4..200).find(|second| accept(&mut recency, *second, *second).is_ok());
-        assert_eq!(first, Some(65));
+        assert_eq!(first, Some(79));
     }
 
     #[test]
@@ -280,6 +330,37 @@ mod tests {
             let stuck = accept(&mut recency, -200, second);
             assert_eq!(stuck, Err(Outdated::Stopped(u64::try_from(second).unwrap())));
         }
+    }
+
+    #[test]
+    fn backends_that_are_stuck_at_different_blocks_are_no_chain() {
+        // When the process starts, and after it has followed the chain.
+        for followed in [0, 10] {
+            let mut recency = Recency::default();
+            for second in 0..followed {
+                assert_eq!(accept(&mut recency, second, second), Ok(()));
+            }
+            for second in 300..900 {
+                // One behind the newest block, and two after it that are long over.
+                let stuck = [-500, 20, 130][usize::try_from(second % 3).unwrap()];
+                let answer = accept(&mut recency, stuck, second);
+                assert!(answer.is_err(), "{followed}: {stuck} at {second}");
+            }
+            assert_eq!(accept(&mut recency, 900, 900), Ok(()), "the chain itself");
+        }
+    }
+
+    /// Whoever stops a chain and continues it does not need to correct the clocks of all machines first.
+    #[test]
+    fn a_chain_that_continues_is_live_after_some_blocks_whatever_the_clock_says() {
+        let mut recency = Recency::default();
+        let offset = 300;
+        for second in 0..100 {
+            let _ = accept(&mut recency, second, second + offset);
+        }
+        let again = (200..300).map(|second| accept(&mut recency, second, second + offset));
+        let first = again.into_iter().position(|answer| answer.is_ok());
+        assert_eq!(first, Some(15));
     }
 
     #[test]

@@ -46,6 +46,8 @@ words! {
         WalletNotReadable,
         /// The wallet holds no key.
         WalletMalformed,
+        /// The wallet holds another key than the one that opened the account.
+        OtherWallet,
         /// The price is beyond the range of the calculation.
         PriceOutOfRange,
         /// The payer holds too few tokens.
@@ -150,6 +152,7 @@ impl From<Blocker> for LeaseReason {
             Blocker::WalletUnknown => Self::WalletUnknown,
             Blocker::WalletNotReadable => Self::WalletNotReadable,
             Blocker::WalletMalformed => Self::WalletMalformed,
+            Blocker::OtherWallet => Self::OtherWallet,
             Blocker::PriceOutOfRange => Self::PriceOutOfRange,
             Blocker::InsufficientFunds => Self::InsufficientFunds,
             Blocker::InsufficientGas => Self::InsufficientGas,

@@ -203,6 +203,8 @@ words! {
         WalletNotReadable,
         /// The wallet holds no key.
         WalletMalformed,
+        /// The wallet holds another key than the one that opened the account.
+        OtherWallet,
         /// The price is beyond the range of the calculation.
         PriceOutOfRange,
         /// The wallet holds too few tokens.

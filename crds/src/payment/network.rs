@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::{conditions::ConditionType, schema, words::words};
+use crate::shared::{conditions::ConditionType, duration, schema, words::words};
 
 /// The chain, escrow contract and token of payments, and the required finality.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -129,8 +129,20 @@ fn default_native_per_day() -> String {
     "1".into()
 }
 
+const MAX_BLOCK_AGE: &str = "2m";
+
 fn default_max_block_age() -> String {
-    "2m".into()
+    MAX_BLOCK_AGE.into()
+}
+
+impl PaymentNetworkSpec {
+    /// `maxBlockAge` in seconds; its default where it is not a duration.
+    #[must_use]
+    pub fn max_block_age_seconds(&self) -> u64 {
+        duration::seconds(&self.max_block_age)
+            .or_else(|_| duration::seconds(MAX_BLOCK_AGE))
+            .unwrap_or_default()
+    }
 }
 
 const fn default_release_at() -> Finality {

@@ -14,8 +14,8 @@ use leasehold_crds::{GpuLease, PaymentNetwork};
 use leasehold_planner::{
     escrow::{Address, Terms},
     market::accounts::Accounts,
-    orphans::{Claims, Sweep, is_final},
-    ports::{PaymentError, Payments as _},
+    orphans::{Claims, Sweep, over_for_good},
+    ports::{FINAL_READS, PaymentError, Payments as _},
 };
 use leasehold_runtime::Process;
 use leasehold_telemetry::{
@@ -101,14 +101,12 @@ impl Market {
         if plan.forget.is_empty() {
             return Ok(());
         }
-        let reads = chain.accounts(&plan.forget, level(network.spec.release_at));
-        let reads = self.payments.observed(ChainAction::Read, reads).await?;
-        let over = plan
-            .forget
-            .iter()
-            .zip(&reads)
-            .filter(|(terms, at)| is_final(terms, at));
-        let over: Vec<_> = over.map(|(terms, _)| terms.id()).collect();
+        let mut reads = Vec::with_capacity(FINAL_READS);
+        for _ in 0..FINAL_READS {
+            let read = chain.accounts(&plan.forget, level(network.spec.release_at));
+            reads.push(self.payments.observed(ChainAction::Read, read).await?);
+        }
+        let over = over_for_good(&plan.forget, &reads);
         self.index.change(&name, |accounts| accounts.forget(&over)).await;
         Ok(())
     }

@@ -44,8 +44,10 @@ fn blocked(blocker: Blocker) -> Option<Market> {
         }
         Blocker::InsufficientFunds => market.tokens = TokenAmount(1_000_000),
         Blocker::InsufficientGas => market.gas_wei = 0,
-        // Two have stories of their own. The schema bounds prices, and the market itself writes the terms.
+        // Two have stories of their own. The schema bounds prices, and the market itself writes the terms. Another wallet
+        // matters only where there is an account.
         Blocker::PriceOutOfRange
+        | Blocker::OtherWallet
         | Blocker::ReservationLapsed
         | Blocker::AccountMismatch
         | Blocker::TermsUnreadable => return None,

@@ -155,6 +155,7 @@ fn set_blocked(blocker: Blocker, message: &str, conditions: &mut Conditions) {
     let truth = match blocker {
         Blocker::WalletNotReadable
         | Blocker::WalletMalformed
+        | Blocker::OtherWallet
         | Blocker::WalletUnknown
         | Blocker::InsufficientFunds
         | Blocker::InsufficientGas => {

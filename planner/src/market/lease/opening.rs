@@ -44,7 +44,10 @@ pub(super) fn ask_and_open(world: &World, now: Timestamp, plan: &mut Plan) -> St
     }
     if let Some(intent) = &plan.status.intent {
         // Too late to send: wait until the chain is past `open_by`, then the round lapses.
-        if head.time + OPEN_MARGIN_SECONDS / 2 < open_by && other_wallet(world, terms).is_none() {
+        if let Some(why) = other_wallet(world, terms) {
+            return Step::blocked(Some(Fact::AwaitingReservations), Blocker::OtherWallet, why);
+        }
+        if head.time + OPEN_MARGIN_SECONDS / 2 < open_by {
             plan.call = open_call(intent, terms, open_by);
         }
         return Step::at(Fact::AwaitingReservations);

@@ -48,7 +48,7 @@ pub(super) fn serve(
     let fact = fact(world, checked, account);
     let funds = plan.status.intends(IntentAction::Fund);
     match other_wallet(world, terms).filter(|_| funds) {
-        Some(why) => Step::blocked(fact, Blocker::WalletNotReadable, why),
+        Some(why) => Step::blocked(fact, Blocker::OtherWallet, why),
         None => fact.map_or_else(Step::unchanged, Step::at),
     }
 }

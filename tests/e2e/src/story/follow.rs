@@ -29,6 +29,7 @@ const NEEDS_ACTION: &[(&str, &[&str])] = &[
             "LimitExceeded",
             "WalletNotReadable",
             "WalletMalformed",
+            "OtherWallet",
         ],
     ),
     ("Settled", &["InsufficientGas", "LimitExceeded", "Refused"]),

@@ -3,7 +3,7 @@
 use leasehold_chain::machine::Action;
 use leasehold_planner::{
     observed::Observed,
-    orphans::{Claims, is_final},
+    orphans::{Claims, over_for_good},
 };
 
 use crate::{Sim, reconcile::ProcessId, rpc::Reader};
@@ -37,10 +37,10 @@ impl Sim {
         let plan = self.markets[m].sweep.plan(agreed, &claims);
         for terms in &plan.forget {
             let reads = self.final_reads(&mut reader, who, terms);
-            let is_over = |read: &Observed<_>| read.known().is_some_and(|at| is_final(terms, at));
-            if reads.iter().all(is_over) {
-                self.markets[m].index.forget(&[terms.id()]);
-            }
+            let reads: Vec<_> = reads.iter().filter_map(Observed::known).collect();
+            let reads: Vec<_> = reads.into_iter().map(|at| vec![at.clone()]).collect();
+            let over = over_for_good(std::slice::from_ref(terms), &reads);
+            self.markets[m].index.forget(&over);
         }
         for (terms, payouts) in plan.close {
             self.market_sweeps(&terms);

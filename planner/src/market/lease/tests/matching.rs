@@ -63,6 +63,7 @@ fn a_network_that_does_not_agree_with_its_chain_begins_no_round() {
     };
     network.refusal = Some((Blocker::NetworkNotFound, "6 decimals, not 2".into()));
     assert!(!begins(&world));
+    Arc::make_mut(&mut world.lease).metadata.finalizers = None;
     assert!(!needs_wallet(&world) && !super::super::needs_prior(&parsed(&world)));
     let plan = decide(&world, &check(&world), now());
     assert_eq!(plan.status.blocked_on, Some(Blocker::NetworkNotFound));

@@ -72,7 +72,7 @@ fn a_wallet_pays_only_into_an_account_that_it_opened() {
     let plan = funds(&world);
     assert_eq!((plan.call, plan.status.phase), (None, Phase::Active));
     let funded = find(&plan.status.conditions, "Funded").unwrap();
-    assert_eq!(funded.reason, "WalletNotReadable");
+    assert_eq!(funded.reason, "OtherWallet");
 
     let mut opens = super::world(AccountRead::Absent, AllocationPhase::Reserved);
     let status = intend(&mut opens, IntentAction::Open, "2000000");
@@ -81,7 +81,9 @@ fn a_wallet_pays_only_into_an_account_that_it_opened() {
     opens.wallet = Observed::Known(Wallet::Ready(terms().payer));
     assert!(matches!(funds(&opens).call, Some(ChainCall::Open { .. })));
     opens.wallet = Observed::Known(Wallet::Ready(Address([9; 20])));
-    assert_eq!(funds(&opens).call, None);
+    let plan = funds(&opens);
+    let funded = find(&plan.status.conditions, "Funded").unwrap();
+    assert_eq!((plan.call, funded.reason.as_str()), (None, "OtherWallet"));
 }
 
 /// A lease whose status was lost and that is deleted, and then the chain is unreachable.
