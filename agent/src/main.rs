@@ -61,7 +61,12 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     )
     .await?;
     let lease = (settings.period * LEASE_PERIODS).max(Duration::from_secs(5));
-    let publisher = Publisher::new(&client, &settings.node, &settings.namespace, lease);
+    let publisher = Publisher::new(
+        &client,
+        &settings.node,
+        &settings.namespace,
+        (settings.period, lease),
+    );
     tracing::info!(node = settings.node, nvml = %settings.nvml.display(), "watching the GPUs of this node");
     Agent::new(settings, publisher, own, ready)
         .run(heartbeat, stop)

@@ -214,7 +214,7 @@ impl Agent {
             return;
         }
         let first = self.refreshed.is_none();
-        match self.publisher.refresh().await {
+        match self.publisher.refresh(clock::now()).await {
             Ok(had) => {
                 self.refreshed = Some(Instant::now());
                 if first {

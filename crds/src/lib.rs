@@ -42,6 +42,9 @@ pub const ANNOTATION_APPLIED: &str = "leasehold.dev/applied";
 /// Annotation with which the market operator marks a lease that it has processed. If the finalizer and the status are
 /// lost, it searches the chain for the account of such a lease.
 pub const ANNOTATION_KNOWN: &str = "leasehold.dev/known";
+/// Annotation of the Lease of an agent: its last report before it was started, RFC 3339. The `acquireTime` of the Lease is
+/// its first report afterwards. Absent if it was started within one period.
+pub const ANNOTATION_LAST_REPORT: &str = "leasehold.dev/last-report-before-start";
 /// Annotation with which a person releases a lease whose chain is permanently unavailable. Its value must be the
 /// account ID, or the UID of the lease if its status names no account.
 pub const ANNOTATION_ABANDON: &str = "leasehold.dev/abandon";

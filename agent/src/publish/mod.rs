@@ -5,6 +5,9 @@
 //!
 //! A GpuNode is deleted with its Node, and created again when the Node registers again. What the administrator set in its
 //! spec is kept meanwhile in an annotation of the Lease, which no Node owns.
+//!
+//! The Lease also shows when the agent was started, and its last report before. If the node was restarted, its containers
+//! are known to have run until that report.
 
 use std::time::Duration;
 
@@ -19,7 +22,7 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use leasehold_crds::{
-    GpuNode,
+    ANNOTATION_LAST_REPORT, GpuNode,
     provider::node::{GpuNodeSpec, GpuNodeStatus},
 };
 use serde_json::json;
@@ -33,6 +36,51 @@ const SPEC_ANNOTATION: &str = "leasehold.dev/gpu-node-spec";
 /// Time limit of one call.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// What an earlier run of the agent left in its Lease.
+#[derive(Debug, Default)]
+struct Left {
+    /// The spec of the GpuNode, as JSON.
+    spec: Option<String>,
+    restart: Option<Restart>,
+}
+
+/// The interval in which the agent did not report.
+#[derive(Clone, Copy, Debug)]
+struct Restart {
+    last_report: Timestamp,
+    first_report: Timestamp,
+}
+
+impl Left {
+    /// An agent that is started again within one period has missed no report.
+    fn of(lease: Option<Lease>, period: Duration, now: Timestamp) -> Self {
+        let Some(lease) = lease else {
+            return Self::default();
+        };
+        let spec = lease.spec.unwrap_or_default();
+        let mut annotations = lease.metadata.annotations.unwrap_or_default();
+        let last_report = annotations.remove(ANNOTATION_LAST_REPORT);
+        let before = last_report
+            .and_then(|at| at.parse().ok())
+            .zip(spec.acquire_time)
+            .map(|(last_report, first)| Restart {
+                last_report,
+                first_report: first.0,
+            });
+        let restart = match spec.renew_time {
+            Some(last) if now.duration_since(last.0).unsigned_abs() > period => Some(Restart {
+                last_report: last.0,
+                first_report: now,
+            }),
+            _ => before,
+        };
+        Self {
+            spec: annotations.remove(SPEC_ANNOTATION),
+            restart,
+        }
+    }
+}
+
 /// Writes the GpuNode and the Lease.
 pub(crate) struct Publisher {
     node: String,
@@ -40,6 +88,10 @@ pub(crate) struct Publisher {
     nodes: Api<Node>,
     leases: Api<Lease>,
     lease_seconds: i32,
+    /// Time between two renewals.
+    period: Duration,
+    /// `None` before the Lease was read.
+    left: Option<Left>,
     /// The status in the API server, as far as is known.
     applied: Option<GpuNodeStatus>,
     generation: i64,
@@ -55,13 +107,20 @@ pub(crate) enum Written {
 }
 
 impl Publisher {
-    pub(crate) fn new(client: &Client, node: &str, namespace: &str, lease: Duration) -> Self {
+    pub(crate) fn new(
+        client: &Client,
+        node: &str,
+        namespace: &str,
+        (period, lease): (Duration, Duration),
+    ) -> Self {
         Self {
             node: node.to_owned(),
             gpu_nodes: Api::all(client.clone()),
             nodes: Api::all(client.clone()),
             leases: Api::namespaced(client.clone(), namespace),
             lease_seconds: i32::try_from(lease.as_secs()).unwrap_or(i32::MAX),
+            period,
+            left: None,
             applied: None,
             generation: 0,
             spec: None,
@@ -74,8 +133,14 @@ impl Publisher {
     }
 
     /// Reads the stored status, and creates the GpuNode if it is missing. Returns the status that an earlier run of
-    /// the agent wrote.
-    pub(crate) async fn refresh(&mut self) -> anyhow::Result<GpuNodeStatus> {
+    /// the agent wrote. The first time, it reads what that run left in the Lease.
+    pub(crate) async fn refresh(&mut self, now: Timestamp) -> anyhow::Result<GpuNodeStatus> {
+        if self.left.is_none() {
+            let lease = with_deadline(self.leases.get_opt(&self.node))
+                .await
+                .context("read the agent's Lease")?;
+            self.left = Some(Left::of(lease, self.period, now));
+        }
         let read = with_deadline(self.gpu_nodes.get_opt(&self.node))
             .await
             .context("read the GpuNode")?;
@@ -117,19 +182,25 @@ impl Publisher {
     /// Renews the Lease, with microsecond precision. The GpuNode must have been read.
     pub(crate) async fn renew(&self, now: Timestamp) -> anyhow::Result<()> {
         let spec = self.spec.as_ref().context("the GpuNode was not read yet")?;
+        let mut lease_spec = json!({
+            "holderIdentity": self.node,
+            "leaseDurationSeconds": self.lease_seconds,
+            "renewTime": MicroTime(now),
+        });
+        let mut annotations = json!({SPEC_ANNOTATION: serde_json::to_string(spec)?});
+        if let Some(restart) = self.left.as_ref().and_then(|left| left.restart) {
+            annotations[ANNOTATION_LAST_REPORT] = json!(restart.last_report.to_string());
+            lease_spec["acquireTime"] = json!(MicroTime(restart.first_report));
+        }
         let patch = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
             "metadata": {
                 "name": self.node,
                 "labels": {"app.kubernetes.io/managed-by": FIELD_MANAGER},
-                "annotations": {SPEC_ANNOTATION: serde_json::to_string(spec)?},
+                "annotations": annotations,
             },
-            "spec": {
-                "holderIdentity": self.node,
-                "leaseDurationSeconds": self.lease_seconds,
-                "renewTime": MicroTime(now),
-            },
+            "spec": lease_spec,
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
         with_deadline(self.leases.patch(&self.node, &params, &Patch::Apply(&patch)))
@@ -140,15 +211,12 @@ impl Publisher {
 
     /// The spec of a GpuNode that is created: what an administrator had set, even before a restart of the agent. While that
     /// is unknown, no GpuNode is created. The GPUs of a new node may be offered.
-    async fn spec_to_create(&self) -> anyhow::Result<GpuNodeSpec> {
+    fn spec_to_create(&self) -> anyhow::Result<GpuNodeSpec> {
         if let Some(spec) = &self.spec {
             return Ok(spec.clone());
         }
-        let lease = with_deadline(self.leases.get_opt(&self.node))
-            .await
-            .context("read the agent's Lease")?;
-        let annotations = lease.and_then(|lease| lease.metadata.annotations);
-        match annotations.as_ref().and_then(|a| a.get(SPEC_ANNOTATION)) {
+        let left = self.left.as_ref().and_then(|left| left.spec.as_deref());
+        match left {
             Some(kept) => serde_json::from_str(kept).with_context(|| {
                 format!("the annotation {SPEC_ANNOTATION} of the agent's Lease is not the spec of a GpuNode; remove it")
             }),
@@ -161,7 +229,7 @@ impl Publisher {
 
     /// Creates a GpuNode that is owned by its Node.
     async fn create(&self) -> anyhow::Result<GpuNode> {
-        let spec = self.spec_to_create().await?;
+        let spec = self.spec_to_create()?;
         let node = with_deadline(self.nodes.get(&self.node))
             .await
             .context("read the Node that owns the GpuNode")?;

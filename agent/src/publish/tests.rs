@@ -8,15 +8,18 @@ use tower_test::mock::Handle;
 
 use super::*;
 
+const PERIODS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(40));
+
 type Server = Handle<Request<Body>, Response<Body>>;
 
 fn publisher() -> (Publisher, Server) {
     let (service, server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let client = Client::new(service, "default");
-    (
-        Publisher::new(&client, "n1", "leasehold-system", Duration::from_secs(40)),
-        server,
-    )
+    (Publisher::new(&client, "n1", "leasehold-system", PERIODS), server)
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
 }
 
 /// Answers one request, and returns its method, path, query and body.
@@ -60,6 +63,12 @@ fn lease(annotations: &Value) -> Value {
     })
 }
 
+/// Answers what a new agent reads: there is no Lease yet, and this GpuNode.
+async fn first_reads(server: &mut Server, gpu_node: Value) {
+    answer(server, StatusCode::NOT_FOUND, not_found()).await;
+    answer(server, StatusCode::OK, gpu_node).await;
+}
+
 fn not_found() -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404, "message": "not found"})
 }
@@ -69,12 +78,12 @@ async fn a_missing_gpu_node_is_created_and_owned_by_its_node() {
     let (mut publisher, mut server) = publisher();
     let serve = async {
         let (method, path, ..) = answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
+        assert_eq!((method, path.as_str()), (Method::GET, LEASE));
+        let (method, path, ..) = answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
         assert_eq!(
             (method, path.as_str()),
             (Method::GET, "/apis/leasehold.dev/v1alpha1/gpunodes/n1")
         );
-        let (method, path, ..) = answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
-        assert_eq!((method, path.as_str()), (Method::GET, LEASE));
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u-1"}});
         let (method, path, ..) = answer(&mut server, StatusCode::OK, node).await;
         assert_eq!((method, path.as_str()), (Method::GET, "/api/v1/nodes/n1"));
@@ -87,7 +96,7 @@ async fn a_missing_gpu_node_is_created_and_owned_by_its_node() {
         assert_eq!(sent["metadata"]["ownerReferences"][0]["uid"], "u-1");
         assert_eq!(sent["spec"]["sell"], true);
     };
-    let (had, ()) = tokio::join!(publisher.refresh(), serve);
+    let (had, ()) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
     assert_eq!(had.unwrap(), GpuNodeStatus::default());
     assert_eq!(publisher.generation(), 3);
 }
@@ -97,8 +106,8 @@ async fn a_gpu_node_that_is_created_again_keeps_what_its_administrator_set() {
     let (mut publisher, mut server) = publisher();
     let mut kept = gpu_node(None);
     kept["spec"] = json!({"sell": false, "classOverride": "gb10-128g"});
-    let serve = answer(&mut server, StatusCode::OK, kept.clone());
-    let (read, _) = tokio::join!(publisher.refresh(), serve);
+    let serve = first_reads(&mut server, kept.clone());
+    let (read, ()) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
     read.unwrap();
     let serve = async {
         answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
@@ -106,7 +115,7 @@ async fn a_gpu_node_that_is_created_again_keeps_what_its_administrator_set() {
         answer(&mut server, StatusCode::OK, node).await;
         answer(&mut server, StatusCode::CREATED, kept.clone()).await
     };
-    let (created, (.., sent)) = tokio::join!(publisher.refresh(), serve);
+    let (created, (.., sent)) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
     created.unwrap();
     assert_eq!(sent["spec"], kept["spec"]);
 }
@@ -117,8 +126,8 @@ async fn what_an_administrator_set_survives_a_restart_of_the_agent() {
     let (mut publisher, mut server) = publisher();
     let mut kept = gpu_node(None);
     kept["spec"] = json!({"sell": false, "classOverride": "gb10-128g"});
-    let serve = answer(&mut server, StatusCode::OK, kept.clone());
-    let (read, _) = tokio::join!(publisher.refresh(), serve);
+    let serve = first_reads(&mut server, kept.clone());
+    let (read, ()) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
     read.unwrap();
     let serve = answer(&mut server, StatusCode::OK, lease(&json!({})));
     let (renewed, (.., renewal)) = tokio::join!(publisher.renew(Timestamp::UNIX_EPOCH), serve);
@@ -127,21 +136,20 @@ async fn what_an_administrator_set_survives_a_restart_of_the_agent() {
 
     let (mut restarted, mut server) = self::publisher();
     let serve = async {
-        answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
         let denied = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403, "message": "denied"});
         answer(&mut server, StatusCode::FORBIDDEN, denied).await
     };
-    let (unknown, (_, path, ..)) = tokio::join!(restarted.refresh(), serve);
+    let (unknown, (_, path, ..)) = tokio::join!(restarted.refresh(at(61)), serve);
     unknown.unwrap_err();
     assert_eq!(path, LEASE, "nothing is created while it is unknown what was set");
     let serve = async {
-        answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
         answer(&mut server, StatusCode::OK, stored).await;
+        answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u-2"}});
         answer(&mut server, StatusCode::OK, node).await;
         answer(&mut server, StatusCode::CREATED, kept.clone()).await
     };
-    let (created, (method, .., sent)) = tokio::join!(restarted.refresh(), serve);
+    let (created, (method, .., sent)) = tokio::join!(restarted.refresh(at(61)), serve);
     created.unwrap();
     assert_eq!((method, &sent["spec"]), (Method::POST, &kept["spec"]));
 }
@@ -192,13 +200,13 @@ async fn a_wiped_status_is_written_again_and_a_failed_write_is_retried() {
         gpu_count: 4,
         ..GpuNodeStatus::default()
     };
-    let serve = answer(&mut server, StatusCode::OK, gpu_node(Some(&status)));
-    let (had, _) = tokio::join!(publisher.refresh(), serve);
+    let serve = first_reads(&mut server, gpu_node(Some(&status)));
+    let (had, ()) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
     assert_eq!(had.unwrap(), status, "the status of an earlier run");
     assert_eq!(publisher.status(&status).await.unwrap(), Written::NotNeeded);
 
     let serve = answer(&mut server, StatusCode::OK, gpu_node(None));
-    let (had, _) = tokio::join!(publisher.refresh(), serve);
+    let (had, _) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
     had.unwrap();
     let serve = answer(&mut server, StatusCode::FORBIDDEN, not_found());
     let (failed, _) = tokio::join!(publisher.status(&status), serve);
@@ -211,8 +219,8 @@ async fn a_wiped_status_is_written_again_and_a_failed_write_is_retried() {
 #[tokio::test]
 async fn the_lease_is_renewed_under_the_node_s_name() {
     let (mut publisher, mut server) = publisher();
-    let serve = answer(&mut server, StatusCode::OK, gpu_node(None));
-    let (read, _) = tokio::join!(publisher.refresh(), serve);
+    let serve = first_reads(&mut server, gpu_node(None));
+    let (read, ()) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
     read.unwrap();
     let now = Timestamp::from_microsecond(1_700_000_000_250_000).unwrap();
     let serve = answer(&mut server, StatusCode::OK, lease(&json!({})));
@@ -223,4 +231,46 @@ async fn the_lease_is_renewed_under_the_node_s_name() {
     assert_eq!(sent["spec"]["leaseDurationSeconds"], 40);
     // Two renewals within one second have different times, so that a watcher sees both.
     assert_eq!(sent["spec"]["renewTime"], "2023-11-14T22:13:20.250000Z", "{sent}");
+}
+
+/// What the Lease shows after a start of the agent at a second: the last report before, and the first one afterwards.
+async fn shown_after_start(stored: Value, second: i64) -> (Value, Value, Value) {
+    let (mut publisher, mut server) = publisher();
+    let serve = async {
+        answer(&mut server, StatusCode::OK, stored).await;
+        answer(&mut server, StatusCode::OK, gpu_node(None)).await;
+    };
+    let (read, ()) = tokio::join!(publisher.refresh(at(second)), serve);
+    read.unwrap();
+    let serve = answer(&mut server, StatusCode::OK, lease(&json!({})));
+    let (renewed, (.., sent)) = tokio::join!(publisher.renew(at(second)), serve);
+    renewed.unwrap();
+    let last = sent["metadata"]["annotations"][ANNOTATION_LAST_REPORT].clone();
+    let first = sent["spec"]["acquireTime"].clone();
+    (last, first, sent)
+}
+
+#[tokio::test]
+async fn the_lease_shows_the_last_report_before_a_start() {
+    let mut stored = lease(&json!({}));
+    stored["spec"] = json!({"renewTime": "1970-01-01T00:01:40.250000Z"});
+    let (last, first, sent) = shown_after_start(stored.clone(), 107).await;
+    assert_eq!((last, first), (Value::Null, Value::Null), "no report was missed");
+    assert!(sent["spec"].get("acquireTime").is_none(), "{sent}");
+
+    let (last, first, restarted) = shown_after_start(stored, 130).await;
+    let shown = (
+        json!("1970-01-01T00:01:40.25Z"),
+        json!("1970-01-01T00:02:10.000000Z"),
+    );
+    assert_eq!((last, first), shown);
+    // It is shown until the agent is silent again.
+    let (last, first, _) = shown_after_start(restarted.clone(), 139).await;
+    assert_eq!((last, first), shown);
+    let (last, first, _) = shown_after_start(restarted, 150).await;
+    let shown = (
+        json!("1970-01-01T00:02:10Z"),
+        json!("1970-01-01T00:02:30.000000Z"),
+    );
+    assert_eq!((last, first), shown);
 }

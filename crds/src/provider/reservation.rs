@@ -167,6 +167,10 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub served_at_start: Option<i64>,
+    /// The pods that ran when the leg was started last, at most 64. A pod that differs later was interrupted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub proven_pods: Vec<ProvenPod>,
     /// Result of the job. Absent until the job has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobResult>,
@@ -200,6 +204,18 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// A pod that ran when the leg was started.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProvenPod {
+    /// UID of the pod.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Time since which its sandbox was ready, Unix time in seconds by the clock of its node.
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub up_since: i64,
 }
 
 /// A write to the chain for the leg of this provider that is stored before it is sent.

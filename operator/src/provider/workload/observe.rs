@@ -1,7 +1,7 @@
 //! What runs of a reservation, read off the caches: pods, readiness, GPUs held, ports, a job's end.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -27,7 +27,7 @@ use leasehold_planner::{
     provider::{
         health::{self, Health, KubeletReport, NodeReport},
         reservation::{Reading, Running, wants_live},
-        workload,
+        workload::{self, AgentReports},
     },
 };
 use leasehold_runtime::cache;
@@ -98,6 +98,8 @@ impl Provider {
             pods_run: pods.iter().filter(|p| p.has_run && !p.has_ended()).count(),
             pods_ended: pods.iter().filter(|p| p.has_run && p.has_ended()).count(),
             pods_succeeded: pods.iter().filter(|p| p.has_succeeded()).count(),
+            uptimes: pods.iter().filter_map(|p| p.uptime.clone()).collect(),
+            agents: self.agents_of(reservation),
             gpu_uuids: self.bound_gpus(reservation),
             job: None,
             endpoints: self.endpoints(reservation, &pods, &services),
@@ -177,6 +179,12 @@ impl Provider {
             Err(message) => (-1, message.chars().take(1000).collect()),
         };
         Some(with_digest(exit_code, log_tail, self.now().to_string()))
+    }
+
+    /// When the agents of the nodes of a reservation reported.
+    fn agents_of(&self, reservation: &GpuReservation) -> BTreeMap<String, AgentReports> {
+        let reports = |node: &String| Some((node.clone(), AgentReports::of(&*self.agent_lease(node)?)));
+        reservation.spec.nodes.iter().filter_map(reports).collect()
     }
 
     /// GPUs that the kubelets say the reservation's pods hold; those can run on its nodes alone.

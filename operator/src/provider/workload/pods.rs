@@ -6,7 +6,7 @@ use leasehold_crds::LABEL_LEASE;
 use leasehold_planner::{provider::offer::pod_requests::pod_requests, request::Shape};
 use serde::Deserialize;
 
-use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS, has_run};
+use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS, Uptime, has_run};
 
 /// A pod.
 #[derive(Clone, Debug, Deserialize, Resource)]
@@ -24,6 +24,8 @@ pub(crate) struct PodSeen {
     pub(crate) ready: bool,
     /// Its containers run or have run, and it is not being deleted.
     pub(crate) has_run: bool,
+    /// Since when it runs, as its kubelet reports it; `None` once it has ended or is being deleted, and for pods of others.
+    pub(crate) uptime: Option<Uptime>,
     /// Why it is not ready, as reported by the kubelet and the scheduler.
     pub(crate) trouble: Option<String>,
     /// How its main container ended.
@@ -71,19 +73,24 @@ impl From<Pod> for PodSeen {
     fn from(pod: Pod) -> Self {
         let number = |key: &str| pod.metadata.labels.as_ref()?.get(key)?.parse().ok();
         let labels = pod.metadata.labels.as_ref();
+        let of_lease = labels.is_some_and(|l| l.contains_key(LABEL_LEASE));
+        let leaves = pod.metadata.deletion_timestamp.is_some();
+        let life = match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
+            Some("Succeeded") => Life::Succeeded,
+            Some("Failed") => Life::Failed,
+            _ => Life::Alive,
+        };
+        let runs = life == Life::Alive && !leaves;
         Self {
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
             requests: pod_requests(&pod),
-            life: match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
-                Some("Succeeded") => Life::Succeeded,
-                Some("Failed") => Life::Failed,
-                _ => Life::Alive,
-            },
+            life,
             ready: is_ready(&pod),
-            has_run: pod.metadata.deletion_timestamp.is_none() && has_run(&pod),
+            has_run: !leaves && has_run(&pod),
+            uptime: (of_lease && runs).then(|| Uptime::of(&pod)),
             trouble: trouble(&pod),
             exit: exit(&pod),
-            of_lease: labels.is_some_and(|l| l.contains_key(LABEL_LEASE)),
+            of_lease,
             in_user_namespace: pod.spec.as_ref().is_some_and(|s| s.host_users == Some(false)),
             index: number(LABEL_INDEX),
             serves: number(LABEL_RESULTS),

@@ -4,6 +4,9 @@
 //!
 //! Whether the tenant's program is ready decides nothing here: whoever stays unready would compute without payment.
 //!
+//! A fault of a GPU or a node is reported as such. Pods that are lost, and pods that were interrupted since the leg was
+//! started, are faults as well.
+//!
 //! What a fault costs is fixed when it is first seen: the seconds the leg had served until then. That number is stored
 //! before the pause is sent, so that however late the pause or the credit come, and whoever carries them out, the same
 //! seconds go back. A credit names the total of all credits, which is stored with its intent: a repeat, by this process
@@ -31,6 +34,8 @@ use crate::{
     provider::workload,
 };
 
+mod interruption;
+
 /// Whether the leg's state on the chain is what the workload's state asks for; one intent at a time.
 pub(super) fn start_or_pause(
     world: &World<'_>,
@@ -44,9 +49,17 @@ pub(super) fn start_or_pause(
     if let Observed::Known(Some(fault)) = fault {
         plan.status.fault_since.get_or_insert(wire(fault.since));
     }
+    if leg.runs
+        && let Some(since) = interrupted_since(world, &plan.status)
+    {
+        plan.status.fault_since.get_or_insert(since.min(wire(unix(now))));
+    }
     let lost = are_pods_lost(world, &plan.status);
     if lost {
-        plan.status.fault_since.get_or_insert(wire(unix(now)));
+        let running = world.running.known();
+        let found_at = wire(unix(now));
+        let since = running.map_or(found_at, |r| interruption::nodes_ran_until(r, found_at));
+        plan.status.fault_since.get_or_insert(since);
     }
     if let Some(since) = plan.status.fault_since {
         if !return_unserved((world, terms, account), since, now, plan) {
@@ -83,6 +96,11 @@ pub(super) fn start_or_pause(
         if let Some(served) = leg.served_while_it_stands(world).filter(|served| *served > 0) {
             plan.status.served_at_start = Some(wire(served));
         }
+        plan.status.proven_pods = world
+            .running
+            .known()
+            .map(interruption::proven)
+            .unwrap_or_default();
         store_or_send(now, plan, LegCall::Start);
     } else {
         // A reservation that resumes stays Suspended until its leg runs again.
@@ -130,6 +148,11 @@ pub(super) fn return_unserved(
 fn are_pods_lost(world: &World<'_>, status: &GpuReservationStatus) -> bool {
     let charged = status.phase == AllocationPhase::Active && status.job.is_none();
     charged && are_containers_missing(world)
+}
+
+/// Until when the pods ran that were interrupted since the leg was started, if any was.
+fn interrupted_since(world: &World<'_>, status: &GpuReservationStatus) -> Option<i64> {
+    interruption::interrupted_since(world.running.known()?, &status.proven_pods)
 }
 
 /// Whether a container is known not to have run.

@@ -1,6 +1,6 @@
 //! What is read for a decision about a reservation.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use leasehold_crds::{
@@ -17,7 +17,10 @@ use super::{
 use crate::{
     escrow::{Account, AccountAt, AccountRead},
     observed::Observed,
-    provider::{health::Health, workload::EgressDenylist},
+    provider::{
+        health::Health,
+        workload::{AgentReports, EgressDenylist, Uptime},
+    },
 };
 
 /// How the pods were read.
@@ -57,6 +60,10 @@ pub struct Running {
     pub pods_ended: usize,
     /// Pods that ended with exit code 0.
     pub pods_succeeded: usize,
+    /// Pods that have not ended and are not being deleted, by what their kubelets report of their uptime.
+    pub uptimes: Vec<Uptime>,
+    /// When the agents of its nodes reported, by node.
+    pub agents: BTreeMap<String, AgentReports>,
     /// GPUs bound to its pods, by pod-resources.
     pub gpu_uuids: Vec<String>,
     /// How its job ended.

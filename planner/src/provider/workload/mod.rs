@@ -38,6 +38,7 @@ mod results_server;
 mod service;
 mod started;
 mod storage;
+mod uptime;
 
 pub use self::{
     egress_denylist::EgressDenylist,
@@ -47,6 +48,7 @@ pub use self::{
     results_server::{LABEL_RESULTS, ResultsObjects},
     service::{LABEL_INDEX, LABEL_RANK},
     started::has_run,
+    uptime::{AgentReports, ContainerEnd, Uptime},
 };
 
 /// Name of the StatefulSet, the ServiceAccount and other objects of which a namespace has one.

@@ -2,18 +2,29 @@
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 
+use super::uptime::SANDBOX_READY;
+
 /// Whether every container of the pod runs, or has run since the pod was created. A container that crashes after it has
 /// started counts; one whose image is being pulled, or whose command cannot be executed, does not. A kubelet starts
-/// containers only when the init containers have finished.
+/// containers only when the init containers have finished. While the sandbox of a pod that has not ended is not ready,
+/// for example after a restart of its node, no container can run.
 #[must_use]
 pub fn has_run(pod: &Pod) -> bool {
     let containers = pod.spec.as_ref().map_or(&[][..], |s| &s.containers);
     let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_deref());
     let status = |name: &str| statuses.unwrap_or_default().iter().find(|s| s.name == name);
     !containers.is_empty()
+        && !is_sandbox_down(pod)
         && containers
             .iter()
             .all(|c| status(&c.name).is_some_and(container_has_run))
+}
+
+fn is_sandbox_down(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let mut conditions = status.conditions.iter().flatten();
+    !has_ended && conditions.any(|c| c.type_ == SANDBOX_READY && c.status != "True")
 }
 
 fn container_has_run(status: &ContainerStatus) -> bool {
@@ -88,6 +99,24 @@ mod tests {
             !has_run(&both(&waits("PodInitializing"))),
             "every container of the pod"
         );
+    }
+
+    #[test]
+    fn nothing_runs_in_a_sandbox_that_is_not_ready() {
+        let crashed = json!({"terminated": {"exitCode": 255, "reason": "Unknown", "startedAt": "2027-01-15T08:00:00Z"}});
+        let waits = json!({"waiting": {"reason": "ContainerCreating"}});
+        let mut restarted = pod(&[status("main", &waits, &crashed)]);
+        for (sandbox, phase, expected) in [
+            ("True", "Running", true),
+            ("False", "Running", false),
+            ("False", "Failed", true),
+        ] {
+            let seen = restarted.status.as_mut().unwrap();
+            seen.phase = Some(phase.into());
+            seen.conditions =
+                serde_json::from_value(json!([{"type": SANDBOX_READY, "status": sandbox}])).unwrap();
+            assert_eq!(has_run(&restarted), expected, "{sandbox} {phase}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod interrupted;
 mod scenario;
 mod start;
 

@@ -1,6 +1,6 @@
 //! What the reservation controller reads before it decides.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use leasehold_crds::{
     GpuAllocation, GpuReservation, lease::workload::JobResult, market::allocation::AllocationPhase,
@@ -166,6 +166,8 @@ impl Sim {
                 .filter(|p| p.has_run && !p.leaving && p.has_ended())
                 .count(),
             pods_succeeded: succeeded,
+            uptimes: Vec::new(),
+            agents: BTreeMap::new(),
             gpu_uuids: process.holders.get(&name).cloned().unwrap_or_default(),
             job: None,
             endpoints: Vec::new(),
