@@ -56,6 +56,15 @@ impl Cgroups {
             .collect())
     }
 
+    /// Numbers of the processes in the pods of a node.
+    pub(crate) fn processes_of_node(&self, node: &str) -> Result<Vec<i32>> {
+        let groups = hierarchies()?;
+        let groups = groups
+            .iter()
+            .map(|hierarchy| hierarchy.join(&self.name).join(node));
+        Ok(groups.flat_map(|group| processes(&group)).collect())
+    }
+
     /// A file that ends every process of the group when `1` is written to it, where the kernel has it.
     pub(crate) fn kill_file(&self) -> Option<PathBuf> {
         hierarchies()

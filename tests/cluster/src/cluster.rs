@@ -351,6 +351,10 @@ impl Cluster {
         crate::dump::write(self, directory)
     }
 
+    pub(crate) fn pods_of(&self, node: &str) -> Result<Vec<i32>> {
+        self.cgroups.processes_of_node(node)
+    }
+
     fn site(&self) -> Site<'_> {
         Site {
             tools: &self.tools,

@@ -27,6 +27,7 @@ mod lifeline;
 mod network;
 mod node;
 pub mod oci;
+mod power;
 mod process;
 mod runtime;
 mod spec;

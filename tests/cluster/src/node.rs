@@ -118,6 +118,10 @@ impl Node {
             .expect("a node of a running cluster has joined")
     }
 
+    pub(crate) fn holder_pid(&self) -> Result<u32> {
+        self.holder.pid().context("the node's namespaces are gone")
+    }
+
     /// Pulls the node's cable: its containers go on, nobody reaches it and it reaches nobody.
     ///
     /// # Errors

@@ -1,0 +1,60 @@
+//! A provider drains a node under a lease: it evicts the pod, and keeps others from being assigned to the node.
+
+use anyhow::{Error, ensure};
+use leasehold_crds::LABEL_LEASE;
+
+use super::{
+    LIMIT,
+    charged::{Charged, unix},
+};
+
+/// How long the node stays cordoned.
+const CORDONED_SECONDS: u64 = 8;
+
+pub(super) async fn story(lease: &Charged<'_>) -> anyhow::Result<()> {
+    let refused = drain(lease, &["--timeout=2s"]).await?;
+    ensure!(
+        refused.is_err_and(|said| said.contains("disruption budget")),
+        "the PodDisruptionBudget of the lease permits no eviction"
+    );
+    lease.was_never_paused().await?;
+
+    let drained = unix()?;
+    drain(lease, &["--disable-eviction"]).await?.map_err(Error::msg)?;
+    let paused = lease.credited_since(drained + 1, LIMIT).await?;
+    let later = lease.until_time(paused.block_time + CORDONED_SECONDS).await?;
+    ensure!(
+        later.running == 0 && later.legs[0].served_seconds == paused.legs[0].served_seconds,
+        "nothing is charged on a node that is cordoned: {later:?}"
+    );
+    kubectl(lease, &["uncordon", &lease.node])
+        .await?
+        .map_err(Error::msg)?;
+    lease.resumes(paused.legs[0].served_seconds).await
+}
+
+/// Drains the node of the pods of leases.
+async fn drain(lease: &Charged<'_>, how: &[&str]) -> anyhow::Result<Result<(), String>> {
+    let selector = format!("--pod-selector={LABEL_LEASE}");
+    let common = [
+        "drain",
+        &lease.node,
+        "--delete-emptydir-data",
+        "--force",
+        &selector,
+    ];
+    kubectl(lease, &[&common[..], how].concat()).await
+}
+
+/// Runs kubectl as an administrator, without blocking other stories. Returns what it said if it failed.
+async fn kubectl(lease: &Charged<'_>, arguments: &[&str]) -> anyhow::Result<Result<(), String>> {
+    let mut command = lease.tenant.stack.cluster.kubectl();
+    command.args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok(if output.status.success() {
+        Ok(())
+    } else {
+        Err(said)
+    })
+}
