@@ -184,6 +184,8 @@ pub struct Request {
     pub regions: Vec<String>,
     /// Providers of which one will do; any, when empty.
     pub providers: Vec<String>,
+    /// Providers that do not do.
+    pub excluded_providers: Vec<String>,
     /// How nodes spread.
     pub spread: Spread,
     /// Paid seconds.
@@ -283,6 +285,7 @@ impl Request {
             cuda: version("gpu.cuda", gpu.cuda.as_ref())?,
             regions: placement.regions,
             providers: placement.providers,
+            excluded_providers: placement.exclude_providers,
             spread: placement.spread,
             term_seconds: positive_u64("term.duration", seconds("term.duration", &spec.term.duration)?)?,
             storage: spec.storage.as_ref().map_or(Ok(0), |s| {

@@ -157,6 +157,7 @@ impl From<Blocker> for LeaseReason {
             Blocker::InsufficientFunds => Self::InsufficientFunds,
             Blocker::InsufficientGas => Self::InsufficientGas,
             Blocker::ReservationLapsed => Self::ReservationLapsed,
+            Blocker::NeverStarted => Self::NeverStarted,
             Blocker::AccountMismatch => Self::AccountMismatch,
             Blocker::TermsUnreadable => Self::TermsUnreadable,
         }
@@ -182,7 +183,7 @@ impl From<CloseReason> for LeaseReason {
 words! {
     /// Reasons of a GpuLease's Events.
     pub enum LeaseEvent {
-        /// A round ended without a deposit.
+        /// A round ended without a deposit, or before anything was served.
         RoundLapsed,
         /// Providers have been asked to reserve.
         Matched,

@@ -138,6 +138,10 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::names::<16>")]
     pub providers: Vec<String>,
+    /// Names of providers that must not host the lease, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::names::<16>")]
+    pub exclude_providers: Vec<String>,
     /// Processor architectures for which the image is built: `amd64`, `arm64`. GH200, GB200 and GB10 are `arm64`. If
     /// empty, any architecture matches. Defaults to `[amd64]`.
     #[serde(default = "amd64")]

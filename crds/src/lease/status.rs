@@ -40,6 +40,14 @@ pub struct GpuLeaseStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub retry_after: Option<String>,
+    /// Number of rounds whose deposit was refunded because no leg was started in time. The lease is closed after the third.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(schema_with = "schema::bounded::<0, 3>")]
+    pub unstarted_rounds: i64,
+    /// Providers of these rounds, at most 48. The lease is not placed there again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::names::<48>")]
+    pub excluded_providers: Vec<String>,
     /// Whether an account that the lease had before its status was lost has been looked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recovery_checked: bool,
@@ -90,6 +98,11 @@ impl GpuLeaseStatus {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
 words! {
     /// Phase of a lease.
     #[derive(Serialize, Deserialize, Default, JsonSchema)]
@@ -126,6 +139,15 @@ impl Phase {
             | Self::Suspended
             | Self::Settling
             | Self::Closed => false,
+        }
+    }
+
+    /// No leg has been started yet.
+    #[must_use]
+    pub const fn is_unstarted(self) -> bool {
+        match self {
+            Self::Pending | Self::Matched | Self::Funded | Self::Provisioning => true,
+            Self::Active | Self::Suspended | Self::Settling | Self::Closed => false,
         }
     }
 
@@ -213,6 +235,8 @@ words! {
         InsufficientGas,
         /// A round ended without a deposit.
         ReservationLapsed,
+        /// No leg of a round was started in time; its deposit was refunded, and the next round excludes its providers.
+        NeverStarted,
         /// The account with the lease's id has other terms.
         AccountMismatch,
         /// The terms in the status cannot be read.

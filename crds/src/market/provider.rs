@@ -66,6 +66,8 @@ words! {
         NothingOffered,
         /// It did not answer its last allocations in time.
         NotAnswering,
+        /// Leases that it accepted were started by other providers only.
+        NotStarting,
         /// It has not reported for a minute.
         Silent,
     }

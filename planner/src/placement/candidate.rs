@@ -49,6 +49,8 @@ pub struct Provider {
     pub alive: bool,
     /// Whether it answers its allocations in time; see [`crate::market::providers::responsiveness::ResponseRecord`].
     pub answers: bool,
+    /// Whether it starts what it accepts; see the same.
+    pub starts: bool,
 }
 
 /// One row of an offer, parsed.

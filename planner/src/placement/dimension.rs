@@ -9,6 +9,8 @@ use crate::request::Request;
 pub enum Dimension {
     ProviderSilent,
     ProviderNotAnswering,
+    ProviderNotStarting,
+    ProviderExcluded,
     Provider,
     Region,
     Payment,
@@ -36,9 +38,11 @@ pub enum Dimension {
 }
 
 /// Every dimension, in the order of [`Dimension`].
-pub const DIMENSIONS: [Dimension; 26] = [
+pub const DIMENSIONS: [Dimension; 28] = [
     Dimension::ProviderSilent,
     Dimension::ProviderNotAnswering,
+    Dimension::ProviderNotStarting,
+    Dimension::ProviderExcluded,
     Dimension::Provider,
     Dimension::Region,
     Dimension::Payment,
@@ -72,6 +76,8 @@ impl Dimension {
         match self {
             Self::ProviderSilent => "providerSilent",
             Self::ProviderNotAnswering => "providerNotAnswering",
+            Self::ProviderNotStarting => "providerNotStarting",
+            Self::ProviderExcluded => "providerExcluded",
             Self::Provider => "provider",
             Self::Region => "region",
             Self::Payment => "payment",
@@ -105,6 +111,11 @@ pub(super) fn provider_failures(request: &Request, provider: &Provider) -> u32 {
     bitmap([
         (Dimension::ProviderSilent, provider.alive),
         (Dimension::ProviderNotAnswering, provider.answers),
+        (Dimension::ProviderNotStarting, provider.starts),
+        (
+            Dimension::ProviderExcluded,
+            !request.excluded_providers.contains(&provider.name),
+        ),
         (
             Dimension::Provider,
             contains_or_empty(&request.providers, &provider.name),

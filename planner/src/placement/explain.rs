@@ -97,6 +97,14 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
             "a provider that answers its allocations".into(),
             "its last allocations timed out".into(),
         ),
+        Dimension::ProviderNotStarting => (
+            "a provider that starts what it accepts".into(),
+            "other providers started what it did not".into(),
+        ),
+        Dimension::ProviderExcluded => (
+            format!("none of {}", list(&request.excluded_providers)),
+            provider.name.clone(),
+        ),
         Dimension::Provider => (list(&request.providers), provider.name.clone()),
         Dimension::Region => (list(&request.regions), provider.region.clone()),
         Dimension::Payment => (

@@ -23,6 +23,7 @@ pub(crate) fn request() -> Request {
         cuda: Version(0, 0),
         regions: vec![],
         providers: vec![],
+        excluded_providers: vec![],
         spread: Spread::Any,
         term_seconds: 7200,
         storage: 0,
@@ -50,6 +51,7 @@ fn provider(name: &str) -> Provider {
         controller: Address([4; 20]),
         alive: true,
         answers: true,
+        starts: true,
     }
 }
 
@@ -130,7 +132,7 @@ fn spread_is_kept() {
 #[test]
 fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
     let mut silent = provider("a");
-    (silent.alive, silent.answers) = (false, false);
+    (silent.alive, silent.answers, silent.starts) = (false, false, false);
     let providers = [silent];
     let mut request = request();
     request.shape.gpus = 8;
@@ -139,6 +141,7 @@ fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
     request.price_cap = Price::parse("0.5").unwrap();
     request.compute_capability = Version(10, 0);
     request.keep_results_seconds = 1;
+    request.excluded_providers = vec!["a".into()];
     let placed = place(&request, CURRENCY, 6, &providers, &[row(0, "1.1", 1)]);
     let failed: Vec<_> = placed.quote.misses[0]
         .failed
@@ -150,6 +153,8 @@ fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
         [
             "providerSilent",
             "providerNotAnswering",
+            "providerNotStarting",
+            "providerExcluded",
             "class",
             "computeCapability",
             "gpus",
@@ -158,8 +163,8 @@ fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
             "price"
         ]
     );
-    assert_eq!(placed.quote.misses[0].failed[3].wanted, "10.0");
-    assert_eq!(placed.quote.counts.len(), 8);
+    assert_eq!(placed.quote.misses[0].failed[5].wanted, "10.0");
+    assert_eq!(placed.quote.counts.len(), 10);
     assert!(
         placed.problem.starts_with("none of 1 offered rows fits"),
         "{}",

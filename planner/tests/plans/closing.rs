@@ -120,7 +120,11 @@ fn job_failed() -> Market {
 }
 
 fn never_started() -> Market {
-    let mut market = Market::open("The provider does not start its leg until startBy.", |_| {});
+    let mut market = Market::open(
+        "In the third round, too, the provider does not start its leg until startBy.",
+        |_| {},
+    );
+    market.lease.status.as_mut().unwrap().unstarted_rounds = 2;
     market.reconcile("The account is open.");
     market.later(961);
     market.reconcile("startBy has passed.");

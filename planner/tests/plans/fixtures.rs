@@ -109,6 +109,7 @@ pub(crate) fn providers() -> Vec<Provider> {
             controller: CONTROLLERS[i],
             alive: true,
             answers: true,
+            starts: true,
         })
         .collect()
 }

@@ -16,8 +16,8 @@ use leasehold_planner::{
     escrow::{AccountAt, AccountRead, Terms, allocation_name},
     market::lease::{
         AllocationSeen, AllocationWrite, ChainCall, Deletion, Network, Parsed, Plan, RecoveredAccount,
-        Wallet, World, chain_failure, check, decide, events, needs_chain, needs_prior, needs_wallet,
-        prior_rounds, trim_allocation, trim_lease, wants_final, wants_second,
+        Wallet, World, chain_failure, check, concerns, decide, events, needs_chain, needs_prior,
+        needs_wallet, prior_rounds, trim_allocation, trim_lease, wants_final, wants_second,
     },
     observed::Observed,
     placement::{Candidate, Provider},
@@ -274,7 +274,10 @@ impl Market {
                 let mut names = (0..terms.legs.len()).map(|leg| allocation_name(terms.id(), leg));
                 names.any(|name| seen.object.metadata.name == Some(name))
             };
-            status.escrow.is_none() || terms.is_some_and(is_of)
+            match status.escrow {
+                None => concerns(&self.lease, &seen.object),
+                Some(_) => terms.is_some_and(is_of),
+            }
         };
         let mut seen: Vec<_> = self.allocations.iter().filter(is_named).cloned().collect();
         for allocation in &mut seen {

@@ -44,11 +44,12 @@ fn blocked(blocker: Blocker) -> Option<Market> {
         }
         Blocker::InsufficientFunds => market.tokens = TokenAmount(1_000_000),
         Blocker::InsufficientGas => market.gas_wei = 0,
-        // Two have stories of their own. The schema bounds prices, and the market itself writes the terms. Another wallet
+        // Three have stories of their own. The schema bounds prices, and the market itself writes the terms. Another wallet
         // matters only where there is an account.
         Blocker::PriceOutOfRange
         | Blocker::OtherWallet
         | Blocker::ReservationLapsed
+        | Blocker::NeverStarted
         | Blocker::AccountMismatch
         | Blocker::TermsUnreadable => return None,
     }
@@ -86,6 +87,23 @@ fn declined_and_matched_again() {
     market.later(1);
     market.reconcile("The back-off of the first round is over.");
     snapshot("declined_and_matched_again", &market.page);
+}
+
+#[test]
+fn never_started_and_matched_elsewhere() {
+    let mut market = Market::open(
+        "The cheapest provider does not start its leg until startBy, and the next round asks the other one.",
+        |_| {},
+    );
+    market.reconcile("The account is open.");
+    market.later(961);
+    market.reconcile("startBy has passed.");
+    market.reconcile("The intent is stored.");
+    market.later(2);
+    market.reconcile("The transaction is mined.");
+    market.later(2);
+    market.reconcile("The back-off of the first round is over.");
+    snapshot("never_started_and_matched_elsewhere", &market.page);
 }
 
 #[test]

@@ -316,6 +316,7 @@ fn providers_and_networks() {
         (ConditionStatus::True, "Offering", "Healthy"),
         (ConditionStatus::True, "NothingOffered", "Healthy"),
         (ConditionStatus::False, "NotAnswering", "Degraded"),
+        (ConditionStatus::False, "NotStarting", "Degraded"),
         (ConditionStatus::False, "Silent", "Degraded"),
     ] {
         let object = with(provider.clone(), 2, one("Ready", truth, reason, "why"));

@@ -23,6 +23,7 @@ use crate::{
     cluster::Program,
     provider::BROKEN,
     random::Random,
+    scenario::Scenario,
     sim::{Event, address_of},
 };
 
@@ -224,7 +225,10 @@ impl Sim {
         if !self.tenants.secrets.contains(team) {
             return;
         }
-        let spec = spec(&mut self.random);
+        let mut spec = spec(&mut self.random);
+        if self.faults.contains(Scenario::StallingProvider) {
+            spec.start_within = Some("1m".into());
+        }
         let program = program(&mut self.random, self.tenants.made);
         self.apply(team, spec, program);
     }

@@ -185,7 +185,7 @@ impl Market {
             None => {
                 let uid = lease.uid();
                 self.allocations
-                    .state_filter(|a| Some(&a.spec.lease.uid) == uid.as_ref())
+                    .state_filter(|a| Some(&a.spec.lease.uid) == uid.as_ref() && lease::concerns(lease, a))
             }
         };
         seen(found, chain)

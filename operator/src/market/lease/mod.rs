@@ -37,8 +37,9 @@ async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Requeue
     market.provider_queue.begin(&world.lease, &plan);
     let (status, outcome) = market.apply(&world, &handles, plan.clone()).await;
     let reported = market.report(&world, &plan, status, &outcome).await;
-    if reported.is_err() {
-        market.provider_queue.cancel(&world.lease, &plan);
+    match &reported {
+        Ok(()) => market.provider_queue.record_starts(&plan, market.now()),
+        Err(_) => market.provider_queue.cancel(&world.lease, &plan),
     }
     let requeue_after = api_writes::until(plan.wake, market.now());
     reported

@@ -129,6 +129,26 @@ impl ProviderQueue {
         record.is_none_or(|record| record.is_responsive(now))
     }
 
+    /// Whether a provider starts what it accepts.
+    pub(crate) fn starts(&self, provider: &str, now: Timestamp) -> bool {
+        let providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = providers.get(provider).map(|at| at.responses);
+        record.is_none_or(|record| record.starts(now))
+    }
+
+    /// Records what a plan whose status is stored shows of the starts of providers.
+    pub(crate) fn record_starts(&self, plan: &Plan, now: Timestamp) {
+        if plan.starts.is_empty() {
+            return;
+        }
+        self.change(|providers| {
+            for (provider, start) in &plan.starts {
+                let at = providers.entry(provider.clone()).or_default();
+                at.responses.record_start(*start, now);
+            }
+        });
+    }
+
     /// Takes or releases the slot of an allocation that was added, changed or deleted.
     pub(crate) fn allocation_changed(&self, allocation: &GpuAllocation, now: Timestamp) {
         let namespace = allocation.namespace().unwrap_or_default();

@@ -118,6 +118,7 @@ impl Supply {
                 controller,
                 alive,
                 answers: queue.is_responsive(&name, now),
+                starts: queue.starts(&name, now),
             });
             if let Some(offer) = cache::get(&self.offers, &name, Some(&namespace)) {
                 candidates.extend(

@@ -7,7 +7,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    LAG_SECONDS,
+    LAG_SECONDS, UNSTARTED_ROUNDS_MAX,
     world::{AllocationSeen, World},
 };
 use crate::{
@@ -27,6 +27,8 @@ pub struct Checked {
     pub exhausted: bool,
     /// Why the lease is to end, if it is.
     pub end: Option<CloseReason>,
+    /// Whether the round is to end because no leg was started in time: its account is closed, and another one begins.
+    pub ends_round: bool,
     /// How the job ended, when all nodes are done or one has failed.
     pub job: Option<JobResult>,
 }
@@ -70,9 +72,13 @@ pub fn check(world: &World) -> Checked {
         account_state,
         exhausted,
         end: None,
+        ends_round: false,
         job,
     };
-    checked.end = end(world, status, &checked);
+    let unstarted = is_unstarted(world, status, &checked);
+    let may_repeat = status.phase.is_unstarted() && status.unstarted_rounds + 1 < UNSTARTED_ROUNDS_MAX;
+    checked.end = end(world, status, &checked, unstarted && may_repeat);
+    checked.ends_round = checked.end.is_none() && unstarted && may_repeat;
     checked
 }
 
@@ -140,7 +146,8 @@ const FUNDING_SECONDS: u64 = 60;
 const LAST_SECONDS: u64 = 5;
 
 /// The reasons to end, in the order of their priority. The first that was stored stays, but for an account given up.
-fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked) -> Option<CloseReason> {
+/// `ends_round` is whether another round is to begin unless there is another reason to end.
+fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked, ends_round: bool) -> Option<CloseReason> {
     // Whoever gives the account up has most often tried to end the lease before.
     if !status.phase.is_over() && abandoned(world, status) {
         return Some(CloseReason::Abandoned);
@@ -166,11 +173,14 @@ fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked) -> Option<Clos
         return Some(CloseReason::ClosedOnChain);
     }
     let account = checked.account.as_ref()?;
+    if ends_round {
+        return None;
+    }
     if account.closed {
         return agreed(world, |a| a.closed).then_some(CloseReason::ClosedOnChain);
     }
     if account.started_at == 0 {
-        return never_started(world, status, account);
+        return is_unstarted(world, status, checked).then_some(CloseReason::NeverStarted);
     }
     if checked.exhausted {
         return funds_ended(world, status, account);
@@ -178,14 +188,15 @@ fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked) -> Option<Clos
     provider_stopped(world, account)
 }
 
-/// No leg has started, and none may any more.
-fn never_started(world: &World, status: &GpuLeaseStatus, account: &Account) -> Option<CloseReason> {
-    let start_by = status
-        .escrow
-        .as_ref()
-        .and_then(|e| u64::try_from(e.terms.start_by).ok())?;
-    let late = |a: &Account| a.started_at == 0 && a.block_time > start_by;
-    (account.block_time > start_by && agreed(world, late)).then_some(CloseReason::NeverStarted)
+/// Whether no leg has started, and none may any more, by two reads. Anybody may have closed the account since.
+fn is_unstarted(world: &World, status: &GpuLeaseStatus, checked: &Checked) -> bool {
+    let escrow = status.escrow.as_ref();
+    let start_by = escrow.and_then(|e| u64::try_from(e.terms.start_by).ok());
+    let Some(start_by) = start_by else {
+        return false;
+    };
+    let late = |a: &Account| a.started_at == 0 && a.paid_seconds == 0 && a.block_time > start_by;
+    checked.account.as_ref().is_some_and(late) && agreed(world, late)
 }
 
 /// The funds are spent: the lease ends at once, or after the pause.

@@ -25,19 +25,7 @@ pub(super) fn end(
     plan.status.close_reason = Some(reason);
     plan.wake = in_seconds(now, 3);
     let held = has_finalizer(&world.lease);
-    let release: Vec<_> = world
-        .allocations
-        .iter()
-        .filter(|a| !a.object.spec.release)
-        .map(|a| {
-            let (namespace, name) = keys(a);
-            AllocationWrite::Release {
-                namespace,
-                name,
-                drop_results: reason == CloseReason::Deleted,
-            }
-        })
-        .collect();
+    let release = releases(world, reason == CloseReason::Deleted);
     let over = match checked.account_state {
         _ if reason == CloseReason::Abandoned => true,
         AccountState::NoTerms | AccountState::NeverOpened => {
@@ -95,6 +83,20 @@ pub(super) fn watch(world: &World, checked: &Checked, now: Timestamp, plan: &mut
     Step::at(Fact::Ended)
 }
 
+/// The release of each allocation that is not released yet.
+pub(super) fn releases(world: &World, drop_results: bool) -> Vec<AllocationWrite> {
+    let held = world.allocations.iter().filter(|a| !a.object.spec.release);
+    held.map(|a| {
+        let (namespace, name) = keys(a);
+        AllocationWrite::Release {
+            namespace,
+            name,
+            drop_results,
+        }
+    })
+    .collect()
+}
+
 /// Whether two reads show that the account is open.
 fn is_open(world: &World) -> bool {
     let open = |read: &Option<Observed<AccountAt>>| {
@@ -105,7 +107,7 @@ fn is_open(world: &World) -> bool {
 }
 
 /// Stores the intent to close the account, or carries it out.
-fn close(world: &World, now: Timestamp, plan: &mut Plan) {
+pub(super) fn close(world: &World, now: Timestamp, plan: &mut Plan) {
     if let Some(Ok(terms)) = &world.parsed.terms {
         match &plan.status.intent {
             Some(Intent {

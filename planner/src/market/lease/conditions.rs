@@ -172,6 +172,7 @@ fn set_blocked(blocker: Blocker, message: &str, conditions: &mut Conditions) {
         | Blocker::Queued
         | Blocker::PriceOutOfRange
         | Blocker::ReservationLapsed
+        | Blocker::NeverStarted
         | Blocker::AccountMismatch
         | Blocker::TermsUnreadable => False,
     };

@@ -14,7 +14,7 @@ use super::{
     phase::{Fact, after},
     plan::{Plan, in_seconds},
     reads::{has_finalizer, seeks_prior},
-    recover, reports, serving, summary,
+    recover, replacing, reports, serving, starts, summary,
     world::{Deletion, RecoveredAccount, World},
 };
 use crate::observed::Observed;
@@ -30,6 +30,7 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
         allocations: Vec::new(),
         call: None,
         status: world.lease.status.clone().unwrap_or_default(),
+        starts: Vec::new(),
         queued_at: None,
         wake: in_seconds(now, 60),
     };
@@ -53,6 +54,8 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
         Deletion::None | Deletion::ByTenant => {}
     }
     conditions::set_all(world, checked, &step, now, &mut plan.status);
+    let before = world.lease.status.as_ref();
+    plan.starts = starts::of(before, &plan.status, checked.account.as_ref());
     plan
 }
 
@@ -129,6 +132,9 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
     }
     if let Some(reason) = checked.end {
         return closing::end(world, checked, reason, now, plan);
+    }
+    if checked.ends_round {
+        return replacing::end_round(world, checked, now, plan);
     }
     match checked.account_state {
         AccountState::NoTerms => matching::match_offers(world, now, plan),

@@ -95,7 +95,7 @@ fn entered(new: &GpuLeaseStatus) -> Event {
     match new.phase {
         Phase::Pending => Event::warning(
             LeaseEvent::RoundLapsed,
-            "nothing was paid; the next round begins automatically",
+            "nothing is paid; the next round begins automatically",
         ),
         Phase::Matched => Event::normal(
             LeaseEvent::Matched,

@@ -14,8 +14,10 @@ pub mod phase;
 mod plan;
 mod reads;
 mod recover;
+mod replacing;
 mod reports;
 mod serving;
+mod starts;
 mod summary;
 mod trim;
 mod world;
@@ -29,9 +31,10 @@ pub use decide::decide;
 pub use events::{Event, events};
 pub use plan::{AllocationWrite, ChainCall, Plan};
 pub use reads::{
-    needs_chain, needs_deletion_cause, needs_prior, needs_wallet, prior_rounds, seeks_prior, wants_final,
-    wants_second,
+    concerns, needs_chain, needs_deletion_cause, needs_prior, needs_wallet, prior_rounds, seeks_prior,
+    wants_final, wants_second,
 };
+pub use starts::Start;
 pub use trim::{trim_allocation, trim_lease};
 pub use world::{AllocationSeen, Deletion, Network, Parsed, RecoveredAccount, Wallet, World};
 
@@ -53,5 +56,7 @@ pub const UNFUNDED_PER_NAMESPACE_MAX: usize = 20;
 pub const UNANSWERED_PER_PROVIDER_MAX: usize = 64;
 /// Number of rounds after the one in the status that are searched on the chain.
 pub const ROUNDS_MAX: u64 = 64;
+/// A lease whose legs were not started in time in so many rounds is closed.
+pub const UNSTARTED_ROUNDS_MAX: i64 = 3;
 /// Longest back-off between rounds.
 pub const BACKOFF_SECONDS_MAX: u64 = 300;

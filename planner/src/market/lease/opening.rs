@@ -192,15 +192,20 @@ fn allocation_spec(
     }
 }
 
-/// The round ends without a deposit: that is stored first, then its allocations are deleted, and the next round begins
-/// after a back-off.
-pub(super) fn lapse(why: &str, now: Timestamp, plan: &mut Plan) -> Step {
+/// The status names no account any more, and the next round begins after a back-off.
+pub(super) fn forget_account(now: Timestamp, plan: &mut Plan) {
     plan.status.escrow = None;
     plan.status.intent = None;
     plan.status.providers = String::new();
     plan.wake = in_seconds(now, 1);
     let backoff = 1u64 << plan.status.round.clamp(0, 9).unsigned_abs();
     plan.status.retry_after = Some(in_seconds(now, backoff.min(BACKOFF_SECONDS_MAX)).to_string());
+}
+
+/// The round ends without a deposit: that is stored first, then its allocations are deleted, and the next round begins
+/// after a back-off.
+pub(super) fn lapse(why: &str, now: Timestamp, plan: &mut Plan) -> Step {
+    forget_account(now, plan);
     Step::blocked(
         Some(Fact::Unmatched),
         Blocker::ReservationLapsed,

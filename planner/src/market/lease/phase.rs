@@ -18,6 +18,8 @@ pub enum Fact {
     Serving,
     /// The funds are spent, and the lease waits for new ones.
     OutOfFunds,
+    /// The account of the round is closed, and nothing of it was served.
+    NotStarted,
     /// The lease is ending.
     Ending,
     /// The chain shows that its account is closed, or was never opened.
@@ -31,6 +33,7 @@ pub const fn after(phase: Phase, fact: Fact) -> Option<Phase> {
     match (phase, fact) {
         (Pending | Matched, Fact::Unmatched) => Some(Pending),
         (Pending | Matched, Fact::AwaitingReservations) => Some(Matched),
+        (Pending | Matched | Funded | Provisioning, Fact::NotStarted) => Some(Pending),
         // A wiped status starts at Pending and may find an open, or a serving, account.
         (Pending | Matched | Funded, Fact::Open) => Some(Funded),
         (Pending | Matched | Funded | Provisioning, Fact::Provisioning) => Some(Provisioning),
@@ -45,7 +48,7 @@ pub const fn after(phase: Phase, fact: Fact) -> Option<Phase> {
             Fact::Unmatched | Fact::AwaitingReservations,
         )
         | (Provisioning | Active | Suspended | Settling | Closed, Fact::Open)
-        | (Active | Suspended | Settling | Closed, Fact::Provisioning)
+        | (Active | Suspended | Settling | Closed, Fact::Provisioning | Fact::NotStarted)
         | (Settling | Closed, Fact::Serving | Fact::OutOfFunds)
         | (Closed, Fact::Ending) => None,
     }
@@ -55,13 +58,14 @@ pub const fn after(phase: Phase, fact: Fact) -> Option<Phase> {
 mod tests {
     use super::*;
 
-    const FACTS: [Fact; 8] = [
+    const FACTS: [Fact; 9] = [
         Fact::Unmatched,
         Fact::AwaitingReservations,
         Fact::Open,
         Fact::Provisioning,
         Fact::Serving,
         Fact::OutOfFunds,
+        Fact::NotStarted,
         Fact::Ending,
         Fact::Ended,
     ];

@@ -5,7 +5,7 @@ use leasehold_crds::{
     lease::GpuLeaseStatus, market::allocation::GpuAllocationSpec, payment::money::TokenAmount,
 };
 
-use super::world::AllocationSeen;
+use super::{starts::Start, world::AllocationSeen};
 use crate::escrow::{Hash, Terms};
 
 /// A write to the chain that a stored intent asks for.
@@ -62,6 +62,8 @@ pub struct Plan {
     pub call: Option<ChainCall>,
     /// The status to be reported.
     pub status: GpuLeaseStatus,
+    /// What this reconcile shows of the starts of providers, by name. It counts once the status is stored.
+    pub starts: Vec<(String, Start)>,
     /// The provider whose answers to other leases are awaited. The lease is enqueued when it has answered one.
     pub queued_at: Option<String>,
     /// When to reconcile again at the latest.

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use leasehold_crds::{
-    ANNOTATION_KNOWN, FINALIZER_MARKET, GpuLease,
+    ANNOTATION_KNOWN, FINALIZER_MARKET, GpuAllocation, GpuLease,
     lease::{GpuLeaseStatus, IntentAction},
 };
 
@@ -117,6 +117,13 @@ pub fn prior_rounds(lease: &GpuLease) -> RangeInclusive<u64> {
     let round = lease.status.as_ref().map_or(0, |s| s.round);
     let first = u64::try_from(round).unwrap_or(0).saturating_add(1);
     first..=first.saturating_add(ROUNDS_MAX - 1)
+}
+
+/// Whether an allocation of a lease whose status names no account matters to it. One that was released belongs to a round that
+/// is over, unless the status was lost: the market deletes it when its provider has stopped.
+#[must_use]
+pub fn concerns(lease: &GpuLease, allocation: &GpuAllocation) -> bool {
+    !allocation.spec.release || seeks_prior(lease)
 }
 
 /// Whether our finalizer is on the lease.

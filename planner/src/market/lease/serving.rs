@@ -29,7 +29,8 @@ pub(super) fn serve(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Step {
-    if plan.status.intends(IntentAction::Open) {
+    // What it opened is open. A leg that was started late was to be closed, and now serves.
+    if !plan.status.intends(IntentAction::Fund) {
         plan.status.intent = None;
     }
     let seconds_left = account.paid_until.saturating_sub(account.block_time);

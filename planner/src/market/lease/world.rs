@@ -132,8 +132,12 @@ impl Parsed {
         providers: &[Provider],
         candidates: &[Candidate],
     ) -> Self {
-        let request = Request::from_spec(&lease.spec);
         let status = lease.status.as_ref();
+        let request = Request::from_spec(&lease.spec).map(|mut request| {
+            let excluded = status.iter().flat_map(|s| s.excluded_providers.iter().cloned());
+            request.excluded_providers.extend(excluded);
+            request
+        });
         let escrow = status.and_then(|s| s.escrow.as_ref());
         let ends =
             deletion.ends_lease() || status.is_some_and(|s| s.close_reason.is_some() || s.phase.is_over());

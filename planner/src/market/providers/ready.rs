@@ -24,6 +24,9 @@ pub fn provider_status(
         let message =
             "it did not answer its last allocations in time: its offers are not considered for five minutes";
         (ConditionStatus::False, ProviderReason::NotAnswering, message)
+    } else if !provider.starts {
+        let message = "other providers started leases that it had accepted and not started: its offers are not considered for a while";
+        (ConditionStatus::False, ProviderReason::NotStarting, message)
     } else if rows == 0 {
         let message = "it is live, and has nothing free now";
         (ConditionStatus::True, ProviderReason::NothingOffered, message)
@@ -45,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_provider_that_is_sold_out_is_ready_and_a_silent_one_is_not() {
-        let of = |alive: bool, answers: bool, rows: usize| {
+        let of = |alive: bool, (answers, starts): (bool, bool), rows: usize| {
             let provider = Provider {
                 name: "p".into(),
                 region: String::new(),
@@ -53,15 +56,17 @@ mod tests {
                 controller: Address([2; 20]),
                 alive,
                 answers,
+                starts,
             };
             let object = GpuProvider::new("p", leasehold_crds::market::provider::GpuProviderSpec::default());
             let status = provider_status(&object, &provider, rows, Timestamp::UNIX_EPOCH);
             let condition = &status.conditions[0];
             format!("{} {}", condition.status, condition.reason)
         };
-        assert_eq!(of(true, true, 1), "True Offering");
-        assert_eq!(of(true, true, 0), "True NothingOffered");
-        assert_eq!(of(true, false, 1), "False NotAnswering");
-        assert_eq!(of(false, true, 1), "False Silent");
+        assert_eq!(of(true, (true, true), 1), "True Offering");
+        assert_eq!(of(true, (true, true), 0), "True NothingOffered");
+        assert_eq!(of(true, (false, true), 1), "False NotAnswering");
+        assert_eq!(of(true, (true, false), 1), "False NotStarting");
+        assert_eq!(of(false, (true, true), 1), "False Silent");
     }
 }

@@ -1,13 +1,18 @@
-//! Whether a provider answers its allocations in time. Without this, a provider that has the lowest price and never
-//! answers would delay every lease that fits its offer by a minute.
+//! Whether a provider answers its allocations in time, and starts what it accepts. Without this, a provider that has the
+//! lowest price and never answers would delay every lease that fits its offer by a minute, and one that never starts by
+//! `startWithin`.
 
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{GpuAllocation, market::allocation::GpuAllocationStatus};
 
-use crate::market::lease::OPEN_MARGIN_SECONDS;
+use crate::market::lease::{OPEN_MARGIN_SECONDS, Start};
 
 /// After this many consecutive timeouts a provider is skipped.
 const TIMEOUTS_MAX: u32 = 3;
+/// After so many leases in a row that others started and it did not, a provider is skipped.
+const MISSED_MAX: u32 = 3;
+/// Each further one doubles the time for which it is skipped, so often at most: to five hours and twenty minutes.
+const DOUBLINGS_MAX: u32 = 6;
 /// How long a provider is skipped; afterwards it receives allocations again.
 const SKIPPED_FOR: SignedDuration = SignedDuration::from_mins(5);
 /// An allocation that is deleted at most this long before its deadline counts as timed out.
@@ -22,12 +27,33 @@ pub struct ResponseRecord {
     timeouts: u32,
     /// Time of the last of them.
     last: Option<Timestamp>,
+    /// Consecutive leases that another provider started and this one did not.
+    missed: u32,
+    /// Time of the last of them.
+    last_missed: Option<Timestamp>,
 }
 
 impl ResponseRecord {
     /// Records that the provider accepted or declined an allocation.
     pub fn record_response(&mut self) {
-        *self = Self::default();
+        (self.timeouts, self.last) = (0, None);
+    }
+
+    /// Records what became of what the provider had accepted. Accepting alone proves nothing.
+    pub fn record_start(&mut self, start: Start, now: Timestamp) {
+        (self.missed, self.last_missed) = match start {
+            Start::InTime => (0, None),
+            Start::Missed => (self.missed.saturating_add(1), Some(now)),
+        };
+    }
+
+    /// Whether the provider starts what it accepts, so that new allocations may be created.
+    #[must_use]
+    pub fn starts(&self, now: Timestamp) -> bool {
+        let doublings = self.missed.saturating_sub(MISSED_MAX).min(DOUBLINGS_MAX);
+        let skipped_for = SKIPPED_FOR * (1 << doublings);
+        let over = |at: Timestamp| now.duration_since(at) >= skipped_for;
+        self.missed < MISSED_MAX || self.last_missed.is_none_or(over)
     }
 
     /// Records that an allocation timed out.
@@ -112,6 +138,31 @@ mod tests {
         assert!(!record.is_responsive(at(1400)), "it timed out again");
         record.record_response();
         assert!(record.is_responsive(at(1400)));
+    }
+
+    /// It accepts in time, which tells nothing of whether it starts.
+    #[test]
+    fn a_provider_that_accepts_and_does_not_start_is_skipped_ever_longer() {
+        let mut record = ResponseRecord::default();
+        for n in 1..=3 {
+            assert!(record.starts(at(1000)));
+            record.record_response();
+            record.record_start(Start::Missed, at(1000));
+            assert_eq!(record.starts(at(1000)), n < 3);
+        }
+        assert!(record.is_responsive(at(1000)));
+        assert!(!record.starts(at(1299)) && record.starts(at(1300)));
+        record.record_start(Start::Missed, at(2000));
+        assert!(
+            !record.starts(at(2599)) && record.starts(at(2600)),
+            "twice as long"
+        );
+        for _ in 0..100 {
+            record.record_start(Start::Missed, at(3000));
+        }
+        assert!(record.starts(at(3000 + 64 * 300)), "never for ever");
+        record.record_start(Start::InTime, at(3001));
+        assert!(record.starts(at(3001)));
     }
 
     #[test]

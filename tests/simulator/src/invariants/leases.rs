@@ -74,6 +74,7 @@ impl Sim {
         }
         let back = rank(status.phase) < rank(was);
         let allowed = !back
+            || self.ended_its_round(before, status)
             || matches!(
                 (was, status.phase),
                 (Phase::Suspended, Phase::Active) | (Phase::Matched, Phase::Pending)
@@ -81,6 +82,7 @@ impl Sim {
         self.invariants.require(allowed, || {
             format!("phase of {name} goes back from {was:?} to {:?}", status.phase)
         });
+        self.check_rounds(name, before, status);
         if let Some(escrow) = &status.escrow {
             let id = escrow.terms.id.clone();
             self.invariants
@@ -123,6 +125,42 @@ impl Sim {
                 format!("U1: {name} is closed with reason {reason:?}, which does not hold: {status:?}")
             });
         }
+    }
+
+    /// Whether a lease has left the account of a round that no provider had started in time.
+    fn ended_its_round(&mut self, before: Option<&GpuLeaseStatus>, status: &GpuLeaseStatus) -> bool {
+        let left = before.filter(|b| b.unstarted_rounds < status.unstarted_rounds);
+        let terms = left.and_then(|b| Terms::from_wire(&b.escrow.as_ref()?.terms).ok());
+        let Some(terms) = terms.filter(|_| status.phase == Phase::Pending && status.escrow.is_none()) else {
+            return false;
+        };
+        self.invariants.count("lease begins a round elsewhere".into());
+        self.invariants.left_accounts.insert(terms.id());
+        let unserved = |a: &Account| a.closed && a.paid_seconds == 0;
+        self.seen(&terms, |read, time| {
+            time > terms.start_by && read.present().is_some_and(unserved)
+        })
+    }
+
+    /// C10: a provider that does not start a lease does not get it again, and does not end it.
+    fn check_rounds(&mut self, name: &str, before: Option<&GpuLeaseStatus>, status: &GpuLeaseStatus) {
+        let legs = || status.escrow.iter().flat_map(|e| &e.legs);
+        let again = legs().find(|leg| status.excluded_providers.contains(&leg.provider));
+        self.invariants.require(again.is_none(), || {
+            format!(
+                "C10: {name} is placed at {:?}, which did not start it before",
+                again.map(|leg| &leg.provider)
+            )
+        });
+        let was_unstarted = before.is_none_or(|b| b.phase.is_unstarted());
+        let gives_up = status.close_reason == Some(CloseReason::NeverStarted) && was_unstarted;
+        self.invariants
+            .require(!gives_up || status.unstarted_rounds == 2, || {
+                format!(
+                    "C10: {name} is closed because {} did not start it",
+                    status.providers
+                )
+            });
     }
 
     fn may_close(&self, reason: CloseReason, status: &GpuLeaseStatus, object: &GpuLease) -> bool {
@@ -270,6 +308,7 @@ impl Sim {
             .chain
             .opened(until)
             .filter(|o| self.invariants.lease_of_account.get(&o.terms.id().to_string()) == Some(&uid))
+            .filter(|o| !self.invariants.left_accounts.contains(&o.terms.id()))
             .filter(|o| self.chain.account(&o.terms).present().is_some_and(|a| !a.closed))
             .map(|o| o.terms.id().to_string())
             .collect();

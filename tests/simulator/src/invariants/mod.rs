@@ -49,6 +49,8 @@ pub(crate) struct Invariants {
     /// UIDs of leases for which a deposit was intended, or whose status was lost: whether there is money on the chain
     /// must be read from it.
     may_be_paid: BTreeSet<String>,
+    /// Accounts of rounds that were not started in time. If a reorganisation drops their close, they are orphans.
+    left_accounts: BTreeSet<Hash>,
     /// Entries of the log of leases that a backup has restored.
     pub(crate) restored: BTreeSet<usize>,
     /// How long the funds of leases that close at their end have been spent, in ms in which the market could close them.

@@ -198,6 +198,7 @@ impl Sim {
                 controller: offer.controller,
                 alive: now - offer.renewed_at <= LIVENESS_TIMEOUT_SECONDS,
                 answers: true,
+                starts: true,
             });
             candidates.extend(
                 offer

@@ -47,7 +47,7 @@ impl Finding {
 }
 
 /// All findings. When one is closed, its row says so.
-pub const FINDINGS: [Finding; 12] = [
+pub const FINDINGS: [Finding; 13] = [
     Finding {
         id: "M1",
         scenario: Scenario::HostileMarket,
@@ -154,6 +154,15 @@ pub const FINDINGS: [Finding; 12] = [
         steps: 9_000,
         violates: "* was deleted while its account * is open",
         reaches: &["etcd restored"],
+        state: State::Closed,
+    },
+    Finding {
+        id: "C10",
+        scenario: Scenario::StallingProvider,
+        seeds: (1, 12),
+        steps: 6_000,
+        violates: "C10: * is closed because * did not start it",
+        reaches: &["lease begins a round elsewhere"],
         state: State::Closed,
     },
 ];

@@ -41,13 +41,15 @@ pub enum Scenario {
     DeathBetweenWrites,
     /// A stranger opens accounts that look like those of leases.
     StrangersAccounts,
+    /// The provider with the lowest price accepts everything and starts nothing.
+    StallingProvider,
     /// The market's etcd is restored from a backup that is some minutes old.
     RestoredEtcd,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
@@ -58,6 +60,7 @@ impl Scenario {
         Self::Drains,
         Self::DeathBetweenWrites,
         Self::StrangersAccounts,
+        Self::StallingProvider,
         Self::RestoredEtcd,
     ];
 
@@ -79,7 +82,15 @@ impl Scenario {
     }
 }
 
+/// The provider that stalls in the scenario [`Scenario::StallingProvider`].
+const STALLS: usize = 0;
+
 impl Sim {
+    /// Whether that provider starts nothing of what it accepts.
+    pub(crate) fn stalls(&self, site: usize) -> bool {
+        site == STALLS && self.faults.contains(Scenario::StallingProvider)
+    }
+
     /// Lets the actor of a scenario act, until faults are stopped. A scenario that only changes how others behave does
     /// nothing here.
     pub(crate) fn scenario_acts(&mut self, scenario: Scenario) {
@@ -96,6 +107,11 @@ impl Sim {
                 None
             }
             Scenario::DroppedTransactions | Scenario::DeathBetweenWrites => None,
+            Scenario::StallingProvider => {
+                let pool = &mut self.sites[STALLS].pool;
+                pool.spec.price_per_gpu_hour = "0.50".into();
+                None
+            }
             Scenario::StuckBackend => Some(self.toggle_freeze(90_000, 300_000)),
             Scenario::RestoredEtcd => Some(self.restore_etcd()),
             Scenario::StrangersAccounts => Some(self.open_strangers_account()),

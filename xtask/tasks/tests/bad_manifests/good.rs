@@ -44,7 +44,7 @@ pub(crate) fn job() -> Value {
             "nodes": 2,
             "perNode": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "40Gi", "gpus": 1},
             "gpu": {"classes": ["h100-80g-sxm"], "memory": "80G", "computeCapability": "9.0", "cuda": "12.4"},
-            "placement": {"regions": ["eu-west"], "providers": ["rhine-west"], "spread": "SameProvider", "architectures": ["amd64", "arm64"]},
+            "placement": {"regions": ["eu-west"], "providers": ["rhine-west"], "excludeProviders": ["rhine-east"], "spread": "SameProvider", "architectures": ["amd64", "arm64"]},
             "term": {"duration": "2h"},
             "startWithin": "1h",
             "storage": {"size": "20Gi", "mountPath": "/root/.cache/"},

@@ -33,6 +33,7 @@ fn plan(number: usize, queued: bool) -> Plan {
             escrow: (!queued).then_some(escrow),
             ..GpuLeaseStatus::default()
         },
+        starts: Vec::new(),
         queued_at: queued.then(|| "p".into()),
         wake: Timestamp::MAX,
     }

@@ -17,6 +17,7 @@ fn unmatched() -> World {
         controller: Address([2; 20]),
         alive: true,
         answers: true,
+        starts: true,
     };
     let row = crate::placement::Candidate {
         provider: 0,

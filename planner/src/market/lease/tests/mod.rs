@@ -30,6 +30,7 @@ mod ending;
 mod matching;
 mod properties;
 mod recovering;
+mod replacing;
 mod reporting;
 mod serving;
 

@@ -62,6 +62,7 @@ pub(crate) fn run(report: &Report) {
         cuda: Version(12, 0),
         regions: vec![],
         providers: vec![],
+        excluded_providers: vec![],
         spread: Spread::DistinctProviders,
         term_seconds: 7200,
         storage: 0,
@@ -95,6 +96,7 @@ fn providers() -> Vec<Provider> {
             controller: Address([4; 20]),
             alive: i % 17 != 0,
             answers: i % 19 != 0,
+            starts: i % 23 != 0,
         })
         .collect()
 }

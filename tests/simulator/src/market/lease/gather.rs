@@ -125,7 +125,8 @@ impl Sim {
             }
             None => {
                 let uid = read.metadata.uid.as_ref();
-                let mine = |a: &&Arc<GpuAllocation>| Some(&a.spec.lease.uid) == uid;
+                let mine =
+                    |a: &&Arc<GpuAllocation>| Some(&a.spec.lease.uid) == uid && lease::concerns(read, a);
                 if lease::seeks_prior(read) {
                     self.allocations
                         .all()

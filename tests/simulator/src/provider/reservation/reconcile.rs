@@ -210,7 +210,10 @@ impl Sim {
         let name = run.key.1.clone();
         let spec = &run.read.spec.allocation;
         let is_job = spec.workload.job.is_some();
-        let program = self.tenants.program(&spec.lease.uid, is_job);
+        let mut program = self.tenants.program(&spec.lease.uid, is_job);
+        if self.stalls(s) {
+            program.starts_after_ms = None;
+        }
         let workload = cluster::Workload::new(
             usize::try_from(spec.nodes).unwrap_or(1),
             usize::try_from(spec.per_node.gpus).unwrap_or(1),
