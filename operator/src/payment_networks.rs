@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kube::{Api, Client, ResourceExt as _, runtime::reflector::Store};
+use leasehold_chain::EvmEscrow;
 use leasehold_crds::{PaymentNetwork, payment::network::ChainCheck};
 use leasehold_planner::{
     payment_network::{ChainReading, Serves, status},
@@ -46,7 +47,8 @@ async fn run(of: NetworkChecks, heartbeat: Heartbeat) {
             let known = network.status.as_ref().and_then(|s| s.chain_check);
             let facts = known != Some(ChainCheck::Matches) || period % PERIODS_BETWEEN_FACTS == 0;
             let reading = of.read(&network, facts).await;
-            let status = status(&network, &reading, of.serves, SystemClock.now());
+            let agreement = of.payments.agreement(&network);
+            let status = status(&network, &reading, &agreement, of.serves, SystemClock.now());
             if network.status.as_ref() != Some(&status)
                 && let Err(error) =
                     api_writes::apply_status(&api, network.as_ref(), of.manager, &status).await
@@ -60,26 +62,46 @@ async fn run(of: NetworkChecks, heartbeat: Heartbeat) {
 }
 
 impl NetworkChecks {
-    /// Reads the contracts of a network, or only the newest block.
+    /// Reads the contracts of a network, or only the newest block, from both endpoints if it has two.
     async fn read(&self, network: &PaymentNetwork, facts: bool) -> ChainReading {
         let chain = match self.payments.client(network).await {
             Ok(chain) => chain,
             Err(error) => return ChainReading::Unknown(error.message()),
         };
-        let read = async {
-            let head = chain.head().await?;
-            let recent = self.payments.accept(network, head);
-            let facts = if facts && recent.is_ok() {
-                Some(chain.facts().await?)
-            } else {
-                None
-            };
-            Ok(ChainReading::of(recent, facts))
-        };
-        match self.payments.observed(ChainAction::Read, read).await {
-            Ok(reading) => reading,
-            Err(PaymentError::WrongChain { found, .. }) => ChainReading::OtherChain(found),
-            Err(error) => ChainReading::Unknown(error.to_string()),
+        let reading = self.read_at(network, &chain, facts).await;
+        if let Some(other) = self.payments.other(network, &chain)
+            && let (ChainReading::Facts(one), ChainReading::Facts(another)) =
+                (&reading, self.read_at(network, &other, facts).await)
+            && *one != another
+        {
+            let what = "the RPC endpoints disagree about the escrow contract or the token";
+            self.payments.disagreed(network, what);
+            return ChainReading::Unknown(what.into());
         }
+        reading
+    }
+
+    async fn read_at(&self, network: &PaymentNetwork, chain: &EvmEscrow, facts: bool) -> ChainReading {
+        let head = match self.payments.observed(ChainAction::Read, chain.head()).await {
+            Ok(head) => head,
+            Err(error) => {
+                let reading = match &error {
+                    PaymentError::WrongChain { found, .. } => ChainReading::OtherChain(*found),
+                    _ => ChainReading::Unknown(error.to_string()),
+                };
+                self.payments.judge_head(network, chain, Err(error));
+                return reading;
+            }
+        };
+        let recent = self.payments.accept(network, chain, head);
+        let facts = if facts && recent.is_ok() {
+            match self.payments.observed(ChainAction::Read, chain.facts()).await {
+                Ok(facts) => Some(facts),
+                Err(error) => return ChainReading::Unknown(error.to_string()),
+            }
+        } else {
+            None
+        };
+        ChainReading::of(recent, facts)
     }
 }

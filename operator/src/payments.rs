@@ -2,44 +2,43 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client, ResourceExt as _};
-use leasehold_chain::{EvmEscrow, Limits, Network as Connection, Queues};
-use leasehold_crds::{
-    PaymentNetwork,
-    payment::{
-        money::TokenAmount,
-        network::{Finality, PaymentNetworkSpec, TransactionLimits},
-    },
+use kube::{Api, Client};
+use leasehold_chain::{Limits, Queues};
+use leasehold_crds::payment::{
+    money::TokenAmount,
+    network::{Finality, PaymentNetworkSpec, TransactionLimits},
 };
 use leasehold_planner::{
-    escrow::{AccountAt, Hash, Terms},
-    observed::Observed,
+    endpoints::Endpoints,
     placement::Currency,
-    ports::{BlockLevel, Clock as _, FINAL_READS, Head, Opened, PaymentError, Payments as _, SigningKey},
-    recency::{Outdated, Recency},
+    ports::{BlockLevel, PaymentError, SigningKey},
 };
-use leasehold_runtime::SystemClock;
 use leasehold_telemetry::metrics::{Chain, ChainAction, ChainOutcome, Class};
 use std::time::Instant;
 
-/// Escrow clients by PaymentNetwork, each connected once.
+mod connect;
+mod reads;
+
+use connect::Connected;
+
+/// Escrow clients by PaymentNetwork, each connected once for an endpoint.
 #[derive(Clone)]
 pub struct PaymentClients {
     secrets: Api<Secret>,
     call_deadline: Duration,
     mine_deadline: Duration,
     metrics: Chain,
-    connected: Arc<Mutex<HashMap<String, (PaymentNetworkSpec, EvmEscrow)>>>,
+    connected: Arc<Mutex<HashMap<String, Connected>>>,
     /// Pending transactions by chain and key, and what they cost. They outlive a client, whose spec may change.
     queues: Queues,
-    /// The answers of each PaymentNetwork's chain so far.
-    recency: Arc<Mutex<HashMap<String, Recency>>>,
+    /// The answers of each PaymentNetwork's endpoints so far.
+    endpoints: Arc<Mutex<HashMap<String, Endpoints>>>,
 }
 
 /// Why a PaymentNetwork has no client.
@@ -138,159 +137,8 @@ impl PaymentClients {
             metrics,
             connected: Arc::default(),
             queues: Queues::default(),
-            recency: Arc::default(),
+            endpoints: Arc::default(),
         }
-    }
-
-    /// The escrow client of a network.
-    ///
-    /// # Errors
-    /// When the PaymentNetwork is incomplete, or the Secret with its RPC URL can't be read.
-    pub async fn client(&self, network: &PaymentNetwork) -> Result<EvmEscrow, ClientError> {
-        let name = network.name_any();
-        let known = self
-            .connected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&name)
-            .cloned();
-        if let Some((spec, client)) = known
-            && spec == network.spec
-        {
-            return Ok(client);
-        }
-        let spec = &network.spec;
-        let currency = currency(spec).ok_or_else(|| ClientError::MalformedAddress(name.clone()))?;
-        let rpc_url = match (&spec.rpc_url, &spec.rpc_secret_name) {
-            (Some(url), _) => url.clone(),
-            (None, Some(secret)) => self.url(secret).await?,
-            (None, None) => return Err(ClientError::NoUrl(name)),
-        };
-        let connection = Connection {
-            rpc_url,
-            chain_id: currency.chain_id,
-            escrow: currency.escrow,
-            token: currency.token,
-            call_deadline: self.call_deadline,
-            mine_deadline: self.mine_deadline,
-            limits: limits(&spec.limits).ok_or_else(|| ClientError::MalformedLimits(name.clone()))?,
-        };
-        let client = EvmEscrow::connect(&connection, &self.queues).map_err(ClientError::Connect)?;
-        self.connected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name.clone(), (spec.clone(), client.clone()));
-        // Another endpoint may be behind the one before it.
-        let mut recency = self.recency.lock().unwrap_or_else(PoisonError::into_inner);
-        recency.remove(&name);
-        drop(recency);
-        Ok(client)
-    }
-
-    async fn url(&self, secret: &str) -> Result<String, ClientError> {
-        let found = self.secrets.get(secret).await;
-        let found = found.map_err(|source| ClientError::Secret {
-            secret: secret.to_owned(),
-            source: Box::new(source),
-        })?;
-        entry(&found, "url").ok_or_else(|| ClientError::NoEntry(secret.to_owned()))
-    }
-
-    /// The newest block; unknown when it is older than the network allows.
-    pub async fn head(&self, network: &PaymentNetwork, chain: &EvmEscrow) -> Observed<Head> {
-        let answer = self.observed(ChainAction::Read, chain.head()).await;
-        self.recent(network, |recency, max_age| {
-            recency.head(answer, max_age, SystemClock.now())
-        })
-    }
-
-    /// The account at the newest block; unknown when that is older than the network allows, or than an earlier answer.
-    pub async fn account(
-        &self,
-        network: &PaymentNetwork,
-        chain: &EvmEscrow,
-        terms: &Terms,
-    ) -> Observed<AccountAt> {
-        let read = chain.account(terms, BlockLevel::Latest);
-        let answer = self.observed(ChainAction::Read, read).await;
-        self.recent(network, |recency, max_age| {
-            recency.account(terms.id(), answer, max_age, SystemClock.now())
-        })
-    }
-
-    /// The account at the newest block of a level. What it contains stays true, however old it is.
-    pub async fn account_at(
-        &self,
-        chain: &EvmEscrow,
-        terms: &Terms,
-        level: BlockLevel,
-    ) -> Observed<AccountAt> {
-        let read = chain.account(terms, level);
-        Observed::from_result(self.observed(ChainAction::Read, read).await)
-    }
-
-    /// Reads of the account at the block level at which its end is final, as many as decisions need.
-    pub async fn final_reads(
-        &self,
-        network: &PaymentNetwork,
-        chain: &EvmEscrow,
-        terms: &Terms,
-    ) -> Vec<Observed<AccountAt>> {
-        let level = level(network.spec.release_at);
-        let mut reads = Vec::with_capacity(FINAL_READS);
-        for _ in 0..FINAL_READS {
-            reads.push(self.account_at(chain, terms, level).await);
-        }
-        reads
-    }
-
-    /// Accounts at the newest block.
-    ///
-    /// # Errors
-    /// When they can't be read, or the block is older than the network allows.
-    pub async fn accounts(
-        &self,
-        network: &PaymentNetwork,
-        chain: &EvmEscrow,
-        terms: &[Terms],
-    ) -> anyhow::Result<Vec<AccountAt>> {
-        let read = chain.accounts(terms, BlockLevel::Latest);
-        let accounts = self.observed(ChainAction::Read, read).await?;
-        if let Some(first) = accounts.first() {
-            self.accept(network, first.block)?;
-        }
-        Ok(accounts)
-    }
-
-    /// The account with that id by its `Opened` event.
-    ///
-    /// # Errors
-    /// When it can't be read, or the newest block is older than the network allows.
-    pub async fn find(
-        &self,
-        network: &PaymentNetwork,
-        chain: &EvmEscrow,
-        id: Hash,
-    ) -> anyhow::Result<Option<Opened>> {
-        let (block, opened) = self.observed(ChainAction::Read, chain.find(id)).await?;
-        self.accept(network, block)?;
-        Ok(opened)
-    }
-
-    /// Whether an answer from that block is recent.
-    ///
-    /// # Errors
-    /// Why it is not.
-    pub fn accept(&self, network: &PaymentNetwork, block: Head) -> Result<(), Outdated> {
-        self.recent(network, |recency, max_age| {
-            recency.accept(block, max_age, SystemClock.now())
-        })
-    }
-
-    fn recent<T>(&self, network: &PaymentNetwork, judge: impl FnOnce(&mut Recency, u64) -> T) -> T {
-        let mut all = self.recency.lock().unwrap_or_else(PoisonError::into_inner);
-        let recency = all.entry(network.name_any()).or_default();
-        judge(recency, network.spec.max_block_age_seconds())
     }
 
     /// Counts and times a call.

@@ -3,6 +3,7 @@
 //! The plan is so exact that the edge that carries it out has no choice left. There is a module for each role, and in it
 //! one for each kind that the role reconciles; the operator has the same tree.
 
+pub mod endpoints;
 pub mod escrow;
 pub mod market;
 pub mod observed;

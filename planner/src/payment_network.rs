@@ -9,7 +9,7 @@ use leasehold_crds::{
     shared::conditions::{ConditionStatus, condition, find, set},
 };
 
-use crate::recency::Outdated;
+use crate::{endpoints::Agreement, recency::Outdated};
 
 /// Name of the escrow contract, by its EIP-712 domain (EIP-5267).
 const ESCROW_NAME: &str = "Leasehold Escrow";
@@ -78,9 +78,53 @@ pub fn refusal(network: &PaymentNetwork) -> Option<(Blocker, String)> {
     }
 }
 
-/// The status of a network after a read.
+/// The status of a network after a read. `agreement` is that of its RPC endpoints.
 #[must_use]
 pub fn status(
+    network: &PaymentNetwork,
+    reading: &ChainReading,
+    agreement: &Agreement,
+    serves: Serves,
+    now: Timestamp,
+) -> PaymentNetworkStatus {
+    let mut status = reachable(network, reading, serves, now);
+    let (value, reason, message) = match agreement {
+        Agreement::Single => {
+            status
+                .conditions
+                .retain(|c| c.type_ != NetworkCondition::EndpointsAgree.as_str());
+            return status;
+        }
+        Agreement::Agree => (ConditionStatus::True, NetworkReason::Agree, String::new()),
+        Agreement::Disagree(what) => (
+            ConditionStatus::False,
+            NetworkReason::Disagree,
+            format!(
+                "{what}; nothing is closed or released on the word of one of them: find out which of them is wrong, and replace it"
+            ),
+        ),
+        Agreement::OneFails(which) => (
+            ConditionStatus::Unknown,
+            NetworkReason::OneFails,
+            format!(
+                "{which}; what ends an account waits until both endpoints answer, or one of them is removed from the spec"
+            ),
+        ),
+    };
+    let generation = status.observed_generation;
+    let next = condition(
+        NetworkCondition::EndpointsAgree,
+        value,
+        reason,
+        message,
+        generation,
+    );
+    set(&mut status.conditions, next, now);
+    status
+}
+
+/// The status with the condition `Reachable`.
+fn reachable(
     network: &PaymentNetwork,
     reading: &ChainReading,
     serves: Serves,
@@ -213,7 +257,13 @@ mod tests {
 
     /// Check, status of the condition, reason and message after a read.
     fn read(network: &PaymentNetwork, reading: ChainReading) -> (Option<ChainCheck>, String, String) {
-        let status = status(network, &reading, Serves::Market, Timestamp::UNIX_EPOCH);
+        let status = status(
+            network,
+            &reading,
+            &Agreement::Single,
+            Serves::Market,
+            Timestamp::UNIX_EPOCH,
+        );
         let condition = find(&status.conditions, NetworkCondition::Reachable);
         let (value, message) = condition.map_or_else(Default::default, |c| {
             (format!("{} {}", c.status, c.reason), c.message.clone())
@@ -284,7 +334,13 @@ mod tests {
     fn the_first_block_after_an_outage_makes_a_network_reachable() {
         let mut network = network(Some(ChainCheck::Matches));
         let outage = ChainReading::Unknown("no answer".into());
-        network.status = Some(status(&network, &outage, Serves::Market, Timestamp::UNIX_EPOCH));
+        network.status = Some(status(
+            &network,
+            &outage,
+            &Agreement::Single,
+            Serves::Market,
+            Timestamp::UNIX_EPOCH,
+        ));
         let (_, value, message) = read(&network, ChainReading::Answers);
         assert_eq!((value.as_str(), message.as_str()), ("True Reachable", ""));
     }
@@ -315,11 +371,41 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_that_disagree_are_told() {
+        let network = network(Some(ChainCheck::Matches));
+        let of = |agreement: Agreement| {
+            let answers = ChainReading::Answers;
+            let status = status(
+                &network,
+                &answers,
+                &agreement,
+                Serves::Market,
+                Timestamp::UNIX_EPOCH,
+            );
+            let found = find(&status.conditions, NetworkCondition::EndpointsAgree);
+            found.map(|c| format!("{} {}", c.status, c.reason))
+        };
+        let told = |text: &str| Some(text.to_owned());
+        assert_eq!(of(Agreement::Single), None);
+        assert_eq!(of(Agreement::Agree), told("True Agree"));
+        assert_eq!(of(Agreement::Disagree("x".into())), told("False Disagree"));
+        assert_eq!(of(Agreement::OneFails("x".into())), told("Unknown OneFails"));
+    }
+
+    #[test]
     fn a_market_needs_a_market_id() {
         let mut network = network(None);
         network.spec.market_id = None;
         let reading = ChainReading::Facts(facts());
-        let of = |serves| status(&network, &reading, serves, Timestamp::UNIX_EPOCH);
+        let of = |serves| {
+            status(
+                &network,
+                &reading,
+                &Agreement::Single,
+                serves,
+                Timestamp::UNIX_EPOCH,
+            )
+        };
         assert_eq!(of(Serves::Market).conditions[0].reason, "NoMarketId");
         assert_eq!(of(Serves::Provider).conditions[0].reason, "Reachable");
     }

@@ -18,7 +18,7 @@ const CLOCK_OFFSET_SECONDS_MAX: u64 = 900;
 
 /// Of two nodes of an endpoint, one may be so many seconds behind the other. It is also how old the first answer of a process
 /// may be by its clock, because no newer one shows yet that there is a node that is further.
-const LAG_SECONDS_MAX: u64 = 15;
+pub(crate) const LAG_SECONDS_MAX: u64 = 15;
 
 /// Why an answer is not acted upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

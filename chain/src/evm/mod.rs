@@ -93,6 +93,12 @@ impl EvmEscrow {
         Ok(Self::over(client, network, poll, secrets, queues.clone()))
     }
 
+    /// Whether the other one is a clone of this client.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     fn over(
         client: RpcClient,
         network: &Network,

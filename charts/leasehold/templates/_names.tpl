@@ -44,6 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- $names := .Values.rpcSecretNames -}}
 {{- range .Values.paymentNetworks -}}
 {{- if .rpcSecretName -}}{{- $names = append $names .rpcSecretName -}}{{- end -}}
+{{- if .secondRpcSecretName -}}{{- $names = append $names .secondRpcSecretName -}}{{- end -}}
 {{- end -}}
 {{- $names | uniq | toJson -}}
 {{- end -}}

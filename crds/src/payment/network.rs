@@ -34,7 +34,8 @@ use crate::shared::{conditions::ConditionType, duration, schema, words::words};
     validation = Rule::new("self.escrow == oldSelf.escrow").message("escrow is immutable: create another PaymentNetwork").field_path(".escrow"),
     validation = Rule::new("self.token == oldSelf.token").message("token is immutable: create another PaymentNetwork").field_path(".token"),
     validation = Rule::new("!has(oldSelf.marketId) || (has(self.marketId) && self.marketId == oldSelf.marketId)").message("marketId is immutable once it is set, because accounts are found by it: create another PaymentNetwork").field_path(".marketId"),
-    validation = Rule::new("has(self.rpcUrl) != has(self.rpcSecretName)").message("set exactly one of rpcUrl and rpcSecretName").field_path(".rpcUrl")
+    validation = Rule::new("has(self.rpcUrl) != has(self.rpcSecretName)").message("set exactly one of rpcUrl and rpcSecretName").field_path(".rpcUrl"),
+    validation = Rule::new("!has(self.secondRpcUrl) || !has(self.secondRpcSecretName)").message("set at most one of secondRpcUrl and secondRpcSecretName").field_path(".secondRpcUrl")
 )]
 pub struct PaymentNetworkSpec {
     /// EIP-155 chain ID. Responses of the RPC endpoint are checked against it.
@@ -48,6 +49,17 @@ pub struct PaymentNetworkSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::subdomain")]
     pub rpc_secret_name: Option<String>,
+    /// URL of a second JSON-RPC endpoint of the same chain, run by somebody else, if the URL is not secret. With a second
+    /// endpoint, nothing is closed, adopted, released or forgotten unless both say the same of the same block, and
+    /// everything else goes on while one of them does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512), regex(pattern = r"^https?://[!-~]+$"))]
+    pub second_rpc_url: Option<String>,
+    /// Name of a Secret in the namespace of the operator whose entry `url` is the URL of the second JSON-RPC endpoint. At
+    /// most one of `secondRpcUrl` and `secondRpcSecretName` can be set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::subdomain")]
+    pub second_rpc_secret_name: Option<String>,
     /// Address of the escrow contract.
     #[schemars(schema_with = "schema::address")]
     #[x_kube(validation = Rule::new("!self.matches('^0x0{40}$')").message("escrow: must not be the zero address"))]
@@ -192,7 +204,7 @@ pub struct PaymentNetworkStatus {
     /// Whether the chain agreed with the spec; absent until it was read for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain_check: Option<ChainCheck>,
-    /// Condition type `Reachable`.
+    /// Condition types `Reachable` and, with a second RPC endpoint, `EndpointsAgree`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -217,6 +229,8 @@ words! {
     pub enum NetworkCondition {
         /// The network can be used.
         Reachable,
+        /// Both RPC endpoints answer, and say the same. Not set with one endpoint.
+        EndpointsAgree,
     }
 }
 
@@ -235,6 +249,12 @@ words! {
         WrongDecimals,
         /// `marketId` is missing, so that no lease is served on it.
         NoMarketId,
+        /// Both endpoints say the same.
+        Agree,
+        /// They said different things of the same block.
+        Disagree,
+        /// One of them does not answer.
+        OneFails,
     }
 }
 

@@ -71,7 +71,7 @@ async fn run(market: Arc<Market>, heartbeat: Heartbeat) {
 
 impl Market {
     async fn close_orphans(&self, network: &PaymentNetwork, sweep: &mut Sweep) -> anyhow::Result<()> {
-        let (name, spec) = (network.name_any(), &network.spec);
+        let spec = &network.spec;
         let market = spec.market_id.as_deref().and_then(|m| m.parse::<Address>().ok());
         let (Some(market), Some(currency), Ok(decimals)) =
             (market, currency(spec), u32::try_from(spec.token.decimals))
@@ -83,16 +83,27 @@ impl Market {
         let claims = Claims::of(market, leases.iter().map(|l| &**l));
         let own = (currency.token, self.closer_address);
         let unclaimed = |accounts: &mut Accounts| sweep.next(accounts.unclaimed(&claims), own);
-        let next = self.index.read(&name, &chain, market, unclaimed).await?;
+        let index = self.payments.index_name(network, &chain);
+        let next = self.index.read(&index, &chain, market, unclaimed).await?;
         let reads = self.payments.accounts(network, &chain, &next).await?;
-        let reads = reads.into_iter().map(|at| at.read);
-        let agreed = sweep.agreed(next.into_iter().zip(reads), decimals, self.now());
+        let read: HashMap<_, _> = next.iter().map(Terms::id).zip(reads).collect();
+        let accounts = next.into_iter().filter_map(|terms| {
+            let at = read.get(&terms.id())?;
+            Some((terms, at.read.clone()))
+        });
+        let agreed = sweep.agreed(accounts, decimals, self.now());
         if agreed.is_empty() {
             return Ok(());
         }
         let plan = sweep.plan(agreed, &Claims::of(market, &self.leases_now().await?));
         // Refunds come first: an endpoint that cannot tell what is final must not delay them.
         for (terms, payouts) in &plan.close {
+            let Some(at) = read.get(&terms.id()) else {
+                continue;
+            };
+            if !self.payments.is_confirmed(network, &chain, (terms, at)).await {
+                continue;
+            }
             if let Err(error) = self.close_orphan(&chain, terms, *payouts).await {
                 tracing::warn!(account = %terms.id(), %error, "an account that has no lease could not be closed");
                 sweep.failed(terms.id(), self.now());
@@ -102,12 +113,15 @@ impl Market {
             return Ok(());
         }
         let mut reads = Vec::with_capacity(FINAL_READS);
-        for _ in 0..FINAL_READS {
+        let other = self.payments.other(network, &chain);
+        for n in 0..FINAL_READS {
+            // From both endpoints in turn.
+            let chain = other.as_ref().filter(|_| n % 2 == 1).unwrap_or(&chain);
             let read = chain.accounts(&plan.forget, level(network.spec.release_at));
             reads.push(self.payments.observed(ChainAction::Read, read).await?);
         }
         let over = over_for_good(&plan.forget, &reads);
-        self.index.change(&name, |accounts| accounts.forget(&over)).await;
+        self.index.change(&index, |accounts| accounts.forget(&over)).await;
         Ok(())
     }
 

@@ -9,7 +9,8 @@ use std::{
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
-use leasehold_crds::{GpuReservation, market::allocation::AllocationPhase};
+use leasehold_chain::EvmEscrow;
+use leasehold_crds::{GpuReservation, PaymentNetwork, market::allocation::AllocationPhase};
 use leasehold_planner::{
     escrow::Hash,
     observed::Observed,
@@ -108,13 +109,34 @@ impl Provider {
         };
         for network in self.caches.networks.state() {
             let chain = self.payments.client(&network).await?;
-            if let Some(opened) = self.payments.find(&network, &chain, id).await? {
-                return match self.payments.account(&network, &chain, &opened.terms).await {
-                    Observed::Known(at) => Ok(assess(&opened.terms, &at.read)),
-                    Observed::Unknown(why) => Err(anyhow::Error::msg(why)),
-                };
+            let verdict = self.verdict_of(&network, &chain, id).await?;
+            if let Some(other) = self.payments.other(&network, &chain)
+                && self.verdict_of(&network, &other, id).await? != verdict
+            {
+                let what = format!("the RPC endpoints disagree about the account {id}");
+                self.payments.disagreed(&network, &what);
+                anyhow::bail!(what);
+            }
+            if let Some(verdict) = verdict {
+                return Ok(verdict);
             }
         }
         Ok(Verdict::Over)
+    }
+
+    /// Decides by what one endpoint tells of the account; `None` if it is not on this network.
+    async fn verdict_of(
+        &self,
+        network: &PaymentNetwork,
+        chain: &EvmEscrow,
+        id: Hash,
+    ) -> anyhow::Result<Option<Verdict>> {
+        let Some(opened) = self.payments.find(network, chain, id).await? else {
+            return Ok(None);
+        };
+        match self.payments.account(network, chain, &opened.terms).await {
+            Observed::Known(at) => Ok(Some(assess(&opened.terms, &at.read))),
+            Observed::Unknown(why) => Err(anyhow::Error::msg(why)),
+        }
     }
 }

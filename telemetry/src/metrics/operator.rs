@@ -170,6 +170,7 @@ impl Reconcile {
 pub struct Chain {
     calls: Family<ByOutcome, Counter>,
     duration: Family<ByAction, Histogram, fn() -> Histogram>,
+    disagreements: Counter,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -185,6 +186,7 @@ impl Chain {
             duration: Family::new_with_constructor(|| {
                 Histogram::new([0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 15.0, 60.0])
             }),
+            disagreements: Counter::default(),
         };
         for &action in ChainAction::ALL {
             drop(it.duration.get_or_create(&ByAction { action }));
@@ -204,7 +206,17 @@ impl Chain {
             Unit::Seconds,
             it.duration.clone(),
         );
+        registry.register(
+            "endpoint_disagreements",
+            "Answers of an RPC endpoint that the second one of its PaymentNetwork contradicted",
+            it.disagreements.clone(),
+        );
         it
+    }
+
+    /// Records that two endpoints said different things of the same block.
+    pub fn disagreed(&self) {
+        self.disagreements.inc();
     }
 
     /// Records a call that was answered or timed out.

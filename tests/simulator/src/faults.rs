@@ -3,8 +3,16 @@
 use std::collections::BTreeSet;
 
 use leasehold_crds::GpuReservation;
+use leasehold_planner::endpoints::{Endpoint, Endpoints};
 
-use crate::{Sim, cluster::Node, random::Random, reconcile::ProcessId, scenario::Scenario, sim::Event};
+use crate::{
+    Sim,
+    cluster::Node,
+    random::Random,
+    reconcile::ProcessId,
+    scenario::{Scenario, chain::Way},
+    sim::Event,
+};
 
 /// Kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +89,8 @@ pub(crate) struct Faults {
     pub(crate) frozen_at: Option<u64>,
     /// When a reorganisation last dropped transactions, in Unix milliseconds.
     pub(crate) dropped_ms: u64,
+    /// Which of two endpoints fails, and how.
+    pub(crate) bad_endpoint: Option<(Endpoint, Way)>,
     hung_until: u64,
 }
 
@@ -118,6 +128,7 @@ impl Faults {
             write_ms: 20,
             frozen_at: None,
             dropped_ms: 0,
+            bad_endpoint: None,
             hung_until: 0,
         }
     }
@@ -136,6 +147,20 @@ impl Faults {
     /// Whether the scenario is part of this run.
     pub(crate) fn contains(&self, scenario: Scenario) -> bool {
         self.scenarios.contains(&scenario)
+    }
+
+    /// The endpoints of the PaymentNetworks of this run.
+    pub(crate) fn endpoints(&self) -> Endpoints {
+        let of_two = [
+            Scenario::LyingEndpoint,
+            Scenario::StuckEndpoint,
+            Scenario::DeadEndpoint,
+        ];
+        if of_two.into_iter().any(|s| self.contains(s)) {
+            Endpoints::two()
+        } else {
+            Endpoints::default()
+        }
     }
 
     /// The kinds of faults that the seed selected and the scenarios, to print with a failure.
@@ -338,6 +363,7 @@ impl Sim {
         self.faults.cut_from_chain.clear();
         self.faults.agents_silent.clear();
         self.faults.frozen_at = None;
+        self.faults.bad_endpoint = None;
         self.chain.hung = false;
         self.chain.inclusion_per_mille = 1000;
         for site in 0..self.sites.len() {

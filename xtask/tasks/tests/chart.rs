@@ -78,8 +78,8 @@ fn merge(into: &mut Value, from: &Value) {
 }
 
 fn every_installation() -> Vec<(&'static str, Value)> {
-    let network = json!({"name": "base", "chainId": 8453, "rpcSecretName": "base-rpc", "escrow": payee(),
-        "marketId": payee(), "token": {"address": payee(), "symbol": "USDC", "decimals": 6},
+    let network = json!({"name": "base", "chainId": 8453, "rpcSecretName": "base-rpc",
+        "secondRpcSecretName": "base-rpc-2", "escrow": payee(), "marketId": payee(), "token": {"address": payee(), "symbol": "USDC", "decimals": 6},
         "provisionAt": "Safe", "outageGrace": "10m", "maxBlockAge": "5m", "releaseAt": "Safe",
         "limits": {"feePerGasGwei": 400, "gasPerTransaction": 3_000_000, "nativePerDay": "5"}});
     let pool = json!({"name": "h100", "pricePerGpuHour": "1.85", "network": "base"});

@@ -98,6 +98,14 @@ impl EvmEscrow {
         self.account_in(terms, block, level).await
     }
 
+    /// The account in that block, by its hash. Another endpoint may have named the block.
+    ///
+    /// # Errors
+    /// `Unreachable` also when this endpoint does not have the block.
+    pub async fn account_in_block(&self, terms: &Terms, block: Head) -> Result<AccountAt, PaymentError> {
+        self.account_in(terms, block, BlockLevel::Latest).await
+    }
+
     async fn account_in(
         &self,
         terms: &Terms,

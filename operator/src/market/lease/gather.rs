@@ -9,6 +9,7 @@ use leasehold_crds::{
     GpuAllocation, GpuLease, LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, lease::Phase,
 };
 use leasehold_planner::{
+    endpoints::agreed,
     escrow::{Terms, allocation_name},
     market::allocation::acceptance::is_accepted,
     market::lease::{self, AllocationSeen, Network, Parsed, Wallet, World},
@@ -80,11 +81,11 @@ impl Market {
         if let (Some((network, chain)), true) = (&connection, needs_chain) {
             world.head = match &terms {
                 Some(terms) => {
-                    let read = || self.payments.account(network, chain, terms);
-                    let first = read().await;
-                    if lease::wants_second(&world.lease, &first) {
-                        world.second_account = Some(read().await);
-                    }
+                    let account = (terms, open_by(&world.lease));
+                    let wants_second = |first: &_| lease::wants_second(&world.lease, first);
+                    let reads = self.payments.account_twice(network, chain, account, wants_second);
+                    let (first, second) = reads.await;
+                    world.second_account = second;
                     if lease::wants_final(&first) {
                         world.final_reads = self.payments.final_reads(network, chain, terms).await;
                     }
@@ -105,7 +106,7 @@ impl Market {
         }
         world.prior = match why_not_listed {
             Some(why) => Observed::Unknown(why),
-            None => self.prior(&world, chain.as_ref()).await,
+            None => self.prior(&world, connection.as_ref()).await,
         };
         // Other leases may have made allocations since.
         world.unanswered = self.provider_queue.unanswered(&world.lease);
@@ -240,25 +241,34 @@ impl Market {
         }
     }
 
-    /// The account of this lease in a later round than its status shows; searched where it matters.
+    /// The account of this lease in a later round than its status shows; searched where it matters. With two endpoints, both
+    /// must have the same events.
     async fn prior(
         &self,
         world: &World,
-        chain: Option<&EvmEscrow>,
+        connection: Option<&(Arc<PaymentNetwork>, EvmEscrow)>,
     ) -> Observed<Option<lease::RecoveredAccount>> {
         let lease = &world.lease;
         if !lease::needs_prior(world) {
             return Observed::Known(None);
         }
-        match (&world.network, chain, &world.head) {
+        match (&world.network, connection, &world.head) {
             // The index must have been read to a block that is recent.
-            (Observed::Known(Some(network)), Some(chain), Observed::Known(head)) => {
+            (Observed::Known(Some(network)), Some((object, chain)), Observed::Known(head)) => {
                 let uid = lease.uid().unwrap_or_default();
-                let (name, rounds) = (&lease.spec.payment.network, lease::prior_rounds(lease));
-                let prior = self
-                    .index
-                    .latest(name, chain, network.market_id, &uid, rounds, head.number);
-                Observed::from_result(prior.await)
+                let latest = async |chain: &EvmEscrow| {
+                    let index = self.payments.index_name(object, chain);
+                    let rounds = lease::prior_rounds(lease);
+                    let latest =
+                        self.index
+                            .latest(&index, chain, network.market_id, &uid, rounds, head.number);
+                    Observed::from_result(latest.await)
+                };
+                let prior = latest(chain).await;
+                match self.payments.other(object, chain) {
+                    Some(other) => agreed(prior, latest(&other).await),
+                    None => prior,
+                }
             }
             (_, Some(_), Observed::Unknown(why)) | (Observed::Unknown(why), _, _) => {
                 Observed::Unknown(why.clone())
@@ -266,6 +276,12 @@ impl Market {
             (Observed::Known(_), _, _) => Observed::Known(None),
         }
     }
+}
+
+/// Until when the account in status can be opened, Unix seconds.
+fn open_by(lease: &GpuLease) -> u64 {
+    let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+    escrow.map_or(0, |e| u64::try_from(e.open_by).unwrap_or_default())
 }
 
 fn malformed(name: &str) -> String {

@@ -9,9 +9,9 @@ use std::{
 
 use kube::ResourceExt as _;
 use leasehold_crds::{GpuReservation, PaymentNetwork, market::allocation::AllocationPhase};
-use leasehold_planner::{escrow::Hash, ports::Payments as _};
+use leasehold_planner::{escrow::Hash, observed::Observed};
 use leasehold_runtime::Process;
-use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
+use leasehold_telemetry::Heartbeat;
 
 use crate::provider::Provider;
 
@@ -37,8 +37,8 @@ async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
             let Ok(chain) = provider.payments.client(&network).await else {
                 continue;
             };
-            let head = provider.payments.observed(ChainAction::Read, chain.head());
-            let Ok(Ok(head)) = tokio::time::timeout(DEADLINE, head).await else {
+            let head = provider.payments.head(&network, &chain);
+            let Ok(Observed::Known(head)) = tokio::time::timeout(DEADLINE, head).await else {
                 continue;
             };
             if newest.insert(name, head.hash) != Some(head.hash) {

@@ -111,17 +111,19 @@ impl Provider {
         (chain, terms): (&EvmEscrow, &Terms),
         network: &PaymentNetwork,
     ) -> AccountReads {
-        let read = || self.payments.account(network, chain, terms);
-        let account = read().await;
+        // An absent account is one that ends: it is not known whether it was open before.
+        let open_by = 0;
+        let wants_second = |account: &_| planner::wants_second(reservation, account);
+        let read = self
+            .payments
+            .account_twice(network, chain, (terms, open_by), wants_second);
+        let (account, second) = read.await;
         let mut reads = AccountReads {
-            second: Observed::Unknown("not read".into()),
+            second: second.unwrap_or_else(|| Observed::Unknown("not read".into())),
             settled: None,
             final_reads: Vec::new(),
             account,
         };
-        if planner::wants_second(reservation, &reads.account) {
-            reads.second = read().await;
-        }
         let phase = reservation
             .status
             .as_ref()

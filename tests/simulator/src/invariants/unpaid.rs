@@ -168,6 +168,7 @@ impl Sim {
             && faults.watch_lag_ms.1 <= 300
             && faults.write_ms <= 20
             && faults.frozen_at.is_none()
+            && faults.bad_endpoint.is_none()
             && !faults.agents_silent.contains(&site)
             && self.chain.inclusion_per_mille == 1000
     }

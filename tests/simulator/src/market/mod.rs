@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use leasehold_crds::{GpuAllocation, GpuLease, lease::Phase, market::offer::OfferRow};
 use leasehold_planner::{
+    endpoints::Endpoints,
     escrow::Address,
     market::accounts::Accounts,
     orphans::Sweep,
     placement::{Candidate, Provider},
-    recency::Recency,
 };
 
 use crate::{
@@ -58,7 +58,7 @@ pub(crate) struct MarketProcess {
     candidates: Arc<[Candidate]>,
     index: Accounts,
     sweep: Sweep,
-    pub(crate) recency: Recency,
+    pub(crate) endpoints: Endpoints,
     /// Bitmap of caches to which watch events are on their way.
     pub(crate) syncing: u8,
     pub(crate) queue: WorkQueue<MarketReconcile>,
@@ -85,7 +85,7 @@ impl MarketProcess {
             candidates: Arc::new([]),
             index: Accounts::default(),
             sweep: Sweep::default(),
-            recency: Recency::default(),
+            endpoints: faults.endpoints(),
             syncing: 0,
             queue: WorkQueue::default(),
         }

@@ -1,5 +1,7 @@
 //! Closes accounts that belong to no lease.
 
+use std::collections::BTreeMap;
+
 use leasehold_chain::machine::Action;
 use leasehold_planner::{
     observed::Observed,
@@ -22,10 +24,13 @@ impl Sim {
         process.index.extend(&self.secret, opened);
         let claims = Claims::of(self.market_id, process.lease_store.all().map(|(_, l)| &**l));
         let next = process.sweep.next(process.index.unclaimed(&claims), own);
-        let mut read = Vec::new();
+        let (mut read, mut answers) = (Vec::new(), BTreeMap::new());
         for terms in next {
             match self.read_account(&mut reader, who, &terms) {
-                Observed::Known(at) => read.push((terms, at.read)),
+                Observed::Known(at) => {
+                    read.push((terms.clone(), at.read.clone()));
+                    answers.insert(terms.id(), at);
+                }
                 Observed::Unknown(_) => return,
             }
         }
@@ -43,6 +48,10 @@ impl Sim {
             self.markets[m].index.forget(&over);
         }
         for (terms, payouts) in plan.close {
+            let at = &answers[&terms.id()];
+            if !self.is_confirmed(&mut reader, who, &terms, at) {
+                continue;
+            }
             self.market_sweeps(&terms);
             let id = terms.id();
             let (sent, _) = self.send(who, self.closer, Action::Close { terms, payouts });

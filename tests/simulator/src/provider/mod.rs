@@ -8,12 +8,12 @@ use leasehold_crds::{
     provider::pool::{GpuPoolSpec, Withdraw},
 };
 use leasehold_planner::{
+    endpoints::Endpoints,
     escrow::{Address, Hash, Terms, keccak},
     market::allocation::acceptance::is_accepted,
     orphans::Suspects,
     ports::AcceptanceMessage,
     provider::{allocation::accept::Identity, health::Answers},
-    recency::Recency,
 };
 
 use crate::{
@@ -72,7 +72,7 @@ pub(crate) struct ProviderProcess {
     pub(crate) agents_seen: u64,
     /// Since when its own API server has answered reads about a silent node.
     pub(crate) answers: Answers,
-    pub(crate) recency: Recency,
+    pub(crate) endpoints: Endpoints,
     /// Orphans found by the last search.
     pub(crate) suspects: Suspects<String>,
     /// Why the market cannot be read.
@@ -158,7 +158,7 @@ impl ProviderProcess {
             heard_ms: BTreeMap::new(),
             agents_seen: u64::MAX,
             answers: Answers::default(),
-            recency: Recency::default(),
+            endpoints: faults.endpoints(),
             suspects: Suspects::default(),
             market_error: None,
             applied: BTreeMap::new(),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use leasehold_planner::{
     escrow::lease_name,
+    observed::Observed,
     orphans::{self, Verdict},
     ports::Opened,
 };
@@ -56,7 +57,11 @@ impl Sim {
             return Verdict::Over;
         };
         let read = self.read_account(&mut reader, who, &terms);
-        read.known()
-            .map_or(Verdict::Leave, |at| orphans::assess(&terms, &at.read))
+        match read {
+            Observed::Known(at) if self.is_confirmed(&mut reader, who, &terms, &at) => {
+                orphans::assess(&terms, &at.read)
+            }
+            Observed::Known(_) | Observed::Unknown(_) => Verdict::Leave,
+        }
     }
 }

@@ -1,6 +1,19 @@
 //! Scenarios of the chain.
 
-use crate::{Sim, reconcile::ProcessId, scenario::Scenario, sim::Event};
+use leasehold_planner::endpoints::Endpoint;
+
+use crate::{Sim, reconcile::ProcessId, rpc::FALSE_ANSWERS, scenario::Scenario, sim::Event};
+
+/// How one of two endpoints fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// Every answer about an account is this false one.
+    Lies(u64),
+    /// Every answer is from this block.
+    Stuck(u64),
+    /// There is no answer.
+    Dead,
+}
 
 /// An answer that is so many blocks old counts as one from an old block.
 const FROZEN_BLOCKS: u64 = 10;
@@ -23,9 +36,48 @@ impl Sim {
         self.random.between(shortest_ms, longest_ms)
     }
 
-    /// Whether every answer is that of an old block, so that nothing of the chain can be known.
+    /// Whether every answer is that of an old block, so that nothing of the chain can be known, or one of two endpoints is
+    /// no witness, so that no end can be known.
     pub(crate) fn is_frozen(&self) -> bool {
-        self.faults.forces(Scenario::FrozenEndpoint) && self.faults.frozen_at.is_some()
+        let frozen = self.faults.forces(Scenario::FrozenEndpoint) && self.faults.frozen_at.is_some();
+        frozen || self.faults.bad_endpoint.is_some()
+    }
+
+    /// Lets one of two endpoints fail in the way of the scenario, or ends this. Returns the time until the next change.
+    pub(crate) fn toggle_endpoint(&mut self, scenario: Scenario) -> u64 {
+        if self.faults.bad_endpoint.take().is_some() {
+            self.note(|| "both endpoints answer truly again".into());
+            return self.random.between(20_000, 90_000);
+        }
+        let number = self.chain.newest().head.number;
+        if number < 30 {
+            return 10_000;
+        }
+        let endpoint = if self.random.per_mille(500) {
+            Endpoint::First
+        } else {
+            Endpoint::Second
+        };
+        let way = match scenario {
+            Scenario::StuckEndpoint => Way::Stuck(number),
+            Scenario::DeadEndpoint => Way::Dead,
+            _ => Way::Lies(self.random.below(FALSE_ANSWERS)),
+        };
+        let what = match way {
+            Way::Lies(_) => "an endpoint lies",
+            Way::Stuck(_) => "an endpoint is stuck",
+            Way::Dead => "an endpoint is dead",
+        };
+        self.invariants.count(what.into());
+        self.note(|| format!("{}: {way:?}", endpoint.name()));
+        self.faults.bad_endpoint = Some((endpoint, way));
+        self.random.between(60_000, 400_000)
+    }
+
+    /// What is wrong with that endpoint.
+    pub(crate) fn way(&self, endpoint: Endpoint) -> Option<Way> {
+        let (bad, way) = self.faults.bad_endpoint?;
+        (bad == endpoint).then_some(way)
     }
 
     /// By how many blocks a read that reaches a frozen backend is behind. `None` if it reaches another one.

@@ -47,7 +47,7 @@ impl Finding {
 }
 
 /// All findings. When one is closed, its row says so.
-pub const FINDINGS: [Finding; 13] = [
+pub const FINDINGS: [Finding; 16] = [
     Finding {
         id: "M1",
         scenario: Scenario::HostileMarket,
@@ -163,6 +163,33 @@ pub const FINDINGS: [Finding; 13] = [
         steps: 6_000,
         violates: "C10: * is closed because * did not start it",
         reaches: &["lease begins a round elsewhere"],
+        state: State::Closed,
+    },
+    Finding {
+        id: "lying endpoint",
+        scenario: Scenario::LyingEndpoint,
+        seeds: (1, 24),
+        steps: 6_000,
+        violates: "* was deleted while its account * is open",
+        reaches: &["an endpoint lies"],
+        state: State::Closed,
+    },
+    Finding {
+        id: "stuck endpoint",
+        scenario: Scenario::StuckEndpoint,
+        seeds: (1, 12),
+        steps: 6_000,
+        violates: "U1: * is closed with reason *",
+        reaches: &["an endpoint is stuck"],
+        state: State::Closed,
+    },
+    Finding {
+        id: "dead endpoint",
+        scenario: Scenario::DeadEndpoint,
+        seeds: (1, 12),
+        steps: 6_000,
+        violates: "U1: * is closed with reason *",
+        reaches: &["an endpoint is dead"],
         state: State::Closed,
     },
 ];

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::{Sim, random::Random, sim::Event};
 
-mod chain;
+pub(crate) mod chain;
 mod findings;
 mod hostile_market;
 mod market;
@@ -45,11 +45,17 @@ pub enum Scenario {
     StallingProvider,
     /// The market's etcd is restored from a backup that is some minutes old.
     RestoredEtcd,
+    /// One of two endpoints tells the same lie of every account for minutes.
+    LyingEndpoint,
+    /// One of two endpoints answers from an old block for minutes.
+    StuckEndpoint,
+    /// One of two endpoints does not answer for minutes.
+    DeadEndpoint,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
@@ -62,6 +68,9 @@ impl Scenario {
         Self::StrangersAccounts,
         Self::StallingProvider,
         Self::RestoredEtcd,
+        Self::LyingEndpoint,
+        Self::StuckEndpoint,
+        Self::DeadEndpoint,
     ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
@@ -120,6 +129,9 @@ impl Sim {
             Scenario::HostileMarket => Some(self.hostile_market_acts()),
             Scenario::UnreadyTenant => Some(self.unready_tenant_acts()),
             Scenario::Drains => Some(self.drain_a_node()),
+            Scenario::LyingEndpoint | Scenario::StuckEndpoint | Scenario::DeadEndpoint => {
+                Some(self.toggle_endpoint(scenario))
+            }
         };
         if let Some(after_ms) = after_ms {
             self.at(after_ms, Event::Scenario(scenario));

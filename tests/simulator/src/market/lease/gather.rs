@@ -74,10 +74,11 @@ impl Sim {
                 });
             }
             if let Some(terms) = &terms {
-                let first = self.read_account(reader, who, terms);
-                if lease::wants_second(read, &first) {
-                    world.second_account = Some(self.read_account(reader, who, terms));
-                }
+                let open_by = status.escrow.as_ref().map_or(0, |e| e.open_by);
+                let account = (terms, u64::try_from(open_by).unwrap_or_default());
+                let wants_second = |first: &_| lease::wants_second(read, first);
+                let (first, second) = self.read_account_twice(reader, who, account, wants_second);
+                world.second_account = second;
                 if lease::wants_final(&first) {
                     world.final_reads = self.final_reads(reader, who, terms);
                 }

@@ -114,11 +114,10 @@ impl Sim {
             .status
             .as_ref()
             .map_or(AllocationPhase::Requested, |s| s.phase);
-        let account = self.read_account(reader, who, terms);
-        let (mut second, mut settled) = (Observed::Unknown("not read".into()), None);
-        if planner::wants_second(read, &account) {
-            second = self.read_account(reader, who, terms);
-        }
+        let wants_second = |account: &_| planner::wants_second(read, account);
+        let (account, second) = self.read_account_twice(reader, who, (terms, 0), wants_second);
+        let second = second.unwrap_or_else(|| Observed::Unknown("not read".into()));
+        let mut settled = None;
         let unpaid = matches!(phase, AllocationPhase::Requested | AllocationPhase::Reserved);
         if account.known().is_some() && unpaid {
             settled = Some(match self.sites[s].finality {
