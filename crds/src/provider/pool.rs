@@ -341,6 +341,10 @@ words! {
         GpusNotAdvertised,
         /// All GPUs are requested or reserved.
         NoGpuFree,
+        /// The node has as many pods as its kubelet admits.
+        NoPodFree,
+        /// GPUs are free, but no CPU, memory or disk for a pod beside them.
+        NoRoomFree,
         /// A pool that comes first in alphabetical order sells the node.
         SoldByAnotherPool,
     }

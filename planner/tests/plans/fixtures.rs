@@ -178,6 +178,7 @@ pub(crate) fn pool() -> GpuPool {
 /// What prairie can sell: two nodes.
 pub(crate) fn supply() -> PoolSupply {
     let node = |name: &str| FreeNode {
+        pods_free: 110,
         name: name.into(),
         room: Shape {
             gpus: 4,

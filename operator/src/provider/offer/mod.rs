@@ -27,10 +27,8 @@ use leasehold_planner::{
     payment_network,
     placement::Currency,
     provider::offer::{
-        cluster::{
-            architecture, gpus_seen, handlers, holds, is_schedulable, pool_runtime, shape, sharing,
-            slice_resource, taints,
-        },
+        cluster::{gpus_seen, holds, pool_runtime},
+        node_seen::node_seen,
         pool_status::{newly_not_sold, pool_status},
         rows::within_bound,
         summary::summary,
@@ -172,11 +170,10 @@ impl Provider {
     }
 
     fn nodes(&self, pods: &[Arc<PodSeen>], now: Timestamp) -> Vec<NodeSeen> {
-        let mut requested: BTreeMap<&str, Shape> = BTreeMap::new();
+        let mut requested: BTreeMap<&str, Vec<Shape>> = BTreeMap::new();
         for pod in pods.iter().filter(|p| !p.has_ended()) {
             if let Some(node) = pod.node.as_deref() {
-                let sum = requested.entry(node).or_default();
-                *sum = sum.plus(&pod.requests);
+                requested.entry(node).or_default().push(pod.requests);
             }
         }
         let heard = self.agents_heard(now);
@@ -186,25 +183,10 @@ impl Provider {
             .iter()
             .map(|node| {
                 let name = node.name_any();
-                NodeSeen {
-                    labels: node.labels().clone(),
-                    schedulable: is_schedulable(node),
-                    taints: taints(node),
-                    architecture: architecture(node),
-                    slice_resource: slice_resource(node),
-                    sharing: sharing(node),
-                    allocatable: node
-                        .status
-                        .as_ref()
-                        .and_then(|s| s.allocatable.as_ref())
-                        .map(shape)
-                        .unwrap_or_default(),
-                    requested: requested.get(name.as_str()).copied().unwrap_or_default(),
-                    gpus: cache::get(&self.caches.gpu_nodes, &name, None)
-                        .map(|g| gpus_seen(&g, node.labels(), heard.contains(&name))),
-                    handlers: handlers(node),
-                    name,
-                }
+                let gpus = cache::get(&self.caches.gpu_nodes, &name, None)
+                    .map(|g| gpus_seen(&g, node.labels(), heard.contains(&name)));
+                let requested = requested.get(name.as_str()).into_iter().flatten().copied();
+                node_seen(node, requested, gpus)
             })
             .collect()
     }

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::{Resource, api::ObjectMeta};
 use leasehold_crds::LABEL_LEASE;
-use leasehold_planner::{provider::offer::pod_requests::pod_requests, request::Shape};
+use leasehold_planner::{provider::offer::pod_requests, request::Shape};
 use serde::Deserialize;
 
 use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS, Uptime, has_run};
@@ -11,7 +11,7 @@ use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULT
 /// A pod.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "Pod")]
-#[serde(from = "Pod")]
+#[serde(from = "pod_requests::FullPod")]
 pub(crate) struct PodSeen {
     /// Name, namespace and version; nothing else.
     metadata: ObjectMeta,
@@ -69,8 +69,10 @@ impl PodSeen {
     }
 }
 
-impl From<Pod> for PodSeen {
-    fn from(pod: Pod) -> Self {
+impl From<pod_requests::FullPod> for PodSeen {
+    fn from(seen: pod_requests::FullPod) -> Self {
+        let requests = pod_requests::pod_requests(&seen);
+        let pod = seen.pod;
         let number = |key: &str| pod.metadata.labels.as_ref()?.get(key)?.parse().ok();
         let labels = pod.metadata.labels.as_ref();
         let of_lease = labels.is_some_and(|l| l.contains_key(LABEL_LEASE));
@@ -83,7 +85,7 @@ impl From<Pod> for PodSeen {
         let runs = life == Life::Alive && !leaves;
         Self {
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
-            requests: pod_requests(&pod),
+            requests,
             life,
             ready: is_ready(&pod),
             has_run: !leaves && has_run(&pod),

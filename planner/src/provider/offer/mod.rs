@@ -1,6 +1,7 @@
 //! A provider's decisions about what it offers.
 
 pub mod cluster;
+pub mod node_seen;
 pub mod pod_requests;
 pub mod pool_status;
 pub mod refusals;

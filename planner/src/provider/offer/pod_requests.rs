@@ -6,24 +6,86 @@
 //!   is more than the containers together.
 //! - Requests of the whole pod (`spec.resources`) replace CPU and memory of the containers.
 //! - The overhead of the RuntimeClass comes on top.
-//! - While a container is resized, the largest of what is requested, allocated and in effect counts, for each container,
-//!   as schedulers up to 1.36 count it. A request that the node cannot fulfil does not count.
+//! - While a container that stays, or the whole pod, is resized, the largest of what is requested, allocated and in effect
+//!   counts, as schedulers up to 1.36 count it. A request that the node cannot fulfil does not count. Nothing but the
+//!   request counts until a kubelet reports what is in effect.
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceRequirements},
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+};
+use serde::Deserialize;
 
 use super::cluster::shape;
 use crate::request::Shape;
 
+type Resources = BTreeMap<String, Quantity>;
+
+/// A Pod with the fields of Kubernetes 1.36 that count, which the types of older versions of the API lack.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(from = "PodObject")]
+pub struct FullPod {
+    /// The Pod.
+    pub pod: Pod,
+    /// What is in effect of the requests of the whole pod. `None` if its kubelet does not report it.
+    in_effect: Option<ResourceRequirements>,
+    /// What is allocated for the whole pod.
+    allocated: Option<Resources>,
+}
+
+#[derive(Deserialize)]
+struct PodObject {
+    #[serde(default)]
+    metadata: ObjectMeta,
+    spec: Option<PodSpec>,
+    status: Option<StatusObject>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusObject {
+    resources: Option<ResourceRequirements>,
+    allocated_resources: Option<Resources>,
+    #[serde(flatten)]
+    others: PodStatus,
+}
+
+impl From<PodObject> for FullPod {
+    fn from(object: PodObject) -> Self {
+        let (status, in_effect, allocated) = match object.status {
+            Some(s) => (Some(s.others), s.resources, s.allocated_resources),
+            None => (None, None, None),
+        };
+        Self {
+            pod: Pod {
+                metadata: object.metadata,
+                spec: object.spec,
+                status,
+            },
+            in_effect,
+            allocated,
+        }
+    }
+}
+
 /// What the scheduler counts for a pod.
 #[must_use]
-pub fn pod_requests(pod: &Pod) -> Shape {
+pub fn pod_requests(seen: &FullPod) -> Shape {
+    let pod = &seen.pod;
     let Some(spec) = &pod.spec else {
         return Shape::default();
     };
     let mut requests = of_containers(pod, spec);
     let of_pod = spec.resources.as_ref().and_then(|r| r.requests.as_ref());
     if let Some(of_pod) = of_pod {
-        let whole = shape(of_pod);
+        let state = Resize {
+            specified: Some(of_pod),
+            in_effect: seen.in_effect.as_ref(),
+            allocated: seen.allocated.as_ref(),
+        };
+        let whole = state.counted(is_resize_infeasible(pod));
         if of_pod.contains_key("cpu") {
             requests.millicores = whole.millicores;
         }
@@ -36,44 +98,63 @@ pub fn pod_requests(pod: &Pod) -> Shape {
 
 fn of_containers(pod: &Pod, spec: &PodSpec) -> Shape {
     let infeasible = is_resize_infeasible(pod);
-    let of = |container: &Container| requests_of(container, status(pod, &container.name), infeasible);
+    let resized = |container: &Container| state(pod, container).counted(infeasible);
     let mut sum = spec
         .containers
         .iter()
-        .fold(Shape::default(), |sum, container| sum.plus(&of(container)));
+        .fold(Shape::default(), |sum, container| sum.plus(&resized(container)));
     let (mut stay, mut starting) = (Shape::default(), Shape::default());
     for container in spec.init_containers.iter().flatten() {
-        let requests = of(container);
         if container.restart_policy.as_deref() == Some("Always") {
+            let requests = resized(container);
             sum = sum.plus(&requests);
             stay = stay.plus(&requests);
             starting = starting.larger(&stay);
         } else {
+            let requests = specified(container).map(shape).unwrap_or_default();
             starting = starting.larger(&stay.plus(&requests));
         }
     }
     sum.larger(&starting)
 }
 
-fn requests_of(container: &Container, status: Option<&ContainerStatus>, infeasible: bool) -> Shape {
-    let specified = container.resources.as_ref().and_then(|r| r.requests.as_ref());
-    let allocated = status.and_then(|s| s.allocated_resources.as_ref());
-    let actual = status.and_then(|s| s.resources.as_ref()?.requests.as_ref());
-    // Schedulers count a request that the node cannot fulfil as long as nothing is reported to be in effect.
-    let counted = if infeasible && actual.is_some() {
-        [allocated, actual, None]
-    } else {
-        [allocated, actual, specified]
-    };
-    let largest = |sum: Shape, requests| sum.larger(&shape(requests));
-    counted.into_iter().flatten().fold(Shape::default(), largest)
+/// The requests of a container or of a pod, which can be changed while it runs.
+struct Resize<'a> {
+    specified: Option<&'a Resources>,
+    in_effect: Option<&'a ResourceRequirements>,
+    allocated: Option<&'a Resources>,
 }
 
-fn status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
-    let status = pod.status.as_ref()?;
-    let all = status.container_statuses.iter().flatten();
-    all.chain(status.init_container_statuses.iter().flatten())
-        .find(|status| status.name == name)
+impl Resize<'_> {
+    fn counted(&self, infeasible: bool) -> Shape {
+        let all = match self.in_effect {
+            None => [self.specified, None, None],
+            Some(in_effect) => [
+                self.specified.filter(|_| !infeasible),
+                in_effect.requests.as_ref(),
+                self.allocated,
+            ],
+        };
+        let largest = |sum: Shape, requests| sum.larger(&shape(requests));
+        all.into_iter().flatten().fold(Shape::default(), largest)
+    }
+}
+
+fn specified(container: &Container) -> Option<&Resources> {
+    container.resources.as_ref()?.requests.as_ref()
+}
+
+fn state<'a>(pod: &'a Pod, container: &'a Container) -> Resize<'a> {
+    let all = pod.status.iter().flat_map(|status| {
+        let init = status.init_container_statuses.iter().flatten();
+        status.container_statuses.iter().flatten().chain(init)
+    });
+    let status = all.into_iter().find(|status| status.name == container.name);
+    Resize {
+        specified: specified(container),
+        in_effect: status.and_then(|s| s.resources.as_ref()),
+        allocated: status.and_then(|s| s.allocated_resources.as_ref()),
+    }
 }
 
 fn is_resize_infeasible(pod: &Pod) -> bool {
@@ -91,7 +172,7 @@ mod tests {
     use super::*;
 
     fn requests(spec: Value, status: Value) -> (u64, u64, u64) {
-        let pod: Pod = serde_json::from_value(json!({"spec": spec, "status": status})).unwrap();
+        let pod: FullPod = serde_json::from_value(json!({"spec": spec, "status": status})).unwrap();
         let shape = pod_requests(&pod);
         (shape.millicores, shape.memory, shape.gpus)
     }
@@ -214,5 +295,47 @@ mod tests {
             (1000, 100, 0),
             "the node cannot fulfil it"
         );
+    }
+
+    /// The status of a pod whose containers are not resized counts as far as schedulers read it.
+    #[test]
+    fn what_is_allocated_counts_only_beside_what_is_in_effect() {
+        let status = |in_effect: Value| {
+            json!({"initContainerStatuses": [{
+                "name": "a", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                "allocatedResources": {"cpu": "3"}, "resources": in_effect}]})
+        };
+        let init = |container: Value| json!({"containers": [], "initContainers": [container]});
+        let one = container("a", "1", "100");
+        let reported = json!({"requests": {"cpu": "2"}});
+        assert_eq!(
+            requests(init(stays(one.clone())), status(reported.clone())),
+            (3000, 100, 0)
+        );
+        assert_eq!(
+            requests(init(stays(one.clone())), status(json!(null))),
+            (1000, 100, 0),
+            "no kubelet reports what is in effect"
+        );
+        assert_eq!(
+            requests(init(one), status(reported)),
+            (1000, 100, 0),
+            "it is not resized, because it ends"
+        );
+    }
+
+    #[test]
+    fn the_requests_of_a_whole_pod_are_resized() {
+        let spec = json!({"containers": [container("a", "500m", "10")],
+            "resources": {"requests": {"cpu": "1", "memory": "100"}}});
+        let status = |conditions: Value| {
+            json!({"resources": {"requests": {"cpu": "3", "memory": "50"}}, "allocatedResources": {"cpu": "2"},
+                "phase": "Running", "conditions": conditions})
+        };
+        assert_eq!(requests(spec.clone(), status(json!([]))), (3000, 100, 0));
+        let refused = json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
+        assert_eq!(requests(spec.clone(), status(refused)), (3000, 50, 0));
+        let allocated = json!({"allocatedResources": {"cpu": "2"}});
+        assert_eq!(requests(spec, allocated), (1000, 100, 0), "not in effect");
     }
 }

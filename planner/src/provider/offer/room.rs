@@ -44,14 +44,14 @@ impl Refusal {
     }
 }
 
-/// The free room of a node in a pool. `held` are the shapes of reservations whose pods do not exist yet; `claimed` says
+/// The free room of a node in a pool, and how many more pods it admits. `held` are the shapes of reservations whose pods do not exist yet; `claimed` says
 /// which other node claims one of its GPUs.
 pub(super) fn room(
     node: &NodeSeen,
     (pool, runtime): (&GpuPool, &PoolRuntime),
     held: Option<&Vec<&Shape>>,
     claimed: Option<&String>,
-) -> Result<Shape, Refusal> {
+) -> Result<(Shape, u64), Refusal> {
     let plainly = |reason| Err(Refusal::plain(reason));
     let Some(gpus) = &node.gpus else {
         return plainly(NotSoldReason::NoAgent);
@@ -83,17 +83,21 @@ pub(super) fn room(
              nvidia.com/gpu.memory of the Node to its memory in MiB";
         return Err(Refusal::new(NotSoldReason::GpuMemoryUnknown, message));
     }
-    let mut free = node
-        .allocatable
-        .without(&node.requested)
-        .without(&runtime.overhead);
-    for shape in held.into_iter().flatten() {
+    let mut free = node.allocatable.without(&node.requested);
+    let held = held.map_or(&[][..], Vec::as_slice);
+    for shape in held {
         free = free.without(shape);
     }
+    let pods_free = node.pods_free.saturating_sub(held.len() as u64);
     if free.gpus == 0 {
         plainly(NotSoldReason::NoGpuFree)
+    } else if pods_free == 0 {
+        plainly(NotSoldReason::NoPodFree)
     } else {
-        Ok(free)
+        let room = free.without(&runtime.overhead);
+        let starts = runtime.overhead.fits(&free) && room.millicores > 0 && room.memory > 0;
+        let room = starts.then_some((room, pods_free));
+        room.ok_or_else(|| Refusal::plain(NotSoldReason::NoRoomFree))
     }
 }
 

@@ -44,6 +44,8 @@ pub struct NodeSeen {
     pub allocatable: Shape,
     /// What pods that have not ended request of it.
     pub requested: Shape,
+    /// How many more pods its kubelet admits.
+    pub pods_free: u64,
     /// What the agent says; `None` without a GpuNode.
     pub gpus: Option<GpusSeen>,
     /// Handlers of its runtime, and whether each has user namespaces (KEP-127:
@@ -138,6 +140,8 @@ pub struct FreeNode {
     pub name: String,
     /// What is free of it.
     pub room: Shape,
+    /// How many more pods it admits, at least one.
+    pub pods_free: u64,
     /// Whether pods of the pool can be in user namespaces on it.
     pub user_namespaces: bool,
     /// What a lease can have with each of its GPUs.
@@ -177,8 +181,9 @@ impl PoolSupply {
         let shape = &shape.plus(&self.overhead.unwrap_or_default());
         for node in self.free.iter_mut().filter(|n| nodes.contains(&n.name)) {
             node.room = node.room.without(shape);
+            node.pods_free = node.pods_free.saturating_sub(1);
         }
-        self.free.retain(|node| node.room.gpus > 0);
+        self.free.retain(|node| node.room.gpus > 0 && node.pods_free > 0);
     }
 }
 
@@ -262,10 +267,11 @@ pub fn pool_supply(
             ),
             &node.gpus,
         ) {
-            (Ok(free), Some(gpus)) => {
+            (Ok((room, pods_free)), Some(gpus)) => {
                 let free = FreeNode {
                     name: node.name.clone(),
-                    room: free,
+                    room,
+                    pods_free,
                     user_namespaces: has_user_namespaces(pool, runtime, node),
                     max_per_gpu: max_per_gpu(pool, &node.allocatable),
                 };

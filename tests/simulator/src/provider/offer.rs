@@ -52,6 +52,7 @@ impl Sim {
                     schedulable: node.not_ready_since.is_none(),
                     allocatable: shape(count(node.gpus.len())),
                     requested: shape(requested),
+                    pods_free: 110,
                     gpus: Some(GpusSeen {
                         sell: true,
                         class: "t4-16g".into(),

@@ -106,6 +106,7 @@ fn supply() -> PoolSupply {
     PoolSupply {
         selling: true,
         free: vec![FreeNode {
+            pods_free: 110,
             name: "node-1".into(),
             room: Shape {
                 gpus: 4,
@@ -284,6 +285,7 @@ fn a_session_is_only_where_its_tenant_can_be_root_in_a_user_namespace() {
             .iter()
             .enumerate()
             .map(|(i, has)| FreeNode {
+                pods_free: 110,
                 name: format!("n{i}"),
                 user_namespaces: *has,
                 ..template.clone()

@@ -18,6 +18,7 @@ fn node(name: &str, gpus: u64, requested: u64) -> NodeSeen {
         schedulable: true,
         allocatable: shape(gpus),
         requested: shape(requested),
+        pods_free: 110,
         gpus: Some(GpusSeen {
             sell: true,
             class: "t4-16g".into(),
@@ -56,6 +57,72 @@ fn supply(nodes: &[NodeSeen], holds: &[Hold]) -> PoolSupply {
         &mut BTreeSet::new(),
         Timestamp::UNIX_EPOCH,
     )
+}
+
+/// A kubelet admits a bounded number of pods, whatever they request.
+#[test]
+fn a_node_that_admits_no_more_pods_is_not_sold() {
+    let mut full = node("full", 4, 1);
+    full.pods_free = 0;
+    let mut last = node("last", 4, 1);
+    last.pods_free = 1;
+    let nodes = [full, last];
+    let mut sold = supply(&nodes, &[]);
+    assert_eq!(sold.not_sold[0].reason, "NoPodFree");
+    let free: Vec<_> = sold.free.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!(free, ["last"]);
+    // The pod of a reservation that does not exist yet is the last.
+    let shape = Shape {
+        gpus: 1,
+        ..Shape::default()
+    };
+    let hold = Hold {
+        name: "r".into(),
+        shape,
+        nodes: vec!["last".into()],
+    };
+    assert_eq!(supply(&nodes, &[hold]).not_sold[1].reason, "NoPodFree");
+    sold.take(&["last".into()], &shape);
+    assert!(sold.free.is_empty());
+}
+
+/// A GPU without CPU and memory starts nothing.
+#[test]
+fn a_node_without_room_beside_its_gpus_is_not_sold() {
+    let requested = |change: fn(&mut Shape)| {
+        let mut node = node("n", 4, 1);
+        change(&mut node.requested);
+        node
+    };
+    let refused = |node: NodeSeen| {
+        supply(&[node], &[])
+            .not_sold
+            .first()
+            .map(|out| out.reason.clone())
+    };
+    let no_room = Some("NoRoomFree".to_owned());
+    assert_eq!(refused(requested(|r| r.millicores = 32_000)), no_room);
+    assert_eq!(refused(requested(|r| r.millicores = 31_999)), None);
+    assert_eq!(refused(requested(|r| r.memory = 4 << 35)), no_room);
+    // The overhead alone does not fit.
+    let runtime = PoolRuntime {
+        overhead: Shape {
+            scratch: 1,
+            ..Shape::default()
+        },
+        ..PoolRuntime::default()
+    };
+    let mut sandbox = pool();
+    sandbox.spec.runtime_class_name = Some("sandbox".into());
+    let sold = pool_supply(
+        &sandbox,
+        (Some(&runtime), Some(&PaymentIdentity::default())),
+        &[node("n", 4, 0)],
+        &[],
+        &mut BTreeSet::new(),
+        Timestamp::UNIX_EPOCH,
+    );
+    assert_eq!(sold.not_sold.first().map(|out| out.reason.clone()), no_room);
 }
 
 #[test]
