@@ -7,13 +7,13 @@ use leasehold_chain::EvmEscrow;
 use leasehold_crds::{PaymentNetwork, payment::network::ChainCheck};
 use leasehold_planner::{
     payment_network::{ChainReading, Serves, status},
-    ports::{Clock as _, PaymentError, Payments as _},
+    ports::{BlockLevel, Clock as _, PaymentError, Payments as _},
 };
 use leasehold_runtime::{Process, SystemClock, api_writes};
 use leasehold_telemetry::{Heartbeat, metrics::ChainAction};
 use tokio::sync::Notify;
 
-use crate::payments::PaymentClients;
+use crate::payments::{PaymentClients, level};
 
 const PERIOD: Duration = Duration::from_secs(15);
 /// Contracts that agreed with the spec are read again this many periods later: a token behind a proxy can change.
@@ -47,8 +47,12 @@ async fn run(of: NetworkChecks, heartbeat: Heartbeat) {
             let known = network.status.as_ref().and_then(|s| s.chain_check);
             let facts = known != Some(ChainCheck::Matches) || period % PERIODS_BETWEEN_FACTS == 0;
             let reading = of.read(&network, facts).await;
-            let agreement = of.payments.agreement(&network);
-            let status = status(&network, &reading, &agreement, of.serves, SystemClock.now());
+            let finality = match reading {
+                ChainReading::Facts(_) => of.finality(&network).await,
+                ChainReading::Answers | ChainReading::OtherChain(_) | ChainReading::Unknown(_) => None,
+            };
+            let (agreement, now) = (of.payments.agreement(&network), SystemClock.now());
+            let status = status(&network, &reading, finality, &agreement, of.serves, now);
             if network.status.as_ref() != Some(&status)
                 && let Err(error) =
                     api_writes::apply_status(&api, network.as_ref(), of.manager, &status).await
@@ -79,6 +83,18 @@ impl NetworkChecks {
             return ChainReading::Unknown(what.into());
         }
         reading
+    }
+
+    /// By how many seconds the newest block with the finality `provisionAt` is behind the newest one.
+    async fn finality(&self, network: &PaymentNetwork) -> Option<u64> {
+        let chain = self.payments.client(network).await.ok()?;
+        let newest = async |level| {
+            let read = self.payments.observed(ChainAction::Read, chain.newest(level));
+            read.await.ok()
+        };
+        let last = newest(level(network.spec.provision_at)).await?;
+        let head = newest(BlockLevel::Latest).await?;
+        Some(head.time.saturating_sub(last.time))
     }
 
     async fn read_at(&self, network: &PaymentNetwork, chain: &EvmEscrow, facts: bool) -> ChainReading {

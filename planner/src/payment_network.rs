@@ -3,13 +3,17 @@
 
 use jiff::Timestamp;
 use leasehold_crds::{
-    PaymentNetwork,
+    GpuPool, PaymentNetwork,
     lease::Blocker,
-    payment::network::{ChainCheck, NetworkCondition, NetworkReason, PaymentNetworkStatus},
-    shared::conditions::{ConditionStatus, condition, find, set},
+    payment::network::{ChainCheck, Finality, NetworkCondition, NetworkReason, PaymentNetworkStatus},
+    provider::pool::PoolReason,
+    shared::{
+        conditions::{ConditionStatus, condition, find, set},
+        duration,
+    },
 };
 
-use crate::{endpoints::Agreement, recency::Outdated};
+use crate::{endpoints::Agreement, provider::offer::row::start_within_max, recency::Outdated};
 
 /// Name of the escrow contract, by its EIP-712 domain (EIP-5267).
 const ESCROW_NAME: &str = "Leasehold Escrow";
@@ -78,16 +82,65 @@ pub fn refusal(network: &PaymentNetwork) -> Option<(Blocker, String)> {
     }
 }
 
-/// The status of a network after a read. `agreement` is that of its RPC endpoints.
+/// Why a provider offers nothing of a pool that is paid on that network; `None` if it can be used. A lease that must start
+/// before its payment is final would never start.
+#[must_use]
+pub fn unusable(network: Option<&PaymentNetwork>, pool: &GpuPool) -> Option<(PoolReason, String)> {
+    let name = &pool.spec.network;
+    let Some(network) = network.filter(|network| refusal(network).is_none()) else {
+        let message = format!("there is no usable PaymentNetwork {name:?} in this cluster");
+        return Some((PoolReason::NoPaymentNetwork, message));
+    };
+    let within = start_within_max(pool);
+    let measured = network.status.as_ref().and_then(|s| s.finality_seconds);
+    let message = match (network.spec.provision_at, measured) {
+        (Finality::Latest, _) => return None,
+        (Finality::Safe | Finality::Finalized, None) => {
+            format!("it is not known yet how late payments on {name:?} are final (spec.provisionAt)")
+        }
+        (Finality::Safe | Finality::Finalized, Some(seconds)) => {
+            let seconds = u64::try_from(seconds).unwrap_or_default();
+            if seconds <= within {
+                return None;
+            }
+            format!(
+                "payments on {name:?} are final after {}, and leases of the pool start within {}: raise spec.maxStartWithin, or lower spec.provisionAt of the PaymentNetwork",
+                duration::text(seconds),
+                duration::text(within)
+            )
+        }
+    };
+    Some((PoolReason::FinalityTooSlow, message))
+}
+
+/// The largest lag of finality of about an hour: what was measured now, or what was found before, less a sixteenth of it
+/// each time. Rounded up to a quarter of a minute, so that the status seldom changes.
+fn slowest(before: Option<i64>, measured: u64) -> i64 {
+    let measured = i64::try_from(measured.next_multiple_of(15)).unwrap_or(i64::MAX);
+    let before = before.unwrap_or_default();
+    measured.max((before - before / 16) / 15 * 15)
+}
+
+/// The status of a network after a read. `finality` is by how many seconds the newest block with the finality `provisionAt`
+/// was behind the newest one, if that was read. `agreement` is that of its RPC endpoints.
 #[must_use]
 pub fn status(
     network: &PaymentNetwork,
     reading: &ChainReading,
+    finality: Option<u64>,
     agreement: &Agreement,
     serves: Serves,
     now: Timestamp,
 ) -> PaymentNetworkStatus {
     let mut status = reachable(network, reading, serves, now);
+    let known = network.status.as_ref();
+    let known = known.filter(|s| s.observed_generation == status.observed_generation);
+    let before = known.and_then(|s| s.finality_seconds);
+    status.finality_seconds = match (network.spec.provision_at, finality) {
+        (Finality::Latest, _) => None,
+        (Finality::Safe | Finality::Finalized, None) => before,
+        (Finality::Safe | Finality::Finalized, Some(measured)) => Some(slowest(before, measured)),
+    };
     let (value, reason, message) = match agreement {
         Agreement::Single => {
             status
@@ -224,7 +277,10 @@ fn compare(network: &PaymentNetwork, reading: &ChainReading) -> Option<(ChainChe
 
 #[cfg(test)]
 mod tests {
-    use leasehold_crds::payment::network::{PaymentNetworkSpec, Token};
+    use leasehold_crds::{
+        payment::network::{PaymentNetworkSpec, Token},
+        provider::pool::GpuPoolSpec,
+    };
 
     use super::*;
 
@@ -260,6 +316,7 @@ mod tests {
         let status = status(
             network,
             &reading,
+            None,
             &Agreement::Single,
             Serves::Market,
             Timestamp::UNIX_EPOCH,
@@ -337,6 +394,7 @@ mod tests {
         network.status = Some(status(
             &network,
             &outage,
+            None,
             &Agreement::Single,
             Serves::Market,
             Timestamp::UNIX_EPOCH,
@@ -378,6 +436,7 @@ mod tests {
             let status = status(
                 &network,
                 &answers,
+                None,
                 &agreement,
                 Serves::Market,
                 Timestamp::UNIX_EPOCH,
@@ -392,6 +451,62 @@ mod tests {
         assert_eq!(of(Agreement::OneFails("x".into())), told("Unknown OneFails"));
     }
 
+    fn measured(network: &PaymentNetwork, lag: Option<u64>) -> PaymentNetworkStatus {
+        let answers = ChainReading::Answers;
+        let single = Agreement::Single;
+        status(
+            network,
+            &answers,
+            lag,
+            &single,
+            Serves::Provider,
+            Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    #[test]
+    fn nothing_is_offered_where_payments_are_final_after_leases_must_start() {
+        let mut pool = GpuPool::new("h100", GpuPoolSpec::default());
+        pool.spec.max_start_within = Some("15m".into());
+        let mut network = network(Some(ChainCheck::Matches));
+        let reason = |network: &PaymentNetwork| unusable(Some(network), &pool).map(|(reason, _)| reason);
+        assert_eq!(reason(&network), None, "payments count in the newest block");
+        network.spec.provision_at = Finality::Finalized;
+        assert_eq!(
+            reason(&network),
+            Some(PoolReason::FinalityTooSlow),
+            "not measured yet"
+        );
+        for (lag, expected) in [(768, None), (900, None), (901, Some(PoolReason::FinalityTooSlow))] {
+            network.status = Some(PaymentNetworkStatus {
+                chain_check: Some(ChainCheck::Matches),
+                ..PaymentNetworkStatus::default()
+            });
+            network.status = Some(measured(&network, Some(lag)));
+            assert_eq!(reason(&network), expected, "{lag}");
+        }
+        assert_eq!(unusable(None, &pool).unwrap().0, PoolReason::NoPaymentNetwork);
+    }
+
+    #[test]
+    fn the_slowest_finality_of_an_hour_counts() {
+        let mut network = network(Some(ChainCheck::Matches));
+        network.spec.provision_at = Finality::Finalized;
+        network.status = Some(measured(&network, Some(1_140)));
+        for lag in [Some(780), None, Some(800)] {
+            network.status = Some(measured(&network, lag));
+            let kept = network.status.as_ref().unwrap().finality_seconds.unwrap();
+            assert!((990..=1_140).contains(&kept), "{lag:?}: {kept}");
+        }
+        for _ in 0..12 {
+            network.status = Some(measured(&network, Some(780)));
+        }
+        assert_eq!(network.status.as_ref().unwrap().finality_seconds, Some(780));
+        // Another finality is measured anew.
+        network.metadata.generation = Some(2);
+        assert_eq!(measured(&network, None).finality_seconds, None);
+    }
+
     #[test]
     fn a_market_needs_a_market_id() {
         let mut network = network(None);
@@ -401,6 +516,7 @@ mod tests {
             status(
                 &network,
                 &reading,
+                None,
                 &Agreement::Single,
                 serves,
                 Timestamp::UNIX_EPOCH,

@@ -204,6 +204,11 @@ pub struct PaymentNetworkStatus {
     /// Whether the chain agreed with the spec; absent until it was read for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain_check: Option<ChainCheck>,
+    /// Seconds after which a payment has the finality `provisionAt`, as measured between the newest block and the newest
+    /// one with this finality: the largest of about the last hour. Absent with `Latest`, and until it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
+    pub finality_seconds: Option<i64>,
     /// Condition types `Reachable` and, with a second RPC endpoint, `EndpointsAgree`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]

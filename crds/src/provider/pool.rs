@@ -371,6 +371,8 @@ words! {
         PodsRefused,
         /// There is no usable PaymentNetwork of that name.
         NoPaymentNetwork,
+        /// Payments on the PaymentNetwork become final later than leases of the pool must start, or how late is unknown.
+        FinalityTooSlow,
         /// There is no RuntimeClass of that name.
         NoRuntimeClass,
     }

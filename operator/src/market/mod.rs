@@ -5,7 +5,11 @@ mod lease;
 mod orphans;
 mod providers;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use kube::{Client, ResourceExt as _, runtime::reflector::Store};
@@ -15,7 +19,10 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Address, MarketSecret},
-    market::lease::{trim_allocation, trim_lease},
+    market::{
+        lease::{trim_allocation, trim_lease},
+        unfunded::Unfunded,
+    },
     payment_network::Serves,
     ports::{Clock as _, SigningKey},
 };
@@ -58,6 +65,7 @@ pub(crate) struct Market {
     supply: Supply,
     provider_queue: Arc<ProviderQueue>,
     index: AccountIndex,
+    unfunded: Mutex<Unfunded>,
     events: Events,
     metrics: Operator,
 }
@@ -140,6 +148,7 @@ impl Market {
                 Duration::from_secs(common.mine_deadline),
                 process.metrics().chain.clone(),
             ),
+            unfunded: Mutex::default(),
             index: AccountIndex::new(secret.clone()),
             secret,
             closer,

@@ -4,3 +4,4 @@ pub mod accounts;
 pub mod allocation;
 pub mod lease;
 pub mod providers;
+pub mod unfunded;

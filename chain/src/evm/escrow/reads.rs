@@ -98,6 +98,14 @@ impl EvmEscrow {
         self.account_in(terms, block, level).await
     }
 
+    /// The newest block of that level.
+    ///
+    /// # Errors
+    /// If the endpoint does not answer, or the chain does not report the level.
+    pub async fn newest(&self, level: BlockLevel) -> Result<Head, PaymentError> {
+        self.0.rpc.newest(level).await
+    }
+
     /// The account in that block, by its hash. Another endpoint may have named the block.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! Reads everything that a decision about a lease needs. Each source but the lease itself is known or unknown.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
-    GpuAllocation, GpuLease, LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork, lease::Phase,
+    GpuAllocation, GpuLease, LABEL_LEASE_UID, PROVIDER_NAMESPACE_PREFIX, PaymentNetwork,
+    lease::{GpuLeaseStatus, Phase},
 };
 use leasehold_planner::{
     endpoints::agreed,
@@ -56,7 +57,7 @@ impl Market {
             (self.allocations_of(&lease, terms.as_ref(), chain.as_ref()), None)
         };
         let mut world = World {
-            unfunded_in_namespace: self.unfunded_beside(&lease),
+            unfunded_in_namespace: 0,
             unanswered: self.provider_queue.unanswered(&lease),
             lease,
             deletion,
@@ -75,6 +76,7 @@ impl Market {
         };
         let mut key = None;
         if lease::needs_wallet(&world) {
+            world.unfunded_in_namespace = self.unfunded_beside(&world.lease);
             (world.wallet, key) = self.wallet(&world.lease).await;
         }
         let needs_chain = lease::needs_chain(&world.lease);
@@ -113,16 +115,31 @@ impl Market {
         (world, Handles { chain, key })
     }
 
-    /// Other leases of the namespace that are matched and unfunded; counted where a round may begin.
+    /// Other leases of the namespace that are matched and unfunded; counted where a round may begin. Until this reconcile
+    /// ends, and as long as its round waits for the deposit, this lease counts for others.
     fn unfunded_beside(&self, lease: &GpuLease) -> usize {
         if lease.status.as_ref().is_some_and(|s| s.escrow.is_some()) {
             return 0;
         }
-        let others = |l: &GpuLease| {
-            l.metadata.namespace == lease.metadata.namespace
-                && l.status.as_ref().is_some_and(|s| s.phase == Phase::Matched)
-        };
-        self.leases.state_filter(others).len()
+        let namespace = lease.namespace().unwrap_or_default();
+        let beside = self
+            .leases
+            .state_filter(|l| l.metadata.namespace == lease.metadata.namespace);
+        let beside = beside.iter().filter_map(|l| {
+            let uid = l.metadata.uid.as_deref()?;
+            Some((uid, l.status.as_ref().is_some_and(is_unfunded)))
+        });
+        let mut unfunded = self.unfunded.lock().unwrap_or_else(PoisonError::into_inner);
+        unfunded.admit(&namespace, &lease.uid().unwrap_or_default(), beside)
+    }
+
+    /// After a reconcile that ends with that status, the lease counts for others only if its round waits for the deposit.
+    pub(super) fn settle_unfunded(&self, lease: &GpuLease, status: &GpuLeaseStatus) {
+        if !is_unfunded(status) {
+            let namespace = lease.namespace().unwrap_or_default();
+            let mut unfunded = self.unfunded.lock().unwrap_or_else(PoisonError::into_inner);
+            unfunded.settle(&namespace, &lease.uid().unwrap_or_default());
+        }
     }
 
     async fn network(
@@ -282,6 +299,11 @@ impl Market {
 fn open_by(lease: &GpuLease) -> u64 {
     let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
     escrow.map_or(0, |e| u64::try_from(e.open_by).unwrap_or_default())
+}
+
+/// Whether the round of a lease waits for its deposit.
+fn is_unfunded(status: &GpuLeaseStatus) -> bool {
+    status.phase == Phase::Matched
 }
 
 fn malformed(name: &str) -> String {

@@ -35,6 +35,7 @@ async fn reconcile(object: Arc<GpuLease>, market: Arc<Market>) -> Result<Requeue
     let checked = lease::check(&world);
     let plan = lease::decide(&world, &checked, market.now());
     market.provider_queue.begin(&world.lease, &plan);
+    market.settle_unfunded(&world.lease, &plan.status);
     let (status, outcome) = market.apply(&world, &handles, plan.clone()).await;
     let reported = market.report(&world, &plan, status, &outcome).await;
     match &reported {

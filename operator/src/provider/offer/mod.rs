@@ -159,10 +159,10 @@ impl Provider {
     }
 
     /// Chain, contract, token, and the token's decimals, by this provider's own PaymentNetwork; none if that does not agree
-    /// with its chain.
+    /// with its chain, or is too slow for the pool.
     pub(crate) fn payment(&self, pool: &GpuPool) -> Option<(Currency, u32)> {
         let network = cache::get(&self.caches.networks, &pool.spec.network, None)
-            .filter(|network| payment_network::refusal(network).is_none())?;
+            .filter(|network| payment_network::unusable(Some(network), pool).is_none())?;
         Some((
             payments::currency(&network.spec)?,
             u32::try_from(network.spec.token.decimals).ok()?,
@@ -254,8 +254,9 @@ impl Provider {
             let Some(supply) = supplies.get(&pool.name_any()) else {
                 continue;
             };
-            let currency = self.payment(pool).map(|(currency, _)| currency);
-            let status = pool_status(pool, supply, currency, now);
+            let network = cache::get(&self.caches.networks, &pool.spec.network, None);
+            let unusable = payment_network::unusable(network.as_deref(), pool);
+            let status = pool_status(pool, supply, unusable, now);
             if pool.status.as_ref() == Some(&status) {
                 continue;
             }

@@ -10,14 +10,13 @@ use leasehold_crds::{
 };
 
 use super::supply::PoolSupply;
-use crate::placement::Currency;
 
-/// The status of a pool by its supply and the currency of its PaymentNetwork, if that can be used.
+/// The status of a pool by its supply. `unusable` is why its PaymentNetwork cannot be used, if it cannot.
 #[must_use]
 pub fn pool_status(
     pool: &GpuPool,
     supply: &PoolSupply,
-    currency: Option<Currency>,
+    unusable: Option<(PoolReason, String)>,
     now: Timestamp,
 ) -> GpuPoolStatus {
     let generation = pool.metadata.generation.unwrap_or_default();
@@ -27,10 +26,8 @@ pub fn pool_status(
     let gpus = supply.free.iter().map(|n| n.room.gpus);
     status.gpus_free = gpus.map(|n| i64::try_from(n).unwrap_or(0)).sum();
     status.not_sold.clone_from(&supply.not_sold);
-    let (truth, reason, message) = if currency.is_none() {
-        let network = &pool.spec.network;
-        let message = format!("there is no usable PaymentNetwork {network:?} in this cluster");
-        (ConditionStatus::False, PoolReason::NoPaymentNetwork, message)
+    let (truth, reason, message) = if let Some((reason, message)) = unusable {
+        (ConditionStatus::False, reason, message)
     } else if supply.overhead.is_none() {
         let class = pool.spec.runtime_class_name.as_deref().unwrap_or_default();
         let message = format!("there is no RuntimeClass {class:?} in this cluster");
