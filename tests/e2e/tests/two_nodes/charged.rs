@@ -109,13 +109,17 @@ impl<'a> Charged<'a> {
         Ok(())
     }
 
-    /// Waits until the leg is paused and the seconds since `ended`, Unix seconds, are credited. Checks that no second since
-    /// then is charged, and that the provider loses no more than a period.
-    pub(super) async fn credited_since(&self, ended: u64, limit: Duration) -> anyhow::Result<Account> {
-        let ran = ended - self.started_at;
+    /// Waits until the leg is paused and the seconds since the end of its containers are credited, which was between two
+    /// times, Unix seconds. Checks that no second since then is charged, and that the provider loses no more than a period.
+    pub(super) async fn credited_since(
+        &self,
+        (earliest, latest): (u64, u64),
+        limit: Duration,
+    ) -> anyhow::Result<Account> {
+        let (ran, ran_at_most) = (earliest - self.started_at, latest - self.started_at);
         let paused = self
             .until(limit, "paused and credited", |a| {
-                a.running == 0 && a.legs[0].served_seconds <= ran
+                a.running == 0 && a.legs[0].served_seconds <= ran_at_most
             })
             .await?;
         let kept = paused.legs[0].served_seconds;

@@ -1,6 +1,7 @@
 //! A provider drains a node under a lease: it evicts the pod, and keeps others from being assigned to the node.
 
 use anyhow::{Error, ensure};
+use kube::api::{DeleteParams, ListParams};
 use leasehold_crds::LABEL_LEASE;
 
 use super::{
@@ -10,18 +11,37 @@ use super::{
 
 /// How long the node stays cordoned.
 const CORDONED_SECONDS: u64 = 8;
+/// Time within which the operator notices the deletion. The containers run on until their grace period is over.
+const NOTICED_SECONDS: u64 = 5;
 
 pub(super) async fn story(lease: &Charged<'_>) -> anyhow::Result<()> {
-    let refused = drain(lease, &["--timeout=2s"]).await?;
+    // This cordons the node, and evicts nothing.
+    let selector = format!("--pod-selector={LABEL_LEASE}");
+    let evict: [&str; 6] = [
+        "drain",
+        &lease.node,
+        "--delete-emptydir-data",
+        "--force",
+        "--timeout=2s",
+        &selector,
+    ];
+    let refused = kubectl(lease, &evict).await?;
     ensure!(
         refused.is_err_and(|said| said.contains("disruption budget")),
         "the PodDisruptionBudget of the lease permits no eviction"
     );
     lease.was_never_paused().await?;
 
+    // As `kubectl drain --disable-eviction` does.
     let drained = unix()?;
-    drain(lease, &["--disable-eviction"]).await?.map_err(Error::msg)?;
-    let paused = lease.credited_since(drained + 1, LIMIT).await?;
+    let mine = ListParams::default().labels(LABEL_LEASE);
+    lease
+        .pods()
+        .delete_collection(&DeleteParams::default(), &mine)
+        .await?;
+    let paused = lease
+        .credited_since((drained, drained + NOTICED_SECONDS), LIMIT)
+        .await?;
     let later = lease.until_time(paused.block_time + CORDONED_SECONDS).await?;
     ensure!(
         later.running == 0 && later.legs[0].served_seconds == paused.legs[0].served_seconds,
@@ -31,19 +51,6 @@ pub(super) async fn story(lease: &Charged<'_>) -> anyhow::Result<()> {
         .await?
         .map_err(Error::msg)?;
     lease.resumes(paused.legs[0].served_seconds).await
-}
-
-/// Drains the node of the pods of leases.
-async fn drain(lease: &Charged<'_>, how: &[&str]) -> anyhow::Result<Result<(), String>> {
-    let selector = format!("--pod-selector={LABEL_LEASE}");
-    let common = [
-        "drain",
-        &lease.node,
-        "--delete-emptydir-data",
-        "--force",
-        &selector,
-    ];
-    kubectl(lease, &[&common[..], how].concat()).await
 }
 
 /// Runs kubectl as an administrator, without blocking other stories. Returns what it said if it failed.

@@ -86,7 +86,7 @@ pub(super) async fn power(lease: &Charged<'_>) -> anyhow::Result<()> {
     cluster.power_off(node).await?;
     lease.until_time(off + AWAY_SECONDS).await?;
     cluster.power_on(node).await?;
-    let paused = lease.credited_since(off, LIMIT).await?;
+    let paused = lease.credited_since((off, off), LIMIT).await?;
     lease.resumes(paused.legs[0].served_seconds).await
 }
 
