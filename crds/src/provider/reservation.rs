@@ -146,6 +146,9 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub resuming_since: Option<i64>,
+    /// Whether the room of its pods is held again after a pause, in which it may have been promised to others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub holds_room: bool,
     /// Whether the grace period for an unreadable chain has been used.
     #[serde(default)]
     pub grace_used: bool,
@@ -279,6 +282,8 @@ words! {
     pub enum ReservationReason {
         /// Capacity is held.
         Held,
+        /// The capacity that was free in a pause is promised to others.
+        RoomTaken,
         /// The deposit is in the account.
         Deposited,
         /// The account holds less than the deposit of the lease.

@@ -21,7 +21,7 @@ use leasehold_planner::{
     provider::{
         allocation::accept::{self, PoolSeen},
         health::{Health, KubeletReport, NodeReport, assess},
-        offer::supply::PoolSupply,
+        offer::{resumption::Room, supply::PoolSupply},
         reservation::{
             self, LegCall, Plan, Reading, Running, Withdrawals, Workload, wants_final, wants_live,
             wants_second,
@@ -284,6 +284,7 @@ impl Site {
                 allocation_exists: self.allocation_exists.clone(),
                 grace_seconds: 600,
                 health: self.health(&before),
+                room: Room::Free,
                 withdraw: self.withdraw,
                 denylist: Arc::new(denylist()),
                 results_image: "registry.example/leasehold-operator:1",

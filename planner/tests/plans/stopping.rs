@@ -62,6 +62,7 @@ fn stopped(reason: StopReason) -> Site {
             site.account()
                 .fund_to(leasehold_crds::payment::money::TokenAmount(3_600_000), now);
             site.reconcile("The tenant has added funds for an hour.");
+            site.reconcile("The room of its pods is held.");
             site.later(901);
             (site, "The container has not run for a quarter of an hour.")
         }
@@ -172,6 +173,7 @@ fn reservation_paused_and_resumed() {
     site.account()
         .fund_to(leasehold_crds::payment::money::TokenAmount(3_600_000), now);
     site.reconcile("The tenant has added funds for an hour.");
+    site.reconcile("The room of its pods is held.");
     site.later(20);
     site.pods_run();
     site.reconcile("The container runs again.");

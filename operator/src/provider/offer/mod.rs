@@ -30,6 +30,7 @@ use leasehold_planner::{
         cluster::{gpus_seen, holds, pool_runtime},
         node_seen::node_seen,
         pool_status::{newly_not_sold, pool_status},
+        resumption::{Room, room_to_resume},
         rows::within_bound,
         summary::summary,
         supply::{NodeSeen, PoolRuntime, PoolSupply, pool_supply},
@@ -146,6 +147,22 @@ impl Provider {
                 (pool.name_any(), supply)
             })
             .collect()
+    }
+
+    /// Room for the pods of a reservation after a pause, beside what others hold.
+    pub(crate) async fn room_to_resume(&self, reservation: &GpuReservation) -> Result<Room, Error> {
+        let others = self.reserved().await?;
+        let pods = self.caches.pods.all().state();
+        let nodes = self.nodes(&pods, self.now());
+        let running = pods.iter().filter(|p| !p.has_ended());
+        let placed: Vec<_> = running
+            .filter_map(|p| Some((p.meta().namespace.as_deref()?, p.node.as_deref()?)))
+            .collect();
+        let name = reservation.name_any();
+        let own = placed.iter().filter(|(namespace, _)| *namespace == name);
+        let own = own.map(|(_, node)| *node).collect();
+        let holds = holds(others.iter().map(|r| &**r), placed.iter().copied());
+        Ok(room_to_resume(reservation, &nodes, &holds, &own))
     }
 
     /// How the pods of a pool run. `None` if its RuntimeClass does not exist.

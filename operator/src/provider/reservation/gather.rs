@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::Api;
+use kube::{Api, ResourceExt as _};
 use leasehold_chain::EvmEscrow;
 use leasehold_crds::{
     GpuAllocation, GpuReservation, PaymentNetwork, market::allocation::AllocationPhase,
@@ -16,6 +16,7 @@ use leasehold_planner::{
     observed::Observed,
     ports::BlockLevel,
     provider::{
+        offer::resumption::{Room, wants_room},
         reservation::{self as planner, Withdrawals, World},
         workload::EgressDenylist,
     },
@@ -96,6 +97,7 @@ impl Provider {
                 .and_then(|n| duration::seconds(&n.spec.outage_grace).ok())
                 .unwrap_or(0),
             health: self.health(reservation, now).await,
+            room: self.room(reservation).await,
             withdraw: self.withdrawals(reservation, network.as_deref()),
             denylist: self.denylist(),
             results_image: &self.args.image,
@@ -167,6 +169,18 @@ impl Provider {
             Ok(Err(error)) => Observed::Unknown(format!("the allocation can't be read: {error}")),
             Err(_) => Observed::Unknown("the market's API server does not answer".to_owned()),
         }
+    }
+
+    /// Room after a pause. What can't be read is left to the scheduler.
+    async fn room(&self, reservation: &GpuReservation) -> Room {
+        if !wants_room(reservation) {
+            return Room::Free;
+        }
+        let room = self.room_to_resume(reservation).await;
+        room.unwrap_or_else(|error| {
+            error.log("GpuReservation", &reservation.name_any());
+            Room::Free
+        })
     }
 
     /// By the pool as it is now: withdrawals are the provider's own money, and change nothing that the tenant pays for.

@@ -47,7 +47,7 @@ pub fn holds<'a>(
 }
 
 /// What each pod of a reservation takes: its container and the overhead of its RuntimeClass.
-fn pod_shape(reservation: &GpuReservation) -> Option<Shape> {
+pub(super) fn pod_shape(reservation: &GpuReservation) -> Option<Shape> {
     let spec = &reservation.spec;
     let container = Shape::from_wire(&spec.allocation.per_node).ok()?;
     let overhead = spec
@@ -74,8 +74,8 @@ fn holds_capacity(reservation: &GpuReservation) -> bool {
         | AllocationPhase::Reserved
         | AllocationPhase::Provisioning
         | AllocationPhase::Active => true,
-        // A pause keeps the storage only. Once there are funds again, the room that its pods need is not promised to others.
-        AllocationPhase::Suspended => status.resuming_since.is_some(),
+        // A pause keeps the storage only. Once its nodes have room again, it is not promised to others.
+        AllocationPhase::Suspended => status.holds_room,
         AllocationPhase::Declined | AllocationPhase::Stopping | AllocationPhase::Stopped => false,
     };
     may_run && !has_ended
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_reservation_that_resumes_holds_room_until_its_pods_are_there() {
-        let held = |resuming_since: Option<i64>, pods: &[(&str, &str)]| {
+        let held = |holds_room: bool, pods: &[(&str, &str)]| {
             let mut object = GpuReservation::new("lease-a", GpuReservationSpec::default());
             object.spec.nodes = vec!["n1".into()];
             let shape = json!({"cpu": "1", "memory": "1Gi", "gpus": 1});
@@ -422,16 +422,16 @@ mod tests {
             object.spec.hosting.overhead = serde_json::from_value(overhead).unwrap();
             object.status = Some(GpuReservationStatus {
                 phase: AllocationPhase::Suspended,
-                resuming_since,
+                holds_room,
                 ..GpuReservationStatus::default()
             });
             holds([&object], pods.iter().copied())
         };
-        assert!(held(None, &[]).is_empty(), "paused");
-        let resumes = held(Some(7), &[]);
+        assert!(held(false, &[]).is_empty(), "paused");
+        let resumes = held(true, &[]);
         assert_eq!(resumes[0].nodes, ["n1"]);
         assert_eq!(resumes[0].shape.millicores, 1_250, "with the overhead of its pod");
-        assert!(held(Some(7), &[("lease-a", "n1")]).is_empty());
+        assert!(held(true, &[("lease-a", "n1")]).is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod node_seen;
 pub mod pod_requests;
 pub mod pool_status;
 pub mod refusals;
+pub mod resumption;
 mod room;
 pub(crate) mod row;
 pub mod rows;

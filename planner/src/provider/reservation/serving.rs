@@ -16,7 +16,10 @@ use super::{
     present,
     world::World,
 };
-use crate::{escrow::Terms, provider::workload::Objects};
+use crate::{
+    escrow::Terms,
+    provider::{offer::resumption::Room, workload::Objects},
+};
 
 /// Decides about a reservation that does not stop.
 pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) {
@@ -66,9 +69,48 @@ pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &m
     }
     if suspended {
         plan.status.resuming_since.get_or_insert(now.as_second());
+        if !holds_room(world, now, plan) {
+            return;
+        }
     }
     plan.workload = Workload::Run(Box::new(Objects::of(world.reservation, &world.denylist)));
     leg::start_or_pause(world, terms, account, now, plan);
+}
+
+/// Whether the room of the pods is held for them again after a pause. That is stored first: another allocation may have been
+/// accepted meanwhile, and then this reservation waits, until its deadline at most.
+fn holds_room(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> bool {
+    plan.workload = Workload::Halt;
+    let held = plan.status.holds_room;
+    let (status, reason, message) = match &world.room {
+        Room::Free => {
+            plan.status.holds_room = true;
+            if !held {
+                plan.wake = plan.wake.min(later(now, 1));
+            }
+            let nodes = world.reservation.spec.nodes.join(", ");
+            (
+                ConditionStatus::True,
+                ReservationReason::Held,
+                format!("on {nodes}"),
+            )
+        }
+        Room::Taken(node) => {
+            plan.status.holds_room = false;
+            plan.wake = plan.wake.min(later(now, 5));
+            let message = format!("{node} was promised to others during the pause; it is waited for");
+            (ConditionStatus::False, ReservationReason::RoomTaken, message)
+        }
+    };
+    put(
+        (world, now),
+        &mut plan.status,
+        ReservationCondition::Reserved,
+        status,
+        reason,
+        message,
+    );
+    held && plan.status.holds_room
 }
 
 /// Whether the deposit is in a block of the level that the network's policy asks for.
@@ -103,7 +145,7 @@ fn is_paid(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> bool {
 /// Stops the pods until there are funds again.
 pub(super) fn suspend(now: Timestamp, plan: &mut Plan) {
     plan.status.intent = None;
-    plan.status.resuming_since = None;
+    (plan.status.resuming_since, plan.status.holds_room) = (None, false);
     advance(&mut plan.status, PhaseEvent::FundsSpent);
     plan.workload = Workload::Halt;
     plan.wake = plan.wake.min(later(now, 5));

@@ -17,7 +17,7 @@ use super::*;
 use crate::{
     escrow::{AccountRead, Address, Hash, Leg, LegState, Terms, allocation_name},
     ports::Head,
-    provider::health::Health,
+    provider::{health::Health, offer::resumption::Room},
 };
 
 mod deadlines;
@@ -183,6 +183,7 @@ impl Scenario {
                 fault: Observed::Known(None),
                 due: None,
             },
+            room: Room::Free,
             withdraw: None,
             denylist: Arc::default(),
             results_image: "operator",
@@ -420,6 +421,7 @@ fn reconcile_absent(
             fault: Observed::Known(None),
             due: None,
         },
+        room: Room::Free,
         withdraw: None,
         denylist: Arc::default(),
         results_image: "operator",

@@ -19,6 +19,7 @@ use crate::{
     observed::Observed,
     provider::{
         health::Health,
+        offer::resumption::Room,
         workload::{AgentReports, EgressDenylist, Uptime},
     },
 };
@@ -113,6 +114,8 @@ pub struct World<'a> {
     pub grace_seconds: u64,
     /// Health of its GPUs and their nodes.
     pub health: Health,
+    /// Room for its pods after a pause, read as [`wants_room`](crate::provider::offer::resumption::wants_room) says.
+    pub room: Room,
     /// When earnings are withdrawn while it runs; only at the end, when absent.
     pub withdraw: Option<Withdrawals>,
     /// Addresses that its pods may not reach.

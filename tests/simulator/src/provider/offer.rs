@@ -7,6 +7,7 @@ use leasehold_crds::{GpuReservation, market::offer::PaymentIdentity};
 use leasehold_planner::{
     provider::offer::{
         cluster::holds,
+        resumption::{Room, room_to_resume, wants_room},
         supply::{GpusSeen, NodeSeen, PoolRuntime, PoolSupply, pool_supply},
     },
     request::{Shape, Version},
@@ -34,8 +35,47 @@ impl Sim {
         now: Timestamp,
     ) -> PoolSupply {
         let site = &self.sites[s];
-        let process = &site.processes[p];
-        let nodes: Vec<NodeSeen> = process
+        let nodes = self.nodes_seen(s, p);
+        let placed = self.placed(s, p);
+        let holds = holds(reservations.iter().map(|r| &**r), placed.iter().copied());
+        let payment = self.payment();
+        pool_supply(
+            &site.pool,
+            (Some(&PoolRuntime::default()), Some(&payment)),
+            &nodes,
+            &holds,
+            &mut BTreeSet::new(),
+            now,
+        )
+    }
+
+    /// Namespaces and nodes of the pods that a process of the provider sees.
+    fn placed(&self, s: usize, p: usize) -> Vec<(&str, &str)> {
+        let pods = &self.sites[s].processes[p].pods;
+        let running = pods.iter().filter(|p| !p.has_ended());
+        running
+            .filter_map(|p| Some((p.namespace.as_str(), p.node.as_deref()?)))
+            .collect()
+    }
+
+    /// Room for the pods of a reservation after a pause.
+    pub(crate) fn room_to_resume(&self, s: usize, p: usize, reservation: &GpuReservation) -> Room {
+        if !wants_room(reservation) {
+            return Room::Free;
+        }
+        let placed = self.placed(s, p);
+        let name = reservation.metadata.name.as_deref().unwrap_or_default();
+        let own = placed.iter().filter(|(namespace, _)| *namespace == name);
+        let own = own.map(|(_, node)| *node).collect();
+        let others = self.reservations(s);
+        let holds = holds(others.iter().map(|(_, r)| &**r), placed.iter().copied());
+        room_to_resume(reservation, &self.nodes_seen(s, p), &holds, &own)
+    }
+
+    /// The nodes that a process of the provider sees.
+    fn nodes_seen(&self, s: usize, p: usize) -> Vec<NodeSeen> {
+        let process = &self.sites[s].processes[p];
+        process
             .nodes
             .iter()
             .map(|node| {
@@ -69,19 +109,7 @@ impl Sim {
                     ..NodeSeen::default()
                 }
             })
-            .collect();
-        let running = process.pods.iter().filter(|p| !p.has_ended());
-        let placed = running.filter_map(|p| Some((p.namespace.as_str(), p.node.as_deref()?)));
-        let holds = holds(reservations.iter().map(|r| &**r), placed);
-        let payment = self.payment();
-        pool_supply(
-            &site.pool,
-            (Some(&PoolRuntime::default()), Some(&payment)),
-            &nodes,
-            &holds,
-            &mut BTreeSet::new(),
-            now,
-        )
+            .collect()
     }
 
     fn payment(&self) -> PaymentIdentity {

@@ -83,6 +83,7 @@ impl Sim {
             },
             grace_seconds: self.sites[s].grace_seconds,
             health,
+            room: self.room_to_resume(s, p, read),
             withdraw: self.sites[s]
                 .pool
                 .spec

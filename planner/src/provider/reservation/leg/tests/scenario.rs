@@ -11,8 +11,9 @@ use crate::{
     escrow::{AccountRead, Address},
     provider::{
         health::{Fault, FaultKind, Health},
+        offer::resumption::Room,
         reservation::{
-            Reading, Running, decide,
+            Reading, Running, Workload, decide,
             tests::{account, known},
             wants_second,
         },
@@ -28,7 +29,10 @@ pub(super) struct Scenario {
     pub(super) running: Running,
     pub(super) withdraw: Option<Withdrawals>,
     pub(super) fault: Observed<Option<Fault>>,
+    pub(super) room: Room,
     pub(super) calls: Vec<LegCall>,
+    /// Whether the last plan ran its pods.
+    pub(super) runs_pods: bool,
     /// What it had served when the fault began that is not over for the leg.
     pub(super) well: Option<u64>,
     pub(super) started: u64,
@@ -75,7 +79,9 @@ pub(super) fn serving() -> Scenario {
         },
         withdraw: None,
         fault: Observed::Known(None),
+        room: Room::Free,
         calls: Vec::new(),
+        runs_pods: false,
         well: None,
         started: 0,
     }
@@ -148,12 +154,14 @@ impl Scenario {
                 fault: self.fault.clone(),
                 due: None,
             },
+            room: self.room.clone(),
             withdraw: self.withdraw,
             denylist: std::sync::Arc::default(),
             results_image: "operator",
         };
         let time = i64::try_from(self.account.block_time).unwrap();
         let plan = decide(&world, Timestamp::from_second(time).unwrap());
+        self.runs_pods = matches!(plan.workload, Workload::Run(_));
         let stored = self.status().intent == plan.status.intent;
         self.reservation.status = Some(plan.status);
         if let Some(call) = plan.call.filter(|_| stored) {

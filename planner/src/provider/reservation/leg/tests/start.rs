@@ -12,6 +12,7 @@ use super::{
     super::*,
     scenario::{RATE, Scenario, serving},
 };
+use crate::provider::offer::resumption::Room;
 
 #[test]
 fn nothing_starts_before_the_kubelets_say_which_gpus_it_has() {
@@ -164,6 +165,35 @@ fn a_leg_starts_again_after_a_pause_whether_its_pods_are_ready_or_not() {
     scenario.reconcile_times(3);
     assert_eq!(scenario.calls, [LegCall::Start]);
     assert_eq!(scenario.status().resuming_since, None);
+}
+
+/// Another allocation was accepted during the pause, and its pods come.
+#[test]
+fn a_reservation_resumes_only_where_its_room_was_not_promised_to_another() {
+    let mut scenario = topped_up(10);
+    scenario.running.pods_run = 0;
+    scenario.room = Room::Taken("n1".into());
+    scenario.reconcile_times(3);
+    assert!(!scenario.status().holds_room && !scenario.runs_pods);
+    assert_eq!(scenario.condition("Reserved").1, "RoomTaken");
+    scenario.room = Room::Free;
+    scenario.reconcile_times(1);
+    assert!(
+        scenario.status().holds_room && !scenario.runs_pods,
+        "stored first"
+    );
+    scenario.room = Room::Taken("n1".into());
+    scenario.reconcile_times(1);
+    assert!(
+        !scenario.status().holds_room,
+        "another one was accepted meanwhile"
+    );
+    scenario.room = Room::Free;
+    scenario.reconcile_times(2);
+    assert!(scenario.status().holds_room && scenario.runs_pods);
+    scenario.running.pods_run = 1;
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
 }
 
 #[test]
