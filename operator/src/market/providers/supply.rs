@@ -1,7 +1,7 @@
 //! Providers and the rows of their offers, parsed once for all leases.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -10,9 +10,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, ResourceExt as _, runtime::reflector::Store};
 use leasehold_crds::{GpuOffer, GpuProvider, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX, lease::Blocker};
 use leasehold_planner::{
-    market::providers::ready::provider_status,
+    market::providers::{liveness::Liveness, ready::provider_status},
     placement::{Candidate, Provider},
-    provider::health::is_live,
 };
 use leasehold_runtime::{
     Process, api_writes,
@@ -46,6 +45,7 @@ pub(crate) struct Supply {
     offers: Store<GpuOffer>,
     providers: Store<GpuProvider>,
     liveness: Store<Lease>,
+    alive: Mutex<Liveness>,
     snapshot: RwLock<Snapshot>,
     /// Notified when an offer or a provider changes.
     changed: Arc<Notify>,
@@ -83,6 +83,7 @@ impl Supply {
             offers,
             providers,
             liveness,
+            alive: Mutex::default(),
             snapshot: RwLock::new(empty),
             changed: Arc::default(),
         }
@@ -99,6 +100,7 @@ impl Supply {
     fn refresh(&self, queue: &ProviderQueue, now: Timestamp) -> News {
         let mut providers = Vec::new();
         let mut candidates = Vec::new();
+        let mut live = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
         let mut objects = self.providers.state();
         objects.sort_by_key(|p| p.name_any());
         for object in objects {
@@ -109,7 +111,8 @@ impl Supply {
             };
             let namespace = format!("{PROVIDER_NAMESPACE_PREFIX}{name}");
             let liveness = cache::get(&self.liveness, &name, Some(&namespace));
-            let alive = is_live(liveness.and_then(|l| cache::renewed_at(&l)), now);
+            let renewed_at = liveness.and_then(|l| cache::renewed_at(&l));
+            let alive = live.observe(&name, renewed_at, now);
             let index = providers.len();
             providers.push(Provider {
                 name: name.clone(),
@@ -131,6 +134,8 @@ impl Supply {
                 );
             }
         }
+        live.retain(|name| providers.iter().any(|p| p.name == name));
+        drop(live);
         let next = Snapshot {
             providers: providers.into(),
             candidates: candidates.into(),

@@ -1,4 +1,5 @@
 //! A market's decisions about its providers.
 
+pub mod liveness;
 pub mod ready;
 pub mod responsiveness;

@@ -7,7 +7,7 @@ use leasehold_crds::{GpuAllocation, GpuLease, lease::Phase, market::offer::Offer
 use leasehold_planner::{
     endpoints::Endpoints,
     escrow::Address,
-    market::accounts::Accounts,
+    market::{accounts::Accounts, providers::liveness::Liveness},
     orphans::Sweep,
     placement::{Candidate, Provider},
 };
@@ -27,9 +27,6 @@ mod orphans;
 
 use allocation_release::AllocationRelease;
 use lease::LeaseReconcile;
-
-/// A provider that has not renewed its offer for this long is not live.
-const LIVENESS_TIMEOUT_SECONDS: i64 = 60;
 
 /// A provider's offer.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +53,7 @@ pub(crate) struct MarketProcess {
     offers: BTreeMap<String, Offer>,
     providers: Arc<[Provider]>,
     candidates: Arc<[Candidate]>,
+    alive: Liveness,
     index: Accounts,
     sweep: Sweep,
     pub(crate) endpoints: Endpoints,
@@ -83,6 +81,7 @@ impl MarketProcess {
             offers: BTreeMap::new(),
             providers: Arc::new([]),
             candidates: Arc::new([]),
+            alive: Liveness::default(),
             index: Accounts::default(),
             sweep: Sweep::default(),
             endpoints: faults.endpoints(),
@@ -186,7 +185,7 @@ impl Sim {
         if self.faults.market_up {
             self.markets[m].offers.clone_from(&self.offers);
         }
-        let now = self.clock(self.markets[m].offset_ms).as_second();
+        let now = self.clock(self.markets[m].offset_ms);
         let process = &mut self.markets[m];
         let mut providers = Vec::new();
         let mut candidates = Vec::new();
@@ -196,7 +195,9 @@ impl Sim {
                 region: String::new(),
                 payee: offer.payee,
                 controller: offer.controller,
-                alive: now - offer.renewed_at <= LIVENESS_TIMEOUT_SECONDS,
+                alive: process
+                    .alive
+                    .observe(name, Timestamp::from_second(offer.renewed_at).ok(), now),
                 answers: true,
                 starts: true,
             });
