@@ -16,6 +16,12 @@ mod account;
 
 pub use account::{Account, AccountAt, AccountRead, LegState, VIEW_LEAD_SECONDS_MAX};
 
+/// Seconds by which `notAfter` is later than the end of the paid time and the pause: time to settle. A market leaves them, and a
+/// provider does not ask for payment of them.
+pub const SETTLE_SECONDS: u64 = 300;
+/// The shortest term of a lease, and the shortest top-up, in seconds. Less is neither accepted nor served.
+pub const TERM_SECONDS_MIN: u64 = 10;
+
 /// An EVM address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Address(pub [u8; 20]);

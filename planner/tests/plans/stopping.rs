@@ -75,7 +75,7 @@ fn stopped(reason: StopReason) -> Site {
             let mut site = reserved();
             site.open();
             site.reconcile("The market has opened the account.");
-            site.running.exposed = vec!["workload-0".into()];
+            site.running.without_isolation = vec!["workload-0".into()];
             (site, "A webhook has removed hostUsers: false from the pod.")
         }
         StopReason::AllocationGone => {

@@ -20,12 +20,12 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use leasehold_crds::{
     GpuReservation,
     lease::workload::{Endpoint, JobResult},
-    market::allocation::AllocationPhase,
 };
 use leasehold_planner::{
     observed::Observed,
     provider::{
         health::{self, Health, KubeletReport, NodeReport},
+        offer::refusals::{Creation, last_refusal},
         reservation::{Reading, Running, wants_live},
         workload::{self, AgentReports},
     },
@@ -105,17 +105,19 @@ impl Provider {
             endpoints: self.endpoints(reservation, &pods, &services),
             trouble: pods.iter().find_map(|p| p.trouble.clone()).unwrap_or_default(),
             results: self.results_seen(reservation, &services),
-            exposed: exposed(reservation, &pods),
+            without_isolation: without_isolation(reservation, &pods),
         };
         let status = reservation.status.as_ref();
         if namespace && status.is_some_and(|s| s.phase.is_running()) {
-            let missing = pods.len() < nodes;
-            let refusal = match missing {
-                true => refusals::refusal(&self.client, &name, self.now()).await,
-                false => None,
-            };
-            self.note_refusal(reservation, missing, refusal.as_deref());
-            running.trouble = refusal.unwrap_or(running.trouble);
+            let creation = self.creation(&name, &pods, nodes).await;
+            let allocation = &reservation.spec.allocation;
+            self.refusals
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .observe(&allocation.pool, &allocation.escrow.payer, &creation);
+            if let Creation::Refused(refusal) = creation {
+                running.trouble = refusal.words;
+            }
         }
         let is_job = reservation.spec.allocation.workload.job.is_some();
         let known = status.is_some_and(|s| s.job.is_some());
@@ -128,21 +130,14 @@ impl Provider {
         Observed::Known(running)
     }
 
-    /// Records whether the cluster refuses the pods of a reservation, by which its pool is paused.
-    fn note_refusal(&self, reservation: &GpuReservation, missing: bool, refusal: Option<&str>) {
-        let allocation = &reservation.spec.allocation;
-        let phase = reservation.status.as_ref().map(|s| s.phase);
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        match refusal {
-            Some(words) => {
-                refusals.refused(&allocation.pool, &allocation.escrow.payer, words, self.now());
-            }
-            // The pods of an active lease were created before: they do not show that the cluster creates pods now.
-            None if !missing && phase == Some(AllocationPhase::Provisioning) => {
-                refusals.created(&allocation.pool);
-            }
-            None => {}
+    /// Whether the cluster created the pods of a reservation of so many nodes.
+    async fn creation(&self, namespace: &str, pods: &[Arc<PodSeen>], nodes: usize) -> Creation {
+        if pods.len() >= nodes {
+            let newest = pods.iter().filter_map(|p| p.created_at).max();
+            return Creation::Created(newest.unwrap_or(Timestamp::UNIX_EPOCH));
         }
+        let refusals = refusals::refusals(&self.client, namespace).await;
+        last_refusal(refusals, self.now()).map_or(Creation::Pending, Creation::Refused)
     }
 
     /// Exit code and log tail of the pod that decides: the first that failed, else the first. The log is optional: the
@@ -312,7 +307,7 @@ fn with_digest(exit_code: i64, log_tail: String, finished_at: String) -> JobResu
 }
 
 /// Pods of a reservation in user namespaces that are stored without one.
-fn exposed(reservation: &GpuReservation, pods: &[Arc<PodSeen>]) -> Vec<String> {
+fn without_isolation(reservation: &GpuReservation, pods: &[Arc<PodSeen>]) -> Vec<String> {
     let wanted = reservation.spec.hosting.user_namespaces;
     let without = pods.iter().filter(|pod| wanted && !pod.in_user_namespace);
     without.map(|pod| pod.name_any()).collect()

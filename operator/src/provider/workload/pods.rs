@@ -1,5 +1,6 @@
 //! The fields of each pod that are used here, some hundred bytes: a provider keeps all pods of its cluster in memory.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::{Resource, api::ObjectMeta};
 use leasehold_crds::LABEL_LEASE;
@@ -15,6 +16,8 @@ use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULT
 pub(crate) struct PodSeen {
     /// Name, namespace and version; nothing else.
     metadata: ObjectMeta,
+    /// When the API server created it.
+    pub(crate) created_at: Option<Timestamp>,
     /// The node it was bound to.
     pub(crate) node: Option<String>,
     /// What the scheduler counts for it.
@@ -84,6 +87,7 @@ impl From<pod_requests::FullPod> for PodSeen {
         };
         let runs = life == Life::Alive && !leaves;
         Self {
+            created_at: pod.metadata.creation_timestamp.as_ref().map(|t| t.0),
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
             requests,
             life,
@@ -159,6 +163,7 @@ mod tests {
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {
                     "name": "workload-1", "namespace": "lease-x", "resourceVersion": "7",
+                    "creationTimestamp": "2026-01-01T00:00:00Z",
                     "labels": {LABEL_LEASE: "lease-x", LABEL_INDEX: "1"},
                 },
                 "spec": {
@@ -181,6 +186,7 @@ mod tests {
             ("workload-1", Some("lease-x"))
         );
         assert_eq!(waits.resource_version().as_deref(), Some("7"));
+        assert!(waits.created_at.is_some());
         assert_eq!(waits.node.as_deref(), Some("n"));
         assert_eq!(
             waits.requests,

@@ -4,26 +4,30 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Event;
 use kube::{Api, Client, api::ListParams};
+use leasehold_planner::provider::offer::refusals::Refusal;
 
 use super::observe::API_DEADLINE;
 
 /// Events that are read at once: controllers repeat a refusal by a count.
 const EVENTS: u32 = 50;
-/// A controller that is still refused repeats its attempt within this time, in seconds.
-const REPEATED_WITHIN_SECONDS: i64 = 1100;
 
-/// The words of the last refusal of a pod or a volume in a namespace; `None` if nothing was refused lately or the Events can't
-/// be read.
-pub(super) async fn refusal(client: &Client, namespace: &str, now: Timestamp) -> Option<String> {
+/// Refusals of pods and volumes in a namespace; none if the Events can't be read.
+pub(super) async fn refusals(client: &Client, namespace: &str) -> Vec<Refusal> {
     let events = Api::<Event>::namespaced(client.clone(), namespace);
     let failed = ListParams::default().fields("reason=FailedCreate").limit(EVENTS);
-    let list = tokio::time::timeout(API_DEADLINE, events.list(&failed))
-        .await
-        .ok()?
-        .ok()?;
-    let last = list.items.into_iter().max_by_key(time)?;
-    let is_recent = now.as_second() - time(&last).as_second() <= REPEATED_WITHIN_SECONDS;
-    is_recent.then_some(last.message).flatten()
+    let list = tokio::time::timeout(API_DEADLINE, events.list(&failed)).await;
+    let list = list.ok().and_then(Result::ok).map(|list| list.items);
+    list.unwrap_or_default()
+        .into_iter()
+        .filter_map(of_event)
+        .collect()
+}
+
+fn of_event(event: Event) -> Option<Refusal> {
+    Some(Refusal {
+        at: time(&event),
+        words: event.message?,
+    })
 }
 
 fn time(event: &Event) -> Timestamp {
@@ -37,6 +41,7 @@ fn time(event: &Event) -> Timestamp {
 mod tests {
     use http::{Request, Response};
     use kube::client::Body;
+    use leasehold_planner::provider::offer::refusals::last_refusal;
     use serde_json::{Value, json};
 
     use super::*;
@@ -46,7 +51,7 @@ mod tests {
             "reason": "FailedCreate", "lastTimestamp": at, "message": message})
     }
 
-    async fn refusal_of(events: Vec<Value>) -> Option<String> {
+    async fn refusals_of(events: Vec<Value>) -> Vec<Refusal> {
         let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let client = Client::new(service, "default");
         let serve = async {
@@ -62,19 +67,20 @@ mod tests {
             let list = json!({"apiVersion": "v1", "kind": "EventList", "metadata": {}, "items": events});
             reply.send_response(Response::new(Body::from(list.to_string().into_bytes())));
         };
-        let now = "2026-01-01T00:10:00Z".parse().unwrap();
-        tokio::join!(refusal(&client, "lease-x", now), serve).0
+        tokio::join!(refusals(&client, "lease-x"), serve).0
     }
 
     #[tokio::test]
     async fn a_pod_that_the_cluster_refuses_is_told_in_the_words_of_the_refusal() {
         let quota = "create Pod lease-0 in StatefulSet lease failed error: pods \"lease-0\" is forbidden: exceeded quota: team";
         let events = vec![
-            event("2026-01-01T00:09:00Z", "an earlier one"),
             event("2026-01-01T00:09:59Z", quota),
+            event("2026-01-01T00:09:00Z", "an earlier one"),
         ];
-        assert_eq!(refusal_of(events).await.as_deref(), Some(quota));
-        assert_eq!(refusal_of(vec![]).await, None);
-        assert_eq!(refusal_of(vec![event("2025-12-31T20:00:00Z", quota)]).await, None);
+        let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
+        let last = last_refusal(refusals_of(events).await, now).unwrap();
+        let at = "2026-01-01T00:09:59Z".parse::<Timestamp>().unwrap();
+        assert_eq!((last.words.as_str(), last.at), (quota, at));
+        assert_eq!(refusals_of(vec![]).await, []);
     }
 }

@@ -47,8 +47,6 @@ pub const LAG_SECONDS: i64 = 15;
 /// Seconds from `open_by` in which a lease that states no `startWithin` must start; afterwards anybody may close with a
 /// full refund.
 pub const START_WITHIN_SECONDS: u64 = 900;
-/// `notAfter` leaves this much room behind the paid time.
-pub const NOT_AFTER_MARGIN_SECONDS: u64 = 300;
 /// Maximum number of leases of a namespace that are matched and unfunded.
 pub const UNFUNDED_PER_NAMESPACE_MAX: usize = 20;
 /// Maximum number of unanswered allocations of a provider. It has one minute to answer each; what it cannot answer in

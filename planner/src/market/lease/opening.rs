@@ -9,7 +9,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    BACKOFF_SECONDS_MAX, NOT_AFTER_MARGIN_SECONDS, OPEN_MARGIN_SECONDS,
+    BACKOFF_SECONDS_MAX, OPEN_MARGIN_SECONDS,
     check::may_be_under_way,
     decide::Step,
     phase::Fact,
@@ -19,7 +19,7 @@ use super::{
     world::World,
 };
 use crate::{
-    escrow::{Terms, allocation_name},
+    escrow::{SETTLE_SECONDS, Terms, allocation_name},
     observed::Observed,
     request::Request,
 };
@@ -155,10 +155,7 @@ fn allocation_spec(
 ) -> GpuAllocationSpec {
     let spec = &world.lease.spec;
     let meta = &world.lease.metadata;
-    let served = request.term_seconds
-        + request.pause_seconds
-        + request.start_within_seconds
-        + NOT_AFTER_MARGIN_SECONDS;
+    let served = request.term_seconds + request.pause_seconds + request.start_within_seconds + SETTLE_SECONDS;
     GpuAllocationSpec {
         lease: LeaseReference {
             namespace: meta.namespace.clone().unwrap_or_default(),

@@ -7,7 +7,6 @@ use leasehold_crds::{
 };
 
 use super::{
-    NOT_AFTER_MARGIN_SECONDS,
     check::Checked,
     decide::Step,
     phase::Fact,
@@ -15,7 +14,7 @@ use super::{
     world::{Wallet, World},
 };
 use crate::{
-    escrow::{Account, Terms},
+    escrow::{Account, SETTLE_SECONDS, Terms},
     observed::Observed,
     request::Request,
 };
@@ -170,7 +169,7 @@ fn prolong(world: &World, request: &Request, account: &Account, plan: &mut Plan)
     if account.paid_until == 0 {
         return;
     }
-    let wanted = account.paid_until + request.pause_seconds + NOT_AFTER_MARGIN_SECONDS;
+    let wanted = account.paid_until + request.pause_seconds + SETTLE_SECONDS;
     let wanted = i64::try_from(wanted).unwrap_or(i64::MAX);
     plan.allocations.extend(
         world

@@ -13,7 +13,7 @@ use leasehold_crds::{
 };
 
 use crate::{
-    escrow::{Address, Terms, allocation_name},
+    escrow::{Address, SETTLE_SECONDS, TERM_SECONDS_MIN, Terms, allocation_name},
     placement::Currency,
     ports::AcceptanceMessage,
     provider::{
@@ -94,10 +94,6 @@ impl Plan {
 pub const DEADLINE_MARGIN_SECONDS: i64 = 30;
 /// An allocation that could be paid later than this from now is declined: it would hold capacity without payment.
 const OPEN_BY_SECONDS_MAX: i64 = 300;
-/// The part of the time between `startBy` and `notAfter` that need not be paid: time to settle, beside the pause.
-const SETTLE_SECONDS_MAX: u64 = 300;
-/// The shortest term that a lease can have.
-const TERM_SECONDS_MIN: u64 = 10;
 /// A lease may be extended beyond the longest term, pause and start by this: time to settle.
 const EXTENSION_MARGIN_SECONDS: u64 = 3600;
 
@@ -378,7 +374,7 @@ fn check_term(
 }
 
 /// The deposit pays for the time that the allocation asks for: from `startBy` to `notAfter`, without the pause and
-/// [`SETTLE_SECONDS_MAX`]. A lease that is funded little by little is opened with an early `notAfter`, which then follows
+/// [`SETTLE_SECONDS`]. A lease that is funded little by little is opened with an early `notAfter`, which then follows
 /// its top-ups.
 fn check_deposit(spec: &GpuAllocationSpec, terms: &Terms) -> Result<(), Refusal> {
     let pause = match spec.on_funds_end {
@@ -388,7 +384,7 @@ fn check_deposit(spec: &GpuAllocationSpec, terms: &Terms) -> Result<(), Refusal>
     let unpaid = terms
         .start_by
         .saturating_add(pause)
-        .saturating_add(SETTLE_SECONDS_MAX);
+        .saturating_add(SETTLE_SECONDS);
     let not_after = u64::try_from(spec.not_after).unwrap_or(0);
     let seconds = not_after.saturating_sub(unpaid).max(TERM_SECONDS_MIN);
     let deposit = TokenAmount::parse(&spec.deposit).unwrap_or_default();

@@ -7,7 +7,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    escrow::{Account, AccountAt, Terms},
+    escrow::{Account, AccountAt, TERM_SECONDS_MIN, Terms},
     observed::Observed,
 };
 
@@ -53,14 +53,13 @@ fn wire(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-/// Less than this is not served: pods that are started for less run longer than they are paid, until they are stopped.
-/// It is the shortest term of a lease, and the shortest top-up.
-const SERVE_SECONDS_MIN: u128 = 10;
-
 /// Whether the funds are spent: the clock stands since they ended, and what is left does not pay for
-/// [`SERVE_SECONDS_MIN`].
+/// [`TERM_SECONDS_MIN`]: pods that are started for less run longer than they are paid, until they are stopped.
 fn is_spent(account: &Account, terms: &Terms) -> bool {
-    let least = terms.burn_rate(account.ended).0.saturating_mul(SERVE_SECONDS_MIN);
+    let least = terms
+        .burn_rate(account.ended)
+        .0
+        .saturating_mul(TERM_SECONDS_MIN.into());
     account.exhausted_at != 0 && account.running == 0 && account.balance_scaled < least
 }
 

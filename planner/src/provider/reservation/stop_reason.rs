@@ -65,7 +65,7 @@ fn by_account(
     if world
         .running
         .known()
-        .is_some_and(|running| !running.exposed.is_empty())
+        .is_some_and(|running| !running.without_isolation.is_empty())
     {
         return Some(StopReason::IsolationDropped);
     }

@@ -20,9 +20,9 @@ use crate::{
     provider::{health::Health, offer::resumption::Room},
 };
 
-mod deadlines;
-
 mod chain;
+mod deadlines;
+mod refused;
 
 const NOW: i64 = 1_800_000_000;
 const KEEP: i64 = 3600;
@@ -472,22 +472,4 @@ fn a_reservation_that_was_paid_does_not_end_with_its_allocation_when_the_chain_s
     // Blocks after `openBy` without the account: a reorganisation has removed it, and nobody can open it any more.
     let reason = reconcile_unpaid(&mut scenario, Observed::Known(false), NOW + 91);
     assert_eq!(reason, Some(StopReason::Unpaid));
-}
-
-#[test]
-fn an_object_that_the_cluster_refuses_is_told_in_the_words_of_the_refusal() {
-    let reservation = GpuReservation::new("lease-x-0", GpuReservationSpec::default());
-    let refusal = "admission webhook \"policy\" denied the request: images must be signed";
-    let mut status = GpuReservationStatus::default();
-    object_refused(&reservation, &mut status, refusal, Timestamp::UNIX_EPOCH);
-    let ready = &status.conditions[0];
-    assert_eq!((ready.type_.as_str(), ready.status.as_str()), ("Ready", "False"));
-    assert!(ready.message.ends_with(refusal), "{}", ready.message);
-    // A reservation that stops is not ready for that reason alone.
-    let mut stopping = GpuReservationStatus {
-        stop_reason: Some(StopReason::Released),
-        ..GpuReservationStatus::default()
-    };
-    object_refused(&reservation, &mut stopping, refusal, Timestamp::UNIX_EPOCH);
-    assert!(stopping.conditions.is_empty());
 }

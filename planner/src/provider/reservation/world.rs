@@ -76,7 +76,7 @@ pub struct Running {
     /// What serves the job's results.
     pub results: ResultsSeen,
     /// Pods that the API server stored without the isolation that was asked for, by name.
-    pub exposed: Vec<String>,
+    pub without_isolation: Vec<String>,
 }
 
 /// The pods that serve a job's results after its end.

@@ -173,7 +173,7 @@ impl Sim {
             endpoints: Vec::new(),
             trouble: String::new(),
             results: ResultsSeen::default(),
-            exposed: Vec::new(),
+            without_isolation: Vec::new(),
         };
         let is_job = read.spec.allocation.workload.job.is_some();
         let known = read.status.as_ref().is_some_and(|s| s.job.is_some());
