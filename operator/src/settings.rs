@@ -92,6 +92,10 @@ pub struct ProviderArgs {
     /// Image of this operator, which pods use to serve job results. Nodes must be able to pull it without a Secret.
     #[arg(long, env = "LEASEHOLD_IMAGE", value_name = "IMAGE")]
     pub image: String,
+    /// Namespace with the labels of the namespaces of leases, in which pods are created by a dry run before a lease is accepted.
+    /// If absent, refusals by the cluster are known only after a lease is paid.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub checks_namespace: Option<String>,
     /// Address of node ports for tenants. If absent, the address of each node is used.
     #[arg(long, value_name = "IP")]
     pub node_port_address: Option<IpAddr>,

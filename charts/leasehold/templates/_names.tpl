@@ -10,6 +10,11 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The namespace in which the provider operator checks whether the cluster admits pods of leases. */}}
+{{- define "leasehold.checksNamespace" -}}
+{{- printf "lease-checks-%s" (include "leasehold.fullname" .) -}}
+{{- end -}}
+
 {{/* Immutable labels by which pods are selected: (list $ "market") */}}
 {{- define "leasehold.selector" -}}
 {{- $root := index . 0 -}}

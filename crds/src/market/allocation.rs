@@ -307,6 +307,8 @@ words! {
         OtherPayee,
         /// The pause is longer than the pool sells.
         PauseTooLong,
+        /// The cluster refuses the pods of the workload.
+        PodsRefused,
         /// The leg's rate is below the pool's price.
         PriceTooLow,
         /// A variable of the workload has a name that is reserved for the provider, or names are not unique.

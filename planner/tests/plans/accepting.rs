@@ -111,6 +111,9 @@ fn declined(reason: DeclineReason) -> Site {
         DeclineReason::OtherMoney => spec.escrow.chain_id = 1,
         DeclineReason::OtherPayee => spec.escrow.legs[0].payee = spec.escrow.market.clone(),
         DeclineReason::PauseTooLong => pool.spec.max_pause = "1h".into(),
+        DeclineReason::PodsRefused => {
+            site.refusal = Some("pods \"lease-0\" is forbidden: exceeded quota: team");
+        }
         DeclineReason::PriceTooLow => pool.spec.price_per_gpu_hour = "1.85".into(),
         DeclineReason::ReservedVariable => spec.workload = with_variable("NVIDIA_MOFED"),
         DeclineReason::ResultsTooLong => pool.spec.max_keep_results_for = "1h".into(),

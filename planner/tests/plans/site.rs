@@ -60,6 +60,8 @@ pub(crate) struct Site {
     pub(crate) pool: Option<GpuPool>,
     pub(crate) supply: PoolSupply,
     pub(crate) currency: Option<(Currency, u32)>,
+    /// What the cluster refuses the pods of a new reservation with.
+    pub(crate) refusal: Option<&'static str>,
     pub(crate) account: Option<OpenAccount>,
     pub(crate) mismatch: bool,
     pub(crate) chain_fails: Option<String>,
@@ -82,6 +84,7 @@ impl Site {
             reservation: None,
             pool: Some(pool()),
             supply: supply(),
+            refusal: None,
             currency: Some((currency(), DECIMALS)),
             account: None,
             mismatch: false,
@@ -187,7 +190,7 @@ impl Site {
     /// The answer to the allocation, written down and carried out.
     pub(crate) fn answer(&mut self, what: &str) -> accept::Plan {
         let identity = identity();
-        let plan = accept::decide(
+        let mut plan = accept::decide(
             &accept::World {
                 allocation: &self.allocation,
                 reservation: self.reservation.as_ref(),
@@ -200,6 +203,9 @@ impl Site {
             },
             at(self.now),
         );
+        if let (Some(words), Some(_)) = (self.refusal, plan.to_admit(self.reservation.as_ref())) {
+            plan = plan.refused(words);
+        }
         let page = &mut self.page;
         page.step(what, self.now);
         let before = self.allocation.status.clone().unwrap_or_default();

@@ -10,7 +10,7 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use leasehold_crds::{
-    GpuAllocation, GpuLease, GpuReservation, PaymentNetwork, lease::Phase,
+    GpuAllocation, GpuLease, GpuReservation, LABEL_LEASE, PaymentNetwork, lease::Phase,
     market::allocation::AllocationPhase, payment::money::TokenAmount, shared::conditions::find,
 };
 use leasehold_e2e::{Split, Tenant, outage, within};
@@ -207,7 +207,7 @@ async fn refunded(
                 .await?
                 .items
                 .iter()
-                .filter(|n| n.name_any().starts_with("lease-"))
+                .filter(|n| n.labels().contains_key(LABEL_LEASE))
                 .count();
         Ok(if left == 0 { Ok(()) } else { Err(left) })
     })

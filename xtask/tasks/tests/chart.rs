@@ -425,11 +425,12 @@ async fn releases_in_one_cluster_share_no_cluster_wide_name() {
     let others: Vec<Value> = serde_norway::Deserializer::from_str(&text)
         .map(|document| serde::Deserialize::deserialize(document).unwrap())
         .collect();
-    let first: Vec<_> = render(&tools, &one_cluster()).iter().map(name).collect();
+    let named = |object: &Value| (object["metadata"]["namespace"].to_string(), name(object));
+    let first: Vec<_> = render(&tools, &one_cluster()).iter().map(named).collect();
     let common: Vec<_> = others
         .iter()
         .filter(|o| !o.is_null())
-        .map(name)
+        .map(named)
         .filter(|n| first.contains(n))
         .collect();
     assert!(common.is_empty(), "{common:?}");

@@ -14,7 +14,7 @@ use leasehold_planner::{
     provider::{
         allocation::accept::{self, Plan, PoolSeen, World},
         offer::supply::PoolSupply,
-        workload::labels,
+        workload::{labels, sample_pod},
     },
 };
 use leasehold_runtime::{
@@ -27,7 +27,7 @@ use leasehold_telemetry::metrics::{Class, Controller};
 use tokio::sync::MutexGuard;
 
 use super::{capacity::CapacitySnapshot, seen::AllocationSeen};
-use crate::provider::{MANAGER, Provider, digest::Digest, offer::Supplies};
+use crate::provider::{MANAGER, Provider, digest::Digest, offer::Supplies, workload::admission};
 
 /// The status is compared again after this long without an event.
 const COMPARE_AFTER: Duration = Duration::from_secs(120);
@@ -154,23 +154,32 @@ impl Provider {
     ) -> Result<GpuAllocationStatus, Error> {
         let (allocation, before) = (&gathered.allocation, gathered.reservation.as_deref());
         let mut capacity = gathered.capacity.take();
+        let name = allocation.name_any();
+        if let (Some(capacity), None, Some(spec)) = (&mut capacity, before, &plan.reserve) {
+            // The next allocation counts it from here on, and need not wait for the API server.
+            self.assumed.assume(GpuReservation::new(&name, (**spec).clone()));
+            capacity.subtract(spec);
+        }
+        drop(capacity);
+        if let Some(words) = self.refusal(&plan, before).await {
+            self.assumed.observed(&name);
+            return Ok(plan.refused(&words).status);
+        }
         if let Some(spec) = plan.reserve {
-            let name = allocation.name_any();
-            if let (Some(capacity), None) = (&mut capacity, before) {
-                // The next allocation counts it from here on, and need not wait for the API server.
-                self.assumed.assume(GpuReservation::new(&name, (*spec).clone()));
-                capacity.subtract(&spec);
-            }
-            drop(capacity);
             let reserved = self.reserve(allocation, before, *spec).await;
             reserved.inspect_err(|_| self.assumed.observed(&name))?;
-        } else {
-            drop(capacity);
         }
         match plan.accept {
             Some(message) => self.sign(allocation, plan.status, &message).await,
             None => Ok(plan.status),
         }
+    }
+
+    /// Why the cluster would refuse the pods of a new reservation, in its own words.
+    async fn refusal(&self, plan: &Plan, before: Option<&GpuReservation>) -> Option<String> {
+        let (spec, namespace) = (plan.to_admit(before)?, self.args.checks_namespace.as_deref()?);
+        let reservation = GpuReservation::new("", spec.clone());
+        admission::refusal(&self.client, &sample_pod(&reservation, namespace)).await
     }
 
     async fn reserve(

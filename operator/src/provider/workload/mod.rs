@@ -1,5 +1,6 @@
 //! What is observed of the objects of a workload.
 
+pub(crate) mod admission;
 mod log;
 pub(crate) mod namespaces;
 pub(crate) mod observe;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use leasehold_crds::{
     GpuAllocation, GpuPool, GpuReservation,
     lease::OnFundsEnd,
-    market::allocation::{AllocationPhase, DeclineReason, Declined, GpuAllocationSpec, GpuAllocationStatus},
+    market::allocation::{AllocationPhase, DeclineReason, GpuAllocationSpec, GpuAllocationStatus},
     payment::money::{Price, TokenAmount},
     provider::reservation::{GpuReservationSpec, Hosting, PodOverhead},
     shared::{duration, quantity},
@@ -25,6 +25,8 @@ use crate::{
     },
     request::Shape,
 };
+
+pub use super::plan::Plan;
 
 /// This provider, and the addresses of its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,35 +61,6 @@ pub struct World<'a> {
     pub pool: Option<PoolSeen<'a>>,
     /// This provider.
     pub identity: &'a Identity,
-}
-
-/// What is to be done, in this order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    /// The reservation to be created, or updated with a later `notAfter` or a release.
-    pub reserve: Option<Box<GpuReservationSpec>>,
-    /// An acceptance to be signed into the status, once the reservation is stored.
-    pub accept: Option<AcceptanceMessage>,
-    /// The status to be reported.
-    pub status: GpuAllocationStatus,
-}
-
-impl Plan {
-    /// A plan that only reports.
-    const fn report(status: GpuAllocationStatus) -> Self {
-        Self {
-            reserve: None,
-            accept: None,
-            status,
-        }
-    }
-
-    /// Whether it declines an allocation that was not declined before.
-    #[must_use]
-    pub fn declines(&self, allocation: &GpuAllocation) -> bool {
-        let before = allocation.status.as_ref().and_then(|s| s.declined.as_ref());
-        self.status.declined.is_some() && before != self.status.declined.as_ref()
-    }
 }
 
 /// An unpaid reservation outlives `openBy` by this, so that a payment in the last second finds it.
@@ -142,14 +115,7 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
                 status,
             }
         }
-        Err((reason, message)) => {
-            status.phase = AllocationPhase::Declined;
-            status.declined = Some(Declined {
-                reason: reason.to_string(),
-                message: message.chars().take(1000).collect(),
-            });
-            Plan::report(status)
-        }
+        Err((reason, message)) => Plan::declined(status, reason, &message),
     }
 }
 

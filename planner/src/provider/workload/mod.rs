@@ -44,7 +44,7 @@ pub use self::{
     egress_denylist::EgressDenylist,
     endpoints::{endpoints, results_address},
     job::{job_end, job_names},
-    pod::CONTAINER,
+    pod::{CONTAINER, sample_pod},
     results_server::{LABEL_RESULTS, ResultsObjects},
     service::{LABEL_INDEX, LABEL_RANK},
     started::has_run,

@@ -7,7 +7,7 @@ use k8s_openapi::{
         Affinity, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort,
         EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, NodeAffinity, NodeSelector,
         NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PersistentVolumeClaimVolumeSource,
-        PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+        Pod, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
         ResourceRequirements, SeccompProfile, SecurityContext, TCPSocketAction, Toleration, Volume,
         VolumeMount,
     },
@@ -99,6 +99,27 @@ pub(super) fn template(reservation: &GpuReservation, of_job: Option<JobPod>) -> 
             ..ObjectMeta::default()
         }),
         spec: Some(pod(reservation, of_job)),
+    }
+}
+
+/// A pod like those of the workload, in that namespace, for a dry run: whether the cluster admits it.
+#[must_use]
+pub fn sample_pod(reservation: &GpuReservation, namespace: &str) -> Pod {
+    let spec = &reservation.spec.allocation;
+    let index = match (&spec.storage, &spec.workload.job) {
+        (Some(_), _) => Some(JobPod::Node(0)),
+        (None, Some(_)) => Some(JobPod::AnyNode),
+        (None, None) => None,
+    };
+    let template = template(reservation, index);
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(format!("{NAME}-0")),
+            namespace: Some(namespace.into()),
+            ..template.metadata.unwrap_or_default()
+        },
+        spec: template.spec,
+        status: None,
     }
 }
 

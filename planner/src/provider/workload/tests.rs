@@ -97,6 +97,29 @@ fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
     assert_eq!(container.capabilities.unwrap().drop, Some(vec!["ALL".to_owned()]));
 }
 
+/// The API server would refuse another pod for another reason.
+#[test]
+fn the_pod_of_a_dry_run_is_that_of_the_workload() {
+    for workload in [session(), service()] {
+        let hosting = Hosting {
+            user_namespaces: true,
+            ..Hosting::default()
+        };
+        let mut reservation = reservation(workload, hosting);
+        reservation.spec.allocation.storage = None;
+        let sample = sample_pod(&reservation, "lease-checks-a");
+        assert_eq!(sample.metadata.namespace.as_deref(), Some("lease-checks-a"));
+        let pod = pod_of(&Objects::of(&reservation, &EgressDenylist::default()));
+        assert_eq!(sample.spec, Some(pod));
+    }
+    let stored = reservation(service(), Hosting::default());
+    assert!(stored.spec.allocation.storage.is_some());
+    let spec = sample_pod(&stored, "lease-checks-a").spec.unwrap();
+    let volumes = spec.volumes.unwrap();
+    let mounts = spec.containers[0].volume_mounts.clone().unwrap();
+    assert!(mounts.iter().all(|m| volumes.iter().any(|v| v.name == m.name)));
+}
+
 #[test]
 fn a_workload_that_states_its_user_runs_as_that_user() {
     let mut workload = service();

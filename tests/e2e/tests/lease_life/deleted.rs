@@ -129,7 +129,7 @@ pub(super) async fn nothing_left(stack: &Stack) -> anyhow::Result<()> {
         let left: Vec<String> = namespaces
             .iter()
             .map(ResourceExt::name_any)
-            .filter(|n| n.starts_with("lease-"))
+            .filter(|n| n.starts_with("lease-") && !n.starts_with("lease-checks-"))
             .chain(allocations.iter().map(ResourceExt::name_any))
             .chain(reservations(stack).await?.iter().map(ResourceExt::name_any))
             .collect();

@@ -175,7 +175,7 @@ pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
          `spec` of a GpuNode.\n\
          - **Provider operator**: writes namespaced objects only in namespaces `lease-*` with the label \
          `leasehold.dev/provider=<its name>`; creates, changes and deletes only such namespaces, and only under the Pod Security Standard `baseline` or `restricted`; writes only its own \
-         GpuReservations.\n\n\
+         GpuReservations. Nobody creates pods in these namespaces that can be root outside a user namespace.\n\n\
          Permissions by name: the market operator can get the Secrets with RPC URLs in its own namespace, and each wallet that \
          the Role of a tenant names; each operator can renew its own leader Lease; a provider can get and patch its own \
          GpuProvider; the provider operator can bind the ClusterRole `leasehold-tenant-access` and no other.\n",

@@ -88,6 +88,7 @@ pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Install
             refused(&path(&object), write(&it.provider, &object).await, "cannot patch");
         }
     }
+    pods_of_leases_stay_isolated(it, own).await;
     for foreign in [
         other,
         bare,
@@ -108,6 +109,34 @@ pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Install
     provider_namespaces(it).await;
     provider_namespaces_stay_confined(it).await;
     provider_cluster_objects(it).await;
+}
+
+/// A container that can be root runs in a user namespace, whoever creates its pod.
+async fn pods_of_leases_stay_isolated(it: &Installation, namespace: &str) {
+    let pod = |name: &str, spec: Value, container: Value| {
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"serviceAccountName": "trial", "containers": [{"name": "c", "image": "i", "securityContext": container}]}});
+        pod["spec"]
+            .as_object_mut()
+            .unwrap()
+            .extend(spec.as_object().unwrap().clone());
+        pod
+    };
+    let never_root = json!({"securityContext": {"runAsNonRoot": true}});
+    for admitted in [
+        pod("in-user-namespace", json!({"hostUsers": false}), json!({})),
+        pod("never-root", never_root.clone(), json!({})),
+    ] {
+        allowed(&path(&admitted), create(&it.provider, &admitted).await);
+    }
+    for denied in [
+        pod("on-the-host", json!({}), json!({})),
+        pod("host-users", json!({"hostUsers": true}), json!({})),
+        pod("one-root", never_root, json!({"runAsNonRoot": false})),
+    ] {
+        let created = create(&it.provider, &denied).await;
+        refused(&path(&denied), created, "must have hostUsers: false");
+    }
 }
 
 /// Which namespaces a provider may make, change and delete: `lease-*` with its own label.

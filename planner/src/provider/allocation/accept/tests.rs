@@ -155,6 +155,29 @@ fn reserved() -> GpuReservation {
 }
 
 #[test]
+fn a_lease_whose_pods_the_cluster_refuses_is_declined_in_the_words_of_the_refusal() {
+    let allocation = allocation();
+    let plan = decided(&allocation, None);
+    let spec = plan.to_admit(None).unwrap();
+    assert_eq!(Some(spec), plan.reserve.as_deref());
+    let words = "pods \"lease-0\" is forbidden: exceeded quota: team";
+    let status = plan.refused(words).status;
+    assert_eq!(
+        (status.phase, status.acceptance),
+        (AllocationPhase::Declined, None)
+    );
+    let declined = status.declined.unwrap();
+    assert_eq!(declined.reason, "PodsRefused");
+    assert!(declined.message.ends_with(words), "{}", declined.message);
+    // What is reserved already was admitted.
+    let reserved = reserved();
+    assert_eq!(
+        decided(&allocation, Some(&reserved)).to_admit(Some(&reserved)),
+        None
+    );
+}
+
+#[test]
 fn a_reservation_keeps_how_its_pool_and_nodes_were() {
     let hosting = reserved().spec.hosting;
     assert_eq!(hosting.runtime_class_name.as_deref(), Some("nvidia"));
