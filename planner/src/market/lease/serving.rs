@@ -59,8 +59,13 @@ fn fact(world: &World, checked: &Checked, account: &Account) -> Option<Fact> {
         return Some(Fact::Serving);
     }
     if account.started_at != 0 {
-        // The clock may run while every leg is paused: paid time passes, and no provider serves.
-        return checked.exhausted.then_some(Fact::OutOfFunds);
+        // The clock may run while every leg is paused: paid time passes, and no provider serves. A status that was lost does
+        // not show yet that it was paid.
+        return Some(if checked.exhausted {
+            Fact::OutOfFunds
+        } else {
+            Fact::Open
+        });
     }
     let provisioning = world
         .allocations

@@ -377,3 +377,25 @@ fn a_close_that_a_reorganisation_drops_is_sent_again() {
     (world.account, world.second_account) = (Some(closed.clone()), Some(closed));
     assert_eq!(decide(&world, &check(&world), now()).status.intent, None);
 }
+
+/// A status that was lost and found again says nothing of what was paid. If the lease is deleted while the chain cannot be read,
+/// it does not count as one for which nothing was intended.
+#[test]
+fn a_recovered_lease_whose_legs_are_paused_does_not_end_without_its_account() {
+    let mut paused = account(600);
+    paused.running = 0;
+    let mut world = world(AccountRead::Present(paused), AllocationPhase::Active);
+    intend(&mut world, IntentAction::Open, "1000000").phase = Phase::Pending;
+    let mut status = decide(&world, &check(&world), now()).status;
+    assert_eq!(status.phase, Phase::Funded);
+    status.intent = None;
+
+    let lease = Arc::make_mut(&mut world.lease);
+    lease.status = Some(status);
+    lease.metadata.deletion_timestamp = Some(Time(now()));
+    let unknown = || Observed::Unknown("no answer".into());
+    (world.account, world.second_account) = (Some(unknown()), None);
+    let checked = check(&world);
+    assert_eq!(checked.account_state, AccountState::Unknown);
+    assert_eq!(decide(&world, &checked, now()).finalizer, None);
+}
