@@ -27,6 +27,8 @@ pub struct Node {
     pub not_ready_since: Option<u64>,
     /// Until when no pod is scheduled to it, in Unix milliseconds.
     pub cordoned_until: u64,
+    /// Until when its device plugin advertises no GPU, in Unix milliseconds.
+    pub plugin_down_until: u64,
     /// When it last came back after it was dead, in Unix milliseconds; 0 if it never was.
     pub revived_ms: u64,
 }
@@ -401,7 +403,7 @@ impl Cluster {
         self.nodes
             .iter()
             .filter(|n| workload.on.contains(&n.name) && n.not_ready_since.is_none())
-            .filter(|n| n.cordoned_until <= now && !beside(n))
+            .filter(|n| n.cordoned_until <= now && n.plugin_down_until <= now && !beside(n))
             .find_map(|node| {
                 let free: Vec<String> = node
                     .gpus

@@ -87,6 +87,8 @@ pub(crate) struct Faults {
     pub(crate) write_ms: u64,
     /// Block at which a backend of the endpoint, or the whole endpoint, is frozen.
     pub(crate) frozen_at: Option<u64>,
+    /// How far the clock of the chain is off. A block is never older than the one before.
+    pub(crate) chain_offset_ms: i64,
     /// When a reorganisation last dropped transactions, in Unix milliseconds.
     pub(crate) dropped_ms: u64,
     /// Which of two endpoints fails, and how.
@@ -127,6 +129,7 @@ impl Faults {
             watch_lag_ms: (20, 300),
             write_ms: 20,
             frozen_at: None,
+            chain_offset_ms: 0,
             dropped_ms: 0,
             bad_endpoint: None,
             hung_until: 0,
@@ -364,6 +367,7 @@ impl Sim {
         self.faults.agents_silent.clear();
         self.faults.frozen_at = None;
         self.faults.bad_endpoint = None;
+        self.set_clocks_right();
         self.chain.hung = false;
         self.chain.inclusion_per_mille = 1000;
         for site in 0..self.sites.len() {

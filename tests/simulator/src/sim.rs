@@ -245,7 +245,7 @@ impl Sim {
 
     fn block(&mut self) {
         if !self.chain.hung {
-            let time = self.now / 1000;
+            let time = self.now.saturating_add_signed(self.faults.chain_offset_ms) / 1000;
             if self.faults.reorganises() && self.random.per_mille(15) {
                 let depth = usize::try_from(self.random.between(1, 2)).unwrap_or(1);
                 self.note(|| format!("the newest {depth} blocks are reorganised"));

@@ -219,7 +219,9 @@ impl Sim {
             StopReason::FundsUnknown => {
                 let spread = clocks().max().unwrap_or(0) - clocks().min().unwrap_or(0);
                 let used = object.status.as_ref().is_some_and(|s| s.grace_used);
-                let now = i64::try_from(self.now / 1000).unwrap_or(0) + spread / 1000 + 15;
+                // By the clock of the chain, as the end of the paid time is.
+                let off = self.faults.chain_offset_ms;
+                let now = i64::try_from(self.now / 1000).unwrap_or(0) + (off + spread) / 1000 + 15;
                 let read_by = |p: usize| {
                     self.invariants
                         .reads

@@ -107,6 +107,7 @@ impl Site {
                 dead_since: None,
                 not_ready_since: None,
                 cordoned_until: 0,
+                plugin_down_until: 0,
                 revived_ms: 0,
             })
             .collect();

@@ -85,7 +85,8 @@ impl Sim {
                     .iter()
                     .filter(|p| p.node.as_ref() == Some(&node.name) && !p.has_ended());
                 let requested = on.map(|p| count(p.uuids.len())).sum();
-                let healthy = node.gpus.iter().all(|g| g.faulty_since.is_none());
+                let healthy =
+                    node.gpus.iter().all(|g| g.faulty_since.is_none()) && node.plugin_down_until <= self.now;
                 let uuids: Vec<String> = node.gpus.iter().map(|g| g.uuid.clone()).collect();
                 NodeSeen {
                     name: node.name.clone(),

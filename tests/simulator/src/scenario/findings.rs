@@ -47,7 +47,7 @@ impl Finding {
 }
 
 /// All findings. When one is closed, its row says so.
-pub const FINDINGS: [Finding; 16] = [
+pub const FINDINGS: [Finding; 18] = [
     Finding {
         id: "M1",
         scenario: Scenario::HostileMarket,
@@ -190,6 +190,28 @@ pub const FINDINGS: [Finding; 16] = [
         steps: 6_000,
         violates: "U1: * is closed with reason *",
         reaches: &["an endpoint is dead"],
+        state: State::Closed,
+    },
+    Finding {
+        id: "clocks",
+        scenario: Scenario::WrongClocks,
+        seeds: (1, 24),
+        steps: 6_000,
+        violates: "U1/U2: reservation * is stopped with reason",
+        reaches: &[
+            "wrong clock of the market",
+            "wrong clock of a provider",
+            "wrong clock of the chain",
+        ],
+        state: State::Closed,
+    },
+    Finding {
+        id: "C13",
+        scenario: Scenario::PluginRestarts,
+        seeds: (1, 12),
+        steps: 6_000,
+        violates: "U2: the containers of * run, and its leg does not",
+        reaches: &["device plugin restarted under a lease"],
         state: State::Closed,
     },
 ];

@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use crate::{Sim, random::Random, sim::Event};
 
 pub(crate) mod chain;
+mod clocks;
 mod findings;
 mod hostile_market;
 mod market;
+mod nodes;
 mod restore;
 
 pub(crate) use restore::Backup;
@@ -51,11 +53,15 @@ pub enum Scenario {
     StuckEndpoint,
     /// One of two endpoints does not answer for minutes.
     DeadEndpoint,
+    /// Clocks of markets, providers and the chain are minutes off, either way.
+    WrongClocks,
+    /// Device plugins restart: for a while no pod that needs a GPU can start on the node, and those that run continue.
+    PluginRestarts,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
@@ -71,6 +77,8 @@ impl Scenario {
         Self::LyingEndpoint,
         Self::StuckEndpoint,
         Self::DeadEndpoint,
+        Self::WrongClocks,
+        Self::PluginRestarts,
     ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
@@ -132,26 +140,14 @@ impl Sim {
             Scenario::LyingEndpoint | Scenario::StuckEndpoint | Scenario::DeadEndpoint => {
                 Some(self.toggle_endpoint(scenario))
             }
+            Scenario::WrongClocks => {
+                self.set_clocks_wrong();
+                None
+            }
+            Scenario::PluginRestarts => Some(self.restart_a_plugin()),
         };
         if let Some(after_ms) = after_ms {
             self.at(after_ms, Event::Scenario(scenario));
         }
-    }
-
-    /// Drains a node of a random provider. Returns the time until the next drain.
-    fn drain_a_node(&mut self) -> u64 {
-        let sites = u64::try_from(self.sites.len()).unwrap_or(1);
-        let site = usize::try_from(self.random.below(sites)).unwrap_or(0);
-        let until = self.now + self.random.between(30_000, 180_000);
-        if !self.faults.sites_down.contains(&site) {
-            let Self {
-                sites, random, now, ..
-            } = self;
-            if let Some(name) = sites[site].cluster.drain(until, *now, random) {
-                self.invariants.count("pod drained".into());
-                self.note(|| format!("a pod of {name} is drained"));
-            }
-        }
-        self.random.between(10_000, 60_000)
     }
 }
