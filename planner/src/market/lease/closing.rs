@@ -1,7 +1,10 @@
 //! The end of a lease: its allocations are released, the account is closed, and the finalizer is removed.
 
 use jiff::Timestamp;
-use leasehold_crds::lease::{CloseReason, Intent, IntentAction};
+use leasehold_crds::{
+    lease::{CloseReason, Intent, IntentAction},
+    market::allocation::AllocationPhase,
+};
 
 use super::{
     check::{AccountState, Checked, abandoned, deleting, finality_lag, is_final},
@@ -9,7 +12,7 @@ use super::{
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
     reads::has_finalizer,
-    world::World,
+    world::{AllocationSeen, World},
 };
 use crate::{escrow::AccountAt, observed::Observed};
 
@@ -29,7 +32,7 @@ pub(super) fn end(
     let over = match checked.account_state {
         _ if reason == CloseReason::Abandoned => true,
         AccountState::NoTerms | AccountState::NeverOpened => {
-            delete_all(world, plan);
+            delete_all(world, now, plan);
             true
         }
         AccountState::Mismatch => true,
@@ -135,12 +138,29 @@ pub(super) fn close(world: &World, now: Timestamp, plan: &mut Plan) {
     }
 }
 
-/// Deletes the allocations of this round and of earlier ones. Allocations of a later round belong to a newer status.
-pub(super) fn delete_all(world: &World, plan: &mut Plan) {
+/// Deletes the allocations of this round and of earlier ones. Allocations of a later round belong to a newer status. One that
+/// its provider serves, for example because it saw an account that a reorganisation dropped, is released first, and is deleted
+/// when it has stopped, at the latest when it could not be started any more.
+pub(super) fn delete_all(world: &World, now: Timestamp, plan: &mut Plan) {
     let round = plan.status.round;
     let past = world.allocations.iter().filter(|a| a.object.spec.round <= round);
-    plan.allocations.extend(past.map(|a| {
+    plan.allocations.extend(past.filter_map(|a| {
         let (namespace, name) = keys(a);
-        AllocationWrite::Delete { namespace, name }
+        let spec = &a.object.spec;
+        if !is_served(a) || now.as_second() > spec.escrow.start_by {
+            Some(AllocationWrite::Delete { namespace, name })
+        } else {
+            (!spec.release).then_some(AllocationWrite::Release {
+                namespace,
+                name,
+                drop_results: true,
+            })
+        }
     }));
+}
+
+/// Whether its provider may run containers for it.
+fn is_served(allocation: &AllocationSeen) -> bool {
+    let status = allocation.object.status.as_ref();
+    status.is_some_and(|s| !s.phase.is_unpaid() && s.phase != AllocationPhase::Stopped)
 }

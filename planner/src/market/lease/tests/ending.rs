@@ -1,5 +1,7 @@
 //! Why a lease ends, and when the intent to close is stored.
 
+use jiff::SignedDuration;
+
 use super::*;
 
 #[test]
@@ -398,4 +400,41 @@ fn a_recovered_lease_whose_legs_are_paused_does_not_end_without_its_account() {
     let checked = check(&world);
     assert_eq!(checked.account_state, AccountState::Unknown);
     assert_eq!(decide(&world, &checked, now()).finalizer, None);
+}
+
+/// A reorganisation dropped the account of a round for good, after its provider had seen it. The next round begins when the
+/// provider has stopped.
+#[test]
+fn a_round_whose_account_is_gone_ends_before_the_next_one_begins() {
+    let with = |phase: AllocationPhase, released: bool, at: Timestamp| {
+        let mut world = world(AccountRead::Absent, phase);
+        let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+        (status.phase, status.escrow, status.intent) = (Phase::Pending, None, None);
+        (world.account, world.second_account) = (None, None);
+        world.parsed.terms = None;
+        Arc::make_mut(&mut world.allocations[0].object).spec.release = released;
+        decide(&world, &check(&world), at)
+    };
+    let plan = with(AllocationPhase::Provisioning, false, now());
+    assert!(matches!(
+        plan.allocations.as_slice(),
+        [AllocationWrite::Release { .. }]
+    ));
+    for phase in [AllocationPhase::Provisioning, AllocationPhase::Stopping] {
+        let plan = with(phase, true, now());
+        assert_eq!(plan.allocations, [], "{phase:?}");
+        assert_eq!((plan.status.phase, plan.status.round), (Phase::Pending, 1));
+    }
+    let late = now() + SignedDuration::from_secs(901);
+    for (phase, at) in [
+        (AllocationPhase::Reserved, now()),
+        (AllocationPhase::Stopped, now()),
+        (AllocationPhase::Provisioning, late),
+    ] {
+        let plan = with(phase, true, at);
+        assert!(
+            matches!(plan.allocations.as_slice(), [AllocationWrite::Delete { .. }]),
+            "{phase:?}"
+        );
+    }
 }
