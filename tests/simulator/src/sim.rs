@@ -22,6 +22,7 @@ use crate::{
     provider::Site,
     random::Random,
     reconcile::{ProcessId, Task},
+    rpc::Reader,
     scenario::{Backup, Scenario},
     tenant::Tenants,
 };
@@ -50,6 +51,8 @@ pub(crate) enum Event {
     Supply(ProcessId, u64),
     /// A provider looks for orphaned namespaces, or the market for orphaned accounts.
     Orphans(ProcessId, u64),
+    /// An operator reads the newest block for the status of its PaymentNetworks.
+    Networks(ProcessId, u64),
     Due(ProcessId, u64, Task),
     Continue(ProcessId, u64, u64),
 }
@@ -236,6 +239,7 @@ impl Sim {
             Event::Sync(who, restarts, cache) => self.sync(who, restarts, cache),
             Event::Supply(who, restarts) => self.supply(who, restarts),
             Event::Orphans(who, restarts) => self.orphans(who, restarts),
+            Event::Networks(who, restarts) => self.networks(who, restarts),
             Event::Due(who, restarts, task) => self.due(who, restarts, task),
             Event::Continue(who, restarts, id) => self.resume(who, restarts, id),
         }
@@ -359,6 +363,16 @@ impl Sim {
             ProcessId::Provider(s, p) => self.clear_orphans(s, p),
         }
         self.at(30_000, Event::Orphans(who, restarts));
+    }
+
+    /// Reads the newest block, as each operator does for the status of its PaymentNetworks, so that it follows the chain
+    /// while nothing else reads it.
+    fn networks(&mut self, who: ProcessId, restarts: u64) {
+        if !self.is_current(who, restarts) {
+            return;
+        }
+        self.read_head(&mut Reader::default(), who);
+        self.at(15_000, Event::Networks(who, restarts));
     }
 
     /// Enqueues an object.

@@ -127,6 +127,7 @@ impl Sim {
             self.follow_market(m, cache, usize::MAX);
         }
         self.at(0, Event::Supply(who, restarts));
+        self.at(0, Event::Networks(who, restarts));
         self.at(30_000, Event::Orphans(who, restarts));
     }
 

@@ -239,6 +239,7 @@ impl Sim {
             }
         }
         self.at(0, Event::Supply(who, restarts));
+        self.at(0, Event::Networks(who, restarts));
         let first_orphans = self.random.between(1_000, 30_000);
         self.at(first_orphans, Event::Orphans(who, restarts));
     }
