@@ -458,3 +458,41 @@ async fn a_reader_far_behind_continues_in_bounded_steps() {
     assert_eq!(next.number, 10 + 32_000);
     assert_eq!(next.hash.0, block(next.number).header.hash.0);
 }
+
+/// Between two calls the node received the block that closed the account, and answered the first one from it.
+#[tokio::test]
+async fn a_clock_of_another_state_than_that_of_the_snapshot_is_no_answer() {
+    const CLOSED: u8 = 4;
+    let (escrow, asserter) = scripted();
+    asserter.push_success(&U64::from(CHAIN));
+    let snapshot = Escrow::Snapshot {
+        matches: true,
+        closed: true,
+        phase: CLOSED,
+        paidSeconds: to_u40(39),
+        ..row(true)
+    };
+    let stored = |phase, settled_at, paid_seconds| Escrow::Account {
+        termsHash: B256::repeat_byte(1),
+        clock: Escrow::Clock {
+            balance: 0,
+            settledAt: to_u40(settled_at),
+            paidSeconds: to_u40(paid_seconds),
+            running: 0,
+            ended: 0,
+            phase,
+        },
+    };
+    for (row, start) in [(stored(1, 963, 0), None), (stored(CLOSED, 1_002, 39), Some(963))] {
+        asserter.push_success(&block(2));
+        asserter.push_success(&Bytes::from(Escrow::snapshotCall::abi_encode_returns(&snapshot)));
+        asserter.push_success(&Bytes::from(Escrow::rawCall::abi_encode_returns(&vec![row])));
+        let answer = read_once(&escrow, &terms_of(1)).await;
+        match (answer, start) {
+            (Ok(AccountRead::Present(account)), Some(start)) => assert_eq!(account.started_at, start),
+            (Err(PaymentError::Unreachable(_)), None) => {}
+            (answer, _) => panic!("{answer:?}"),
+        }
+    }
+    assert!(asserter.read_q().is_empty());
+}

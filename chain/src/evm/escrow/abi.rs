@@ -152,10 +152,14 @@ pub(crate) const fn hides_its_start(s: &Escrow::Snapshot) -> bool {
     s.matches && matches!(s.phase, phase::ENDED | phase::CLOSED)
 }
 
-/// Converts a snapshot. `settled_at` is the stored time of an account that [hides its start](hides_its_start).
+/// Converts a snapshot. `stored` is the stored clock of an account that [hides its start](hides_its_start).
+///
+/// # Errors
+/// `Unreachable` when that clock is of another state than the snapshot: a node that receives a block between two calls can
+/// answer both for the block before, and one of them from the new one.
 pub(crate) fn account_read(
     s: &Escrow::Snapshot,
-    settled_at: Option<u64>,
+    stored: Option<&Escrow::Clock>,
 ) -> Result<AccountRead, PaymentError> {
     if !s.exists {
         return Ok(AccountRead::Absent);
@@ -163,11 +167,17 @@ pub(crate) fn account_read(
     if !s.matches {
         return Ok(AccountRead::Mismatch);
     }
+    if stored.is_some_and(|clock| clock.phase != s.phase || clock.paidSeconds != s.paidSeconds) {
+        let what = "the RPC endpoint answered two calls for one block from two states";
+        return Err(PaymentError::Unreachable(what.into()));
+    }
     let paid_seconds: u64 = s.paidSeconds.to();
     let counted_to = match s.phase {
         phase::RUNNING => Some(s.blockTime.to()),
         phase::EXHAUSTED => Some(s.exhaustedAt.to()),
-        phase::ENDED | phase::CLOSED => settled_at.filter(|_| paid_seconds > 0),
+        phase::ENDED | phase::CLOSED => stored
+            .filter(|_| paid_seconds > 0)
+            .map(|clock| clock.settledAt.to()),
         _ => None,
     };
     Ok(AccountRead::Present(Account {

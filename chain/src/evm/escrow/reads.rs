@@ -183,7 +183,7 @@ impl EvmEscrow {
         rows.iter()
             .map(|row| {
                 let stored = hides_its_start(row).then(|| stored.next()).flatten();
-                let read = account_read(row, stored.map(|account| account.clock.settledAt.to()))?;
+                let read = account_read(row, stored.as_ref().map(|account| &account.clock))?;
                 AccountAt::computed(block, row.blockTime.to(), read)
             })
             .collect()
