@@ -88,7 +88,7 @@ pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Install
             refused(&path(&object), write(&it.provider, &object).await, "cannot patch");
         }
     }
-    pods_of_leases_stay_isolated(it, own).await;
+    pods_of_leases_stay_isolated(it).await;
     for foreign in [
         other,
         bare,
@@ -111,11 +111,12 @@ pub(crate) async fn providers_write_only_namespaces_of_their_leases(it: &Install
     provider_cluster_objects(it).await;
 }
 
-/// A container that can be root runs in a user namespace, whoever creates its pod.
-async fn pods_of_leases_stay_isolated(it: &Installation, namespace: &str) {
+/// A container that can be root runs in a user namespace, whoever creates its pod. The chart makes the namespace in which the
+/// operator tries pods, with the identity of the pods of leases.
+async fn pods_of_leases_stay_isolated(it: &Installation) {
     let pod = |name: &str, spec: Value, container: Value| {
-        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
-            "spec": {"serviceAccountName": "trial", "containers": [{"name": "c", "image": "i", "securityContext": container}]}});
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "lease-checks-leasehold"},
+            "spec": {"serviceAccountName": "lease", "containers": [{"name": "c", "image": "i", "securityContext": container}]}});
         pod["spec"]
             .as_object_mut()
             .unwrap()
