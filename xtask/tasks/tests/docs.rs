@@ -9,6 +9,11 @@ use std::{
 const SKIPPED: &[&str] = &["node_modules", "target", ".git", "out", "cache"];
 
 fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
+    files(folder, "md", found);
+}
+
+/// All files below a folder with that extension.
+fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder)
         .expect("a folder")
         .map(|e| e.expect("an entry"))
@@ -17,9 +22,9 @@ fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
         let name = entry.file_name();
         if path.is_dir() {
             if !SKIPPED.iter().any(|skipped| name == *skipped) {
-                pages(&path, found);
+                files(&path, extension, found);
             }
-        } else if path.extension().is_some_and(|e| e == "md") {
+        } else if path.extension().is_some_and(|e| e == extension) {
             found.push(path);
         }
     }
@@ -124,5 +129,47 @@ fn every_reason_is_explained() {
     assert!(
         missing.is_empty(),
         "docs/operate/troubleshooting.md does not explain {missing:?}"
+    );
+}
+
+/// Names of tests that a text gives as code: at least three words. A trailing `…` stands for the rest of a name.
+fn named_tests(text: &str) -> impl Iterator<Item = &str> {
+    let spans = text.split('`').skip(1).step_by(2);
+    spans.filter(|span| {
+        let name = span.trim_end_matches('…');
+        name.matches('_').count() >= 2
+            && name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    })
+}
+
+#[test]
+fn every_test_that_the_design_names_exists() {
+    let root = leasehold_tasks::root();
+    let mut sources = Vec::new();
+    files(&root, "rs", &mut sources);
+    files(&root, "sol", &mut sources);
+    let sources: String = sources
+        .iter()
+        .map(|file| std::fs::read_to_string(file).expect("a source"))
+        .collect();
+    let mut design = Vec::new();
+    pages(&root.join("docs/design"), &mut design);
+    let (mut count, mut missing) = (0, BTreeSet::new());
+    for page in &design {
+        let text = std::fs::read_to_string(page).expect("a page");
+        for name in named_tests(&text) {
+            count += 1;
+            let end = if name.ends_with('…') { "" } else { "(" };
+            let start = format!(" {}{end}", name.trim_end_matches('…'));
+            if !sources.contains(&format!("fn{start}")) && !sources.contains(&format!("function{start}")) {
+                missing.insert(name.to_owned());
+            }
+        }
+    }
+    assert!(count > 100, "only {count} names were found");
+    assert!(
+        missing.is_empty(),
+        "the design names tests that do not exist: {missing:#?}"
     );
 }
