@@ -101,14 +101,20 @@ async fn a_missing_gpu_node_is_created_and_owned_by_its_node() {
     assert_eq!(publisher.generation(), 3);
 }
 
-#[tokio::test]
-async fn a_gpu_node_that_is_created_again_keeps_what_its_administrator_set() {
+/// A publisher that has read the GpuNode as an administrator set it, its server, and that GpuNode.
+async fn after_an_administrator() -> (Publisher, Server, Value) {
     let (mut publisher, mut server) = publisher();
     let mut kept = gpu_node(None);
     kept["spec"] = json!({"sell": false, "classOverride": "gb10-128g"});
     let serve = first_reads(&mut server, kept.clone());
     let (read, ()) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
     read.unwrap();
+    (publisher, server, kept)
+}
+
+#[tokio::test]
+async fn a_gpu_node_that_is_created_again_keeps_what_its_administrator_set() {
+    let (mut publisher, mut server, kept) = after_an_administrator().await;
     let serve = async {
         answer(&mut server, StatusCode::NOT_FOUND, not_found()).await;
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "uid": "u-2"}});
@@ -123,12 +129,7 @@ async fn a_gpu_node_that_is_created_again_keeps_what_its_administrator_set() {
 /// A Node is deleted and registers again while its agent restarts.
 #[tokio::test]
 async fn what_an_administrator_set_survives_a_restart_of_the_agent() {
-    let (mut publisher, mut server) = publisher();
-    let mut kept = gpu_node(None);
-    kept["spec"] = json!({"sell": false, "classOverride": "gb10-128g"});
-    let serve = first_reads(&mut server, kept.clone());
-    let (read, ()) = tokio::join!(publisher.refresh(Timestamp::UNIX_EPOCH), serve);
-    read.unwrap();
+    let (mut publisher, mut server, kept) = after_an_administrator().await;
     let serve = answer(&mut server, StatusCode::OK, lease(&json!({})));
     let (renewed, (.., renewal)) = tokio::join!(publisher.renew(Timestamp::UNIX_EPOCH), serve);
     renewed.unwrap();

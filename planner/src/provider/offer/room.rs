@@ -44,8 +44,8 @@ impl Refusal {
     }
 }
 
-/// The free room of a node in a pool, and how many more pods it admits. `held` are the shapes of reservations whose pods do not exist yet; `claimed` says
-/// which other node claims one of its GPUs.
+/// The free room of a node in a pool, and how many more pods it admits. `held` are the shapes of reservations whose pods do
+/// not exist yet; `claimed` says which other node claims one of its GPUs.
 pub(super) fn room(
     node: &NodeSeen,
     (pool, runtime): (&GpuPool, &PoolRuntime),
