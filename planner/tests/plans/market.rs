@@ -275,7 +275,7 @@ impl Market {
                 names.any(|name| seen.object.metadata.name == Some(name))
             };
             match status.escrow {
-                None => concerns(&self.lease, &seen.object),
+                None => concerns(&self.lease, &seen.object, at(self.now)),
                 Some(_) => terms.is_some_and(is_of),
             }
         };

@@ -201,9 +201,10 @@ impl Market {
                 escrow.legs.iter().enumerate().filter_map(key).collect()
             }
             None => {
-                let uid = lease.uid();
-                self.allocations
-                    .state_filter(|a| Some(&a.spec.lease.uid) == uid.as_ref() && lease::concerns(lease, a))
+                let (uid, now) = (lease.uid(), self.now());
+                self.allocations.state_filter(|a| {
+                    Some(&a.spec.lease.uid) == uid.as_ref() && lease::concerns(lease, a, now)
+                })
             }
         };
         seen(found, chain)

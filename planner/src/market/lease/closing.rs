@@ -1,17 +1,14 @@
 //! The end of a lease: its allocations are released, the account is closed, and the finalizer is removed.
 
 use jiff::Timestamp;
-use leasehold_crds::{
-    lease::{CloseReason, Intent, IntentAction},
-    market::allocation::AllocationPhase,
-};
+use leasehold_crds::lease::{CloseReason, Intent, IntentAction};
 
 use super::{
     check::{AccountState, Checked, abandoned, deleting, finality_lag, is_final},
     decide::Step,
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
-    reads::has_finalizer,
+    reads::{has_finalizer, is_served},
     world::{AllocationSeen, World},
 };
 use crate::{escrow::AccountAt, observed::Observed};
@@ -32,7 +29,7 @@ pub(super) fn end(
     let over = match checked.account_state {
         _ if reason == CloseReason::Abandoned => true,
         AccountState::NoTerms | AccountState::NeverOpened => {
-            delete_all(world, now, plan);
+            delete_all(world, plan);
             true
         }
         AccountState::Mismatch => true,
@@ -88,16 +85,17 @@ pub(super) fn watch(world: &World, checked: &Checked, now: Timestamp, plan: &mut
 
 /// The release of each allocation that is not released yet.
 pub(super) fn releases(world: &World, drop_results: bool) -> Vec<AllocationWrite> {
-    let held = world.allocations.iter().filter(|a| !a.object.spec.release);
-    held.map(|a| {
-        let (namespace, name) = keys(a);
-        AllocationWrite::Release {
-            namespace,
-            name,
-            drop_results,
-        }
+    let all = world.allocations.iter();
+    all.filter_map(|a| release(a, drop_results)).collect()
+}
+
+fn release(allocation: &AllocationSeen, drop_results: bool) -> Option<AllocationWrite> {
+    let (namespace, name) = keys(allocation);
+    (!allocation.object.spec.release).then_some(AllocationWrite::Release {
+        namespace,
+        name,
+        drop_results,
     })
-    .collect()
 }
 
 /// Whether two reads show that the account is open.
@@ -139,28 +137,15 @@ pub(super) fn close(world: &World, now: Timestamp, plan: &mut Plan) {
 }
 
 /// Deletes the allocations of this round and of earlier ones. Allocations of a later round belong to a newer status. One that
-/// its provider serves, for example because it saw an account that a reorganisation dropped, is released first, and is deleted
-/// when it has stopped, at the latest when it could not be started any more.
-pub(super) fn delete_all(world: &World, now: Timestamp, plan: &mut Plan) {
+/// its provider serves, for example because it saw an account that a reorganisation dropped, is released first.
+pub(super) fn delete_all(world: &World, plan: &mut Plan) {
     let round = plan.status.round;
     let past = world.allocations.iter().filter(|a| a.object.spec.round <= round);
     plan.allocations.extend(past.filter_map(|a| {
-        let (namespace, name) = keys(a);
-        let spec = &a.object.spec;
-        if !is_served(a) || now.as_second() > spec.escrow.start_by {
-            Some(AllocationWrite::Delete { namespace, name })
-        } else {
-            (!spec.release).then_some(AllocationWrite::Release {
-                namespace,
-                name,
-                drop_results: true,
-            })
+        if is_served(&a.object) {
+            return release(a, true);
         }
+        let (namespace, name) = keys(a);
+        Some(AllocationWrite::Delete { namespace, name })
     }));
-}
-
-/// Whether its provider may run containers for it.
-fn is_served(allocation: &AllocationSeen) -> bool {
-    let status = allocation.object.status.as_ref();
-    status.is_some_and(|s| !s.phase.is_unpaid() && s.phase != AllocationPhase::Stopped)
 }

@@ -30,7 +30,7 @@ use crate::{
 const QUEUED_LOOK_SECONDS: u64 = 300;
 pub(super) fn match_offers(world: &World, now: Timestamp, plan: &mut Plan) -> Step {
     if !world.allocations.is_empty() {
-        delete_all(world, now, plan);
+        delete_all(world, plan);
         plan.wake = in_seconds(now, 1);
         return Step::at(Fact::Unmatched);
     }

@@ -2,9 +2,11 @@
 
 use std::ops::RangeInclusive;
 
+use jiff::Timestamp;
 use leasehold_crds::{
     ANNOTATION_KNOWN, FINALIZER_MARKET, GpuAllocation, GpuLease,
     lease::{GpuLeaseStatus, IntentAction},
+    market::allocation::AllocationPhase,
 };
 
 use super::{ROUNDS_MAX, matching::first_saturated_provider, world::World};
@@ -120,10 +122,18 @@ pub fn prior_rounds(lease: &GpuLease) -> RangeInclusive<u64> {
 }
 
 /// Whether an allocation of a lease whose status names no account matters to it. One that was released belongs to a round that
-/// is over, unless the status was lost: the market deletes it when its provider has stopped.
+/// is over, unless the status was lost: the market deletes it when its provider has stopped. The next round waits for a provider
+/// that may run containers, until the leg cannot be started any more.
 #[must_use]
-pub fn concerns(lease: &GpuLease, allocation: &GpuAllocation) -> bool {
-    !allocation.spec.release || seeks_prior(lease)
+pub fn concerns(lease: &GpuLease, allocation: &GpuAllocation, now: Timestamp) -> bool {
+    let may_run = is_served(allocation) && now.as_second() <= allocation.spec.escrow.start_by;
+    !allocation.spec.release || seeks_prior(lease) || may_run
+}
+
+/// Whether the provider of an allocation may run containers for it.
+pub(super) fn is_served(allocation: &GpuAllocation) -> bool {
+    let status = allocation.status.as_ref();
+    status.is_some_and(|s| !s.phase.is_unpaid() && s.phase != AllocationPhase::Stopped)
 }
 
 /// Whether our finalizer is on the lease.

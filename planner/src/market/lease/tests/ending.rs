@@ -403,7 +403,7 @@ fn a_recovered_lease_whose_legs_are_paused_does_not_end_without_its_account() {
 }
 
 /// A reorganisation dropped the account of a round for good, after its provider had seen it. The next round begins when the
-/// provider has stopped.
+/// provider has stopped, or cannot start any more.
 #[test]
 fn a_round_whose_account_is_gone_ends_before_the_next_one_begins() {
     let with = |phase: AllocationPhase, released: bool, at: Timestamp| {
@@ -412,29 +412,30 @@ fn a_round_whose_account_is_gone_ends_before_the_next_one_begins() {
         (status.phase, status.escrow, status.intent) = (Phase::Pending, None, None);
         (world.account, world.second_account) = (None, None);
         world.parsed.terms = None;
-        Arc::make_mut(&mut world.allocations[0].object).spec.release = released;
-        decide(&world, &check(&world), at)
-    };
-    let plan = with(AllocationPhase::Provisioning, false, now());
-    assert!(matches!(
-        plan.allocations.as_slice(),
-        [AllocationWrite::Release { .. }]
-    ));
-    for phase in [AllocationPhase::Provisioning, AllocationPhase::Stopping] {
-        let plan = with(phase, true, now());
-        assert_eq!(plan.allocations, [], "{phase:?}");
+        let object = Arc::make_mut(&mut world.allocations[0].object);
+        object.spec.escrow = terms().to_wire(31_337, Address([9; 20]));
+        object.spec.release = released;
+        world
+            .allocations
+            .retain(|seen| concerns(&world.lease, &seen.object, at));
+        let plan = decide(&world, &check(&world), at);
         assert_eq!((plan.status.phase, plan.status.round), (Phase::Pending, 1));
-    }
+        (world.allocations.len(), plan.allocations)
+    };
     let late = now() + SignedDuration::from_secs(901);
-    for (phase, at) in [
-        (AllocationPhase::Reserved, now()),
-        (AllocationPhase::Stopped, now()),
-        (AllocationPhase::Provisioning, late),
-    ] {
-        let plan = with(phase, true, at);
-        assert!(
-            matches!(plan.allocations.as_slice(), [AllocationWrite::Delete { .. }]),
-            "{phase:?}"
+    for at in [now(), late] {
+        let (_, writes) = with(AllocationPhase::Provisioning, false, at);
+        assert!(matches!(writes.as_slice(), [AllocationWrite::Release { .. }]));
+        let (_, writes) = with(AllocationPhase::Reserved, false, at);
+        assert!(matches!(writes.as_slice(), [AllocationWrite::Delete { .. }]));
+    }
+    for phase in [AllocationPhase::Provisioning, AllocationPhase::Stopping] {
+        assert_eq!(with(phase, true, now()), (1, vec![]), "{phase:?} is waited for");
+        assert_eq!(
+            with(phase, true, late),
+            (0, vec![]),
+            "{phase:?} cannot start any more"
         );
     }
+    assert_eq!(with(AllocationPhase::Stopped, true, now()), (0, vec![]));
 }

@@ -1,5 +1,6 @@
 //! A round in which no leg was started in time, and the round after it.
 
+use jiff::SignedDuration;
 use leasehold_crds::lease::Blocker;
 
 use super::*;
@@ -61,7 +62,7 @@ fn a_lease_that_is_not_started_in_time_begins_another_round_elsewhere() {
     Arc::make_mut(&mut world.lease).status = Some(plan.status);
     let allocation = world.allocations[0].object.clone();
     assert!(
-        !concerns(&world.lease, &allocation),
+        !concerns(&world.lease, &allocation, now() + SignedDuration::from_secs(901)),
         "it ends by itself, and delays nothing"
     );
     let request = parsed(&world).parsed.request.unwrap();

@@ -126,8 +126,9 @@ impl Sim {
             }
             None => {
                 let uid = read.metadata.uid.as_ref();
+                let now = self.clock(self.markets[m].offset_ms);
                 let mine =
-                    |a: &&Arc<GpuAllocation>| Some(&a.spec.lease.uid) == uid && lease::concerns(read, a);
+                    |a: &&Arc<GpuAllocation>| Some(&a.spec.lease.uid) == uid && lease::concerns(read, a, now);
                 if lease::seeks_prior(read) {
                     self.allocations
                         .all()
