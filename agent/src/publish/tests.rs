@@ -129,7 +129,7 @@ async fn a_gpu_node_that_is_created_again_keeps_what_its_administrator_set() {
 /// A Node is deleted and registers again while its agent restarts.
 #[tokio::test]
 async fn what_an_administrator_set_survives_a_restart_of_the_agent() {
-    let (mut publisher, mut server, kept) = after_an_administrator().await;
+    let (publisher, mut server, kept) = after_an_administrator().await;
     let serve = answer(&mut server, StatusCode::OK, lease(&json!({})));
     let (renewed, (.., renewal)) = tokio::join!(publisher.renew(Timestamp::UNIX_EPOCH), serve);
     renewed.unwrap();
