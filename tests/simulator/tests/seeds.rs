@@ -1,13 +1,9 @@
 //! Runs the simulation: first the seeds that failed before, then a range of others. `SEED=… STEPS=…` replays one.
 
-use std::{
-    collections::BTreeMap,
-    sync::Mutex,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use leasehold_simulator::Sim;
+use rayon::prelude::*;
 
 const FAILED_ONCE: &str = include_str!("failed_once.txt");
 const STEPS: u64 = 6_000;
@@ -32,41 +28,25 @@ fn run(seed: u64, steps: u64) -> Result<(u64, Counts), String> {
 
 fn run_all(seeds: &[(u64, u64)]) -> Counts {
     let begun = Instant::now();
-    let (next, total) = (AtomicU64::new(0), AtomicU64::new(0));
-    let totals = Mutex::new(Counts::new());
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let failures: Vec<String> = std::thread::scope(|scope| {
-        let work = || {
-            let mut failures = Vec::new();
-            while let Some((seed, steps)) =
-                seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX))
-            {
-                match run(*seed, *steps) {
-                    Ok((steps, counts)) => {
-                        total.fetch_add(steps, Ordering::Relaxed);
-                        let mut sum = totals.lock().expect("no thread panics");
-                        for (what, count) in counts {
-                            *sum.entry(what).or_default() += count;
-                        }
-                    }
-                    Err(failure) => failures.push(failure),
+    let runs: Vec<_> = seeds.par_iter().map(|(seed, steps)| run(*seed, *steps)).collect();
+    let (mut total, mut totals, mut failures) = (0, Counts::new(), Vec::new());
+    for outcome in runs {
+        match outcome {
+            Ok((steps, counts)) => {
+                total += steps;
+                for (what, count) in counts {
+                    *totals.entry(what).or_default() += count;
                 }
             }
-            failures
-        };
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        handles
-            .into_iter()
-            .flat_map(|h| h.join().expect("a run does not panic"))
-            .collect()
-    });
+            Err(failure) => failures.push(failure),
+        }
+    }
     println!(
         "{} seeds, {} steps, {:.1} s",
         seeds.len(),
-        total.load(Ordering::Relaxed),
+        total,
         begun.elapsed().as_secs_f64()
     );
-    let totals = totals.into_inner().expect("no thread panics");
     for (what, count) in &totals {
         println!("{count:>8} {what}");
     }
