@@ -174,6 +174,9 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub proven_pods: Vec<ProvenPod>,
+    /// When pods were last created. Absent before the first creation, and after the pods were removed for a pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_creations: Option<PodCreations>,
     /// Result of the job. Absent until the job has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobResult>,
@@ -219,6 +222,19 @@ pub struct ProvenPod {
     /// Time since which its sandbox was ready, Unix time in seconds by the clock of its node.
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub up_since: i64,
+}
+
+/// Creations of pods. The wait until the next one grows from 3 to 60 seconds with their number.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
+pub struct PodCreations {
+    /// Number of times in a row at which missing pods were created, each at most ten minutes after the one before.
+    #[schemars(schema_with = "schema::bounded::<1, 1000>")]
+    pub times: i64,
+    /// Unix time in seconds of the last one.
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub last_at: i64,
 }
 
 /// A write to the chain for the leg of this provider that is stored before it is sent.

@@ -38,7 +38,7 @@ const PROVIDER_NEEDS: Needs = &[
     ("watch", "", "pods"),
     ("create", "", "namespaces"),
     ("create", "networking.k8s.io", "networkpolicies"),
-    ("create", "apps", "statefulsets"),
+    ("create", "", "pods"),
     ("create", "batch", "jobs"),
 ];
 

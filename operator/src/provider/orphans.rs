@@ -67,11 +67,17 @@ async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
 
 impl Provider {
     async fn delete_orphans(&self, suspects: &mut Suspects<String>) -> anyhow::Result<()> {
-        let mut nobodys = self.caches.namespaces.state_filter(|n| {
-            !n.goes()
-                && n.escrow.is_some()
-                && cache::get(&self.caches.reservations, &n.name_any(), None).is_none()
-        });
+        let is_nobodys = |n: &NamespaceSeen| {
+            n.escrow.is_some() && cache::get(&self.caches.reservations, &n.name_any(), None).is_none()
+        };
+        let going = self.caches.namespaces.state_filter(|n| n.goes() && is_nobodys(n));
+        for namespace in going.iter().take(NAMESPACES_MAX) {
+            self.release_pods(&namespace.name_any()).await?;
+        }
+        let mut nobodys = self
+            .caches
+            .namespaces
+            .state_filter(|n| !n.goes() && is_nobodys(n));
         nobodys.sort_by_key(|n| n.name_any());
         let mut found = BTreeMap::new();
         for namespace in nobodys.into_iter().take(NAMESPACES_MAX) {
@@ -92,6 +98,7 @@ impl Provider {
             if reservations.get_opt(&name).await?.is_some() {
                 continue;
             }
+            self.release_pods(&name).await?;
             let namespaces = Api::<Namespace>::all(self.client.clone());
             api_writes::ignore_not_found(namespaces.delete(&name, &DeleteParams::default()).await)?;
             tracing::info!(

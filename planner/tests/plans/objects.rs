@@ -6,7 +6,7 @@ use leasehold_crds::{
         Access, Container, Job, JobOutput, JobResult, Port, Session, Storage, Subject, Workload,
     },
 };
-use leasehold_planner::provider::reservation::Workload as Wanted;
+use leasehold_planner::provider::reservation::{PodChange, Workload as Wanted};
 
 use crate::{site::Site, snapshot};
 
@@ -15,7 +15,7 @@ fn objects(about: &str, name: &str, change: impl FnOnce(&mut GpuLease)) {
     let mut site = Site::reserved(about, change);
     site.open();
     let plan = site.reconcile("The market has opened the account.");
-    let Wanted::Run(objects) = &plan.workload else {
+    let Wanted::Run { objects, pods } = &plan.workload else {
         panic!("{:?}", plan.workload);
     };
     site.page.line(
@@ -23,6 +23,12 @@ fn objects(about: &str, name: &str, change: impl FnOnce(&mut GpuLease)) {
         "in the order in which they are applied; each has the labels of its namespace",
     );
     site.page.yaml(&**objects);
+    for change in pods {
+        if let PodChange::Create(pod) = change {
+            site.page.line("pod", "after the objects");
+            site.page.yaml(&**pod);
+        }
+    }
     snapshot(name, &site.page);
 }
 

@@ -11,13 +11,14 @@ use serde_json::Value;
 use crate::fixtures::{DECIMALS, START, at, names};
 
 /// Fields that hold Unix seconds.
-const TIMES: [&str; 16] = [
+const TIMES: [&str; 17] = [
     "allocationGoneSince",
     "blockTime",
     "chainUnreadableSince",
     "deadline",
     "exhaustedAt",
     "faultSince",
+    "lastAt",
     "notAfter",
     "notAfterMax",
     "openBy",

@@ -23,10 +23,10 @@ use leasehold_planner::{
         health::{Health, KubeletReport, NodeReport, assess},
         offer::{resumption::Room, supply::PoolSupply},
         reservation::{
-            self, LegCall, Plan, Reading, Running, Withdrawals, Workload, wants_final, wants_live,
-            wants_second,
+            self, LegCall, NodePod, Plan, PodChange, Reading, Running, Withdrawals, Workload, wants_final,
+            wants_live, wants_second,
         },
-        workload::EgressDenylist,
+        workload::{EgressDenylist, End, FINALIZER_POD},
     },
 };
 
@@ -264,10 +264,9 @@ impl Site {
     pub(crate) fn reconcile(&mut self, what: &str) -> Plan {
         let reservation = self.reservation.clone().unwrap();
         let before = self.status();
+        self.running.pods = self.pods_seen();
         if wants_live(&reservation) {
-            self.running.reading = Reading::Live {
-                workload: self.running.pods_alive > 0,
-            };
+            self.running.reading = Reading::Live;
         }
         let account = self.read(self.account_read());
         let second = if wants_second(&reservation, &account) {
@@ -304,6 +303,31 @@ impl Site {
         }
         self.carry_out(&plan);
         plan
+    }
+
+    /// The pods that the numbers of the story count.
+    fn pods_seen(&self) -> Vec<NodePod> {
+        let running = &self.running;
+        let pod = |index: usize| NodePod {
+            index: i64::try_from(index).unwrap(),
+            name: format!("lease-{index}"),
+            has_run: index < running.pods_run,
+            is_ready: index < running.pods_ready,
+            finalizers: vec![FINALIZER_POD.into()],
+            ..NodePod::default()
+        };
+        let ended = |index: usize| NodePod {
+            has_run: true,
+            end: Some(End::Program {
+                exit_code: i64::from(index >= running.pods_succeeded),
+                finished_at: None,
+            }),
+            ..pod(index)
+        };
+        (0..running.pods_alive)
+            .map(pod)
+            .chain((0..running.pods_ended).map(ended))
+            .collect()
     }
 
     fn health(&self, status: &GpuReservationStatus) -> Health {
@@ -356,8 +380,14 @@ impl Site {
         }
         match &plan.workload {
             Workload::Keep => {}
-            Workload::Run(_) => page.line("workload", "run; its objects are in the stories of `objects`"),
-            Workload::Halt => page.line("workload", "no pods; the namespace and volumes stay"),
+            Workload::Run { pods, .. } => {
+                page.line("workload", "run; its objects are in the stories of `objects`");
+                pod_changes(page, pods);
+            }
+            Workload::Halt(pods) => {
+                page.line("workload", "no pods; the namespace and volumes stay");
+                pod_changes(page, pods);
+            }
             Workload::KeepResults(_) => page.line("workload", "only what serves the results of the job"),
             Workload::Remove => page.line("workload", "delete the namespace with everything in it"),
         }
@@ -373,8 +403,11 @@ impl Site {
     fn carry_out(&mut self, plan: &Plan) {
         match &plan.workload {
             Workload::Keep | Workload::KeepResults(_) => {}
-            Workload::Run(_) => self.running.namespace = true,
-            Workload::Halt => self.pods_gone(),
+            Workload::Run { .. } => self.running.namespace = true,
+            Workload::Halt(_) => {
+                self.pods_gone();
+                (self.running.pods_ended, self.running.pods_succeeded) = (0, 0);
+            }
             Workload::Remove => self.running.namespace = false,
         }
         let now = self.unix();
@@ -401,6 +434,18 @@ impl Site {
         let read = self.account_read();
         let leg = read.present().unwrap().legs[0];
         tokens(TokenAmount(leg.withdrawn.0 + leg.owed.0))
+    }
+}
+
+fn pod_changes(page: &mut Page, changes: &[PodChange]) {
+    for change in changes {
+        match change {
+            PodChange::Create(pod) => {
+                let name = pod.metadata.name.as_deref().unwrap_or_default();
+                page.line("pod", format!("create {name}"));
+            }
+            PodChange::Remove { name, .. } => page.line("pod", format!("release and delete {name}")),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! A provider's cluster: nodes with GPUs, namespaces, workloads, and pods that take time to be scheduled, become
-//! ready, finish and be deleted.
+//! A provider's cluster: nodes with GPUs, namespaces, and pods that take time to be scheduled, become ready, finish and be
+//! deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,6 +49,8 @@ pub enum PodPhase {
     Running,
     /// Ended with that exit code.
     Ended(i64),
+    /// Its container was ended by the removal of the pod.
+    Lost,
 }
 
 /// One pod.
@@ -72,6 +74,11 @@ pub struct Pod {
     pub leaving: bool,
     /// Whether its container has run.
     pub has_run: bool,
+    /// Whether a finalizer keeps it.
+    pub held: bool,
+    /// Since when it is being deleted, in Unix milliseconds.
+    pub removed_ms: Option<u64>,
+    spec: PodSpec,
     next_ms: u64,
 }
 
@@ -79,7 +86,7 @@ impl Pod {
     /// Whether it has ended and no longer holds GPUs.
     #[must_use]
     pub const fn has_ended(&self) -> bool {
-        matches!(self.phase, PodPhase::Ended(_))
+        matches!(self.phase, PodPhase::Ended(_) | PodPhase::Lost)
     }
 
     /// Whether it serves: its container runs and it is not being deleted.
@@ -102,38 +109,17 @@ pub struct Program {
     pub ends: Option<(u64, i64)>,
 }
 
-/// A StatefulSet or a Job.
+/// What a pod is created with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Workload {
-    /// Number of pods.
-    pub nodes: usize,
-    /// GPUs of each.
+pub struct PodSpec {
+    /// The node that it may be scheduled to.
+    pub on: String,
+    /// Number of GPUs.
     pub gpus: usize,
-    /// Nodes that they may be scheduled to.
-    pub on: Vec<String>,
     /// Whether it runs to completion.
     pub is_job: bool,
     /// The program.
     pub program: Program,
-    /// Indexes whose pod was created; a Job creates none twice.
-    made: BTreeSet<usize>,
-    acts_ms: u64,
-}
-
-impl Workload {
-    /// A workload as it is applied.
-    #[must_use]
-    pub const fn new(nodes: usize, gpus: usize, on: Vec<String>, is_job: bool, program: Program) -> Self {
-        Self {
-            nodes,
-            gpus,
-            on,
-            is_job,
-            program,
-            made: BTreeSet::new(),
-            acts_ms: 0,
-        }
-    }
 }
 
 /// The cluster.
@@ -143,12 +129,16 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Namespaces of leases; `true` while one is being deleted.
     pub namespaces: BTreeMap<String, bool>,
-    /// Workloads by namespace.
-    pub workloads: BTreeMap<String, Workload>,
     /// All pods.
     pub pods: Vec<Pod>,
     /// How often a pod of a Job was started, by namespace and index.
     pub job_runs: BTreeMap<(String, usize), u32>,
+    /// How often a pod that had not ended was removed, by namespace.
+    pub losses: BTreeMap<String, u32>,
+    /// Indexes of jobs, by namespace, whose program ended with exit code 0.
+    succeeded: BTreeSet<(String, usize)>,
+    /// The first job that was started again after it had succeeded.
+    pub rerun: Option<(String, usize)>,
     /// Time of the last heartbeat of each node, in Unix milliseconds.
     pub heard_ms: BTreeMap<String, u64>,
     /// When a pod of a namespace was last evicted, in Unix milliseconds.
@@ -176,25 +166,74 @@ impl Cluster {
         self.namespaces.entry(name.to_owned()).or_insert(false);
     }
 
-    /// Creates the workload if it does not exist. Returns `false` if the namespace is missing or being deleted.
-    pub fn apply_workload(
+    /// Creates a pod, unless one of its name exists. Returns `false` if the namespace is missing or being deleted.
+    pub fn create_pod(
         &mut self,
-        namespace: &str,
-        mut workload: Workload,
+        (namespace, rank): (&str, usize),
+        spec: PodSpec,
         now: u64,
         random: &mut Random,
     ) -> bool {
         if self.namespaces.get(namespace) != Some(&false) {
             return false;
         }
-        workload.acts_ms = now + random.between(5, 400);
-        self.workloads.entry(namespace.to_owned()).or_insert(workload);
+        if self
+            .pods
+            .iter()
+            .any(|p| p.namespace == namespace && p.rank == rank)
+        {
+            return true;
+        }
+        self.pods_made += 1;
+        self.pods.push(Pod {
+            id: self.pods_made,
+            namespace: namespace.to_owned(),
+            rank,
+            phase: PodPhase::Pending,
+            ready: false,
+            node: None,
+            uuids: Vec::new(),
+            leaving: false,
+            has_run: false,
+            held: true,
+            removed_ms: None,
+            spec,
+            next_ms: now + random.between(5, 300),
+        });
         true
     }
 
-    /// Deletes the workload, which deletes its pods later.
-    pub fn delete_workload(&mut self, namespace: &str) {
-        self.workloads.remove(namespace);
+    /// Releases the pod with that number, and deletes it if it is not being deleted yet.
+    pub fn remove_pod(&mut self, id: u64, now: u64, random: &mut Random) {
+        if let Some(i) = self.pods.iter().position(|p| p.id == id) {
+            self.pods[i].held = false;
+            self.delete_pod(i, now, random);
+        }
+    }
+
+    fn delete_pod(&mut self, i: usize, now: u64, random: &mut Random) {
+        let pod = &mut self.pods[i];
+        if pod.leaving {
+            return;
+        }
+        (pod.leaving, pod.ready, pod.removed_ms) = (true, false, Some(now));
+        let quick = pod.has_ended() || pod.node.is_none();
+        pod.next_ms = now
+            + if quick {
+                random.between(10, 300)
+            } else {
+                random.between(100, 6_000)
+            };
+        if !pod.has_ended() {
+            *self.losses.entry(pod.namespace.clone()).or_default() += 1;
+        }
+    }
+
+    /// Releases all pods of a namespace.
+    pub fn release_pods(&mut self, namespace: &str) {
+        for pod in self.pods.iter_mut().filter(|p| p.namespace == namespace) {
+            pod.held = false;
+        }
     }
 
     /// Deletes the namespace, which is removed after its pods.
@@ -207,7 +246,7 @@ impl Cluster {
     /// Whether there is nothing but nodes.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.namespaces.is_empty() && self.pods.is_empty() && self.workloads.is_empty()
+        self.namespaces.is_empty() && self.pods.is_empty()
     }
 
     fn is_taken(&self, uuid: &str) -> bool {
@@ -220,13 +259,16 @@ impl Cluster {
         self.changes += u64::from(!self.is_idle());
         self.update_node_readiness(now);
         self.collect_garbage(now, random);
-        self.make_pods(now, random);
         for i in 0..self.pods.len() {
             self.move_pod(i, now, random);
         }
-        let nodes = &self.nodes;
-        let dead = |p: &Pod| on_dead_node(p, nodes);
-        self.pods.retain(|p| !(p.leaving && now >= p.next_ms) || dead(p));
+        for pod in self.pods.iter_mut().filter(|p| p.leaving && now >= p.next_ms) {
+            if !pod.has_ended() && !on_dead_node(pod, &self.nodes) {
+                pod.phase = PodPhase::Lost;
+            }
+        }
+        self.pods
+            .retain(|p| !(p.leaving && now >= p.next_ms && p.has_ended() && !p.held));
         let pods = &self.pods;
         self.namespaces
             .retain(|name, leaving| !*leaving || pods.iter().any(|p| p.namespace == *name));
@@ -269,56 +311,9 @@ impl Cluster {
     }
 
     fn collect_garbage(&mut self, now: u64, random: &mut Random) {
-        let going: Vec<String> = self
-            .namespaces
-            .iter()
-            .filter(|(_, leaving)| **leaving)
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in &going {
-            self.workloads.remove(name);
-        }
-        for pod in &mut self.pods {
-            if !pod.leaving && !self.workloads.contains_key(&pod.namespace) {
-                pod.leaving = true;
-                pod.ready = false;
-                pod.next_ms = now
-                    + if pod.has_ended() || pod.node.is_none() {
-                        random.between(10, 300)
-                    } else {
-                        random.between(100, 6_000)
-                    };
-            }
-        }
-    }
-
-    fn make_pods(&mut self, now: u64, random: &mut Random) {
-        for (namespace, workload) in &mut self.workloads {
-            if now < workload.acts_ms {
-                continue;
-            }
-            for rank in 0..workload.nodes {
-                let there = self
-                    .pods
-                    .iter()
-                    .any(|p| p.namespace == *namespace && p.rank == rank);
-                if there || (workload.is_job && workload.made.contains(&rank)) {
-                    continue;
-                }
-                workload.made.insert(rank);
-                self.pods_made += 1;
-                self.pods.push(Pod {
-                    id: self.pods_made,
-                    namespace: namespace.clone(),
-                    rank,
-                    phase: PodPhase::Pending,
-                    ready: false,
-                    node: None,
-                    uuids: Vec::new(),
-                    leaving: false,
-                    has_run: false,
-                    next_ms: now + random.between(5, 300),
-                });
+        for i in 0..self.pods.len() {
+            if self.namespaces.get(&self.pods[i].namespace) == Some(&true) {
+                self.delete_pod(i, now, random);
             }
         }
     }
@@ -328,31 +323,30 @@ impl Cluster {
         if pod.leaving || now < pod.next_ms || on_dead_node(pod, &self.nodes) {
             return;
         }
-        let Some(workload) = self.workloads.get(&pod.namespace).cloned() else {
-            return;
-        };
+        let spec = pod.spec.clone();
         match pod.phase {
             PodPhase::Pending if pod.node.is_some() => {
-                if workload.is_job {
-                    *self
-                        .job_runs
-                        .entry((self.pods[i].namespace.clone(), self.pods[i].rank))
-                        .or_default() += 1;
+                if spec.is_job {
+                    let job = (self.pods[i].namespace.clone(), self.pods[i].rank);
+                    if self.succeeded.contains(&job) {
+                        self.rerun.get_or_insert(job.clone());
+                    }
+                    *self.job_runs.entry(job).or_default() += 1;
                 }
                 let pod = &mut self.pods[i];
                 (pod.phase, pod.has_run) = (PodPhase::Running, true);
-                let program = workload.program;
+                let program = spec.program;
                 let ready = program
                     .ready_after_ms
                     .filter(|_| program.crashes_in != Some(pod.rank));
                 pod.next_ms = now + ready.unwrap_or(NEVER_MS);
             }
             PodPhase::Pending => {
-                if let Some((node, uuids)) = self.place(pod, &workload, now) {
+                if let Some((node, uuids)) = self.place(pod, now) {
                     let pod = &mut self.pods[i];
                     pod.node = Some(node);
                     pod.uuids = uuids;
-                    pod.next_ms = now + workload.program.starts_after_ms.unwrap_or(NEVER_MS);
+                    pod.next_ms = now + spec.program.starts_after_ms.unwrap_or(NEVER_MS);
                 } else {
                     self.pods[i].next_ms = now + random.between(500, 2_000);
                 }
@@ -360,32 +354,35 @@ impl Cluster {
             PodPhase::Running if !pod.ready => {
                 let pod = &mut self.pods[i];
                 pod.ready = true;
-                pod.next_ms = workload
-                    .program
-                    .ends
-                    .map_or(u64::MAX, |(after_ms, _)| now + after_ms);
+                pod.next_ms = spec.program.ends.map_or(u64::MAX, |(after_ms, _)| now + after_ms);
             }
             PodPhase::Running => {
-                let code = workload.program.ends.map_or(0, |(_, code)| code);
+                let code = spec.program.ends.map_or(0, |(_, code)| code);
                 let pod = &mut self.pods[i];
                 pod.ready = false;
-                if workload.is_job {
+                if spec.is_job {
                     pod.phase = PodPhase::Ended(code);
+                    if code == 0 {
+                        self.succeeded.insert((pod.namespace.clone(), pod.rank));
+                    }
                 } else {
                     // The program crashed; the kubelet restarts it.
                     pod.next_ms = now + random.between(500, 8_000);
                 }
             }
-            PodPhase::Ended(_) => {}
+            PodPhase::Ended(_) | PodPhase::Lost => {}
         }
     }
 
-    /// Evicts a pod that runs, and cordons its node until then. Returns the namespace of the pod.
+    /// Deletes a pod that runs or has ended, and cordons its node until then. Returns the namespace of the pod.
     pub fn drain(&mut self, until: u64, now: u64, random: &mut Random) -> Option<String> {
-        let running: Vec<usize> = (0..self.pods.len()).filter(|i| self.pods[*i].serves()).collect();
-        let pod = &mut self.pods[*random.pick(&running)?];
-        (pod.leaving, pod.ready) = (true, false);
-        pod.next_ms = now + random.between(100, 6_000);
+        let is_drained = |p: &Pod| p.serves() || p.has_ended() && !p.leaving;
+        let drained: Vec<usize> = (0..self.pods.len())
+            .filter(|i| is_drained(&self.pods[*i]))
+            .collect();
+        let i = *random.pick(&drained)?;
+        self.delete_pod(i, now, random);
+        let pod = &self.pods[i];
         let node = self
             .nodes
             .iter_mut()
@@ -395,24 +392,20 @@ impl Cluster {
         Some(pod.namespace.clone())
     }
 
-    fn place(&self, pod: &Pod, workload: &Workload, now: u64) -> Option<(String, Vec<String>)> {
-        let beside = |node: &Node| {
-            let same = |p: &Pod| p.namespace == pod.namespace && p.node.as_ref() == Some(&node.name);
-            self.pods.iter().any(|p| same(p) && !p.has_ended())
-        };
+    fn place(&self, pod: &Pod, now: u64) -> Option<(String, Vec<String>)> {
         self.nodes
             .iter()
-            .filter(|n| workload.on.contains(&n.name) && n.not_ready_since.is_none())
-            .filter(|n| n.cordoned_until <= now && n.plugin_down_until <= now && !beside(n))
+            .filter(|n| pod.spec.on == n.name && n.not_ready_since.is_none())
+            .filter(|n| n.cordoned_until <= now && n.plugin_down_until <= now)
             .find_map(|node| {
                 let free: Vec<String> = node
                     .gpus
                     .iter()
                     .filter(|g| g.faulty_since.is_none() && !self.is_taken(&g.uuid))
                     .map(|g| g.uuid.clone())
-                    .take(workload.gpus)
+                    .take(pod.spec.gpus)
                     .collect();
-                (free.len() == workload.gpus).then(|| (node.name.clone(), free))
+                (free.len() == pod.spec.gpus).then(|| (node.name.clone(), free))
             })
     }
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use leasehold_planner::provider::offer::refusals::Refusal;
 
 use crate::provider::digest::Digest;
 
@@ -19,7 +20,11 @@ const REAPPLY_SECONDS: i64 = 30;
 
 /// What this process knows, by the reservation's name.
 #[derive(Debug, Default)]
-pub(crate) struct Applied(Mutex<HashMap<String, State>>);
+pub(crate) struct Applied {
+    states: Mutex<HashMap<String, State>>,
+    /// How the cluster refused an object or a pod last.
+    refusals: Mutex<HashMap<String, Refusal>>,
+}
 
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -30,7 +35,24 @@ enum State {
 
 impl Applied {
     fn all(&self) -> MutexGuard<'_, HashMap<String, State>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, HashMap<String, Refusal>> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the cluster refused an object or a pod of it last; `None` once it did not.
+    pub(crate) fn refusal(&self, name: &str) -> Option<Refusal> {
+        self.refusals().get(name).cloned()
+    }
+
+    /// The cluster refused an object or a pod of it, or refused nothing.
+    pub(crate) fn refused(&self, name: &str, refusal: Option<Refusal>) {
+        match refusal {
+            Some(refusal) => self.refusals().insert(name.to_owned(), refusal),
+            None => self.refusals().remove(name),
+        };
     }
 
     /// Whether this is applied, and its pods are `there` or it is only a moment ago. `mark` is the namespace's.
@@ -64,6 +86,7 @@ impl Applied {
     /// It is gone, or goes.
     pub(crate) fn forget(&self, name: &str) {
         self.all().remove(name);
+        self.refusals().remove(name);
     }
 }
 
@@ -89,6 +112,26 @@ mod tests {
         assert!(!applied.is("a", one, false, None, at(30)));
         applied.forget("a");
         assert!(!applied.is("a", one, true, None, at(0)));
+    }
+
+    #[test]
+    fn the_words_of_a_refusal_are_told_until_the_cluster_refuses_nothing() {
+        let applied = Applied::default();
+        assert_eq!(applied.refusal("a"), None);
+        let refusal = || {
+            Some(Refusal {
+                at: at(7),
+                words: "pods \"lease-0\" is forbidden: exceeded quota".into(),
+            })
+        };
+        applied.refused("a", refusal());
+        assert_eq!(applied.refusal("a"), refusal());
+        assert_eq!(applied.refusal("b"), None);
+        applied.refused("a", None);
+        assert_eq!(applied.refusal("a"), None);
+        applied.refused("a", refusal());
+        applied.forget("a");
+        assert_eq!(applied.refusal("a"), None);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Carries out the plan for a reservation: the objects of its workload, and calls to the chain.
 
-use k8s_openapi::api::{apps::v1::StatefulSet, batch::v1::Job, core::v1::Namespace};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
     Api, Resource, ResourceExt as _,
-    api::{DeleteParams, PostParams, PropagationPolicy},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     core::NamespaceResourceScope,
 };
 use leasehold_chain::EvmEscrow;
@@ -12,8 +12,9 @@ use leasehold_planner::{
     escrow::Terms,
     ports::{PaymentError, Payments as _},
     provider::{
-        reservation::{self as planner, LegCall, Plan, Workload, World},
-        workload::{self, Objects, ResultsObjects},
+        offer::refusals::Refusal,
+        reservation::{self as planner, LegCall, Plan, PodChange, Workload, World},
+        workload::{FINALIZER_POD, Objects, ResultsObjects},
     },
 };
 use leasehold_runtime::{Error, api_writes, cache};
@@ -34,14 +35,21 @@ impl Provider {
         let mut status = plan.status.clone();
         let applied = match &plan.workload {
             Workload::Keep => Ok(()),
-            Workload::Run(objects) => self.run_workload(world, objects).await,
-            Workload::Halt => self.halt(reservation).await,
+            Workload::Run { objects, pods } => self.run_workload(world, objects, pods).await,
+            Workload::Halt(pods) => {
+                self.applied.forget(&reservation.name_any());
+                self.change_pods(reservation, pods).await
+            }
             Workload::KeepResults(objects) => self.keep_results(reservation, objects).await,
             Workload::Remove => self.remove(&reservation.name_any()).await,
         };
         if let Err(error) = &applied
             && let Some(refusal) = error.refusal()
         {
+            let at = self.now();
+            let words = refusal.to_owned();
+            self.applied
+                .refused(&reservation.name_any(), Some(Refusal { at, words }));
             planner::object_refused(reservation, &mut status, refusal, self.now());
         }
         // A new intent is stored first; the next reconcile carries it out (M2).
@@ -107,41 +115,79 @@ impl Provider {
         Ok(())
     }
 
-    /// Applies all objects, unless the same were applied and their pods exist.
-    async fn run_workload(&self, world: &World<'_>, objects: &Objects) -> Result<(), Error> {
+    /// Applies all objects, unless the same were applied and their pods exist; then creates and removes pods.
+    async fn run_workload(
+        &self,
+        world: &World<'_>,
+        objects: &Objects,
+        pods: &[PodChange],
+    ) -> Result<(), Error> {
         let reservation = world.reservation;
         let name = reservation.name_any();
         let digest = Digest::of(objects);
-        let nodes = usize::try_from(reservation.spec.allocation.nodes).unwrap_or_default();
-        let exists = world
-            .running
-            .known()
-            .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
-            || reservation.status.as_ref().is_some_and(|s| s.job.is_some());
+        let creates = pods.iter().any(|change| matches!(change, PodChange::Create(_)));
+        let exists = world.running.known().is_some_and(|r| r.namespace) && !creates;
         let namespace = cache::get(&self.caches.namespaces, &name, None);
         let mark = namespace.as_ref().and_then(|n| n.applied.as_deref());
-        if self.applied.is(&name, digest, exists, mark, self.now()) {
+        if !self.applied.is(&name, digest, exists, mark, self.now()) {
+            self.applied.begin(&name);
+            self.apply_all(reservation, objects).await?;
+            let mut namespace = objects.namespace.clone();
+            namespace
+                .annotations_mut()
+                .insert(ANNOTATION_APPLIED.to_owned(), digest.mark());
+            api_writes::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
+            self.applied.done(&name, digest, self.now());
+        }
+        // Another process may have stored a stop, and removed the pods, since this reservation was read: a job would run twice.
+        if creates && !self.is_current(reservation).await? {
             return Ok(());
         }
-        self.applied.begin(&name);
-        if !self.apply_all(reservation, objects).await? {
-            return Ok(());
+        self.change_pods(reservation, pods).await?;
+        if creates {
+            self.applied.refused(&name, None);
         }
-        let mut namespace = objects.namespace.clone();
-        namespace
-            .annotations_mut()
-            .insert(ANNOTATION_APPLIED.to_owned(), digest.mark());
-        api_writes::apply(&Api::<Namespace>::all(self.client.clone()), &namespace, MANAGER).await?;
-        self.applied.done(&name, digest, self.now());
         Ok(())
     }
 
-    /// Applies all objects in order; whether all of them exist now.
-    async fn apply_all(&self, reservation: &GpuReservation, all: &Objects) -> Result<bool, Error> {
+    /// Creates and removes pods, in order.
+    async fn change_pods(&self, reservation: &GpuReservation, changes: &[PodChange]) -> Result<(), Error> {
+        let namespace = &reservation.name_any();
+        let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        for change in changes {
+            match change {
+                PodChange::Create(pod) => self.create(namespace, &**pod).await?,
+                PodChange::Remove {
+                    name,
+                    uid,
+                    finalizers,
+                    delete,
+                } => {
+                    if let Some(finalizers) = finalizers {
+                        release(&pods, name, uid, finalizers).await?;
+                    }
+                    if *delete {
+                        let params = DeleteParams {
+                            preconditions: Some(Preconditions {
+                                uid: Some(uid.clone()),
+                                resource_version: None,
+                            }),
+                            ..DeleteParams::default()
+                        };
+                        unless_another(pods.delete(name, &params).await)
+                            .map_err(Error::kube("delete a pod"))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies all objects in order.
+    async fn apply_all(&self, reservation: &GpuReservation, all: &Objects) -> Result<(), Error> {
         let name = &reservation.name_any();
         let Objects {
             namespace,
-            quota,
             limits,
             policies,
             account,
@@ -150,35 +196,20 @@ impl Provider {
             ssh,
             volumes,
             services,
-            set,
-            jobs,
         } = all;
         // Isolation first: no pod exists before what confines it.
         api_writes::apply(&Api::<Namespace>::all(self.client.clone()), namespace, MANAGER).await?;
-        let (quota, limits, account, budget) = tokio::join!(
-            self.put(name, quota),
+        let (limits, account, budget) = tokio::join!(
             self.put(name, limits),
             self.put(name, account),
             self.put(name, budget)
         );
-        quota.and(limits).and(account).and(budget)?;
+        limits.and(account).and(budget)?;
         self.put_all(name, policies).await?;
         self.put_all(name, access).await?;
         self.put_all(name, ssh).await?;
         self.put_all(name, volumes).await?;
-        self.put_all(name, services).await?;
-        // Another process may have stored a stop, and stopped the workload, since this reservation was read: a job would
-        // run twice.
-        if !self.is_current(reservation).await? {
-            return Ok(false);
-        }
-        if let Some(set) = set {
-            self.create(name, set).await?;
-        }
-        for job in jobs {
-            self.create(name, job).await?;
-        }
-        Ok(true)
+        self.put_all(name, services).await
     }
 
     /// Applies what serves results, unless the same was applied and its pods exist.
@@ -283,33 +314,88 @@ impl Provider {
         Ok(())
     }
 
-    /// Deletes the pods; namespace and volumes stay.
-    async fn halt(&self, reservation: &GpuReservation) -> Result<(), Error> {
-        let name = &reservation.name_any();
-        self.applied.forget(name);
-        let params = DeleteParams {
-            propagation_policy: Some(PropagationPolicy::Background),
-            ..DeleteParams::default()
-        };
-        let sets = Api::<StatefulSet>::namespaced(self.client.clone(), name);
-        api_writes::ignore_not_found(sets.delete(workload::NAME, &params).await)
-            .map_err(Error::kube("stop the workload"))?;
-        let jobs = Api::<Job>::namespaced(self.client.clone(), name);
-        for job in workload::job_names(reservation) {
-            api_writes::ignore_not_found(jobs.delete(&job, &params).await)
-                .map_err(Error::kube("stop the job"))?;
-        }
-        Ok(())
-    }
-
     /// Deletes the namespace with everything in it.
     async fn remove(&self, name: &str) -> Result<(), Error> {
         self.applied.forget(name);
+        self.release_pods(name).await?;
         if cache::get(&self.caches.namespaces, name, None).is_some_and(|n| n.goes()) {
             return Ok(());
         }
         let namespaces = Api::<Namespace>::all(self.client.clone());
         api_writes::ignore_not_found(namespaces.delete(name, &DeleteParams::default()).await)
             .map_err(Error::kube("delete the lease's namespace"))
+    }
+
+    /// Removes our finalizer from the pods of a namespace, which would keep it.
+    pub(crate) async fn release_pods(&self, namespace: &str) -> Result<(), Error> {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), namespace);
+        for pod in self.caches.pods.of(namespace) {
+            if pod.finalizers().iter().any(|f| f == FINALIZER_POD) {
+                let mut others = pod.finalizers().to_vec();
+                others.retain(|f| f != FINALIZER_POD);
+                release(&pods, &pod.name_any(), &pod.uid().unwrap_or_default(), &others).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Leaves a pod these finalizers, if it still is this one.
+async fn release(pods: &Api<Pod>, name: &str, uid: &str, finalizers: &[String]) -> Result<(), Error> {
+    let patch = serde_json::json!({"metadata": {"uid": uid, "finalizers": finalizers}});
+    let patched = pods
+        .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await;
+    unless_another(patched).map_err(Error::kube("release a pod"))
+}
+
+/// `Ok` also when the object is gone, or another of its name is there.
+fn unless_another<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
+        result => result.map(|_| ()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use kube::{Client, client::Body};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The release of a pod that the API server answers with that code.
+    async fn released(code: u16) -> Result<(), Error> {
+        let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let pods = Api::<Pod>::namespaced(Client::new(service, "default"), "lease-x");
+        let serve = async {
+            let (request, reply) = server.next_request().await.unwrap();
+            assert_eq!(
+                (request.method().as_str(), request.uri().path()),
+                ("PATCH", "/api/v1/namespaces/lease-x/pods/lease-0")
+            );
+            let body = request.into_body().collect_bytes().await.unwrap();
+            let patch: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(patch, json!({"metadata": {"uid": "u", "finalizers": ["a.b/c"]}}));
+            let answer = match code {
+                200 => json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lease-0"}}),
+                code => {
+                    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "code": code})
+                }
+            };
+            let answer = Body::from(answer.to_string().into_bytes());
+            reply.send_response(Response::builder().status(code).body(answer).unwrap());
+        };
+        let others = ["a.b/c".to_owned()];
+        tokio::join!(release(&pods, "lease-0", "u", &others), serve).0
+    }
+
+    #[tokio::test]
+    async fn only_the_pod_that_was_read_is_released() {
+        for code in [200, 404, 409, 422] {
+            released(code).await.unwrap();
+        }
+        assert!(released(500).await.is_err());
     }
 }

@@ -5,5 +5,4 @@ mod log;
 pub(crate) mod namespaces;
 pub(crate) mod observe;
 pub(crate) mod pods;
-mod refusals;
 pub(crate) mod results;

@@ -9,8 +9,6 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
-        apps::v1::StatefulSet,
-        batch::v1::Job,
         coordination::v1::Lease as Liveness,
         core::v1::{Namespace, Node, Service},
     },
@@ -25,15 +23,15 @@ use leasehold_planner::{
     observed::Observed,
     provider::{
         health::{self, Health, KubeletReport, NodeReport},
-        offer::refusals::{Creation, last_refusal},
-        reservation::{Reading, Running, wants_live},
+        offer::refusals::Creation,
+        reservation::{self as planner, JobEnd, Reading, Running, wants_live},
         workload::{self, AgentReports},
     },
 };
 use leasehold_runtime::cache;
 use sha2::{Digest as _, Sha256};
 
-use super::{log, pods::PodSeen, refusals};
+use super::{log, pods::PodSeen};
 use crate::provider::Provider;
 
 /// An API server that takes longer does not answer, and nothing that must end in time waits for it.
@@ -54,31 +52,13 @@ impl Provider {
         }
         let namespaces = Api::<Namespace>::all(self.client.clone());
         if namespaces.get_opt(&name).await?.is_none() {
-            return Ok((Vec::new(), false, Reading::Live { workload: false }));
+            return Ok((Vec::new(), false, Reading::Live));
         }
-        // What makes pods is looked for first: once it is gone, no pod comes after the list.
-        let sets = Api::<StatefulSet>::namespaced(self.client.clone(), &name);
-        let (set, jobs) = tokio::try_join!(sets.get_opt(workload::NAME), self.jobs_of(reservation))?;
-        let has_workload = set.is_some() || jobs.iter().any(Option::is_some);
         let pods = Api::<PodSeen>::namespaced(self.client.clone(), &name);
         let mine = ListParams::default().labels(leasehold_crds::LABEL_LEASE);
         let pods = pods.list(&mine).await?.items;
         let pods = pods.into_iter().filter(|p| p.serves.is_none());
-        let pods = pods.map(Arc::new).collect();
-        Ok((
-            pods,
-            true,
-            Reading::Live {
-                workload: has_workload,
-            },
-        ))
-    }
-
-    /// The Jobs of a reservation; `None` for each that does not exist.
-    async fn jobs_of(&self, reservation: &GpuReservation) -> Result<Vec<Option<Job>>, kube::Error> {
-        let jobs = Api::<Job>::namespaced(self.client.clone(), &reservation.name_any());
-        let names = workload::job_names(reservation);
-        futures::future::try_join_all(names.iter().map(|name| jobs.get_opt(name))).await
+        Ok((pods.map(Arc::new).collect(), true, Reading::Live))
     }
 
     /// What runs of a reservation.
@@ -93,23 +73,18 @@ impl Provider {
         let mut running = Running {
             reading,
             namespace,
-            pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
-            pods_ready: pods.iter().filter(|p| p.ready).count(),
-            pods_run: pods.iter().filter(|p| p.has_run && !p.has_ended()).count(),
-            pods_ended: pods.iter().filter(|p| p.has_run && p.has_ended()).count(),
-            pods_succeeded: pods.iter().filter(|p| p.has_succeeded()).count(),
             uptimes: pods.iter().filter_map(|p| p.uptime.clone()).collect(),
             agents: self.agents_of(reservation),
             gpu_uuids: self.bound_gpus(reservation),
-            job: None,
             endpoints: self.endpoints(reservation, &pods, &services),
             trouble: pods.iter().find_map(|p| p.trouble.clone()).unwrap_or_default(),
             results: self.results_seen(reservation, &services),
             without_isolation: without_isolation(reservation, &pods),
+            ..Running::of(pods.iter().filter_map(|p| p.of_node()).collect())
         };
         let status = reservation.status.as_ref();
         if namespace && status.is_some_and(|s| s.phase.is_running()) {
-            let creation = self.creation(&name, &pods, nodes).await;
+            let creation = self.creation(&name, &pods, nodes);
             let allocation = &reservation.spec.allocation;
             self.refusals
                 .lock()
@@ -119,61 +94,38 @@ impl Provider {
                 running.trouble = refusal.words;
             }
         }
-        let is_job = reservation.spec.allocation.workload.job.is_some();
         let known = status.is_some_and(|s| s.job.is_some());
-        let failed = pods.iter().any(|p| p.has_ended() && !p.has_succeeded());
-        if is_job && !known && (failed || running.pods_succeeded >= nodes) {
-            running.job = Some(self.job_result(&name, &pods).await);
-        } else if is_job && !known && namespace && pods.len() < nodes {
-            running.job = self.job_end(reservation).await;
-        }
+        let end = planner::job_end(reservation, &running.pods).filter(|_| !known);
+        let result = match end {
+            Some(end) => Some(self.job_result(&name, end).await),
+            None => None,
+        };
+        running.job = result;
         Observed::Known(running)
     }
 
     /// Whether the cluster created the pods of a reservation of so many nodes.
-    async fn creation(&self, namespace: &str, pods: &[Arc<PodSeen>], nodes: usize) -> Creation {
+    fn creation(&self, name: &str, pods: &[Arc<PodSeen>], nodes: usize) -> Creation {
         if pods.len() >= nodes {
             let newest = pods.iter().filter_map(|p| p.created_at).max();
             return Creation::Created(newest.unwrap_or(Timestamp::UNIX_EPOCH));
         }
-        let refusals = refusals::refusals(&self.client, namespace).await;
-        last_refusal(refusals, self.now()).map_or(Creation::Pending, Creation::Refused)
+        let refusal = self.applied.refusal(name);
+        refusal.map_or(Creation::Pending, Creation::Refused)
     }
 
-    /// Exit code and log tail of the pod that decides: the first that failed, else the first. The log is optional: the
-    /// result of a job, and with it the end of its lease, never waits for it.
-    async fn job_result(&self, namespace: &str, pods: &[Arc<PodSeen>]) -> JobResult {
-        let mut ended: Vec<_> = pods.iter().filter(|p| p.has_ended()).collect();
-        ended.sort_by_key(|p| p.name_any());
-        let code = |p: &PodSeen| p.exit.as_ref().map(|e| e.code);
-        let Some(pod) = ended
-            .iter()
-            .find(|p| code(p) != Some(0))
-            .or_else(|| ended.first())
-        else {
-            return JobResult::default();
-        };
-        let log_tail = log::tail(&self.client, namespace, &pod.name_any()).await;
-        let exit_code = code(pod).unwrap_or(-1).clamp(-1, 255);
-        let finished = pod.exit.as_ref().and_then(|e| e.finished_at.clone());
-        with_digest(
-            exit_code,
+    /// The result of a job with the log of the pod that decides. The log is optional: the result, and with it the end of the
+    /// lease, never waits for it.
+    async fn job_result(&self, namespace: &str, end: JobEnd<'_>) -> JobResult {
+        let log_tail = log::tail(&self.client, namespace, end.pod).await;
+        JobResult {
+            exit_code: end.exit_code,
+            log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
             log_tail,
-            finished.unwrap_or_else(|| self.now().to_string()),
-        )
-    }
-
-    /// The result of a job by its own status, where its pods are gone: their exit codes and logs went with them.
-    async fn job_end(&self, reservation: &GpuReservation) -> Option<JobResult> {
-        let read = self.jobs_of(reservation);
-        let read = tokio::time::timeout(API_DEADLINE, read).await.ok()?.ok()?;
-        // A Job that does not exist any more says nothing.
-        let all: Vec<Job> = read.into_iter().collect::<Option<_>>()?;
-        let (exit_code, log_tail) = match workload::job_end(&all)? {
-            Ok(()) => (0, String::new()),
-            Err(message) => (-1, message.chars().take(1000).collect()),
-        };
-        Some(with_digest(exit_code, log_tail, self.now().to_string()))
+            finished_at: end
+                .finished_at
+                .map_or_else(|| self.now().to_string(), str::to_owned),
+        }
     }
 
     /// When the agents of the nodes of a reservation reported.
@@ -293,16 +245,6 @@ impl Provider {
         let heard = |l: &Liveness| health::is_live(cache::renewed_at(l), now);
         let heard = self.caches.agents.state_filter(heard);
         heard.iter().map(|l| l.name_any()).collect()
-    }
-}
-
-/// The result of a job, with the digest of its log.
-fn with_digest(exit_code: i64, log_tail: String, finished_at: String) -> JobResult {
-    JobResult {
-        exit_code,
-        log_digest: data_encoding::HEXLOWER.encode(&Sha256::digest(log_tail.as_bytes())),
-        log_tail,
-        finished_at,
     }
 }
 

@@ -1,20 +1,25 @@
 //! The fields of each pod that are used here, some hundred bytes: a provider keeps all pods of its cluster in memory.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, api::ObjectMeta};
 use leasehold_crds::LABEL_LEASE;
-use leasehold_planner::{provider::offer::pod_requests, request::Shape};
+use leasehold_planner::{
+    provider::{
+        offer::pod_requests,
+        reservation::NodePod,
+        workload::{End, LABEL_INDEX, LABEL_RESULTS, Uptime, end_of, has_run, main_container, removal_of},
+    },
+    request::Shape,
+};
 use serde::Deserialize;
-
-use leasehold_planner::provider::workload::{CONTAINER, LABEL_INDEX, LABEL_RESULTS, Uptime, has_run};
 
 /// A pod.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "Pod")]
 #[serde(from = "pod_requests::FullPod")]
 pub(crate) struct PodSeen {
-    /// Name, namespace and version; nothing else.
+    /// Name, namespace, UID, version and finalizers; nothing else.
     metadata: ObjectMeta,
     /// When the API server created it.
     pub(crate) created_at: Option<Timestamp>,
@@ -25,19 +30,23 @@ pub(crate) struct PodSeen {
     pub(crate) life: Life,
     /// Its containers are ready, and it is not being deleted.
     pub(crate) ready: bool,
-    /// Its containers run or have run, and it is not being deleted.
+    /// Its containers run or have run.
     pub(crate) has_run: bool,
     /// Since when it runs, as its kubelet reports it; `None` once it has ended or is being deleted, and for pods of others.
     pub(crate) uptime: Option<Uptime>,
+    /// Whether it is being deleted.
+    pub(crate) is_leaving: bool,
+    /// Since when somebody else than its program removes it, in Unix seconds.
+    pub(crate) removed_at: Option<i64>,
+    /// How it ended.
+    pub(crate) end: Option<End>,
     /// Why it is not ready, as reported by the kubelet and the scheduler.
     pub(crate) trouble: Option<String>,
-    /// How its main container ended.
-    pub(crate) exit: Option<Exit>,
     /// Whether it is of a lease.
     pub(crate) of_lease: bool,
     /// Whether it is in a user namespace (`hostUsers: false`), as the API server stored it.
     pub(crate) in_user_namespace: bool,
-    /// Its number in its StatefulSet.
+    /// Index of its node in the reservation.
     pub(crate) index: Option<i64>,
     /// Node of the lease whose results it serves.
     pub(crate) serves: Option<i64>,
@@ -52,14 +61,6 @@ pub(crate) enum Life {
     Failed,
 }
 
-/// The end of a container.
-#[derive(Clone, Debug)]
-pub(crate) struct Exit {
-    pub(crate) code: i64,
-    /// RFC 3339.
-    pub(crate) finished_at: Option<String>,
-}
-
 impl PodSeen {
     /// Whether it has ended and holds nothing any more.
     pub(crate) fn has_ended(&self) -> bool {
@@ -69,6 +70,21 @@ impl PodSeen {
     /// Whether all of it ended well.
     pub(crate) fn has_succeeded(&self) -> bool {
         self.life == Life::Succeeded
+    }
+
+    /// What decisions about a reservation need to know of its pod; `None` for other pods.
+    pub(crate) fn of_node(&self) -> Option<NodePod> {
+        Some(NodePod {
+            index: self.index.filter(|_| self.of_lease)?,
+            name: self.metadata.name.clone()?,
+            uid: self.metadata.uid.clone()?,
+            is_leaving: self.is_leaving,
+            is_ready: self.ready,
+            has_run: self.has_run,
+            removed_at: self.removed_at,
+            end: self.end.clone(),
+            finalizers: self.metadata.finalizers.clone().unwrap_or_default(),
+        })
     }
 }
 
@@ -92,10 +108,12 @@ impl From<pod_requests::FullPod> for PodSeen {
             requests,
             life,
             ready: is_ready(&pod),
-            has_run: !leaves && has_run(&pod),
+            has_run: has_run(&pod),
             uptime: (of_lease && runs).then(|| Uptime::of(&pod)),
+            is_leaving: leaves,
+            removed_at: removal_of(&pod).map(|r| r.at.as_second()),
+            end: end_of(&pod),
             trouble: trouble(&pod),
-            exit: exit(&pod),
             of_lease,
             in_user_namespace: pod.spec.as_ref().is_some_and(|s| s.host_users == Some(false)),
             index: number(LABEL_INDEX),
@@ -103,7 +121,9 @@ impl From<pod_requests::FullPod> for PodSeen {
             metadata: ObjectMeta {
                 name: pod.metadata.name,
                 namespace: pod.metadata.namespace,
+                uid: pod.metadata.uid,
                 resource_version: pod.metadata.resource_version,
+                finalizers: pod.metadata.finalizers,
                 ..ObjectMeta::default()
             },
         }
@@ -116,21 +136,16 @@ fn is_ready(pod: &Pod) -> bool {
         && conditions.is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
 }
 
-fn main_container(pod: &Pod) -> Option<&ContainerStatus> {
-    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-    statuses.iter().find(|c| c.name == CONTAINER)
-}
-
-fn exit(pod: &Pod) -> Option<Exit> {
-    let ended = main_container(pod)?.state.as_ref()?.terminated.as_ref()?;
-    Some(Exit {
-        code: ended.exit_code.into(),
-        finished_at: ended.finished_at.as_ref().map(|t| t.0.to_string()),
-    })
-}
-
 fn trouble(pod: &Pod) -> Option<String> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
+    match end_of(pod) {
+        Some(End::Lost(words) | End::Refused(words)) => return Some(format!("{name}: {words}")),
+        Some(End::Program { .. }) => return None,
+        None => {}
+    }
+    if let Some(removal) = removal_of(pod) {
+        return Some(format!("{name}: {}", removal.words));
+    }
     let waiting = main_container(pod).and_then(|c| c.state.as_ref()?.waiting.as_ref());
     if let Some(waiting) = waiting
         && let Some(reason) = waiting
@@ -152,6 +167,7 @@ fn trouble(pod: &Pod) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use kube::ResourceExt as _;
+    use leasehold_planner::provider::workload::CONTAINER;
     use serde_json::json;
 
     use super::*;
@@ -162,7 +178,8 @@ mod tests {
             serde_json::from_value(json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {
-                    "name": "workload-1", "namespace": "lease-x", "resourceVersion": "7",
+                    "name": "workload-1", "namespace": "lease-x", "resourceVersion": "7", "uid": "u",
+                    "finalizers": ["a.b/c"],
                     "creationTimestamp": "2026-01-01T00:00:00Z",
                     "labels": {LABEL_LEASE: "lease-x", LABEL_INDEX: "1"},
                 },
@@ -217,10 +234,13 @@ mod tests {
         let ended = state(json!({"terminated": {"exitCode": 3, "finishedAt": "2026-01-01T00:00:00Z"}}));
         let ended = pod(json!({"phase": "Failed", "containerStatuses": ended}));
         assert!(ended.has_ended() && !ended.has_succeeded());
-        let exit = ended.exit.unwrap();
-        assert_eq!(
-            (exit.code, exit.finished_at.as_deref()),
-            (3, Some("2026-01-01T00:00:00Z"))
-        );
+        let expected = End::Program {
+            exit_code: 3,
+            finished_at: Some("2026-01-01T00:00:00Z".into()),
+        };
+        let of_node = ended.of_node().unwrap();
+        assert_eq!(of_node.end, Some(expected));
+        assert_eq!((of_node.uid.as_str(), of_node.index), ("u", 1));
+        assert_eq!(of_node.finalizers, ["a.b/c"]);
     }
 }

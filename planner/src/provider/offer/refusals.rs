@@ -10,8 +10,6 @@ use jiff::Timestamp;
 const PAYERS: usize = 3;
 /// How long a pool is paused, in seconds. Then refusals are counted from the beginning.
 const PAUSE_SECONDS: i64 = 600;
-/// A controller that is still refused repeats its attempt within this time, in seconds.
-const REPEATED_WITHIN_SECONDS: i64 = 1100;
 
 /// A refusal of a pod or a volume by the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,14 +18,6 @@ pub struct Refusal {
     pub at: Timestamp,
     /// What the cluster said.
     pub words: String,
-}
-
-/// The last of the refusals; `None` if the controller would have repeated it since then.
-#[must_use]
-pub fn last_refusal(all: impl IntoIterator<Item = Refusal>, now: Timestamp) -> Option<Refusal> {
-    let last = all.into_iter().max_by_key(|refusal| refusal.at)?;
-    let is_recent = now.as_second() - last.at.as_second() <= REPEATED_WITHIN_SECONDS;
-    is_recent.then_some(last)
 }
 
 /// What became of the pods of a reservation.
@@ -152,7 +142,7 @@ mod tests {
         assert!(refusals.pause("h100", at(1_499)).is_some());
     }
 
-    /// Each reconcile reads the same Event again, also long after the cause is gone.
+    /// Each reconcile reports the same refusal again, until pods are created.
     #[test]
     fn an_old_refusal_counts_at_its_own_time() {
         let mut refusals = paused();
@@ -160,13 +150,6 @@ mod tests {
             refusals.observe("h100", payer, &refused("images must be signed", 20));
         }
         assert_eq!(refusals.pause("h100", at(620)), None);
-        let (early, late) = (at(100), at(1_300));
-        let event = Refusal {
-            at: early,
-            words: "exceeded quota".into(),
-        };
-        assert_eq!(last_refusal([event.clone()], early), Some(event.clone()));
-        assert_eq!(last_refusal([event], late), None, "it was not repeated");
     }
 
     /// A lease that still pulls its image had its pods created before.

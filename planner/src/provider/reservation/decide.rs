@@ -13,6 +13,7 @@ use super::{
     later,
     phase::{PhaseEvent, advance},
     plan::{Plan, Workload},
+    pods,
     serving::serving,
     settle::stopping,
     snapshot::record_chain,
@@ -132,6 +133,16 @@ fn record_running(world: &World<'_>, now: Timestamp, status: &mut GpuReservation
     status.endpoints.clone_from(&running.endpoints);
 }
 
+/// Removes all pods that are known.
+pub(super) fn halt(world: &World<'_>) -> Workload {
+    let known = world.running.known();
+    Workload::Halt(
+        known
+            .map(|running| pods::removals(&running.pods))
+            .unwrap_or_default(),
+    )
+}
+
 /// Decides a stop.
 fn stop(world: &World<'_>, reason: StopReason, now: Timestamp, plan: &mut Plan) {
     plan.status.stop_reason = Some(reason);
@@ -144,6 +155,6 @@ fn stop(world: &World<'_>, reason: StopReason, now: Timestamp, plan: &mut Plan) 
         plan.status.results_until = results::until(world.reservation, false, now);
     }
     advance(&mut plan.status, PhaseEvent::StopDecided);
-    plan.workload = Workload::Halt;
+    plan.workload = halt(world);
     plan.wake = plan.wake.min(later(now, 1));
 }

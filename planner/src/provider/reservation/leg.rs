@@ -56,8 +56,10 @@ pub(super) fn start_or_pause(
     }
     let lost = are_pods_lost(world, &plan.status);
     if lost {
+        // The cluster may tell of a loss later, for example to an operator that was away.
         let running = world.running.known();
-        let found_at = wire(unix(now));
+        let told = running.and_then(|r| r.lost_at).unwrap_or(i64::MAX);
+        let found_at = told.min(wire(unix(now)));
         let since = running.map_or(found_at, |r| interruption::nodes_ran_until(r, found_at));
         plan.status.fault_since.get_or_insert(since);
     }

@@ -16,6 +16,7 @@ mod decide;
 mod leg;
 mod phase;
 mod plan;
+mod pods;
 mod serving;
 mod settle;
 mod snapshot;
@@ -31,6 +32,7 @@ pub use self::{
     decide::decide,
     leg::Withdrawals,
     plan::{LegCall, Plan, Workload},
+    pods::{JobEnd, NodePod, PodChange, job_end},
     world::{Reading, ResultsSeen, Running, World, wants_final, wants_live, wants_second},
 };
 

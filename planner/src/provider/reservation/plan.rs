@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use leasehold_crds::{market::allocation::AllocationPhase, provider::reservation::GpuReservationStatus};
 
+use super::pods::PodChange;
 use crate::provider::workload::{Objects, ResultsObjects};
 
 /// The wanted state of the workload.
@@ -11,9 +12,14 @@ pub enum Workload {
     /// Unchanged.
     Keep,
     /// These objects exist, and pods run.
-    Run(Box<Objects>),
+    Run {
+        /// They exist before any pod does.
+        objects: Box<Objects>,
+        /// In this order, after all objects exist.
+        pods: Vec<PodChange>,
+    },
     /// No pods; namespace and volumes stay.
-    Halt,
+    Halt(Vec<PodChange>),
     /// No pods but those of these objects, which serve what the job left on its volumes.
     KeepResults(Box<ResultsObjects>),
     /// No objects.

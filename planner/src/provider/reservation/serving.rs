@@ -10,14 +10,16 @@ use leasehold_crds::{
 
 use super::{
     conditions::put,
+    decide::halt,
     is_spent, later, leg,
     phase::{PhaseEvent, advance},
     plan::{Plan, Workload},
-    present,
+    pods, present,
     world::World,
 };
 use crate::{
     escrow::Terms,
+    observed::Observed,
     provider::{offer::resumption::Room, workload::Objects},
 };
 
@@ -53,7 +55,7 @@ pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &m
     let suspended = plan.status.phase == AllocationPhase::Suspended;
     match (is_spent(account, terms), second) {
         (true, Some(true)) => {
-            suspend(now, plan);
+            suspend(world, now, plan);
             return;
         }
         // Two reads that differ decide nothing, neither an end nor a resumption.
@@ -73,14 +75,24 @@ pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &m
             return;
         }
     }
-    plan.workload = Workload::Run(Box::new(Objects::of(world.reservation, &world.denylist)));
+    let (changes, due) = match &world.running {
+        Observed::Known(running) => pods::changes(world.reservation, &running.pods, &mut plan.status, now),
+        Observed::Unknown(_) => (Vec::new(), None),
+    };
+    if let Some(due) = due {
+        plan.wake = plan.wake.min(due);
+    }
+    plan.workload = Workload::Run {
+        objects: Box::new(Objects::of(world.reservation, &world.denylist)),
+        pods: changes,
+    };
     leg::start_or_pause(world, terms, account, now, plan);
 }
 
 /// Whether the room of the pods is held for them again after a pause. That is stored first: another allocation may have been
 /// accepted meanwhile, and then this reservation waits, until its deadline at most.
 fn holds_room(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> bool {
-    plan.workload = Workload::Halt;
+    plan.workload = halt(world);
     let held = plan.status.holds_room;
     let (status, reason, message) = match &world.room {
         Room::Free => {
@@ -143,10 +155,11 @@ fn is_paid(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> bool {
 }
 
 /// Stops the pods until there are funds again.
-pub(super) fn suspend(now: Timestamp, plan: &mut Plan) {
+pub(super) fn suspend(world: &World<'_>, now: Timestamp, plan: &mut Plan) {
     plan.status.intent = None;
     (plan.status.resuming_since, plan.status.holds_room) = (None, false);
     advance(&mut plan.status, PhaseEvent::FundsSpent);
-    plan.workload = Workload::Halt;
+    plan.status.pod_creations = None;
+    plan.workload = halt(world);
     plan.wake = plan.wake.min(later(now, 5));
 }

@@ -3,10 +3,12 @@
 use jiff::Timestamp;
 
 use super::{
+    decide::halt,
     later,
     leg::{Leg, return_unserved, store_or_send},
     phase::{PhaseEvent, advance},
     plan::{LegCall, Plan, Workload},
+    pods::NodePod,
     present,
     world::{Reading, World},
 };
@@ -29,9 +31,11 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
     let Observed::Known(running) = &world.running else {
         return;
     };
-    let quiet = running.pods_alive == 0 && running.reading == (Reading::Live { workload: false });
+    // A pod that our finalizer keeps would keep the namespace.
+    let held = running.pods.iter().any(NodePod::is_held);
+    let quiet = running.pods_alive == 0 && !held && running.reading == Reading::Live;
     if !quiet && plan.status.stopped_at.is_none() {
-        plan.workload = Workload::Halt;
+        plan.workload = halt(world);
         advance(&mut plan.status, PhaseEvent::StopDecided);
         plan.wake = plan.wake.min(later(now, 1));
         // The market closes the account when the pods have stopped: a fault is credited meanwhile.
@@ -56,6 +60,8 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
     let until = plan.status.results_until;
     let retained = running.namespace && results::are_kept(world.reservation, until, now);
     plan.workload = match (running.namespace, retained) {
+        // A pod that another process was creating when this one stopped them.
+        (true, true) if !quiet => halt(world),
         (true, true) => {
             let (denylist, image) = (&world.denylist, world.results_image);
             let objects = ResultsObjects::of(world.reservation, denylist, image, until);

@@ -224,7 +224,7 @@ fn by_stop_rule(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Pla
             OnFundsEnd::Close => Some(StopReason::FundsUnknown),
             OnFundsEnd::Pause => {
                 // Its storage is kept, as after any end of the funds; the chain decides for how long.
-                suspend(now, plan);
+                suspend(world, now, plan);
                 plan.status.grace_used = true;
                 None
             }

@@ -13,7 +13,7 @@ use leasehold_crds::{
     provider::reservation::{GpuReservationSpec, GpuReservationStatus},
 };
 
-use super::*;
+use super::{pods::tests::pods_of, *};
 use crate::{
     escrow::{AccountRead, Address, Hash, Leg, LegState, Terms, allocation_name},
     ports::Head,
@@ -166,10 +166,9 @@ impl Scenario {
         let last = read(self.final_account.as_ref().unwrap_or(&self.account));
         let read = read(&self.account);
         if wants_live(&self.reservation) {
-            self.running.reading = Reading::Live {
-                workload: self.running.pods_alive > 0,
-            };
+            self.running.reading = Reading::Live;
         }
+        self.running.pods = pods_of(&self.running);
         let world = World {
             reservation: &self.reservation,
             account: read,
@@ -191,12 +190,12 @@ impl Scenario {
         let plan = decide(&world, Timestamp::from_second(self.now).unwrap());
         self.reservation.status = Some(plan.status.clone());
         match plan.workload {
-            Workload::Halt => (self.running.pods_alive, self.running.pods_ready) = (0, 0),
+            Workload::Halt(_) => (self.running.pods_alive, self.running.pods_ready) = (0, 0),
             Workload::Remove => {
                 self.running.namespace = false;
                 self.running.results = ResultsSeen::default();
             }
-            Workload::Keep | Workload::Run(_) | Workload::KeepResults(_) => {}
+            Workload::Keep | Workload::Run { .. } | Workload::KeepResults(_) => {}
         }
         plan
     }

@@ -12,6 +12,7 @@ use leasehold_crds::{
 
 use super::{
     leg::Withdrawals,
+    pods::NodePod,
     snapshot::{same_money, snapshot_of},
 };
 use crate::{
@@ -31,10 +32,7 @@ pub enum Reading {
     #[default]
     Cached,
     /// From the API server.
-    Live {
-        /// Whether a StatefulSet or Job exists that would create pods.
-        workload: bool,
-    },
+    Live,
 }
 
 /// Whether the pods must be read from the API server: only such a reading can report that nothing runs any more.
@@ -49,6 +47,8 @@ pub fn wants_live(reservation: &GpuReservation) -> bool {
 pub struct Running {
     /// How it was read.
     pub reading: Reading,
+    /// Its pods, without those that serve results. The numbers below are counted from them.
+    pub pods: Vec<NodePod>,
     /// Whether its namespace exists.
     pub namespace: bool,
     /// Pods that have not ended.
@@ -57,10 +57,12 @@ pub struct Running {
     pub pods_ready: usize,
     /// Pods that have not ended and whose containers have all run; see [`has_run`](crate::provider::workload::has_run).
     pub pods_run: usize,
-    /// Pods that ended after their containers had run.
+    /// Pods whose program ended after their containers had run.
     pub pods_ended: usize,
-    /// Pods that ended with exit code 0.
+    /// Pods whose program ended with exit code 0.
     pub pods_succeeded: usize,
+    /// Since when a pod is lost, in Unix seconds, if the cluster tells.
+    pub lost_at: Option<i64>,
     /// Pods that have not ended and are not being deleted, by what their kubelets report of their uptime.
     pub uptimes: Vec<Uptime>,
     /// When the agents of its nodes reported, by node.

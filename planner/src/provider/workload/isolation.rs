@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
-        core::v1::{
-            LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, ResourceQuota, ResourceQuotaSpec,
-            ServiceAccount,
-        },
+        core::v1::{LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, ServiceAccount},
         networking::v1::{
             IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
             NetworkPolicyPort, NetworkPolicySpec,
@@ -24,9 +21,7 @@ use leasehold_crds::{
     ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, lease::workload::Port, shared::quantity,
 };
 
-use super::{
-    EgressDenylist, NAME, labels, meta, name_of, pod::resources, results::Retention, results_server,
-};
+use super::{EgressDenylist, NAME, labels, meta, name_of, pod::resources, results_server};
 
 /// ClusterRole with the rights of `access.subjects`; the chart creates it.
 const ACCESS_ROLE: &str = "leasehold-tenant-access";
@@ -49,43 +44,6 @@ pub(super) fn namespace(reservation: &GpuReservation) -> Namespace {
             ..ObjectMeta::default()
         },
         ..Namespace::default()
-    }
-}
-
-/// What the namespace may hold in all: the reserved GPUs and pods, and no object that the workload does not need.
-pub(super) fn quota(reservation: &GpuReservation, ports: &[Port]) -> ResourceQuota {
-    let spec = &reservation.spec.allocation;
-    let nodes = spec.nodes;
-    let ports = ports.len() + usize::from(Retention::of_reservation(reservation).is_some());
-    ResourceQuota {
-        metadata: meta(reservation, NAME),
-        spec: Some(ResourceQuotaSpec {
-            hard: Some(
-                [
-                    (
-                        format!("requests.{GPU_RESOURCE}"),
-                        (nodes * spec.per_node.gpus).to_string(),
-                    ),
-                    ("pods".to_owned(), nodes.to_string()),
-                    (
-                        "persistentvolumeclaims".to_owned(),
-                        if spec.storage.is_some() { nodes } else { 0 }.to_string(),
-                    ),
-                    ("services".to_owned(), (nodes + 1).to_string()),
-                    (
-                        "services.nodeports".to_owned(),
-                        (i64::try_from(ports).unwrap_or(16) * nodes).to_string(),
-                    ),
-                    ("configmaps".to_owned(), "4".to_owned()),
-                    ("secrets".to_owned(), "0".to_owned()),
-                ]
-                .into_iter()
-                .map(|(k, v)| (k, Quantity(v)))
-                .collect(),
-            ),
-            ..ResourceQuotaSpec::default()
-        }),
-        ..ResourceQuota::default()
     }
 }
 

@@ -5,11 +5,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
-        apps::v1::StatefulSet,
-        batch::v1::Job,
-        core::v1::{
-            ConfigMap, LimitRange, Namespace, PersistentVolumeClaim, ResourceQuota, Service, ServiceAccount,
-        },
+        core::v1::{ConfigMap, LimitRange, Namespace, PersistentVolumeClaim, Service, ServiceAccount},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
         rbac::v1::RoleBinding,
@@ -27,9 +23,9 @@ use crate::escrow::lease_name;
 
 mod disruption;
 pub mod egress_denylist;
+mod ended;
 mod endpoints;
 mod isolation;
-mod job;
 mod pod;
 pub mod recipient;
 mod rendezvous;
@@ -42,26 +38,24 @@ mod uptime;
 
 pub use self::{
     egress_denylist::EgressDenylist,
+    ended::{End, Removal, end_of, main_container, removal_of},
     endpoints::{endpoints, results_address},
-    job::{job_end, job_names},
-    pod::{CONTAINER, sample_pod},
+    pod::{CONTAINER, FINALIZER_POD, pod_of, sample_pod},
     results_server::{LABEL_RESULTS, ResultsObjects},
     service::{LABEL_INDEX, LABEL_RANK},
     started::has_run,
     uptime::{AgentReports, ContainerEnd, Uptime},
 };
 
-/// Name of the StatefulSet, the ServiceAccount and other objects of which a namespace has one.
+/// Name of the ServiceAccount and other objects of which a namespace has one, and prefix of the names of pods.
 pub const NAME: &str = "lease";
 
-/// Every object of a reservation while its workload runs, in the order in which they are applied: isolation first, so
-/// that no pod exists before what confines it.
+/// Every object of a reservation while its workload runs but its pods, in the order in which they are applied. Pods are created
+/// afterwards, so that none exists before what confines it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Objects {
     /// The namespace that holds all others.
     pub namespace: Namespace,
-    /// Limits of the namespace.
-    pub quota: ResourceQuota,
     /// Limits of each container.
     pub limits: LimitRange,
     /// Traffic that is allowed; everything else is denied.
@@ -74,14 +68,10 @@ pub struct Objects {
     pub access: Option<RoleBinding>,
     /// SSH keys of a session.
     pub ssh: Option<ConfigMap>,
-    /// Volumes of a job.
+    /// Volumes, one for each node.
     pub volumes: Vec<PersistentVolumeClaim>,
     /// Addresses of the nodes' ports, and of results.
     pub services: Vec<Service>,
-    /// The pods of a session or a service.
-    pub set: Option<StatefulSet>,
-    /// The pods of a job.
-    pub jobs: Vec<Job>,
 }
 
 impl Objects {
@@ -91,17 +81,14 @@ impl Objects {
         let ports = ports(&reservation.spec.allocation.workload);
         Self {
             namespace: isolation::namespace(reservation),
-            quota: isolation::quota(reservation, &ports),
             limits: isolation::limits(reservation),
             policies: isolation::policies(reservation, &ports, denylist),
             account: isolation::account(reservation),
             budget: disruption::budget(reservation),
             access: isolation::access(reservation),
             ssh: pod::ssh_keys(reservation),
-            volumes: storage::job_volumes(reservation),
+            volumes: storage::volumes(reservation),
             services: service::services(reservation, &ports),
-            set: service::stateful_set(reservation),
-            jobs: job::jobs(reservation),
         }
     }
 }

@@ -1,32 +1,29 @@
-//! The pods of a workload.
+//! The pods of a workload, one for each node.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
         Affinity, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort,
-        EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, NodeAffinity, NodeSelector,
-        NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PersistentVolumeClaimVolumeSource,
-        Pod, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+        EmptyDirVolumeSource, EnvVar, HTTPGetAction, NodeAffinity, NodeSelector, NodeSelectorRequirement,
+        NodeSelectorTerm, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, Probe,
         ResourceRequirements, SeccompProfile, SecurityContext, TCPSocketAction, Toleration, Volume,
         VolumeMount,
     },
-    apimachinery::pkg::{
-        api::resource::Quantity,
-        apis::meta::v1::{LabelSelector, ObjectMeta},
-        util::intstr::IntOrString,
-    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::OwnerReference, util::intstr::IntOrString},
 };
 use leasehold_crds::{
-    GPU_RESOURCE, GpuReservation, LABEL_LEASE,
+    GPU_RESOURCE, GpuReservation,
     lease::workload::{Container as ContainerSpec, Port, Readiness, Storage, Workload},
 };
 
 use super::{
-    NAME, disruption, labels, lease_label, meta, ports, rendezvous,
+    LABEL_INDEX, NAME, disruption, meta, name_of, ports, rendezvous,
     storage::{VOLUME, claim_name},
 };
 
+/// Keeps a pod that was removed, or has ended, until the operator has stored what it tells.
+pub const FINALIZER_POD: &str = "leasehold.dev/pod";
 /// Name of the workload's container.
 pub const CONTAINER: &str = "main";
 /// Where `sshKeys` are mounted.
@@ -66,15 +63,6 @@ const SESSION_CAPABILITIES: [&str; 12] = [
 /// Group that owns the volumes.
 pub(super) const FS_GROUP: i64 = 2000;
 
-/// Which pods of a job a template is for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum JobPod {
-    /// Those of all nodes, without volumes.
-    AnyNode,
-    /// That of one node, by its number in the reservation, with that node's volume.
-    Node(i64),
-}
-
 /// What each container of the workload requests and is limited to.
 pub(super) fn resources(reservation: &GpuReservation) -> BTreeMap<String, Quantity> {
     let node = &reservation.spec.allocation.per_node;
@@ -90,40 +78,44 @@ pub(super) fn resources(reservation: &GpuReservation) -> BTreeMap<String, Quanti
     .into()
 }
 
-/// The template of the workload's pods.
-pub(super) fn template(reservation: &GpuReservation, of_job: Option<JobPod>) -> PodTemplateSpec {
-    PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(labels(&reservation.spec)),
-            annotations: Some(disruption::annotations()),
-            ..ObjectMeta::default()
-        }),
-        spec: Some(pod(reservation, of_job)),
+/// The pod of a node, by the index of the node in the reservation.
+#[must_use]
+pub fn pod_of(reservation: &GpuReservation, index: i64) -> Pod {
+    let mut metadata = meta(reservation, &format!("{NAME}-{index}"));
+    metadata
+        .labels
+        .get_or_insert_default()
+        .insert(LABEL_INDEX.into(), index.to_string());
+    metadata.annotations = Some(disruption::annotations());
+    metadata.finalizers = Some(vec![FINALIZER_POD.into()]);
+    // Drains refuse pods without a controller.
+    metadata.owner_references = reservation.metadata.uid.as_ref().map(|uid| {
+        vec![OwnerReference {
+            api_version: "leasehold.dev/v1alpha1".into(),
+            kind: "GpuReservation".into(),
+            name: name_of(reservation),
+            uid: uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]
+    });
+    Pod {
+        metadata,
+        spec: Some(spec(reservation, index)),
+        status: None,
     }
 }
 
 /// A pod like those of the workload, in that namespace, for a dry run: whether the cluster admits it.
 #[must_use]
 pub fn sample_pod(reservation: &GpuReservation, namespace: &str) -> Pod {
-    let spec = &reservation.spec.allocation;
-    let index = match (&spec.storage, &spec.workload.job) {
-        (Some(_), _) => Some(JobPod::Node(0)),
-        (None, Some(_)) => Some(JobPod::AnyNode),
-        (None, None) => None,
-    };
-    let template = template(reservation, index);
-    Pod {
-        metadata: ObjectMeta {
-            name: Some(format!("{NAME}-0")),
-            namespace: Some(namespace.into()),
-            ..template.metadata.unwrap_or_default()
-        },
-        spec: template.spec,
-        status: None,
-    }
+    let mut pod = pod_of(reservation, 0);
+    pod.metadata.namespace = Some(namespace.into());
+    (pod.metadata.finalizers, pod.metadata.owner_references) = (None, None);
+    pod
 }
 
-fn pod(reservation: &GpuReservation, of_job: Option<JobPod>) -> PodSpec {
+fn spec(reservation: &GpuReservation, index: i64) -> PodSpec {
     let user_namespaces = reservation.spec.hosting.user_namespaces;
     let spec = &reservation.spec.allocation;
     let restart_policy = if spec.workload.job.is_some() {
@@ -138,6 +130,7 @@ fn pod(reservation: &GpuReservation, of_job: Option<JobPod>) -> PodSpec {
         // Without user namespaces nobody is root on the node's kernel, not even a session.
         host_users: user_namespaces.then_some(false),
         restart_policy: Some(restart_policy.into()),
+        hostname: Some(format!("{NAME}-{index}")),
         subdomain: rendezvous::subdomain(reservation),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         runtime_class_name: reservation.spec.hosting.runtime_class_name.clone(),
@@ -162,34 +155,24 @@ fn pod(reservation: &GpuReservation, of_job: Option<JobPod>) -> PodSpec {
                 ])
                 .collect(),
         ),
-        affinity: Some(affinity(reservation)),
-        containers: vec![container(reservation, of_job)],
-        volumes: Some(volumes(reservation, of_job)),
+        affinity: Some(Affinity {
+            node_affinity: Some(on_nodes(nodes_of(reservation, index))),
+            ..Affinity::default()
+        }),
+        containers: vec![container(reservation, index)],
+        volumes: Some(volumes(reservation, index)),
         ..PodSpec::default()
     }
 }
 
-/// On the reserved nodes, and at most one pod of the lease on each.
-fn affinity(reservation: &GpuReservation) -> Affinity {
-    let same_lease = LabelSelector {
-        match_labels: Some([(LABEL_LEASE.to_owned(), lease_label(&reservation.spec))].into()),
-        ..LabelSelector::default()
-    };
-    Affinity {
-        node_affinity: Some(on_nodes(&reservation.spec.nodes)),
-        pod_anti_affinity: Some(PodAntiAffinity {
-            required_during_scheduling_ignored_during_execution: Some(vec![PodAffinityTerm {
-                label_selector: Some(same_lease),
-                topology_key: "kubernetes.io/hostname".into(),
-                ..PodAffinityTerm::default()
-            }]),
-            ..PodAntiAffinity::default()
-        }),
-        ..Affinity::default()
-    }
+/// The reserved node of a pod, to which its successors return.
+fn nodes_of(reservation: &GpuReservation, index: i64) -> &[String] {
+    let nodes = &reservation.spec.nodes;
+    let own = usize::try_from(index).ok().and_then(|i| nodes.get(i..=i));
+    own.unwrap_or(nodes)
 }
 
-fn volumes(reservation: &GpuReservation, of_job: Option<JobPod>) -> Vec<Volume> {
+fn volumes(reservation: &GpuReservation, index: i64) -> Vec<Volume> {
     let spec = &reservation.spec.allocation;
     // Frameworks pass tensors between processes by shared memory; the runtime's 64 MiB are too few. It counts as memory.
     let mut volumes = vec![Volume {
@@ -210,7 +193,7 @@ fn volumes(reservation: &GpuReservation, of_job: Option<JobPod>) -> Vec<Volume> 
             ..Volume::default()
         });
     }
-    if let Some(JobPod::Node(index)) = of_job {
+    if spec.storage.is_some() {
         let source = PersistentVolumeClaimVolumeSource {
             claim_name: claim_name(index),
             read_only: None,
@@ -286,7 +269,7 @@ pub(super) fn on_nodes(nodes: &[String]) -> NodeAffinity {
     }
 }
 
-fn container(reservation: &GpuReservation, of_job: Option<JobPod>) -> Container {
+fn container(reservation: &GpuReservation, index: i64) -> Container {
     let spec = &reservation.spec.allocation;
     let default = ContainerSpec::default();
     let wanted = spec.workload.container().unwrap_or(&default);
@@ -307,7 +290,7 @@ fn container(reservation: &GpuReservation, of_job: Option<JobPod>) -> Container 
         image_pull_policy: Some("IfNotPresent".into()),
         command: some(&wanted.command),
         args: some(&wanted.args),
-        env: Some(environment(reservation, wanted, of_job)),
+        env: Some(environment(reservation, wanted, index)),
         ports: (!ports.is_empty()).then(|| ports.iter().map(port).collect()),
         readiness_probe: readiness.map(probe),
         resources: Some(ResourceRequirements {
@@ -331,43 +314,24 @@ fn container(reservation: &GpuReservation, of_job: Option<JobPod>) -> Container 
 }
 
 /// The tenant's variables, then those that tell a node its place in the lease and those that the image must not set.
-fn environment(reservation: &GpuReservation, wanted: &ContainerSpec, of_job: Option<JobPod>) -> Vec<EnvVar> {
+fn environment(reservation: &GpuReservation, wanted: &ContainerSpec, index: i64) -> Vec<EnvVar> {
     let spec = &reservation.spec.allocation;
     let plain = |name: &str, value: String| EnvVar {
         name: name.into(),
         value: Some(value),
         ..EnvVar::default()
     };
-    let field = |name: &str, path: &str| EnvVar {
-        name: name.into(),
-        value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector {
-                field_path: path.into(),
-                api_version: None,
-            }),
-            ..EnvVarSource::default()
-        }),
-        ..EnvVar::default()
-    };
-    let index = match of_job {
-        None => field(INDEX, "metadata.labels['apps.kubernetes.io/pod-index']"),
-        Some(JobPod::AnyNode) => field(
-            INDEX,
-            "metadata.labels['batch.kubernetes.io/job-completion-index']",
-        ),
-        Some(JobPod::Node(index)) => plain(INDEX, index.to_string()),
-    };
     let lease = format!("{}/{}", spec.lease.namespace, spec.lease.name);
     let own = wanted.env.iter().map(|e| plain(&e.name, e.value.clone()));
     // A program may meet in another way: what the tenant sets itself is not set a second time.
-    let mut rendezvous = rendezvous::variables(reservation, &index);
+    let mut rendezvous = rendezvous::variables(reservation, index);
     rendezvous.retain(|ours| wanted.env.iter().all(|e| e.name != ours.name));
     own.chain(rendezvous)
         .chain([
             plain("LEASEHOLD_LEASE", lease),
             plain("LEASEHOLD_NODES", spec.nodes.to_string()),
             plain("LEASEHOLD_FIRST_RANK", spec.first_rank.to_string()),
-            index,
+            plain(INDEX, index.to_string()),
         ])
         .chain(NO_HOST_DEVICES.map(|(name, value)| plain(name, value.into())))
         .collect()

@@ -41,9 +41,8 @@ pub(super) fn service(reservation: &GpuReservation, ports: &[Port]) -> Option<Se
     })
 }
 
-/// The variables of a pod: address and port of the node with index 0, the number of nodes, and processes per node. `index` is
-/// the variable with the index of the node.
-pub(super) fn variables(reservation: &GpuReservation, index: &EnvVar) -> Vec<EnvVar> {
+/// The variables of a pod: address and port of the node with index 0, the number of nodes, and processes per node.
+pub(super) fn variables(reservation: &GpuReservation, index: i64) -> Vec<EnvVar> {
     let spec = &reservation.spec.allocation;
     let master = if has_peers(reservation) {
         format!("{NAME}-0.{NAME}")
@@ -63,9 +62,6 @@ pub(super) fn variables(reservation: &GpuReservation, index: &EnvVar) -> Vec<Env
         plain("PET_MASTER_PORT", &port),
         plain("PET_NNODES", &spec.nodes.to_string()),
         plain("PET_NPROC_PER_NODE", &spec.per_node.gpus.to_string()),
-        EnvVar {
-            name: "PET_NODE_RANK".into(),
-            ..index.clone()
-        },
+        plain("PET_NODE_RANK", &index.to_string()),
     ]
 }

@@ -1,42 +1,17 @@
-//! The StatefulSet of a session or a service, and the Services in front of its nodes.
+//! The Services in front of the nodes of a workload.
 
 use k8s_openapi::{
-    api::{
-        apps::v1::{StatefulSet, StatefulSetSpec},
-        core::v1::{Service, ServicePort, ServiceSpec},
-    },
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+    api::core::v1::{Service, ServicePort, ServiceSpec},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
 use leasehold_crds::{GpuReservation, lease::workload::Port, provider::pool::Exposure};
 
-use super::{NAME, labels, meta, pod::template, rendezvous, results_server, storage::claim};
+use super::{NAME, labels, meta, rendezvous, results_server};
 
 /// Label with a node's rank in the lease.
 pub const LABEL_RANK: &str = "leasehold.dev/rank";
-/// Label that a StatefulSet's controller gives its pods: their number in it, from 0.
-pub const LABEL_INDEX: &str = "apps.kubernetes.io/pod-index";
-
-/// The pods of a session or a service; none for a job.
-pub(super) fn stateful_set(reservation: &GpuReservation) -> Option<StatefulSet> {
-    let spec = &reservation.spec.allocation;
-    let claims = spec.storage.as_ref().map(|s| vec![claim(reservation, &s.size)]);
-    spec.workload.job.is_none().then(|| StatefulSet {
-        metadata: meta(reservation, NAME),
-        spec: Some(StatefulSetSpec {
-            replicas: Some(i32::try_from(spec.nodes).unwrap_or(1)),
-            pod_management_policy: Some("Parallel".into()),
-            service_name: Some(NAME.into()),
-            selector: LabelSelector {
-                match_labels: Some(labels(&reservation.spec)),
-                ..LabelSelector::default()
-            },
-            template: template(reservation, None),
-            volume_claim_templates: claims,
-            ..StatefulSetSpec::default()
-        }),
-        ..StatefulSet::default()
-    })
-}
+/// Label of a pod with the index of its node in the reservation, from 0.
+pub const LABEL_INDEX: &str = "leasehold.dev/index";
 
 /// The Services of the workload's ports and of its results.
 pub(super) fn services(reservation: &GpuReservation, ports: &[Port]) -> Vec<Service> {

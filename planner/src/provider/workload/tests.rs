@@ -65,10 +65,8 @@ fn objects(workload: Workload, hosting: Hosting) -> Objects {
     Objects::of(&reservation(workload, hosting), &EgressDenylist::default())
 }
 
-fn pod_of(objects: &Objects) -> PodSpec {
-    let set = objects.set.as_ref().map(|s| s.spec.clone().unwrap().template);
-    let job = objects.jobs.first().map(|j| j.spec.clone().unwrap().template);
-    set.or(job).unwrap().spec.unwrap()
+fn pod(workload: Workload, hosting: Hosting) -> PodSpec {
+    pod_of(&reservation(workload, hosting), 0).spec.unwrap()
 }
 
 #[test]
@@ -77,7 +75,7 @@ fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
         user_namespaces: true,
         ..Hosting::default()
     };
-    let inside = pod_of(&objects(session(), hosting));
+    let inside = pod(session(), hosting);
     assert_eq!(inside.host_users, Some(false));
     let container = inside.containers[0].security_context.clone().unwrap();
     assert_eq!(container.allow_privilege_escalation, Some(true));
@@ -89,7 +87,7 @@ fn a_session_is_root_in_a_user_namespace_and_nowhere_else() {
     }
     assert!(added.iter().any(|c| c == "SETUID"), "sshd changes users");
 
-    let outside = pod_of(&objects(session(), Hosting::default()));
+    let outside = pod(session(), Hosting::default());
     assert_eq!(outside.host_users, None);
     assert_eq!(outside.security_context.unwrap().run_as_non_root, Some(true));
     let container = outside.containers[0].security_context.clone().unwrap();
@@ -109,7 +107,7 @@ fn the_pod_of_a_dry_run_is_that_of_the_workload() {
         reservation.spec.allocation.storage = None;
         let sample = sample_pod(&reservation, "lease-checks-a");
         assert_eq!(sample.metadata.namespace.as_deref(), Some("lease-checks-a"));
-        let pod = pod_of(&Objects::of(&reservation, &EgressDenylist::default()));
+        let pod = pod_of(&reservation, 0).spec.unwrap();
         assert_eq!(sample.spec, Some(pod));
     }
     let stored = reservation(service(), Hosting::default());
@@ -129,7 +127,7 @@ fn a_workload_that_states_its_user_runs_as_that_user() {
             user_namespaces,
             ..Hosting::default()
         };
-        let pod = pod_of(&objects(workload.clone(), hosting));
+        let pod = pod(workload.clone(), hosting);
         let container = pod.containers[0].security_context.clone().unwrap();
         assert_eq!(container.run_as_user, Some(1000));
         assert_eq!(pod.host_users, user_namespaces.then_some(false));
@@ -146,7 +144,7 @@ fn pods_tolerate_the_taint_of_gpus_and_the_taints_of_their_pool() {
         }],
         ..Hosting::default()
     };
-    let tolerations = pod_of(&objects(service(), hosting)).tolerations.unwrap();
+    let tolerations = pod(service(), hosting).tolerations.unwrap();
     let text = |t: &Toleration| format!("{:?} {:?} {:?} {:?}", t.key, t.operator, t.value, t.effect);
     assert_eq!(
         text(&tolerations[0]),
@@ -165,7 +163,7 @@ fn no_workload_shares_the_node_s_namespaces_or_gets_a_token() {
         ..Workload::default()
     };
     for workload in [session(), service(), job] {
-        let pod = pod_of(&objects(workload, Hosting::default()));
+        let pod = pod(workload, Hosting::default());
         assert_eq!((pod.host_network, pod.host_pid, pod.host_ipc), (None, None, None));
         assert_eq!(pod.automount_service_account_token, Some(false));
         let container = &pod.containers[0];
@@ -184,7 +182,7 @@ fn an_image_s_own_variables_open_no_devices_of_the_node() {
         ..Workload::default()
     };
     for workload in [session(), service(), job] {
-        let pod = pod_of(&objects(workload, Hosting::default()));
+        let pod = pod(workload, Hosting::default());
         let env = pod.containers[0].env.clone().unwrap();
         let value = |name: &str| {
             let mut found = env.iter().filter(|e| e.name == name);
@@ -214,10 +212,12 @@ fn pods_run_as_the_pool_was_when_it_was_reserved() {
         exposure: Exposure::LoadBalancer,
         ..Hosting::default()
     };
-    let objects = objects(service(), hosting);
-    assert_eq!(pod_of(&objects).runtime_class_name.as_deref(), Some("nvidia"));
-    let set = objects.set.unwrap().spec.unwrap();
-    let claim = set.volume_claim_templates.unwrap()[0].spec.clone().unwrap();
+    let objects = objects(service(), hosting.clone());
+    assert_eq!(
+        pod(service(), hosting).runtime_class_name.as_deref(),
+        Some("nvidia")
+    );
+    let claim = objects.volumes[0].spec.clone().unwrap();
     assert_eq!(claim.storage_class_name.as_deref(), Some("fast"));
     let kinds: Vec<_> = objects
         .services
@@ -229,7 +229,7 @@ fn pods_run_as_the_pool_was_when_it_was_reserved() {
 
 #[test]
 fn shared_memory_is_as_large_as_the_memory_and_volumes_can_be_written() {
-    let pod = pod_of(&objects(session(), Hosting::default()));
+    let pod = pod(session(), Hosting::default());
     let shm = pod.volumes.unwrap().remove(0).empty_dir.unwrap();
     assert_eq!(shm.medium.as_deref(), Some("Memory"));
     assert_eq!(shm.size_limit.unwrap().0, "8Gi");
@@ -265,17 +265,30 @@ fn only_open_ports_are_reachable_and_denied_ranges_are_not() {
     assert_eq!(ports[0].ports.as_ref().unwrap().len(), 1);
 }
 
+/// By its name a pod is the only one of its node, and by its node no two of a lease share one.
 #[test]
-fn the_quota_holds_no_more_than_was_leased() {
-    let quota = objects(session(), Hosting::default())
-        .quota
-        .spec
-        .unwrap()
-        .hard
-        .unwrap();
-    assert_eq!(quota["pods"].0, "2");
-    assert_eq!(quota[&format!("requests.{GPU_RESOURCE}")].0, "6");
-    assert_eq!(quota["secrets"].0, "0");
+fn each_pod_is_named_after_its_node_and_runs_there_alone() {
+    let mut reservation = reservation(session(), Hosting::default());
+    reservation.metadata.uid = Some("u".into());
+    for (index, node) in [(0, "a"), (1, "b")] {
+        let pod = pod_of(&reservation, index);
+        assert_eq!(pod.metadata.name, Some(format!("lease-{index}")));
+        assert_eq!(pod.metadata.finalizers, Some(vec![FINALIZER_POD.to_owned()]));
+        let owners = pod.metadata.owner_references.unwrap();
+        assert_eq!((owners[0].uid.as_str(), owners[0].controller), ("u", Some(true)));
+        let spec = pod.spec.unwrap();
+        assert_eq!(spec.hostname, Some(format!("lease-{index}")));
+        let affinity = serde_json::to_string(&spec.affinity).unwrap();
+        assert!(
+            affinity.contains(&format!(r#""values":["{node}"]"#)),
+            "{affinity}"
+        );
+        let claims = spec.volumes.unwrap();
+        let claim = claims.iter().find_map(|v| v.persistent_volume_claim.as_ref());
+        let objects = Objects::of(&reservation, &EgressDenylist::default());
+        let volume = &objects.volumes[usize::try_from(index).unwrap()];
+        assert_eq!(claim.map(|c| c.claim_name.clone()), volume.metadata.name);
+    }
 }
 
 #[test]
@@ -307,11 +320,9 @@ fn everything_is_labelled_with_its_lease_and_its_provider() {
     assert_eq!(expected[LABEL_LEASE], lease_name(id));
     assert_eq!(expected[LABEL_PROVIDER], "prairie");
     let all = Objects::of(&reservation, &EgressDenylist::default());
-    let set = all.set.unwrap();
-    let spread = set.spec.unwrap().template.spec.unwrap().affinity.unwrap();
-    let spread = serde_json::to_string(&spread.pod_anti_affinity).unwrap();
-    assert!(spread.contains(&lease_name(id)), "{spread}");
-    for labelled in [all.namespace.metadata, all.quota.metadata, set.metadata] {
+    let pod = pod_of(&reservation, 1).metadata;
+    assert_eq!(pod.labels.as_ref().unwrap()[LABEL_INDEX], "1");
+    for labelled in [all.namespace.metadata, all.limits.metadata, pod] {
         let labelled = labelled.labels.unwrap();
         assert!(
             expected
@@ -321,13 +332,12 @@ fn everything_is_labelled_with_its_lease_and_its_provider() {
     }
 }
 
-/// Value of a variable of the first container, or the path of the field that it comes from.
+/// Value of a variable of the first container.
 fn variable(pod: &PodSpec, name: &str) -> Option<String> {
     let mut found = pod.containers[0].env.iter().flatten().filter(|e| e.name == name);
     let first = found.next()?;
     assert!(found.next().is_none(), "{name} is set twice");
-    let field = || Some(first.value_from.as_ref()?.field_ref.as_ref()?.field_path.clone());
-    first.value.clone().or_else(field)
+    first.value.clone()
 }
 
 #[test]
@@ -337,13 +347,14 @@ fn the_nodes_of_a_job_of_several_nodes_find_each_other() {
         ..Workload::default()
     };
     for workload in [session(), service(), job] {
-        let objects = objects(workload, Hosting::default());
+        let objects = objects(workload.clone(), Hosting::default());
         let mut headless = objects.services.iter().filter_map(|s| s.spec.as_ref());
         let headless = headless
             .find(|s| s.cluster_ip.as_deref() == Some("None"))
             .unwrap();
         assert_eq!(headless.publish_not_ready_addresses, Some(true));
-        let pod = pod_of(&objects);
+        let reservation = reservation(workload, Hosting::default());
+        let pod = pod_of(&reservation, 1).spec.unwrap();
         assert_eq!(pod.subdomain.as_deref(), Some(NAME), "the domain of the Service");
         for (name, value) in [
             ("MASTER_ADDR", "lease-0.lease"),
@@ -355,7 +366,9 @@ fn the_nodes_of_a_job_of_several_nodes_find_each_other() {
         ] {
             assert_eq!(variable(&pod, name).as_deref(), Some(value), "{name}");
         }
-        assert_eq!(variable(&pod, "PET_NODE_RANK"), variable(&pod, "LEASEHOLD_INDEX"));
+        for name in ["PET_NODE_RANK", "LEASEHOLD_INDEX"] {
+            assert_eq!(variable(&pod, name).as_deref(), Some("1"), "{name}");
+        }
     }
 }
 
@@ -370,7 +383,7 @@ fn a_single_node_meets_itself_and_the_tenant_s_own_variables_stay() {
     reservation.spec.allocation.nodes = 1;
     let objects = Objects::of(&reservation, &EgressDenylist::default());
     assert_eq!(objects.services.len(), 1, "only that of its port");
-    let pod = pod_of(&objects);
+    let pod = pod_of(&reservation, 0).spec.unwrap();
     assert_eq!(pod.subdomain, None);
     assert_eq!(variable(&pod, "MASTER_ADDR").as_deref(), Some("localhost"));
     assert_eq!(variable(&pod, "MASTER_PORT").as_deref(), Some("1234"));
@@ -388,7 +401,7 @@ fn no_pod_of_a_lease_may_be_evicted_and_no_autoscaler_removes_its_node() {
         (LABEL_RESULTS, "DoesNotExist"),
         "the pods that serve results are not paid for"
     );
-    let template = objects.set.unwrap().spec.unwrap().template.metadata.unwrap();
+    let template = pod_of(&reservation(service(), Hosting::default()), 0).metadata;
     let labels = template.labels.unwrap();
     assert!(
         selector

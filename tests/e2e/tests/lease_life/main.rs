@@ -5,6 +5,7 @@ mod deleted;
 mod funds_end;
 mod orphans;
 mod payout;
+mod pod_lost;
 mod served;
 mod status_wiped;
 mod unmatched;
@@ -53,8 +54,9 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
             "reservation removed forcibly",
             orphans::reservation_removed_forcibly(&tenant)
         ),
+        timed("pod deleted", pod_lost::pod_deleted(&tenant)),
     )?;
-    let spent = ended.0.0 + ended.1.0 + ended.2.0 + ended.3.0 + ended.4.0 + ended.5.0;
+    let spent = ended.0.0 + ended.1.0 + ended.2.0 + ended.3.0 + ended.4.0 + ended.5.0 + ended.6.0;
     ensure!(
         before.0 - tenant.own_balance().await?.0 == spent,
         "the tenant paid exactly what the legs earned"

@@ -58,7 +58,7 @@ impl Invariants {
             || plan.status.phase != before.phase;
         self.wake(plan.wake, now, notes, "a reservation");
         if before.stop_reason.is_some() {
-            self.require(!matches!(plan.workload, Workload::Run(_)), || {
+            self.require(!matches!(plan.workload, Workload::Run { .. }), || {
                 "a stopped workload is run again".into()
             });
         }

@@ -67,7 +67,9 @@ impl Sim {
         let faulty = self.has_faulty_gpu(site, name);
         let hindered = self.is_hindered(site, name);
         let cluster = &self.sites[site].cluster;
-        let pods = || cluster.pods.iter().filter(|p| p.namespace == name && !p.leaving);
+        // What a program did before its pod was removed is done.
+        let counts = |p: &&Pod| !p.leaving || matches!(p.phase, PodPhase::Ended(_));
+        let pods = || cluster.pods.iter().filter(|p| p.namespace == name).filter(counts);
         let run = pods().filter(|p| p.has_run).count();
         let computes = pods().any(Pod::serves);
         let ends = |p: &Pod| p.namespace == name && p.phase == PodPhase::Running && p.leaving;

@@ -67,21 +67,27 @@ impl Sim {
             });
         }
         for site in 0..self.sites.len() {
-            let invariants = &mut self.invariants;
-            let again = self.sites[site]
-                .cluster
-                .job_runs
-                .iter()
-                .find(|((name, _), runs)| {
-                    let suspended = invariants
-                        .reservations
-                        .get(&(site, name.clone()))
-                        .is_some_and(|s| s.was_suspended);
-                    **runs > 1 && !suspended
-                });
-            if let Some(((name, rank), runs)) = again {
-                invariants.violated(|| format!("U3: node {rank} of the job in {name} ran {runs} times"));
-            }
+            self.check_job_runs(site);
+        }
+    }
+
+    /// U3: a job runs again only where a pod of it was removed, or after a pause, and never after it has succeeded.
+    fn check_job_runs(&mut self, site: usize) {
+        let cluster = &self.sites[site].cluster;
+        let invariants = &mut self.invariants;
+        let was_suspended = |name: &String| {
+            let reservation = invariants.reservations.get(&(site, name.clone()));
+            reservation.is_some_and(|r| r.was_suspended)
+        };
+        let losses = |name: &String| cluster.losses.get(name).copied().unwrap_or(0);
+        let mut runs = cluster.job_runs.iter();
+        let again = runs.find(|((name, _), runs)| **runs > 1 + losses(name) && !was_suspended(name));
+        let rerun = cluster.rerun.as_ref().filter(|(name, _)| !was_suspended(name));
+        if let Some(((name, rank), runs)) = again {
+            invariants.violated(|| format!("U3: node {rank} of the job in {name} ran {runs} times"));
+        } else if let Some((name, rank)) = rerun {
+            invariants
+                .violated(|| format!("U3: node {rank} of the job in {name} ran again after its success"));
         }
     }
 

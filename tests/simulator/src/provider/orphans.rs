@@ -33,6 +33,7 @@ impl Sim {
             let deleted = self.own_write(s, |sim| {
                 let site = &mut sim.sites[s];
                 if site.reservations.get(&key).is_none() {
+                    site.cluster.release_pods(&key.1);
                     site.cluster.delete_namespace(&key.1);
                 }
                 Ok(())

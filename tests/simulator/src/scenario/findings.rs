@@ -132,7 +132,7 @@ pub const FINDINGS: [Finding; 18] = [
     Finding {
         id: "M7",
         scenario: Scenario::CrashesAfterSending,
-        seeds: (1, 24),
+        seeds: (1, 60),
         steps: 6_000,
         violates: "M4: * credited * seconds",
         reaches: &["crash after creditTo"],

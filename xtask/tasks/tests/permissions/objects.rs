@@ -63,16 +63,13 @@ pub(crate) fn contents(namespace: &str) -> Vec<Value> {
             .extend(more.as_object().unwrap().clone());
         object
     };
-    let pods = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}});
-    let mut always = pods.clone();
-    always["spec"]["restartPolicy"] = json!("Always");
+    let pods = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}], "securityContext": {"runAsNonRoot": true}, "restartPolicy": "Never"}});
     let volume = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
     let access = json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "leasehold-tenant-access"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "tenant"}]});
     vec![
         object("v1", "ConfigMap", json!({"data": {"a": "b"}})),
         object("v1", "ServiceAccount", json!({})),
-        object("v1", "ResourceQuota", json!({"spec": {"hard": {"pods": "1"}}})),
         object("v1", "LimitRange", json!({"spec": {"limits": []}})),
         object("v1", "PersistentVolumeClaim", json!({"spec": volume})),
         object(
@@ -90,11 +87,7 @@ pub(crate) fn contents(namespace: &str) -> Vec<Value> {
             "PodDisruptionBudget",
             json!({"spec": {"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}}),
         ),
-        object(
-            "apps/v1",
-            "StatefulSet",
-            json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "serviceName": "s", "template": always}}),
-        ),
+        object("v1", "Pod", json!({"spec": pods["spec"]})),
         object("batch/v1", "Job", json!({"spec": {"template": pods}})),
         object("rbac.authorization.k8s.io/v1", "RoleBinding", access),
     ]

@@ -65,7 +65,7 @@ pub(crate) async fn agents_write_only_their_own_node(it: &Installation) {
 
 /// What runs is made once and never changed.
 fn is_made_once(object: &Value) -> bool {
-    matches!(object["kind"].as_str(), Some("StatefulSet" | "Job"))
+    object["kind"] == "Job"
 }
 
 /// Writes an object as the provider's operator does.

@@ -1,6 +1,6 @@
 //! What the reservation controller reads before it decides.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use leasehold_crds::{
     GpuAllocation, GpuReservation, lease::workload::JobResult, market::allocation::AllocationPhase,
@@ -8,20 +8,21 @@ use leasehold_crds::{
 use leasehold_planner::{
     escrow::{AccountAt, Terms},
     observed::Observed,
-    provider::reservation::{
-        self as planner, Plan, Reading, ResultsSeen, Running, Withdrawals, World, wants_live,
+    provider::{
+        reservation::{self as planner, NodePod, Plan, Reading, Running, Withdrawals, World, wants_live},
+        workload::{End, FINALIZER_POD},
     },
 };
 
 use crate::{
     Sim,
-    cluster::{Cluster, PodPhase},
+    cluster::{Cluster, Node, Pod, PodPhase},
     reconcile::ProcessId,
     rpc::Reader,
 };
 
 impl Sim {
-    /// Gathers and decides. Also returns whether the workload was seen.
+    /// Gathers and decides. Also returns whether the namespace was seen.
     pub(crate) fn plan_reservation(
         &mut self,
         s: usize,
@@ -48,11 +49,7 @@ impl Sim {
             Ok(_) | Err(_) => Vec::new(),
         };
         let running = self.running(s, p, read);
-        let nodes = usize::try_from(read.spec.allocation.nodes).unwrap_or_default();
-        let there = running
-            .known()
-            .is_some_and(|r| r.namespace && r.pods_alive + r.pods_succeeded >= nodes)
-            || read.status.as_ref().is_some_and(|s| s.job.is_some());
+        let there = running.known().is_some_and(|r| r.namespace);
         let health = self.health(s, p, read, now);
         let process = &self.sites[s].processes[p];
         let at = (
@@ -139,9 +136,7 @@ impl Sim {
             return Observed::Unknown("cannot read what is running".into());
         }
         let (pods, namespaces, nodes_seen, reading) = if live {
-            let workload = cluster.workloads.contains_key(&name);
-            let reading = Reading::Live { workload };
-            (&cluster.pods, &cluster.namespaces, &cluster.nodes, reading)
+            (&cluster.pods, &cluster.namespaces, &cluster.nodes, Reading::Live)
         } else {
             (
                 &process.pods,
@@ -150,47 +145,46 @@ impl Sim {
                 Reading::Cached,
             )
         };
-        let pods: Vec<_> = pods.iter().filter(|p| p.namespace == name).collect();
-        let succeeded = pods.iter().filter(|p| p.phase == PodPhase::Ended(0)).count();
+        let pods = pods.iter().filter(|p| p.namespace == name);
         let mut running = Running {
             reading,
             namespace: namespaces.contains_key(&name),
-            pods_alive: pods.iter().filter(|p| !p.has_ended()).count(),
-            pods_ready: pods.iter().filter(|p| Cluster::is_ready(p, nodes_seen)).count(),
-            pods_run: pods
-                .iter()
-                .filter(|p| p.has_run && !p.leaving && !p.has_ended())
-                .count(),
-            pods_ended: pods
-                .iter()
-                .filter(|p| p.has_run && !p.leaving && p.has_ended())
-                .count(),
-            pods_succeeded: succeeded,
-            uptimes: Vec::new(),
-            agents: BTreeMap::new(),
             gpu_uuids: process.holders.get(&name).cloned().unwrap_or_default(),
-            job: None,
-            endpoints: Vec::new(),
-            trouble: String::new(),
-            results: ResultsSeen::default(),
-            without_isolation: Vec::new(),
+            ..Running::of(pods.map(|p| node_pod(p, nodes_seen)).collect())
         };
-        let is_job = read.spec.allocation.workload.job.is_some();
         let known = read.status.as_ref().is_some_and(|s| s.job.is_some());
-        let nodes = usize::try_from(read.spec.allocation.nodes).unwrap_or_default();
-        let failure = pods.iter().find_map(|p| match p.phase {
-            PodPhase::Ended(code) if code != 0 => Some(code),
-            PodPhase::Ended(_) | PodPhase::Pending | PodPhase::Running => None,
+        let end = planner::job_end(read, &running.pods).filter(|_| !known);
+        running.job = end.map(|end| JobResult {
+            exit_code: end.exit_code,
+            ..JobResult::default()
         });
-        if is_job && !known && (failure.is_some() || succeeded >= nodes) {
-            if self.faults.sites_down.contains(&s) {
-                return Observed::Unknown("cannot read the job's log".into());
-            }
-            running.job = Some(JobResult {
-                exit_code: failure.unwrap_or(0),
-                ..JobResult::default()
-            });
-        }
         Observed::Known(running)
+    }
+}
+
+/// What the operator reads of a pod.
+fn node_pod(pod: &Pod, nodes: &[Node]) -> NodePod {
+    let end = match pod.phase {
+        PodPhase::Ended(exit_code) => Some(End::Program {
+            exit_code,
+            finished_at: None,
+        }),
+        PodPhase::Lost => Some(End::Lost("deleted".into())),
+        PodPhase::Pending | PodPhase::Running => None,
+    };
+    NodePod {
+        index: i64::try_from(pod.rank).unwrap_or(i64::MAX),
+        name: format!("lease-{}", pod.rank),
+        uid: pod.id.to_string(),
+        is_leaving: pod.leaving,
+        is_ready: Cluster::is_ready(pod, nodes),
+        has_run: pod.has_run,
+        removed_at: pod.removed_ms.and_then(|ms| i64::try_from(ms / 1000).ok()),
+        end,
+        finalizers: if pod.held {
+            vec![FINALIZER_POD.into()]
+        } else {
+            Vec::new()
+        },
     }
 }

@@ -10,13 +10,13 @@ use leasehold_crds::{
 use leasehold_planner::{
     escrow::{Hash, Terms},
     ports::PaymentError,
-    provider::reservation::{self as planner, LegCall, Plan, Workload},
+    provider::reservation::{self as planner, LegCall, Plan, PodChange, Workload},
 };
 
 use crate::{
     Sim,
     api::{ApiError, Key},
-    cluster,
+    cluster::PodSpec,
     market::until_ms,
     provider::{ProviderReconcile, version},
     reconcile::{ProcessId, Task},
@@ -24,7 +24,7 @@ use crate::{
     sim::Event,
 };
 
-/// A workload without pods is applied again only after this time.
+/// What was applied is applied again only after this time.
 const REAPPLY_SECONDS: i64 = 10;
 
 pub(crate) struct ReservationReconcile {
@@ -32,7 +32,7 @@ pub(crate) struct ReservationReconcile {
     read: Arc<GpuReservation>,
     plan: Plan,
     status: GpuReservationStatus,
-    /// Whether the workload was seen.
+    /// Whether the namespace was seen.
     there: bool,
     /// Whether the status must be stored before the plan is carried out.
     must_persist_first: bool,
@@ -44,8 +44,8 @@ pub(crate) struct ReservationReconcile {
 enum Stage {
     Note,
     Workload,
-    /// The namespace was applied, its workload was not.
-    WorkloadItself,
+    /// The objects are applied; the change of a pod with that number is next.
+    Pods(usize),
     Call,
     Wait(u64, u64),
     Status,
@@ -102,7 +102,7 @@ impl Sim {
                 .report_reservation(s, &mut run)
                 .map(|_| Some((Stage::Workload, 1))),
             Stage::Workload => Ok(self.work(s, p, &mut run)),
-            Stage::WorkloadItself => Ok(self.apply_workload(s, p, &mut run)),
+            Stage::Pods(n) => Ok(self.change_pod(s, n, &mut run)),
             Stage::Call => Ok(self.call_for_leg(s, p, &mut run)),
             Stage::Wait(transaction, until) => Ok(self.wait_for_leg(s, p, &mut run, transaction, until)),
             Stage::Status if run.must_persist_first => Ok(None),
@@ -162,14 +162,15 @@ impl Sim {
         match &run.plan.workload {
             // No tenant of the simulation requests results.
             Workload::Keep | Workload::KeepResults(_) => next,
-            Workload::Run(_) => {
+            Workload::Run { pods, .. } => {
+                let creates = pods.iter().any(|c| matches!(c, PodChange::Create(_)));
                 let recent = |at: i64| now - at < REAPPLY_SECONDS;
                 if process
                     .applied
                     .get(&name)
-                    .is_some_and(|at| run.there || recent(*at))
+                    .is_some_and(|at| run.there && !creates || recent(*at))
                 {
-                    return next;
+                    return Some((Stage::Pods(0), 1));
                 }
                 let done = self.own_write(s, |sim| {
                     sim.sites[s].cluster.apply_namespace(&name);
@@ -179,23 +180,20 @@ impl Sim {
                     run.error = Some(error);
                     return next;
                 }
-                Some((Stage::WorkloadItself, 5))
+                self.sites[s].processes[p].applied.insert(name, now);
+                Some((Stage::Pods(0), 5))
             }
-            Workload::Halt => {
+            Workload::Halt(_) => {
                 process.applied.remove(&name);
                 self.note(|| format!("halts {name}"));
-                let done = self.own_write(s, |sim| {
-                    sim.sites[s].cluster.delete_workload(&name);
-                    Ok(())
-                });
-                run.error = done.err();
-                next
+                Some((Stage::Pods(0), 1))
             }
             Workload::Remove => {
                 process.applied.remove(&name);
                 if process.namespaces.get(&name) != Some(&true) {
                     self.note(|| format!("removes {name}"));
                     let done = self.own_write(s, |sim| {
+                        sim.sites[s].cluster.release_pods(&name);
                         sim.sites[s].cluster.delete_namespace(&name);
                         Ok(())
                     });
@@ -206,42 +204,65 @@ impl Sim {
         }
     }
 
-    fn apply_workload(&mut self, s: usize, p: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {
-        let name = run.key.1.clone();
-        let spec = &run.read.spec.allocation;
+    /// Creates or removes one pod, and goes on with the next.
+    fn change_pod(&mut self, s: usize, n: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {
+        let changes = match &run.plan.workload {
+            Workload::Run { pods, .. } | Workload::Halt(pods) => pods.as_slice(),
+            Workload::Keep | Workload::KeepResults(_) | Workload::Remove => &[],
+        };
+        let Some(change) = changes.get(n).cloned() else {
+            return Some((Stage::Call, 1));
+        };
+        let done = match &change {
+            PodChange::Create(pod) => {
+                let site = &self.sites[s];
+                if version(site.reservations.get(&run.key)) != run.read.resource_version() {
+                    return Some((Stage::Call, 1));
+                }
+                self.create_pod(s, &run.read, &pod.name_any())
+            }
+            PodChange::Remove { uid, .. } => {
+                let (id, now) = (uid.parse().unwrap_or_default(), self.now);
+                self.own_write(s, |sim| {
+                    let Sim { sites, random, .. } = sim;
+                    sites[s].cluster.remove_pod(id, now, random);
+                    Ok(())
+                })
+            }
+        };
+        if let Err(error) = done {
+            run.error = Some(error);
+            return Some((Stage::Call, 1));
+        }
+        Some((Stage::Pods(n + 1), 1))
+    }
+
+    fn create_pod(&mut self, s: usize, read: &GpuReservation, pod: &str) -> Result<(), ApiError> {
+        let name = read.name_any();
+        let spec = &read.spec.allocation;
         let is_job = spec.workload.job.is_some();
+        let rank = pod.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
         let mut program = self.tenants.program(&spec.lease.uid, is_job);
         if self.stalls(s) {
             program.starts_after_ms = None;
         }
-        let workload = cluster::Workload::new(
-            usize::try_from(spec.nodes).unwrap_or(1),
-            usize::try_from(spec.per_node.gpus).unwrap_or(1),
-            run.read.spec.nodes.clone(),
+        let pod_spec = PodSpec {
+            on: read.spec.nodes.get(rank).cloned().unwrap_or_default(),
+            gpus: usize::try_from(spec.per_node.gpus).unwrap_or(1),
             is_job,
             program,
-        );
-        let site = &self.sites[s];
-        if version(site.reservations.get(&run.key)) != run.read.resource_version() {
-            return Some((Stage::Call, 1));
-        }
+        };
         let now = self.now;
-        self.note(|| format!("runs {name}"));
-        let done = self.own_write(s, |sim| {
+        self.note(|| format!("runs {pod} of {name}"));
+        self.own_write(s, |sim| {
             let Sim { sites, random, .. } = sim;
-            match sites[s].cluster.apply_workload(&name, workload, now, random) {
-                true => Ok(()),
-                false => Err(ApiError::Unreachable),
+            let cluster = &mut sites[s].cluster;
+            if cluster.create_pod((&name, rank), pod_spec, now, random) {
+                Ok(())
+            } else {
+                Err(ApiError::Unreachable)
             }
-        });
-        match done {
-            Ok(()) => {
-                let local = self.clock(self.sites[s].processes[p].offset_ms).as_second();
-                self.sites[s].processes[p].applied.insert(name, local);
-            }
-            Err(error) => run.error = Some(error),
-        }
-        Some((Stage::Call, 1))
+        })
     }
 
     fn call_for_leg(&mut self, s: usize, p: usize, run: &mut ReservationReconcile) -> Option<(Stage, u64)> {

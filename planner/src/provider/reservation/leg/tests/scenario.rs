@@ -14,6 +14,7 @@ use crate::{
         offer::resumption::Room,
         reservation::{
             Reading, Running, Workload, decide,
+            pods::tests::pods_of,
             tests::{account, known},
             wants_second,
         },
@@ -147,7 +148,10 @@ impl Scenario {
             second,
             settled: None,
             final_reads: Vec::new(),
-            running: Observed::Known(self.running.clone()),
+            running: Observed::Known(Running {
+                pods: pods_of(&self.running),
+                ..self.running.clone()
+            }),
             allocation_exists: Observed::Known(true),
             grace_seconds: 0,
             health: Health {
@@ -161,7 +165,7 @@ impl Scenario {
         };
         let time = i64::try_from(self.account.block_time).unwrap();
         let plan = decide(&world, Timestamp::from_second(time).unwrap());
-        self.runs_pods = matches!(plan.workload, Workload::Run(_));
+        self.runs_pods = matches!(plan.workload, Workload::Run { .. });
         let stored = self.status().intent == plan.status.intent;
         self.reservation.status = Some(plan.status);
         if let Some(call) = plan.call.filter(|_| stored) {

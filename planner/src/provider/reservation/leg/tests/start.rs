@@ -272,3 +272,16 @@ fn a_job_that_has_ended_and_a_crash_are_no_lost_pods() {
     scenario.reconcile_times(5);
     assert!(scenario.calls.is_empty(), "a crash leaves the pod");
 }
+
+#[test]
+fn an_operator_that_was_away_credits_from_the_time_that_the_pod_tells() {
+    let mut scenario = serving();
+    scenario.wait(50);
+    scenario.reconcile_times(2);
+    // For 30 seconds it did not run; meanwhile the pod was evicted.
+    scenario.wait(30);
+    (scenario.running.pods_ready, scenario.running.pods_run) = (0, 0);
+    scenario.running.lost_at = Some(60);
+    scenario.reconcile_times(20);
+    assert_eq!(scenario.served(), 60);
+}
