@@ -23,10 +23,11 @@ fn run(finding: &Finding, seed: u64) -> Outcome {
     }
 }
 
-/// The seeds of a finding; the variable `SEEDS` sets another number of them.
+/// The seeds of a finding; the variables `FROM` and `SEEDS` set another first one and another number of them.
 fn seeds(finding: &Finding) -> std::ops::Range<u64> {
-    let count = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok());
-    finding.seeds.0..finding.seeds.0 + count.unwrap_or(finding.seeds.1)
+    let number = |name| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    let from = number("FROM").unwrap_or(finding.seeds.0);
+    from..from + number("SEEDS").unwrap_or(finding.seeds.1)
 }
 
 fn name(finding: &Finding) -> String {
