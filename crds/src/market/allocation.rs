@@ -238,7 +238,7 @@ words! {
         NeverStarted,
         /// Whether the leg started in time could not be read.
         StartUnknown,
-        /// The leg did not start again in time after a pause.
+        /// The leg did not start again in time, after a pause or because pods were missing.
         NotResumed,
         /// The account has other terms.
         AccountMismatch,

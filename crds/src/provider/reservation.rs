@@ -142,13 +142,18 @@ pub struct GpuReservationStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub chain_unreadable_since: Option<i64>,
-    /// Unix time in seconds since which the workload is being started again after a pause. Absent when its leg runs.
+    /// Unix time in seconds since which the workload is being started again, after a pause, after a fault, or because a pod is
+    /// missing. Absent when its leg runs, or stands for another reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
     pub resuming_since: Option<i64>,
     /// Whether the room of its pods is held again after a pause, in which it may have been promised to others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub holds_room: bool,
+    /// Seconds that all earlier starts after an interruption took together. They limit how long the next one may take.
+    #[serde(default)]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub resumed_seconds: i64,
     /// Whether the grace period for an unreadable chain has been used.
     #[serde(default)]
     pub grace_used: bool,

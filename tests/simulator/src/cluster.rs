@@ -78,6 +78,8 @@ pub struct Pod {
     pub held: bool,
     /// Since when it is being deleted, in Unix milliseconds.
     pub removed_ms: Option<u64>,
+    /// Whether a pod of its rank was there before.
+    is_again: bool,
     spec: PodSpec,
     next_ms: u64,
 }
@@ -105,6 +107,8 @@ pub struct Program {
     pub ready_after_ms: Option<u64>,
     /// The pod in which it crashes all the time.
     pub crashes_in: Option<usize>,
+    /// Whether its container never runs in a pod that was created again after an eviction.
+    pub stays_evicted: bool,
     /// Time until it ends by itself, and its exit code.
     pub ends: Option<(u64, i64)>,
 }
@@ -149,6 +153,8 @@ pub struct Cluster {
     /// Incremented when something may have changed.
     pub changes: u64,
     pods_made: u64,
+    /// The pods that were created, by namespace and index.
+    made: BTreeSet<(String, usize)>,
 }
 
 impl Cluster {
@@ -185,6 +191,7 @@ impl Cluster {
             return true;
         }
         self.pods_made += 1;
+        let is_again = !self.made.insert((namespace.to_owned(), rank));
         self.pods.push(Pod {
             id: self.pods_made,
             namespace: namespace.to_owned(),
@@ -197,6 +204,7 @@ impl Cluster {
             has_run: false,
             held: true,
             removed_ms: None,
+            is_again,
             spec,
             next_ms: now + random.between(5, 300),
         });
@@ -346,7 +354,9 @@ impl Cluster {
                     let pod = &mut self.pods[i];
                     pod.node = Some(node);
                     pod.uuids = uuids;
-                    pod.next_ms = now + spec.program.starts_after_ms.unwrap_or(NEVER_MS);
+                    let stays_evicted = spec.program.stays_evicted && pod.is_again;
+                    let starts = spec.program.starts_after_ms.filter(|_| !stays_evicted);
+                    pod.next_ms = now + starts.unwrap_or(NEVER_MS);
                 } else {
                     self.pods[i].next_ms = now + random.between(500, 2_000);
                 }
@@ -390,6 +400,22 @@ impl Cluster {
         node.cordoned_until = until;
         self.evicted_ms.insert(pod.namespace.clone(), now);
         Some(pod.namespace.clone())
+    }
+
+    /// Evicts the last pod of each pair that has run and whose tenant wants it. Returns the namespaces.
+    pub fn evict_by_tenants(&mut self, now: u64, random: &mut Random) -> Vec<String> {
+        let mut evicted = Vec::new();
+        for i in 0..self.pods.len() {
+            let evicts = |p: &Pod| p.spec.program.stays_evicted && p.has_run && !p.leaving;
+            let first = |p: &Pod| evicts(p) && p.rank == 0 && p.namespace == self.pods[i].namespace;
+            if self.pods[i].rank == 1 && evicts(&self.pods[i]) && self.pods.iter().any(first) {
+                self.delete_pod(i, now, random);
+                let namespace = self.pods[i].namespace.clone();
+                self.evicted_ms.insert(namespace.clone(), now);
+                evicted.push(namespace);
+            }
+        }
+        evicted
     }
 
     fn place(&self, pod: &Pod, now: u64) -> Option<(String, Vec<String>)> {

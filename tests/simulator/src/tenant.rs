@@ -39,6 +39,8 @@ pub(crate) struct Tenants {
     made: u64,
     /// Leases of the tenant who is never ready.
     unready: BTreeSet<Key>,
+    /// Leases of the tenant who evicts its own pods.
+    evicting: BTreeSet<Key>,
     /// When all remaining leases are deleted. Once it is set, no lease is created.
     pub(crate) leave_at: Option<u64>,
 }
@@ -74,6 +76,7 @@ impl Tenants {
             programs: BTreeMap::new(),
             made: 0,
             unready: BTreeSet::new(),
+            evicting: BTreeSet::new(),
             leave_at: None,
         }
     }
@@ -178,6 +181,7 @@ fn program(random: &mut Random, made: u64) -> Program {
         starts_after_ms: starts.or_else(|| made.is_multiple_of(2).then_some(1_000)),
         ready_after_ms: starts,
         crashes_in: None,
+        stays_evicted: false,
         ends: random
             .per_mille(700)
             .then(|| (random.between(2, 200) * 1000, i64::from(random.per_mille(250)))),
@@ -276,6 +280,7 @@ impl Sim {
                 starts_after_ms: Some(self.random.between(200, 2_000)),
                 ready_after_ms: crashes.then_some(500),
                 crashes_in: crashes.then_some(0),
+                stays_evicted: false,
                 ends: None,
             };
             let mut spec = spec(&mut self.random);
@@ -307,6 +312,51 @@ impl Sim {
             }
         }
         self.random.between(2_000, 6_000)
+    }
+
+    /// A tenant who has one of two pods evicted as soon as its leg may run, for example by filling its disk, and whose
+    /// registry then refuses the image: the other pod would compute without payment. Returns the time until it acts again.
+    pub(crate) fn self_evicting_tenant_acts(&mut self) -> u64 {
+        let team = TEAMS[0];
+        let (leases, evicting) = (&self.leases, &mut self.tenants.evicting);
+        evicting.retain(|key| leases.get(key).is_some());
+        if evicting.len() < 2 && self.faults.market_up && self.tenants.secrets.contains(team) {
+            let program = Program {
+                starts_after_ms: Some(500),
+                ready_after_ms: Some(500),
+                crashes_in: None,
+                stays_evicted: true,
+                ends: None,
+            };
+            let mut spec = spec(&mut self.random);
+            spec.nodes = 2;
+            spec.per_node.gpus = 1;
+            spec.placement = Some(Placement {
+                spread: Spread::SameProvider,
+                ..Placement::default()
+            });
+            spec.term.duration = "10m".into();
+            spec.start_within = Some("1m".into());
+            spec.workload = Workload {
+                service: Some(Box::default()),
+                ..Workload::default()
+            };
+            spec.payment.top_up = None;
+            let key = self.apply(team, spec, program);
+            self.tenants.evicting.insert(key);
+        }
+        for site in 0..self.sites.len() {
+            if !self.faults.sites_down.contains(&site) {
+                let Self {
+                    sites, random, now, ..
+                } = self;
+                for name in sites[site].cluster.evict_by_tenants(*now, random) {
+                    self.invariants.count("pod evicted by its tenant".into());
+                    self.note(|| format!("the tenant of {name} has a pod evicted"));
+                }
+            }
+        }
+        self.random.between(8_000, 20_000)
     }
 
     fn extend(&mut self, key: &Key) {

@@ -63,6 +63,9 @@ pub(super) fn start_or_pause(
         let since = running.map_or(found_at, |r| interruption::nodes_ran_until(r, found_at));
         plan.status.fault_since.get_or_insert(since);
     }
+    if lost || *fault == Observed::Known(None) {
+        record_resumption(&leg, lost, now, &mut plan.status);
+    }
     if let Some(since) = plan.status.fault_since {
         if !return_unserved((world, terms, account), since, now, plan) {
             return;
@@ -84,7 +87,6 @@ pub(super) fn start_or_pause(
     let well = matches!(fault, Observed::Known(None));
     if leg.runs {
         advance(&mut plan.status, PhaseEvent::Charged);
-        plan.status.resuming_since = None;
         let due = world
             .withdraw
             .is_some_and(|w| w.are_due(&leg.state, leg.rate(terms)));
@@ -108,6 +110,27 @@ pub(super) fn start_or_pause(
         // A reservation that resumes stays Suspended until its leg runs again.
         plan.status.intent = None;
     }
+}
+
+/// Records since when the leg should run again: it stands, or is about to be paused because pods are missing. Other pods of the
+/// reservation may compute meanwhile, whoever caused it. A fault of the provider's GPUs does not count.
+fn record_resumption(leg: &Leg, lost: bool, now: Timestamp, status: &mut GpuReservationStatus) {
+    if !leg.runs || lost {
+        if status.phase == AllocationPhase::Active {
+            status.resuming_since.get_or_insert(now.as_second());
+        }
+    } else {
+        end_resumption(status, now);
+    }
+}
+
+/// The leg runs, or is not to run any more.
+pub(super) fn end_resumption(status: &mut GpuReservationStatus, now: Timestamp) {
+    let took = status
+        .resuming_since
+        .take()
+        .map_or(0, |since| now.as_second() - since);
+    status.resumed_seconds = status.resumed_seconds.saturating_add(took.max(0));
 }
 
 /// Pauses the leg, and credits all that it served since that time (Unix seconds). Returns whether that is done.
@@ -212,6 +235,11 @@ impl Provisioning {
 /// Whether this reservation's leg runs.
 pub(super) fn runs(world: &World<'_>, account: &Account) -> bool {
     Leg::of(world, account).runs
+}
+
+/// Seconds that this reservation's leg has served.
+pub(super) fn served_seconds(world: &World<'_>, account: &Account) -> u64 {
+    Leg::of(world, account).state.served_seconds
 }
 
 /// Whether this reservation's leg has not served a second, as far as the account shows.

@@ -157,7 +157,8 @@ fn is_paid(world: &World<'_>, now: Timestamp, plan: &mut Plan) -> bool {
 /// Stops the pods until there are funds again.
 pub(super) fn suspend(world: &World<'_>, now: Timestamp, plan: &mut Plan) {
     plan.status.intent = None;
-    (plan.status.resuming_since, plan.status.holds_room) = (None, false);
+    leg::end_resumption(&mut plan.status, now);
+    plan.status.holds_room = false;
     advance(&mut plan.status, PhaseEvent::FundsSpent);
     plan.status.pod_creations = None;
     plan.workload = halt(world);

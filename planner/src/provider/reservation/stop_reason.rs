@@ -27,6 +27,8 @@ use crate::{
 const ALLOCATION_GONE_SECONDS: i64 = 5;
 /// An unpaid reservation on a chain that cannot be read is given up this many seconds after its deadline.
 const UNKNOWN_PAYMENT_SECONDS: i64 = 600;
+/// For so many served seconds a leg may take one more second to be started again.
+const SERVED_PER_RESUMED: u64 = 4;
 
 /// Why the reservation stops for good, if it does.
 pub(super) fn stop_reason(
@@ -155,24 +157,27 @@ fn never_started(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Pl
     reason.filter(|_| shown)
 }
 
-/// A leg that is to run again after a pause has as long as at first, by the own clock. It holds its nodes without payment.
+/// A leg that is to run again, after a pause or because pods were missing, has as long as at first, by the own clock: its nodes
+/// are held without payment, and those of its pods that are there compute. All its resumptions together have in addition
+/// a share of what it has served, so that nobody gains by causing one after another.
 fn not_resumed(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &mut Plan) -> Option<StopReason> {
     let open_by = u64::try_from(world.reservation.spec.allocation.open_by).unwrap_or_default();
     let since = u64::try_from(plan.status.resuming_since?).unwrap_or_default();
-    let unreadable = match world.account {
-        Observed::Unknown(_) => OFFSET_MAX_SECONDS.saturating_add(world.grace_seconds),
-        Observed::Known(_) => 0,
+    let (Some(first), Some(second)) = (present(&world.account), present(&world.second)) else {
+        // Nothing is stopped for what is not known. The end of the paid time is known.
+        return None;
     };
-    let until = since
-        .saturating_add(terms.start_by.saturating_sub(open_by))
-        .saturating_add(unreadable);
-    let runs = [&world.account, &world.second]
-        .into_iter()
-        .filter_map(present)
-        .any(|a| leg::runs(world, a));
+    let served = leg::served_seconds(world, first).min(leg::served_seconds(world, second));
+    let window = terms.start_by.saturating_sub(open_by);
+    let resumed = u64::try_from(plan.status.resumed_seconds).unwrap_or_default();
+    let left = window
+        .saturating_add(served / SERVED_PER_RESUMED)
+        .saturating_sub(resumed);
+    let until = since.saturating_add(left.min(window));
     plan.wake = plan
         .wake
         .min(later(now, until.saturating_sub(unix(now)).saturating_add(1)));
+    let runs = leg::runs(world, first) || leg::runs(world, second);
     (unix(now) > until && !runs).then_some(StopReason::NotResumed)
 }
 

@@ -165,6 +165,10 @@ impl Scenario {
         let second = read(self.second.as_ref().unwrap_or(&self.account));
         let last = read(self.final_account.as_ref().unwrap_or(&self.account));
         let read = read(&self.account);
+        let second = match wants_second(&self.reservation, &read) {
+            true => second,
+            false => Observed::Unknown("not read".into()),
+        };
         if wants_live(&self.reservation) {
             self.running.reading = Reading::Live;
         }

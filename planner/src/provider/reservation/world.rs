@@ -141,7 +141,13 @@ pub fn wants_final(reservation: &GpuReservation, read: &Observed<AccountAt>) -> 
 #[must_use]
 pub fn wants_second(reservation: &GpuReservation, read: &Observed<AccountAt>) -> bool {
     let halted = |s: &GpuReservationStatus| {
-        s.stop_reason.is_some() || s.phase == AllocationPhase::Suspended || s.fault_since.is_some()
+        s.stop_reason.is_some()
+            || s.fault_since.is_some()
+            || s.resuming_since.is_some()
+            || matches!(
+                s.phase,
+                AllocationPhase::Provisioning | AllocationPhase::Suspended
+            )
     };
     let status = reservation.status.as_ref();
     let is_news = |a: &Account| {

@@ -22,6 +22,8 @@ const REVIVED_MS: u64 = 120_000;
 const EVICTED_MS: u64 = 60_000;
 /// How long a leg may run although a GPU of its pods is faulty, while nothing delays the provider.
 const FAULTY_MS: u64 = 20_000;
+/// How long containers may run beyond the time in which their leg must run again after a loss.
+const RESUMED_MS: u64 = 90_000;
 /// How long nodes may be held for a leg that never runs: the longest times until the deposit and from it to the start.
 const HELD_SECONDS: u64 = 300 + 900;
 /// Seconds by which the clocks of a provider and of the chain may differ.
@@ -37,6 +39,10 @@ pub(super) struct Unpaid {
     made_ms: u64,
     ran: bool,
     has_ever_run: bool,
+    /// Time from the deposit in which the leg must run.
+    window_ms: u64,
+    /// Since its leg ran last, with any container.
+    resumes_ms: u64,
     /// In a row, and in all.
     computed_ms: (u64, u64),
     held_ms: u64,
@@ -50,8 +56,14 @@ impl Unpaid {
             leg: usize::try_from(spec.leg).unwrap_or_default(),
             nodes: usize::try_from(spec.nodes).unwrap_or_default(),
             made_ms: now,
+            window_ms: Self::window_ms(spec),
             ..Self::default()
         }
+    }
+
+    fn window_ms(spec: &GpuAllocationSpec) -> u64 {
+        let seconds = spec.escrow.start_by.saturating_sub(spec.open_by);
+        u64::try_from(seconds).unwrap_or_default() * 1000
     }
 }
 
@@ -114,6 +126,11 @@ impl Sim {
         } else if owes && has_run && calm && !hindered && !stopped {
             *row += passed;
         }
+        if runs || !computes {
+            unpaid.resumes_ms = 0;
+        } else if owes && unpaid.has_ever_run && calm && !hindered && !stopped {
+            unpaid.resumes_ms += passed;
+        }
         // Containers that are being stopped compute, too.
         let computes_all = computes && has_run || ends;
         if computes_all && !runs && account.is_some_and(|a| !a.closed) && calm && !hindered {
@@ -130,6 +147,7 @@ impl Sim {
             unpaid.held_ms += passed;
         }
         let held = unpaid.held_ms > SLACK_MS;
+        let lingers = unpaid.resumes_ms > unpaid.window_ms + RESUMED_MS;
         let invariants = &mut self.invariants;
         invariants.require(!early, || {
             format!("M4: {name} is charged before its containers have run")
@@ -142,6 +160,9 @@ impl Sim {
         });
         invariants.require(!idle, || {
             format!("U2: the containers of {name} run, and its leg does not")
+        });
+        invariants.require(!lingers, || {
+            format!("U2: a container of {name} runs, and its leg does not run again")
         });
         invariants.require(!cheats, || {
             format!("U2: {name} has computed much longer than the {served} s that it paid")

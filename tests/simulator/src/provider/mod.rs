@@ -289,5 +289,6 @@ pub(crate) const BROKEN: Program = Program {
     starts_after_ms: None,
     ready_after_ms: None,
     crashes_in: None,
+    stays_evicted: false,
     ends: None,
 };

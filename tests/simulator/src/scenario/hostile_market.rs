@@ -121,6 +121,7 @@ impl Sim {
                 starts_after_ms: (!matches!(cheat, Cheat::OwnLeg)).then_some(500),
                 ready_after_ms: Some(500),
                 crashes_in: None,
+                stays_evicted: false,
                 ends: None,
             },
         );

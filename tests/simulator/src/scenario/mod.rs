@@ -57,11 +57,13 @@ pub enum Scenario {
     WrongClocks,
     /// Device plugins restart: for a while no pod that needs a GPU can start on the node, and those that run continue.
     PluginRestarts,
+    /// A tenant has one of two pods evicted, which never runs again.
+    SelfEvictingTenant,
 }
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::DroppedTransactions,
         Self::StuckBackend,
         Self::FrozenEndpoint,
@@ -79,6 +81,7 @@ impl Scenario {
         Self::DeadEndpoint,
         Self::WrongClocks,
         Self::PluginRestarts,
+        Self::SelfEvictingTenant,
     ];
 
     /// Whether every finding that it shows is closed, so that ordinary runs may contain it.
@@ -145,6 +148,7 @@ impl Sim {
                 None
             }
             Scenario::PluginRestarts => Some(self.restart_a_plugin()),
+            Scenario::SelfEvictingTenant => Some(self.self_evicting_tenant_acts()),
         };
         if let Some(after_ms) = after_ms {
             self.at(after_ms, Event::Scenario(scenario));

@@ -37,6 +37,8 @@ pub(super) struct Scenario {
     /// What it had served when the fault began that is not over for the leg.
     pub(super) well: Option<u64>,
     pub(super) started: u64,
+    /// Whether the first and the second read of the account succeed.
+    pub(super) reads: (bool, bool),
 }
 
 fn terms() -> Terms {
@@ -85,6 +87,7 @@ pub(super) fn serving() -> Scenario {
         runs_pods: false,
         well: None,
         started: 0,
+        reads: (true, true),
     }
 }
 
@@ -136,12 +139,13 @@ impl Scenario {
         if let (Observed::Known(Some(fault)), None, 1) = (&self.fault, self.well, self.account.running) {
             self.well = Some(self.served() - (self.account.block_time - fault.since));
         }
-        let first = known(AccountRead::Present(read.clone()), read.block_time);
-        let second = if wants_second(&self.reservation, &first) {
-            known(AccountRead::Present(second.clone()), second.block_time)
-        } else {
-            Observed::Unknown("not read".into())
+        let answer = |account: &Account, succeeds| match succeeds {
+            true => known(AccountRead::Present(account.clone()), account.block_time),
+            false => Observed::Unknown("not read".into()),
         };
+        let first = answer(read, self.reads.0);
+        let wanted = wants_second(&self.reservation, &first);
+        let second = answer(second, self.reads.1 && wanted);
         let world = World {
             reservation: &self.reservation,
             account: first,

@@ -213,6 +213,106 @@ fn a_leg_that_does_not_start_again_in_time_stops() {
     assert_eq!(stopped_at, Some(200 + 910));
 }
 
+#[test]
+fn a_leg_that_is_to_start_again_stops_by_two_reads_alone() {
+    let mut scenario = topped_up(10);
+    scenario.account.paid_until = 100_000;
+    scenario.running.pods_run = 0;
+    scenario.reconcile_times(1);
+    scenario.wait(2000);
+    let running = Account {
+        running: 1,
+        ..scenario.account.clone()
+    };
+    scenario.reconcile_with(&scenario.account.clone(), &running);
+    assert_eq!(
+        scenario.status().stop_reason,
+        None,
+        "another process has started it"
+    );
+    for (first, second) in [(false, true), (true, false), (false, false)] {
+        scenario.reads = (first, second);
+        scenario.reconcile_with(&scenario.account.clone(), &scenario.account.clone());
+        assert_eq!(scenario.status().stop_reason, None, "nothing is known");
+    }
+    scenario.reads = (true, true);
+    scenario.reconcile_with(&scenario.account.clone(), &scenario.account.clone());
+    assert_eq!(scenario.status().stop_reason, Some(StopReason::NotResumed));
+}
+
+/// Seconds from now after which the leg stops, with one pod of two.
+fn stops_without_a_pod(scenario: &mut Scenario) -> Option<u64> {
+    let begun = scenario.account.block_time;
+    scenario.running.pods_run = 1;
+    while scenario.account.block_time < begun + 3600 {
+        scenario.reconcile_times(1);
+        if scenario.status().stop_reason.is_some() {
+            return Some(scenario.account.block_time - 1 - begun);
+        }
+    }
+    None
+}
+
+/// A tenant fills the disk of one node, so that its pod is evicted, and computes on the other one.
+#[test]
+fn who_loses_a_pod_computes_unpaid_for_no_longer_than_a_start_takes() {
+    let mut scenario = serving();
+    scenario.reservation.spec.allocation.nodes = 2;
+    scenario.running.pods_run = 2;
+    scenario.wait(5000);
+    scenario.reconcile_times(2);
+    assert_eq!(stops_without_a_pod(&mut scenario), Some(901));
+    assert_eq!(scenario.status().stop_reason, Some(StopReason::NotResumed));
+}
+
+/// What comes back for a moment begins no time anew.
+#[test]
+fn all_losses_together_take_no_longer_than_a_start_and_a_quarter_of_what_was_served() {
+    let mut scenario = serving();
+    scenario.reservation.spec.allocation.nodes = 2;
+    for served in [400, 0] {
+        scenario.running.pods_run = 2;
+        scenario.reconcile_times(5);
+        scenario.wait(served);
+        scenario.running.pods_run = 1;
+        scenario.reconcile_times(4);
+        scenario.wait(400);
+    }
+    assert_eq!(scenario.status().stop_reason, None);
+    scenario.running.pods_run = 2;
+    scenario.reconcile_times(5);
+    assert_eq!(
+        (scenario.status().stop_reason, scenario.account.running),
+        (None, 1)
+    );
+    let resumed = u64::try_from(scenario.status().resumed_seconds).unwrap();
+    let left = 900 + scenario.served() / 4 - resumed;
+    assert!(left < 200, "{left}");
+    assert_eq!(stops_without_a_pod(&mut scenario), Some(left + 1));
+}
+
+/// The address of a port went away during a fault of a GPU: the pods compute, and the leg does not run.
+#[test]
+fn what_does_not_start_again_after_a_fault_stops() {
+    let mut scenario = serving();
+    scenario.wait(50);
+    scenario.at_fault(5);
+    scenario.reconcile_times(5);
+    scenario.wait(5000);
+    scenario.reconcile_times(1);
+    assert_eq!(
+        scenario.status().resuming_since,
+        None,
+        "a fault is the provider's"
+    );
+    scenario.fault = Observed::Known(None);
+    scenario.reservation.spec.allocation.per_node.gpus = 1;
+    scenario.reconcile_times(1);
+    scenario.wait(1000);
+    scenario.reconcile_times(1);
+    assert_eq!(scenario.status().stop_reason, Some(StopReason::NotResumed));
+}
+
 /// Its pods would run longer than they are paid, until they are stopped.
 #[test]
 fn what_pays_for_less_than_ten_seconds_resumes_nothing() {
