@@ -115,6 +115,11 @@ impl Sim {
                     terms,
                     open_ms: 0,
                 });
+        } else if status.phase != Phase::Closed
+            && let Some(Ok(terms)) = status.escrow.as_ref().map(|e| Terms::from_wire(&e.terms))
+        {
+            // Its status was wiped, and restored from the chain, which does not show the close any more.
+            self.invariants.counted_closes.remove(&terms.id());
         }
         if before.and_then(|s| s.close_reason).is_none()
             && let Some(reason) = status.close_reason
