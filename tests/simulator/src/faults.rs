@@ -304,7 +304,7 @@ impl Sim {
     fn remove_reservation_forcibly(&mut self, site: usize) {
         let all = self.reservations(site);
         let waits = |r: &GpuReservation| r.status.as_ref().is_some_and(|s| s.phase.is_over());
-        let Some((key, _)) = all.iter().find(|(_, r)| !waits(r)) else {
+        let Some((key, reservation)) = all.iter().find(|(_, r)| !waits(r)) else {
             return;
         };
         let now = self.clock(0);
@@ -312,6 +312,8 @@ impl Sim {
         let removed = api.set_finalizers(key, None, Vec::new()).is_ok() && api.delete(key, now).is_ok();
         if removed {
             self.invariants.count("reservation removed forcibly".into());
+            let account = reservation.spec.allocation.escrow.id.clone();
+            self.invariants.removed_forcibly.insert(account);
             self.note(|| format!("reservation {} is removed forcibly", key.1));
         }
     }

@@ -46,6 +46,8 @@ pub(crate) struct Invariants {
     /// UID of the lease, by the id of its account.
     lease_of_account: BTreeMap<String, String>,
     counted_closes: BTreeMap<Hash, CountedClose>,
+    /// Accounts whose reservation was removed together with its finalizer.
+    pub(crate) removed_forcibly: BTreeSet<String>,
     /// UIDs of leases for which a deposit was intended, or whose status was lost: whether there is money on the chain
     /// must be read from it.
     may_be_paid: BTreeSet<String>,
