@@ -18,6 +18,7 @@ use super::{
     settle::stopping,
     snapshot::record_chain,
     stop_reason::stop_reason,
+    wire,
     world::World,
 };
 use crate::{
@@ -146,6 +147,11 @@ pub(super) fn halt(world: &World<'_>) -> Workload {
 /// Decides a stop.
 fn stop(world: &World<'_>, reason: StopReason, now: Timestamp, plan: &mut Plan) {
     plan.status.stop_reason = Some(reason);
+    // A fault that is seen with the stop is credited before the stop is reported.
+    if let (Observed::Known(Some(fault)), AllocationPhase::Active) = (&world.health.fault, plan.status.phase)
+    {
+        plan.status.fault_since.get_or_insert(wire(fault.since));
+    }
     // A job that is stopped before its end may have left results, unless it was never served.
     let served = matches!(
         plan.status.phase,

@@ -23,6 +23,8 @@ use crate::{
 const END_AFTER_SECONDS: i64 = 45;
 /// Retained results are checked this often without an event.
 const RETENTION_CHECK_SECONDS: u64 = 60;
+/// A stop is not reported for so long after a fault, unless the fault is credited: two transactions take less on every chain.
+const CREDIT_WITHIN_SECONDS: i64 = 300;
 
 /// Decides about a reservation that stops: first its pods are deleted, then the namespace (later, where results are
 /// retained), then the leg is ended if the market does not close the account, then the reservation is deleted.
@@ -34,6 +36,7 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
     // A pod that our finalizer keeps would keep the namespace.
     let held = running.pods.iter().any(NodePod::is_held);
     let quiet = running.pods_alive == 0 && !held && running.reading == Reading::Live;
+    let quiet = quiet && !awaits_credit(world, plan, now);
     if !quiet && plan.status.stopped_at.is_none() {
         plan.workload = halt(world);
         advance(&mut plan.status, PhaseEvent::StopDecided);
@@ -99,6 +102,20 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
         && quiet
         && !running.namespace
         && (gone || is_reported || world.reservation.metadata.deletion_timestamp.is_some());
+}
+
+/// Whether a fault is still to be credited before the stop is reported: then the market closes the account, and nothing can be
+/// credited any more.
+fn awaits_credit(world: &World<'_>, plan: &Plan, now: Timestamp) -> bool {
+    let status = &plan.status;
+    let open = |a: &Account| !a.closed && a.started_at != 0 && !Leg::of(world, a).ended;
+    let can_be_credited = match world.account {
+        Observed::Known(_) => present(&world.account).is_some_and(open),
+        Observed::Unknown(_) => status.escrow.is_some(),
+    };
+    let recent = |since: i64| now.as_second() < since.saturating_add(CREDIT_WITHIN_SECONDS);
+    let pending = status.credit_due != Some(0) && status.fault_since.is_some_and(recent);
+    status.stopped_at.is_none() && pending && can_be_credited
 }
 
 fn stopped_at(plan: &Plan) -> Option<Timestamp> {

@@ -8,6 +8,7 @@ use super::*;
 mod interrupted;
 mod scenario;
 mod start;
+mod stopped;
 
 use scenario::{Scenario, serving};
 
