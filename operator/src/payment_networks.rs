@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use kube::{Api, Client, ResourceExt as _, runtime::reflector::Store};
 use leasehold_chain::EvmEscrow;
-use leasehold_crds::{PaymentNetwork, payment::network::ChainCheck};
+use leasehold_crds::PaymentNetwork;
 use leasehold_planner::{
-    payment_network::{ChainReading, Serves, status},
+    payment_network::{ChainReading, Serves, is_unread, status},
     ports::{BlockLevel, Clock as _, PaymentError, Payments as _},
 };
 use leasehold_runtime::{Process, SystemClock, api_writes};
@@ -44,8 +44,7 @@ async fn run(of: NetworkChecks, heartbeat: Heartbeat) {
     loop {
         heartbeat.beat();
         for network in of.networks.state() {
-            let known = network.status.as_ref().and_then(|s| s.chain_check);
-            let facts = known != Some(ChainCheck::Matches) || period % PERIODS_BETWEEN_FACTS == 0;
+            let facts = is_unread(&network) || period % PERIODS_BETWEEN_FACTS == 0;
             let reading = of.read(&network, facts).await;
             let finality = match reading {
                 ChainReading::Facts(_) => of.finality(&network).await,

@@ -113,6 +113,20 @@ pub fn unusable(network: Option<&PaymentNetwork>, pool: &GpuPool) -> Option<(Poo
     Some((PoolReason::FinalityTooSlow, message))
 }
 
+/// Whether the contracts and the finality of payments are to be read at once: nothing begins on the network until they are
+/// known, or its spec has changed since they were read.
+#[must_use]
+pub fn is_unread(network: &PaymentNetwork) -> bool {
+    let generation = network.metadata.generation.unwrap_or_default();
+    let known = network.status.as_ref();
+    known
+        .filter(|s| s.observed_generation == generation)
+        .is_none_or(|s| {
+            let waits_for_finality = network.spec.provision_at != Finality::Latest;
+            s.chain_check != Some(ChainCheck::Matches) || waits_for_finality && s.finality_seconds.is_none()
+        })
+}
+
 /// The largest lag of finality of about an hour: what was measured now, or what was found before, less a sixteenth of it
 /// each time. Rounded up to a quarter of a minute, so that the status seldom changes.
 fn slowest(before: Option<i64>, measured: u64) -> i64 {
@@ -505,6 +519,23 @@ mod tests {
         // Another finality is measured anew.
         network.metadata.generation = Some(2);
         assert_eq!(measured(&network, None).finality_seconds, None);
+    }
+
+    #[test]
+    fn what_a_network_waits_for_is_read_at_once() {
+        assert!(is_unread(&network(None)), "it was never compared with its chain");
+        let mut network = network(Some(ChainCheck::Matches));
+        network.metadata.generation = Some(1);
+        assert!(is_unread(&network), "its spec was never read");
+        network.status = Some(measured(&network, None));
+        assert!(!is_unread(&network));
+        network.spec.provision_at = Finality::Finalized;
+        network.metadata.generation = Some(2);
+        assert!(is_unread(&network), "its spec has changed");
+        network.status = Some(measured(&network, None));
+        assert!(is_unread(&network), "its finality is not known");
+        network.status = Some(measured(&network, Some(780)));
+        assert!(!is_unread(&network));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! funds, without a matching offer. The stories share one stack and run concurrently, each with its own lease.
 
 mod deleted;
+mod finality;
 mod funds_end;
 mod orphans;
 mod payout;
@@ -43,6 +44,11 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     )
     .await?;
     timed("paid while it runs", payout::paid_while_it_runs(&tenant)).await?;
+    timed(
+        "served when its payment is final",
+        finality::measured_and_waited_for(&tenant),
+    )
+    .await?;
     let before = tenant.own_balance().await?;
     let ended = tokio::try_join!(
         timed("term over", funds_end::term_over(&tenant)),

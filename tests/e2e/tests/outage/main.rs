@@ -1,6 +1,8 @@
 //! Crashes and outages: operators killed at random moments while two of each act without leadership, a chain that
 //! hangs, an API server that stops. Nothing is opened twice, paid workloads continue, and all amounts are exact.
 
+mod endpoints;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -13,6 +15,7 @@ use leasehold_crds::{
     GpuLease, GpuReservation, PaymentNetwork,
     lease::{CloseReason, Phase},
     market::allocation::StopReason,
+    payment::money::TokenAmount,
     shared::conditions::find,
 };
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, Tenant, on_stack, outage, timed, within};
@@ -44,6 +47,11 @@ async fn stories(stack: &Stack) -> anyhow::Result<()> {
     )
     .await?;
     timed("given up during an outage of the chain", given_up(&tenant)).await?;
+    timed(
+        "one of two RPC endpoints lies and fails",
+        endpoints::lie_and_fail(&tenant),
+    )
+    .await?;
     timed("the API server stops", api_server_dies(&tenant)).await
 }
 
@@ -139,16 +147,7 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
                 .await?;
             let (terms, _) = tenant.account(&lease).await?;
             let wanted = terms.rate().cost_ceil(1800).context("cost")?;
-            within(LIMIT, "the extension's funds", || async {
-                let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
-                let deposited = read.present().map(|a| a.deposited);
-                Ok(if deposited == Some(wanted) {
-                    Ok(())
-                } else {
-                    Err(deposited)
-                })
-            })
-            .await?;
+            until_deposited(stack, &terms, wanted).await?;
             tenant.delete(&name).await?;
             tenant.until_gone(&name, LIMIT).await?;
             ended.push((lease.uid().context("uid")?, terms, wanted));
@@ -169,6 +168,20 @@ async fn killed_at_random_moments(tenant: &Tenant<'_>) -> anyhow::Result<()> {
         "every refund is exact"
     );
     Ok(())
+}
+
+/// Waits until so much is deposited in all.
+async fn until_deposited(stack: &Stack, terms: &Terms, wanted: TokenAmount) -> anyhow::Result<()> {
+    within(LIMIT, "the extension's funds", || async {
+        let read = stack.payments.account(terms, BlockLevel::Latest).await?;
+        let deposited = read.present().map(|a| a.deposited);
+        Ok(if deposited == Some(wanted) {
+            Ok(())
+        } else {
+            Err(deposited)
+        })
+    })
+    .await
 }
 
 /// Checks that the account is closed and every leg earned its rate times its seconds. Returns the sum.
@@ -253,16 +266,7 @@ async fn chain_hangs(tenant: &Tenant<'_>) -> anyhow::Result<()> {
     anvil.resume()?;
     result?;
     let wanted = terms.rate().cost_ceil(2400).context("cost")?;
-    within(LIMIT, "the extension's funds", || async {
-        let read = stack.payments.account(&terms, BlockLevel::Latest).await?;
-        let deposited = read.present().map(|a| a.deposited);
-        Ok(if deposited == Some(wanted) {
-            Ok(())
-        } else {
-            Err(deposited)
-        })
-    })
-    .await?;
+    until_deposited(stack, &terms, wanted).await?;
     ensure!(pod(stack).await? == before, "the workload is untouched");
     tenant.delete("hung").await?;
     tenant.until_gone("hung", LIMIT).await?;
