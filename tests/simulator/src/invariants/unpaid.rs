@@ -209,7 +209,7 @@ impl Sim {
             || self.pods_with_nodes(site, name).any(|(_, node)| hinders(node))
     }
 
-    /// Whether one of the GPUs that the pods hold is faulty.
+    /// Whether one of the GPUs that the pods hold is faulty. A pod of a job that has ended holds none.
     fn has_faulty_gpu(&self, site: usize, name: &str) -> bool {
         let is_faulty = |(pod, node): (&Pod, &Node)| {
             let held = |gpu: &&Gpu| pod.uuids.contains(&gpu.uuid);
@@ -218,7 +218,9 @@ impl Sim {
                 .filter(held)
                 .any(|gpu| gpu.faulty_since.is_some())
         };
-        self.pods_with_nodes(site, name).any(is_faulty)
+        self.pods_with_nodes(site, name)
+            .filter(|(pod, _)| !pod.has_ended())
+            .any(is_faulty)
     }
 
     fn pods_with_nodes<'a>(
