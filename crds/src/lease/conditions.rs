@@ -106,7 +106,7 @@ words! {
         JobSucceeded,
         /// The job ended with another exit code.
         JobFailed,
-        /// No leg started in time.
+        /// A leg was not started in time.
         NeverStarted,
         /// A provider stopped before the end.
         ProviderStopped,

@@ -40,14 +40,24 @@ pub struct GpuLeaseStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub retry_after: Option<String>,
-    /// Number of rounds whose deposit was refunded because no leg was started in time. The lease is closed after the third.
+    /// Number of rounds that ended because a leg was not started in time. The lease is closed after the third.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(schema_with = "schema::bounded::<0, 3>")]
     pub unstarted_rounds: i64,
-    /// Providers of these rounds, at most 48. The lease is not placed there again.
+    /// Providers that did not start their legs in these rounds, at most 48. The lease is not placed there again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::names::<48>")]
     pub excluded_providers: Vec<String>,
+    /// Excluded providers in whose rounds nobody started a leg, at most 48. If another provider starts the lease, they count
+    /// as providers that do not start what they accept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::names::<48>")]
+    pub suspected_providers: Vec<String>,
+    /// What legs earned in rounds that ended because another leg was not started in time, in whole tokens. Absent if
+    /// nothing was earned. `money.spent` does not include it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 60))]
+    pub spent_earlier: Option<String>,
     /// Whether an account that the lease had before its status was lost has been looked for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recovery_checked: bool,
@@ -190,7 +200,7 @@ words! {
         JobSucceeded,
         /// The job ended with another exit code.
         JobFailed,
-        /// No leg was started in time.
+        /// A leg was not started in time.
         NeverStarted,
         /// A provider stopped before the end.
         ProviderStopped,
@@ -235,7 +245,7 @@ words! {
         InsufficientGas,
         /// A round ended without a deposit.
         ReservationLapsed,
-        /// No leg of a round was started in time; its deposit was refunded, and the next round excludes its providers.
+        /// A leg of a round was not started in time; the account was closed, and the next round excludes its provider.
         NeverStarted,
         /// The account with the lease's id has other terms.
         AccountMismatch,
@@ -282,6 +292,9 @@ pub struct LeaseLeg {
     /// Price of one GPU-hour in whole tokens of the network.
     #[schemars(schema_with = "schema::price")]
     pub price_per_gpu_hour: String,
+    /// Whether the leg runs or has run, as the chain showed it last.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub started: bool,
 }
 
 /// A write to the chain that is stored before it is sent.

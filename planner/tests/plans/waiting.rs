@@ -1,16 +1,22 @@
 //! A lease that cannot be matched, funded or placed yet, and a round that lapses.
 
 use leasehold_crds::{
-    lease::Blocker,
-    market::allocation::{AllocationPhase, Declined},
+    lease::{Blocker, Placement, Spread},
+    market::allocation::{AllocationPhase, Declined, StopReason},
     payment::money::TokenAmount,
 };
 use leasehold_planner::{
     market::lease::{UNANSWERED_PER_PROVIDER_MAX, Wallet},
     observed::Observed,
+    placement::{Candidate, Provider},
 };
 
-use crate::{market::Market, snapshot};
+use crate::{
+    fixtures::at,
+    market::{Market, provisioned},
+    page::Page,
+    snapshot,
+};
 
 /// A lease that waits for that reason.
 fn blocked(blocker: Blocker) -> Option<Market> {
@@ -104,6 +110,77 @@ fn never_started_and_matched_elsewhere() {
     market.later(2);
     market.reconcile("The back-off of the first round is over.");
     snapshot("never_started_and_matched_elsewhere", &market.page);
+}
+
+/// A lease of two nodes of different providers, of which the first one has started its leg.
+fn started_by_one_of_two(about: &str) -> Market {
+    let mut market = Market::new("");
+    market.lease.spec.nodes = 2;
+    market.lease.spec.placement = Some(Placement {
+        spread: Spread::DistinctProviders,
+        ..Placement::default()
+    });
+    market.reconcile("");
+    market.reconcile("");
+    for leg in [0, 1] {
+        market.accept_leg(leg);
+    }
+    for _ in 0..3 {
+        market.reconcile("");
+    }
+    for leg in [0, 1] {
+        market.provider_of(leg, |status| {
+            status.phase = AllocationPhase::Provisioning;
+            provisioned(
+                status,
+                Some("lease-0: image registry.example/chat:1 can't be pulled"),
+            );
+        });
+    }
+    market.later(20);
+    market.start_leg(0);
+    market.provider_of(0, |status| {
+        status.phase = AllocationPhase::Active;
+        provisioned(status, None);
+    });
+    market.page = Page::new(about);
+    market
+}
+
+#[test]
+fn one_of_two_never_starts() {
+    let mut market = started_by_one_of_two(
+        "The first provider starts its leg, the second one does not until startBy, and the next round is placed at the first \
+         one and at a third one.",
+    );
+    market.reconcile("The first provider has started its leg.");
+    market.later(941);
+    market.reconcile("startBy has passed.");
+    market.reconcile("The intent is stored.");
+    market.later(2);
+    market.provider_of(0, |status| status.phase = AllocationPhase::Stopping);
+    market.reconcile("The transaction is mined, and the first provider is stopping.");
+    market.later(3);
+    let stopped_at = at(market.now).to_string();
+    market.provider_of(0, |status| {
+        status.phase = AllocationPhase::Stopped;
+        status.stop_reason = Some(StopReason::Released);
+        status.stopped_at = Some(stopped_at);
+    });
+    let third = Provider {
+        name: "fjord".into(),
+        ..market.providers[1].clone()
+    };
+    let offer = Candidate {
+        provider: market.providers.len(),
+        ..market.candidates[1].clone()
+    };
+    market.providers.push(third);
+    market.candidates.push(offer);
+    market.reconcile("The first provider has stopped.");
+    market.later(2);
+    market.reconcile("The back-off of the first round is over.");
+    snapshot("one_of_two_never_starts", &market.page);
 }
 
 #[test]

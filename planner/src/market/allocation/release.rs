@@ -39,7 +39,8 @@ pub fn decide(allocation: &GpuAllocation, lease: Option<&GpuLease>, now: Timesta
     Plan::Remove
 }
 
-fn has_stopped(allocation: &GpuAllocation) -> bool {
+/// Whether its provider reports that no pod runs, or never will.
+pub(crate) fn has_stopped(allocation: &GpuAllocation) -> bool {
     let status = allocation.status.as_ref();
     status.is_some_and(|s| s.stopped_at.is_some() || s.declined.is_some())
 }

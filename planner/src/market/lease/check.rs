@@ -8,10 +8,11 @@ use leasehold_crds::{
 
 use super::{
     LAG_SECONDS, UNSTARTED_ROUNDS_MAX,
+    unstarted::{has_run, is_lost, is_over, leg_of},
     world::{AllocationSeen, World},
 };
 use crate::{
-    escrow::{Account, AccountAt, AccountRead, LegState, Terms},
+    escrow::{Account, AccountAt, AccountRead, Terms},
     observed::Observed,
     ports::FINAL_READS,
 };
@@ -27,7 +28,7 @@ pub struct Checked {
     pub exhausted: bool,
     /// Why the lease is to end, if it is.
     pub end: Option<CloseReason>,
-    /// Whether the round is to end because no leg was started in time: its account is closed, and another one begins.
+    /// Whether the round is to end because a leg was not started: its account is closed, and another one begins.
     pub ends_round: bool,
     /// How the job ended, when all nodes are done or one has failed.
     pub job: Option<JobResult>,
@@ -75,10 +76,13 @@ pub fn check(world: &World) -> Checked {
         ends_round: false,
         job,
     };
-    let unstarted = is_unstarted(world, status, &checked);
-    let may_repeat = status.phase.is_unstarted() && status.unstarted_rounds + 1 < UNSTARTED_ROUNDS_MAX;
-    checked.end = end(world, status, &checked, unstarted && may_repeat);
-    checked.ends_round = checked.end.is_none() && unstarted && may_repeat;
+    let account = checked.account.as_ref();
+    // What ends for want of funds may have ended before all could start.
+    let lost = !checked.exhausted && account.is_some_and(|account| is_lost(world, status, account));
+    let over = status.phase == Phase::Settling || status.phase.is_over();
+    let repeats = lost && !over && status.unstarted_rounds + 1 < UNSTARTED_ROUNDS_MAX;
+    checked.end = end(world, status, &checked, (lost, repeats));
+    checked.ends_round = checked.end.is_none() && repeats;
     checked
 }
 
@@ -146,8 +150,14 @@ const FUNDING_SECONDS: u64 = 60;
 const LAST_SECONDS: u64 = 5;
 
 /// The reasons to end, in the order of their priority. The first that was stored stays, but for an account given up.
-/// `ends_round` is whether another round is to begin unless there is another reason to end.
-fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked, ends_round: bool) -> Option<CloseReason> {
+/// `lost` is whether a leg of the round was not started, and `repeats` whether another round is to begin for it unless there
+/// is another reason to end.
+fn end(
+    world: &World,
+    status: &GpuLeaseStatus,
+    checked: &Checked,
+    (lost, repeats): (bool, bool),
+) -> Option<CloseReason> {
     // Whoever gives the account up has most often tried to end the lease before.
     if !status.phase.is_over() && abandoned(world, status) {
         return Some(CloseReason::Abandoned);
@@ -158,7 +168,9 @@ fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked, ends_round: bo
     if status.phase.is_over() {
         return Some(CloseReason::ClosedOnChain);
     }
-    if let Some(job) = &checked.job {
+    // The jobs of a round that is being ended fail, because their pods are stopped.
+    let is_ending = repeats && status.intends(IntentAction::Close);
+    if let Some(job) = checked.job.as_ref().filter(|_| !is_ending) {
         return Some(if job.exit_code == 0 {
             CloseReason::JobSucceeded
         } else {
@@ -173,30 +185,19 @@ fn end(world: &World, status: &GpuLeaseStatus, checked: &Checked, ends_round: bo
         return Some(CloseReason::ClosedOnChain);
     }
     let account = checked.account.as_ref()?;
-    if ends_round {
-        return None;
+    if lost {
+        return (!repeats).then_some(CloseReason::NeverStarted);
     }
     if account.closed {
         return agreed(world, |a| a.closed).then_some(CloseReason::ClosedOnChain);
     }
     if account.started_at == 0 {
-        return is_unstarted(world, status, checked).then_some(CloseReason::NeverStarted);
+        return None;
     }
     if checked.exhausted {
         return funds_ended(world, status, account);
     }
     provider_stopped(world, account)
-}
-
-/// Whether no leg has started, and none may any more, by two reads. Anybody may have closed the account since.
-fn is_unstarted(world: &World, status: &GpuLeaseStatus, checked: &Checked) -> bool {
-    let escrow = status.escrow.as_ref();
-    let start_by = escrow.and_then(|e| u64::try_from(e.terms.start_by).ok());
-    let Some(start_by) = start_by else {
-        return false;
-    };
-    let late = |a: &Account| a.started_at == 0 && a.paid_seconds == 0 && a.block_time > start_by;
-    checked.account.as_ref().is_some_and(late) && agreed(world, late)
 }
 
 /// The funds are spent: the lease ends at once, or after the pause.
@@ -223,17 +224,21 @@ fn funds_spent(world: &World, account: &Account) -> CloseReason {
     }
 }
 
-/// A provider has stopped before the end of the funds.
-fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
-    // A provider that reads the end of the funds a block before us stops first: our own read shows it shortly after.
+/// Whether the funds end now. A provider that reads it a block before us stops first: our own read shows it shortly after.
+pub(super) fn is_at_the_end(world: &World, account: &Account) -> bool {
     let seconds_left = account.paid_until.saturating_sub(account.block_time);
-    let at_the_end = terms(world).is_some_and(|t| is_exhausted(account, t))
-        || (account.running != 0 && seconds_left <= LAST_SECONDS);
-    if at_the_end {
+    terms(world).is_some_and(|t| is_exhausted(account, t))
+        || (account.running != 0 && seconds_left <= LAST_SECONDS)
+}
+
+/// A provider has stopped before the end of the funds. Until two reads show that a leg has not run, its provider may have
+/// started it.
+fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
+    if is_at_the_end(world, account) {
         return None;
     }
-    let mut reports = world.allocations.iter().filter_map(|a| a.object.status.as_ref());
-    let stopped = reports.find(|s| s.phase.is_over())?;
+    let mut served = world.allocations.iter().filter(|a| has_run(account, leg_of(a)));
+    let stopped = served.find_map(|a| a.object.status.as_ref().filter(|s| is_over(s)))?;
     Some(match stopped.stop_reason {
         // Funds that come after their end resume nothing that stopped for it.
         Some(StopReason::FundsSpent) => funds_spent(world, account),
@@ -270,7 +275,7 @@ fn agreed(world: &World, fact: impl Fn(&Account) -> bool) -> bool {
     second(world).is_some_and(fact)
 }
 
-fn second(world: &World) -> Option<&Account> {
+pub(super) fn second(world: &World) -> Option<&Account> {
     second_read(world)?.present()
 }
 
@@ -312,28 +317,30 @@ pub(super) fn abandoned(world: &World, status: &GpuLeaseStatus) -> bool {
     annotation.is_some() && annotation == named
 }
 
-/// Whether the leg of an allocation runs or has run; as long as the account cannot be read, whether any leg has.
-fn has_run(world: &World, account: Option<&Account>, allocation: &AllocationSeen) -> bool {
-    let leg = usize::try_from(allocation.object.spec.leg).unwrap_or_default();
-    let Some(account) = account else {
-        let status = world.lease.status.as_ref();
-        return status.is_some_and(|s| matches!(s.phase, Phase::Active | Phase::Suspended));
-    };
-    let served = |l: &LegState| l.served_seconds != 0 || l.credited_seconds != 0;
-    account.running & (1 << leg.min(15)) != 0 || account.legs.get(leg).is_some_and(served)
+/// Whether the leg of an allocation runs or has run; as long as the account cannot be read, by what the status shows.
+fn was_started(world: &World, account: Option<&Account>, allocation: &AllocationSeen) -> bool {
+    let leg = leg_of(allocation);
+    if let Some(account) = account {
+        return has_run(account, leg);
+    }
+    let escrow = world.lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+    escrow
+        .and_then(|e| e.legs.get(leg))
+        .is_some_and(|leg| leg.started)
 }
 
-/// The job's end: when all nodes are done, or one has failed. Where nothing has run, nothing has succeeded.
+/// The job's end: when all nodes are done, or one has failed. A leg that was not started has no result: where nothing has
+/// run, nothing has succeeded, and a provider that does not start ends no lease that others serve.
 fn job(world: &World, account: Option<&Account>) -> Option<JobResult> {
     world.lease.spec.workload.job.as_ref()?;
-    let results: Vec<Option<&JobResult>> = world
-        .allocations
-        .iter()
-        .map(|a| a.object.status.as_ref().and_then(|s| s.job.as_ref()))
-        .collect();
+    let result = |a: &'_ AllocationSeen| {
+        let status = a.object.status.as_ref()?;
+        let result = status.job.as_ref()?;
+        was_started(world, account, a).then(|| result.clone())
+    };
+    let results: Vec<Option<JobResult>> = world.allocations.iter().map(result).collect();
     let failed = results.iter().flatten().find(|j| j.exit_code != 0);
-    let run = world.allocations.iter().all(|a| has_run(world, account, a));
-    let done = run && !results.is_empty() && results.iter().all(Option::is_some);
+    let done = !results.is_empty() && results.iter().all(Option::is_some);
     failed
         .or_else(|| {
             if done {
@@ -342,5 +349,5 @@ fn job(world: &World, account: Option<&Account>) -> Option<JobResult> {
                 None
             }
         })
-        .map(|j| (*j).clone())
+        .cloned()
 }

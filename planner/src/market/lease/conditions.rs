@@ -17,7 +17,9 @@ use super::{
     check::{AccountState, Checked, is_final},
     decide::Step,
     plan::ChainCall,
-    world::World,
+    recover::provider_of,
+    unstarted::{explanation, is_over},
+    world::{AllocationSeen, World},
 };
 use crate::{observed::Observed, ports::PaymentError};
 
@@ -222,10 +224,11 @@ fn reports(world: &World) -> impl Iterator<Item = Option<&GpuAllocationStatus>> 
     world.allocations.iter().map(|a| a.object.status.as_ref())
 }
 
-/// Whether every provider of the lease reports that it serves.
-fn all_serve(world: &World) -> bool {
+/// Whether every leg of the lease was started, and its provider reports that it serves.
+fn all_serve(world: &World, status: &GpuLeaseStatus) -> bool {
     let serves = |s: Option<&GpuAllocationStatus>| s.is_some_and(|s| s.phase == AllocationPhase::Active);
-    !world.allocations.is_empty() && reports(world).all(serves)
+    let mut legs = status.escrow.iter().flat_map(|e| &e.legs);
+    !world.allocations.is_empty() && reports(world).all(serves) && legs.all(|leg| leg.started)
 }
 
 /// A reason that a provider reports, as a reason of the lease.
@@ -236,12 +239,16 @@ fn reported(reason: &str) -> LeaseReason {
 fn provisioned(world: &World, status: &GpuLeaseStatus, conditions: &Conditions) -> Finding {
     let in_progress = (ConditionStatus::False, LeaseReason::InProgress, String::new());
     match status.phase {
-        Phase::Active | Phase::Suspended if all_serve(world) => {
+        Phase::Active | Phase::Suspended if all_serve(world, status) => {
             (ConditionStatus::True, LeaseReason::Serving, String::new())
         }
         Phase::Closed | Phase::Settling => {
             let reason = ended(status.close_reason);
-            (ConditionStatus::False, reason, String::new())
+            (
+                ConditionStatus::False,
+                reason,
+                why_ended(world, status, conditions),
+            )
         }
         // What a provider prepares is reported once the account is seen to be open.
         Phase::Pending | Phase::Matched => in_progress,
@@ -256,6 +263,48 @@ fn provisioned(world: &World, status: &GpuLeaseStatus, conditions: &Conditions) 
                 (ConditionStatus::False, reported(&c.reason), c.message.clone())
             })
         }
+    }
+}
+
+/// Whose doing the end was, where it was that of a provider. What was said before stays when the allocations are gone.
+fn why_ended(world: &World, status: &GpuLeaseStatus, conditions: &Conditions) -> String {
+    let said = || {
+        let reason = ended(status.close_reason);
+        find(&conditions.list, LeaseCondition::Provisioned)
+            .filter(|c| c.reason == reason.as_str())
+            .map_or_else(String::new, |c| c.message.clone())
+    };
+    match status.close_reason {
+        Some(CloseReason::NeverStarted) if said().is_empty() => explanation(world, status),
+        Some(CloseReason::ProviderStopped) if said().is_empty() => stops(world),
+        Some(CloseReason::NeverStarted | CloseReason::ProviderStopped) => said(),
+        Some(
+            CloseReason::TermOver
+            | CloseReason::Deleted
+            | CloseReason::FundsSpent
+            | CloseReason::JobSucceeded
+            | CloseReason::JobFailed
+            | CloseReason::ClosedOnChain
+            | CloseReason::Abandoned,
+        )
+        | None => String::new(),
+    }
+}
+
+/// Which providers report that they stop, and why.
+fn stops(world: &World) -> String {
+    let stop = |a: &AllocationSeen| {
+        let status = a.object.status.as_ref().filter(|s| is_over(s))?;
+        let why = status
+            .stop_reason
+            .map(|why| format!(" ({why})"))
+            .unwrap_or_default();
+        Some(format!("{}{why}", provider_of(a)))
+    };
+    let stopped: Vec<String> = world.allocations.iter().filter_map(stop).collect();
+    match stopped.as_slice() {
+        [] => String::new(),
+        _ => format!("stopped: {}", stopped.join(", ")),
     }
 }
 
@@ -316,7 +365,7 @@ fn ready(
             .filter(|c| c.status == ConditionStatus::False.as_str())
     });
     let active = status.phase == Phase::Active;
-    let serves = active && all_serve(world);
+    let serves = active && all_serve(world, status);
     let unknown = |reason| (ConditionStatus::Unknown, reason, String::new());
     let (truth, reason, message) = match unhealthy {
         Some(c) if active => (

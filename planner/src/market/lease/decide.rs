@@ -43,6 +43,9 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
     {
         summary::set(&mut plan.status, account, terms, network);
     }
+    if let Some(account) = &checked.account {
+        starts::record(&mut plan.status, account);
+    }
     reports::copy_provider_reports(world, checked, &mut plan.status);
     let step = next(world, checked, now, &mut plan);
     step.apply(&mut plan);
@@ -54,8 +57,7 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
         Deletion::None | Deletion::ByTenant => {}
     }
     conditions::set_all(world, checked, &step, now, &mut plan.status);
-    let before = world.lease.status.as_ref();
-    plan.starts = starts::of(before, &plan.status, checked.account.as_ref());
+    plan.starts = starts::of(world.lease.status.as_ref(), &plan.status);
     plan
 }
 

@@ -2,7 +2,7 @@
 
 use leasehold_crds::{
     lease::{
-        AccountSummary, CloseReason, GpuLeaseStatus, Phase,
+        AccountSummary, Blocker, CloseReason, GpuLeaseStatus, Phase,
         conditions::{LeaseCondition, LeaseEvent, LeaseReason},
     },
     shared::conditions::{ConditionStatus, find},
@@ -95,7 +95,12 @@ fn entered(new: &GpuLeaseStatus) -> Event {
     match new.phase {
         Phase::Pending => Event::warning(
             LeaseEvent::RoundLapsed,
-            "nothing is paid; the next round begins automatically",
+            match new.blocked_on {
+                Some(Blocker::NeverStarted) => {
+                    "the account of the round is closed and refunded; the next round begins automatically"
+                }
+                _ => "nothing is paid; the next round begins automatically",
+            },
         ),
         Phase::Matched => Event::normal(
             LeaseEvent::Matched,
@@ -126,6 +131,11 @@ fn entered(new: &GpuLeaseStatus) -> Event {
         ),
         Phase::Closed => {
             let reason = ended(new.close_reason);
+            let earlier = new.spent_earlier.as_ref();
+            let earlier = earlier.map(|spent| format!("; earlier rounds: spent {spent}"));
+            let why = find(&new.conditions, LeaseCondition::Provisioned);
+            let why = why.filter(|c| c.reason == reason.as_str() && !c.message.is_empty());
+            let why = why.map(|c| format!("{}: ", c.message)).unwrap_or_default();
             let amounts = match (spent, refunded) {
                 (Some(spent), Some(refunded)) => format!("spent {spent}, refunded {refunded}"),
                 _ if is_settlement_unknown(new) => {
@@ -133,7 +143,8 @@ fn entered(new: &GpuLeaseStatus) -> Event {
                 }
                 _ => "spent 0, refunded 0".to_owned(),
             };
-            Event::normal(LeaseEvent::Closed, format!("{reason}: {amounts}"))
+            let earlier = earlier.unwrap_or_default();
+            Event::normal(LeaseEvent::Closed, format!("{reason}: {why}{amounts}{earlier}"))
         }
     }
 }

@@ -265,6 +265,7 @@ fn begin_round(
                 namespace: allocation_name(terms.id(), index),
                 nodes: i64::try_from(c.nodes).unwrap_or(i64::MAX),
                 price_per_gpu_hour: c.price.to_string(),
+                started: false,
             })
             .collect(),
     });

@@ -20,6 +20,7 @@ mod serving;
 mod starts;
 mod summary;
 mod trim;
+mod unstarted;
 mod world;
 
 #[cfg(test)]
@@ -54,7 +55,7 @@ pub const UNFUNDED_PER_NAMESPACE_MAX: usize = 20;
 pub const UNANSWERED_PER_PROVIDER_MAX: usize = 64;
 /// Number of rounds after the one in the status that are searched on the chain.
 pub const ROUNDS_MAX: u64 = 64;
-/// A lease whose legs were not started in time in so many rounds is closed.
+/// A lease that was not started in time by all its providers in so many rounds is closed.
 pub const UNSTARTED_ROUNDS_MAX: i64 = 3;
 /// Longest back-off between rounds.
 pub const BACKOFF_SECONDS_MAX: u64 = 300;

@@ -18,7 +18,7 @@ pub enum Fact {
     Serving,
     /// The funds are spent, and the lease waits for new ones.
     OutOfFunds,
-    /// The account of the round is closed, and nothing of it was served.
+    /// The account of the round is closed, because one of its legs was not started.
     NotStarted,
     /// The lease is ending.
     Ending,
@@ -33,7 +33,7 @@ pub const fn after(phase: Phase, fact: Fact) -> Option<Phase> {
     match (phase, fact) {
         (Pending | Matched, Fact::Unmatched) => Some(Pending),
         (Pending | Matched, Fact::AwaitingReservations) => Some(Matched),
-        (Pending | Matched | Funded | Provisioning, Fact::NotStarted) => Some(Pending),
+        (Pending | Matched | Funded | Provisioning | Active | Suspended, Fact::NotStarted) => Some(Pending),
         // A wiped status starts at Pending and may find an open, or a serving, account.
         (Pending | Matched | Funded, Fact::Open) => Some(Funded),
         (Pending | Matched | Funded | Provisioning, Fact::Provisioning) => Some(Provisioning),
@@ -48,8 +48,8 @@ pub const fn after(phase: Phase, fact: Fact) -> Option<Phase> {
             Fact::Unmatched | Fact::AwaitingReservations,
         )
         | (Provisioning | Active | Suspended | Settling | Closed, Fact::Open)
-        | (Active | Suspended | Settling | Closed, Fact::Provisioning | Fact::NotStarted)
-        | (Settling | Closed, Fact::Serving | Fact::OutOfFunds)
+        | (Active | Suspended | Settling | Closed, Fact::Provisioning)
+        | (Settling | Closed, Fact::Serving | Fact::OutOfFunds | Fact::NotStarted)
         | (Closed, Fact::Ending) => None,
     }
 }

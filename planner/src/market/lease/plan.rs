@@ -84,7 +84,7 @@ impl Plan {
 
     /// The allocations of a round that begins with this plan: the provider and the name of each.
     pub fn new_allocations(&self, before: &GpuLeaseStatus) -> impl Iterator<Item = (&str, &str)> {
-        let begins = (before.round, &before.escrow) != (self.status.round, &self.status.escrow);
+        let begins = round_of(before) != round_of(&self.status);
         let escrow = self.status.escrow.as_ref().filter(|_| begins);
         let legs = escrow.into_iter().flat_map(|e| &e.legs);
         legs.map(|leg| (leg.provider.as_str(), leg.namespace.as_str()))
@@ -99,9 +99,14 @@ impl Plan {
         let Some(before) = before else {
             return !after.phase.is_over();
         };
-        let round = (before.round, &before.escrow) != (after.round, &after.escrow);
-        round || (after.intent.is_some() && before.intent != after.intent)
+        round_of(before) != round_of(after) || (after.intent.is_some() && before.intent != after.intent)
     }
+}
+
+/// The round of a status, and the id of its account.
+fn round_of(status: &GpuLeaseStatus) -> (i64, Option<&str>) {
+    let id = status.escrow.as_ref().map(|e| e.terms.id.as_str());
+    (status.round, id)
 }
 
 /// The time this many seconds after `now`.

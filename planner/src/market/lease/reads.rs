@@ -9,7 +9,7 @@ use leasehold_crds::{
     market::allocation::AllocationPhase,
 };
 
-use super::{ROUNDS_MAX, matching::first_saturated_provider, world::World};
+use super::{ROUNDS_MAX, matching::first_saturated_provider, unstarted::unstarted, world::World};
 use crate::{
     escrow::{AccountAt, AccountRead},
     observed::Observed,
@@ -64,7 +64,9 @@ pub fn needs_chain(lease: &GpuLease) -> bool {
 pub fn wants_second(lease: &GpuLease, read: &Observed<AccountAt>) -> bool {
     let over = lease.status.as_ref().is_some_and(|s| s.phase.is_over());
     match read.known().map(|at| &at.read) {
-        Some(AccountRead::Present(account)) => over || account.closed || account.running == 0,
+        Some(AccountRead::Present(account)) => {
+            over || account.closed || account.running == 0 || account.ended != 0 || unstarted(account) != 0
+        }
         Some(AccountRead::Absent | AccountRead::Mismatch) => true,
         None => false,
     }

@@ -68,6 +68,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
                 namespace: allocation_name(prior.terms.id(), index),
                 nodes: spec.nodes,
                 price_per_gpu_hour: spec.price_per_gpu_hour.clone(),
+                started: false,
             };
         }
         // Its allocation no longer exists: the leg identifies the provider.
@@ -80,6 +81,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
             namespace: allocation_name(prior.terms.id(), index),
             nodes: 1,
             price_per_gpu_hour: "0".into(),
+            started: false,
         }
     };
     plan.status.round = i64::try_from(prior.round).unwrap_or(i64::MAX);

@@ -11,6 +11,7 @@ use super::{
     decide::Step,
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
+    unstarted::unstarted,
     world::{Wallet, World},
 };
 use crate::{
@@ -28,19 +29,14 @@ pub(super) fn serve(
     now: Timestamp,
     plan: &mut Plan,
 ) -> Step {
-    // What it opened is open. A leg that was started late was to be closed, and now serves.
-    if !plan.status.intends(IntentAction::Fund) {
+    // What it opened is open. A round that was to be closed because a leg had not run goes on if all have.
+    let ends_round = plan.status.intends(IntentAction::Close) && unstarted(account) != 0;
+    if !plan.status.intends(IntentAction::Fund) && !ends_round {
         plan.status.intent = None;
     }
     let seconds_left = account.paid_until.saturating_sub(account.block_time);
-    plan.wake = in_seconds(
-        now,
-        if account.running == 0 {
-            5
-        } else {
-            seconds_until_due(world, seconds_left).clamp(1, 60)
-        },
-    );
+    let due = seconds_until_due(world, seconds_left).min(seconds_until_late(account, terms));
+    plan.wake = in_seconds(now, if account.running == 0 { 5 } else { due.clamp(1, 60) });
     if let Ok(request) = &world.parsed.request {
         fund(world, request, account, checked.exhausted, terms, now, plan);
         prolong(world, request, account, plan);
@@ -76,6 +72,17 @@ fn fact(world: &World, checked: &Checked, account: &Account) -> Option<Fact> {
     } else {
         Fact::Open
     })
+}
+
+/// Seconds until a leg that has not run is not started in time.
+fn seconds_until_late(account: &Account, terms: &Terms) -> u64 {
+    if unstarted(account) == 0 {
+        return u64::MAX;
+    }
+    terms
+        .start_by
+        .saturating_add(1)
+        .saturating_sub(account.block_time)
 }
 
 /// Seconds until the funds are spent, or until fewer are left than the lease's rule for top-ups permits.

@@ -9,6 +9,11 @@ use leasehold_crds::{
 use super::world::Network;
 use crate::escrow::{Account, Terms};
 
+/// What the legs of an account have earned, in base units.
+pub(super) fn earned(account: &Account) -> TokenAmount {
+    TokenAmount(account.legs.iter().map(|l| l.withdrawn.0 + l.owed.0).sum())
+}
+
 /// Writes the summary of `account`.
 pub(super) fn set(status: &mut GpuLeaseStatus, account: &Account, terms: &Terms, network: &Network) {
     let time = |seconds: u64| {
@@ -19,8 +24,8 @@ pub(super) fn set(status: &mut GpuLeaseStatus, account: &Account, terms: &Terms,
             .map(|t| t.to_string())
     };
     let tokens = |amount: TokenAmount| amount.to_tokens(network.decimals);
-    let earned: u128 = account.legs.iter().map(|l| l.withdrawn.0 + l.owed.0).sum();
-    let refunded = TokenAmount(account.deposited.0.saturating_sub(earned));
+    let earned = earned(account);
+    let refunded = TokenAmount(account.deposited.0.saturating_sub(earned.0));
     let before = status.money.take();
     let (started_at, paid_until) = before.map_or((None, None), |b| (b.started_at, b.paid_until));
     status.money = Some(AccountSummary {
@@ -38,7 +43,7 @@ pub(super) fn set(status: &mut GpuLeaseStatus, account: &Account, terms: &Terms,
         } else {
             time(account.paid_until)
         },
-        spent: account.closed.then(|| tokens(TokenAmount(earned))),
+        spent: account.closed.then(|| tokens(earned)),
         refunded: account.closed.then(|| tokens(refunded)),
     });
 }

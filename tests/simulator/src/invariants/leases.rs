@@ -1,9 +1,9 @@
 //! Stored leases: phases move forward, an end has a true reason, and a lease is gone only when its account is closed.
 
 use leasehold_crds::{
-    GpuLease,
+    GpuAllocation, GpuLease,
     lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase},
-    market::allocation::{AllocationPhase, GpuAllocationStatus, StopReason},
+    market::allocation::{GpuAllocationStatus, StopReason},
     shared::duration,
 };
 use leasehold_planner::escrow::{Account, AccountRead, Terms};
@@ -15,8 +15,17 @@ use crate::{Sim, api::Key, reconcile::ProcessId, scenario::Scenario};
 /// reorganisation has dropped is sent again within this time.
 const REOPENED_MS: u64 = 60_000;
 
+/// How long a lease may be charged after `startBy` although a leg has not run, while the market can close its account.
+const INCOMPLETE_MS: u64 = 120_000;
+
 /// How long a deleted lease may remain while the market can release it.
 const RELEASED_MS: u64 = 180_000;
+
+/// Whether a leg runs or has run.
+fn has_run(account: &Account, leg: usize) -> bool {
+    let served = account.legs[leg].served_seconds + account.legs[leg].credited_seconds;
+    account.running & (1 << leg) != 0 || served > 0
+}
 
 const fn rank(phase: Phase) -> u8 {
     match phase {
@@ -82,7 +91,7 @@ impl Sim {
         self.invariants.require(allowed, || {
             format!("phase of {name} goes back from {was:?} to {:?}", status.phase)
         });
-        self.check_rounds(name, before, status);
+        self.check_rounds(name, status);
         if let Some(escrow) = &status.escrow {
             let id = escrow.terms.id.clone();
             self.invariants
@@ -132,7 +141,7 @@ impl Sim {
         }
     }
 
-    /// Whether a lease has left the account of a round that no provider had started in time.
+    /// Whether a lease has left the account of a round that not all its providers had started.
     fn ended_its_round(&mut self, before: Option<&GpuLeaseStatus>, status: &GpuLeaseStatus) -> bool {
         let left = before.filter(|b| b.unstarted_rounds < status.unstarted_rounds);
         let terms = left.and_then(|b| Terms::from_wire(&b.escrow.as_ref()?.terms).ok());
@@ -140,15 +149,40 @@ impl Sim {
             return false;
         };
         self.invariants.count("lease begins a round elsewhere".into());
+        let started = |a: &Account| a.paid_seconds > 0;
+        if self.chain.account(&terms).present().is_some_and(started) {
+            self.invariants
+                .count("lease begins a round elsewhere after a part was served".into());
+        }
         self.invariants.left_accounts.insert(terms.id());
-        let unserved = |a: &Account| a.closed && a.paid_seconds == 0;
-        self.seen(&terms, |read, time| {
-            time > terms.start_by && read.present().is_some_and(unserved)
+        let closed = |a: &Account| a.closed && (0..a.legs.len()).any(|leg| !has_run(a, leg));
+        self.seen(&terms, |read, _| read.present().is_some_and(closed)) && self.was_not_started(&terms)
+    }
+
+    /// Whether a leg had not run after `startBy`, or its provider had given it up before.
+    fn was_not_started(&self, terms: &Terms) -> bool {
+        let late = |a: &Account| (0..a.legs.len()).any(|leg| !has_run(a, leg));
+        self.seen(terms, |read, time| {
+            let account = read.present();
+            time > terms.start_by && account.is_some_and(late)
+                || account.is_some_and(|a| {
+                    (0..a.legs.len()).any(|leg| !has_run(a, leg) && self.gave_up(terms, leg))
+                })
+        })
+    }
+
+    /// Whether the provider of a leg has ever reported that it stops, declines, or that its job failed.
+    fn gave_up(&self, terms: &Terms, leg: usize) -> bool {
+        let id = terms.id().to_string();
+        let of_leg = |a: &&GpuAllocation| a.spec.escrow.id == id && usize::try_from(a.spec.leg) == Ok(leg);
+        let log = self.allocations.log().iter().filter_map(|(_, a)| a.as_deref());
+        log.filter(of_leg).filter_map(|a| a.status.as_ref()).any(|s| {
+            s.phase.is_over() || s.declined.is_some() || s.job.as_ref().is_some_and(|j| j.exit_code != 0)
         })
     }
 
     /// C10: a provider that does not start a lease does not get it again, and does not end it.
-    fn check_rounds(&mut self, name: &str, before: Option<&GpuLeaseStatus>, status: &GpuLeaseStatus) {
+    fn check_rounds(&mut self, name: &str, status: &GpuLeaseStatus) {
         let legs = || status.escrow.iter().flat_map(|e| &e.legs);
         let again = legs().find(|leg| status.excluded_providers.contains(&leg.provider));
         self.invariants.require(again.is_none(), || {
@@ -157,8 +191,7 @@ impl Sim {
                 again.map(|leg| &leg.provider)
             )
         });
-        let was_unstarted = before.is_none_or(|b| b.phase.is_unstarted());
-        let gives_up = status.close_reason == Some(CloseReason::NeverStarted) && was_unstarted;
+        let gives_up = status.close_reason == Some(CloseReason::NeverStarted);
         self.invariants
             .require(!gives_up || status.unstarted_rounds == 2, || {
                 format!(
@@ -200,7 +233,7 @@ impl Sim {
                 let drops = self.faults.contains(Scenario::DroppedTransactions);
                 of_chain(&|a, _, _| a.closed) || (drops && terms.as_ref().is_some_and(gone))
             }
-            CloseReason::NeverStarted => of_chain(&|a, t, time| a.started_at == 0 && time > t.start_by),
+            CloseReason::NeverStarted => terms.as_ref().is_some_and(|t| self.was_not_started(t)),
             // A provider may have ended its leg since, after which nothing is spent any more.
             CloseReason::TermOver => of_chain(&|a, t, _| {
                 let term = duration::seconds(&object.spec.term.duration);
@@ -211,12 +244,46 @@ impl Sim {
                 let stopped = |s: &GpuAllocationStatus| s.stop_reason == Some(StopReason::FundsSpent);
                 of_chain(&|a, t, _| exhausted(a, t)) || allocations().any(stopped)
             }
+            // A leg that has not run was not stopped. A reorganisation that drops transactions can remove its start.
             CloseReason::ProviderStopped => {
-                let stopped = |phase| matches!(phase, AllocationPhase::Stopping | AllocationPhase::Stopped);
-                allocations().any(|s| stopped(s.phase))
-                    || of_chain(&|a, t, _| a.ended.count_ones() as usize == t.legs.len())
+                let drops = self.faults.contains(Scenario::DroppedTransactions);
+                let stopped = |a: &Account, t: &Terms, _| {
+                    let mut legs = 0..a.legs.len();
+                    a.ended != 0 || legs.any(|leg| (drops || has_run(a, leg)) && self.gave_up(t, leg))
+                };
+                of_chain(&stopped)
             }
             CloseReason::Abandoned => false,
+        }
+    }
+
+    /// C10: nobody pays on for a lease of which a provider has not started its part in time.
+    pub(super) fn check_incomplete(&mut self, passed: u64) {
+        let reads = self.market_reads() && self.faults.flaky_per_mille == 0;
+        let (leases, chain, invariants) = (&self.leases, &self.chain, &mut self.invariants);
+        let now = chain.newest().head.time;
+        let before = std::mem::take(&mut invariants.incomplete_ms);
+        for (key, lease) in leases.all() {
+            let escrow = lease.status.as_ref().and_then(|s| s.escrow.as_ref());
+            let Some(Ok(terms)) = escrow.map(|e| Terms::from_wire(&e.terms)) else {
+                continue;
+            };
+            let read = chain.account(&terms);
+            let incomplete = |a: &Account| a.running != 0 && (0..a.legs.len()).any(|leg| !has_run(a, leg));
+            if now <= terms.start_by || !read.present().is_some_and(incomplete) {
+                continue;
+            }
+            let uid = lease.metadata.uid.clone().unwrap_or_default();
+            let ms = before.get(&uid).copied().unwrap_or(0) + if reads { passed } else { 0 };
+            if ms > INCOMPLETE_MS {
+                invariants.violated(|| {
+                    format!(
+                        "C10: {} is charged, and not all its providers have started it",
+                        key.1
+                    )
+                });
+            }
+            invariants.incomplete_ms.insert(uid, ms);
         }
     }
 

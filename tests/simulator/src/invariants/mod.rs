@@ -57,6 +57,8 @@ pub(crate) struct Invariants {
     pub(crate) restored: BTreeSet<usize>,
     /// How long the funds of leases that close at their end have been spent, in ms in which the market could close them.
     spent_ms: BTreeMap<String, u64>,
+    /// How long leases have been charged after `startBy` although a leg has not run, in ms in which the market could read.
+    incomplete_ms: BTreeMap<String, u64>,
     /// How long leases have been deleted, in ms in which the market could release them.
     deleted_ms: BTreeMap<String, u64>,
     lives: BTreeMap<Key, (String, Option<GpuLeaseStatus>)>,
@@ -173,6 +175,7 @@ impl Sim {
             self.check_counted_closes(passed.min(5_000));
             self.check_finalizers(passed.min(5_000));
             self.check_spent(passed.min(5_000));
+            self.check_incomplete(passed.min(5_000));
         }
         self.invariants.violation.take().map_or(Ok(()), Err)
     }

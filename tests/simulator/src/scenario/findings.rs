@@ -47,7 +47,7 @@ impl Finding {
 }
 
 /// All findings. When one is closed, its row says so.
-pub const FINDINGS: [Finding; 19] = [
+pub const FINDINGS: [Finding; 20] = [
     Finding {
         id: "M1",
         scenario: Scenario::HostileMarket,
@@ -163,6 +163,15 @@ pub const FINDINGS: [Finding; 19] = [
         steps: 6_000,
         violates: "C10: * is closed because * did not start it",
         reaches: &["lease begins a round elsewhere"],
+        state: State::Closed,
+    },
+    Finding {
+        id: "C10 of several",
+        scenario: Scenario::StallingProvider,
+        seeds: (1, 12),
+        steps: 6_000,
+        violates: "U1: * is closed with reason ProviderStopped",
+        reaches: &["lease begins a round elsewhere after a part was served"],
         state: State::Closed,
     },
     Finding {

@@ -33,6 +33,7 @@ mod recovering;
 mod replacing;
 mod reporting;
 mod serving;
+mod several;
 
 const NOW: u64 = 1_800_000_000;
 const MARKET: Address = Address([4; 20]);
@@ -119,7 +120,10 @@ fn account(left: u64) -> Account {
         paid_seconds: 60,
         running: 1,
         ended: 0,
-        legs: vec![],
+        legs: vec![LegState {
+            served_seconds: 60,
+            ..LegState::default()
+        }],
     }
 }
 

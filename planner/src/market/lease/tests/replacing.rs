@@ -13,6 +13,7 @@ fn unstarted(change: impl FnOnce(&mut Account)) -> World {
         started_at: 0,
         paid_seconds: 0,
         running: 0,
+        legs: vec![LegState::default()],
         ..account(0)
     };
     change(&mut account);
@@ -57,6 +58,10 @@ fn a_lease_that_is_not_started_in_time_begins_another_round_elsewhere() {
         (&None, &None, &None)
     );
     assert_eq!(status.excluded_providers, ["staller"]);
+    assert_eq!(
+        (&status.suspected_providers, &status.spent_earlier),
+        (&vec!["staller".to_owned()], &None)
+    );
     assert_eq!((status.round, status.unstarted_rounds), (1, 1));
     assert!(status.retry_after.is_some());
     Arc::make_mut(&mut world.lease).status = Some(plan.status);
@@ -131,6 +136,7 @@ fn a_provider_missed_a_start_if_another_one_started_the_same_lease() {
     let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
     status.escrow.as_mut().unwrap().legs[0].provider = "honest".into();
     status.excluded_providers = vec!["staller".into()];
+    status.suspected_providers = vec!["staller".into()];
     let expected = [
         ("honest".to_owned(), Start::InTime),
         ("staller".to_owned(), Start::Missed),
@@ -140,28 +146,4 @@ fn a_provider_missed_a_start_if_another_one_started_the_same_lease() {
     Arc::make_mut(&mut world.lease).status = Some(plan.status);
     assert_eq!(planned(&world).starts, [], "each start counts once");
     assert_eq!(planned(&unstarted(|_| {})).starts, []);
-}
-
-#[test]
-fn of_two_providers_that_one_missed_the_start_which_did_not_serve() {
-    let leg = |served_seconds| LegState {
-        served_seconds,
-        ..LegState::default()
-    };
-    let mut world = unstarted(|a| {
-        (a.started_at, a.running, a.paid_until) = (NOW, 1, NOW + 4_000);
-        a.legs = vec![leg(60), leg(0)];
-    });
-    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
-    status.phase = Phase::Active;
-    let legs = &mut status.escrow.as_mut().unwrap().legs;
-    legs.push(LeaseLeg {
-        provider: "other".into(),
-        ..LeaseLeg::default()
-    });
-    let allocation = Arc::make_mut(&mut world.allocations[0].object);
-    allocation.status.as_mut().unwrap().phase = AllocationPhase::Stopping;
-    let plan = planned(&world);
-    assert_eq!(plan.status.close_reason, Some(CloseReason::ProviderStopped));
-    assert_eq!(plan.starts, [("other".to_owned(), Start::Missed)]);
 }
