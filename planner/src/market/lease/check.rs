@@ -2,12 +2,13 @@
 
 use leasehold_crds::{
     ANNOTATION_ABANDON,
-    lease::{CloseReason, GpuLeaseStatus, IntentAction, OnFundsEnd, Phase, workload::JobResult},
+    lease::{CloseReason, GpuLeaseStatus, IntentAction, LeaseLeg, OnFundsEnd, Phase, workload::JobResult},
     market::allocation::StopReason,
 };
 
 use super::{
     LAG_SECONDS, UNSTARTED_ROUNDS_MAX,
+    serving::is_provider,
     unstarted::{has_run, is_lost, is_over, leg_of},
     world::{AllocationSeen, World},
 };
@@ -197,7 +198,7 @@ fn end(
     if checked.exhausted {
         return funds_ended(world, status, account);
     }
-    provider_stopped(world, account)
+    provider_stopped(world, account).or_else(|| leg_ended(world, status, account))
 }
 
 /// The funds are spent: the lease ends at once, or after the pause.
@@ -261,6 +262,26 @@ fn provider_stopped(world: &World, account: &Account) -> Option<CloseReason> {
         )
         | None => CloseReason::ProviderStopped,
     })
+}
+
+/// By two reads nobody serves a leg any more, and no allocation reports it: its provider has ended it, which is for good, or
+/// it does not run and its provider has left the market.
+fn leg_ended(world: &World, status: &GpuLeaseStatus, account: &Account) -> Option<CloseReason> {
+    let second = second(world)?;
+    let legs = || status.escrow.iter().flat_map(|e| e.legs.iter().enumerate());
+    let stands = |bit: u16| (account.running | second.running) & bit == 0;
+    let is_left = |(index, leg): (usize, &LeaseLeg)| {
+        let reported = world.allocations.iter().any(|a| leg_of(a) == index);
+        let left = !world.providers.is_empty() && !is_provider(world, &leg.provider);
+        !reported && left && stands(1 << index.min(15)) && has_run(account, index)
+    };
+    let ended = account.ended & second.ended != 0;
+    let spent = account.exhausted_at != 0 && second.exhausted_at != 0;
+    match (ended, spent) {
+        (true, true) => Some(funds_spent(world, account)),
+        (true, false) => Some(CloseReason::ProviderStopped),
+        (false, _) => legs().any(is_left).then_some(CloseReason::ProviderStopped),
+    }
 }
 
 /// Whether the funds are spent: the clock stands since `exhausted_at`, and what is left does not cover a second.

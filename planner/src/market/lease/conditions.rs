@@ -295,10 +295,9 @@ fn why_ended(world: &World, status: &GpuLeaseStatus, conditions: &Conditions) ->
 fn stops(world: &World) -> String {
     let stop = |a: &AllocationSeen| {
         let status = a.object.status.as_ref().filter(|s| is_over(s))?;
-        let why = status
-            .stop_reason
-            .map(|why| format!(" ({why})"))
-            .unwrap_or_default();
+        let declined = || status.declined.as_ref().map(|d| d.reason.clone());
+        let why = status.stop_reason.map(|why| why.to_string()).or_else(declined);
+        let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
         Some(format!("{}{why}", provider_of(a)))
     };
     let stopped: Vec<String> = world.allocations.iter().filter_map(stop).collect();

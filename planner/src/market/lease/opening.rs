@@ -16,7 +16,7 @@ use super::{
     plan::{AllocationWrite, ChainCall, Plan, in_seconds},
     recover::provider_of,
     serving::other_wallet,
-    world::World,
+    world::{AllocationSeen, World},
 };
 use crate::{
     escrow::{SETTLE_SECONDS, Terms, allocation_name},
@@ -110,20 +110,32 @@ fn ask(
     deposit: Option<TokenAmount>,
     plan: &mut Plan,
 ) -> bool {
-    let mut accepted = 0;
+    create_missing(world, request, escrow, terms, deposit, plan, |_, _| true);
+    let accepted = |index| {
+        let name = allocation_name(terms.id(), index);
+        let named = |a: &&AllocationSeen| a.object.metadata.name.as_deref() == Some(&name);
+        world.allocations.iter().find(named).is_some_and(|a| a.signed)
+    };
+    (0..escrow.legs.len()).all(accepted)
+}
+
+/// Creates the allocations that are missing of the legs of which `is_wanted` is true.
+pub(super) fn create_missing(
+    world: &World,
+    request: &Request,
+    escrow: &LeaseEscrow,
+    terms: &Terms,
+    deposit: Option<TokenAmount>,
+    plan: &mut Plan,
+    is_wanted: impl Fn(usize, &LeaseLeg) -> bool,
+) {
     let mut first_rank = 0;
     for (index, leg) in escrow.legs.iter().enumerate() {
         let name = allocation_name(terms.id(), index);
-        let seen = world
-            .allocations
-            .iter()
-            .find(|a| a.object.metadata.name.as_deref() == Some(&name));
-        match seen {
-            Some(seen) if seen.signed => accepted += 1,
-            Some(_) => {}
-            None => plan.allocations.push(AllocationWrite::Create {
+        let named = |a: &AllocationSeen| a.object.metadata.name.as_deref() == Some(&name);
+        if !world.allocations.iter().any(named) && is_wanted(index, leg) {
+            plan.allocations.push(AllocationWrite::Create {
                 namespace: format!("{PROVIDER_NAMESPACE_PREFIX}{}", leg.provider),
-                name,
                 escrow_id: terms.id(),
                 spec: Box::new(allocation_spec(
                     world,
@@ -135,11 +147,11 @@ fn ask(
                     deposit.unwrap_or_default(),
                     plan.status.round,
                 )),
-            }),
+                name,
+            });
         }
         first_rank += leg.nodes;
     }
-    accepted == escrow.legs.len()
 }
 
 #[expect(clippy::too_many_arguments, reason = "one constructor of one object")]

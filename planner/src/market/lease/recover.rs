@@ -79,7 +79,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
             pool: "unknown".into(),
             class: "unknown".into(),
             namespace: allocation_name(prior.terms.id(), index),
-            nodes: 1,
+            nodes: nodes(world, prior.terms.legs.len()),
             price_per_gpu_hour: "0".into(),
             started: false,
         }
@@ -97,6 +97,13 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
             .collect(),
     });
     plan.status.providers = providers_text(plan.status.escrow.as_ref());
+}
+
+/// Number of nodes of a leg whose allocation no longer exists. The terms do not state how several legs share the nodes.
+fn nodes(world: &World, legs: usize) -> i64 {
+    let request = world.parsed.request.as_ref();
+    let all = request.ok().filter(|_| legs == 1).map(|r| r.nodes);
+    all.and_then(|nodes| i64::try_from(nodes).ok()).unwrap_or(1)
 }
 
 /// Unix time in seconds until which an account can be opened: the terms state it by when it must start. A spec that cannot be

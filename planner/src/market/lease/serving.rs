@@ -7,8 +7,10 @@ use leasehold_crds::{
 };
 
 use super::{
+    LAG_SECONDS,
     check::Checked,
     decide::Step,
+    opening::create_missing,
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
     unstarted::unstarted,
@@ -40,6 +42,7 @@ pub(super) fn serve(
     if let Ok(request) = &world.parsed.request {
         fund(world, request, account, checked.exhausted, terms, now, plan);
         prolong(world, request, account, plan);
+        restore(world, request, account, terms, plan);
     }
     let fact = fact(world, checked, account);
     let funds = plan.status.intends(IntentAction::Fund);
@@ -174,6 +177,28 @@ fn wanted_total(
         .deposited
         .checked_add(rate.cost_ceil(rule.extend_seconds)?)?;
     Some(if topped <= cap { topped.max(term) } else { term })
+}
+
+/// Somebody deleted an allocation together with its finalizer, or a backup was restored that does not contain it. It is created
+/// again: a provider that serves its leg goes on (U5), and one that does not declines, so that the lease ends. All allocations
+/// were there before the account was opened, so that a cache that is some seconds behind shows them later than `openBy`.
+fn restore(world: &World, request: &Request, account: &Account, terms: &Terms, plan: &mut Plan) {
+    let Some(escrow) = plan.status.escrow.clone() else {
+        return;
+    };
+    let time = i64::try_from(account.block_time).unwrap_or(i64::MAX);
+    if account.closed || time <= escrow.open_by.saturating_add(LAG_SECONDS) {
+        return;
+    }
+    let deposit = terms.rate().cost_ceil(request.term_seconds);
+    create_missing(world, request, &escrow, terms, deposit, plan, |index, leg| {
+        account.ended & (1 << index.min(15)) == 0 && is_provider(world, &leg.provider)
+    });
+}
+
+/// Whether this market has a provider of that name.
+pub(super) fn is_provider(world: &World, name: &str) -> bool {
+    world.providers.iter().any(|p| p.name == name)
 }
 
 /// `notAfter` follows the paid time upwards.

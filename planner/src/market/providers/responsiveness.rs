@@ -3,7 +3,10 @@
 //! `startWithin`.
 
 use jiff::{SignedDuration, Timestamp};
-use leasehold_crds::{GpuAllocation, market::allocation::GpuAllocationStatus};
+use leasehold_crds::{
+    GpuAllocation,
+    market::allocation::{AllocationPhase, GpuAllocationStatus},
+};
 
 use crate::market::lease::{OPEN_MARGIN_SECONDS, Start};
 
@@ -88,7 +91,9 @@ impl Response {
     #[must_use]
     pub fn of(allocation: &GpuAllocation) -> Self {
         let answer = |s: &GpuAllocationStatus| {
-            s.acceptance.is_some() || s.declined.is_some() || s.stopped_at.is_some()
+            // One that was created again is answered by a report.
+            let reports = s.phase != AllocationPhase::Requested;
+            reports || s.acceptance.is_some() || s.declined.is_some() || s.stopped_at.is_some()
         };
         if allocation.status.as_ref().is_some_and(answer) {
             return Self::Received;
@@ -104,7 +109,8 @@ impl Response {
         let margin = i64::try_from(OPEN_MARGIN_SECONDS).unwrap_or(0) + DEADLINE_SLACK_SECONDS;
         let to_the_end = taken_back.saturating_add(margin) >= allocation.spec.open_by;
         let created = allocation.metadata.creation_timestamp.as_ref();
-        let long = created.is_some_and(|at| taken_back - at.0.as_second() >= ANSWER_SECONDS_MIN);
+        let until = taken_back.min(allocation.spec.open_by);
+        let long = created.is_some_and(|at| until - at.0.as_second() >= ANSWER_SECONDS_MIN);
         if to_the_end && long && !allocation.spec.release {
             Self::TimedOut
         } else {
@@ -188,6 +194,18 @@ mod tests {
             Response::NotWanted,
             "it was created late"
         );
+        allocation.metadata.creation_timestamp = Some(Time(at(1100)));
+        allocation.metadata.deletion_timestamp = Some(Time(at(1200)));
+        assert_eq!(
+            Response::of(&allocation),
+            Response::NotWanted,
+            "it was created again, when it could not be accepted any more"
+        );
+        allocation.status = Some(GpuAllocationStatus {
+            phase: AllocationPhase::Active,
+            ..GpuAllocationStatus::default()
+        });
+        assert_eq!(Response::of(&allocation), Response::Received);
         allocation.status = Some(GpuAllocationStatus {
             declined: Some(Declined::default()),
             ..GpuAllocationStatus::default()

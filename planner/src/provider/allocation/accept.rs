@@ -78,7 +78,7 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
     status.observed_generation = allocation.metadata.generation.unwrap_or_default();
     let spec = &allocation.spec;
     if let Some(reservation) = world.reservation {
-        if Some(&reservation.spec.allocation_uid) != allocation.metadata.uid.as_ref() {
+        if !serves(reservation, allocation) {
             // It belongs to an earlier allocation of this name, and ends by its own deadline.
             return Plan::report(status);
         }
@@ -117,6 +117,16 @@ pub fn decide(world: &World<'_>, now: Timestamp) -> Plan {
         }
         Err((reason, message)) => Plan::declined(status, reason, &message),
     }
+}
+
+/// Whether a reservation serves an allocation: it was made for it, or it is paid, and the market has created its allocation
+/// again because that was lost. A reservation is served as it was accepted, whatever else the allocation says now.
+fn serves(reservation: &GpuReservation, allocation: &GpuAllocation) -> bool {
+    let spec = &reservation.spec;
+    let own = Some(&spec.allocation_uid) == allocation.metadata.uid.as_ref();
+    let same = spec.allocation.escrow == allocation.spec.escrow && spec.allocation.leg == allocation.spec.leg;
+    let paid = reservation.status.as_ref().is_some_and(|s| !s.phase.is_unpaid());
+    own || same && paid
 }
 
 /// The acceptance of an allocation that has none yet and can still be paid.

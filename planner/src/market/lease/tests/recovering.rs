@@ -1,7 +1,7 @@
 //! Recovery of a lost status, and whose account it may lead to.
 
 use super::*;
-use crate::escrow::allocation_name;
+use crate::{escrow::allocation_name, placement::Provider};
 
 /// A lease whose status was lost, and the account that the chain shows for it. Its allocation still exists.
 fn lost(terms: Terms) -> World {
@@ -176,4 +176,122 @@ fn a_new_lease_needs_no_search_to_end() {
     new.prior = Observed::Unknown("no answer".into());
     let plan = decide(&new, &check(&new), now());
     assert!(plan.status.recovery_checked);
+}
+
+/// The status of a lease was wiped after its end, its allocation is gone, and a reorganisation dropped the close: nothing but the
+/// account is left. Nobody serves it, and its deposit is refunded.
+#[test]
+fn a_recovered_lease_that_nobody_serves_is_closed() {
+    let provider = |name: &str| Provider {
+        name: name.into(),
+        region: String::new(),
+        payee: terms().legs[0].payee,
+        controller: terms().legs[0].controller,
+        alive: true,
+        answers: true,
+        starts: true,
+    };
+    let recovered = |change: fn(&mut Account)| {
+        let mut world = lost(terms());
+        world.allocations.clear();
+        world.providers = Arc::from([provider("prairie")]);
+        let adopted = decide(&world, &check(&world), now());
+        Arc::make_mut(&mut world.lease).status = Some(adopted.status);
+        world.prior = Observed::Known(None);
+        let mut account = account(600);
+        account.block_time += 100;
+        change(&mut account);
+        let read = Some(known(AccountRead::Present(account)));
+        (world.account, world.second_account) = (read.clone(), read);
+        world
+    };
+    // Its leg still runs: whoever serves it goes on, and reports it again.
+    let mut world = recovered(|_| {});
+    let plan = decide(&world, &check(&world), now());
+    assert_eq!(plan.status.phase, Phase::Active);
+    let [
+        AllocationWrite::Create {
+            namespace,
+            name,
+            spec,
+            ..
+        },
+    ] = plan.allocations.as_slice()
+    else {
+        panic!("{:?}", plan.allocations);
+    };
+    assert_eq!((namespace.as_str(), spec.nodes), ("provider-prairie", 1));
+    // It declines, because it has no reservation for it.
+    let mut object = GpuAllocation::new(name, (**spec).clone());
+    object.metadata.namespace = Some(namespace.clone());
+    object.status = Some(GpuAllocationStatus {
+        phase: AllocationPhase::Declined,
+        ..GpuAllocationStatus::default()
+    });
+    Arc::make_mut(&mut world.lease).status = Some(plan.status);
+    world.allocations.push(AllocationSeen {
+        object: Arc::new(object),
+        signed: false,
+    });
+    assert_eq!(check(&world).end, Some(CloseReason::ProviderStopped));
+
+    // The chain shows that it does not serve.
+    let ended = recovered(|a| (a.running, a.ended) = (0, 1));
+    let plan = decide(&ended, &check(&ended), now());
+    assert_eq!(plan.status.close_reason, Some(CloseReason::ProviderStopped));
+    assert_eq!(plan.status.intent.unwrap().action, IntentAction::Close);
+    let spent = recovered(|a| (a.running, a.ended, a.exhausted_at) = (0, 1, a.block_time - 1));
+    assert_eq!(check(&spent).end, Some(CloseReason::FundsSpent));
+    let mut one = ended.clone();
+    one.second_account = Some(known(AccountRead::Present(account(600))));
+    assert_eq!(check(&one).end, None, "one reading is none");
+    // Its provider has left the market.
+    let mut paused = recovered(|a| a.running = 0);
+    assert_eq!(check(&paused).end, None);
+    paused.providers = Arc::from([Provider {
+        name: "tundra".into(),
+        ..provider("prairie")
+    }]);
+    assert_eq!(check(&paused).end, Some(CloseReason::ProviderStopped));
+    // It was never started: a provider that does not answer is not waited for after `startBy`.
+    let never = recovered(|a| {
+        (a.running, a.started_at, a.paid_seconds) = (0, 0, 0);
+        (a.legs[0], a.block_time) = (LegState::default(), NOW + 901);
+    });
+    assert!(check(&never).ends_round);
+}
+
+/// Before `openBy`, an allocation that is missing may be one that the cache does not show yet.
+#[test]
+fn an_allocation_is_created_again_only_when_it_was_there() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    let escrow = status.escrow.as_mut().unwrap();
+    escrow.legs[0].provider = "prairie".into();
+    escrow.open_by = i64::try_from(NOW).unwrap() - 15;
+    world.providers = Arc::from([Provider {
+        name: "prairie".into(),
+        region: String::new(),
+        payee: Address([1; 20]),
+        controller: Address([2; 20]),
+        alive: true,
+        answers: true,
+        starts: true,
+    }]);
+    world.allocations.clear();
+    let created = |world: &World| {
+        let plan = decide(world, &check(world), now());
+        let creates = |write: &&AllocationWrite| matches!(write, AllocationWrite::Create { .. });
+        plan.allocations.iter().filter(creates).count()
+    };
+    assert_eq!(created(&world), 0);
+    let status = Arc::make_mut(&mut world.lease).status.as_mut().unwrap();
+    status.escrow.as_mut().unwrap().open_by -= 1;
+    assert_eq!(created(&world), 1);
+    Arc::make_mut(&mut world.lease)
+        .status
+        .as_mut()
+        .unwrap()
+        .close_reason = Some(CloseReason::Deleted);
+    assert_eq!(created(&world), 0);
 }

@@ -15,6 +15,8 @@ use crate::{
     request::PerGpu,
 };
 
+mod created_again;
+
 const NOW: i64 = 1_800_000_000;
 /// What the time between `startBy` and `notAfter` costs, without the 300 s to settle.
 const PAID: u64 = 500 * 2_700;
