@@ -295,6 +295,11 @@ pub struct LeaseLeg {
     /// Whether the leg runs or has run, as the chain showed it last.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub started: bool,
+    /// Time of the block, Unix seconds, in which the leg had not run although its provider reported that its job had failed.
+    /// The first such block; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::bounded::<0, 1099511627775>")]
+    pub failed_since: Option<i64>,
 }
 
 /// A write to the chain that is stored before it is sent.

@@ -14,7 +14,7 @@ use super::{
     phase::{Fact, after},
     plan::{Plan, in_seconds},
     reads::{has_finalizer, seeks_prior},
-    recover, replacing, reports, serving, starts, summary,
+    recover, replacing, reports, serving, starts, summary, unstarted,
     world::{Deletion, RecoveredAccount, World},
 };
 use crate::observed::Observed;
@@ -45,6 +45,7 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
     }
     if let Some(account) = &checked.account {
         starts::record(&mut plan.status, account);
+        unstarted::record_failures(world, &mut plan.status, account);
     }
     reports::copy_provider_reports(world, checked, &mut plan.status);
     let step = next(world, checked, now, &mut plan);

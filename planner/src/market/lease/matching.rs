@@ -266,6 +266,7 @@ fn begin_round(
                 nodes: i64::try_from(c.nodes).unwrap_or(i64::MAX),
                 price_per_gpu_hour: c.price.to_string(),
                 started: false,
+                failed_since: None,
             })
             .collect(),
     });

@@ -69,6 +69,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
                 nodes: spec.nodes,
                 price_per_gpu_hour: spec.price_per_gpu_hour.clone(),
                 started: false,
+                failed_since: None,
             };
         }
         // Its allocation no longer exists: the leg identifies the provider.
@@ -82,6 +83,7 @@ pub(super) fn adopt(world: &World, prior: &RecoveredAccount, plan: &mut Plan) {
             nodes: nodes(world, prior.terms.legs.len()),
             price_per_gpu_hour: "0".into(),
             started: false,
+            failed_since: None,
         }
     };
     plan.status.round = i64::try_from(prior.round).unwrap_or(i64::MAX);

@@ -4,7 +4,6 @@
 //! Before its leg has run, a provider is believed only what costs it the lease: that it declines, that it stops, or that its
 //! job has failed without ever having run. A result of its job is none.
 
-use jiff::Timestamp;
 use leasehold_crds::{
     lease::{GpuLeaseStatus, IntentAction},
     market::allocation::{AllocationPhase, GpuAllocationStatus},
@@ -67,23 +66,38 @@ pub(super) fn is_lost(world: &World, status: &GpuLeaseStatus, account: &Account)
     }
     let given_up = || {
         let mut missing = world.allocations.iter().filter(|a| missing & bit(leg_of(a)) != 0);
-        !is_at_the_end(world, account) && missing.any(|a| gave_up(a, account.block_time))
+        !is_at_the_end(world, account) && missing.any(|a| gave_up(a, status, account.block_time))
     };
     late || ends || given_up()
 }
 
 /// Whether the provider of a leg that has not run says that it does not start it.
-fn gave_up(allocation: &AllocationSeen, block_time: u64) -> bool {
-    let Some(status) = &allocation.object.status else {
-        return false;
-    };
+fn gave_up(allocation: &AllocationSeen, status: &GpuLeaseStatus, block_time: u64) -> bool {
+    let mut legs = status.escrow.iter().flat_map(|e| e.legs.get(leg_of(allocation)));
     let block_time = i64::try_from(block_time).unwrap_or(i64::MAX);
-    let failed = status.job.as_ref().is_some_and(|job| {
-        let since = job.finished_at.parse::<Timestamp>().ok();
-        let waited = since.is_some_and(|since| block_time - since.as_second() > FAILED_SECONDS);
-        job.exit_code != 0 && waited
-    });
-    failed || is_over(status)
+    let waited = |since: i64| block_time.saturating_sub(since) > FAILED_SECONDS;
+    let failed = has_failed(allocation) && legs.any(|leg| leg.failed_since.is_some_and(waited));
+    failed || allocation.object.status.as_ref().is_some_and(is_over)
+}
+
+/// Whether the provider of an allocation reports that its job has failed.
+fn has_failed(allocation: &AllocationSeen) -> bool {
+    let job = allocation.object.status.as_ref().and_then(|s| s.job.as_ref());
+    job.is_some_and(|job| job.exit_code != 0)
+}
+
+/// Stores since when legs have not been started although their jobs have failed, by the clock of the chain.
+pub(super) fn record_failures(world: &World, status: &mut GpuLeaseStatus, account: &Account) {
+    let block_time = i64::try_from(account.block_time).unwrap_or(i64::MAX);
+    let legs = status.escrow.iter_mut().flat_map(|e| e.legs.iter_mut());
+    for (index, leg) in legs.enumerate() {
+        let mut allocations = world.allocations.iter().filter(|a| leg_of(a) == index);
+        if !has_run(account, index) && allocations.any(has_failed) {
+            leg.failed_since.get_or_insert(block_time);
+        } else {
+            leg.failed_since = None;
+        }
+    }
 }
 
 /// Whether a provider reports that it stops, has stopped, or declines.

@@ -293,18 +293,24 @@ fn the_result_of_a_leg_that_was_not_started_ends_nothing() {
         assert_eq!(check(&world).end, Some(CloseReason::JobFailed));
         world.account = account;
     }
-    // Its leg starts some seconds after its job has failed, or it never does.
-    let failed = |seconds: i64| {
-        let mut world = incomplete(-600, AllocationPhase::Provisioning);
-        job(
-            &mut world,
-            1,
-            127,
-            now() + SignedDuration::from_secs(300 - seconds),
-        );
-        check(&world).ends_round
+    // Its leg starts some seconds after its job has failed, or it never does. The clock of its provider tells nothing.
+    let mut world = incomplete(-600, AllocationPhase::Provisioning);
+    job(&mut world, 1, 127, Timestamp::UNIX_EPOCH);
+    let plan = planned(&world);
+    let failed_since = |plan: &Plan| plan.status.escrow.as_ref().unwrap().legs[1].failed_since;
+    assert_eq!(failed_since(&plan), i64::try_from(NOW + 300).ok());
+    store(&mut world, plan);
+    let after = |seconds: u64| {
+        let mut world = world.clone();
+        change_account(&mut world, |a| a.block_time += seconds);
+        world
     };
-    assert_eq!((failed(60), failed(61)), (false, true));
+    let ends = |seconds| check(&after(seconds)).ends_round;
+    assert_eq!((ends(0), ends(60), ends(61)), (false, false, true));
+    let mut started = after(60);
+    change_account(&mut started, |a| a.running = 3);
+    assert_eq!(check(&started).end, Some(CloseReason::JobFailed));
+    assert_eq!(failed_since(&planned(&started)), None);
 }
 
 /// A provider says that it serves, and its leg stands.
