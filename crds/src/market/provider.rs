@@ -43,10 +43,24 @@ pub struct GpuProviderStatus {
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub observed_generation: i64,
+    /// Number of leases in a row that other providers started and this one had accepted and not started. From the third on,
+    /// its offers are not considered for a while, which doubles with each further one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(schema_with = "schema::bounded::<0, 4294967295>")]
+    pub missed_starts: i64,
+    /// Time at which the last of these was counted, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub last_missed_at: Option<String>,
     /// Condition type `Ready`: whether the offers of the provider are considered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 words! {

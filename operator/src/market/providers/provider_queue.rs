@@ -3,17 +3,19 @@
 //! allocations time out is skipped for a while.
 //!
 //! The queue is in memory: after a restart every lease is reconciled and queued again. It only decides which lease asks
-//! first, and a slot that is never released expires.
+//! first, and a slot that is never released expires. What counts against the starts of a provider is kept in its status.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use leasehold_crds::{GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX};
+use leasehold_crds::{
+    GpuAllocation, GpuLease, PROVIDER_NAMESPACE_PREFIX, market::provider::GpuProviderStatus,
+};
 use leasehold_planner::market::{
     lease::{OPEN_WITHIN_SECONDS, Plan, UNANSWERED_PER_PROVIDER_MAX},
     providers::responsiveness::{Response, ResponseRecord},
@@ -26,6 +28,8 @@ const SLOT_EXPIRES_AFTER: Duration = Duration::from_secs(OPEN_WITHIN_SECONDS + 3
 /// The queues of all providers.
 pub(crate) struct ProviderQueue {
     providers: Mutex<HashMap<String, Provider>>,
+    /// Providers whose stored record was read.
+    restored: Mutex<HashSet<String>>,
     leases: Queue<GpuLease>,
 }
 
@@ -74,6 +78,7 @@ impl ProviderQueue {
     pub(crate) fn new(leases: Queue<GpuLease>) -> Self {
         Self {
             providers: Mutex::default(),
+            restored: Mutex::default(),
             leases,
         }
     }
@@ -127,6 +132,25 @@ impl ProviderQueue {
         let providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
         let record = providers.get(provider).map(|at| at.responses);
         record.is_none_or(|record| record.is_responsive(now))
+    }
+
+    /// Takes over what an earlier process stored of a provider, the first time that it is seen.
+    pub(crate) fn restore(&self, provider: &str, stored: Option<&GpuProviderStatus>) {
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = restored.insert(provider.to_owned());
+        drop(restored);
+        if let Some(stored) = stored.filter(|_| is_first) {
+            self.change(|providers| {
+                let at = providers.entry(provider.to_owned()).or_default();
+                at.responses.restore(stored);
+            });
+        }
+    }
+
+    /// The record of a provider.
+    pub(crate) fn record(&self, provider: &str) -> ResponseRecord {
+        let providers = self.providers.lock().unwrap_or_else(PoisonError::into_inner);
+        providers.get(provider).map(|at| at.responses).unwrap_or_default()
     }
 
     /// Whether a provider starts what it accepts.

@@ -114,6 +114,7 @@ impl Supply {
             let renewed_at = liveness.and_then(|l| cache::renewed_at(&l));
             let alive = live.observe(&name, renewed_at, now);
             let index = providers.len();
+            queue.restore(&name, object.status.as_ref());
             providers.push(Provider {
                 name: name.clone(),
                 region: object.spec.region.clone(),
@@ -162,11 +163,11 @@ impl Supply {
         if news.providers || news.candidates {
             hand_on(news);
         }
-        self.report(api, now).await;
+        self.report(queue, api, now).await;
     }
 
     /// Writes the status of each provider where it differs, also where the last write failed.
-    async fn report(&self, api: &Api<GpuProvider>, now: Timestamp) {
+    async fn report(&self, queue: &ProviderQueue, api: &Api<GpuProvider>, now: Timestamp) {
         let snapshot = self.snapshot();
         let mut rows = vec![0; snapshot.providers.len()];
         for candidate in snapshot.candidates.iter() {
@@ -176,7 +177,7 @@ impl Supply {
             let Some(object) = cache::get(&self.providers, &provider.name, None) else {
                 continue;
             };
-            let status = provider_status(&object, provider, rows, now);
+            let status = provider_status(&object, provider, &queue.record(&provider.name), rows, now);
             if object.status.as_ref() != Some(&status)
                 && let Err(error) = api_writes::apply_status(api, object.as_ref(), MANAGER, &status).await
             {

@@ -7,6 +7,7 @@ use leasehold_crds::{
     shared::conditions::{ConditionStatus, condition, set},
 };
 
+use super::responsiveness::ResponseRecord;
 use crate::placement::Provider;
 
 /// The status of a provider that offers this number of rows. One whose GPUs are all leased is as it should be.
@@ -14,6 +15,7 @@ use crate::placement::Provider;
 pub fn provider_status(
     object: &GpuProvider,
     provider: &Provider,
+    record: &ResponseRecord,
     rows: usize,
     now: Timestamp,
 ) -> GpuProviderStatus {
@@ -36,6 +38,7 @@ pub fn provider_status(
     let generation = object.metadata.generation.unwrap_or_default();
     let mut status = object.status.clone().unwrap_or_default();
     status.observed_generation = generation;
+    record.store(&mut status);
     let next = condition(ProviderCondition::Ready, truth, reason, message, generation);
     set(&mut status.conditions, next, now);
     status
@@ -59,7 +62,13 @@ mod tests {
                 starts,
             };
             let object = GpuProvider::new("p", leasehold_crds::market::provider::GpuProviderSpec::default());
-            let status = provider_status(&object, &provider, rows, Timestamp::UNIX_EPOCH);
+            let status = provider_status(
+                &object,
+                &provider,
+                &ResponseRecord::default(),
+                rows,
+                Timestamp::UNIX_EPOCH,
+            );
             let condition = &status.conditions[0];
             format!("{} {}", condition.status, condition.reason)
         };

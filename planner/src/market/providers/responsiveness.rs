@@ -5,7 +5,10 @@
 use jiff::{SignedDuration, Timestamp};
 use leasehold_crds::{
     GpuAllocation,
-    market::allocation::{AllocationPhase, GpuAllocationStatus},
+    market::{
+        allocation::{AllocationPhase, GpuAllocationStatus},
+        provider::GpuProviderStatus,
+    },
 };
 
 use crate::market::lease::{OPEN_MARGIN_SECONDS, Start};
@@ -57,6 +60,21 @@ impl ResponseRecord {
         let skipped_for = SKIPPED_FOR * (1 << doublings);
         let over = |at: Timestamp| now.duration_since(at) >= skipped_for;
         self.missed < MISSED_MAX || self.last_missed.is_none_or(over)
+    }
+
+    /// What was stored of the starts, by a process that ran before. What this process has seen already counts in addition.
+    pub fn restore(&mut self, stored: &GpuProviderStatus) {
+        let last = stored.last_missed_at.as_ref().and_then(|at| at.parse().ok());
+        if let (Ok(missed), Some(last)) = (u32::try_from(stored.missed_starts), last) {
+            self.missed = self.missed.saturating_add(missed);
+            self.last_missed = Some(self.last_missed.map_or(last, |own| own.max(last)));
+        }
+    }
+
+    /// Stores what counts against the provider's starts.
+    pub fn store(&self, status: &mut GpuProviderStatus) {
+        status.missed_starts = i64::from(self.missed);
+        status.last_missed_at = self.last_missed.map(|at| at.to_string());
     }
 
     /// Records that an allocation timed out.
@@ -167,8 +185,17 @@ mod tests {
             record.record_start(Start::Missed, at(3000));
         }
         assert!(record.starts(at(3000 + 64 * 300)), "never for ever");
+        let mut stored = GpuProviderStatus::default();
+        record.store(&mut stored);
+        let mut restarted = ResponseRecord::default();
+        restarted.restore(&stored);
+        assert_eq!(restarted, record, "a restart of the market forgets nothing");
+        restarted.restore(&GpuProviderStatus::default());
+        assert_eq!(restarted, record);
         record.record_start(Start::InTime, at(3001));
         assert!(record.starts(at(3001)));
+        record.store(&mut stored);
+        assert_eq!(stored, GpuProviderStatus::default());
     }
 
     #[test]

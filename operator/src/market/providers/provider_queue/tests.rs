@@ -133,3 +133,22 @@ fn a_provider_that_does_not_answer_in_time_is_skipped_until_it_answers() {
     queue.allocation_changed(&allocation(4, true), now());
     assert!(queue.is_responsive("p", now()));
 }
+
+#[test]
+fn what_a_provider_did_not_start_counts_after_a_restart_and_once() {
+    let stored = GpuProviderStatus {
+        missed_starts: 3,
+        last_missed_at: Some(now().to_string()),
+        ..GpuProviderStatus::default()
+    };
+    let queue = ProviderQueue::new(Queue::default());
+    for _ in 0..2 {
+        queue.restore("p", Some(&stored));
+    }
+    assert!(!queue.starts("p", now()));
+    let over = now() + jiff::SignedDuration::from_mins(5);
+    assert!(queue.starts("p", over), "it is counted once");
+    let mut status = stored.clone();
+    queue.record("p").store(&mut status);
+    assert_eq!(status, stored);
+}
