@@ -32,6 +32,8 @@ pub const LABEL_LEASE: &str = "leasehold.dev/lease";
 pub const LABEL_PROVIDER: &str = "leasehold.dev/provider";
 /// Label on objects that the market operator creates for a lease: the UID of the lease.
 pub const LABEL_LEASE_UID: &str = "leasehold.dev/lease-uid";
+/// Label on a pod that probes whether pods with a GPU run in user namespaces: the name of the pool.
+pub const LABEL_PROBE: &str = "leasehold.dev/probe";
 /// Annotation with the complete account ID.
 pub const ANNOTATION_ESCROW: &str = "leasehold.dev/escrow-id";
 /// Annotation of the namespace of a lease at its provider: the time until which job results are kept, RFC 3339.

@@ -21,10 +21,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<ExitCode> {
     let args = Cli::parse();
+    // A small container, which only looks around.
+    if matches!(args.command, Command::CheckUserNamespace) {
+        return Ok(commands::user_namespace::run());
+    }
     let service = match args.command {
         Command::Market(_) => "leasehold-operator-market",
         Command::Provider(_) => "leasehold-operator-provider",
-        Command::CheckInstall(_) | Command::CheckUninstall(_) => "leasehold-operator-check",
+        Command::CheckInstall(_) | Command::CheckUninstall(_) | Command::CheckUserNamespace => {
+            "leasehold-operator-check"
+        }
         Command::Apply(_) => "leasehold-operator-apply",
         Command::Results(_) => "leasehold-operator-results",
     };
@@ -46,6 +52,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Command::CheckUninstall(args) => commands::checks::uninstall(args).await,
             Command::Apply(args) => commands::apply::run(args).await,
             Command::Results(args) => commands::results::run(args).await,
+            Command::CheckUserNamespace => Ok(commands::user_namespace::run()),
         }
     })
 }

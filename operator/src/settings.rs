@@ -35,6 +35,9 @@ pub enum Command {
     CheckUninstall(CheckArgs),
     /// Apply the objects of an installation as soon as their CRDs are established.
     Apply(ApplyArgs),
+    /// Fail unless this container is root in a user namespace of its own and can open exactly one GPU. The provider operator runs
+    /// this in a pod on each node before it sells root there.
+    CheckUserNamespace,
     /// Serve the encrypted results of a job until they have been fetched. The provider operator runs this in a pod.
     Results(ResultsArgs),
 }
@@ -92,8 +95,9 @@ pub struct ProviderArgs {
     /// Image of this operator, which pods use to serve job results. Nodes must be able to pull it without a Secret.
     #[arg(long, env = "LEASEHOLD_IMAGE", value_name = "IMAGE")]
     pub image: String,
-    /// Namespace with the labels of the namespaces of leases, in which pods are created by a dry run before a lease is accepted.
-    /// If absent, refusals by the cluster are known only after a lease is paid.
+    /// Namespace with the labels of the namespaces of leases, in which pods are created by a dry run before a lease is accepted,
+    /// and pods that probe user namespaces. If absent, refusals by the cluster are known only after a lease is paid, and
+    /// containers cannot be root.
     #[arg(long, value_name = "NAMESPACE")]
     pub checks_namespace: Option<String>,
     /// Address of node ports for tenants. If absent, the address of each node is used.

@@ -180,7 +180,8 @@ pub struct MaxPerGpu {
 /// Whether containers run in user namespaces.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 pub enum UserNamespaces {
-    /// On nodes whose runtime reports user namespaces.
+    /// On nodes whose runtime reports user namespaces, once a pod with one GPU has run in one there. A pod that ran is
+    /// repeated when the node was restarted or its software changed.
     #[default]
     Auto,
     /// Never, where the GPU stack does not support them. Containers cannot run as root, and sessions are not sold.
@@ -287,7 +288,12 @@ pub struct GpuPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub not_sold: Vec<NotSold>,
-    /// Condition type `Selling`.
+    /// Whether pods with a GPU run in user namespaces, by node, at most 512. Only nodes with `userNamespaces: Auto` whose
+    /// runtime reports user namespaces are listed. Containers are root only on nodes with the result `Proven`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512))]
+    pub user_namespaces: Vec<UserNamespaceProof>,
+    /// Condition types `Selling`, `RootAllowed`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -307,6 +313,49 @@ pub struct NotSold {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 512))]
     pub message: String,
+}
+
+/// Whether pods with a GPU run in user namespaces on a node, by a probe pod.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UserNamespaceProof {
+    /// Name of the Node.
+    #[schemars(length(max = 253))]
+    pub node: String,
+    /// Result of the last probe.
+    pub result: ProbeResult,
+    /// Time of the result, RFC 3339. While a probe pod runs, the time at which it was created.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 40))]
+    pub at: String,
+    /// What was probed: the boot of the node, and the versions of kubelet, runtime, kernel and driver. If it changes, the
+    /// node is probed again.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 384))]
+    pub identity: String,
+    /// Number of probes in a row that proved nothing. The next one waits for 10 minutes after the first of them, and twice
+    /// as long after each further one, at most 6 hours.
+    #[serde(default)]
+    #[schemars(schema_with = "schema::bounded::<0, 1000>")]
+    pub attempts: i64,
+    /// Human-readable reason, in the words of the pod or of the cluster.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
+    pub message: String,
+}
+
+/// Result of the probe of a node.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum ProbeResult {
+    /// A pod with a GPU has run in a user namespace.
+    Proven,
+    /// A pod with a GPU did not run in a user namespace.
+    Failed,
+    /// A probe pod runs.
+    Probing,
+    /// The node was not probed, or the probe was interrupted.
+    #[default]
+    Unknown,
 }
 
 words! {
@@ -355,6 +404,8 @@ words! {
     pub enum PoolCondition {
         /// The pool is offered.
         Selling,
+        /// Containers can be root on every node of the pool.
+        RootAllowed,
     }
 }
 
@@ -375,6 +426,16 @@ words! {
         FinalityTooSlow,
         /// There is no RuntimeClass of that name.
         NoRuntimeClass,
+        /// Pods with a GPU run in user namespaces on every node whose runtime reports them.
+        Proven,
+        /// Pods with a GPU do not run in user namespaces on a node.
+        ProbeFailed,
+        /// Nodes have not been probed yet.
+        Probing,
+        /// The runtime of no node reports user namespaces.
+        NotReported,
+        /// The pool has `userNamespaces: Never`.
+        NotPermitted,
     }
 }
 

@@ -3,3 +3,4 @@
 pub mod apply;
 pub mod checks;
 pub mod results;
+pub mod user_namespace;

@@ -6,6 +6,7 @@ mod digest;
 mod offer;
 mod orphans;
 mod reservation;
+mod user_namespaces;
 mod workload;
 
 use std::{
@@ -35,6 +36,7 @@ use self::{
     allocation::capacity::{AssumedReservations, CapacitySnapshot},
     caches::{Caches, Queues},
     reservation::applied::Applied,
+    user_namespaces::Probes,
 };
 use crate::{
     payment_networks,
@@ -69,6 +71,8 @@ pub(crate) struct Provider {
     changed: Arc<Notify>,
     /// Refusals of pods by this cluster, by which pools are paused.
     refusals: Mutex<Refusals>,
+    /// What the probes of user namespaces have shown.
+    probes: Probes,
     /// Since when this cluster's API server has answered reads about unresponsive nodes.
     answers: Mutex<Answers>,
 }
@@ -145,6 +149,7 @@ impl Provider {
             denylist: Mutex::default(),
             changed,
             refusals: Mutex::default(),
+            probes: Probes::default(),
             answers: Mutex::default(),
             args,
         })

@@ -4,4 +4,5 @@ pub mod allocation;
 pub mod health;
 pub mod offer;
 pub mod reservation;
+pub mod user_namespaces;
 pub mod workload;

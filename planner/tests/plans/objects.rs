@@ -1,14 +1,18 @@
 //! The objects that a provider creates for a workload.
 
 use leasehold_crds::{
-    GpuLease,
+    GpuLease, GpuPool,
     lease::workload::{
         Access, Container, Job, JobOutput, JobResult, Port, Session, Storage, Subject, Workload,
     },
+    provider::pool::{GpuPoolSpec, PoolToleration},
 };
-use leasehold_planner::provider::reservation::{PodChange, Workload as Wanted};
+use leasehold_planner::provider::{
+    reservation::{PodChange, Workload as Wanted},
+    user_namespaces::probe_pod,
+};
 
-use crate::{site::Site, snapshot};
+use crate::{page::Page, site::Site, snapshot};
 
 /// Plays the start of a lease, and writes the objects that are applied.
 fn objects(about: &str, name: &str, change: impl FnOnce(&mut GpuLease)) {
@@ -36,6 +40,25 @@ fn objects(about: &str, name: &str, change: impl FnOnce(&mut GpuLease)) {
 fn objects_of_a_service() {
     let about = "The objects of a service with one port.";
     objects(about, "objects_of_a_service", |_| {});
+}
+
+#[test]
+fn probe_of_user_namespaces() {
+    let mut page = Page::new("The pod that probes whether pods with a GPU run in user namespaces on a node.");
+    let mut pool = GpuPool::new("h100", GpuPoolSpec::default());
+    pool.spec.runtime_class_name = Some("nvidia".into());
+    pool.spec.tolerations = vec![PoolToleration {
+        key: "sku".into(),
+        value: Some("gpu".into()),
+        effect: None,
+    }];
+    let place = (
+        "lease-checks-leasehold",
+        "rhine-west",
+        "leasehold.test/operator:dev",
+    );
+    page.yaml(&probe_pod(&pool, ("node-1", "boot 1, driver 570.86.15"), place));
+    snapshot("probe_of_user_namespaces", &page);
 }
 
 #[test]

@@ -111,6 +111,20 @@ closed!(
 );
 
 closed!(
+    /// What became of a probe of user namespaces.
+    ProbeOutcome {
+        /// Pods with a GPU run in user namespaces on the node.
+        Proven = "proven",
+        /// They do not.
+        Failed = "failed",
+        /// The cluster removed the probe pod, or did not schedule it.
+        Interrupted = "interrupted",
+        /// A pod of a lease did not start, and the node is probed again.
+        Withdrawn = "withdrawn",
+    }
+);
+
+closed!(
     /// Phases of a lease.
     LeasePhase {
         Pending = "Pending",

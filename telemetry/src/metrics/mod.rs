@@ -8,8 +8,8 @@ pub mod reference;
 use anyhow::{Context as _, Result};
 use prometheus_client::registry::Registry;
 
-pub use labels::{ChainAction, ChainOutcome, Class, Controller, LeasePhase, ReservationPhase};
-pub use operator::{Chain, Leader, Operator, Phases, Reconcile, Role};
+pub use labels::{ChainAction, ChainOutcome, Class, Controller, LeasePhase, ProbeOutcome, ReservationPhase};
+pub use operator::{Chain, Leader, Operator, Phases, Probes, Reconcile, Role};
 
 /// The metrics of one process, under the prefix `leasehold`.
 #[derive(Debug)]

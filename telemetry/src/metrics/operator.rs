@@ -11,7 +11,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Unit;
 
-use super::{ChainAction, ChainOutcome, Class, Controller, LeasePhase, Metrics, ReservationPhase};
+use super::{
+    ChainAction, ChainOutcome, Class, Controller, LeasePhase, Metrics, ProbeOutcome, ReservationPhase,
+};
 
 /// The role of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub struct Operator {
     pub leases: Option<Phases<LeasePhase>>,
     /// Reservations by phase. Only the operator of a provider has them.
     pub reservations: Option<Phases<ReservationPhase>>,
+    /// Probes of user namespaces. Only the operator of a provider has them.
+    pub probes: Option<Probes>,
 }
 
 impl Operator {
@@ -64,6 +68,7 @@ impl Operator {
                 .then(|| Phases::register(metrics, "leases", "lease", LeasePhase::ALL)),
             reservations: (role == Role::Provider)
                 .then(|| Phases::register(metrics, "reservations", "reservation", ReservationPhase::ALL)),
+            probes: (role == Role::Provider).then(|| Probes::register(metrics)),
         }
     }
 }
@@ -277,6 +282,37 @@ impl<P: EncodeLabelValue + Clone + Copy + Eq + Hash + std::fmt::Debug + Send + S
                 .get_or_create(&ByPhase { phase })
                 .set(i64::try_from(found).unwrap_or(i64::MAX));
         }
+    }
+}
+
+/// Probes of user namespaces, by what became of them.
+#[derive(Clone, Debug)]
+pub struct Probes(Family<ByProbeOutcome, Counter>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByProbeOutcome {
+    outcome: ProbeOutcome,
+}
+
+impl Probes {
+    /// Registers the metric with the value 0 for each outcome.
+    pub fn register(metrics: &mut Metrics) -> Self {
+        let it = Self(Family::default());
+        for &outcome in ProbeOutcome::ALL {
+            drop(it.0.get_or_create(&ByProbeOutcome { outcome }));
+        }
+        metrics.own().register(
+            "user_namespace_probes",
+            "Probes of whether pods with a GPU run in user namespaces on a node, by outcome: proven, failed, interrupted \
+             (by the cluster), withdrawn (a pod of a lease did not start, and the node is probed again)",
+            it.0.clone(),
+        );
+        it
+    }
+
+    /// Records what became of a probe.
+    pub fn count(&self, outcome: ProbeOutcome) {
+        self.0.get_or_create(&ByProbeOutcome { outcome }).inc();
     }
 }
 

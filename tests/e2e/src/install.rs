@@ -112,7 +112,7 @@ fn yaml(objects: &[Value]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Installs everything in order. Returns when every provider with nodes has an offer.
+/// Installs everything in order. Returns when every provider with nodes has an offer that permits root.
 pub async fn all(
     cluster: &Cluster,
     client: &Client,
@@ -148,7 +148,11 @@ pub async fn all(
         let providers = Api::<GpuProvider>::all(client.clone());
         eventually(&format!("the offer of {}", provider.name), || async {
             let offer = api.get_opt(&provider.name).await?;
-            let free = |o: &GpuOffer| o.spec.rows.iter().any(|r| r.nodes_free > 0);
+            // All nodes of the stack have user namespaces; root is sold when they have proven it.
+            let free = |o: &GpuOffer| {
+                let rows = &o.spec.rows;
+                rows.iter().any(|r| r.nodes_free > 0) && rows.iter().all(|r| r.root_allowed)
+            };
             let seen = providers.get_opt(&provider.name).await?.and_then(|p| p.status);
             let ready = seen.as_ref().and_then(|s| find(&s.conditions, "Ready"));
             let counts = ready.is_some_and(|c| c.reason == "Offering");

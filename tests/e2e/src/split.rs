@@ -74,7 +74,8 @@ impl Split {
         let offers = Api::<GpuOffer>::namespaced(market_client.clone(), &namespace);
         eventually("the offer at the market", || async {
             let offer = offers.get_opt(&offered.name).await?;
-            Ok(if offer.as_ref().is_some_and(|o| !o.spec.rows.is_empty()) {
+            let permits_root = |o: &GpuOffer| o.spec.rows.iter().any(|row| row.root_allowed);
+            Ok(if offer.as_ref().is_some_and(permits_root) {
                 Ok(())
             } else {
                 Err(offer)

@@ -21,6 +21,10 @@ const FILES_IN_CONTAINER: &str = "/etc/nvml-sim";
 const LIBRARY_IN_CONTAINER: &str = "/usr/lib/libnvidia-ml.so.1";
 const SMI_IN_CONTAINER: &str = "/usr/bin/nvidia-smi";
 
+/// While a file of this name is beside that of the GPUs, containers get no device files, as with a container toolkit that does
+/// not work in user namespaces.
+const WITHOUT_DEVICE_FILES: &str = "without-device-files";
+
 /// What is mounted into each container with a GPU.
 #[derive(Clone, Debug)]
 pub(crate) struct Mounts {
@@ -55,6 +59,22 @@ impl Mounts {
                 container_path: container.to_owned(),
                 host_path: host.display().to_string(),
                 read_only: true,
+            })
+            .collect()
+    }
+
+    /// Device files named as those of the driver, for a number of GPUs.
+    fn device_files(&self, gpus: usize) -> Vec<api::DeviceSpec> {
+        if self.dir.join(WITHOUT_DEVICE_FILES).exists() {
+            return Vec::new();
+        }
+        let names = (0..gpus).map(|n| format!("nvidia{n}"));
+        names
+            .chain(["nvidiactl".to_owned()])
+            .map(|name| api::DeviceSpec {
+                container_path: format!("/dev/{name}"),
+                host_path: "/dev/null".to_owned(),
+                permissions: "rw".to_owned(),
             })
             .collect()
     }
@@ -110,6 +130,7 @@ impl DevicePlugin for Plugin {
                     container.devices_ids.join(","),
                 )]),
                 mounts: self.mounts.present(),
+                devices: self.mounts.device_files(container.devices_ids.len()),
                 ..Default::default()
             })
         };

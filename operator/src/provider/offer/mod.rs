@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease as Liveness, LeaseSpec},
-        core::v1::Node,
+        core::v1::{Node, NodeSystemInfo},
     },
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
@@ -26,14 +26,17 @@ use leasehold_crds::{
 use leasehold_planner::{
     payment_network,
     placement::Currency,
-    provider::offer::{
-        cluster::{gpus_seen, holds, pool_runtime},
-        node_seen::node_seen,
-        pool_status::{newly_not_sold, pool_status},
-        resumption::{Room, room_to_resume},
-        rows::within_bound,
-        summary::summary,
-        supply::{NodeSeen, PoolRuntime, PoolSupply, pool_supply},
+    provider::{
+        offer::{
+            cluster::{gpus_seen, holds, pool_runtime},
+            node_seen::node_seen,
+            pool_status::{newly_not_sold, pool_status},
+            resumption::{Room, room_to_resume},
+            rows::within_bound,
+            summary::summary,
+            supply::{NodeSeen, PoolRuntime, PoolSupply, pool_supply},
+        },
+        user_namespaces,
     },
     request::Shape,
 };
@@ -57,7 +60,15 @@ pub(crate) fn trim_node(node: &mut Node) {
     if let Some(status) = &mut node.status {
         status.images = None;
         status.capacity = None;
-        status.node_info = None;
+        if let Some(info) = &mut status.node_info {
+            *info = NodeSystemInfo {
+                boot_id: std::mem::take(&mut info.boot_id),
+                kubelet_version: std::mem::take(&mut info.kubelet_version),
+                container_runtime_version: std::mem::take(&mut info.container_runtime_version),
+                kernel_version: std::mem::take(&mut info.kernel_version),
+                ..NodeSystemInfo::default()
+            };
+        }
         let conditions = status.conditions.iter_mut();
         conditions.for_each(|all| all.retain(|c| c.type_ == "Ready"));
     }
@@ -112,6 +123,7 @@ async fn run(provider: Arc<Provider>, heartbeat: Heartbeat) {
                 Err(error) => error.log("GpuOffer", &provider.args.provider_name),
             }
         }
+        provider.probe(&supplies, now).await;
         provider.report_pools(&supplies, now).await;
         let _ = tokio::time::timeout(REFRESH, provider.changed.notified()).await;
         tokio::time::sleep(pause).await;
@@ -125,9 +137,17 @@ impl Provider {
         let nodes = self.nodes(&pods, now);
         let running = pods.iter().filter(|p| !p.has_ended());
         let placed = running.filter_map(|p| Some((p.meta().namespace.as_deref()?, p.node.as_deref()?)));
-        let holds = holds(reservations.iter().map(|r| &**r), placed);
-        let mut pools = self.caches.pools.state();
+        let mut holds = holds(reservations.iter().map(|r| &**r), placed);
+        let mut pools = self.pools_with_proofs();
         pools.sort_by_key(|p| p.name_any());
+        for pool in &pools {
+            let runtime = self.runtime(pool).unwrap_or_default();
+            let bound = pods
+                .iter()
+                .filter(|p| p.node.is_some())
+                .filter_map(|p| p.probe.as_ref());
+            holds.extend(user_namespaces::holds(pool, &runtime, bound));
+        }
         let mut taken = BTreeSet::new();
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         pools
@@ -273,7 +293,7 @@ impl Provider {
             };
             let network = cache::get(&self.caches.networks, &pool.spec.network, None);
             let unusable = payment_network::unusable(network.as_deref(), pool);
-            let status = pool_status(pool, supply, unusable, now);
+            let status = pool_status(&self.with_decided_proofs(pool), supply, unusable, now);
             if pool.status.as_ref() == Some(&status) {
                 continue;
             }

@@ -8,6 +8,7 @@ use leasehold_planner::{
     provider::{
         offer::pod_requests,
         reservation::NodePod,
+        user_namespaces::{ProbePod, StartTrouble, start_trouble},
         workload::{End, LABEL_INDEX, LABEL_RESULTS, Uptime, end_of, has_run, main_container, removal_of},
     },
     request::Shape,
@@ -50,6 +51,10 @@ pub(crate) struct PodSeen {
     pub(crate) index: Option<i64>,
     /// Node of the lease whose results it serves.
     pub(crate) serves: Option<i64>,
+    /// Why it has not started in its user namespace; `None` for pods of others.
+    pub(crate) start_trouble: Option<StartTrouble>,
+    /// What it tells of user namespaces, if it probes them.
+    pub(crate) probe: Option<ProbePod>,
 }
 
 /// Where a pod is in its life.
@@ -102,6 +107,7 @@ impl From<pod_requests::FullPod> for PodSeen {
             _ => Life::Alive,
         };
         let runs = life == Life::Alive && !leaves;
+        let trouble = trouble(&pod);
         Self {
             created_at: pod.metadata.creation_timestamp.as_ref().map(|t| t.0),
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
@@ -113,7 +119,9 @@ impl From<pod_requests::FullPod> for PodSeen {
             is_leaving: leaves,
             removed_at: removal_of(&pod).map(|r| r.at.as_second()),
             end: end_of(&pod),
-            trouble: trouble(&pod),
+            start_trouble: start_trouble(&pod).filter(|_| of_lease),
+            probe: ProbePod::of(&pod, trouble.clone()),
+            trouble,
             of_lease,
             in_user_namespace: pod.spec.as_ref().is_some_and(|s| s.host_users == Some(false)),
             index: number(LABEL_INDEX),

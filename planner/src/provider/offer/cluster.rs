@@ -10,7 +10,7 @@ use leasehold_crds::{
     GPU_RESOURCE, GpuNode, GpuReservation,
     market::allocation::AllocationPhase,
     provider::node::{GpuDevice, GpuNodeStatus, GpuSlice},
-    shared::{architecture::Architecture, quantity},
+    shared::{architecture::Architecture, quantity, text},
 };
 
 use super::supply::{GpusSeen, Hold, PoolRuntime, Taint};
@@ -151,6 +151,31 @@ pub fn handlers(node: &Node) -> BTreeMap<String, bool> {
         .collect()
 }
 
+/// Longest part of [`software`], in characters.
+const SOFTWARE_MAX: usize = 48;
+
+/// The boot and the versions of a node by which its pods run, for a person. `None` if the node or its agent does not report
+/// them, as before the first report.
+#[must_use]
+pub fn software(node: &Node, driver: &str) -> Option<String> {
+    let info = node.status.as_ref()?.node_info.as_ref()?;
+    if driver.is_empty() || info.kubelet_version.is_empty() {
+        return None;
+    }
+    let parts = [
+        ("boot", &*info.boot_id),
+        ("kubelet", &*info.kubelet_version),
+        ("runtime", &*info.container_runtime_version),
+        ("kernel", &*info.kernel_version),
+        ("driver", driver),
+    ];
+    let text = |(what, value): (&str, &str)| {
+        let value = text::printable(value);
+        format!("{what} {}", value.chars().take(SOFTWARE_MAX).collect::<String>())
+    };
+    Some(parts.map(text).join(", "))
+}
+
 /// How the pods of a pool with this RuntimeClass run.
 #[must_use]
 pub fn pool_runtime(class: &RuntimeClass) -> PoolRuntime {
@@ -267,6 +292,7 @@ pub fn gpus_seen(node: &GpuNode, labels: &BTreeMap<String, String>, alive: bool)
             .unwrap_or(0),
         compute_capability: lowest(|d| Version::parse(&d.compute_capability).unwrap_or_default()),
         cuda: Version::parse(&status.cuda_version).unwrap_or_default(),
+        driver: status.driver_version.clone(),
         healthy,
         reason,
         message,

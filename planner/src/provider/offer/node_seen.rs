@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Node;
 use leasehold_crds::shared::quantity;
 
 use super::{
-    cluster::{architecture, handlers, is_schedulable, shape, sharing, slice_resource, taints},
+    cluster::{architecture, handlers, is_schedulable, shape, sharing, slice_resource, software, taints},
     supply::{GpusSeen, NodeSeen},
 };
 use crate::request::Shape;
@@ -17,6 +17,7 @@ pub fn node_seen(
     requested: impl IntoIterator<Item = Shape>,
     gpus: Option<GpusSeen>,
 ) -> NodeSeen {
+    let software = gpus.as_ref().and_then(|gpus| software(node, &gpus.driver));
     let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
     let (mut sum, mut pods) = (Shape::default(), 0_u64);
     for requests in requested {
@@ -37,5 +38,6 @@ pub fn node_seen(
         pods_free: pods_max.saturating_sub(pods),
         gpus,
         handlers: handlers(node),
+        software,
     }
 }

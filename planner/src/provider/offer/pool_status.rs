@@ -10,8 +10,9 @@ use leasehold_crds::{
 };
 
 use super::supply::PoolSupply;
+use crate::provider::user_namespaces::root_allowed;
 
-/// The status of a pool by its supply. `unusable` is why its PaymentNetwork cannot be used, if it cannot.
+/// The status of a pool by its supply. Its status contains the proofs of user namespaces. `unusable` is why its PaymentNetwork cannot be used, if it cannot.
 #[must_use]
 pub fn pool_status(
     pool: &GpuPool,
@@ -56,6 +57,11 @@ pub fn pool_status(
     };
     let next = condition(PoolCondition::Selling, truth, reason, message, generation);
     set(&mut status.conditions, next, now);
+    if supply.overhead.is_some() {
+        let (truth, reason, message) = root_allowed(pool, supply);
+        let next = condition(PoolCondition::RootAllowed, truth, reason, message, generation);
+        set(&mut status.conditions, next, now);
+    }
     status
 }
 

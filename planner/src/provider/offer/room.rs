@@ -34,12 +34,27 @@ impl Refusal {
         }
     }
 
+    /// Whether all GPUs of the node are in use, which is no fault.
+    fn is_full(&self) -> bool {
+        self.reason == NotSoldReason::NoGpuFree.as_str()
+    }
+
     /// The entry of a node in the status of its pool.
     pub(super) fn of(self, node: &str) -> NotSold {
         NotSold {
             node: node.to_owned(),
             reason: self.reason.chars().take(REASON_MAX).collect(),
             message: self.message.chars().take(MESSAGE_MAX).collect(),
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_full() {
+            f.write_str("no GPU was free")
+        } else {
+            write!(f, "the node is not sold: {}", self.reason)
         }
     }
 }

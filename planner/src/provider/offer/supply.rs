@@ -19,7 +19,10 @@ use super::{
     row::{Group, row},
 };
 use crate::{
-    provider::health::claimed_twice,
+    provider::{
+        health::claimed_twice,
+        user_namespaces::{Candidate, fits, identity, is_proven, proofs},
+    },
     request::{PerGpu, Shape, Version},
 };
 
@@ -52,6 +55,8 @@ pub struct NodeSeen {
     /// `status.runtimeHandlers[].features.userNamespaces`). The default handler has an empty name. Empty if the runtime
     /// does not report its handlers.
     pub handlers: BTreeMap<String, bool>,
+    /// Its boot and the versions of its software, for a person; `None` if they are not reported.
+    pub software: Option<String>,
 }
 
 /// A taint that keeps pods away.
@@ -95,6 +100,8 @@ pub struct GpusSeen {
     pub compute_capability: Version,
     /// CUDA version of the driver.
     pub cuda: Version,
+    /// Version of the driver; empty if it is not known.
+    pub driver: String,
     /// Whether every GPU is healthy, every witness agrees, and neither a foreign process nor memory in use without a holder
     /// was seen.
     pub healthy: bool,
@@ -142,7 +149,7 @@ pub struct FreeNode {
     pub room: Shape,
     /// How many more pods it admits, at least one.
     pub pods_free: u64,
-    /// Whether pods of the pool can be in user namespaces on it.
+    /// Whether pods of the pool were proven to run in user namespaces on it.
     pub user_namespaces: bool,
     /// What a lease can have with each of its GPUs.
     pub max_per_gpu: PerGpu,
@@ -159,6 +166,8 @@ pub struct PoolSupply {
     pub nodes: usize,
     /// Nodes that are not sold, with the reason.
     pub not_sold: Vec<NotSold>,
+    /// Nodes whose runtime reports user namespaces for pods of the pool, if it permits them, by name.
+    pub candidates: Vec<Candidate>,
     /// Whether it is an hour of sale, and the pool is not paused.
     pub selling: bool,
     /// Why it is paused, in the words in which the cluster refused pods.
@@ -235,7 +244,7 @@ pub fn pool_supply(
     };
     let default = PoolRuntime::default();
     let runtime = runtime.unwrap_or(&default);
-    let claimed = claimed_twice(nodes);
+    let (claimed, proofs) = (claimed_twice(nodes), proofs(pool));
     let mut held: HashMap<&str, Vec<&Shape>> = HashMap::new();
     for hold in holds {
         for node in &hold.nodes {
@@ -258,21 +267,35 @@ pub fn pool_supply(
             supply.not_sold.push(refusal.of(&node.name));
             continue;
         }
-        match (
-            room(
-                node,
-                (pool, runtime),
-                held.get(node.name.as_str()),
-                claimed.get(node.name.as_str()),
-            ),
-            &node.gpus,
-        ) {
+        let sold = room(
+            node,
+            (pool, runtime),
+            held.get(node.name.as_str()),
+            claimed.get(node.name.as_str()),
+        );
+        let (identity, reports) = (
+            identity(node, runtime),
+            reports_user_namespaces(pool, runtime, node),
+        );
+        let user_namespaces = reports && is_proven(proofs.get(node.name.as_str()), identity.as_ref());
+        if supply.overhead.is_some() && reports {
+            let room = match &sold {
+                Ok((room, _)) => fits(room),
+                Err(refusal) => Err(refusal.to_string()),
+            };
+            supply.candidates.push(Candidate {
+                node: node.name.clone(),
+                identity,
+                room,
+            });
+        }
+        match (sold, &node.gpus) {
             (Ok((room, pods_free)), Some(gpus)) => {
                 let free = FreeNode {
                     name: node.name.clone(),
                     room,
                     pods_free,
-                    user_namespaces: has_user_namespaces(pool, runtime, node),
+                    user_namespaces,
                     max_per_gpu: max_per_gpu(pool, &node.allocatable),
                 };
                 *groups.entry(Group::of(node, gpus, &free)).or_default() += 1;
@@ -292,9 +315,9 @@ pub fn pool_supply(
     supply
 }
 
-/// Whether pods of a pool can be in user namespaces on a node: the pool permits it, and the handler that they use has
-/// them.
-fn has_user_namespaces(pool: &GpuPool, runtime: &PoolRuntime, node: &NodeSeen) -> bool {
+/// Whether a node says that pods of a pool can be in user namespaces on it: the pool permits it, and the handler that they
+/// use has them. What a node says is not proven: the hook that adds GPUs may not work there.
+fn reports_user_namespaces(pool: &GpuPool, runtime: &PoolRuntime, node: &NodeSeen) -> bool {
     match pool.spec.user_namespaces {
         UserNamespaces::Never => false,
         UserNamespaces::Auto => node.handlers.get(&runtime.handler) == Some(&true),

@@ -46,6 +46,10 @@ pub use self::{
     started::has_run,
     uptime::{AgentReports, ContainerEnd, Uptime},
 };
+pub(crate) use self::{
+    pod::{no_host_devices, on_nodes, tolerations},
+    uptime::SANDBOX_READY,
+};
 
 /// Name of the ServiceAccount and other objects of which a namespace has one, and prefix of the names of pods.
 pub const NAME: &str = "lease";

@@ -15,6 +15,7 @@ use k8s_openapi::{
 use leasehold_crds::{
     GPU_RESOURCE, GpuReservation,
     lease::workload::{Container as ContainerSpec, Port, Readiness, Storage, Workload},
+    provider::pool::PoolToleration,
 };
 
 use super::{
@@ -146,7 +147,7 @@ fn spec(reservation: &GpuReservation, index: i64) -> PodSpec {
             ..PodSecurityContext::default()
         }),
         tolerations: Some(
-            tolerations(reservation)
+            tolerations(&reservation.spec.hosting.tolerations)
                 .chain([
                     // A lost node is paused on the chain, and may come back with what runs on it: the five minutes that
                     // Kubernetes sets by default would end a job that still runs, and start it a second time.
@@ -223,14 +224,13 @@ fn has_ssh(workload: &Workload) -> bool {
 
 /// Tolerations of the taint that the installers of device plugins set on nodes with GPUs, with any effect, and of the
 /// taints that the pool tolerates.
-pub(super) fn tolerations(reservation: &GpuReservation) -> impl Iterator<Item = Toleration> {
+pub(crate) fn tolerations(of_pool: &[PoolToleration]) -> impl Iterator<Item = Toleration> {
     let gpu = Toleration {
         key: Some(GPU_RESOURCE.into()),
         operator: Some("Exists".into()),
         ..Toleration::default()
     };
-    let of_pool = reservation.spec.hosting.tolerations.iter();
-    std::iter::once(gpu).chain(of_pool.map(|t| Toleration {
+    std::iter::once(gpu).chain(of_pool.iter().map(|t| Toleration {
         key: Some(t.key.clone()),
         operator: Some(if t.value.is_some() { "Equal" } else { "Exists" }.into()),
         value: t.value.clone(),
@@ -249,7 +249,7 @@ fn tolerated(key: &str, effect: &str) -> Toleration {
 }
 
 /// Only the reserved nodes. A field selector takes one name; terms are alternatives.
-pub(super) fn on_nodes(nodes: &[String]) -> NodeAffinity {
+pub(crate) fn on_nodes(nodes: &[String]) -> NodeAffinity {
     let terms = nodes
         .iter()
         .map(|node| NodeSelectorTerm {
@@ -316,11 +316,6 @@ fn container(reservation: &GpuReservation, index: i64) -> Container {
 /// The tenant's variables, then those that tell a node its place in the lease and those that the image must not set.
 fn environment(reservation: &GpuReservation, wanted: &ContainerSpec, index: i64) -> Vec<EnvVar> {
     let spec = &reservation.spec.allocation;
-    let plain = |name: &str, value: String| EnvVar {
-        name: name.into(),
-        value: Some(value),
-        ..EnvVar::default()
-    };
     let lease = format!("{}/{}", spec.lease.namespace, spec.lease.name);
     let own = wanted.env.iter().map(|e| plain(&e.name, e.value.clone()));
     // A program may meet in another way: what the tenant sets itself is not set a second time.
@@ -333,8 +328,23 @@ fn environment(reservation: &GpuReservation, wanted: &ContainerSpec, index: i64)
             plain("LEASEHOLD_FIRST_RANK", spec.first_rank.to_string()),
             plain(INDEX, index.to_string()),
         ])
-        .chain(NO_HOST_DEVICES.map(|(name, value)| plain(name, value.into())))
+        .chain(no_host_devices())
         .collect()
+}
+
+/// Variables with which no image opens devices of the node.
+pub(crate) fn no_host_devices() -> impl Iterator<Item = EnvVar> {
+    NO_HOST_DEVICES
+        .map(|(name, value)| plain(name, value.into()))
+        .into_iter()
+}
+
+fn plain(name: &str, value: String) -> EnvVar {
+    EnvVar {
+        name: name.into(),
+        value: Some(value),
+        ..EnvVar::default()
+    }
 }
 
 fn mounts(workload: &Workload, storage: Option<&Storage>) -> Vec<VolumeMount> {

@@ -207,7 +207,7 @@ fn pod(reservation: &GpuReservation, retention: &Retention, image: &str, index: 
             }),
             ..PodSecurityContext::default()
         }),
-        tolerations: Some(tolerations(reservation).collect()),
+        tolerations: Some(tolerations(&reservation.spec.hosting.tolerations).collect()),
         affinity: Some(Affinity {
             node_affinity: Some(on_nodes(&reservation.spec.nodes)),
             ..Affinity::default()

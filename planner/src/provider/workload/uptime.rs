@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 use leasehold_crds::ANNOTATION_LAST_REPORT;
 
 /// Condition of a pod whose sandbox is ready.
-pub(super) const SANDBOX_READY: &str = "PodReadyToStartContainers";
+pub(crate) const SANDBOX_READY: &str = "PodReadyToStartContainers";
 /// A sandbox is reported as ready at most so long after its last container has been started.
 const REPORTED_WITHIN_SECONDS: i64 = 60;
 /// After a restart of its node, a pod is reported as ended or is created again at most so long after the first report of the

@@ -60,6 +60,7 @@ async fn faulty_gpus_pause_a_lease_and_false_reports_are_not_offered() -> anyhow
 async fn stories(stack: &Stack) -> anyhow::Result<()> {
     let tenant = Tenant::new(stack, "team-a")?;
     timed("no root without user namespaces", no_root::story(&tenant)).await?;
+    timed("user namespaces are not proven", no_root::a_probe_fails(stack)).await?;
     tokio::try_join!(
         timed("a GPU is lost under a lease", gpu_lost::story(&tenant)),
         timed("false reports are not offered", false_reports::story(stack)),

@@ -3,12 +3,19 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
-use leasehold_crds::{GpuReservation, market::offer::PaymentIdentity};
+use leasehold_crds::{
+    GpuReservation,
+    market::offer::PaymentIdentity,
+    provider::pool::{GpuPoolStatus, ProbeResult, UserNamespaceProof},
+};
 use leasehold_planner::{
-    provider::offer::{
-        cluster::holds,
-        resumption::{Room, room_to_resume, wants_room},
-        supply::{GpusSeen, NodeSeen, PoolRuntime, PoolSupply, pool_supply},
+    provider::{
+        offer::{
+            cluster::holds,
+            resumption::{Room, room_to_resume, wants_room},
+            supply::{GpusSeen, NodeSeen, PoolRuntime, PoolSupply, pool_supply},
+        },
+        user_namespaces::identity,
     },
     request::{Shape, Version},
 };
@@ -38,10 +45,22 @@ impl Sim {
         let nodes = self.nodes_seen(s, p);
         let placed = self.placed(s, p);
         let holds = holds(reservations.iter().map(|r| &**r), placed.iter().copied());
-        let payment = self.payment();
+        let (payment, runtime) = (self.payment(), PoolRuntime::default());
+        // Every node has proven user namespaces. Probe pods are not simulated.
+        let mut pool = site.pool.clone();
+        let proven = |node: &NodeSeen| UserNamespaceProof {
+            node: node.name.clone(),
+            result: ProbeResult::Proven,
+            identity: identity(node, &runtime).unwrap_or_default(),
+            ..UserNamespaceProof::default()
+        };
+        pool.status = Some(GpuPoolStatus {
+            user_namespaces: nodes.iter().map(proven).collect(),
+            ..GpuPoolStatus::default()
+        });
         pool_supply(
-            &site.pool,
-            (Some(&PoolRuntime::default()), Some(&payment)),
+            &pool,
+            (Some(&runtime), Some(&payment)),
             &nodes,
             &holds,
             &mut BTreeSet::new(),
@@ -107,6 +126,7 @@ impl Sim {
                         ..GpusSeen::default()
                     }),
                     handlers: [(String::new(), true)].into(),
+                    software: Some("simulated".into()),
                     ..NodeSeen::default()
                 }
             })

@@ -21,6 +21,14 @@ const VERBS: &[&str] = &[
     "delete",
     "deletecollection",
 ];
+/// Namespaces that are asked about beside all of them together.
+const PLACES: [&str; 5] = [
+    HOME,
+    "lease-checks-leasehold",
+    "provider-rhine-west",
+    "provider-elbe",
+    "kube-system",
+];
 /// Asked beside what discovery lists: verbs that hand out power.
 const POWERS: &[(&str, &str, &str)] = &[
     ("rbac.authorization.k8s.io", "clusterroles", "bind"),
@@ -40,8 +48,7 @@ pub(crate) async fn rights(who: &Client, resources: &[Resource]) -> Vec<(String,
     for resource in resources {
         questions.push((resource, ""));
         if resource.namespaced {
-            questions
-                .extend([HOME, "provider-rhine-west", "provider-elbe", "kube-system"].map(|n| (resource, n)));
+            questions.extend(PLACES.map(|n| (resource, n)));
         }
     }
     let answers: Vec<_> =

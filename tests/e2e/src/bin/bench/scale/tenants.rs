@@ -111,7 +111,7 @@ fn lease(namespace: &str, name: &str) -> anyhow::Result<GpuLease> {
             "gpu": {"memory": "80G"},
             "term": {"duration": "1h"},
             // Without a port: a cluster has fewer node ports than there can be leases.
-            "workload": {"job": {"image": "leasehold.test/busybox:1"}},
+            "workload": {"job": {"image": "leasehold.test/busybox:1", "runAsUser": 1000}},
             "payment": {"network": "anvil", "maxPricePerGpuHour": "1.90", "wallet": {"secretName": "wallet"}},
         },
     }))?)
