@@ -3,6 +3,7 @@
 
 use std::{
     io::Write as _,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -287,7 +288,9 @@ pub(crate) async fn gpus(cluster: &Cluster, client: &Client, spec: &StackSpec) -
     for provider in &spec.providers {
         if let GpuNodes::Real(nodes) = &provider.nodes {
             for (name, model, count) in nodes {
-                Fixture::create(&cluster.node(name).files, name, model, *count)?;
+                let files = &cluster.node(name).files;
+                Fixture::create(files, name, model, *count)?;
+                device(files)?;
                 expected.push((name.clone(), *count));
             }
         }
@@ -313,6 +316,15 @@ pub(crate) async fn gpus(cluster: &Cluster, client: &Client, spec: &StackSpec) -
         .await?;
     }
     Ok(())
+}
+
+/// Creates what containers on a node get in place of the device files of a driver. Every user can open it, also root of a user
+/// namespace.
+pub fn device(files: &Path) -> anyhow::Result<PathBuf> {
+    let path = files.join("device");
+    std::fs::write(&path, "")?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(path)
 }
 
 fn device_plugin() -> anyhow::Result<Value> {

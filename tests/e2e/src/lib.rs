@@ -14,7 +14,7 @@ mod tenant;
 
 pub use console::{Align, Console, Table};
 pub use eventually::{eventually, within};
-pub use install::NAMESPACE;
+pub use install::{NAMESPACE, device};
 pub use pods::containers_run_since;
 pub use run::{on_stack, outage, timed};
 pub use split::Split;

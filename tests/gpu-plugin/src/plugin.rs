@@ -21,9 +21,9 @@ const FILES_IN_CONTAINER: &str = "/etc/nvml-sim";
 const LIBRARY_IN_CONTAINER: &str = "/usr/lib/libnvidia-ml.so.1";
 const SMI_IN_CONTAINER: &str = "/usr/bin/nvidia-smi";
 
-/// While a file of this name is beside that of the GPUs, containers get no device files, as with a container toolkit that does
-/// not work in user namespaces.
-const WITHOUT_DEVICE_FILES: &str = "without-device-files";
+/// A file beside that of the GPUs that containers get in place of the device files of a driver, if it exists. It is mounted: runc
+/// gives containers in user namespaces no device under another path than on the node.
+const DEVICE: &str = "device";
 
 /// What is mounted into each container with a GPU.
 #[derive(Clone, Debug)]
@@ -63,18 +63,19 @@ impl Mounts {
             .collect()
     }
 
-    /// Device files named as those of the driver, for a number of GPUs.
-    fn device_files(&self, gpus: usize) -> Vec<api::DeviceSpec> {
-        if self.dir.join(WITHOUT_DEVICE_FILES).exists() {
+    /// Mounts in place of the device files of a driver, for a number of GPUs.
+    fn device_files(&self, gpus: usize) -> Vec<api::Mount> {
+        let device = self.dir.join(DEVICE);
+        if !device.exists() {
             return Vec::new();
         }
         let names = (0..gpus).map(|n| format!("nvidia{n}"));
         names
             .chain(["nvidiactl".to_owned()])
-            .map(|name| api::DeviceSpec {
+            .map(|name| api::Mount {
                 container_path: format!("/dev/{name}"),
-                host_path: "/dev/null".to_owned(),
-                permissions: "rw".to_owned(),
+                host_path: device.display().to_string(),
+                read_only: false,
             })
             .collect()
     }
@@ -124,13 +125,14 @@ impl DevicePlugin for Plugin {
                     "{id} does not exist or is not healthy"
                 )));
             }
+            let mut mounts = self.mounts.present();
+            mounts.extend(self.mounts.device_files(container.devices_ids.len()));
             Ok(api::ContainerAllocateResponse {
                 envs: HashMap::from([(
                     "NVIDIA_VISIBLE_DEVICES".to_owned(),
                     container.devices_ids.join(","),
                 )]),
-                mounts: self.mounts.present(),
-                devices: self.mounts.device_files(container.devices_ids.len()),
+                mounts,
                 ..Default::default()
             })
         };

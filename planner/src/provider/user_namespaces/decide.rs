@@ -340,6 +340,14 @@ pub fn not_created(
     (proofs, Some(finished))
 }
 
+/// The beginning and the end of a message: runtimes name the cause last.
 fn bounded(words: &str) -> String {
-    text::printable(words).chars().take(MESSAGE_MAX).collect()
+    let words: Vec<char> = text::printable(words).chars().collect();
+    if words.len() <= MESSAGE_MAX {
+        return words.into_iter().collect();
+    }
+    let (beginning, end) = words.split_at(MESSAGE_MAX / 3);
+    let rest = MESSAGE_MAX - beginning.len() - 1;
+    let end = &end[end.len() - rest..];
+    beginning.iter().chain(&['…']).chain(end).collect()
 }

@@ -242,11 +242,17 @@ fn a_pod_that_tells_nothing_is_no_failure_and_one_that_does_not_start_is() {
     assert_eq!(after(lost, 1), (Unknown, "Preempted".into(), 1));
     let leaves = |pod: &mut ProbePod| pod.is_leaving = true;
     assert_eq!(after(leaves, 1).0, Unknown);
-    let control =
-        |pod: &mut ProbePod| pod.end = Some(ProbeEnd::Failed("\u{1b}[31m".to_owned() + &"x".repeat(999)));
+    let control = |pod: &mut ProbePod| {
+        pod.end = Some(ProbeEnd::Failed(
+            "\u{1b}[31m".to_owned() + &"x".repeat(999) + ": EPERM",
+        ))
+    };
     let (result, message, _) = after(control, 1);
     assert_eq!((result, message.chars().count()), (Failed, 256));
-    assert!(!message.contains('\u{1b}'));
+    assert!(
+        !message.contains('\u{1b}') && message.ends_with("xx: EPERM"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use leasehold_crds::{
     provider::pool::{ProbeResult, UserNamespaceProof},
     shared::conditions::find,
 };
-use leasehold_e2e::{Stack, Tenant, eventually};
+use leasehold_e2e::{Stack, Tenant, device, eventually};
 use serde_json::json;
 
 use super::{FALSE_REPORTS, HEALTHY_PROVIDER, LIMIT, NODE, is_offered, lease};
@@ -48,9 +48,9 @@ pub(super) async fn a_probe_fails(stack: &Stack) -> anyhow::Result<()> {
         .await?
         .context("the node was probed before it was offered")?;
     ensure!(proven.result == ProbeResult::Proven, "{proven:?}");
-    ensure!(proven.identity.contains("driver 570."), "{}", proven.identity);
-    let switch = stack.cluster.node(NODE).files.join("without-device-files");
-    std::fs::write(&switch, "")?;
+    ensure!(proven.identity.contains(", driver "), "{}", proven.identity);
+    let files = &stack.cluster.node(NODE).files;
+    std::fs::remove_file(device(files)?)?;
     forget_proofs(stack).await?;
     let failed = eventually("a probe that fails", || async {
         let seen = proof(stack).await?;
@@ -76,7 +76,7 @@ pub(super) async fn a_probe_fails(stack: &Stack) -> anyhow::Result<()> {
         (told.status.as_str(), told.reason.as_str()) == ("False", "ProbeFailed"),
         "{told:?}"
     );
-    std::fs::remove_file(&switch)?;
+    device(files)?;
     forget_proofs(stack).await?;
     offers_root(stack, HEALTHY_PROVIDER, true).await?;
     is_offered(stack, HEALTHY_PROVIDER, 2).await?;
