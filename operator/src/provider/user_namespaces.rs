@@ -1,7 +1,7 @@
 //! Probes whether pods with a GPU run in user namespaces: creates and removes the probe pods, and keeps what they have shown.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -90,7 +90,8 @@ impl Provider {
         };
         let failed_starts = self.failed_starts(now);
         let pods = self.probe_pods(namespace).await;
-        for pool in self.caches.pools.state().iter().filter(|p| self.owns(p)) {
+        let pools = self.caches.pools.state_filter(|pool| self.owns(pool));
+        for pool in &pools {
             let name = pool.name_any();
             let Some(supply) = supplies.get(&name) else {
                 continue;
@@ -111,15 +112,9 @@ impl Provider {
             }
             self.carry_out(pool, namespace, decision, now).await;
         }
-        let is_strange = |p: &&ProbePod| {
-            !self
-                .caches
-                .pools
-                .state()
-                .iter()
-                .any(|pool| self.owns(pool) && pool.name_any() == p.pool)
-        };
-        for pod in pods.iter().filter(|p| !p.is_leaving).filter(is_strange) {
+        let pools: BTreeSet<String> = pools.iter().map(|p| p.name_any()).collect();
+        self.probes.state().proofs.retain(|name, _| pools.contains(name));
+        for pod in pods.iter().filter(|p| !p.is_leaving && !pools.contains(&p.pool)) {
             delete(&self.client, namespace, &pod.name, &pod.uid).await;
         }
     }
@@ -181,7 +176,7 @@ impl Provider {
                 }
             }
         }
-        if !decision.finished.is_empty() || !decision.changes.is_empty() {
+        if !decision.finished.is_empty() {
             self.changed.notify_one();
         }
     }

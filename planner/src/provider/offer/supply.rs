@@ -21,7 +21,7 @@ use super::{
 use crate::{
     provider::{
         health::claimed_twice,
-        user_namespaces::{Candidate, fits, identity, is_proven, proofs},
+        user_namespaces::{Candidate, fits, identity, proofs},
     },
     request::{PerGpu, Shape, Version},
 };
@@ -273,22 +273,11 @@ pub fn pool_supply(
             held.get(node.name.as_str()),
             claimed.get(node.name.as_str()),
         );
-        let (identity, reports) = (
-            identity(node, runtime),
-            reports_user_namespaces(pool, runtime, node),
-        );
-        let user_namespaces = reports && is_proven(proofs.get(node.name.as_str()), identity.as_ref());
-        if supply.overhead.is_some() && reports {
-            let room = match &sold {
-                Ok((room, _)) => fits(room),
-                Err(refusal) => Err(refusal.to_string()),
-            };
-            supply.candidates.push(Candidate {
-                node: node.name.clone(),
-                identity,
-                room,
-            });
-        }
+        let exists = supply.overhead.is_some();
+        let candidate = candidate(pool, runtime, node, &sold).filter(|_| exists);
+        let proof = proofs.get(node.name.as_str());
+        let user_namespaces = candidate.as_ref().is_some_and(|c| c.is_proven(proof));
+        supply.candidates.extend(candidate);
         match (sold, &node.gpus) {
             (Ok((room, pods_free)), Some(gpus)) => {
                 let free = FreeNode {
@@ -315,13 +304,24 @@ pub fn pool_supply(
     supply
 }
 
-/// Whether a node says that pods of a pool can be in user namespaces on it: the pool permits it, and the handler that they
-/// use has them. What a node says is not proven: the hook that adds GPUs may not work there.
-fn reports_user_namespaces(pool: &GpuPool, runtime: &PoolRuntime, node: &NodeSeen) -> bool {
-    match pool.spec.user_namespaces {
+/// A node that says that pods of a pool can be in user namespaces on it: the pool permits it, and the handler that they use has
+/// them. What a node says is not proven: what adds the GPUs may not work there.
+fn candidate(
+    pool: &GpuPool,
+    runtime: &PoolRuntime,
+    node: &NodeSeen,
+    sold: &Result<(Shape, u64), Refusal>,
+) -> Option<Candidate> {
+    let reports = match pool.spec.user_namespaces {
         UserNamespaces::Never => false,
         UserNamespaces::Auto => node.handlers.get(&runtime.handler) == Some(&true),
-    }
+    };
+    let room = sold.as_ref().map_err(ToString::to_string);
+    reports.then(|| Candidate {
+        node: node.name.clone(),
+        identity: identity(node, runtime),
+        room: room.and_then(|(room, _)| fits(room)),
+    })
 }
 
 /// What a lease can have with each GPU: as the pool states, or else the proportion of the node. The proportion is rounded

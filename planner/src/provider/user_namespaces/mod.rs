@@ -50,6 +50,13 @@ pub struct Candidate {
     pub room: Result<(), String>,
 }
 
+impl Candidate {
+    /// Whether a proof says that pods run in user namespaces on the node as it is now.
+    pub(super) fn is_proven(&self, proof: Option<&&UserNamespaceProof>) -> bool {
+        proof.is_some_and(|p| p.result == ProbeResult::Proven && Some(&p.identity) == self.identity.as_ref())
+    }
+}
+
 /// What a proof is of, for a person: the boot and the versions of a node, and the handler of its runtime. `None` while the node
 /// or its agent does not report them.
 #[must_use]
@@ -67,11 +74,6 @@ pub fn identity(node: &NodeSeen, runtime: &PoolRuntime) -> Option<String> {
 pub(super) fn proofs(pool: &GpuPool) -> BTreeMap<&str, &UserNamespaceProof> {
     let all = pool.status.iter().flat_map(|s| &s.user_namespaces);
     all.map(|proof| (proof.node.as_str(), proof)).collect()
-}
-
-/// Whether a proof says that pods run in user namespaces on a node as it is now.
-pub(super) fn is_proven(proof: Option<&&UserNamespaceProof>, identity: Option<&String>) -> bool {
-    proof.is_some_and(|p| p.result == ProbeResult::Proven && Some(&p.identity) == identity)
 }
 
 /// Whether a probe pod fits beside what runs on a node with that room.
