@@ -178,7 +178,8 @@ fn an_uninstallation_keeps_what_people_own(cluster: &Cluster) {
         cluster,
         "delete gpureservation lease-live lease-kept",
     ));
-    succeed(&mut helm(cluster, "uninstall leasehold --timeout 60s"));
+    // A namespace goes after what is in it, and nothing can be installed into it before.
+    succeed(&mut helm(cluster, "uninstall leasehold --wait --timeout 60s"));
     let kinds = succeed(&mut kubectl(
         cluster,
         "get crd -l app.kubernetes.io/part-of=leasehold -o name",
