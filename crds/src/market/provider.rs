@@ -43,8 +43,8 @@ pub struct GpuProviderStatus {
     #[serde(default)]
     #[schemars(schema_with = "schema::bounded::<0, 9007199254740991>")]
     pub observed_generation: i64,
-    /// Number of leases in a row that other providers started and this one had accepted and not started. From the third on,
-    /// its offers are not considered for a while, which doubles with each further one.
+    /// Number of leases that other providers started and this one had accepted and not started, less those that it has started
+    /// since. From the third on, its offers are not considered for a while, which doubles with each further one.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(schema_with = "schema::bounded::<0, 4294967295>")]
     pub missed_starts: i64,

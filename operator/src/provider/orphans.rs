@@ -71,8 +71,11 @@ impl Provider {
             n.escrow.is_some() && cache::get(&self.caches.reservations, &n.name_any(), None).is_none()
         };
         let going = self.caches.namespaces.state_filter(|n| n.goes() && is_nobodys(n));
-        for namespace in going.iter().take(NAMESPACES_MAX) {
-            self.release_pods(&namespace.name_any()).await?;
+        for namespace in going.iter().map(|n| n.name_any()) {
+            // One whose pods can't be released keeps no other one.
+            if let Err(error) = self.release_pods(&namespace).await {
+                error.log("Namespace", &namespace);
+            }
         }
         let mut nobodys = self
             .caches

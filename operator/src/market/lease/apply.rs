@@ -63,22 +63,26 @@ impl Market {
             written.persist_only = true;
             return (written, Ok(()));
         }
+        let mut incomplete = Ok(());
         for write in plan.allocations {
             if let Err(error) = self.write_allocation(world, write).await {
                 written.status = status_if_incomplete;
-                return (written, Err(error));
+                incomplete = Err(error);
+                break;
             }
         }
-        if let Some(call) = plan.call {
+        // An allocation that the API server refuses to create again keeps no lease that is served from being paid.
+        let may_call = |call: &ChainCall| incomplete.is_ok() || matches!(call, ChainCall::Fund { .. });
+        if let Some(call) = plan.call.filter(may_call) {
             let called = self.call(handles, &call).await;
             if let Err(error) = called {
                 let generation = world.lease.metadata.generation.unwrap_or_default();
                 tracing::warn!(lease = world.lease.name_any(), namespace = world.lease.namespace(), %error, "transaction failed");
                 lease::chain_failure(&mut written.status, &call, &error, generation, self.now());
-                return (written, Ok(()));
+                return (written, incomplete);
             }
         }
-        (written, Ok(()))
+        (written, incomplete)
     }
 
     async fn write_allocation(&self, world: &World, write: AllocationWrite) -> Result<(), Error> {

@@ -140,7 +140,7 @@ impl Provider {
         let mut holds = holds(reservations.iter().map(|r| &**r), placed);
         let mut pools = self.pools_with_proofs();
         pools.sort_by_key(|p| p.name_any());
-        for pool in &pools {
+        for pool in pools.iter().filter(|pool| self.owns(pool)) {
             let runtime = self.runtime(pool).unwrap_or_default();
             let bound = pods
                 .iter()

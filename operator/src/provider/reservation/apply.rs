@@ -346,6 +346,14 @@ async fn release(pods: &Api<Pod>, name: &str, uid: &str, finalizers: &[String]) 
     let patched = pods
         .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
         .await;
+    // Another pod has another UID, which is immutable. A policy of the cluster can refuse with the same code.
+    let is_invalid = matches!(&patched, Err(kube::Error::Api(status)) if status.code == 422);
+    if is_invalid {
+        let read = pods.get_opt(name).await.map_err(Error::kube("read a pod"))?;
+        if read.is_some_and(|pod| pod.uid().as_deref() == Some(uid)) {
+            return patched.map(|_| ()).map_err(Error::kube("release a pod"));
+        }
+    }
     unless_another(patched).map_err(Error::kube("release a pod"))
 }
 
@@ -365,8 +373,8 @@ mod tests {
 
     use super::*;
 
-    /// The release of a pod that the API server answers with that code.
-    async fn released(code: u16) -> Result<(), Error> {
+    /// The release of a pod that the API server answers with that code. Then it has a pod with that UID.
+    async fn released(code: u16, then: &str) -> Result<(), Error> {
         let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let pods = Api::<Pod>::namespaced(Client::new(service, "default"), "lease-x");
         let serve = async {
@@ -386,6 +394,12 @@ mod tests {
             };
             let answer = Body::from(answer.to_string().into_bytes());
             reply.send_response(Response::builder().status(code).body(answer).unwrap());
+            if code == 422 {
+                let (_, reply) = server.next_request().await.unwrap();
+                let pod =
+                    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lease-0", "uid": then}});
+                reply.send_response(Response::new(Body::from(pod.to_string().into_bytes())));
+            }
         };
         let others = ["a.b/c".to_owned()];
         tokio::join!(release(&pods, "lease-0", "u", &others), serve).0
@@ -394,8 +408,9 @@ mod tests {
     #[tokio::test]
     async fn only_the_pod_that_was_read_is_released() {
         for code in [200, 404, 409, 422] {
-            released(code).await.unwrap();
+            released(code, "another").await.unwrap();
         }
-        assert!(released(500).await.is_err());
+        assert!(released(422, "u").await.is_err(), "a policy refused it");
+        assert!(released(500, "u").await.is_err());
     }
 }

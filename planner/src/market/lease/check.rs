@@ -78,8 +78,9 @@ pub fn check(world: &World) -> Checked {
         job,
     };
     let account = checked.account.as_ref();
-    // What ends for want of funds may have ended before all could start.
-    let lost = !checked.exhausted && account.is_some_and(|account| is_lost(world, status, account));
+    // What ends for want of funds may have ended before all could start, unless it was being closed for it before.
+    let counts = !checked.exhausted || status.intends(IntentAction::Close);
+    let lost = counts && account.is_some_and(|account| is_lost(world, status, account));
     let over = status.phase == Phase::Settling || status.phase.is_over();
     let repeats = lost && !over && status.unstarted_rounds + 1 < UNSTARTED_ROUNDS_MAX;
     checked.end = end(world, status, &checked, (lost, repeats));
@@ -92,7 +93,7 @@ fn terms(world: &World) -> Option<&Terms> {
     world.parsed.terms.as_ref()?.as_ref().ok()
 }
 
-fn account_state(world: &World, status: &GpuLeaseStatus) -> AccountState {
+pub(super) fn account_state(world: &World, status: &GpuLeaseStatus) -> AccountState {
     let Some(escrow) = &status.escrow else {
         return AccountState::NoTerms;
     };
@@ -361,7 +362,10 @@ fn job(world: &World, account: Option<&Account>) -> Option<JobResult> {
     };
     let results: Vec<Option<JobResult>> = world.allocations.iter().map(result).collect();
     let failed = results.iter().flatten().find(|j| j.exit_code != 0);
-    let done = !results.is_empty() && results.iter().all(Option::is_some);
+    let status = world.lease.status.as_ref();
+    let legs = status.and_then(|s| s.escrow.as_ref()).map_or(0, |e| e.legs.len());
+    // An allocation that is missing says nothing of its leg.
+    let done = !results.is_empty() && results.len() >= legs && results.iter().all(Option::is_some);
     failed
         .or_else(|| {
             if done {

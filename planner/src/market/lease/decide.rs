@@ -13,7 +13,7 @@ use super::{
     closing, conditions, matching, opening,
     phase::{Fact, after},
     plan::{Plan, in_seconds},
-    reads::{has_finalizer, seeks_prior},
+    reads::{has_finalizer, is_closed_unasked, seeks_prior},
     recover, replacing, reports, serving, starts, summary, unstarted,
     world::{Deletion, RecoveredAccount, World},
 };
@@ -127,7 +127,8 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
         plan.finalizer = Some(true);
     }
     // What was lost is found before anything is begun or given up.
-    if (plan.status.escrow.is_none() || plan.status.phase.is_unpaid())
+    let closed = is_closed_unasked(world, &plan.status);
+    if (plan.status.escrow.is_none() || plan.status.phase.is_unpaid() || closed)
         && checked.end != Some(CloseReason::Abandoned)
         && let Some(step) = recovered(world, now, plan)
     {
@@ -163,8 +164,8 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
     }
 }
 
-/// The step of a lease that has paid nothing by its status: an account of a later round is looked for, in case the status
-/// was lost or restored from a backup. `None` if there is none.
+/// The step of a lease that has paid nothing by its status, or whose account is closed for no reason that it shows: an account
+/// of a later round is looked for, in case the status was lost or restored from a backup. `None` if there is none.
 fn recovered(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
     if plan.status.escrow.is_none() && !seeks_prior(&world.lease) {
         // It is new, or was searched for before.
@@ -172,7 +173,7 @@ fn recovered(world: &World, now: Timestamp, plan: &mut Plan) -> Option<Step> {
     }
     match &world.prior {
         // What it prevents is the opening of the account in status.
-        Observed::Unknown(_) if plan.status.escrow.is_some() => None,
+        Observed::Unknown(_) if plan.status.escrow.is_some() && plan.status.phase.is_unpaid() => None,
         Observed::Unknown(why) => {
             plan.wake = in_seconds(now, 5);
             Some(Step::blocked(None, Blocker::ChainUnreachable, why.clone()))

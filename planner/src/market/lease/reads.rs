@@ -9,7 +9,13 @@ use leasehold_crds::{
     market::allocation::AllocationPhase,
 };
 
-use super::{ROUNDS_MAX, matching::first_saturated_provider, unstarted::unstarted, world::World};
+use super::{
+    ROUNDS_MAX,
+    check::{AccountState, account_state},
+    matching::first_saturated_provider,
+    unstarted::unstarted,
+    world::World,
+};
 use crate::{
     escrow::{AccountAt, AccountRead},
     observed::Observed,
@@ -95,15 +101,16 @@ pub fn seeks_prior(lease: &GpuLease) -> bool {
         && status.round == 0
 }
 
-/// Whether the account of a later round must be searched on the chain before anything is done: the status was lost, or a
-/// round or an account is about to be opened. In the second case the status can have been restored from a backup, and the
-/// account of a round that it does not show may be charged.
+/// Whether the account of a later round must be searched on the chain before anything is done: the status was lost, a round or
+/// an account is about to be opened, or the account is closed and nothing shows why. In these cases the status can have been
+/// restored from a backup, and the account of a round that it does not show may be charged.
 #[must_use]
 pub fn needs_prior(world: &World) -> bool {
     let nothing = GpuLeaseStatus::default();
     let status = world.lease.status.as_ref().unwrap_or(&nothing);
     let ends = world.deletion.ends_lease() || status.close_reason.is_some();
     seeks_prior(&world.lease)
+        || is_closed_unasked(world, status)
         || (status.phase.is_unpaid()
             && !ends
             && match &status.escrow {
@@ -113,6 +120,12 @@ pub fn needs_prior(world: &World) -> bool {
                     status.intent.is_some() || accepted >= escrow.legs.len()
                 }
             })
+}
+
+/// Whether the account in the status is closed, and the status does not show that this market was to close it for good.
+pub(super) fn is_closed_unasked(world: &World, status: &GpuLeaseStatus) -> bool {
+    let ends = status.close_reason.is_some() || status.phase.is_over();
+    !ends && account_state(world, status) == AccountState::Closed
 }
 
 /// The rounds in which it is searched: those that the status does not show.

@@ -9,7 +9,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    check::{AccountState, Checked},
+    check::{AccountState, Checked, finality_lag, is_final},
     closing::{close, releases},
     decide::Step,
     opening::forget_account,
@@ -25,8 +25,8 @@ use crate::{
 };
 
 /// Ends the round. Its account leaves the status when it is closed, its allocations are released, and the providers that
-/// served it have stopped: the market deletes the allocations of others when they have. If a reorganisation drops the close
-/// later, the search for orphans closes it again.
+/// served it have stopped: the market deletes the allocations of others when they have. The close of an account that has paid
+/// must be final. If a reorganisation drops the close of another one, the search for orphans closes it again.
 pub(super) fn end_round(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> Step {
     plan.wake = in_seconds(now, 3);
     plan.allocations = releases(world, true);
@@ -47,6 +47,11 @@ pub(super) fn end_round(world: &World, checked: &Checked, now: Timestamp, plan: 
         return Step::unchanged();
     };
     if world.allocations.iter().any(|a| may_serve(a, account, now)) {
+        return Step::unchanged();
+    }
+    let has_paid = account.paid_seconds != 0 || (0..account.legs.len()).any(|leg| has_run(account, leg));
+    if has_paid && !is_final(world) {
+        plan.wake = in_seconds(now, finality_lag(world).unwrap_or_default().clamp(3, 60));
         return Step::unchanged();
     }
     let spent = earned(account);
@@ -70,11 +75,17 @@ fn may_serve(allocation: &AllocationSeen, account: &Account, now: Timestamp) -> 
     has_run(account, leg_of(allocation)) && !has_stopped(&allocation.object) && now.as_second() <= over
 }
 
+/// What was earned in earlier rounds.
+pub(super) fn spent_earlier(status: &GpuLeaseStatus, decimals: u32) -> TokenAmount {
+    let spent = status.spent_earlier.as_deref();
+    let spent = spent.and_then(|text| TokenAmount::parse_tokens(text, decimals).ok());
+    spent.unwrap_or_default()
+}
+
 /// Adds what was earned in the round to what was in earlier ones.
 fn add_spent(status: &mut GpuLeaseStatus, spent: TokenAmount, decimals: u32) {
-    let before = status.spent_earlier.as_deref();
-    let before = before.and_then(|text| TokenAmount::parse_tokens(text, decimals).ok());
-    let total = TokenAmount(before.unwrap_or_default().0.saturating_add(spent.0));
+    let before = spent_earlier(status, decimals);
+    let total = TokenAmount(before.0.saturating_add(spent.0));
     if total != TokenAmount(0) {
         status.spent_earlier = Some(total.to_tokens(decimals));
     }

@@ -13,6 +13,7 @@ use super::{
     opening::create_missing,
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
+    replacing::spent_earlier,
     unstarted::unstarted,
     world::{Wallet, World},
 };
@@ -163,7 +164,10 @@ fn wanted_total(
     let Ok(network) = world.network() else {
         return Some(term);
     };
-    let cap = rule.cap(network.decimals).ok()?;
+    // It holds for the lease: what earlier rounds have cost is spent.
+    let status = world.lease.status.as_ref();
+    let earlier = status.map_or(TokenAmount(0), |s| spent_earlier(s, network.decimals));
+    let cap = TokenAmount(rule.cap(network.decimals).ok()?.0.saturating_sub(earlier.0));
     let runway = match account.paid_until {
         0 => return Some(term),
         _ if exhausted => 0,

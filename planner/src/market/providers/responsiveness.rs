@@ -45,11 +45,13 @@ impl ResponseRecord {
         (self.timeouts, self.last) = (0, None);
     }
 
-    /// Records what became of what the provider had accepted. Accepting alone proves nothing.
+    /// Records what became of what the provider had accepted. Accepting alone proves nothing, and one start makes up for one
+    /// miss alone: a provider can lease its own GPUs for some seconds.
     pub fn record_start(&mut self, start: Start, now: Timestamp) {
         (self.missed, self.last_missed) = match start {
-            Start::InTime => (0, None),
-            Start::Missed => (self.missed.saturating_add(1), Some(now)),
+            Start::InTime if self.missed <= 1 => (0, None),
+            Start::InTime => (self.missed - 1, self.last_missed),
+            Start::Missed => ((self.missed + 1).min(MISSED_MAX + DOUBLINGS_MAX), Some(now)),
         };
     }
 
@@ -66,7 +68,7 @@ impl ResponseRecord {
     pub fn restore(&mut self, stored: &GpuProviderStatus) {
         let last = stored.last_missed_at.as_ref().and_then(|at| at.parse().ok());
         if let (Ok(missed), Some(last)) = (u32::try_from(stored.missed_starts), last) {
-            self.missed = self.missed.saturating_add(missed);
+            self.missed = self.missed.saturating_add(missed).min(MISSED_MAX + DOUBLINGS_MAX);
             self.last_missed = Some(self.last_missed.map_or(last, |own| own.max(last)));
         }
     }
@@ -192,8 +194,14 @@ mod tests {
         assert_eq!(restarted, record, "a restart of the market forgets nothing");
         restarted.restore(&GpuProviderStatus::default());
         assert_eq!(restarted, record);
-        record.record_start(Start::InTime, at(3001));
+        for _ in 0..7 {
+            assert!(!record.starts(at(3001)), "one start makes up for one miss");
+            record.record_start(Start::InTime, at(3001));
+        }
         assert!(record.starts(at(3001)));
+        for _ in 0..2 {
+            record.record_start(Start::InTime, at(3001));
+        }
         record.store(&mut stored);
         assert_eq!(stored, GpuProviderStatus::default());
     }

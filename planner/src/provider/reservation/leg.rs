@@ -60,7 +60,11 @@ pub(super) fn start_or_pause(
         let running = world.running.known();
         let told = running.and_then(|r| r.lost_at).unwrap_or(i64::MAX);
         let found_at = told.min(wire(unix(now)));
-        let since = running.map_or(found_at, |r| interruption::nodes_ran_until(r, found_at));
+        let since = running.map_or(found_at, |r| {
+            let nodes = &world.reservation.spec.nodes;
+            let rejected = interruption::rejected_since(r, nodes, &plan.status.proven_pods);
+            interruption::nodes_ran_until(r, rejected.unwrap_or(found_at).min(found_at))
+        });
         plan.status.fault_since.get_or_insert(since);
     }
     if lost || *fault == Observed::Known(None) {
@@ -203,7 +207,8 @@ pub(super) enum Provisioning {
 }
 
 impl Provisioning {
-    /// A container that crashed after it had started has run. A pod of a job that has ended holds no GPU any more.
+    /// A container that crashed after it had started has run. A pod of a job that has ended holds no GPU any more, and nobody
+    /// reaches its ports.
     pub(super) fn of(running: &Running, spec: &GpuReservationSpec) -> Self {
         let allocation = &spec.allocation;
         let count = |n: i64| usize::try_from(n).unwrap_or_default();
@@ -217,7 +222,9 @@ impl Provisioning {
         let gpus = nodes.saturating_sub(ended) * count(allocation.per_node.gpus);
         let bound = running.gpu_uuids.len();
         let endpoints = match spec.hosting.exposure {
-            Exposure::LoadBalancer => nodes * workload::ports(&allocation.workload).len(),
+            Exposure::LoadBalancer => {
+                nodes.saturating_sub(ended) * workload::ports(&allocation.workload).len()
+            }
             Exposure::NodePort => 0,
         };
         if run < nodes {

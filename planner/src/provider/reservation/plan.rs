@@ -57,12 +57,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether a stop is stored before it is carried out: the next reconcile, or another process with an older read of
-    /// the chain, must not run again what this one stops.
+    /// Whether a stop or a fault is stored before the plan is carried out: the next reconcile, or another process with an older
+    /// read of the chain, must not run again what this one stops, and a pod that tells since when it was lost is removed by the
+    /// plan.
     #[must_use]
     pub fn must_persist_first(&self, before: Option<&GpuReservationStatus>) -> bool {
         let ends = |s: &GpuReservationStatus| s.stop_reason.is_some();
         let pauses = |s: &GpuReservationStatus| s.phase == AllocationPhase::Suspended;
-        ends(&self.status) && !before.is_some_and(ends) || pauses(&self.status) && !before.is_some_and(pauses)
+        let is_faulty = |s: &GpuReservationStatus| s.fault_since.is_some();
+        let begins = |is: &dyn Fn(&GpuReservationStatus) -> bool| is(&self.status) && !before.is_some_and(is);
+        begins(&ends) || begins(&pauses) || begins(&is_faulty)
     }
 }

@@ -188,7 +188,12 @@ pub(super) fn changes(
         End::Lost(_) | End::Refused(_) => true,
         End::Program { exit_code, .. } => !is_job || *exit_code != 0 && lost,
     };
-    let due = status.pod_creations.as_ref().map_or(Timestamp::MIN, due);
+    // The clock of the operator that stored it may have been ahead.
+    let latest = later(now, WAIT_SECONDS_MAX);
+    let due = status
+        .pod_creations
+        .as_ref()
+        .map_or(Timestamp::MIN, |last| due(last).min(latest));
     let (mut changes, mut waits) = (Vec::new(), false);
     for index in 0..reservation.spec.allocation.nodes {
         match of_index(pods, index) {

@@ -167,11 +167,14 @@ fn begin(proof: &mut UserNamespaceProof, now: Timestamp) {
     proof.at = now.to_string();
 }
 
-/// Whether the node can be probed again.
+/// Whether the node can be probed again. A probe whose pod could not be created counts as no attempt, and waits for a while.
 fn is_due(proof: &UserNamespaceProof, now: Timestamp) -> bool {
-    let doublings = u32::try_from(proof.attempts.clamp(1, 7) - 1).unwrap_or(0);
-    let wait = (WAIT_SECONDS << doublings).min(WAIT_SECONDS_MAX);
-    proof.attempts == 0 || age(proof, now) >= wait
+    let wait = match u32::try_from(proof.attempts) {
+        Ok(0) | Err(_) if proof.result == ProbeResult::Unknown => START_SECONDS,
+        Ok(0) | Err(_) => 0,
+        Ok(attempts) => (WAIT_SECONDS << (attempts.min(7) - 1)).min(WAIT_SECONDS_MAX),
+    };
+    age(proof, now).abs() >= wait
 }
 
 /// Seconds since the time of a proof.

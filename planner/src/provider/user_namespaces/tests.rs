@@ -378,6 +378,14 @@ fn a_pod_that_the_cluster_refuses_is_a_failure_and_an_outage_is_none() {
     let (later, finished) = not_created(proofs, "a", None, time(0));
     assert_eq!((later[0].result, later[0].attempts), (Unknown, 0));
     assert_eq!(finished, None);
+    pool.pods.clear();
+    pool.object.status.as_mut().unwrap().user_namespaces = later;
+    assert_eq!(
+        pool.decide(1).changes,
+        [],
+        "an outage of the API server is not met with writes"
+    );
+    assert_eq!(pool.decide(31).changes.len(), 1);
     assert_eq!(not_created(Vec::new(), "a", Some(words), time(0)), (vec![], None));
 }
 

@@ -32,6 +32,15 @@ pub(crate) fn reservation(name: &str, provider: &str) -> Value {
     })
 }
 
+/// A pool that a provider sells, or all providers of the cluster.
+pub(crate) fn pool(provider: Option<&str>) -> Value {
+    let name = format!("pool-{}", provider.unwrap_or("of-all"));
+    json!({
+        "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuPool", "metadata": {"name": name},
+        "spec": {"provider": provider, "network": "base", "pricePerGpuHour": "1.85", "maxDuration": "2h"},
+    })
+}
+
 pub(crate) fn allocation(namespace: &str, name: &str) -> Value {
     let (address, hash) = (format!("0x{}", "2".repeat(40)), format!("0x{}", "3".repeat(64)));
     json!({

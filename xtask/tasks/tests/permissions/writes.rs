@@ -4,7 +4,7 @@ use kube::Client;
 use serde_json::{Value, json};
 
 use crate::installation::{HOME, Installation, PROVIDER, succeed};
-use crate::objects::{allocation, contents, gpu_node, lease, namespace, reservation};
+use crate::objects::{allocation, contents, gpu_node, lease, namespace, pool, reservation};
 use crate::requests::{allowed, create, delete, patch, path, read, refused, send, soon_allowed, write};
 
 pub(crate) async fn agents_write_only_their_own_node(it: &Installation) {
@@ -240,6 +240,20 @@ async fn provider_cluster_objects(it: &Installation) {
         delete(&it.provider, &reservation("elbes", "elbe")).await,
         "provider-rhine-west",
     );
+    for (provider, named) in [
+        (Some("elbe"), "another's pool"),
+        (Some(PROVIDER), "its pool"),
+        (None, "a pool of all"),
+    ] {
+        let pool = pool(provider);
+        it.apply(&pool).await;
+        let selling = json!({"status": {"userNamespaces": [{"node": "n", "result": "Proven"}]}});
+        let written = patch(&it.provider, &pool, "/status", &selling).await;
+        match provider {
+            Some("elbe") => refused(named, written, "spec.provider is rhine-west, or is not set"),
+            _ => allowed(named, written),
+        }
+    }
     allowed(
         "its leader lease",
         write(&it.provider, &lease(HOME, "leasehold-provider-rhine-west")).await,

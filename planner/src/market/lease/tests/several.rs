@@ -1,6 +1,7 @@
 //! Leases of several providers, of which not all start their legs, and what a provider may report before it has.
 
 use jiff::SignedDuration;
+use leasehold_crds::lease::OnFundsEnd;
 
 use super::*;
 
@@ -66,6 +67,12 @@ fn change_account(world: &mut World, change: impl Fn(&mut Account)) {
 
 fn planned(world: &World) -> Plan {
     decide(world, &check(world), now())
+}
+
+/// No reorganisation drops the newest block any more.
+fn finish(world: &mut World) {
+    let newest = world.account.clone().unwrap();
+    world.final_reads = vec![newest; crate::ports::FINAL_READS];
 }
 
 /// The next reconcile reads what the last one stored.
@@ -161,6 +168,12 @@ fn the_round_that_was_not_started_by_all_ends_before_the_next_one_begins() {
         (s.phase, s.stopped_at) = (AllocationPhase::Stopped, Some(now().to_string()));
     });
     let plan = planned(&world);
+    assert!(
+        plan.status.escrow.is_some(),
+        "a reorganisation may drop the close"
+    );
+    finish(&mut world);
+    let plan = planned(&world);
     let status = &plan.status;
     assert_eq!(
         (status.phase, &status.escrow, &status.intent),
@@ -189,11 +202,52 @@ fn the_next_round_waits_for_a_provider_that_does_not_report_its_stop() {
     for allocation in &mut world.allocations {
         Arc::make_mut(&mut allocation.object).spec.release = true;
     }
+    finish(&mut world);
     let at = |seconds: i64| {
         let plan = decide(&world, &check(&world), now() + SignedDuration::from_secs(seconds));
         plan.status.escrow.is_none()
     };
     assert_eq!((at(7_320), at(7_321)), (false, true));
+}
+
+/// The account is exhausted while it is being closed because a leg was not started.
+#[test]
+fn a_round_that_is_being_ended_ends_although_its_funds_are_spent() {
+    let mut world = incomplete(1, AllocationPhase::Provisioning);
+    Arc::make_mut(&mut world.lease).spec.payment.on_funds_end = OnFundsEnd::Pause;
+    change_account(&mut world, |a| {
+        (a.running, a.exhausted_at, a.balance_scaled) = (0, a.block_time, 0);
+    });
+    assert!(!check(&world).ends_round, "it ended before all could start");
+    intend(&mut world, IntentAction::Close, "0");
+    assert!(check(&world).ends_round);
+}
+
+/// A backup of etcd shows an earlier round, whose account was closed because a leg was not started. The account of the next
+/// round is charged.
+#[test]
+fn the_account_of_a_later_round_is_adopted_when_that_of_a_restored_status_is_closed() {
+    let mut world = incomplete(1, AllocationPhase::Provisioning);
+    change_account(&mut world, |a| (a.closed, a.running) = (true, 0));
+    assert!(super::super::needs_prior(&world));
+    world.prior = Observed::Unknown("the index is behind".into());
+    assert_eq!(planned(&world).status.close_reason, None, "it is searched first");
+    let salt = network()
+        .secret
+        .salt(RoundKey::new(MARKET, "uid", 3), terms().payer);
+    let later = Terms { salt, ..terms() };
+    world.prior = Observed::Known(Some(RecoveredAccount {
+        round: 3,
+        terms: later.clone(),
+    }));
+    let status = planned(&world).status;
+    assert_eq!((status.close_reason, status.round), (None, 3));
+    assert_eq!(status.escrow.unwrap().terms.id, later.id().to_string());
+    world.prior = Observed::Known(None);
+    assert_eq!(
+        planned(&world).status.close_reason,
+        Some(CloseReason::ClosedOnChain)
+    );
 }
 
 /// The payer ended the lease, and wants no other round.
@@ -325,4 +379,34 @@ fn a_lease_is_not_ready_before_every_leg_was_started() {
     assert_eq!(ready(&world), (false, false));
     change_account(&mut world, |a| a.running = 3);
     assert_eq!(ready(&world), (true, true));
+}
+
+/// An allocation that was lost says nothing of its leg.
+#[test]
+fn a_job_has_not_succeeded_while_the_allocation_of_a_leg_is_missing() {
+    let mut world = incomplete(-600, AllocationPhase::Active);
+    change_account(&mut world, |a| a.running = 3);
+    job(&mut world, 0, 0, now());
+    world.allocations.truncate(1);
+    assert_eq!(check(&world).job, None);
+}
+
+/// `totalAtMost` is that of the lease.
+#[test]
+fn what_earlier_rounds_have_cost_is_not_topped_up_again() {
+    let topped_up = |earlier: Option<&str>| {
+        let mut world = incomplete(-600, AllocationPhase::Active);
+        change_account(&mut world, |a| (a.running, a.paid_until) = (3, NOW + 310));
+        let lease = Arc::make_mut(&mut world.lease);
+        lease.spec.payment.top_up = serde_json::from_value(json!({
+            "whenRunwayBelow": "1m", "extendBy": "10m", "totalAtMost": "5",
+        }))
+        .unwrap();
+        lease.status.as_mut().unwrap().spent_earlier = earlier.map(str::to_owned);
+        let world = parsed(&world);
+        planned(&world).status.intends(IntentAction::Fund)
+    };
+    assert!(topped_up(None));
+    assert!(topped_up(Some("0.5")));
+    assert!(!topped_up(Some("4")));
 }

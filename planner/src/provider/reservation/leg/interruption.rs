@@ -3,8 +3,8 @@
 
 use leasehold_crds::provider::reservation::ProvenPod;
 
-use super::super::Running;
-use crate::provider::workload::Uptime;
+use super::super::{NodePod, Running};
+use crate::provider::workload::{End, Uptime};
 
 /// The pods that run now, to be compared later.
 pub(super) fn proven(running: &Running) -> Vec<ProvenPod> {
@@ -34,6 +34,22 @@ pub(super) fn interrupted_since(running: &Running, proven: &[ProvenPod]) -> Opti
         pod.ran_until(agent.unwrap_or(&Default::default()))
     };
     running.uptimes.iter().filter_map(since).min()
+}
+
+/// Until when the nodes are known to have run whose pods were lost without a time, if there are such pods: a kubelet that starts
+/// rejects a pod, and nobody has removed it. The operator may have been away for long.
+pub(super) fn rejected_since(running: &Running, nodes: &[String], proven: &[ProvenPod]) -> Option<i64> {
+    let up_since = proven.iter().map(|pod| pod.up_since).max()?;
+    let untold = |pod: &&NodePod| {
+        let lost = matches!(pod.end, Some(End::Lost(_) | End::Refused(_)));
+        lost && pod.removed_at.is_none()
+    };
+    let last_report = |pod: &NodePod| {
+        let node = nodes.get(usize::try_from(pod.index).ok()?)?;
+        let (last, _) = running.agents.get(node)?.restart?;
+        (last >= up_since).then_some(last)
+    };
+    running.pods.iter().filter(untold).filter_map(last_report).min()
 }
 
 /// Until when all nodes are known to have run before a time at which a pod was found missing. A kubelet that starts may reject

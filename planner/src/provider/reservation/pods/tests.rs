@@ -5,6 +5,7 @@ use leasehold_crds::{
 };
 
 use super::*;
+use crate::provider::reservation;
 
 /// The pods that these numbers count.
 pub(in super::super) fn pods_of(running: &Running) -> Vec<NodePod> {
@@ -209,7 +210,30 @@ fn creations_in_a_row_wait_longer_and_longer() {
     assert_eq!(changes_of(&reservation, &[refused, running(1)], now).0.len(), 0);
     let (changes, status) = changes_of(&reservation, &[running(1)], now + 601);
     assert_eq!(changes.len(), 1);
-    assert_eq!(status.pod_creations.unwrap().times, 1);
+    assert_eq!(status.pod_creations.as_ref().unwrap().times, 1);
+    // The clock of the operator that created it was an hour ahead.
+    reservation.status = Some(status);
+    let behind = at(now + 601 - 3600);
+    let mut status = reservation.status.clone().unwrap();
+    let (_, due) = super::changes(&reservation, &[running(1)], &mut status, behind);
+    assert_eq!(due, Some(later(behind, 60)));
+}
+
+/// A pod tells since when it was lost, and is removed.
+#[test]
+fn a_loss_is_stored_before_the_pod_that_tells_it_is_removed() {
+    let mut plan = reservation::Plan {
+        workload: reservation::Workload::Keep,
+        call: None,
+        delete: false,
+        status: GpuReservationStatus::default(),
+        wake: at(NOW),
+    };
+    assert!(!plan.must_persist_first(None));
+    plan.status.fault_since = Some(NOW);
+    assert!(plan.must_persist_first(Some(&GpuReservationStatus::default())));
+    let stored = plan.status.clone();
+    assert!(!plan.must_persist_first(Some(&stored)));
 }
 
 #[test]

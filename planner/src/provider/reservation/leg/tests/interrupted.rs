@@ -6,7 +6,10 @@ use super::{
     super::*,
     scenario::{Scenario, serving},
 };
-use crate::provider::workload::{AgentReports, ContainerEnd, Uptime};
+use crate::provider::{
+    reservation::NodePod,
+    workload::{AgentReports, ContainerEnd, End, Uptime},
+};
 
 /// A pod that is up since a second, and whose containers ended at another one.
 fn pod(uid: &str, up_since: Option<i64>, ended: Option<i64>) -> Uptime {
@@ -109,6 +112,35 @@ fn pods_that_are_rejected_after_a_restart_of_their_node_are_credited_since_its_a
             (scenario.account.running, scenario.served()),
             (0, before),
             "{last} {restart:?}"
+        );
+    }
+}
+
+/// The operator comes back hours after the restart of a node, whose pod was rejected and still says so.
+#[test]
+fn a_pod_that_was_rejected_while_the_operator_was_away_is_credited_since_its_agent_reported_last() {
+    for (restart, expected) in [(Some((1000, 1060)), 1000), (Some((3, 7)), 5005), (None, 5005)] {
+        let mut scenario = charged();
+        scenario.reservation.spec.nodes = vec!["n".into()];
+        let agent = AgentReports {
+            last: Some(5005),
+            restart,
+            overdue_seconds: 5,
+        };
+        scenario.running.agents.insert("n".into(), agent);
+        scenario.wait(5005 - scenario.account.block_time);
+        let before = served_at(&scenario, expected);
+        (scenario.running.pods_run, scenario.running.pods_alive) = (0, 0);
+        scenario.running.uptimes.clear();
+        scenario.running.pods = vec![NodePod {
+            end: Some(End::Refused("UnexpectedAdmissionError".into())),
+            ..NodePod::default()
+        }];
+        scenario.reconcile_times(6);
+        assert_eq!(
+            (scenario.account.running, scenario.served()),
+            (0, before),
+            "{restart:?}"
         );
     }
 }

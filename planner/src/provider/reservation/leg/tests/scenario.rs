@@ -153,7 +153,10 @@ impl Scenario {
             settled: None,
             final_reads: Vec::new(),
             running: Observed::Known(Running {
-                pods: pods_of(&self.running),
+                pods: match self.running.pods.as_slice() {
+                    [] => pods_of(&self.running),
+                    pods => pods.to_vec(),
+                },
                 ..self.running.clone()
             }),
             allocation_exists: Observed::Known(true),
