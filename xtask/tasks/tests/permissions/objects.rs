@@ -35,10 +35,14 @@ pub(crate) fn reservation(name: &str, provider: &str) -> Value {
 /// A pool that a provider sells, or all providers of the cluster.
 pub(crate) fn pool(provider: Option<&str>) -> Value {
     let name = format!("pool-{}", provider.unwrap_or("of-all"));
-    json!({
+    let mut pool = json!({
         "apiVersion": "leasehold.dev/v1alpha1", "kind": "GpuPool", "metadata": {"name": name},
-        "spec": {"provider": provider, "network": "base", "pricePerGpuHour": "1.85", "maxDuration": "2h"},
-    })
+        "spec": {"network": "base", "pricePerGpuHour": "1.85", "maxDuration": "2h"},
+    });
+    if let Some(provider) = provider {
+        pool["spec"]["provider"] = json!(provider);
+    }
+    pool
 }
 
 pub(crate) fn allocation(namespace: &str, name: &str) -> Value {
