@@ -15,7 +15,7 @@ use super::{
     plan::{Plan, Workload},
     pods,
     serving::serving,
-    settle::stopping,
+    settle::{awaits_credit, stopping},
     snapshot::record_chain,
     stop_reason::stop_reason,
     wire,
@@ -160,7 +160,10 @@ fn stop(world: &World<'_>, reason: StopReason, now: Timestamp, plan: &mut Plan) 
     if served && plan.status.job.is_none() {
         plan.status.results_until = results::until(world.reservation, false, now);
     }
-    advance(&mut plan.status, PhaseEvent::StopDecided);
+    // The market closes the account as soon as it sees the phase.
+    if !awaits_credit(world, plan, now) {
+        advance(&mut plan.status, PhaseEvent::StopDecided);
+    }
     plan.workload = halt(world);
     plan.wake = plan.wake.min(later(now, 1));
 }

@@ -36,10 +36,13 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
     // A pod that our finalizer keeps would keep the namespace.
     let held = running.pods.iter().any(NodePod::is_held);
     let quiet = running.pods_alive == 0 && !held && running.reading == Reading::Live;
-    let quiet = quiet && !awaits_credit(world, plan, now);
+    let awaits_credit = awaits_credit(world, plan, now);
+    let quiet = quiet && !awaits_credit;
     if !quiet && plan.status.stopped_at.is_none() {
         plan.workload = halt(world);
-        advance(&mut plan.status, PhaseEvent::StopDecided);
+        if !awaits_credit {
+            advance(&mut plan.status, PhaseEvent::StopDecided);
+        }
         plan.wake = plan.wake.min(later(now, 1));
         // The market closes the account when the pods have stopped: a fault is credited meanwhile.
         let account = present(&world.account).filter(|a| !a.closed && a.started_at != 0);
@@ -106,7 +109,7 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
 
 /// Whether a fault is still to be credited before the stop is reported: then the market closes the account, and nothing can be
 /// credited any more.
-fn awaits_credit(world: &World<'_>, plan: &Plan, now: Timestamp) -> bool {
+pub(super) fn awaits_credit(world: &World<'_>, plan: &Plan, now: Timestamp) -> bool {
     let status = &plan.status;
     let open = |a: &Account| !a.closed && a.started_at != 0 && !Leg::of(world, a).ended;
     let can_be_credited = match world.account {

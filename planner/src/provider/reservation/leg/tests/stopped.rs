@@ -4,6 +4,8 @@ use super::{
     super::*,
     scenario::{Scenario, serving},
 };
+use leasehold_crds::market::allocation::AllocationPhase;
+
 use crate::provider::reservation::Reading;
 
 /// A leg whose GPU has been faulty for ten seconds when its release is requested. Its pods have stopped at once.
@@ -30,7 +32,15 @@ fn a_stop_is_reported_when_the_fault_before_it_is_credited() {
         if scenario.status().stopped_at.is_some() {
             break;
         }
-        assert!(scenario.status().stop_reason.is_some());
+        let status = scenario.status();
+        assert!(status.stop_reason.is_some());
+        if scenario.served() != 110 {
+            assert_eq!(
+                status.phase,
+                AllocationPhase::Active,
+                "the market would close the account"
+            );
+        }
     }
     assert!(scenario.status().stopped_at.is_some());
     assert_eq!((scenario.account.running, scenario.served()), (0, 110));
@@ -47,6 +57,7 @@ fn a_credit_that_cannot_be_made_does_not_hold_up_the_end() {
         scenario.reconcile_times(1);
     }
     assert_eq!(scenario.status().stopped_at, None);
+    assert_eq!(scenario.status().phase, AllocationPhase::Active);
     scenario.wait(20);
     scenario.reconcile_times(1);
     assert!(scenario.status().stopped_at.is_some());
