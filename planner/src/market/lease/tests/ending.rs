@@ -439,3 +439,21 @@ fn a_round_whose_account_is_gone_ends_before_the_next_one_begins() {
     }
     assert_eq!(with(AllocationPhase::Stopped, true, now()), (0, vec![]));
 }
+
+#[test]
+fn an_account_that_one_of_two_reads_shows_as_closed_is_not_closed() {
+    let mut world = world(AccountRead::Present(account(600)), AllocationPhase::Active);
+    let closed = Account {
+        closed: true,
+        ..account(600)
+    };
+    let closed = Some(known(AccountRead::Present(closed)));
+    let open = world.account.clone();
+    for (first, second) in [(&closed, &open), (&open, &closed), (&closed, &None)] {
+        (world.account, world.second_account) = (first.clone(), second.clone());
+        assert_eq!(check(&world).account_state, AccountState::Present);
+        assert_eq!(check(&world).end, None);
+    }
+    (world.account, world.second_account) = (closed.clone(), closed);
+    assert_eq!(check(&world).account_state, AccountState::Closed);
+}
