@@ -11,14 +11,18 @@ use serde_json::json;
 
 use super::{IMAGE, LIMIT, NODES, charged, lease};
 
-/// Rank 0 is reached by `MASTER_ADDR`, any other one by the name of its pod.
+/// Rank 0 is reached by `MASTER_ADDR`, any other one by the name of its pod. A listener without input ends its half of the
+/// connection at once, and a sender whose input is not there by then sends nothing: a here-document is there before it runs.
 const RING: &str = r#"
 b=/bin/busybox
 next=$(( (PET_NODE_RANK + 1) % PET_NNODES ))
 previous=$(( (PET_NODE_RANK + PET_NNODES - 1) % PET_NNODES ))
 to=lease-$next.lease
 [ "$next" != 0 ] || to=$MASTER_ADDR
-until echo "$PET_NODE_RANK" | $b nc -w 5 "$to" 7000; do $b sleep 0.2; done &
+until $b nc -w 5 "$to" 7000 <<EOF
+$PET_NODE_RANK
+EOF
+do $b sleep 0.2; done &
 received=$($b nc -l -p 7000)
 wait
 echo "rank $PET_NODE_RANK of $PET_NNODES received $received"
