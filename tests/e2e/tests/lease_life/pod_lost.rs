@@ -47,8 +47,7 @@ pub(crate) async fn pod_deleted(tenant: &Tenant<'_>) -> anyhow::Result<TokenAmou
                 .map(u64::try_from)
                 .transpose()?;
             let (_, account) = tenant.account(&lease).await?;
-            let leg = account.legs[0];
-            let charged = leg.served_seconds - leg.credited_seconds;
+            let charged = account.legs[0].served_seconds;
             let again = run_since.map(|since| account.block_time.saturating_sub(since));
             let run = again.map(|again| deleted_at.saturating_sub(started_at) + again);
             let is_right = run.is_some_and(|run| charged <= run + ROUNDING_SECONDS);
