@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt as _,
-    api::{ObjectMeta, Patch, PatchParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -95,6 +95,17 @@ pub fn ignore_not_found<T, E: NotFound>(result: Result<T, E>) -> Result<(), E> {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Deletes an object only if it has this UID, and not another one of its name.
+pub fn only_uid(uid: &str) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
     }
 }
 

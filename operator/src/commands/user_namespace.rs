@@ -8,7 +8,7 @@ const TERMINATION_LOG: &str = "/dev/termination-log";
 const PREFIX: &str = "nvidia";
 const CONTROL: &str = "nvidiactl";
 
-/// Looks around, and tells the kubelet what is wrong.
+/// Checks both, and reports to the kubelet what is wrong.
 pub fn run() -> ExitCode {
     let Err(why) = check(Path::new("/proc/self"), Path::new("/dev")) else {
         println!("root in a user namespace, with one GPU");

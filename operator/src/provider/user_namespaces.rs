@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
-    api::{DeleteParams, ListParams, PostParams, Preconditions},
+    api::{ListParams, PostParams},
 };
 use leasehold_crds::{GpuPool, provider::pool::UserNamespaceProof};
 use leasehold_planner::provider::{
     offer::supply::PoolSupply,
     user_namespaces::{
-        Change, Decision, Doubts, FailedStart, Finished, Outcome, ProbePod, World, decide, newest,
+        Change, Decision, FailedStart, Finished, Outcome, ProbePod, ReportedStarts, World, decide, newest,
         not_created, probe_pod,
     },
 };
@@ -37,7 +37,7 @@ pub(crate) struct Probes(Mutex<State>);
 #[derive(Default)]
 struct State {
     proofs: BTreeMap<String, Vec<UserNamespaceProof>>,
-    doubts: Doubts,
+    reported_starts: ReportedStarts,
     /// Words about the sandboxes of probe pods, by UID, and when they were read.
     sandboxes: BTreeMap<String, (Instant, Option<String>)>,
 }
@@ -218,7 +218,7 @@ impl Provider {
             let uid = pod.meta().uid.as_deref()?;
             Some((uid, pod.node.as_deref()?, pod.start_trouble.as_ref()?))
         });
-        self.probes.state().doubts.of(troubled, now)
+        self.probes.state().reported_starts.of(troubled, now)
     }
 
     /// The probe pods of this provider, with what the kubelet says of those that do not start.
@@ -283,13 +283,7 @@ async fn create(client: &Client, pod: &Pod) -> Result<(), Error> {
 }
 
 async fn delete(client: &Client, namespace: &str, name: &str, uid: &str) {
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(uid.to_owned()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
+    let params = api_writes::only_uid(uid);
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     let deleted = tokio::time::timeout(API_DEADLINE, pods.delete(name, &params)).await;
     if let Ok(deleted) = deleted

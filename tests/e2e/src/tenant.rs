@@ -5,7 +5,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kube::{Api, ResourceExt as _, api::DeleteParams};
 use leasehold_chain::deploy;
-use leasehold_crds::{GpuLease, lease::Phase, payment::money::TokenAmount};
+use leasehold_crds::{
+    GpuLease,
+    lease::{Phase, workload::Session},
+    payment::money::TokenAmount,
+};
 use leasehold_planner::{
     escrow::{Account, AccountRead, Address, Terms},
     ports::{BlockLevel, Payments as _, SigningKey},
@@ -75,6 +79,22 @@ impl<'a> Tenant<'a> {
     #[must_use]
     pub fn leases(&self) -> Api<GpuLease> {
         Api::namespaced(self.stack.client.clone(), &self.namespace)
+    }
+
+    /// The lease of the example of a job with a session in its place, which does nothing until it is stopped.
+    pub fn session(&self, name: &str, term: &str) -> anyhow::Result<GpuLease> {
+        let mut lease = self.example("examples/01-job.yaml", Some(name))?;
+        lease.spec.term.duration = term.into();
+        let job = lease.spec.workload.job.take().context("the example is a job")?;
+        let mut container = job.container;
+        container.image = "leasehold.test/busybox:1".into();
+        container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
+        container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
+        lease.spec.workload.session = Some(Box::new(Session {
+            container,
+            ..Default::default()
+        }));
+        Ok(lease)
     }
 
     /// The first GpuLease of an example file, in this namespace and, if given, with another name.

@@ -57,7 +57,7 @@ async fn story(split: &Split) -> anyhow::Result<()> {
         operators_of(&split.market.client).await?,
         operators_of(&split.client).await?,
     ];
-    let lease = lease(&tenant)?;
+    let lease = tenant.session(NAME, &format!("{TERM_SECONDS}s"))?;
     tenant.apply(&lease)?;
     let active = tenant.until_phase(NAME, Phase::Active, LIMIT).await?;
     let (terms, account) = tenant.account(&active).await?;
@@ -105,22 +105,6 @@ async fn story(split: &Split) -> anyhow::Result<()> {
         "no operator was restarted: {operators:?}, {after:?}"
     );
     Ok(())
-}
-
-/// A session with one GPU, for one minute.
-fn lease(tenant: &Tenant<'_>) -> anyhow::Result<GpuLease> {
-    let mut lease = tenant.example("examples/01-job.yaml", Some(NAME))?;
-    lease.spec.term.duration = format!("{TERM_SECONDS}s");
-    let job = lease.spec.workload.job.take().context("the example is a job")?;
-    let mut container = job.container;
-    container.image = "leasehold.test/busybox:1".into();
-    container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
-    container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
-    lease.spec.workload.session = Some(Box::new(leasehold_crds::lease::workload::Session {
-        container,
-        ..Default::default()
-    }));
-    Ok(lease)
 }
 
 /// Uid and restarts of each operator's pod.

@@ -46,7 +46,7 @@ async fn a_lease_is_served_across_two_control_planes() -> anyhow::Result<()> {
 async fn stories(split: &Split) -> anyhow::Result<()> {
     let tenant = Tenant::new(&split.market, "team-a")?;
     let before = tenant.own_balance().await?;
-    let lease = session(&tenant)?;
+    let lease = tenant.session("afar", "20m")?;
     tenant.apply(&lease)?;
     let active = tenant.until_phase("afar", Phase::Active, LIMIT).await?;
     let (terms, _) = tenant.account(&active).await?;
@@ -71,27 +71,6 @@ async fn stories(split: &Split) -> anyhow::Result<()> {
     extended(split, &tenant, &terms).await?;
     market_outage_leaves_the_workload(split, &tenant, &pods, &pod).await?;
     refunded(split, &tenant, &terms, before).await
-}
-
-/// The lease of the story: a session in place of the example's job.
-fn session(tenant: &Tenant<'_>) -> anyhow::Result<GpuLease> {
-    let mut lease = tenant.example("examples/01-job.yaml", Some("afar"))?;
-    lease.spec.term.duration = "20m".into();
-    let mut container = lease
-        .spec
-        .workload
-        .job
-        .take()
-        .context("the example is a job")?
-        .container;
-    container.image = "leasehold.test/busybox:1".into();
-    container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
-    container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
-    lease.spec.workload.session = Some(Box::new(leasehold_crds::lease::workload::Session {
-        container,
-        ..Default::default()
-    }));
-    Ok(lease)
 }
 
 /// The provider's own PaymentNetwork shows that it is usable.

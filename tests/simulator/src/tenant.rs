@@ -188,6 +188,23 @@ fn program(random: &mut Random, made: u64) -> Program {
     }
 }
 
+/// A service on two nodes of one provider, one GPU each, which is not topped up.
+fn two_nodes_of_one_provider(random: &mut Random) -> GpuLeaseSpec {
+    let mut spec = spec(random);
+    spec.nodes = 2;
+    spec.per_node.gpus = 1;
+    spec.placement = Some(Placement {
+        spread: Spread::SameProvider,
+        ..Placement::default()
+    });
+    spec.workload = Workload {
+        service: Some(Box::default()),
+        ..Workload::default()
+    };
+    spec.payment.top_up = None;
+    spec
+}
+
 impl Sim {
     pub(crate) fn tenants_act(&mut self) {
         let after = self.random.between(500, 12_000);
@@ -283,19 +300,8 @@ impl Sim {
                 stays_evicted: false,
                 ends: None,
             };
-            let mut spec = spec(&mut self.random);
-            spec.nodes = 2;
-            spec.per_node.gpus = 1;
-            spec.placement = Some(Placement {
-                spread: Spread::SameProvider,
-                ..Placement::default()
-            });
+            let mut spec = two_nodes_of_one_provider(&mut self.random);
             spec.term.duration = "10s".into();
-            spec.workload = Workload {
-                service: Some(Box::default()),
-                ..Workload::default()
-            };
-            spec.payment.top_up = None;
             spec.payment.on_funds_end = OnFundsEnd::Pause;
             spec.payment.pause_for = Some("10m".into());
             let key = self.apply(team, spec, program);
@@ -328,20 +334,9 @@ impl Sim {
                 stays_evicted: true,
                 ends: None,
             };
-            let mut spec = spec(&mut self.random);
-            spec.nodes = 2;
-            spec.per_node.gpus = 1;
-            spec.placement = Some(Placement {
-                spread: Spread::SameProvider,
-                ..Placement::default()
-            });
+            let mut spec = two_nodes_of_one_provider(&mut self.random);
             spec.term.duration = "10m".into();
             spec.start_within = Some("1m".into());
-            spec.workload = Workload {
-                service: Some(Box::default()),
-                ..Workload::default()
-            };
-            spec.payment.top_up = None;
             let key = self.apply(team, spec, program);
             self.tenants.evicting.insert(key);
         }

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
     Api, Resource, ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
     core::NamespaceResourceScope,
 };
 use leasehold_chain::EvmEscrow;
@@ -167,13 +167,7 @@ impl Provider {
                         release(&pods, name, uid, finalizers).await?;
                     }
                     if *delete {
-                        let params = DeleteParams {
-                            preconditions: Some(Preconditions {
-                                uid: Some(uid.clone()),
-                                resource_version: None,
-                            }),
-                            ..DeleteParams::default()
-                        };
+                        let params = api_writes::only_uid(uid);
                         unless_another(pods.delete(name, &params).await)
                             .map_err(Error::kube("delete a pod"))?;
                     }

@@ -9,7 +9,7 @@ use leasehold_crds::{
 use super::{
     LAG_SECONDS, UNSTARTED_ROUNDS_MAX,
     serving::is_provider,
-    unstarted::{has_run, is_lost, is_over, leg_of},
+    unstarted::{bit, has_run, is_lost, is_over, leg_of},
     world::{AllocationSeen, World},
 };
 use crate::{
@@ -274,7 +274,7 @@ fn leg_ended(world: &World, status: &GpuLeaseStatus, account: &Account) -> Optio
     let is_left = |(index, leg): (usize, &LeaseLeg)| {
         let reported = world.allocations.iter().any(|a| leg_of(a) == index);
         let left = !world.providers.is_empty() && !is_provider(world, &leg.provider);
-        !reported && left && stands(1 << index.min(15)) && has_run(account, index)
+        !reported && left && stands(bit(index)) && has_run(account, index)
     };
     let ended = account.ended & second.ended != 0;
     let spent = account.exhausted_at != 0 && second.exhausted_at != 0;

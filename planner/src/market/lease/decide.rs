@@ -13,7 +13,7 @@ use super::{
     closing, conditions, matching, opening,
     phase::{Fact, after},
     plan::{Plan, in_seconds},
-    reads::{has_finalizer, is_closed_unasked, seeks_prior},
+    reads::{has_finalizer, is_closed_without_reason, seeks_prior},
     recover, replacing, reports, serving, starts, summary, unstarted,
     world::{Deletion, RecoveredAccount, World},
 };
@@ -127,7 +127,7 @@ fn next(world: &World, checked: &Checked, now: Timestamp, plan: &mut Plan) -> St
         plan.finalizer = Some(true);
     }
     // What was lost is found before anything is begun or given up.
-    let closed = is_closed_unasked(world, &plan.status);
+    let closed = is_closed_without_reason(world, &plan.status);
     if (plan.status.escrow.is_none() || plan.status.phase.is_unpaid() || closed)
         && checked.end != Some(CloseReason::Abandoned)
         && let Some(step) = recovered(world, now, plan)

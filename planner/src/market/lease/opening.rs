@@ -111,12 +111,13 @@ fn ask(
     plan: &mut Plan,
 ) -> bool {
     create_missing(world, request, escrow, terms, deposit, plan, |_, _| true);
-    let accepted = |index| {
-        let name = allocation_name(terms.id(), index);
-        let named = |a: &&AllocationSeen| a.object.metadata.name.as_deref() == Some(&name);
-        world.allocations.iter().find(named).is_some_and(|a| a.signed)
-    };
+    let accepted = |index| named(world, &allocation_name(terms.id(), index)).is_some_and(|a| a.signed);
     (0..escrow.legs.len()).all(accepted)
+}
+
+fn named<'a>(world: &'a World, name: &str) -> Option<&'a AllocationSeen> {
+    let is_it = |a: &&AllocationSeen| a.object.metadata.name.as_deref() == Some(name);
+    world.allocations.iter().find(is_it)
 }
 
 /// Creates the allocations that are missing of the legs of which `is_wanted` is true.
@@ -132,8 +133,7 @@ pub(super) fn create_missing(
     let mut first_rank = 0;
     for (index, leg) in escrow.legs.iter().enumerate() {
         let name = allocation_name(terms.id(), index);
-        let named = |a: &AllocationSeen| a.object.metadata.name.as_deref() == Some(&name);
-        if !world.allocations.iter().any(named) && is_wanted(index, leg) {
+        if named(world, &name).is_none() && is_wanted(index, leg) {
             plan.allocations.push(AllocationWrite::Create {
                 namespace: format!("{PROVIDER_NAMESPACE_PREFIX}{}", leg.provider),
                 escrow_id: terms.id(),

@@ -110,7 +110,7 @@ pub fn needs_prior(world: &World) -> bool {
     let status = world.lease.status.as_ref().unwrap_or(&nothing);
     let ends = world.deletion.ends_lease() || status.close_reason.is_some();
     seeks_prior(&world.lease)
-        || is_closed_unasked(world, status)
+        || is_closed_without_reason(world, status)
         || (status.phase.is_unpaid()
             && !ends
             && match &status.escrow {
@@ -122,10 +122,9 @@ pub fn needs_prior(world: &World) -> bool {
             })
 }
 
-/// Whether the account in the status is closed, and the status does not show that this market was to close it for good.
-pub(super) fn is_closed_unasked(world: &World, status: &GpuLeaseStatus) -> bool {
-    let ends = status.close_reason.is_some() || status.phase.is_over();
-    !ends && account_state(world, status) == AccountState::Closed
+/// Whether the account in the status is closed, and the status has no reason for the end of the lease.
+pub(super) fn is_closed_without_reason(world: &World, status: &GpuLeaseStatus) -> bool {
+    status.close_reason.is_none() && account_state(world, status) == AccountState::Closed
 }
 
 /// The rounds in which it is searched: those that the status does not show.

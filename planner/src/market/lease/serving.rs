@@ -14,7 +14,7 @@ use super::{
     phase::Fact,
     plan::{AllocationWrite, ChainCall, Plan, in_seconds, keys},
     replacing::spent_earlier,
-    unstarted::unstarted,
+    unstarted::{bit, unstarted},
     world::{Wallet, World},
 };
 use crate::{
@@ -196,7 +196,7 @@ fn restore(world: &World, request: &Request, account: &Account, terms: &Terms, p
     }
     let deposit = terms.rate().cost_ceil(request.term_seconds);
     create_missing(world, request, &escrow, terms, deposit, plan, |index, leg| {
-        account.ended & (1 << index.min(15)) == 0 && is_provider(world, &leg.provider)
+        account.ended & bit(index) == 0 && is_provider(world, &leg.provider)
     });
 }
 

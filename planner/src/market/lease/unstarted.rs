@@ -35,7 +35,7 @@ pub(super) fn unstarted(account: &Account) -> u16 {
 }
 
 /// The bit of a leg; an account has at most 16.
-const fn bit(leg: usize) -> u16 {
+pub(super) const fn bit(leg: usize) -> u16 {
     1 << if leg < 15 { leg } else { 15 }
 }
 
@@ -108,17 +108,15 @@ pub(super) fn is_over(status: &GpuAllocationStatus) -> bool {
 /// Who has not started which part of the lease, and what the first of them reports of it, for a person.
 pub(super) fn explanation(world: &World, status: &GpuLeaseStatus) -> String {
     let legs = || status.escrow.iter().flat_map(|e| e.legs.iter().enumerate());
-    let mut missing: Vec<&str> = legs()
-        .filter(|(_, leg)| !leg.started)
-        .map(|(_, leg)| leg.provider.as_str())
-        .collect();
+    let unstarted = || legs().filter(|(_, leg)| !leg.started);
+    let mut missing: Vec<&str> = unstarted().map(|(_, leg)| leg.provider.as_str()).collect();
     missing.dedup();
     let part = match missing.len() {
         _ if legs().all(|(_, leg)| !leg.started) => "the lease",
         1 => "its part of the lease",
         _ => "their parts of the lease",
     };
-    let mut reports = legs().filter(|(_, leg)| !leg.started).filter_map(|(index, _)| {
+    let mut reports = unstarted().filter_map(|(index, _)| {
         let allocation = world.allocations.iter().find(|a| leg_of(a) == index)?;
         words(allocation.object.status.as_ref()?)
     });

@@ -12,7 +12,8 @@ use leasehold_crds::{
 use super::supply::PoolSupply;
 use crate::provider::user_namespaces::root_allowed;
 
-/// The status of a pool by its supply. Its status contains the proofs of user namespaces. `unusable` is why its PaymentNetwork cannot be used, if it cannot.
+/// The status of a pool by its supply. The status of `pool` contains the proofs of user namespaces. `unusable` is why its
+/// PaymentNetwork cannot be used, if it cannot.
 #[must_use]
 pub fn pool_status(
     pool: &GpuPool,

@@ -21,9 +21,9 @@ const ATTEMPTS_MAX: i64 = 1000;
 const START_SECONDS: i64 = 30;
 /// The kubelet ends the pod before.
 const END_SECONDS: i64 = 150;
-/// A proof that is younger is not doubted: a tenant whose own program does not start could otherwise have a node probed all
+/// A younger proof is not withdrawn: a tenant whose own program does not start could otherwise have a node probed all
 /// the time.
-const DOUBT_SECONDS: i64 = 600;
+const WITHDRAWN_AFTER_SECONDS: i64 = 600;
 
 /// What is known of a pool.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +143,7 @@ fn delete(pod: &ProbePod) -> Change {
     }
 }
 
-/// The node that waits longest of those with the fewest probes in vain.
+/// The node that has waited longest of those with the fewest unsuccessful probes.
 fn next(supply: &PoolSupply, proofs: &mut [UserNamespaceProof], now: Timestamp) -> Option<Change> {
     let candidates = supply.candidates.iter().zip(proofs.iter_mut());
     let due = candidates.filter(|(candidate, proof)| {
@@ -174,7 +174,7 @@ fn is_due(proof: &UserNamespaceProof, now: Timestamp) -> bool {
         Ok(0) | Err(_) => 0,
         Ok(attempts) => (WAIT_SECONDS << (attempts.min(7) - 1)).min(WAIT_SECONDS_MAX),
     };
-    age(proof, now).abs() >= wait
+    age(proof, now) >= wait
 }
 
 /// Seconds since the time of a proof.
@@ -272,8 +272,10 @@ impl Node<'_> {
     }
 
     fn proven(&self, proof: UserNamespaceProof) -> After {
-        let doubted = self.failed.filter(|_| age(&proof, self.now) >= DOUBT_SECONDS);
-        let Some(failed) = doubted else {
+        let withdraws = self
+            .failed
+            .filter(|_| age(&proof, self.now) >= WITHDRAWN_AFTER_SECONDS);
+        let Some(failed) = withdraws else {
             return (proof, None);
         };
         let withdrawn = UserNamespaceProof {
@@ -287,22 +289,22 @@ impl Node<'_> {
 
     fn failed(&self, proof: UserNamespaceProof, words: &str) -> After {
         (
-            self.in_vain(proof, ProbeResult::Failed, words),
+            self.unproven(proof, ProbeResult::Failed, words),
             Some(Outcome::Failed),
         )
     }
 
     fn interrupted(&self, proof: UserNamespaceProof, words: &str) -> After {
-        let interrupted = self.in_vain(proof, ProbeResult::Unknown, words);
+        let interrupted = self.unproven(proof, ProbeResult::Unknown, words);
         (interrupted, Some(Outcome::Interrupted))
     }
 
-    fn in_vain(&self, proof: UserNamespaceProof, result: ProbeResult, words: &str) -> UserNamespaceProof {
-        in_vain(proof, result, words, self.now)
+    fn unproven(&self, proof: UserNamespaceProof, result: ProbeResult, words: &str) -> UserNamespaceProof {
+        unproven(proof, result, words, self.now)
     }
 }
 
-fn in_vain(
+fn unproven(
     proof: UserNamespaceProof,
     result: ProbeResult,
     words: &str,
@@ -334,7 +336,7 @@ pub fn not_created(
         proof.message = "the probe pod could not be created".to_owned();
         return (proofs, None);
     };
-    *proof = in_vain(proof.clone(), ProbeResult::Failed, words, now);
+    *proof = unproven(proof.clone(), ProbeResult::Failed, words, now);
     let finished = Finished {
         node: node.to_owned(),
         outcome: Outcome::Failed,

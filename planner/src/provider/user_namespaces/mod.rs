@@ -20,7 +20,7 @@ use leasehold_crds::{
 pub use self::{
     decide::{Change, Decision, Finished, Outcome, World, decide, not_created},
     pod::{ProbeEnd, ProbePod, probe_pod},
-    starts::{Doubts, FailedStart, StartTrouble, start_trouble},
+    starts::{FailedStart, ReportedStarts, StartTrouble, start_trouble},
 };
 use super::offer::supply::{Hold, NodeSeen, PoolRuntime, PoolSupply};
 use crate::request::Shape;

@@ -78,11 +78,11 @@ pub struct FailedStart {
     pub words: String,
 }
 
-/// UIDs of pods that have told that they did not start: each tells it once.
+/// UIDs of the pods whose failed start was reported: each is reported once.
 #[derive(Clone, Debug, Default)]
-pub struct Doubts(BTreeSet<String>);
+pub struct ReportedStarts(BTreeSet<String>);
 
-impl Doubts {
+impl ReportedStarts {
     /// The starts that have failed since the last call. `pods` are all pods that have not started, with UID and node.
     pub fn of<'a>(
         &mut self,

@@ -87,19 +87,9 @@ async fn all_replicas_act(stack: &Stack) -> anyhow::Result<()> {
 }
 
 fn service(tenant: &Tenant<'_>, name: &str, term: &str) -> anyhow::Result<GpuLease> {
-    let mut lease = tenant.example("examples/01-job.yaml", Some(name))?;
-    lease.spec.term.duration = term.into();
+    let mut lease = tenant.session(name, term)?;
     lease.spec.per_node.cpu = "200m".into();
     lease.spec.per_node.memory = "64Mi".into();
-    let job = lease.spec.workload.job.take().context("the example is a job")?;
-    let mut container = job.container;
-    container.image = "leasehold.test/busybox:1".into();
-    container.command = vec!["/bin/busybox".into(), "sh".into(), "-c".into()];
-    container.args = vec!["trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done".into()];
-    lease.spec.workload.session = Some(Box::new(leasehold_crds::lease::workload::Session {
-        container,
-        ..Default::default()
-    }));
     Ok(lease)
 }
 

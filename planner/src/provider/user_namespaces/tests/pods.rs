@@ -81,10 +81,10 @@ fn a_pod_of_a_lease_tells_once_that_it_did_not_start_in_its_user_namespace() {
         None
     );
 
-    let mut doubts = Doubts::default();
+    let mut reported_starts = ReportedStarts::default();
     let mut at = |second: i64| {
         let pods = [("u1", "a", &down), ("u2", "b", &told)];
-        let failed = doubts.of(pods, time(second));
+        let failed = reported_starts.of(pods, time(second));
         failed.into_iter().map(|f| f.node).collect::<Vec<_>>()
     };
     assert_eq!(at(59), ["b"]);
