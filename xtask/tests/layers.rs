@@ -13,7 +13,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("telemetry", &["crds"]),
     ("chain", &["crds", "planner"]),
     ("runtime", &["crds", "planner", "telemetry"]),
-    ("operator", &["crds", "planner", "chain", "telemetry", "runtime"]),
+    ("tunnel", &[]),
+    (
+        "operator",
+        &["crds", "planner", "chain", "telemetry", "runtime", "tunnel"],
+    ),
     ("agent", &["crds", "telemetry"]),
 ];
 

@@ -41,7 +41,8 @@ fn lease(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<GpuLease> {
 pub(crate) async fn run(report: &Report, leases: usize) -> anyhow::Result<()> {
     let mut spec = StackSpec::one_node("bench-lease");
     spec.optimized = vec!["operator"];
-    spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), 16)]);
+    // A lease of one GPU gets its proportion of the node, which is all of it.
+    spec.providers[0].nodes = GpuNodes::Real(vec![("node-1".into(), "h100-80g-sxm".into(), 1)]);
     let stack = Stack::up(spec, &Stderr::default()).await?;
     let measured = measure(&stack, leases).await;
     stack.down().await?;
@@ -177,7 +178,8 @@ async fn one_lease(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<LeaseTimes
     loop {
         let lease = api.get(name).await?;
         note_steps(tenant, &lease, begun, &mut steps).await?;
-        let phase = lease.status.unwrap_or_default().phase;
+        let status = lease.status.unwrap_or_default();
+        let phase = status.phase;
         if phases.last().is_none_or(|(last, _)| *last != phase) {
             phases.push((phase, Instant::now()));
         }
@@ -186,7 +188,9 @@ async fn one_lease(tenant: &Tenant<'_>, name: &str) -> anyhow::Result<LeaseTimes
         }
         anyhow::ensure!(
             begun.elapsed() < Duration::from_secs(120),
-            "{phase:?} after two minutes"
+            "{phase:?} after two minutes; conditions {:?}, quote {:?}",
+            status.conditions,
+            status.quote
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -1,0 +1,141 @@
+//! The Upgrade at the end that dials.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{client::conn::http1, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{net::TcpStream, time};
+use tokio_rustls::TlsConnector;
+
+use crate::wire::{
+    HEADER_IDENTITY, HEADER_REPLICA, HEADER_REPLICAS, Identity, PATH, PROTOCOL, UPGRADE_WITHIN,
+};
+
+/// How who dials shows who it is, and whom it expects.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// TLS, see [`crate::tls::client`].
+    pub tls: Arc<ClientConfig>,
+    /// Name in the certificate of the gateway.
+    pub server_name: ServerName<'static>,
+    /// Who dials.
+    pub identity: Identity,
+    /// File with the bearer token. It is read for each connection, as its token is replaced before it expires.
+    pub token_file: PathBuf,
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The token can't be read.
+    #[error("read the token from {}: {error}", file.display())]
+    Token {
+        /// Its file.
+        file: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// No TCP connection.
+    #[error("connect: {0}")]
+    Connect(io::Error),
+    /// The gateway's certificate is not the expected one, or it does not speak TLS 1.3.
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+    /// The gateway does not speak HTTP.
+    #[error("HTTP: {0}")]
+    Http(#[from] hyper::Error),
+    /// The gateway refused, with the status and its reason.
+    #[error("the gateway refused the connection: {0}: {1}")]
+    Refused(StatusCode, String),
+    /// It took too long.
+    #[error("no connection within {} s", UPGRADE_WITHIN.as_secs())]
+    TooSlow,
+}
+
+/// A connection whose roles are about to swap.
+#[derive(Debug)]
+pub struct Dialed {
+    /// The connection, on which this end serves HTTP/2.
+    pub io: TokioIo<Upgraded>,
+    /// Name of the replica that accepted.
+    pub replica: String,
+    /// How many replicas there are, at least 1.
+    pub replicas: usize,
+}
+
+/// Connects to a replica of the gateway.
+///
+/// # Errors
+/// When the connection fails, or the gateway refuses it.
+pub async fn dial(address: SocketAddr, credentials: &Credentials) -> Result<Dialed, DialError> {
+    time::timeout(UPGRADE_WITHIN, connect(address, credentials))
+        .await
+        .unwrap_or(Err(DialError::TooSlow))
+}
+
+fn no_token(credentials: &Credentials, error: io::Error) -> DialError {
+    DialError::Token {
+        file: credentials.token_file.clone(),
+        error,
+    }
+}
+
+async fn connect(address: SocketAddr, credentials: &Credentials) -> Result<Dialed, DialError> {
+    let token = tokio::fs::read_to_string(&credentials.token_file)
+        .await
+        .map_err(|error| no_token(credentials, error))?;
+    let tcp = TcpStream::connect(address).await.map_err(DialError::Connect)?;
+    tcp.set_nodelay(true).map_err(DialError::Connect)?;
+    let tls = TlsConnector::from(credentials.tls.clone())
+        .connect(credentials.server_name.clone(), tcp)
+        .await
+        .map_err(DialError::Tls)?;
+    let (mut requests, connection) = http1::handshake(TokioIo::new(tls)).await?;
+    // It ends with the connection, or hands it over.
+    tokio::spawn(connection.with_upgrades());
+    let mut authorization = header::HeaderValue::from_str(&format!("Bearer {}", token.trim()))
+        .map_err(|_| no_token(credentials, io::ErrorKind::InvalidData.into()))?;
+    authorization.set_sensitive(true);
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.uri_mut() = http::Uri::from_static(PATH);
+    let headers = request.headers_mut();
+    headers.insert(header::AUTHORIZATION, authorization);
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, header::HeaderValue::from_static(PROTOCOL));
+    for (name, value) in [
+        (header::HOST, credentials.server_name.to_str().into_owned()),
+        (
+            header::HeaderName::from_static(HEADER_IDENTITY),
+            credentials.identity.to_string(),
+        ),
+    ] {
+        // Names and labels are visible ASCII.
+        if let Ok(value) = header::HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
+    }
+    let response = requests.send_request(request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), 512).collect().await;
+        let reason = body.map(|body| body.to_bytes()).unwrap_or_default();
+        return Err(DialError::Refused(
+            status,
+            String::from_utf8_lossy(&reason).trim().to_owned(),
+        ));
+    }
+    let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let replica = text(HEADER_REPLICA).unwrap_or("").to_owned();
+    let replicas = text(HEADER_REPLICAS)
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(1);
+    Ok(Dialed {
+        io: TokioIo::new(hyper::upgrade::on(response).await?),
+        replica,
+        replicas: replicas.max(1),
+    })
+}
