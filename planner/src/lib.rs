@@ -14,3 +14,4 @@ pub mod ports;
 pub mod provider;
 pub mod recency;
 pub mod request;
+pub mod urls;

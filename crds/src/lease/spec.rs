@@ -53,7 +53,7 @@ use crate::shared::{architecture::Architecture, quantity, schema};
     validation = Rule::new("has(self.placement) == has(oldSelf.placement) && (!has(self.placement) || self.placement == oldSelf.placement)").message("placement is immutable: delete the lease and create another").field_path(".placement"),
     validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage is immutable: delete the lease and create another").field_path(".storage"),
     validation = Rule::new("self.workload == oldSelf.workload").message("workload is immutable: delete the lease and create another").field_path(".workload"),
-    validation = Rule::new("has(self.access) == has(oldSelf.access) && (!has(self.access) || self.access == oldSelf.access)").message("access is immutable: delete the lease and create another").field_path(".access"),
+    validation = Rule::new("(has(self.access) && has(self.access.subjects) ? self.access.subjects : []) == (has(oldSelf.access) && has(oldSelf.access.subjects) ? oldSelf.access.subjects : [])").message("access.subjects is immutable: delete the lease and create another").field_path(".access"),
     validation = Rule::new("has(self.startWithin) == has(oldSelf.startWithin) && (!has(self.startWithin) || self.startWithin == oldSelf.startWithin)").message("startWithin is immutable: delete the lease and create another").field_path(".startWithin"),
     validation = Rule::new("duration(self.term.duration) >= duration(oldSelf.term.duration)").message("term.duration can only be increased; to end the lease early, delete it").field_path(".term.duration"),
     validation = Rule::new("self.payment.network == oldSelf.payment.network").message("payment.network is immutable: delete the lease and create another").field_path(".payment.network"),
@@ -89,7 +89,7 @@ pub struct GpuLeaseSpec {
     pub storage: Option<Storage>,
     /// The workload that runs on each node.
     pub workload: Workload,
-    /// Users and groups with access to the pods of the workload. If absent, nobody has access.
+    /// Users and groups with access to the pods of the workload, and the token for its ports. If absent, nobody has access.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
     /// Payment of the lease.

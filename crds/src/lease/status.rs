@@ -88,6 +88,10 @@ pub struct GpuLeaseStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256))]
     pub endpoints: Vec<Endpoint>,
+    /// SHA-256 digest of the token in `spec.access.tokenSecret`, 64 hexadecimal digits. Absent if there is no usable token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub access_token_sha256: Option<String>,
     /// Addresses from which the results of the job can be fetched, one per node, at most 64. They are kept when the
     /// lease is closed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

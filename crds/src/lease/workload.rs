@@ -195,6 +195,7 @@ fn recipients(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 /// An exposed port of the container.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.tls != 'Passthrough' || self.access == 'Public'").message("ports: tls: Passthrough requires access: Public, because the gateway cannot read a token in traffic that it does not decrypt").field_path(".tls"))]
 pub struct Port {
     /// Name of the port, unique in the workload.
     #[schemars(
@@ -205,6 +206,35 @@ pub struct Port {
     /// TCP port on which the container listens, 1 to 65535.
     #[schemars(schema_with = "schema::bounded::<1, 65535>")]
     pub port: i64,
+    /// Who can open the URL of the port. It concerns only ports behind the gateway of the market, which are those with a
+    /// `url` in `status.endpoints`. A port with a host is open to everybody.
+    #[serde(default)]
+    pub access: PortAccess,
+    /// Where TLS ends. It concerns only ports behind the gateway of the market.
+    #[serde(default)]
+    pub tls: PortTls,
+}
+
+/// Who can open the URL of a port.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, JsonSchema)]
+pub enum PortAccess {
+    /// Whoever sends the token in the Secret that `spec.access.tokenSecret` names. Without such a Secret, nobody.
+    #[default]
+    Token,
+    /// Everybody.
+    Public,
+}
+
+/// Where TLS ends.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, Hash, JsonSchema)]
+pub enum PortTls {
+    /// At the gateway, with the certificate of the market. The container speaks plain HTTP, and the market can read the
+    /// traffic.
+    #[default]
+    Terminate,
+    /// In the container, which needs a certificate of its own. The gateway reads only the name in the TLS handshake (SNI).
+    /// Requires `access: Public`.
+    Passthrough,
 }
 
 /// A readiness check. It succeeds if a TCP connection to `port` can be opened or, with `path`, if an HTTP GET request
@@ -288,6 +318,28 @@ pub struct Access {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub subjects: Vec<Subject>,
+    /// The token for ports with `access: Token`. It can be changed while the lease runs. If absent, nobody has access to these
+    /// ports through the gateway of the market.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret: Option<TokenSecret>,
+}
+
+/// A token in a Secret in the namespace of the lease.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenSecret {
+    /// Name of the Secret. A RoleBinding in this namespace must permit the market operator to read this Secret.
+    #[schemars(schema_with = "schema::subdomain")]
+    pub name: String,
+    /// Key of the entry that contains the token: 20 to 256 visible ASCII characters without quotation marks, commas,
+    /// semicolons and backslashes. Defaults to `token`.
+    #[serde(default = "default_token_key")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+fn default_token_key() -> String {
+    "token".into()
 }
 
 /// Result of a job, as reported by its provider.
@@ -308,19 +360,26 @@ pub struct JobResult {
     pub finished_at: String,
 }
 
-/// The address of an exposed port of the lease.
+/// The address of an exposed port of the lease: `host` and `port`, or `url`. The provider reports a port that is reached
+/// through the gateway of the market with none of them; the market adds the URL.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
     /// Name of the port in the workload.
     #[schemars(length(max = 15))]
     pub name: String,
-    /// Host name or IP address.
+    /// Host name or IP address. Absent if the port is reached through the gateway of the market.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
-    pub host: String,
-    /// TCP port of the host, 1 to 65535.
+    pub host: Option<String>,
+    /// TCP port of the host, 1 to 65535. Present if `host` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::bounded::<1, 65535>")]
-    pub port: i64,
+    pub port: Option<i64>,
+    /// URL of the port at the gateway of the market: `https://http-train-…`. It stays the same while the lease exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512), regex(pattern = r"^https://[!-~]+$"))]
+    pub url: Option<String>,
     /// Number of the node within the lease, from 0.
     #[schemars(schema_with = "schema::bounded::<0, 1024>")]
     pub node: i64,
@@ -335,8 +394,8 @@ pub struct ResultsAt {
     pub node: i64,
     /// `GET` returns a tar archive that is encrypted with age. `DELETE` of the URL followed by `/` and the receipt from
     /// the archive confirms that the results have been fetched; they are then deleted. Available after the job has
-    /// ended.
-    #[schemars(length(max = 512), regex(pattern = r"^https?://[!-~]+$"))]
+    /// ended. A provider whose results are reached through the gateway of the market reports only the path of the URL.
+    #[schemars(length(max = 512), regex(pattern = r"^(https?://|/)[!-~]+$"))]
     pub url: String,
     /// Time until which the results are kept, RFC 3339. Absent while the job runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -237,6 +237,8 @@ pub enum Exposure {
     NodePort,
     /// A LoadBalancer Service for each node of a lease.
     LoadBalancer,
+    /// Through the gateway of the market, to which this cluster's connector connects. Works behind NAT.
+    Tunnel,
 }
 
 /// A daily span of hours in UTC.

@@ -40,9 +40,10 @@ fn lease_from_apply_to_active() {
         status.phase = AllocationPhase::Active;
         status.endpoints = vec![Endpoint {
             name: "http".into(),
-            host: "192.0.2.1".into(),
-            port: 30_080,
+            host: Some("192.0.2.1".into()),
+            port: Some(30_080),
             node: 0,
+            ..Endpoint::default()
         }];
     });
     market.reconcile("The provider has started its leg and reports where the port answers.");

@@ -74,6 +74,7 @@ fn objects_of_a_session() {
                 kind: "Group".into(),
                 name: "team-a".into(),
             }],
+            ..Access::default()
         });
         lease.spec.workload = Workload {
             session: Some(Box::new(Session {
@@ -82,6 +83,7 @@ fn objects_of_a_session() {
                 ports: vec![Port {
                     name: "ssh".into(),
                     port: 22,
+                    ..Port::default()
                 }],
             })),
             ..Workload::default()

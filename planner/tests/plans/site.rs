@@ -160,9 +160,10 @@ impl Site {
         self.running.gpu_uuids = vec![GPU.into()];
         self.running.endpoints = vec![Endpoint {
             name: "http".into(),
-            host: "192.0.2.1".into(),
-            port: 30_080,
+            host: Some("192.0.2.1".into()),
+            port: Some(30_080),
             node: 0,
+            ..Endpoint::default()
         }];
     }
 

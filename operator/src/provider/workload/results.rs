@@ -47,7 +47,6 @@ impl Provider {
         }
     }
 
-    /// The address contains the allocation's uid, so that a port scan does not find it.
     fn results_url(
         &self,
         reservation: &GpuReservation,
@@ -58,16 +57,6 @@ impl Provider {
         let node = cache::get(&self.caches.nodes, node, None);
         // A node port is open on every node, wherever the pod runs.
         let node_host = self.node_port_host(node.as_deref());
-        let services = services.iter().map(|s| &**s);
-        let (host, port) = workload::results_address(reservation, services, rank, node_host)?;
-        let host = if host.contains(':') {
-            format!("[{host}]")
-        } else {
-            host
-        };
-        Some(format!(
-            "http://{host}:{port}/{}",
-            reservation.spec.allocation_uid
-        ))
+        workload::results_url(reservation, services.iter().map(|s| &**s), rank, node_host)
     }
 }

@@ -225,7 +225,7 @@ impl Provisioning {
             Exposure::LoadBalancer => {
                 nodes.saturating_sub(ended) * workload::ports(&allocation.workload).len()
             }
-            Exposure::NodePort => 0,
+            Exposure::NodePort | Exposure::Tunnel => 0,
         };
         if run < nodes {
             Self::ContainersMissing(run)

@@ -39,7 +39,7 @@ mod uptime;
 pub use self::{
     egress_denylist::EgressDenylist,
     ended::{End, Removal, end_of, main_container, removal_of},
-    endpoints::{endpoints, results_address},
+    endpoints::{endpoints, results_url},
     pod::{CONTAINER, FINALIZER_POD, pod_of, sample_pod},
     results_server::{LABEL_RESULTS, ResultsObjects},
     service::{LABEL_INDEX, LABEL_RANK},

@@ -46,7 +46,11 @@ fn exposed(reservation: &GpuReservation, index: i64, ports: &[Port]) -> Service 
         spec: Some(ServiceSpec {
             type_: Some(service_type(reservation).into()),
             selector: Some(selector),
-            external_traffic_policy: Some("Local".into()),
+            // Only for traffic from outside the cluster, which a Service behind the gateway does not get.
+            external_traffic_policy: match reservation.spec.hosting.exposure {
+                Exposure::NodePort | Exposure::LoadBalancer => Some("Local".into()),
+                Exposure::Tunnel => None,
+            },
             ports: Some(ports.iter().map(port).collect()),
             ..ServiceSpec::default()
         }),
@@ -59,5 +63,6 @@ pub(super) const fn service_type(reservation: &GpuReservation) -> &'static str {
     match reservation.spec.hosting.exposure {
         Exposure::NodePort => "NodePort",
         Exposure::LoadBalancer => "LoadBalancer",
+        Exposure::Tunnel => "ClusterIP",
     }
 }

@@ -51,6 +51,7 @@ fn service() -> Workload {
     let port = Port {
         name: "http".into(),
         port: 8080,
+        ..Port::default()
     };
     Workload {
         service: Some(Box::new(ServiceSpec {

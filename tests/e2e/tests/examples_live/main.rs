@@ -124,8 +124,8 @@ async fn ssh(endpoint: &Endpoint, key: &Path, command: &str) -> anyhow::Result<O
     .arg(key)
     .args([
         "-p",
-        &endpoint.port.to_string(),
-        &format!("root@{}", endpoint.host),
+        &endpoint.port.context("a port")?.to_string(),
+        &format!("root@{}", endpoint.host.as_deref().context("a host")?),
         command,
     ])
     .stdin(std::process::Stdio::null())
@@ -189,7 +189,8 @@ async fn in_the_box(endpoint: &Endpoint, mine: &Path, anothers: &Path) -> anyhow
 
 /// Sends the request of `curl http://HOST:PORT/v1/models`.
 async fn asked(endpoint: &Endpoint) -> anyhow::Result<()> {
-    let address = format!("{}:{}", endpoint.host, endpoint.port);
+    let host = endpoint.host.as_deref().context("a host")?;
+    let address = format!("{host}:{}", endpoint.port.context("a port")?);
     let answer = within(LIMIT, "the models", || async {
         let get = async {
             let mut stream = tokio::net::TcpStream::connect(&address).await?;

@@ -69,7 +69,8 @@ async fn port_answers(tenant: &Tenant<'_>) -> anyhow::Result<()> {
         .await?;
     let endpoint = lease.status.context("status")?.endpoints[0].clone();
     eventually("an answer of the port", || async {
-        let address = format!("{}:{}", endpoint.host, endpoint.port);
+        let host = endpoint.host.as_deref().context("a host")?;
+        let address = format!("{host}:{}", endpoint.port.context("a port")?);
         Ok(
             tokio::time::timeout(Duration::from_secs(2), tokio::net::TcpStream::connect(&address))
                 .await?

@@ -105,12 +105,13 @@ fn nothing_is_charged_before_every_port_has_an_address_of_its_load_balancer() {
     let port = |name: &str| Port {
         name: name.into(),
         port: 8080,
+        ..Port::default()
     };
     let address = |name: &str| Endpoint {
         name: name.into(),
-        host: "198.51.100.1".into(),
-        port: 8080,
-        node: 0,
+        host: Some("198.51.100.1".into()),
+        port: Some(8080),
+        ..Endpoint::default()
     };
     let mut scenario = unstarted();
     let spec = &mut scenario.reservation.spec;
