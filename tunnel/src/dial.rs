@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{client::conn::http1, upgrade::Upgraded};
@@ -16,7 +17,7 @@ use crate::wire::{
 };
 
 /// How who dials shows who it is, and whom it expects.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Credentials {
     /// TLS, see [`crate::tls::client`].
     pub tls: Arc<ClientConfig>,
@@ -24,21 +25,41 @@ pub struct Credentials {
     pub server_name: ServerName<'static>,
     /// Who dials.
     pub identity: Identity,
-    /// File with the bearer token. It is read for each connection, as its token is replaced before it expires.
-    pub token_file: PathBuf,
+    /// Where the bearer token comes from. It is asked for each connection, as tokens expire.
+    pub token: TokenSource,
+}
+
+/// Returns a bearer token, or why there is none.
+pub type TokenSource = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
+
+/// The content of a file, which is replaced before its token expires.
+#[must_use]
+pub fn token_file(path: PathBuf) -> TokenSource {
+    Arc::new(move || {
+        let path = path.clone();
+        async move {
+            let token = tokio::fs::read_to_string(&path).await;
+            token.map_err(|error| format!("read {}: {error}", path.display()))
+        }
+        .boxed()
+    })
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("server_name", &self.server_name)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The token can't be read.
-    #[error("read the token from {}: {error}", file.display())]
-    Token {
-        /// Its file.
-        file: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
+    /// There is no token.
+    #[error("no token: {0}")]
+    Token(String),
     /// No TCP connection.
     #[error("connect: {0}")]
     Connect(io::Error),
@@ -77,17 +98,8 @@ pub async fn dial(address: SocketAddr, credentials: &Credentials) -> Result<Dial
         .unwrap_or(Err(DialError::TooSlow))
 }
 
-fn no_token(credentials: &Credentials, error: io::Error) -> DialError {
-    DialError::Token {
-        file: credentials.token_file.clone(),
-        error,
-    }
-}
-
 async fn connect(address: SocketAddr, credentials: &Credentials) -> Result<Dialed, DialError> {
-    let token = tokio::fs::read_to_string(&credentials.token_file)
-        .await
-        .map_err(|error| no_token(credentials, error))?;
+    let token = (credentials.token)().await.map_err(DialError::Token)?;
     let tcp = TcpStream::connect(address).await.map_err(DialError::Connect)?;
     tcp.set_nodelay(true).map_err(DialError::Connect)?;
     let tls = TlsConnector::from(credentials.tls.clone())
@@ -98,7 +110,7 @@ async fn connect(address: SocketAddr, credentials: &Credentials) -> Result<Diale
     // It ends with the connection, or hands it over.
     tokio::spawn(connection.with_upgrades());
     let mut authorization = header::HeaderValue::from_str(&format!("Bearer {}", token.trim()))
-        .map_err(|_| no_token(credentials, io::ErrorKind::InvalidData.into()))?;
+        .map_err(|_| DialError::Token("it has characters that no token has".into()))?;
     authorization.set_sensitive(true);
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.uri_mut() = http::Uri::from_static(PATH);

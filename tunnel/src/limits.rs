@@ -2,14 +2,20 @@
 
 use std::{
     collections::HashMap,
+    io,
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{self, Instant, Sleep},
+};
 
 /// Bounds of one lease at one replica.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +158,7 @@ pub struct Admitted {
 
 impl Admitted {
     /// Counts bytes that were moved, and returns how long to wait before moving more.
-    pub(crate) fn moved(&self, bytes: usize) -> Duration {
+    fn moved(&self, bytes: usize) -> Duration {
         self.usage.bytes.take(u32::try_from(bytes).unwrap_or(u32::MAX))
     }
 }
@@ -163,8 +169,81 @@ impl Drop for Admitted {
     }
 }
 
+/// A stream that keeps to the rate of its lease.
+#[derive(Debug)]
+pub struct Paced<S> {
+    stream: S,
+    admitted: Admitted,
+    read_pause: Option<Pin<Box<Sleep>>>,
+    write_pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Paced<S> {
+    /// The stream, which takes its place among those of the lease.
+    pub const fn new(stream: S, admitted: Admitted) -> Self {
+        Self {
+            stream,
+            admitted,
+            read_pause: None,
+            write_pause: None,
+        }
+    }
+
+    /// The stream itself.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    fn pause(&self, bytes: usize) -> Option<Pin<Box<Sleep>>> {
+        let pause = self.admitted.moved(bytes);
+        (!pause.is_zero()).then(|| Box::pin(time::sleep(pause)))
+    }
+}
+
+/// Whether a pause is over.
+fn poll_pause(pause: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+    if let Some(sleep) = pause {
+        ready!(sleep.as_mut().poll(cx));
+        *pause = None;
+    }
+    Poll::Ready(())
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(poll_pause(&mut self.read_pause, cx));
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.read_pause = self.pause(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(poll_pause(&mut self.write_pause, cx));
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, data))?;
+        self.write_pause = self.pause(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     fn usages(streams: u32, new_streams_per_second: u32, bytes_per_second: u32) -> Usages {
@@ -204,5 +283,33 @@ mod tests {
         assert_eq!(stream.moved(500), Duration::from_millis(500));
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(stream.moved(500), Duration::ZERO);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_keeps_to_the_rate_of_its_lease() {
+        let usages = usages(10, 10, 100_000);
+        let (mut user, gateway) = tokio::io::duplex(1 << 20);
+        let mut paced = Paced::new(gateway, usages.admit("lease").unwrap());
+        let begun = Instant::now();
+        let read = async {
+            user.write_all(&vec![1; 500_000]).await.unwrap();
+            user.shutdown().await.unwrap();
+            let mut all = Vec::new();
+            paced.read_to_end(&mut all).await.unwrap();
+            all
+        };
+        assert_eq!(read.await.len(), 500_000);
+        assert!(
+            begun.elapsed() >= Duration::from_millis(3400),
+            "{:?}",
+            begun.elapsed()
+        );
+        let begun = Instant::now();
+        paced.write_all(&vec![1; 300_000]).await.unwrap();
+        paced.write_all(b"and more").await.unwrap();
+        assert!(
+            begun.elapsed() >= Duration::from_millis(1900),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 }

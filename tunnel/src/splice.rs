@@ -14,10 +14,8 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{self, Instant, Sleep},
+    time::{self, Instant},
 };
-
-use crate::limits::Admitted;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
@@ -89,13 +87,12 @@ impl Direction {
         self.taken < self.rest.len() || matches!(self.state, State::Ending)
     }
 
-    /// Moves until the direction has ended, one side is not ready, or the rate of the lease is used up.
+    /// Moves until the direction has ended, or one side is not ready.
     fn poll<R, W>(
         &mut self,
         cx: &mut Context<'_>,
         mut reader: Pin<&mut R>,
         mut writer: Pin<&mut W>,
-        pace: &mut Pace<'_>,
     ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + ?Sized,
@@ -119,7 +116,6 @@ impl Direction {
                 }
                 State::Open => {}
             }
-            ready!(pace.poll_ready(cx));
             let read = BUFFER.with_borrow_mut(|buffer| {
                 let mut filled = ReadBuf::new(buffer);
                 if reader.as_mut().poll_read(cx, &mut filled)?.is_pending() {
@@ -145,9 +141,8 @@ impl Direction {
                 }
                 Poll::Ready(io::Result::Ok(length))
             });
-            match ready!(read)? {
-                0 => self.state = State::Ending,
-                length => pace.took(length),
+            if ready!(read)? == 0 {
+                self.state = State::Ending;
             }
         }
         cx.waker().wake_by_ref();
@@ -163,58 +158,23 @@ impl Direction {
     }
 }
 
-/// The rate of the lease, which its streams share.
-struct Pace<'a> {
-    lease: Option<&'a Admitted>,
-    pause: Option<Pin<Box<Sleep>>>,
-}
-
-impl Pace<'_> {
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(pause) = &mut self.pause {
-            ready!(pause.as_mut().poll(cx));
-            self.pause = None;
-        }
-        Poll::Ready(())
-    }
-
-    fn took(&mut self, bytes: usize) {
-        let Some(lease) = self.lease else { return };
-        let pause = lease.moved(bytes);
-        if !pause.is_zero() {
-            self.pause = Some(Box::pin(time::sleep(pause)));
-        }
-    }
-}
-
-/// Moves bytes between two streams until both directions have ended. The end of one direction is passed on at once. `lease`
-/// is the stream's place among those of its lease.
+/// Moves bytes between two streams until both directions have ended. The end of one direction is passed on at once. It
+/// returns what was moved until the end or the failure.
 ///
 /// # Errors
 /// When a stream fails, or pauses longer than it may ([`io::ErrorKind::TimedOut`]).
-pub async fn splice<A, B>(
-    first: &mut A,
-    second: &mut B,
-    lease: Option<&Admitted>,
-    patience: Patience,
-) -> (Moved, io::Result<()>)
+pub async fn splice<A, B>(first: &mut A, second: &mut B, patience: Patience) -> (Moved, io::Result<()>)
 where
     A: AsyncRead + AsyncWrite + Unpin + ?Sized,
     B: AsyncRead + AsyncWrite + Unpin + ?Sized,
 {
     let (mut forth, mut back) = (Direction::new(), Direction::new());
-    let mut pace_forth = Pace { lease, pause: None };
-    let mut pace_back = Pace { lease, pause: None };
     let mut check = Box::pin(time::sleep(CHECK_EVERY));
     let (mut moved, mut moved_at) = (0, Instant::now());
     let ended = poll_fn(|cx| {
         let (mut first, mut second) = (Pin::new(&mut *first), Pin::new(&mut *second));
-        let is_forth_over = forth
-            .poll(cx, first.as_mut(), second.as_mut(), &mut pace_forth)?
-            .is_ready();
-        let is_back_over = back
-            .poll(cx, second.as_mut(), first.as_mut(), &mut pace_back)?
-            .is_ready();
+        let is_forth_over = forth.poll(cx, first.as_mut(), second.as_mut())?.is_ready();
+        let is_back_over = back.poll(cx, second.as_mut(), first.as_mut())?.is_ready();
         if is_forth_over && is_back_over {
             return Poll::Ready(io::Result::Ok(()));
         }
@@ -249,13 +209,12 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
     use super::*;
-    use crate::limits::{Limits, Usages};
 
     #[tokio::test]
     async fn bytes_and_the_end_of_a_direction_pass() {
         let (mut user, mut a) = duplex(16);
         let (mut b, mut pod) = duplex(16);
-        let spliced = tokio::spawn(async move { splice(&mut a, &mut b, None, Patience::default()).await });
+        let spliced = tokio::spawn(async move { splice(&mut a, &mut b, Patience::default()).await });
         let question = vec![7; 100_000];
         let asked = question.clone();
         let user = tokio::spawn(async move {
@@ -290,7 +249,7 @@ mod tests {
         user.write_all(b"more").await.unwrap();
         let begun = Instant::now();
         let writes = tokio::spawn(async move { while user.write_all(&[0; 16]).await.is_ok() {} });
-        let (_, ended) = splice(&mut a, &mut b, None, Patience::default()).await;
+        let (_, ended) = splice(&mut a, &mut b, Patience::default()).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(
             begun.elapsed() < Duration::from_secs(100),
@@ -307,7 +266,7 @@ mod tests {
         let (mut b, _pod) = duplex(16);
         drop(user);
         let begun = Instant::now();
-        let (_, ended) = splice(&mut a, &mut b, None, Patience::default()).await;
+        let (_, ended) = splice(&mut a, &mut b, Patience::default()).await;
         assert!(ended.is_err());
         assert!(
             begun.elapsed() < Duration::from_secs(100),
@@ -321,32 +280,10 @@ mod tests {
         let (_user, mut a) = duplex(16);
         let (mut b, _pod) = duplex(16);
         let begun = Instant::now();
-        let (_, ended) = splice(&mut a, &mut b, None, Patience::default()).await;
+        let (_, ended) = splice(&mut a, &mut b, Patience::default()).await;
         assert!(ended.is_err());
         assert!(
             begun.elapsed() >= Duration::from_secs(3600),
-            "{:?}",
-            begun.elapsed()
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_keeps_to_the_rate_of_its_lease() {
-        let usages = Usages::new(Limits {
-            bytes_per_second: 100_000,
-            ..Limits::default()
-        });
-        let admitted = usages.admit("lease").unwrap();
-        let (mut user, mut a) = duplex(1 << 20);
-        let (mut b, mut pod) = duplex(1 << 20);
-        user.write_all(&vec![1; 500_000]).await.unwrap();
-        drop(user);
-        drop(pod.shutdown().await);
-        let begun = Instant::now();
-        let (moved, _) = splice(&mut a, &mut b, Some(&admitted), Patience::default()).await;
-        assert_eq!(moved.forth, 500_000);
-        assert!(
-            begun.elapsed() >= Duration::from_millis(3400),
             "{:?}",
             begun.elapsed()
         );

@@ -13,8 +13,8 @@ use std::{
 use http::{HeaderMap, StatusCode};
 use leasehold_tunnel::{
     Authenticate, Denied, Identity, Links, OpenError, Refused, Serve, StreamRequest, TunnelStream, Tunnels,
-    accept::Acceptor, dial::Credentials, dial::DialError, links::Observe, splice, splice::Patience, tls,
-    wire,
+    accept::Acceptor, dial::Credentials, dial::DialError, dial::token_file, links::Observe, splice,
+    splice::Patience, tls, wire,
 };
 use rustls::{
     ClientConfig, ServerConfig,
@@ -119,12 +119,12 @@ impl Site {
     pub fn credentials(&self, identity: Identity, token: &str) -> Credentials {
         let mut file = tempfile::Builder::new().tempfile_in(self.files.path()).unwrap();
         file.write_all(token.as_bytes()).unwrap();
-        let (_, token_file) = file.keep().unwrap();
+        let (_, file) = file.keep().unwrap();
         Credentials {
             tls: self.tls.clone(),
             server_name: ServerName::try_from(NAME).unwrap(),
             identity,
-            token_file,
+            token: token_file(file),
         }
     }
 
@@ -305,7 +305,7 @@ impl Serve for Pods {
     }
 
     async fn serve(&self, mut stream: TunnelStream, mut opened: TcpStream) {
-        drop(splice(&mut stream, &mut opened, None, Patience::default()).await);
+        drop(splice(&mut stream, &mut opened, Patience::default()).await);
     }
 }
 
@@ -324,7 +324,7 @@ impl Serve for Forward {
     }
 
     async fn serve(&self, mut stream: TunnelStream, mut opened: TunnelStream) {
-        drop(splice(&mut stream, &mut opened, None, Patience::default()).await);
+        drop(splice(&mut stream, &mut opened, Patience::default()).await);
     }
 }
 
