@@ -7,7 +7,11 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use ipnet::IpNet;
-use leasehold_planner::{escrow::Address, provider::workload::recipient::Recipient};
+use leasehold_planner::{
+    escrow::Address,
+    provider::workload::recipient::Recipient,
+    urls::{self, GatewayAddress},
+};
 use leasehold_runtime::ProcessArgs;
 
 /// The Leasehold operator, for a market or for a provider.
@@ -67,6 +71,24 @@ pub struct MarketArgs {
     /// File with the private key that closes accounts. The remainder is refunded to the payer only.
     #[arg(long, value_name = "FILE")]
     pub closer_key_file: PathBuf,
+    /// Domain of the market's gateway. Each port behind it is published as https://PORT-LEASE-HASH.DOMAIN. If absent, leases with
+    /// ports or results are not placed on pools with exposure Tunnel.
+    #[arg(long, value_name = "DOMAIN", value_parser = urls::parse_domain)]
+    pub gateway_domain: Option<String>,
+    /// TCP port at which the gateway is reached from outside.
+    #[arg(long, default_value_t = 443, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub gateway_port: u16,
+}
+
+impl MarketArgs {
+    /// Where the gateway is reached from outside, if the market has one.
+    pub fn gateway(&self) -> Option<GatewayAddress> {
+        let domain = self.gateway_domain.clone()?;
+        Some(GatewayAddress {
+            domain,
+            port: self.gateway_port,
+        })
+    }
 }
 
 /// Flags of the provider role.

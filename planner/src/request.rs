@@ -2,7 +2,7 @@
 //! field named.
 
 use leasehold_crds::{
-    lease::{GpuLeaseSpec, OnFundsEnd, Spread, amd64},
+    lease::{GpuLeaseSpec, OnFundsEnd, Spread, amd64, workload::Workload},
     payment::money::{Price, TokenAmount},
     provider::pool::MaxPerGpu,
     shared::{
@@ -194,6 +194,8 @@ pub struct Request {
     pub storage: u64,
     /// Whether the workload may be root, in a user namespace.
     pub root: bool,
+    /// Whether something of the workload is reached from outside: ports, or results of a job.
+    pub exposes: bool,
     /// Architectures of which one will do; any, when empty.
     pub architectures: Vec<Architecture>,
     /// Seconds from the last moment of the deposit until the lease must have started.
@@ -262,6 +264,10 @@ fn version(name: &'static str, text: Option<&String>) -> Result<Version, SpecErr
     })
 }
 
+fn keeps_results(workload: &Workload) -> bool {
+    workload.job.as_ref().is_some_and(|job| job.output.is_some())
+}
+
 impl Request {
     /// Reads a spec.
     pub fn from_spec(spec: &GpuLeaseSpec) -> Result<Self, SpecError> {
@@ -292,6 +298,7 @@ impl Request {
                 quantity::bytes(&s.size).map_err(|e| field("storage.size", e))
             })?,
             root: spec.workload.may_be_root(),
+            exposes: !spec.workload.ports().is_empty() || keeps_results(&spec.workload),
             architectures: spec
                 .placement
                 .as_ref()

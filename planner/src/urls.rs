@@ -9,6 +9,8 @@ pub const RESULTS: &str = "results";
 
 /// Longest DNS label in bytes.
 const LABEL_MAX: usize = 63;
+/// Longest domain in bytes: a host name has at most 253.
+const DOMAIN_MAX: usize = 253 - LABEL_MAX - 1;
 /// Bytes of the digest in a label, which 16 characters encode.
 const DIGEST_BYTES: usize = 10;
 
@@ -19,6 +21,28 @@ pub struct GatewayAddress {
     pub domain: String,
     /// TCP port, 1 to 65535.
     pub port: u16,
+}
+
+/// Why a text is no domain of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no domain: at most {DOMAIN_MAX} lower-case letters, digits, hyphens and dots, such as leases.example.org"
+)]
+pub struct DomainError(String);
+
+/// Reads a domain: DNS labels separated by dots, in lower case, short enough for a label in front of it.
+pub fn parse_domain(text: &str) -> Result<String, DomainError> {
+    let is_label = |label: &str| {
+        (1..=LABEL_MAX).contains(&label.len())
+            && label.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if text.len() <= DOMAIN_MAX && text.split('.').all(is_label) {
+        Ok(text.to_owned())
+    } else {
+        Err(DomainError(text.to_owned()))
+    }
 }
 
 impl GatewayAddress {
@@ -103,6 +127,25 @@ mod tests {
         };
         assert_eq!(at(443).url("http-a"), "https://http-a.leases.example.org");
         assert_eq!(at(8443).url("http-a"), "https://http-a.leases.example.org:8443");
+    }
+
+    #[test]
+    fn a_domain_is_one_of_dns() {
+        let longest = format!("{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(61));
+        for domain in [
+            "leases.example.org",
+            "localhost",
+            "xn--bcher-kva.example",
+            &longest,
+        ] {
+            assert_eq!(parse_domain(domain).as_deref(), Ok(domain));
+        }
+        let too_long = format!("{longest}c");
+        for domain in [
+            "", ".", "a..b", "A.b", "a.b.", "*.a", "-a.b", "a-.b", "a/b", "a:1", "a b", &too_long,
+        ] {
+            assert!(parse_domain(domain).is_err(), "{domain}");
+        }
     }
 
     fn is_label(text: &str) -> bool {

@@ -20,6 +20,8 @@ words! {
         ProviderReachable,
         /// The account has been closed, and no reorganisation can undo it; set once it is closed, or closing it failed.
         Settled,
+        /// The digest of the token for the ports is published; set if the lease names a Secret, or a URL requires a token.
+        TokenPublished,
     }
 }
 
@@ -132,6 +134,18 @@ words! {
         Unknown,
         /// A provider reports a reason that this market does not know.
         NotReady,
+        /// The digest of the token is published.
+        Published,
+        /// A port requires a token, and the lease names no Secret with one.
+        NoTokenSecret,
+        /// There is no such Secret.
+        TokenNotFound,
+        /// The market may not read the Secret with the token.
+        TokenNotReadable,
+        /// The Secret contains no usable token.
+        TokenMalformed,
+        /// The Secret with the token could not be read.
+        TokenUnknown,
     }
 }
 
@@ -219,5 +233,7 @@ words! {
         Abandoned,
         /// The lease is being deleted only because its CRD is.
         KindDeleted,
+        /// The token for the ports cannot be published.
+        TokenNotPublished,
     }
 }

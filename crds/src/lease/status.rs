@@ -98,7 +98,8 @@ pub struct GpuLeaseStatus {
     #[schemars(length(max = 64))]
     pub results: Vec<ResultsAt>,
     /// Condition types: `Matched`, `Funded`, `Provisioned`, `Ready`, `ChainReachable`, `ProviderReachable`; `Settled`
-    /// when the account is closed, or closing it has failed.
+    /// when the account is closed, or closing it has failed; `TokenPublished` if the lease names a Secret with a token, or a
+    /// URL requires one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -33,6 +33,14 @@ impl Workload {
                 .is_none_or(|container| container.run_as_user.is_none())
     }
 
+    /// The exposed ports of the workload. A job has none.
+    #[must_use]
+    pub fn ports(&self) -> &[Port] {
+        let session = self.session.as_ref().map(|s| s.ports.as_slice());
+        let service = || self.service.as_ref().map(|s| s.ports.as_slice());
+        session.or_else(service).unwrap_or_default()
+    }
+
     /// The container of the workload.
     #[must_use]
     pub fn container(&self) -> Option<&Container> {

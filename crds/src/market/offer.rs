@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    provider::pool::MaxPerGpu,
+    provider::pool::{Exposure, MaxPerGpu},
     shared::{architecture::Architecture, schema},
 };
 
@@ -127,6 +127,9 @@ pub struct OfferRow {
     /// Whether containers can run as root, in user namespaces. Sessions and workloads without `runAsUser` require it.
     #[serde(default)]
     pub root_allowed: bool,
+    /// How the ports and the results of a lease are exposed. With `Tunnel`, the market needs a gateway.
+    #[serde(default)]
+    pub exposure: Exposure,
 }
 
 fn default_max_start_within() -> String {

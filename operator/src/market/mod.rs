@@ -25,6 +25,7 @@ use leasehold_planner::{
     },
     payment_network::Serves,
     ports::{Clock as _, SigningKey},
+    urls::GatewayAddress,
 };
 use leasehold_runtime::{
     Events, Process, SystemClock,
@@ -57,6 +58,7 @@ pub(crate) struct Market {
     closer: SigningKey,
     closer_address: Address,
     secret: MarketSecret,
+    gateway: Option<GatewayAddress>,
     queues: Queues,
     leases: Store<GpuLease>,
     allocations: Store<GpuAllocation>,
@@ -151,6 +153,7 @@ impl Market {
             unfunded: Mutex::default(),
             index: AccountIndex::new(secret.clone()),
             secret,
+            gateway: args.gateway(),
             closer,
             closer_address,
             queues,

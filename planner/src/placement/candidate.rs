@@ -3,6 +3,7 @@
 use leasehold_crds::{
     market::offer::{OfferRow, PaymentIdentity},
     payment::money::Price,
+    provider::pool::Exposure,
     shared::{architecture::Architecture, duration, quantity},
 };
 
@@ -92,6 +93,8 @@ pub struct Candidate {
     pub max_start_within: u64,
     /// Whether a workload may be root.
     pub root_allowed: bool,
+    /// How ports and results are exposed.
+    pub exposure: Exposure,
 }
 
 impl Candidate {
@@ -125,6 +128,7 @@ impl Candidate {
             architecture: row.architecture,
             max_start_within: duration::seconds(&row.max_start_within).ok()?,
             root_allowed: row.root_allowed,
+            exposure: row.exposure,
         })
     }
 }

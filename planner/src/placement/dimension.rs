@@ -1,7 +1,9 @@
 //! The dimensions in which an offer row can fail a request.
 
+use leasehold_crds::provider::pool::Exposure;
+
 use super::candidate::{Candidate, Currency, Provider};
-use crate::request::Request;
+use crate::{request::Request, urls::GatewayAddress};
 
 /// A property of an offer row that a request compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +31,7 @@ pub enum Dimension {
     StoragePerGpu,
     Architecture,
     RootNotAllowed,
+    Exposure,
     StartWithin,
     Duration,
     Pause,
@@ -38,7 +41,7 @@ pub enum Dimension {
 }
 
 /// Every dimension, in the order of [`Dimension`].
-pub const DIMENSIONS: [Dimension; 28] = [
+pub const DIMENSIONS: [Dimension; 29] = [
     Dimension::ProviderSilent,
     Dimension::ProviderNotAnswering,
     Dimension::ProviderNotStarting,
@@ -61,6 +64,7 @@ pub const DIMENSIONS: [Dimension; 28] = [
     Dimension::StoragePerGpu,
     Dimension::Architecture,
     Dimension::RootNotAllowed,
+    Dimension::Exposure,
     Dimension::StartWithin,
     Dimension::Duration,
     Dimension::Pause,
@@ -96,6 +100,7 @@ impl Dimension {
             Self::StoragePerGpu => "storagePerGpu",
             Self::Architecture => "architecture",
             Self::RootNotAllowed => "rootNotAllowed",
+            Self::Exposure => "exposure",
             Self::StartWithin => "startWithin",
             Self::Duration => "duration",
             Self::Pause => "pause",
@@ -129,7 +134,12 @@ pub(super) fn provider_failures(request: &Request, provider: &Provider) -> u32 {
 
 /// The dimensions in which a row fails whoever its provider is, as a bitmap by [`Dimension`].
 #[inline]
-pub(super) fn row_failures(request: &Request, currency: Currency, row: &Candidate) -> u32 {
+pub(super) fn row_failures(
+    request: &Request,
+    currency: Currency,
+    gateway: Option<&GatewayAddress>,
+    row: &Candidate,
+) -> u32 {
     let (shape, most) = (&request.shape, row.max_per_gpu.times(request.shape.gpus));
     let architecture = row.architecture;
     bitmap([
@@ -156,6 +166,10 @@ pub(super) fn row_failures(request: &Request, currency: Currency, row: &Candidat
                 || architecture.is_some_and(|a| request.architectures.contains(&a)),
         ),
         (Dimension::RootNotAllowed, !request.root || row.root_allowed),
+        (
+            Dimension::Exposure,
+            !request.exposes || row.exposure != Exposure::Tunnel || gateway.is_some(),
+        ),
         (
             Dimension::StartWithin,
             request.start_within_seconds <= row.max_start_within,

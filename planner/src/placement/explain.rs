@@ -145,6 +145,10 @@ fn explain(request: &Request, provider: &Provider, row: &Candidate, d: Dimension
             "root inside a user namespace, because the workload is a session or has no runAsUser".into(),
             "nodes without user namespaces".into(),
         ),
+        Dimension::Exposure => (
+            "NodePort or LoadBalancer, because this market has no gateway".into(),
+            format!("{:?}", row.exposure),
+        ),
         Dimension::StartWithin => (
             duration::text(request.start_within_seconds),
             duration::text(row.max_start_within),

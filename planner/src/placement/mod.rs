@@ -19,7 +19,7 @@ use self::{
     choose::choose,
     dimension::{provider_failures, row_failures},
 };
-use crate::request::Request;
+use crate::{request::Request, urls::GatewayAddress};
 
 /// A choice, or why there is none.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,12 +40,14 @@ struct Sorted {
     counts: [i64; DIMENSIONS.len()],
 }
 
-/// Places a request on rows. `decimals` are the token's.
+/// Places a request on rows. `decimals` are the token's. `gateway` is that of the market, without which nothing is reached
+/// through a tunnel.
 #[must_use]
 pub fn place(
     request: &Request,
     currency: Currency,
     decimals: u32,
+    gateway: Option<&GatewayAddress>,
     providers: &[Provider],
     rows: &[Candidate],
 ) -> Placement {
@@ -60,7 +62,7 @@ pub fn place(
         let Some(of_provider) = of_providers.get(row.provider) else {
             continue;
         };
-        let failed = of_provider | row_failures(request, currency, row);
+        let failed = of_provider | row_failures(request, currency, gateway, row);
         if failed == 0 {
             fits.push(index);
         } else {

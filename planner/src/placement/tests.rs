@@ -1,6 +1,8 @@
 //! Matching: the cheapest nodes that fit, all or nothing, and what a quote explains.
 
-use leasehold_crds::{lease::Spread, payment::money::Price, shared::architecture::Architecture};
+use leasehold_crds::{
+    lease::Spread, payment::money::Price, provider::pool::Exposure, shared::architecture::Architecture,
+};
 
 use super::*;
 use crate::{
@@ -28,6 +30,7 @@ pub(crate) fn request() -> Request {
         term_seconds: 7200,
         storage: 0,
         root: false,
+        exposes: false,
         architectures: vec![Architecture::Amd64],
         start_within_seconds: 900,
         price_cap: Price::parse("2").unwrap(),
@@ -85,6 +88,7 @@ fn row(provider: usize, price: &str, nodes_free: u64) -> Candidate {
         architecture: Some(Architecture::Amd64),
         max_start_within: 3_600,
         root_allowed: false,
+        exposure: Exposure::NodePort,
     }
 }
 
@@ -94,13 +98,13 @@ fn takes_the_cheapest_nodes_all_or_nothing() {
     let rows = [row(0, "1.9", 1), row(1, "1.1", 1), row(2, "1.5", 1)];
     let mut request = request();
     request.nodes = 2;
-    let placed = place(&request, CURRENCY, 6, &providers, &rows);
+    let placed = place(&request, CURRENCY, 6, None, &providers, &rows);
     assert_eq!(
         placed.choices.iter().map(|c| c.provider).collect::<Vec<_>>(),
         [1, 2]
     );
     request.nodes = 4;
-    let placed = place(&request, CURRENCY, 6, &providers, &rows);
+    let placed = place(&request, CURRENCY, 6, None, &providers, &rows);
     assert!(placed.choices.is_empty());
     assert_eq!(placed.problem, "3 nodes fit, 4 are wanted");
 }
@@ -113,12 +117,12 @@ fn spread_is_kept() {
     request.nodes = 3;
     request.spread = Spread::SameProvider;
     assert_eq!(
-        place(&request, CURRENCY, 6, &providers, &rows).choices[0].provider,
+        place(&request, CURRENCY, 6, None, &providers, &rows).choices[0].provider,
         1
     );
     request.nodes = 2;
     request.spread = Spread::DistinctProviders;
-    let placed = place(&request, CURRENCY, 6, &providers, &rows);
+    let placed = place(&request, CURRENCY, 6, None, &providers, &rows);
     assert_eq!(
         placed
             .choices
@@ -142,7 +146,7 @@ fn every_failed_dimension_is_named_with_what_was_wanted_and_found() {
     request.compute_capability = Version(10, 0);
     request.keep_results_seconds = 1;
     request.excluded_providers = vec!["a".into()];
-    let placed = place(&request, CURRENCY, 6, &providers, &[row(0, "1.1", 1)]);
+    let placed = place(&request, CURRENCY, 6, None, &providers, &[row(0, "1.1", 1)]);
     let failed: Vec<_> = placed.quote.misses[0]
         .failed
         .iter()
@@ -178,7 +182,7 @@ fn what_a_lease_asks_with_each_gpu_its_architecture_and_its_start_are_dimensions
     let failed = |change: fn(&mut Request), row: &Candidate| {
         let mut request = request();
         change(&mut request);
-        let placed = place(&request, CURRENCY, 6, &providers, std::slice::from_ref(row));
+        let placed = place(&request, CURRENCY, 6, None, &providers, std::slice::from_ref(row));
         let failed = placed.quote.misses.into_iter().flat_map(|miss| miss.failed);
         failed
             .map(|f| (f.dimension, f.wanted, f.found))
@@ -220,6 +224,40 @@ fn what_a_lease_asks_with_each_gpu_its_architecture_and_its_start_are_dimensions
         failed(|_| (), &row),
         text(&[("architecture", "amd64", "unknown")])
     );
+}
+
+#[test]
+fn a_tunnel_is_reached_through_a_gateway_alone() {
+    let gateway = GatewayAddress {
+        domain: "leases.example.org".into(),
+        port: 443,
+    };
+    let fits = |exposure, exposes, gateway| {
+        let row = Candidate {
+            exposure,
+            ..row(0, "1.1", 1)
+        };
+        let request = Request { exposes, ..request() };
+        place(&request, CURRENCY, 6, gateway, &[provider("a")], &[row])
+    };
+    let placed = fits(Exposure::Tunnel, true, None);
+    assert!(placed.choices.is_empty());
+    let failed = &placed.quote.misses[0].failed;
+    let failed: Vec<_> = failed
+        .iter()
+        .map(|f| (f.dimension.as_str(), f.wanted.as_str(), f.found.as_str()))
+        .collect();
+    let wanted = "NodePort or LoadBalancer, because this market has no gateway";
+    assert_eq!(failed, [("exposure", wanted, "Tunnel")]);
+    for (exposure, exposes, gateway) in [
+        (Exposure::Tunnel, true, Some(&gateway)),
+        (Exposure::Tunnel, false, None),
+        (Exposure::NodePort, true, None),
+        (Exposure::NodePort, true, Some(&gateway)),
+        (Exposure::LoadBalancer, true, None),
+    ] {
+        assert_eq!(fits(exposure, exposes, gateway).choices.len(), 1, "{exposure:?}");
+    }
 }
 
 #[test]

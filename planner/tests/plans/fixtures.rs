@@ -142,6 +142,7 @@ pub(crate) fn candidates() -> Vec<Candidate> {
             architecture: Some(leasehold_crds::shared::architecture::Architecture::Amd64),
             max_start_within: 3_600,
             root_allowed: true,
+            exposure: leasehold_crds::provider::pool::Exposure::NodePort,
         })
         .collect()
 }

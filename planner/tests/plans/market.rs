@@ -15,9 +15,9 @@ use leasehold_crds::{
 use leasehold_planner::{
     escrow::{AccountAt, AccountRead, Terms, allocation_name},
     market::lease::{
-        AllocationSeen, AllocationWrite, ChainCall, Deletion, Network, Parsed, Plan, RecoveredAccount,
-        Wallet, World, chain_failure, check, concerns, decide, events, needs_chain, needs_prior,
-        needs_wallet, prior_rounds, trim_allocation, trim_lease, wants_final, wants_second,
+        AccessToken, AllocationSeen, AllocationWrite, ChainCall, Deletion, Network, Parsed, Plan,
+        RecoveredAccount, Wallet, World, chain_failure, check, concerns, decide, events, needs_chain,
+        needs_prior, needs_wallet, prior_rounds, trim_allocation, trim_lease, wants_final, wants_second,
     },
     observed::Observed,
     placement::{Candidate, Provider},
@@ -216,6 +216,7 @@ impl Market {
             &lease,
             &deletion,
             &self.network,
+            None,
             &self.providers,
             &self.candidates,
         );
@@ -224,6 +225,8 @@ impl Market {
             deletion,
             parsed,
             network: self.network.clone(),
+            gateway: None,
+            access_token: Observed::Known(AccessToken::NotRead),
             providers: self.providers.clone().into(),
             candidates: self.candidates.clone().into(),
             allocations: self.seen(&status, terms.as_ref()),

@@ -36,10 +36,19 @@ impl Market {
     /// Reads everything that a decision needs. Only the lease itself must be readable.
     pub(super) async fn gather(&self, lease: Arc<GpuLease>) -> (World, Handles) {
         let supply = self.supply.snapshot();
-        let (network, connection) = self.network(&lease).await;
-        let chain = connection.as_ref().map(|(_, chain)| chain.clone());
         let deletion = self.deletion(&lease).await;
-        let parsed = Parsed::of(&lease, &deletion, &network, &supply.providers, &supply.candidates);
+        let ((network, connection), access_token) =
+            tokio::join!(self.network(&lease), self.access_token(&lease, &deletion));
+        let chain = connection.as_ref().map(|(_, chain)| chain.clone());
+        let gateway = self.gateway.clone();
+        let parsed = Parsed::of(
+            &lease,
+            &deletion,
+            &network,
+            gateway.as_ref(),
+            &supply.providers,
+            &supply.candidates,
+        );
         let terms = parsed.terms.clone().and_then(Result::ok);
         let why_no_client = match &network {
             Observed::Unknown(why) => why.clone(),
@@ -63,6 +72,8 @@ impl Market {
             deletion,
             parsed,
             network,
+            gateway,
+            access_token,
             providers: supply.providers,
             candidates: supply.candidates,
             allocations,

@@ -12,6 +12,7 @@ use leasehold_telemetry::metrics::Controller;
 
 use super::Market;
 
+mod access_token;
 pub(crate) mod account_index;
 mod apply;
 mod crd_deletion;

@@ -14,6 +14,7 @@ use leasehold_crds::{
 };
 
 use super::{
+    access_token,
     check::{AccountState, Checked, is_final},
     decide::Step,
     plan::ChainCall,
@@ -27,16 +28,27 @@ use crate::{observed::Observed, ports::PaymentError};
 type Finding = (ConditionStatus, LeaseReason, String);
 
 /// The conditions of a status while they are being set.
-struct Conditions {
+pub(super) struct Conditions {
     list: Vec<Condition>,
     generation: i64,
     now: Timestamp,
 }
 
 impl Conditions {
-    fn put(&mut self, type_: LeaseCondition, status: ConditionStatus, reason: LeaseReason, message: String) {
+    pub(super) fn put(
+        &mut self,
+        type_: LeaseCondition,
+        status: ConditionStatus,
+        reason: LeaseReason,
+        message: String,
+    ) {
         let next = condition(type_, status, reason, message, self.generation);
         set(&mut self.list, next, self.now);
+    }
+
+    /// Takes away a condition that says nothing of this lease any more.
+    pub(super) fn remove(&mut self, type_: LeaseCondition) {
+        self.list.retain(|c| c.type_ != type_.as_str());
     }
 }
 
@@ -61,6 +73,7 @@ pub(super) fn set_all(
     let all_report = set_provider_reachable(world, &mut conditions);
     let (truth, reason, message) = ready(world, status, step, provisioned, all_report, chain_is_read);
     conditions.put(LeaseCondition::Ready, truth, reason, message);
+    access_token::set_published(world, status, &mut conditions);
     status.conditions = conditions.list;
 }
 

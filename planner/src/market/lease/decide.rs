@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use leasehold_crds::lease::{Blocker, CloseReason, Intent, IntentAction, Phase};
 
 use super::{
+    access_token,
     check::{AccountState, Checked, deleting},
     closing, conditions, matching, opening,
     phase::{Fact, after},
@@ -48,6 +49,7 @@ pub fn decide(world: &World, checked: &Checked, now: Timestamp) -> Plan {
         unstarted::record_failures(world, &mut plan.status, account);
     }
     reports::copy_provider_reports(world, checked, &mut plan.status);
+    access_token::publish(world, &mut plan.status);
     let step = next(world, checked, now, &mut plan);
     step.apply(&mut plan);
     match world.deletion {

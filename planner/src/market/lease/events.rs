@@ -177,7 +177,8 @@ fn is_news(type_: LeaseCondition, reason: &str, phase: Phase) -> bool {
         | LeaseCondition::Ready
         | LeaseCondition::ChainReachable
         | LeaseCondition::ProviderReachable
-        | LeaseCondition::Settled => None,
+        | LeaseCondition::Settled
+        | LeaseCondition::TokenPublished => None,
     };
     if expected.is_some_and(|expected| expected.as_str() == reason) {
         return false;
@@ -185,6 +186,10 @@ fn is_news(type_: LeaseCondition, reason: &str, phase: Phase) -> bool {
     if type_ == LeaseCondition::Provisioned {
         // Images are pulled, and GPUs bound, for every lease.
         return reason == LeaseReason::EndpointPending.as_str();
+    }
+    if type_ == LeaseCondition::TokenPublished {
+        // It is set only while it matters.
+        return true;
     }
     match phase {
         Phase::Pending | Phase::Matched => type_ != LeaseCondition::Ready,
@@ -202,6 +207,7 @@ const fn event_of(type_: LeaseCondition) -> Option<LeaseEvent> {
         LeaseCondition::ChainReachable => Some(LeaseEvent::ChainUnreachable),
         LeaseCondition::ProviderReachable => Some(LeaseEvent::ProviderSilent),
         LeaseCondition::Provisioned => Some(LeaseEvent::NotProvisioned),
+        LeaseCondition::TokenPublished => Some(LeaseEvent::TokenNotPublished),
         LeaseCondition::Settled => None,
     }
 }

@@ -3,6 +3,7 @@
 //! [`World`] is what was read, [`check`] what follows from it, [`decide`] what is done, [`conditions`] and [`events`] what
 //! is reported. A write to the chain happens only for an intent that an earlier reconcile stored (M2).
 
+pub mod access_token;
 mod check;
 mod closing;
 mod conditions;
@@ -26,6 +27,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+pub use access_token::{AccessToken, needs_access_token};
 pub use check::{Checked, check};
 pub use conditions::chain_failure;
 pub use decide::decide;

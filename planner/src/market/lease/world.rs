@@ -4,12 +4,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use leasehold_crds::{GpuAllocation, GpuLease, lease::Blocker};
 
+use super::access_token::AccessToken;
 use crate::{
     escrow::{AccountAt, Address, MarketSecret, Terms, TermsError},
     observed::Observed,
     placement::{Candidate, Currency, Placement, Provider, place},
     ports::{Balances, Head},
     request::{Request, SpecError},
+    urls::GatewayAddress,
 };
 
 /// A PaymentNetwork in numbers.
@@ -129,6 +131,7 @@ impl Parsed {
         lease: &GpuLease,
         deletion: &Deletion,
         network: &Observed<Option<Network>>,
+        gateway: Option<&GatewayAddress>,
         providers: &[Provider],
         candidates: &[Candidate],
     ) -> Self {
@@ -146,6 +149,7 @@ impl Parsed {
                 request,
                 network.currency,
                 network.decimals,
+                gateway,
                 providers,
                 candidates,
             )),
@@ -170,6 +174,10 @@ pub struct World {
     pub parsed: Parsed,
     /// Its PaymentNetwork; `Known(None)` when there is none of that name.
     pub network: Observed<Option<Network>>,
+    /// The gateway of this market; `None` if it has none.
+    pub gateway: Option<GatewayAddress>,
+    /// The token for its ports; read where [`super::needs_access_token`] says so.
+    pub access_token: Observed<AccessToken>,
     /// Providers of this market.
     pub providers: Arc<[Provider]>,
     /// Rows of their offers.

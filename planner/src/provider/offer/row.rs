@@ -82,6 +82,7 @@ pub(super) fn row(pool: &GpuPool, payment: &PaymentIdentity, group: Group, nodes
         architecture: group.architecture,
         max_start_within: duration::text(start_within_max(pool)),
         root_allowed: group.root_allowed,
+        exposure: pool.spec.exposure,
     }
 }
 

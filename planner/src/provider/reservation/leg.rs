@@ -31,7 +31,6 @@ use super::{
 use crate::{
     escrow::{Account, LegState, Terms},
     observed::Observed,
-    provider::workload,
 };
 
 mod interruption;
@@ -222,9 +221,7 @@ impl Provisioning {
         let gpus = nodes.saturating_sub(ended) * count(allocation.per_node.gpus);
         let bound = running.gpu_uuids.len();
         let endpoints = match spec.hosting.exposure {
-            Exposure::LoadBalancer => {
-                nodes.saturating_sub(ended) * workload::ports(&allocation.workload).len()
-            }
+            Exposure::LoadBalancer => nodes.saturating_sub(ended) * allocation.workload.ports().len(),
             Exposure::NodePort | Exposure::Tunnel => 0,
         };
         if run < nodes {

@@ -14,7 +14,6 @@ use k8s_openapi::{
 };
 use leasehold_crds::{
     GpuReservation, LABEL_LEASE, LABEL_PROVIDER, PROVIDER_NAMESPACE_PREFIX,
-    lease::workload::{Port, Workload},
     provider::reservation::GpuReservationSpec,
 };
 use serde::Serialize;
@@ -82,17 +81,17 @@ impl Objects {
     /// Builds the objects of a reservation.
     #[must_use]
     pub fn of(reservation: &GpuReservation, denylist: &EgressDenylist) -> Self {
-        let ports = ports(&reservation.spec.allocation.workload);
+        let ports = reservation.spec.allocation.workload.ports();
         Self {
             namespace: isolation::namespace(reservation),
             limits: isolation::limits(reservation),
-            policies: isolation::policies(reservation, &ports, denylist),
+            policies: isolation::policies(reservation, ports, denylist),
             account: isolation::account(reservation),
             budget: disruption::budget(reservation),
             access: isolation::access(reservation),
             ssh: pod::ssh_keys(reservation),
             volumes: storage::volumes(reservation),
-            services: service::services(reservation, &ports),
+            services: service::services(reservation, ports),
         }
     }
 }
@@ -134,16 +133,6 @@ fn numbered(name: &str, index: i64) -> String {
         0 => name.to_owned(),
         index => format!("{name}-{index}"),
     }
-}
-
-/// The ports of a workload.
-pub(super) fn ports(workload: &Workload) -> Vec<Port> {
-    workload
-        .session
-        .as_ref()
-        .map(|s| s.ports.clone())
-        .or_else(|| workload.service.as_ref().map(|s| s.ports.clone()))
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use leasehold_crds::{
 };
 
 use super::{
-    LABEL_INDEX, NAME, disruption, meta, name_of, ports, rendezvous,
+    LABEL_INDEX, NAME, disruption, meta, name_of, rendezvous,
     storage::{VOLUME, claim_name},
 };
 
@@ -273,7 +273,7 @@ fn container(reservation: &GpuReservation, index: i64) -> Container {
     let spec = &reservation.spec.allocation;
     let default = ContainerSpec::default();
     let wanted = spec.workload.container().unwrap_or(&default);
-    let ports = ports(&spec.workload);
+    let ports = spec.workload.ports();
     let some = |list: &[String]| (!list.is_empty()).then(|| list.to_vec());
     let port = |p: &Port| ContainerPort {
         name: Some(p.name.clone()),

@@ -1,5 +1,7 @@
 use leasehold_crds::{
-    lease::workload::{EnvVar, Job as JobSpec, NodeShape, Service as ServiceSpec, Session, Storage},
+    lease::workload::{
+        EnvVar, Job as JobSpec, NodeShape, Port, Service as ServiceSpec, Session, Storage, Workload,
+    },
     market::allocation::GpuAllocationSpec,
     provider::reservation::{GpuReservationSpec, Hosting},
 };

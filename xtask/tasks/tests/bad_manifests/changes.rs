@@ -49,9 +49,16 @@ fn required() -> Vec<Row> {
         .named("spec.workload"),
         without("results no longer kept", job(), "/spec/workload/job/output").named("spec.workload"),
         with(
+            "a port that is open to everybody",
+            service(),
+            "/spec/workload/service/ports/0/access",
+            "Public",
+        )
+        .named("spec.workload"),
+        with(
             "another port",
             service(),
-            "/spec/workload/service/ports/2",
+            "/spec/workload/service/ports/3",
             json!({"name": "new", "port": 1}),
         )
         .named("spec.workload"),
@@ -129,6 +136,13 @@ fn optional() -> Vec<Row> {
             "team-b",
         )
         .named("spec.access"),
+        with(
+            "access for one more",
+            job(),
+            "/spec/access/subjects/1",
+            json!({"kind": "User", "name": "b"}),
+        )
+        .named("spec.access"),
         without("a pause taken away", job(), "/spec/payment/pauseFor"),
         with("a longer pause", job(), "/spec/payment/pauseFor", "25h"),
         with("a pause added", bare(), "/spec/payment/pauseFor", "1h")
@@ -152,6 +166,23 @@ fn networks() -> Vec<Row> {
 pub(crate) fn allowed() -> Vec<Row> {
     vec![
         with("a longer term", job(), "/spec/term/duration", "121m"),
+        with(
+            "a token for the ports",
+            bare(),
+            "/spec/access",
+            json!({"tokenSecret": {"name": "reach"}}),
+        ),
+        with(
+            "another token for the ports",
+            job(),
+            "/spec/access/tokenSecret/name",
+            "other",
+        ),
+        without(
+            "no token for the ports any more",
+            job(),
+            "/spec/access/tokenSecret",
+        ),
         without("no top-up any more", job(), "/spec/payment/topUp"),
         with("another top-up", job(), "/spec/payment/topUp/totalAtMost", "61"),
         with(

@@ -49,7 +49,7 @@ pub(crate) fn job() -> Value {
             "startWithin": "1h",
             "storage": {"size": "20Gi", "mountPath": "/root/.cache/"},
             "workload": {"job": container},
-            "access": {"subjects": [{"kind": "Group", "name": "Équipe A"}]},
+            "access": {"subjects": [{"kind": "Group", "name": "Équipe A"}], "tokenSecret": {"name": "team-a.reach", "key": "api_token.v2"}},
             "payment": {
                 "network": "anvil", "maxPricePerGpuHour": "1.90", "wallet": {"secretName": "team-a.wallet"},
                 "topUp": {"whenRunwayBelow": "30m", "extendBy": "1h", "totalAtMost": "60"},
@@ -95,7 +95,8 @@ pub(crate) fn service() -> Value {
     lease["metadata"]["name"] = json!("llm");
     lease["spec"]["workload"] = json!({"service": {
         "image": "busybox",
-        "ports": [{"name": "api", "port": 8000}, {"name": "metrics", "port": 9000}],
+        "ports": [{"name": "api", "port": 8000}, {"name": "metrics", "port": 9000},
+            {"name": "tls", "port": 8443, "access": "Public", "tls": "Passthrough"}],
         "readiness": {"port": 8000, "path": "/health"},
     }});
     lease

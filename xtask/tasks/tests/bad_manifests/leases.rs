@@ -205,6 +205,25 @@ fn workload() -> Vec<Row> {
             65_520,
         )
         .named("spec.workload.session.ports"),
+        with(
+            "a token in traffic that the gateway does not decrypt",
+            service(),
+            "/spec/workload/service/ports/2/access",
+            "Token",
+        )
+        .named("spec.workload.service.ports[2].tls"),
+        without(
+            "the default access with TLS in the container",
+            service(),
+            "/spec/workload/service/ports/2/access",
+        )
+        .named("spec.workload.service.ports[2].tls"),
+        with(
+            "access for nobody",
+            service(),
+            "/spec/workload/service/ports/0/access",
+            "None",
+        ),
         with("port 0", service(), "/spec/workload/service/ports/0/port", 0),
         with(
             "port 65536",
@@ -477,6 +496,19 @@ fn around() -> Vec<Row> {
             "ServiceAccount",
         ),
         with("too many subjects", job(), "/spec/access/subjects", many),
+        with(
+            "a token of another namespace",
+            job(),
+            "/spec/access/tokenSecret/name",
+            "other/reach",
+        ),
+        with(
+            "a token in a path",
+            job(),
+            "/spec/access/tokenSecret/key",
+            "../token",
+        ),
+        without("a token in no Secret", job(), "/spec/access/tokenSecret/name"),
         with("an unknown field", job(), "/spec/colour", "red"),
         with("a field misspelt", bare(), "/spec/payment/topup", json!({})),
         without("no payment", bare(), "/spec/payment"),

@@ -4,6 +4,8 @@ use leasehold_crds::lease::Blocker;
 
 use super::*;
 
+const RECIPIENT: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+
 /// A lease without allocations, a payer with money, and one provider whose offer fits.
 fn unmatched() -> World {
     let mut world = world(AccountRead::Absent, AllocationPhase::Requested);
@@ -43,10 +45,39 @@ fn unmatched() -> World {
         architecture: Some(leasehold_crds::shared::architecture::Architecture::Amd64),
         max_start_within: 3_600,
         root_allowed: true,
+        exposure: leasehold_crds::provider::pool::Exposure::NodePort,
     };
     world.providers = Arc::from([provider]);
     world.candidates = Arc::from([row]);
     world
+}
+
+#[test]
+fn what_is_reached_through_a_tunnel_is_matched_in_a_market_with_a_gateway_alone() {
+    let mut world = unmatched();
+    let mut rows = world.candidates.to_vec();
+    rows[0].exposure = leasehold_crds::provider::pool::Exposure::Tunnel;
+    world.candidates = rows.into();
+    let matches = |world: &World| !parsed(world).parsed.placement.unwrap().choices.is_empty();
+    assert!(!matches(&world), "a service has ports");
+    let mut without_ports = world.clone();
+    let workload = json!({"job": {"image": "i"}});
+    Arc::make_mut(&mut without_ports.lease).spec.workload = serde_json::from_value(workload).unwrap();
+    assert!(matches(&without_ports), "nothing is reached");
+    let mut with_results = world.clone();
+    let spec = &mut Arc::make_mut(&mut with_results.lease).spec;
+    let output = json!({"path": "/data/out", "keepResultsFor": "1h", "recipients": [RECIPIENT]});
+    let workload = json!({"job": {"image": "i", "output": output}});
+    spec.workload = serde_json::from_value(workload).unwrap();
+    spec.storage = serde_json::from_value(json!({"size": "1Gi", "mountPath": "/data"})).unwrap();
+    let mut rows = with_results.candidates.to_vec();
+    (rows[0].storage, rows[0].max_keep_results) = (1 << 40, 86_400);
+    with_results.candidates = rows.into();
+    assert!(!matches(&with_results), "results are fetched");
+    for world in [&mut world, &mut with_results] {
+        world.gateway = Some(gateway());
+        assert!(matches(world));
+    }
 }
 
 #[test]

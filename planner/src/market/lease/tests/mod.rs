@@ -24,9 +24,11 @@ use crate::{
     observed::Observed,
     placement::Currency,
     ports::{Head, PaymentError, SigningKey},
+    urls::GatewayAddress,
 };
 
 mod ending;
+mod gateway;
 mod matching;
 mod properties;
 mod recovering;
@@ -136,6 +138,13 @@ fn exhausted() -> Account {
     }
 }
 
+fn gateway() -> GatewayAddress {
+    GatewayAddress {
+        domain: "leases.example.org".into(),
+        port: 443,
+    }
+}
+
 /// A lease that serves, with its one allocation.
 fn world(account: AccountRead, provider: AllocationPhase) -> World {
     let lease = json!({
@@ -177,10 +186,12 @@ fn world(account: AccountRead, provider: AllocationPhase) -> World {
     let read = Some(known(account));
     let network = Observed::Known(Some(network()));
     World {
-        parsed: Parsed::of(&lease, &Deletion::None, &network, &[], &[]),
+        parsed: Parsed::of(&lease, &Deletion::None, &network, None, &[], &[]),
         lease: Arc::new(lease),
         deletion: Deletion::None,
         network,
+        gateway: None,
+        access_token: Observed::Known(AccessToken::NotRead),
         providers: Arc::from([]),
         candidates: Arc::from([]),
         allocations: vec![AllocationSeen {
@@ -209,6 +220,7 @@ fn parsed(world: &World) -> World {
         &world.lease,
         &world.deletion,
         &world.network,
+        world.gateway.as_ref(),
         &world.providers,
         &world.candidates,
     );

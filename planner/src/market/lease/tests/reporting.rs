@@ -220,6 +220,8 @@ fn a_provider_speaks_for_its_own_nodes_only() {
     let status = allocation.status.as_mut().unwrap();
     let endpoint = |node| Endpoint {
         node,
+        host: Some("192.0.2.1".into()),
+        port: Some(30_080),
         ..Endpoint::default()
     };
     let results = |node| ResultsAt {

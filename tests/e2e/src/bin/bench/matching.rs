@@ -46,6 +46,7 @@ pub(crate) fn run(report: &Report) {
             architecture: Some(Architecture::Amd64),
             max_start_within: 3_600,
             root_allowed: true,
+            exposure: leasehold_crds::provider::pool::Exposure::NodePort,
         })
         .collect();
     let request = Request {
@@ -67,6 +68,7 @@ pub(crate) fn run(report: &Report) {
         term_seconds: 7200,
         storage: 0,
         root: false,
+        exposes: true,
         architectures: vec![Architecture::Amd64],
         start_within_seconds: 900,
         price_cap: Price(1_900_000_000_000_000_000),
@@ -77,7 +79,7 @@ pub(crate) fn run(report: &Report) {
     let took: Vec<f64> = (0..PASSES)
         .map(|_| {
             let begun = Instant::now();
-            let placed = place(&request, currency, 6, &providers, &rows);
+            let placed = place(&request, currency, 6, None, &providers, &rows);
             let took = begun.elapsed();
             assert_eq!(placed.choices.len(), 3, "the lease is placed");
             took.as_secs_f64() * 1e3

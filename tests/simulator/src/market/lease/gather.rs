@@ -9,7 +9,9 @@ use leasehold_crds::{
 };
 use leasehold_planner::{
     escrow::{Terms, allocation_name},
-    market::lease::{self, AllocationSeen, Deletion, Network, Parsed, RecoveredAccount, Wallet, World},
+    market::lease::{
+        self, AccessToken, AllocationSeen, Deletion, Network, Parsed, RecoveredAccount, Wallet, World,
+    },
     observed::Observed,
     ports::Balances,
 };
@@ -40,9 +42,11 @@ impl Sim {
         let (providers, candidates) = (market.providers.clone(), market.candidates.clone());
         let mut world = World {
             lease: read.clone(),
-            parsed: Parsed::of(read, &deletion, &network, &providers, &candidates),
+            parsed: Parsed::of(read, &deletion, &network, None, &providers, &candidates),
             deletion,
             network,
+            gateway: None,
+            access_token: Observed::Known(AccessToken::NotRead),
             providers,
             candidates,
             allocations: self.allocations_of(m, read, &status),
