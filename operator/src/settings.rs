@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use ipnet::IpNet;
 use leasehold_planner::{
     escrow::Address,
-    provider::workload::recipient::Recipient,
+    provider::workload::{ConnectorPods, recipient::Recipient},
     urls::{self, GatewayAddress},
 };
 use leasehold_runtime::ProcessArgs;
@@ -129,6 +129,37 @@ pub struct ProviderArgs {
     /// ranges of the nodes are always excluded. Can be repeated.
     #[arg(long = "own-range", value_name = "CIDR")]
     pub own_ranges: Vec<IpNet>,
+    /// Namespace of the connector, from whose pods alone leases are reached through a tunnel. If absent, the namespace of the
+    /// operator.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub connector_namespace: Option<String>,
+    /// Label that all pods of the connector have, and no other pods of their namespace. Can be repeated.
+    #[arg(
+        long = "connector-label",
+        value_name = "KEY=VALUE",
+        value_parser = label,
+        default_value = "app.kubernetes.io/component=connector"
+    )]
+    pub connector_labels: Vec<(String, String)>,
+}
+
+impl ProviderArgs {
+    /// The pods of the connector.
+    pub fn connector_pods(&self) -> ConnectorPods {
+        let namespace = self.connector_namespace.as_ref();
+        ConnectorPods {
+            namespace: namespace.unwrap_or(&self.common.process.namespace).clone(),
+            labels: self.connector_labels.iter().cloned().collect(),
+        }
+    }
+}
+
+/// A label with its value: `app.kubernetes.io/component=connector`.
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err(format!("{text:?} is no label: write KEY=VALUE")),
+    }
 }
 
 /// Flags of the checks.

@@ -5,6 +5,7 @@
 
 pub mod endpoints;
 pub mod escrow;
+pub mod gateway;
 pub mod market;
 pub mod observed;
 pub mod orphans;

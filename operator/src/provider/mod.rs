@@ -22,7 +22,11 @@ use leasehold_planner::{
     payment_network::Serves,
     ports::{Clock as _, SigningKey},
     provider::{
-        allocation::accept::Identity, health::Answers, offer::refusals::Refusals, workload::EgressDenylist,
+        allocation::accept::Identity,
+        health::Answers,
+        offer::refusals::Refusals,
+        reservation::holds,
+        workload::{ConnectorPods, EgressDenylist},
     },
 };
 use leasehold_runtime::{
@@ -66,6 +70,8 @@ pub(crate) struct Provider {
     reserving: tokio::sync::Mutex<CapacitySnapshot>,
     assumed: Arc<AssumedReservations>,
     applied: Applied,
+    /// Pods from which leases are reached through a tunnel.
+    connector: ConnectorPods,
     /// Addresses that no pod of a lease may reach, and when they were computed.
     denylist: Mutex<Option<(Instant, Arc<EgressDenylist>)>>,
     changed: Arc<Notify>,
@@ -146,6 +152,7 @@ impl Provider {
             reserving: tokio::sync::Mutex::default(),
             assumed,
             applied: Applied::default(),
+            connector: args.connector_pods(),
             denylist: Mutex::default(),
             changed,
             refusals: Mutex::default(),
@@ -182,6 +189,6 @@ impl Provider {
 
     /// Whether a reservation is this provider's.
     fn holds(&self, reservation: &GpuReservation) -> bool {
-        reservation.spec.allocation_namespace == self.namespace_at_market
+        holds(reservation, &self.namespace_at_market)
     }
 }

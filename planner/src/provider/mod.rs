@@ -1,6 +1,7 @@
 //! Decisions of a provider's operator.
 
 pub mod allocation;
+pub mod connector;
 pub mod health;
 pub mod offer;
 pub mod reservation;

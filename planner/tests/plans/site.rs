@@ -293,6 +293,7 @@ impl Site {
                 room: Room::Free,
                 withdraw: self.withdraw,
                 denylist: Arc::new(denylist()),
+                connector: &leasehold_planner::provider::workload::ConnectorPods::default(),
                 results_image: "registry.example/leasehold-operator:1",
             },
             at(self.now),

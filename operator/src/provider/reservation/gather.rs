@@ -100,6 +100,7 @@ impl Provider {
             room: self.room(reservation).await,
             withdraw: self.withdrawals(reservation, network.as_deref()),
             denylist: self.denylist(),
+            connector: &self.connector,
             results_image: &self.args.image,
         };
         (world, connected.ok().map(|(_, chain)| chain))

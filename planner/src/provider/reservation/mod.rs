@@ -5,6 +5,7 @@
 //! for an intent that an earlier reconcile stored (M2).
 
 use jiff::{SignedDuration, Timestamp};
+use leasehold_crds::GpuReservation;
 
 use crate::{
     escrow::{Account, AccountAt, TERM_SECONDS_MIN, Terms},
@@ -35,6 +36,12 @@ pub use self::{
     pods::{JobEnd, NodePod, PodChange, job_end},
     world::{Reading, ResultsSeen, Running, World, wants_final, wants_live, wants_second},
 };
+
+/// Whether a reservation is that of the provider whose namespace in its market this is.
+#[must_use]
+pub fn holds(reservation: &GpuReservation, provider_namespace: &str) -> bool {
+    reservation.spec.allocation_namespace == provider_namespace
+}
 
 /// Generation of the reservation that its conditions observe.
 fn generation(world: &World<'_>) -> i64 {

@@ -83,7 +83,7 @@ pub(super) fn serving(world: &World<'_>, terms: &Terms, now: Timestamp, plan: &m
         plan.wake = plan.wake.min(due);
     }
     plan.workload = Workload::Run {
-        objects: Box::new(Objects::of(world.reservation, &world.denylist)),
+        objects: Box::new(Objects::of(world.reservation, &world.denylist, world.connector)),
         pods: changes,
     };
     leg::start_or_pause(world, terms, account, now, plan);

@@ -70,7 +70,7 @@ pub(super) fn stopping(world: &World<'_>, terms: Option<&Terms>, now: Timestamp,
         (true, true) if !quiet => halt(world),
         (true, true) => {
             let (denylist, image) = (&world.denylist, world.results_image);
-            let objects = ResultsObjects::of(world.reservation, denylist, image, until);
+            let objects = ResultsObjects::of(world.reservation, denylist, world.connector, image, until);
             Workload::KeepResults(Box::new(objects))
         }
         (true, false) => Workload::Remove,

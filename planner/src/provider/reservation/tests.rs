@@ -189,6 +189,7 @@ impl Scenario {
             room: Room::Free,
             withdraw: None,
             denylist: Arc::default(),
+            connector: &crate::provider::workload::ConnectorPods::default(),
             results_image: "operator",
         };
         let plan = decide(&world, Timestamp::from_second(self.now).unwrap());
@@ -427,6 +428,7 @@ fn reconcile_absent(
         room: Room::Free,
         withdraw: None,
         denylist: Arc::default(),
+        connector: &crate::provider::workload::ConnectorPods::default(),
         results_image: "operator",
     };
     let status = decide(&world, Timestamp::from_second(now).unwrap()).status;

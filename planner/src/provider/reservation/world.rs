@@ -21,7 +21,7 @@ use crate::{
     provider::{
         health::Health,
         offer::resumption::Room,
-        workload::{AgentReports, EgressDenylist, Uptime},
+        workload::{AgentReports, ConnectorPods, EgressDenylist, Uptime},
     },
 };
 
@@ -122,6 +122,8 @@ pub struct World<'a> {
     pub withdraw: Option<Withdrawals>,
     /// Addresses that its pods may not reach.
     pub denylist: Arc<EgressDenylist>,
+    /// Pods from which ports are reached through a tunnel.
+    pub connector: &'a ConnectorPods,
     /// Image of the pods that serve results.
     pub results_image: &'a str,
 }

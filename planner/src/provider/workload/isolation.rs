@@ -21,7 +21,10 @@ use leasehold_crds::{
     ANNOTATION_ESCROW, GPU_RESOURCE, GpuReservation, lease::workload::Port, shared::quantity,
 };
 
-use super::{EgressDenylist, NAME, labels, meta, name_of, pod::resources, results_server};
+use super::{
+    ConnectorPods, EgressDenylist, NAME, connector::ingress, labels, meta, name_of, pod::resources,
+    results_server,
+};
 
 /// ClusterRole with the rights of `access.subjects`; the chart creates it.
 const ACCESS_ROLE: &str = "leasehold-tenant-access";
@@ -119,11 +122,12 @@ pub(super) fn access(reservation: &GpuReservation) -> Option<RoleBinding> {
 }
 
 /// Denies everything, then allows DNS and the internet as destinations, traffic between the lease's own pods, its open
-/// ports, and results.
+/// ports, and results. What is exposed through a tunnel is open to the connector alone.
 pub(super) fn policies(
     reservation: &GpuReservation,
     ports: &[Port],
     denylist: &EgressDenylist,
+    connector: &ConnectorPods,
 ) -> Vec<NetworkPolicy> {
     let mut policies = vec![
         NetworkPolicy {
@@ -142,15 +146,16 @@ pub(super) fn policies(
             spec: Some(NetworkPolicySpec {
                 pod_selector: Some(LabelSelector::default()),
                 policy_types: Some(vec!["Ingress".into()]),
-                ingress: Some(vec![NetworkPolicyIngressRule {
-                    from: None,
-                    ports: Some(ports.iter().map(|p| port("TCP", p.port)).collect()),
-                }]),
+                ingress: Some(vec![ingress(
+                    reservation,
+                    connector,
+                    ports.iter().map(|p| port("TCP", p.port)).collect(),
+                )]),
                 egress: None,
             }),
         });
     }
-    policies.extend(results_server::policy(reservation));
+    policies.extend(results_server::policy(reservation, connector));
     policies
 }
 

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::escrow::lease_name;
 
+mod connector;
 mod disruption;
 pub mod egress_denylist;
 mod ended;
@@ -36,17 +37,20 @@ mod storage;
 mod uptime;
 
 pub use self::{
+    connector::ConnectorPods,
     egress_denylist::EgressDenylist,
     ended::{End, Removal, end_of, main_container, removal_of},
     endpoints::{endpoints, results_url},
     pod::{CONTAINER, FINALIZER_POD, pod_of, sample_pod},
-    results_server::{LABEL_RESULTS, ResultsObjects},
+    results_server::{LABEL_RESULTS, RESULTS_PORT, ResultsObjects},
     service::{LABEL_INDEX, LABEL_RANK},
     started::has_run,
     uptime::{AgentReports, ContainerEnd, Uptime},
 };
 pub(crate) use self::{
     pod::{no_host_devices, on_nodes, tolerations},
+    results_server::service_name as service_name_of_results,
+    service::service_name as service_name_of_node,
     uptime::SANDBOX_READY,
 };
 
@@ -80,12 +84,12 @@ pub struct Objects {
 impl Objects {
     /// Builds the objects of a reservation.
     #[must_use]
-    pub fn of(reservation: &GpuReservation, denylist: &EgressDenylist) -> Self {
+    pub fn of(reservation: &GpuReservation, denylist: &EgressDenylist, connector: &ConnectorPods) -> Self {
         let ports = reservation.spec.allocation.workload.ports();
         Self {
             namespace: isolation::namespace(reservation),
             limits: isolation::limits(reservation),
-            policies: isolation::policies(reservation, ports, denylist),
+            policies: isolation::policies(reservation, ports, denylist, connector),
             account: isolation::account(reservation),
             budget: disruption::budget(reservation),
             access: isolation::access(reservation),

@@ -14,7 +14,7 @@ use k8s_openapi::{
             ResourceRequirements, SeccompProfile, SecurityContext, Service, ServicePort, ServiceSpec,
             TCPSocketAction, Volume, VolumeMount,
         },
-        networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec},
+        networking::v1::{NetworkPolicy, NetworkPolicyPort, NetworkPolicySpec},
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -26,7 +26,9 @@ use leasehold_crds::{ANNOTATION_RESULTS_UNTIL, GpuReservation, shared::quantity}
 use serde::Serialize;
 
 use super::{
-    EgressDenylist, NAME, Objects, meta,
+    ConnectorPods, EgressDenylist, NAME, Objects,
+    connector::ingress,
+    meta,
     pod::{FS_GROUP, on_nodes, tolerations},
     results::Retention,
     service::service_type,
@@ -52,6 +54,7 @@ impl ResultsObjects {
     pub fn of(
         reservation: &GpuReservation,
         denylist: &EgressDenylist,
+        connector: &ConnectorPods,
         image: &str,
         until: Option<i64>,
     ) -> Self {
@@ -59,7 +62,7 @@ impl ResultsObjects {
             mut namespace,
             policies,
             ..
-        } = Objects::of(reservation, denylist);
+        } = Objects::of(reservation, denylist, connector);
         let until = until.and_then(|s| Timestamp::from_second(s).ok());
         namespace
             .metadata
@@ -78,7 +81,9 @@ impl ResultsObjects {
 /// Label of the pods and Services that serve results: the node's rank in the lease.
 pub const LABEL_RESULTS: &str = "leasehold.dev/results";
 /// Port at which results are served.
-pub const PORT: i32 = 8080;
+pub const RESULTS_PORT: u16 = 8080;
+/// The same in the type of Kubernetes.
+pub const PORT: i32 = RESULTS_PORT as i32;
 /// Where the volume is mounted.
 const VOLUME: &str = "/results";
 /// User that serves them where nobody may be root.
@@ -98,9 +103,14 @@ pub(super) fn selector(operator: &str) -> LabelSelector {
     }
 }
 
+/// Name of the Service and of the Job of the node with that index in the reservation.
+pub(crate) fn service_name(index: i64) -> String {
+    format!("results-{index}")
+}
+
 fn results_meta(reservation: &GpuReservation, index: i64) -> ObjectMeta {
     let rank = reservation.spec.allocation.first_rank + index;
-    let mut metadata = meta(reservation, &format!("results-{index}"));
+    let mut metadata = meta(reservation, &service_name(index));
     metadata
         .labels
         .get_or_insert_default()
@@ -135,22 +145,23 @@ pub(super) fn services(reservation: &GpuReservation) -> Vec<Service> {
     (0..reservation.spec.allocation.nodes).map(service).collect()
 }
 
-/// Allows traffic from anywhere to the one port of these pods. They reach nothing: no policy allows them any egress.
-pub(super) fn policy(reservation: &GpuReservation) -> Option<NetworkPolicy> {
+/// Allows traffic from anywhere, or from the connector, to the one port of these pods. They reach nothing: no policy allows them any egress.
+pub(super) fn policy(reservation: &GpuReservation, connector: &ConnectorPods) -> Option<NetworkPolicy> {
     Retention::of_reservation(reservation)?;
     Some(NetworkPolicy {
         metadata: meta(reservation, "allow-results"),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(selector("Exists")),
             policy_types: Some(vec!["Ingress".into()]),
-            ingress: Some(vec![NetworkPolicyIngressRule {
-                from: None,
-                ports: Some(vec![NetworkPolicyPort {
+            ingress: Some(vec![ingress(
+                reservation,
+                connector,
+                vec![NetworkPolicyPort {
                     protocol: Some("TCP".into()),
                     port: Some(IntOrString::Int(PORT)),
                     ..NetworkPolicyPort::default()
-                }]),
-            }]),
+                }],
+            )]),
             egress: None,
         }),
     })

@@ -24,9 +24,14 @@ pub(super) fn services(reservation: &GpuReservation, ports: &[Port]) -> Vec<Serv
     services
 }
 
+/// Name of the Service of the node with that index in the reservation.
+pub(crate) fn service_name(index: i64) -> String {
+    format!("{NAME}-{index}")
+}
+
 /// The Service of one node, so that each node has an address of its own.
 fn exposed(reservation: &GpuReservation, index: i64, ports: &[Port]) -> Service {
-    let mut metadata = meta(reservation, &format!("{NAME}-{index}"));
+    let mut metadata = meta(reservation, &service_name(index));
     let mut selector = labels(&reservation.spec);
     selector.insert(LABEL_INDEX.into(), index.to_string());
     let rank = reservation.spec.allocation.first_rank + index;

@@ -65,7 +65,11 @@ fn service() -> Workload {
 }
 
 fn objects(workload: Workload, hosting: Hosting) -> Objects {
-    Objects::of(&reservation(workload, hosting), &EgressDenylist::default())
+    Objects::of(
+        &reservation(workload, hosting),
+        &EgressDenylist::default(),
+        &ConnectorPods::default(),
+    )
 }
 
 fn pod(workload: Workload, hosting: Hosting) -> PodSpec {
@@ -230,6 +234,48 @@ fn pods_run_as_the_pool_was_when_it_was_reserved() {
     assert_eq!(kinds, ["LoadBalancer", "LoadBalancer"]);
 }
 
+/// Everybody else in the cluster, its nodes and other tenants included, is kept out by the policy.
+#[test]
+fn what_is_exposed_through_a_tunnel_is_reached_from_the_connector_alone() {
+    let connector = ConnectorPods {
+        namespace: "gpus".into(),
+        ..ConnectorPods::default()
+    };
+    let hosting = |exposure| Hosting {
+        exposure,
+        ..Hosting::default()
+    };
+    let built = |exposure| {
+        let reservation = reservation(service(), hosting(exposure));
+        Objects::of(&reservation, &EgressDenylist::default(), &connector)
+    };
+    let ingress = |objects: &Objects| {
+        let mut policies = objects.policies.iter();
+        let ports = policies.find(|p| p.metadata.name.as_deref() == Some("allow-ports"));
+        serde_json::to_value(ports.unwrap().spec.as_ref().unwrap().ingress.as_ref().unwrap()).unwrap()
+    };
+    let tunnel = built(Exposure::Tunnel);
+    let ports = serde_json::json!([{"protocol": "TCP", "port": 8080}]);
+    let connector = serde_json::json!([{
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gpus"}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "connector"}},
+    }]);
+    let from = serde_json::json!([{"from": connector, "ports": ports}]);
+    assert_eq!(ingress(&tunnel), from);
+    let everybody = serde_json::json!([{"ports": ports}]);
+    for exposure in [Exposure::NodePort, Exposure::LoadBalancer] {
+        assert_eq!(ingress(&built(exposure)), everybody, "{exposure:?}");
+    }
+    let is_exposed = |s: &&Service| s.metadata.labels.as_ref().unwrap().contains_key(LABEL_RANK);
+    let exposed: Vec<_> = tunnel.services.iter().filter(is_exposed).collect();
+    assert_eq!(exposed.len(), 2);
+    for service in exposed {
+        let spec = service.spec.as_ref().unwrap();
+        assert_eq!(spec.type_.as_deref(), Some("ClusterIP"));
+        assert_eq!(spec.external_traffic_policy, None, "the API server refuses it");
+    }
+}
+
 #[test]
 fn shared_memory_is_as_large_as_the_memory_and_volumes_can_be_written() {
     let pod = pod(session(), Hosting::default());
@@ -247,8 +293,16 @@ fn only_open_ports_are_reachable_and_denied_ranges_are_not() {
         v4: vec!["10.0.0.0/8".into()],
         v6: vec!["fc00::/7".into()],
     };
-    let open = Objects::of(&reservation(service(), Hosting::default()), &denylist);
-    let closed = Objects::of(&reservation(session(), Hosting::default()), &denylist);
+    let open = Objects::of(
+        &reservation(service(), Hosting::default()),
+        &denylist,
+        &ConnectorPods::default(),
+    );
+    let closed = Objects::of(
+        &reservation(session(), Hosting::default()),
+        &denylist,
+        &ConnectorPods::default(),
+    );
     let names = |o: &Objects| -> Vec<String> {
         o.policies
             .iter()
@@ -288,7 +342,11 @@ fn each_pod_is_named_after_its_node_and_runs_there_alone() {
         );
         let claims = spec.volumes.unwrap();
         let claim = claims.iter().find_map(|v| v.persistent_volume_claim.as_ref());
-        let objects = Objects::of(&reservation, &EgressDenylist::default());
+        let objects = Objects::of(
+            &reservation,
+            &EgressDenylist::default(),
+            &ConnectorPods::default(),
+        );
         let volume = &objects.volumes[usize::try_from(index).unwrap()];
         assert_eq!(claim.map(|c| c.claim_name.clone()), volume.metadata.name);
     }
@@ -298,7 +356,7 @@ fn each_pod_is_named_after_its_node_and_runs_there_alone() {
 fn a_container_that_the_cluster_adds_is_limited_to_little() {
     let mut reservation = reservation(session(), Hosting::default());
     let of = |reservation: &GpuReservation| {
-        let limits = Objects::of(reservation, &EgressDenylist::default()).limits;
+        let limits = Objects::of(reservation, &EgressDenylist::default(), &ConnectorPods::default()).limits;
         let item = limits.spec.unwrap().limits.remove(0);
         (item.default.unwrap(), item.max.unwrap())
     };
@@ -322,7 +380,11 @@ fn everything_is_labelled_with_its_lease_and_its_provider() {
     let expected = labels(&reservation.spec);
     assert_eq!(expected[LABEL_LEASE], lease_name(id));
     assert_eq!(expected[LABEL_PROVIDER], "prairie");
-    let all = Objects::of(&reservation, &EgressDenylist::default());
+    let all = Objects::of(
+        &reservation,
+        &EgressDenylist::default(),
+        &ConnectorPods::default(),
+    );
     let pod = pod_of(&reservation, 1).metadata;
     assert_eq!(pod.labels.as_ref().unwrap()[LABEL_INDEX], "1");
     for labelled in [all.namespace.metadata, all.limits.metadata, pod] {
@@ -384,7 +446,11 @@ fn a_single_node_meets_itself_and_the_tenant_s_own_variables_stay() {
     }];
     let mut reservation = reservation(workload, Hosting::default());
     reservation.spec.allocation.nodes = 1;
-    let objects = Objects::of(&reservation, &EgressDenylist::default());
+    let objects = Objects::of(
+        &reservation,
+        &EgressDenylist::default(),
+        &ConnectorPods::default(),
+    );
     assert_eq!(objects.services.len(), 1, "only that of its port");
     let pod = pod_of(&reservation, 0).spec.unwrap();
     assert_eq!(pod.subdomain, None);

@@ -1,7 +1,10 @@
 use leasehold_crds::{
     lease::workload::{Job as JobOfLease, JobOutput, NodeShape, Storage, Workload},
     market::allocation::GpuAllocationSpec,
-    provider::reservation::{GpuReservationSpec, Hosting},
+    provider::{
+        pool::Exposure,
+        reservation::{GpuReservationSpec, Hosting},
+    },
 };
 
 use super::*;
@@ -57,7 +60,11 @@ fn pod(user_namespaces: bool) -> PodSpec {
 
 #[test]
 fn each_node_s_volume_is_served_as_its_job_had_it() {
-    let built = Objects::of(&reservation(true), &EgressDenylist::default());
+    let built = Objects::of(
+        &reservation(true),
+        &EgressDenylist::default(),
+        &ConnectorPods::default(),
+    );
     let claim_of = |pod: &PodSpec| {
         let mut volumes = pod.volumes.iter().flatten();
         volumes.find_map(|v| Some(v.persistent_volume_claim.clone()?.claim_name))
@@ -100,14 +107,21 @@ fn it_can_only_read_and_takes_nothing_that_is_sold() {
 #[test]
 fn it_is_reached_at_its_port_alone_and_reaches_nothing() {
     let reservation = reservation(true);
-    let built = Objects::of(&reservation, &EgressDenylist::default());
+    let built = Objects::of(
+        &reservation,
+        &EgressDenylist::default(),
+        &ConnectorPods::default(),
+    );
     let internet = built
         .policies
         .iter()
         .find(|p| p.metadata.name.as_deref() == Some("allow-internet"));
     let chosen = internet.unwrap().spec.clone().unwrap().pod_selector;
     assert_eq!(chosen, Some(selector("DoesNotExist")));
-    let open = policy(&reservation).unwrap().spec.unwrap();
+    let open = policy(&reservation, &ConnectorPods::default())
+        .unwrap()
+        .spec
+        .unwrap();
     assert_eq!(open.pod_selector, Some(selector("Exists")));
     assert_eq!(open.egress, None);
     let services = services(&reservation);
@@ -119,4 +133,26 @@ fn it_is_reached_at_its_port_alone_and_reaches_nothing() {
             rank
         );
     }
+}
+
+#[test]
+fn results_behind_the_gateway_are_reached_from_the_connector_alone() {
+    let mut reservation = reservation(true);
+    let from = |reservation: &GpuReservation| {
+        let policy = policy(reservation, &ConnectorPods::default()).unwrap();
+        policy.spec.unwrap().ingress.unwrap().remove(0).from
+    };
+    assert_eq!(from(&reservation), None);
+    reservation.spec.hosting.exposure = Exposure::Tunnel;
+    let peers = from(&reservation).unwrap();
+    assert_eq!(peers.len(), 1);
+    let labels = peers[0].pod_selector.clone().unwrap().match_labels.unwrap();
+    assert_eq!(labels["app.kubernetes.io/component"], "connector");
+    assert!(peers[0].namespace_selector.is_some() && peers[0].ip_block.is_none());
+    let made = services(&reservation);
+    let kinds: Vec<_> = made
+        .iter()
+        .map(|s| s.spec.clone().unwrap().type_.unwrap())
+        .collect();
+    assert_eq!(kinds, ["ClusterIP", "ClusterIP"]);
 }

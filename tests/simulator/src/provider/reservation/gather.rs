@@ -88,6 +88,7 @@ impl Sim {
                 .as_ref()
                 .and_then(|w| Withdrawals::of(w, 6)),
             denylist: Arc::default(),
+            connector: &leasehold_planner::provider::workload::ConnectorPods::default(),
             results_image: "operator",
         };
         // Decisions use the time after the reads.

@@ -168,6 +168,7 @@ impl Scenario {
             room: self.room.clone(),
             withdraw: self.withdraw,
             denylist: std::sync::Arc::default(),
+            connector: &crate::provider::workload::ConnectorPods::default(),
             results_image: "operator",
         };
         let time = i64::try_from(self.account.block_time).unwrap();

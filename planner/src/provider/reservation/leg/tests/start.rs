@@ -136,6 +136,25 @@ fn nothing_is_charged_before_every_port_has_an_address_of_its_load_balancer() {
     assert_eq!(scenario.calls, [LegCall::Start]);
 }
 
+/// Its address is that of the market's gateway: nothing in this cluster has to be waited for.
+#[test]
+fn a_leg_behind_the_gateway_starts_without_an_address() {
+    let mut scenario = unstarted();
+    let spec = &mut scenario.reservation.spec;
+    spec.hosting.exposure = Exposure::Tunnel;
+    spec.allocation.workload.service = Some(Box::new(Service {
+        ports: vec![Port {
+            name: "http".into(),
+            port: 8080,
+            ..Port::default()
+        }],
+        ..Service::default()
+    }));
+    scenario.running.endpoints.clear();
+    scenario.reconcile_times(3);
+    assert_eq!(scenario.calls, [LegCall::Start]);
+}
+
 /// Suspended since second 100; then somebody added funds for that many seconds.
 fn topped_up(seconds: u128) -> Scenario {
     let mut scenario = serving();

@@ -1,0 +1,3 @@
+//! Decisions of the gateway of a market.
+
+pub mod routes;
