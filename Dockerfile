@@ -1,5 +1,6 @@
-# Images of the operator and the agent, for builds with a container engine:
+# Images of the operator, the gateway and the agent, for builds with a container engine:
 #   docker build --target operator -t REGISTRY/operator:TAG .
+#   docker build --target gateway  -t REGISTRY/gateway:TAG .
 #   docker build --target agent    -t REGISTRY/agent:TAG .
 # `cargo xtask image` builds the same images without a container engine.
 
@@ -8,11 +9,12 @@ FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*
 WORKDIR /leasehold
 COPY . .
-# Separate builds: in a combined build, cargo unifies the features of shared dependencies, and both binaries become larger.
+# Separate builds: in a combined build, cargo unifies the features of shared dependencies, and the binaries become larger.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/leasehold/target \
     cargo build --locked --release -p leasehold-operator \
+    && cargo build --locked --release -p leasehold-gateway \
     && cargo build --locked --profile small -p leasehold-agent \
-    && mkdir /out && cp target/release/leasehold-operator target/small/leasehold-agent /out/
+    && mkdir /out && cp target/release/leasehold-operator target/release/leasehold-gateway target/small/leasehold-agent /out/
 
 # Contains the C library, libgcc and certificates, and no other programs. The agent must be linked dynamically, because it
 # loads the driver's library at run time.
@@ -20,6 +22,11 @@ FROM gcr.io/distroless/cc-debian12 AS operator
 COPY --from=build /out/leasehold-operator /usr/bin/
 USER 65532:65532
 ENTRYPOINT ["/usr/bin/leasehold-operator"]
+
+FROM gcr.io/distroless/cc-debian12 AS gateway
+COPY --from=build /out/leasehold-gateway /usr/bin/
+USER 65532:65532
+ENTRYPOINT ["/usr/bin/leasehold-gateway"]
 
 FROM gcr.io/distroless/cc-debian12 AS agent
 COPY --from=build /out/leasehold-agent /usr/bin/

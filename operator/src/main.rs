@@ -1,6 +1,7 @@
 //! Leasehold's operator. Start-up has a fixed order: flags, telemetry, TLS, clients, caches, leadership, controllers.
 
 mod commands;
+mod connector;
 mod market;
 mod payment_networks;
 mod payments;
@@ -28,6 +29,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let service = match args.command {
         Command::Market(_) => "leasehold-operator-market",
         Command::Provider(_) => "leasehold-operator-provider",
+        Command::Connector(_) => "leasehold-operator-connector",
         Command::CheckInstall(_) | Command::CheckUninstall(_) | Command::CheckUserNamespace => {
             "leasehold-operator-check"
         }
@@ -48,6 +50,7 @@ fn main() -> anyhow::Result<ExitCode> {
         match args.command {
             Command::Market(args) => market::run(args, &telemetry).await,
             Command::Provider(args) => provider::run(args, &telemetry).await,
+            Command::Connector(args) => connector::run(args, &telemetry).await,
             Command::CheckInstall(args) => commands::checks::install(args).await,
             Command::CheckUninstall(args) => commands::checks::uninstall(args).await,
             Command::Apply(args) => commands::apply::run(args).await,

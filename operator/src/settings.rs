@@ -13,6 +13,7 @@ use leasehold_planner::{
     urls::{self, GatewayAddress},
 };
 use leasehold_runtime::ProcessArgs;
+use leasehold_tunnel::limits::Limits;
 
 /// The Leasehold operator, for a market or for a provider.
 #[derive(Parser, Debug, Clone)]
@@ -33,6 +34,8 @@ pub enum Command {
     Market(MarketArgs),
     /// Run the provider operator: offer the GPUs of this cluster, and run paid workloads.
     Provider(ProviderArgs),
+    /// Connect this cluster to the gateway of the market, and serve its streams to ports of leases.
+    Connector(ConnectorArgs),
     /// Check an installation: CRDs, permissions, PaymentNetworks.
     CheckInstall(CheckArgs),
     /// Fail while leases or reservations are active, and list them.
@@ -159,6 +162,53 @@ fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !value.is_empty() => Ok((key.to_owned(), value.to_owned())),
         Some(_) | None => Err(format!("{text:?} is no label: write KEY=VALUE")),
+    }
+}
+
+/// Flags of the connector.
+#[derive(clap::Args, Debug, Clone)]
+pub struct ConnectorArgs {
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Name of the GpuProvider in the market cluster.
+    #[arg(long, value_name = "NAME")]
+    pub provider_name: String,
+    /// `HOST:PORT` of the market's gateway. A name that resolves to several addresses leads to several replicas. Can be repeated.
+    #[arg(long = "gateway", required = true, value_name = "HOST:PORT")]
+    pub gateways: Vec<String>,
+    /// Name in the gateway's certificate, `tunnel.` and the domain of the market's URLs. If absent, the host of the first
+    /// `--gateway`.
+    #[arg(long, value_name = "NAME")]
+    pub gateway_name: Option<String>,
+    /// Certificate authority of the gateway, the only one that is trusted then. If absent, the roots of the system are used.
+    #[arg(long, value_name = "FILE")]
+    pub gateway_ca: Option<PathBuf>,
+    /// Kubeconfig of the market cluster with the account `connector` of the provider's namespace. It makes a token for each
+    /// connection. If absent, this cluster is the market.
+    #[arg(long, value_name = "FILE")]
+    pub market_kubeconfig: Option<PathBuf>,
+    /// File with a token for the audience `leasehold-gateway`, if this cluster is the market.
+    #[arg(long, default_value = "/var/run/leasehold/gateway/token", value_name = "FILE")]
+    pub token_file: PathBuf,
+    /// Streams of one lease at once.
+    #[arg(long, default_value_t = Limits::default().streams, value_name = "NUMBER")]
+    pub streams_per_lease: u32,
+    /// New streams of one lease, a second.
+    #[arg(long, default_value_t = Limits::default().new_streams_per_second, value_name = "NUMBER")]
+    pub new_streams_per_lease: u32,
+    /// Bytes of one lease, a second, in both directions together.
+    #[arg(long, default_value_t = Limits::default().bytes_per_second, value_name = "BYTES")]
+    pub bytes_per_lease: u32,
+}
+
+impl ConnectorArgs {
+    /// Bounds of one lease.
+    pub const fn limits(&self) -> Limits {
+        Limits {
+            streams: self.streams_per_lease,
+            new_streams_per_second: self.new_streams_per_lease,
+            bytes_per_second: self.bytes_per_lease,
+        }
     }
 }
 

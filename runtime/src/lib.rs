@@ -9,8 +9,10 @@ mod events;
 mod leader;
 mod process;
 pub mod queue;
+mod service;
 
 pub use clock::SystemClock;
 pub use error::Error;
 pub use events::Events;
 pub use process::{Process, ProcessArgs};
+pub use service::Service;

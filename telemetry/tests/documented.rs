@@ -1,19 +1,28 @@
-//! The documentation lists exactly the metrics that the operators export.
+//! The documentation lists exactly the metrics that the operators, the connector and the gateway export.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 use leasehold_telemetry::Metrics;
-use leasehold_telemetry::metrics::{Operator, Role, reference};
+use leasehold_telemetry::metrics::{Connector, Gateway, Operator, Role, reference};
 
 #[test]
-fn every_metric_of_both_roles_is_documented_as_it_is() {
+fn every_metric_is_documented_as_it_is() {
     let path = leasehold_testtools::root().join("docs/operate/metrics.md");
     let documented = std::fs::read_to_string(path).unwrap();
-    for (role, title) in [
-        (Role::Market, "## Operator, role market\n\n"),
-        (Role::Provider, "## Operator, role provider\n\n"),
-    ] {
+    let register: [(fn(&mut Metrics), &str); 4] = [
+        (
+            |metrics| drop(Operator::register(metrics, Role::Market)),
+            "## Operator, role market\n\n",
+        ),
+        (
+            |metrics| drop(Operator::register(metrics, Role::Provider)),
+            "## Operator, role provider\n\n",
+        ),
+        (|metrics| drop(Connector::register(metrics)), "## Connector\n\n"),
+        (|metrics| drop(Gateway::register(metrics)), "## Gateway\n\n"),
+    ];
+    for (register, title) in register {
         let mut metrics = Metrics::new();
-        drop(Operator::register(&mut metrics, role));
+        register(&mut metrics);
         let section = documented
             .split(title)
             .nth(1)

@@ -22,10 +22,11 @@ mod tunnel;
 pub mod wire;
 
 pub use accept::{Authenticate, Denied};
+pub use leasehold_planner::provider::connector::StreamRequest;
 pub use links::Links;
 pub use registry::{Tunnels, TunnelsFull};
 pub use serve::{Refused, Serve};
 pub use splice::splice;
 pub use stream::TunnelStream;
 pub use tunnel::{OpenError, Tunnel};
-pub use wire::{Identity, StreamRequest};
+pub use wire::Identity;

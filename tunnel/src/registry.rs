@@ -7,11 +7,12 @@ use std::{
 };
 
 use http::StatusCode;
+use leasehold_planner::provider::connector::StreamRequest;
 
 use crate::{
     stream::TunnelStream,
     tunnel::{OpenError, Tunnel},
-    wire::{Identity, StreamRequest},
+    wire::Identity,
 };
 
 /// Connections of one identity at one replica: several connectors, and old connections whose streams run on.

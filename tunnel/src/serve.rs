@@ -5,6 +5,7 @@ use std::{fmt::Display, future::poll_fn, sync::Arc, time::Duration};
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request::Parts};
+use leasehold_planner::provider::connector::StreamRequest;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -17,9 +18,7 @@ use crate::{
     limits::Rate,
     pings,
     stream::TunnelStream,
-    wire::{
-        CONNECTION_WINDOW, HEADER_REASON, HEADERS_MAX, SEND_BUFFER, STREAM_WINDOW, STREAMS_MAX, StreamRequest,
-    },
+    wire::{self, CONNECTION_WINDOW, HEADER_REASON, HEADERS_MAX, SEND_BUFFER, STREAM_WINDOW, STREAMS_MAX},
 };
 
 /// Streams that may be reset before they are answered, a second, over any time longer than ten seconds.
@@ -180,9 +179,8 @@ async fn open<S: Serve>(server: &S, head: &Parts) -> Result<S::Opened, Refused> 
         ));
     }
     let target = head.uri.authority().map_or("", http::uri::Authority::as_str);
-    let target: StreamRequest = target
-        .parse()
-        .map_err(|malformed| Refused::new(StatusCode::BAD_REQUEST, malformed))?;
+    let target =
+        wire::target(target).map_err(|malformed| Refused::new(StatusCode::BAD_REQUEST, malformed))?;
     time::timeout(OPEN_WITHIN, server.open(target, &head.headers))
         .await
         .unwrap_or_else(|_| {

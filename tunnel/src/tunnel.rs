@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri};
+use leasehold_planner::provider::connector::StreamRequest;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -22,8 +23,7 @@ use crate::{
     serve::Refused,
     stream::TunnelStream,
     wire::{
-        CONNECTION_WINDOW, HEADER_PROVIDER, HEADER_REASON, HEADERS_MAX, SEND_BUFFER, STREAM_WINDOW,
-        StreamRequest,
+        self, CONNECTION_WINDOW, HEADER_PROVIDER, HEADER_REASON, HEADERS_MAX, SEND_BUFFER, STREAM_WINDOW,
     },
 };
 
@@ -149,8 +149,7 @@ impl Tunnel {
         provider: Option<&str>,
     ) -> Result<TunnelStream, OpenError> {
         let failed = |error: &dyn std::fmt::Display| OpenError::Failed(error.to_string());
-        let uri: Uri = target
-            .to_string()
+        let uri: Uri = wire::authority(target)
             .parse()
             .map_err(|error: http::uri::InvalidUri| failed(&error))?;
         let mut request = Request::builder().method(Method::CONNECT).uri(uri);

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use leasehold_planner::provider::connector::StreamRequest;
+
 /// Path of the Upgrade request.
 pub const PATH: &str = "/tunnel";
 /// Protocol of the Upgrade request, with its version.
@@ -50,7 +52,7 @@ impl fmt::Display for Identity {
     }
 }
 
-/// A text that is not an [`Identity`] or a [`StreamRequest`].
+/// A text that is not an [`Identity`] or the authority of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// Neither `provider/NAME` nor `gateway/NAME`.
@@ -85,45 +87,31 @@ fn is_label(text: &str) -> bool {
         .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
-/// What a stream is opened to: a port of one node of a lease. As the authority of a CONNECT request it is
-/// `RANK.LEASE-UID:PORT`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct StreamRequest {
-    /// UID of the GpuLease in the market cluster.
-    pub lease_uid: String,
-    /// Number of the node within the lease, from 0.
-    pub rank: u16,
-    /// TCP port, 1 to 65535.
-    pub port: u16,
+/// The authority of the CONNECT request of a stream: `RANK.LEASE-UID:PORT`.
+#[must_use]
+pub fn authority(target: &StreamRequest) -> String {
+    format!("{}.{}:{}", target.rank, target.lease_uid, target.port)
 }
 
-impl fmt::Display for StreamRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}:{}", self.rank, self.lease_uid, self.port)
+/// The target of a stream, from the authority of its CONNECT request.
+///
+/// # Errors
+/// When the text does not have that form, or is not in its one spelling.
+pub fn target(authority: &str) -> Result<StreamRequest, Malformed> {
+    let (rank, rest) = authority.split_once('.').ok_or(Malformed::Target)?;
+    let (lease_uid, port) = rest.split_once(':').ok_or(Malformed::Target)?;
+    if lease_uid.is_empty() || lease_uid.len() > 64 || !is_label(lease_uid) {
+        return Err(Malformed::Target);
     }
-}
-
-impl FromStr for StreamRequest {
-    type Err = Malformed;
-
-    fn from_str(text: &str) -> Result<Self, Malformed> {
-        let (rank, rest) = text.split_once('.').ok_or(Malformed::Target)?;
-        let (lease_uid, port) = rest.split_once(':').ok_or(Malformed::Target)?;
-        if lease_uid.is_empty() || lease_uid.len() > 64 || !is_label(lease_uid) {
-            return Err(Malformed::Target);
-        }
-        Ok(Self {
-            lease_uid: lease_uid.to_owned(),
-            rank: number(rank)?,
-            port: number(port).and_then(|port| {
-                if port == 0 {
-                    Err(Malformed::Target)
-                } else {
-                    Ok(port)
-                }
-            })?,
-        })
+    let port = number(port)?;
+    if port == 0 {
+        return Err(Malformed::Target);
     }
+    Ok(StreamRequest {
+        lease_uid: lease_uid.to_owned(),
+        rank: i64::from(number(rank)?),
+        port,
+    })
 }
 
 /// A decimal number in its one form, without sign and leading zeros.
@@ -138,16 +126,16 @@ fn number(text: &str) -> Result<u16, Malformed> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+    use proptest::prelude::{any, prop_assert_eq, proptest};
 
     use super::*;
 
     #[test]
     fn a_target_has_one_form() {
         let text = "3.5e0f6cbb-6c2e-4c7b-b9b4-2f0f6f3f9a51:8080";
-        let request: StreamRequest = text.parse().unwrap();
+        let request = target(text).unwrap();
         assert_eq!((request.rank, request.port), (3, 8080));
-        assert_eq!(request.to_string(), text);
+        assert_eq!(authority(&request), text);
         for bad in [
             "",
             "3",
@@ -166,7 +154,7 @@ mod tests {
             "3.uid/..:80",
             "3.127.0.0.1:80",
         ] {
-            assert_eq!(bad.parse::<StreamRequest>(), Err(Malformed::Target), "{bad}");
+            assert_eq!(target(bad), Err(Malformed::Target), "{bad}");
         }
     }
 
@@ -194,15 +182,15 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_read_is_written_again(text in ".{0,100}") {
-            if let Ok(request) = text.parse::<StreamRequest>() {
-                prop_assert_eq!(request.to_string(), text);
+            if let Ok(request) = target(&text) {
+                prop_assert_eq!(authority(&request), text);
             }
         }
 
         #[test]
         fn every_request_is_read(rank in any::<u16>(), port in 1_u16.., uid in "[a-z0-9-]{1,64}") {
-            let request = StreamRequest { lease_uid: uid, rank, port };
-            prop_assert!(request.to_string().parse() == Ok(request));
+            let request = StreamRequest { lease_uid: uid, rank: i64::from(rank), port };
+            prop_assert_eq!(target(&authority(&request)), Ok(request));
         }
     }
 }

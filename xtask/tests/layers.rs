@@ -13,7 +13,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("telemetry", &["crds"]),
     ("chain", &["crds", "planner"]),
     ("runtime", &["crds", "planner", "telemetry"]),
-    ("tunnel", &[]),
+    ("tunnel", &["crds", "planner"]),
+    ("gateway", &["crds", "planner", "telemetry", "runtime", "tunnel"]),
     (
         "operator",
         &["crds", "planner", "chain", "telemetry", "runtime", "tunnel"],

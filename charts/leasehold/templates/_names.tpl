@@ -44,6 +44,48 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- if and .Values.market.enabled .Values.provider.enabled (not .Values.provider.market.kubeconfigSecretName) -}}true{{- end -}}
 {{- end -}}
 
+{{/* Whether the gateway is part of this release. */}}
+{{- define "leasehold.hasGateway" -}}
+{{- if and .Values.market.enabled .Values.gateway.domain -}}true{{- end -}}
+{{- end -}}
+
+{{/* Addresses of the gateway to which the connector connects, as a JSON list: those of the values, or in the market's own
+     cluster those of the replicas. */}}
+{{- define "leasehold.gateways" -}}
+{{- $gateways := .Values.connector.gateways -}}
+{{- if and (not $gateways) (include "leasehold.oneCluster" .) (include "leasehold.hasGateway" .) -}}
+{{- $gateways = list (include "leasehold.gatewayReplicas" .) -}}
+{{- end -}}
+{{- $gateways | toJson -}}
+{{- end -}}
+
+{{/* Address that resolves to every replica of the gateway. */}}
+{{- define "leasehold.gatewayReplicas" -}}
+{{- printf "%s-gateway-replicas.%s.svc:8443" (include "leasehold.fullname" .) .Release.Namespace -}}
+{{- end -}}
+
+{{/* Whether the connector is part of this release. */}}
+{{- define "leasehold.hasConnector" -}}
+{{- if and .Values.provider.enabled (include "leasehold.gateways" . | fromJsonArray) -}}true{{- end -}}
+{{- end -}}
+
+{{/* Values of the Deployments of this release by role, as JSON. */}}
+{{- define "leasehold.deployments" -}}
+{{- $deployments := dict -}}
+{{- if .Values.market.enabled -}}{{- $deployments = set $deployments "market" .Values.market -}}{{- end -}}
+{{- if .Values.provider.enabled -}}{{- $deployments = set $deployments "provider" .Values.provider -}}{{- end -}}
+{{- if include "leasehold.hasGateway" . -}}{{- $deployments = set $deployments "gateway" .Values.gateway -}}{{- end -}}
+{{- if include "leasehold.hasConnector" . -}}{{- $deployments = set $deployments "connector" .Values.connector -}}{{- end -}}
+{{- $deployments | toJson -}}
+{{- end -}}
+
+{{/* The same with the agent. */}}
+{{- define "leasehold.workloads" -}}
+{{- $workloads := include "leasehold.deployments" . | fromJson -}}
+{{- if .Values.agent.enabled -}}{{- $workloads = set $workloads "agent" .Values.agent -}}{{- end -}}
+{{- $workloads | toJson -}}
+{{- end -}}
+
 {{/* Names of the Secrets with RPC URLs, as a JSON list. */}}
 {{- define "leasehold.rpcSecrets" -}}
 {{- $names := .Values.rpcSecretNames -}}
@@ -60,7 +102,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- if .Values.market.enabled -}}
 {{- range .Values.market.providers -}}
 {{- $own := dict "kind" "ServiceAccount" "name" "provider" "namespace" (printf "provider-%s" .name) -}}
-{{- $providers = append $providers (merge (dict "subject" (.subject | default $own) "account" (not .subject)) .) -}}
+{{- $connector := dict "kind" "ServiceAccount" "name" "connector" "namespace" (printf "provider-%s" .name) -}}
+{{- $providers = append $providers (merge (dict "subject" (.subject | default $own) "connector" $connector "connectorAccount" true "account" (not .subject)) .) -}}
 {{- end -}}
 {{- if include "leasehold.oneCluster" . -}}
 {{- $self := dict
@@ -69,6 +112,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
       "controller" (required "provider.controller: the address of the key in provider.controllerKey; `cast wallet address` prints it" .Values.provider.controller)
       "region" .Values.provider.region
       "subject" (dict "kind" "ServiceAccount" "name" (printf "%s-provider" (include "leasehold.fullname" .)) "namespace" .Release.Namespace)
+      "connector" (dict "kind" "ServiceAccount" "name" (printf "%s-connector" (include "leasehold.fullname" .)) "namespace" .Release.Namespace)
+      "connectorAccount" false
       "account" false -}}
 {{- range $providers -}}
 {{- if eq .name $self.name -}}{{- fail (printf "market.providers: %s is provider.name of this release and is added by itself" .name) -}}{{- end -}}

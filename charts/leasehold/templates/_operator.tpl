@@ -1,8 +1,11 @@
-{{/* The Deployment of an operator: (dict "root" $ "role" "market" "values" .Values.market "args" (list …) "volumes" (list …)).
-     A volume is {name, path, secret}. */}}
+{{/* The Deployment of an operator, the gateway or the connector: (dict "root" $ "role" "market" "values" .Values.market
+     "args" (list …) "volumes" (list …)). A volume is {name, path, secret} or, for a token of the pod's ServiceAccount,
+     {name, path, audience}. Optional: "image", by default `operator`, which has a subcommand for each role; "ports",
+     {name, containerPort}. */}}
 {{- define "leasehold.operator" -}}
 {{- $root := .root -}}
 {{- $name := printf "%s-%s" (include "leasehold.fullname" $root) .role -}}
+{{- $image := .image | default "operator" -}}
 apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -20,7 +23,7 @@ spec:
       labels:
         {{- include "leasehold.labels" (list $root .role) | nindent 8 }}
       annotations:
-        kubectl.kubernetes.io/default-container: operator
+        kubectl.kubernetes.io/default-container: {{ $image }}
         {{- with .values.podAnnotations }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -33,14 +36,16 @@ spec:
       {{- end }}
       securityContext:
         {{- include "leasehold.restrictedPod" $root | nindent 8 }}
-      # Time to finish running reconciles and to release leadership.
+      # Time to finish running reconciles and to release leadership, or for streams to end.
       terminationGracePeriodSeconds: 30
       containers:
-        - name: operator
-          image: {{ include "leasehold.image" (list $root "operator") }}
+        - name: {{ $image }}
+          image: {{ include "leasehold.image" (list $root $image) }}
           imagePullPolicy: {{ $root.Values.image.pullPolicy }}
           args:
+            {{- if eq $image "operator" }}
             - {{ .role }}
+            {{- end }}
             {{- range .args }}
             - {{ . | quote }}
             {{- end }}
@@ -57,6 +62,9 @@ spec:
             {{- include "leasehold.podEnvironment" $root | nindent 12 }}
           ports:
             - {name: admin, containerPort: 8080}
+            {{- range .ports }}
+            - {{ . | toJson }}
+            {{- end }}
           livenessProbe:
             httpGet: {path: /healthz, port: admin}
             initialDelaySeconds: 10
@@ -80,10 +88,16 @@ spec:
       volumes:
         {{- range . }}
         - name: {{ .name }}
+          {{- if .audience }}
+          projected:
+            sources:
+              - serviceAccountToken: {audience: {{ .audience }}, path: token, expirationSeconds: 3600}
+          {{- else }}
           secret:
             secretName: {{ .secret }}
             # Readable only for the group of the operator.
             defaultMode: 0440
+          {{- end }}
         {{- end }}
       {{- end }}
       topologySpreadConstraints:

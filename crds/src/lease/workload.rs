@@ -50,6 +50,24 @@ impl Workload {
             .or_else(|| self.service.as_ref().map(|s| &s.container))
             .or_else(|| self.job.as_ref().map(|j| &j.container))
     }
+
+    /// Empties the container, for readers of nothing but the ports and the kind of the workload.
+    pub fn clear_container(&mut self) {
+        let Self {
+            session,
+            service,
+            job,
+        } = self;
+        if let Some(session) = session {
+            session.container = Container::default();
+        }
+        if let Some(service) = service {
+            service.container = Container::default();
+        }
+        if let Some(job) = job {
+            job.container = Container::default();
+        }
+    }
 }
 
 /// The container of a workload. It gets all resources in `spec.perNode` on each node of the lease.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use leasehold_crds::{
     GpuLease,
     lease::{
-        GpuLeaseStatus, Phase,
+        GpuLeaseSpec, GpuLeaseStatus, Phase,
         workload::{PortAccess, PortTls},
     },
 };
@@ -105,6 +105,23 @@ fn key(lease: &GpuLease) -> (String, String) {
         metadata.namespace.clone().unwrap_or_default(),
         metadata.name.clone().unwrap_or_default(),
     )
+}
+
+/// Drops what no route follows from.
+pub fn trim_lease(lease: &mut GpuLease) {
+    lease.metadata.labels = None;
+    lease.metadata.annotations = None;
+    let mut workload = std::mem::take(&mut lease.spec.workload);
+    workload.clear_container();
+    lease.spec = GpuLeaseSpec {
+        workload,
+        ..GpuLeaseSpec::default()
+    };
+    if let Some(status) = &mut lease.status {
+        status.quote = None;
+        status.endpoints.clear();
+        status.conditions.clear();
+    }
 }
 
 /// The routes of a lease, by label: its ports while something of it can run, and the results of its job while they are kept.

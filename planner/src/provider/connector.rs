@@ -12,7 +12,7 @@ use super::{
 };
 
 /// A stream that the gateway asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StreamRequest {
     /// UID of the GpuLease in the market cluster.
     pub lease_uid: String,
@@ -49,6 +49,16 @@ pub enum Refusal {
     /// The workload does not run, and its results are not kept, or not yet.
     #[error("the lease does not run, or its results are not kept")]
     NotRunning,
+}
+
+/// Drops what no target follows from.
+pub fn trim_reservation(reservation: &mut GpuReservation) {
+    reservation.metadata.labels = None;
+    reservation.metadata.annotations = None;
+    reservation.spec.allocation.workload.clear_container();
+    if let Some(status) = &mut reservation.status {
+        status.conditions.clear();
+    }
 }
 
 /// Where a stream leads. `provider_namespace` is the namespace of this provider in the market whose gateway asks.

@@ -56,6 +56,60 @@ impl Controller {
 }
 
 closed!(
+    /// Answers to requests at the gateway: by the class of the program's status, or given by the gateway itself.
+    Answer {
+        /// Status 100 to 199: a WebSocket was opened.
+        Informational = "1xx",
+        /// Status 200 to 299.
+        Success = "2xx",
+        /// Status 300 to 399.
+        Redirection = "3xx",
+        /// Status 400 to 499.
+        ClientError = "4xx",
+        /// Status 500 to 599.
+        ServerError = "5xx",
+        /// The gateway answered itself: no such lease, no token, a limit, or a program that can't be reached.
+        Refused = "refused",
+    }
+);
+
+impl Answer {
+    /// The class of an HTTP status.
+    #[must_use]
+    pub const fn of(status: u16) -> Self {
+        match status {
+            0..200 => Self::Informational,
+            200..300 => Self::Success,
+            300..400 => Self::Redirection,
+            400..500 => Self::ClientError,
+            500.. => Self::ServerError,
+        }
+    }
+}
+
+closed!(
+    /// What became of a stream that the gateway asked a connector to open.
+    StreamOutcome {
+        /// The pod accepted the connection.
+        Opened = "opened",
+        /// It is to no declared port of a running lease of this market, or a limit of the lease is reached.
+        Refused = "refused",
+        /// The pod did not accept the connection.
+        Failed = "failed",
+    }
+);
+
+closed!(
+    /// The direction of bytes of a lease.
+    Direction {
+        /// To the pod.
+        ToPod = "to_pod",
+        /// From the pod.
+        FromPod = "from_pod",
+    }
+);
+
+closed!(
     /// Classes of errors, by what resolves them.
     Class {
         /// A change of the object by a user.

@@ -3,13 +3,18 @@
 
 mod labels;
 mod operator;
+mod reach;
 pub mod reference;
 
 use anyhow::{Context as _, Result};
 use prometheus_client::registry::Registry;
 
-pub use labels::{ChainAction, ChainOutcome, Class, Controller, LeasePhase, ProbeOutcome, ReservationPhase};
+pub use labels::{
+    Answer, ChainAction, ChainOutcome, Class, Controller, Direction, LeasePhase, ProbeOutcome,
+    ReservationPhase, StreamOutcome,
+};
 pub use operator::{Chain, Leader, Operator, Phases, Probes, Reconcile, Role};
+pub use reach::{Connector, Gateway, Open};
 
 /// The metrics of one process, under the prefix `leasehold`.
 #[derive(Debug)]

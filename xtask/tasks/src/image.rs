@@ -52,9 +52,9 @@ struct Recipe {
 }
 
 /// The images that the chart runs.
-pub const PRODUCT: &[&str] = &["operator", "agent"];
-/// The images that tests and the demo run beside them: a device plugin for simulated GPUs, and a job for them.
-pub const TESTS: &[&str] = &["gpu-plugin", "gpu-job"];
+pub const PRODUCT: &[&str] = &["operator", "gateway", "agent"];
+/// The images that tests and the demo run beside them: a device plugin for simulated GPUs, a job for them, and a web server.
+pub const TESTS: &[&str] = &["gpu-plugin", "gpu-job", "web"];
 
 const RECIPES: &[Recipe] = &[
     Recipe {
@@ -67,6 +67,18 @@ const RECIPES: &[Recipe] = &[
         release: "release",
         user: UNPRIVILEGED,
         entrypoint: &["/usr/bin/leasehold-operator"],
+        busybox: false,
+    },
+    Recipe {
+        name: "gateway",
+        binaries: &[(
+            "leasehold-gateway",
+            "leasehold-gateway",
+            "usr/bin/leasehold-gateway",
+        )],
+        release: "release",
+        user: UNPRIVILEGED,
+        entrypoint: &["/usr/bin/leasehold-gateway"],
         busybox: false,
     },
     Recipe {
@@ -84,6 +96,14 @@ const RECIPES: &[Recipe] = &[
         release: "release",
         user: "0:0",
         entrypoint: &["/usr/bin/gpu-plugin"],
+        busybox: false,
+    },
+    Recipe {
+        name: "web",
+        binaries: &[("leasehold-web", "web", "usr/bin/web")],
+        release: "release",
+        user: UNPRIVILEGED,
+        entrypoint: &["/usr/bin/web"],
         busybox: false,
     },
     // A workload with a GPU. The driver's library and `nvidia-smi` are put in by the device plugin, as the container

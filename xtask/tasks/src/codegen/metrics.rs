@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use leasehold_telemetry::Metrics;
-use leasehold_telemetry::metrics::{Operator, Role, reference};
+use leasehold_telemetry::metrics::{Connector, Gateway, Operator, Role, reference};
 
 use super::Generated;
 
@@ -24,6 +24,7 @@ const NOWHERE: &str = r#"{"apiVersion": "v1", "kind": "Config", "current-context
 
 pub(super) fn reference(agent: &Path) -> Result<Generated> {
     let (market, provider) = (operator(Role::Market)?, operator(Role::Provider)?);
+    let (gateway, connector) = (registered(Gateway::register)?, registered(Connector::register)?);
     let agent = reference::table(&scrape(agent).context("ask the agent for its metrics")?);
     let text = format!(
         "# Metrics\n\n\
@@ -34,6 +35,8 @@ pub(super) fn reference(agent: &Path) -> Result<Generated> {
          installs a Grafana dashboard.\n\n\
          ## Operator, role market\n\n{market}\n\
          ## Operator, role provider\n\n{provider}\n\
+         ## Connector\n\n{connector}\n\
+         ## Gateway\n\n{gateway}\n\
          ## Agent\n\n\
          `DCGM_*` metrics have the names and labels of NVIDIA's dcgm-exporter (`gpu`, `UUID`, `pci_bus_id`, `device`, \
          `modelName`, `Hostname`) with one series per GPU, so that its dashboards work.\n\n{agent}"
@@ -46,8 +49,13 @@ pub(super) fn reference(agent: &Path) -> Result<Generated> {
 }
 
 fn operator(role: Role) -> Result<String> {
+    registered(|metrics| Operator::register(metrics, role))
+}
+
+/// The table of what is registered.
+fn registered<M>(register: impl FnOnce(&mut Metrics) -> M) -> Result<String> {
     let mut metrics = Metrics::new();
-    drop(Operator::register(&mut metrics, role));
+    drop(register(&mut metrics));
     reference::markdown(&metrics)
 }
 

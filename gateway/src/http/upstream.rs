@@ -1,0 +1,264 @@
+//! HTTP to the program, over streams of the tunnel. Connections are kept for the next request to the same port of the same
+//! lease.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response, Uri, uri::PathAndQuery};
+use hyper::{body::Incoming, client::conn::http2};
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{Connected, Connection},
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use leasehold_planner::gateway::routes::Route;
+use leasehold_tunnel::{
+    OpenError, StreamRequest, TunnelStream, Tunnels,
+    limits::{LimitReached, Paced, Usages},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tower::util::BoxCloneSyncService;
+
+/// How long an unused connection to a program is kept.
+const KEEP: Duration = Duration::from_secs(30);
+/// Unused connections to one port of a lease that are kept.
+const KEPT: usize = 16;
+/// Ports with a connection of HTTP/2, at most.
+const HTTP2_MAX: usize = 4096;
+
+/// Why a program can't be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreachable {
+    /// A limit of the lease.
+    #[error(transparent)]
+    Limit(#[from] LimitReached),
+    /// The tunnel.
+    #[error(transparent)]
+    Tunnel(#[from] OpenError),
+    /// The program does not speak HTTP.
+    #[error("the program does not answer in HTTP: {0}")]
+    Http(String),
+}
+
+impl Unreachable {
+    /// The cause of an error of the client.
+    fn of(error: &(dyn Error + 'static)) -> Self {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(Self::Limit(limit)) = error.downcast_ref() {
+                return Self::Limit(*limit);
+            }
+            if let Some(Self::Tunnel(tunnel)) = error.downcast_ref() {
+                return Self::Tunnel(tunnel.clone());
+            }
+            cause = error.source();
+        }
+        Self::Http(error.to_string())
+    }
+}
+
+/// A stream to a program.
+pub(crate) struct ToProgram(Paced<TunnelStream>);
+
+impl AsyncRead for ToProgram {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for ToProgram {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+impl Connection for ToProgram {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+/// Opens streams to programs, within the limits of their leases.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    pub(crate) tunnels: Arc<Tunnels>,
+    pub(crate) usages: Arc<Usages>,
+}
+
+impl Streams {
+    pub(crate) async fn open(
+        &self,
+        provider: &str,
+        target: &StreamRequest,
+    ) -> Result<ToProgram, Unreachable> {
+        let admitted = self.usages.admit(&target.lease_uid)?;
+        let stream = self.tunnels.open(provider, target).await?;
+        Ok(ToProgram(Paced::new(stream, admitted)))
+    }
+
+    /// Opens a stream by its route.
+    pub(crate) async fn open_route(&self, route: &Route) -> Result<ToProgram, Unreachable> {
+        self.open(&route.provider, &target(route)).await
+    }
+}
+
+/// What a stream of a route is opened to.
+fn target(route: &Route) -> StreamRequest {
+    StreamRequest {
+        lease_uid: route.lease_uid.clone(),
+        rank: route.rank,
+        port: route.port,
+    }
+}
+
+type Connect = BoxCloneSyncService<Uri, TokioIo<ToProgram>, Unreachable>;
+
+/// The clients of all programs.
+pub(crate) struct Upstream {
+    streams: Streams,
+    http1: Client<Connect, Incoming>,
+    http2: Mutex<HashMap<(String, StreamRequest), http2::SendRequest<Incoming>>>,
+}
+
+impl Upstream {
+    pub(crate) fn new(streams: Streams) -> Self {
+        let connect = {
+            let streams = streams.clone();
+            tower::service_fn(move |uri: Uri| {
+                let streams = streams.clone();
+                async move {
+                    // It was made by `pool_key`.
+                    let (provider, target) = parse_pool_key(&uri)
+                        .ok_or_else(|| Unreachable::Http(format!("{uri} names no lease")))?;
+                    streams.open(&provider, &target).await.map(TokioIo::new)
+                }
+            })
+        };
+        let http1 = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(KEEP)
+            .pool_max_idle_per_host(KEPT)
+            .build(BoxCloneSyncService::new(connect));
+        Self {
+            streams,
+            http1,
+            http2: Mutex::default(),
+        }
+    }
+
+    /// The response of the program to a request with the path alone as its target.
+    pub(crate) async fn http1(
+        &self,
+        route: &Route,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Incoming>, Unreachable> {
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = pool_key(route, path);
+        *request.version_mut() = http::Version::HTTP_11;
+        self.http1
+            .request(request)
+            .await
+            .map_err(|error| Unreachable::of(&error))
+    }
+
+    /// The same with HTTP/2 and prior knowledge (RFC 9113, section 3.3).
+    pub(crate) async fn http2(
+        &self,
+        route: &Route,
+        request: Request<Incoming>,
+    ) -> Result<Response<Incoming>, Unreachable> {
+        let key = (route.provider.clone(), target(route));
+        let known = {
+            let connections = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+            connections
+                .get(&key)
+                .filter(|sender| !sender.is_closed())
+                .cloned()
+        };
+        let mut sender = match known {
+            Some(sender) => sender,
+            None => self.connect_http2(key).await?,
+        };
+        sender
+            .ready()
+            .await
+            .map_err(|error| Unreachable::Http(error.to_string()))?;
+        sender
+            .send_request(request)
+            .await
+            .map_err(|error| Unreachable::Http(error.to_string()))
+    }
+
+    async fn connect_http2(
+        &self,
+        key: (String, StreamRequest),
+    ) -> Result<http2::SendRequest<Incoming>, Unreachable> {
+        let stream = self.streams.open(&key.0, &key.1).await?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20)
+            .keep_alive_interval(Duration::from_secs(20))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Unreachable::Http(error.to_string()))?;
+        tokio::spawn(async move { drop(connection.await) });
+        let mut connections = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+        if connections.len() >= HTTP2_MAX {
+            connections.retain(|_, sender| !sender.is_closed());
+        }
+        if connections.len() < HTTP2_MAX {
+            connections.insert(key, sender.clone());
+        }
+        Ok(sender)
+    }
+}
+
+/// A URI whose authority tells connections of different targets apart.
+fn pool_key(route: &Route, path: Option<PathAndQuery>) -> Uri {
+    let Route {
+        provider,
+        lease_uid,
+        rank,
+        port,
+        ..
+    } = route;
+    Uri::builder()
+        .scheme("http")
+        .authority(format!("{rank}.{lease_uid}.{provider}:{port}"))
+        .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
+        .build()
+        .unwrap_or_default()
+}
+
+fn parse_pool_key(uri: &Uri) -> Option<(String, StreamRequest)> {
+    let mut parts = uri.host()?.splitn(3, '.');
+    let (rank, lease_uid, provider) = (parts.next()?, parts.next()?, parts.next()?);
+    let target = StreamRequest {
+        lease_uid: lease_uid.to_owned(),
+        rank: rank.parse().ok()?,
+        port: uri.port_u16()?,
+    };
+    Some((provider.to_owned(), target))
+}
