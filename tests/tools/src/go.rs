@@ -35,6 +35,7 @@ const COMPONENTS: &[&str] = &[
     "kubelet",
     "kubectl",
     "local-volumes",
+    "network-policies",
 ];
 
 /// The module's files, of which a program's bytes follow.
@@ -43,6 +44,7 @@ const SOURCES: &[&str] = &[
     "go.sum",
     "kubernetes/main.go",
     "kubernetes/volumes.go",
+    "kubernetes/network_policies.go",
     "coredns/main.go",
 ];
 

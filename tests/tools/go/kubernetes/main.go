@@ -49,6 +49,8 @@ func main() {
 		command = kubectl.NewDefaultKubectlCommand()
 	case "local-volumes":
 		command = newLocalVolumesCommand()
+	case "network-policies":
+		command = newNetworkPoliciesCommand()
 	default:
 		fmt.Fprintf(os.Stderr, "unknown component %q: see main.go for the list\n", name)
 		os.Exit(2)
