@@ -63,7 +63,7 @@ pub(crate) async fn objects(client: &Client, network: Network) -> Result<()> {
                     "endpointslice.kubernetes.io/managed-by": "leasehold-testcluster",
                 } },
                 "addressType": "IPv4",
-                "endpoints": [{ "addresses": [network.control_plane()], "conditions": { "ready": true } }],
+                "endpoints": [{ "addresses": [network.name_server()], "conditions": { "ready": true } }],
                 "ports": ports,
             }),
         ),

@@ -235,10 +235,10 @@ pub(crate) async fn scheduler(site: &Site<'_>) -> Result<Process> {
     site.roster.start(launch).await
 }
 
-/// Names of services and pods; there are no others, and asking for one is answered so at once. It listens at the control plane's address; [`DNS_SERVICE`] leads there.
+/// Names of services and pods; there are no others, and asking for one is answered so at once. [`DNS_SERVICE`] leads there.
 pub(crate) async fn dns(site: &Site<'_>) -> Result<Process> {
     let kubeconfig = site.kubeconfig("coredns", "leasehold:coredns", &["system:masters"])?;
-    let address = site.network.control_plane();
+    let address = site.network.name_server();
     let corefile = site.directory.join("Corefile");
     std::fs::write(
         &corefile,

@@ -28,7 +28,7 @@ pub(crate) async fn kubelet(
     )?;
     let resolv = directory.join("resolv.conf");
     // Pods with the node's DNS policy would else search the host's domains.
-    std::fs::write(&resolv, format!("nameserver {}\n", site.network.control_plane()))?;
+    std::fs::write(&resolv, format!("nameserver {}\n", site.network.name_server()))?;
     let (dns, domain) = dns_of_pods();
     let config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",

@@ -40,6 +40,11 @@ impl Network {
         Ipv4Addr::new(198, 18, self.index, 2)
     }
 
+    /// The name server. An address of its own lets a network policy permit names without the API server.
+    pub(crate) fn name_server(self) -> Ipv4Addr {
+        Ipv4Addr::new(198, 18, self.index, 3)
+    }
+
     pub(crate) fn node(self, node: u8) -> Ipv4Addr {
         Ipv4Addr::new(198, 18, self.index, 10 + node)
     }
@@ -118,6 +123,9 @@ impl Network {
             );
             for node in (0..self.nodes).filter(|node| self.node(*node) != *address) {
                 inside += &format!("route add {} via {}\n", self.pods(node), self.node(node));
+            }
+            if *address == self.control_plane() {
+                inside += &format!("addr add {}/24 dev eth0\n", self.name_server());
             }
             batch(Some(namespace), &inside)?;
             let mut forward = self.enter(namespace);
@@ -223,6 +231,7 @@ mod tests {
                 nodes: NODES_MAX,
             };
             assert!(seen.insert(network.control_plane().to_string()));
+            assert!(seen.insert(network.name_server().to_string()));
             for node in 0..NODES_MAX {
                 assert!(seen.insert(network.node(node).to_string()));
                 assert!(seen.insert(network.pods(node)));
