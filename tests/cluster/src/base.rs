@@ -20,6 +20,9 @@ use crate::spec::ClusterSpec;
 /// The default StorageClass.
 pub const STORAGE_CLASS: &str = "local";
 
+/// Who owns the fields of the objects that come with a cluster.
+pub(crate) const FIELD_MANAGER: &str = "leasehold-testcluster";
+
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// Applies the objects. Right after the API server's start their namespace may not exist yet.
@@ -60,7 +63,7 @@ pub(crate) async fn objects(client: &Client, network: Network) -> Result<()> {
                 "kind": "EndpointSlice",
                 "metadata": { "labels": {
                     "kubernetes.io/service-name": "kube-dns",
-                    "endpointslice.kubernetes.io/managed-by": "leasehold-testcluster",
+                    "endpointslice.kubernetes.io/managed-by": FIELD_MANAGER,
                 } },
                 "addressType": "IPv4",
                 "endpoints": [{ "addresses": [network.name_server()], "conditions": { "ready": true } }],
@@ -71,12 +74,12 @@ pub(crate) async fn objects(client: &Client, network: Network) -> Result<()> {
     Ok(())
 }
 
-async fn apply<K>(api: Api<K>, name: &str, mut object: Value) -> Result<()>
+pub(crate) async fn apply<K>(api: Api<K>, name: &str, mut object: Value) -> Result<()>
 where
     K: Clone + DeserializeOwned + std::fmt::Debug,
 {
     object["metadata"]["name"] = json!(name);
-    let how = PatchParams::apply("leasehold-testcluster").force();
+    let how = PatchParams::apply(FIELD_MANAGER).force();
     until(&format!("apply {name}"), || async {
         api.patch(name, &how, &Patch::Apply(&object)).await?;
         Ok(())

@@ -27,6 +27,7 @@ mod lifeline;
 mod network;
 mod node;
 pub mod oci;
+mod policies;
 mod power;
 mod process;
 mod runtime;

@@ -13,7 +13,7 @@ use crate::network::{self, Network};
 use crate::process::{self, Launch, Probe, Process};
 use crate::spec::NodeSpec;
 use crate::state::State;
-use crate::{kubelet, runtime};
+use crate::{kubelet, policies, runtime};
 use leasehold_testtools::Tools;
 use leasehold_testtools::command;
 
@@ -48,6 +48,7 @@ pub struct Node {
     containerd: Process,
     kubelet: Option<Process>,
     proxy: Option<Process>,
+    policies: Option<Process>,
 }
 
 impl Node {
@@ -80,18 +81,32 @@ impl Node {
             containerd,
             kubelet: None,
             proxy: None,
+            policies: None,
         })
     }
 
     /// Starts what talks to the API server.
-    pub(crate) async fn join(&mut self, site: &Site<'_>) -> Result<()> {
+    pub(crate) async fn join(&mut self, site: &Site<'_>, enforce_policies: bool) -> Result<()> {
         let directory = site.directory.join("nodes").join(&self.name);
-        let (kubelet, proxy) = tokio::try_join!(
-            kubelet::kubelet(site, self, &directory, enter(&self.namespace, &self.holder)?),
-            kubelet::kube_proxy(site, self, &directory, enter(&self.namespace, &self.holder)?),
+        let enter = || enter(&self.namespace, &self.holder);
+        if enforce_policies {
+            policies::divert(self, &directory).await?;
+        }
+        let engine = async {
+            if enforce_policies {
+                policies::engine(site, self, enter()?).await.map(Some)
+            } else {
+                Ok(None)
+            }
+        };
+        let (kubelet, proxy, policies) = tokio::try_join!(
+            kubelet::kubelet(site, self, &directory, enter()?),
+            kubelet::kube_proxy(site, self, &directory, enter()?),
+            engine,
         )?;
         self.kubelet = Some(kubelet);
         self.proxy = Some(proxy);
+        self.policies = policies;
         Ok(())
     }
 
@@ -116,6 +131,13 @@ impl Node {
         self.proxy
             .as_ref()
             .expect("a node of a running cluster has joined")
+    }
+
+    /// The engine of a node that enforces network policies. While it is down, no new connection from or to a
+    /// pod succeeds, except those that the node's own processes make.
+    #[must_use]
+    pub fn network_policies(&self) -> Option<&Process> {
+        self.policies.as_ref()
     }
 
     pub(crate) fn holder_pid(&self) -> Result<u32> {

@@ -22,12 +22,13 @@ const CLEAR: &str = "for below in /run/containerd /var/lib/kubelet/pods; do \
      done; rm -rf /run/containerd";
 
 impl Cluster {
-    /// Kills every process of a node at once: containerd, kubelet, kube-proxy, and all containers.
+    /// Kills every process of a node at once: its components and all containers.
     ///
     /// # Errors
     /// If a process does not end, or a mount cannot be removed.
     pub async fn power_off(&self, node: &Node) -> Result<()> {
-        for component in [node.containerd(), node.kubelet(), node.kube_proxy()] {
+        let components = [node.containerd(), node.kubelet(), node.kube_proxy()];
+        for component in components.into_iter().chain(node.network_policies()) {
             component.kill().await?;
         }
         let deadline = Instant::now() + GONE_WITHIN;
@@ -60,7 +61,13 @@ impl Cluster {
     /// If a component does not answer in time.
     pub async fn power_on(&self, node: &Node) -> Result<()> {
         node.containerd().start().await?;
-        tokio::try_join!(node.kubelet().start(), node.kube_proxy().start())?;
+        let engine = async {
+            match node.network_policies() {
+                Some(engine) => engine.start().await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(node.kubelet().start(), node.kube_proxy().start(), engine)?;
         Ok(())
     }
 

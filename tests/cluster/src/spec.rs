@@ -13,6 +13,8 @@ pub struct ClusterSpec {
     /// Nodes that KWOK plays: ready at once, their pods run without containers.
     pub kwok_nodes: Vec<KwokNode>,
     pub chain: Chain,
+    /// Whether the real nodes enforce network policies. If not, policies have no effect.
+    pub enforce_network_policies: bool,
 }
 
 impl ClusterSpec {
@@ -37,6 +39,13 @@ impl ClusterSpec {
     #[must_use]
     pub fn with_kwok_nodes(mut self, nodes: impl IntoIterator<Item = KwokNode>) -> Self {
         self.kwok_nodes.extend(nodes);
+        self
+    }
+
+    /// Makes each real node enforce network policies, by an engine on each.
+    #[must_use]
+    pub const fn enforcing_network_policies(mut self) -> Self {
+        self.enforce_network_policies = true;
         self
     }
 }

@@ -17,7 +17,7 @@ use crate::node::Node;
 use crate::process::{Process, Roster};
 use crate::spec::{Chain, ClusterSpec, KwokNode};
 use crate::state::State;
-use crate::{Progress, base, chain, dump, images, kwok};
+use crate::{Progress, base, chain, dump, images, kwok, policies};
 use leasehold_testtools::Tools;
 use leasehold_testtools::cache;
 
@@ -96,14 +96,16 @@ pub(crate) async fn start(
     .await?;
 
     progress.step(&format!("cluster {}: controllers and nodes", spec.name));
-    let (controller_manager, scheduler, dns, _, kwok, (), _) = tokio::try_join!(
+    let enforce = spec.enforce_network_policies;
+    let (controller_manager, scheduler, dns, _, kwok, (), (), _) = tokio::try_join!(
         control_plane::controller_manager(&site),
         control_plane::scheduler(&site),
         control_plane::dns(&site),
         control_plane::local_volumes(&site),
         fake_nodes(&site, &admin, &spec.kwok_nodes),
         base::objects(&admin, state.network),
-        try_join_all(nodes.iter_mut().map(|node| node.join(&site))),
+        nameable(&admin, &site, enforce),
+        try_join_all(nodes.iter_mut().map(|node| node.join(&site, enforce))),
     )?;
     base::usable(&admin, spec).await?;
     let rpc_url = match &spec.chain {
@@ -198,6 +200,15 @@ async fn fake_nodes(site: &Site<'_>, admin: &Client, nodes: &[KwokNode]) -> Resu
     }
     let (process, ()) = tokio::try_join!(kwok::start(site), kwok::create(admin, nodes))?;
     Ok(Some(process))
+}
+
+/// Makes the name server something that a policy can name, where policies have an effect.
+async fn nameable(admin: &Client, site: &Site<'_>, enforce_policies: bool) -> Result<()> {
+    if enforce_policies {
+        policies::name_server(admin, site.network).await
+    } else {
+        Ok(())
+    }
 }
 
 pub(crate) async fn client(kubeconfig: &str) -> Result<Client> {

@@ -2,59 +2,18 @@
 //! nothing is left of it, however it ended. Real parts throughout, so root only.
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking too")]
 
+mod common;
+
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use leasehold_testcluster::{
-    Chain, Cluster, ClusterSpec, KwokNode, NodeSpec, Quiet, State, Stderr, Unavailable, sweep,
-};
+use common::{kubectl, may_run, says, until};
+use leasehold_testcluster::{Chain, Cluster, ClusterSpec, KwokNode, NodeSpec, Quiet, State, Stderr, sweep};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a test listens to something that must not answer.
 const SILENCE: Duration = Duration::from_secs(1);
-
-fn may_run(test: &str) -> bool {
-    match Unavailable::check() {
-        Ok(()) => true,
-        Err(error) => {
-            eprintln!("SKIPPED {test}: {error}");
-            false
-        }
-    }
-}
-
-/// Tries until the answer is some, or fails with what was last seen.
-async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match attempt().await {
-            Ok(value) => return value,
-            Err(seen) => assert!(Instant::now() < deadline, "{what}: {seen}"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-fn kubectl(cluster: &Cluster, words: &str) -> Result<String, String> {
-    let output = cluster.kubectl().args(words.split_whitespace()).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if output.status.success() {
-        Ok(text(&output.stdout))
-    } else {
-        Err(text(&output.stderr))
-    }
-}
-
-/// Waits until kubectl's answer is that.
-async fn says(cluster: &Cluster, words: &str, wanted: &str) {
-    until(words, async || match kubectl(cluster, words) {
-        Ok(answer) if answer == wanted => Ok(()),
-        other => Err(format!("{other:?}, not {wanted:?}")),
-    })
-    .await;
-}
 
 /// What an HTTP server says, if it says anything in time.
 fn http(address: IpAddr, port: u16, request: &str) -> Result<String, String> {
@@ -102,6 +61,7 @@ async fn a_cluster_does_what_a_cluster_does() {
         chain: Chain::Own {
             block_time: Duration::from_secs(1),
         },
+        enforce_network_policies: false,
     };
     let other = ClusterSpec::new(format!("other-{}", std::process::id()), 0);
     let progress = Stderr::default();
@@ -366,7 +326,8 @@ const OWNER: &str = "LEASEHOLD_TEST_OWNER";
 #[ignore = "started by the next test, to be killed"]
 async fn an_owner() {
     let name = std::env::var(OWNER).expect("this is not a test by itself");
-    let _cluster = Cluster::up(ClusterSpec::new(name, 1), &Quiet).await.unwrap();
+    let spec = ClusterSpec::new(name, 1).enforcing_network_policies();
+    let _cluster = Cluster::up(spec, &Quiet).await.unwrap();
     println!("UP");
     std::future::pending::<()>().await;
 }
