@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use futures::future::BoxFuture;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 use leasehold_testtools::command;
@@ -119,12 +120,17 @@ impl Process {
         }
     }
 
-    /// SIGSTOP: it stays, and answers nothing.
+    /// SIGSTOP: it stays, and answers nothing. Returns when all its threads have stopped.
     ///
     /// # Errors
     /// When it isn't running.
     pub fn suspend(&self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+        let pid = self.signal(Signal::SIGSTOP)?;
+        // The signal itself is only noted; a busy machine delivers it later. An end is left for whoever collects it.
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(pid), flags)
+            .with_context(|| format!("wait for the stop of {}", self.name()))
+            .map(drop)
     }
 
     /// SIGCONT.
@@ -132,7 +138,7 @@ impl Process {
     /// # Errors
     /// When it isn't running.
     pub fn resume(&self) -> Result<()> {
-        self.signal(Signal::SIGCONT)
+        self.signal(Signal::SIGCONT).map(drop)
     }
 
     /// SIGKILL, and waits until it is gone.
@@ -244,12 +250,13 @@ impl Process {
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    fn signal(&self, signal: Signal) -> Result<Pid> {
         let pid = self
             .pid()
             .with_context(|| format!("{} isn't running", self.name()))?;
-        kill(Pid::from_raw(i32::try_from(pid)?), signal)
-            .with_context(|| format!("{signal} to {}", self.name()))
+        let pid = Pid::from_raw(i32::try_from(pid)?);
+        kill(pid, signal).with_context(|| format!("{signal} to {}", self.name()))?;
+        Ok(pid)
     }
 
     async fn gone(&self, patience: Duration) -> Result<()> {
@@ -349,5 +356,23 @@ mod tests {
         assert_ne!(process.pid().unwrap(), first);
         process.kill().await.unwrap();
         assert_eq!(process.pid(), None);
+    }
+
+    #[tokio::test]
+    async fn a_suspended_component_has_stopped() {
+        let directory = tempfile::tempdir().unwrap();
+        let process = Roster::default()
+            .start(shell("while :; do :; done", directory.path(), at_once()))
+            .await
+            .unwrap();
+        let stat = format!("/proc/{}/stat", process.pid().unwrap());
+        for _ in 0..50 {
+            process.suspend().unwrap();
+            let stat = std::fs::read_to_string(&stat).unwrap();
+            let (_, fields) = stat.rsplit_once(") ").unwrap();
+            assert!(fields.starts_with('T'), "not stopped: {fields}");
+            process.resume().unwrap();
+        }
+        process.kill().await.unwrap();
     }
 }
