@@ -437,11 +437,8 @@ fn write_line(page: &mut Page, write: &AllocationWrite) {
             name,
             drop_results,
         } => {
-            let results = if *drop_results {
-                ", its results are dropped"
-            } else {
-                ""
-            };
+            let dropped = drop_results.then_some(", its results are dropped");
+            let results = dropped.unwrap_or_default();
             page.line("release", format!("GpuAllocation {namespace}/{name}{results}"));
         }
         AllocationWrite::Prolong {
@@ -450,10 +447,8 @@ fn write_line(page: &mut Page, write: &AllocationWrite) {
             not_after,
         } => {
             let until = time(at(*not_after));
-            page.line(
-                "prolong",
-                format!("GpuAllocation {namespace}/{name}: notAfter {until}"),
-            );
+            let what = format!("GpuAllocation {namespace}/{name}: notAfter {until}");
+            page.line("prolong", what);
         }
         AllocationWrite::Delete { namespace, name } => {
             page.line("delete", format!("GpuAllocation {namespace}/{name}"));

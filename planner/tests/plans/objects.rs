@@ -5,7 +5,7 @@ use leasehold_crds::{
     lease::workload::{
         Access, Container, Job, JobOutput, JobResult, Port, Session, Storage, Subject, Workload,
     },
-    provider::pool::{GpuPoolSpec, PoolToleration},
+    provider::pool::{Exposure, GpuPoolSpec, PoolToleration},
 };
 use leasehold_planner::provider::{
     reservation::{PodChange, Workload as Wanted},
@@ -16,7 +16,10 @@ use crate::{page::Page, site::Site, snapshot};
 
 /// Plays the start of a lease, and writes the objects that are applied.
 fn objects(about: &str, name: &str, change: impl FnOnce(&mut GpuLease)) {
-    let mut site = Site::reserved(about, change);
+    objects_at(Site::reserved(about, change), name);
+}
+
+fn objects_at(mut site: Site, name: &str) {
     site.open();
     let plan = site.reconcile("The market has opened the account.");
     let Wanted::Run { objects, pods } = &plan.workload else {
@@ -40,6 +43,14 @@ fn objects(about: &str, name: &str, change: impl FnOnce(&mut GpuLease)) {
 fn objects_of_a_service() {
     let about = "The objects of a service with one port.";
     objects(about, "objects_of_a_service", |_| {});
+}
+
+#[test]
+fn objects_of_a_service_behind_the_gateway() {
+    let about = "The objects of a service with one port in a pool with exposure Tunnel.";
+    let mut site = Site::reserved(about, |_| {});
+    site.reservation.as_mut().unwrap().spec.hosting.exposure = Exposure::Tunnel;
+    objects_at(site, "objects_of_a_service_behind_the_gateway");
 }
 
 #[test]
