@@ -3,6 +3,7 @@
 
 mod console;
 mod eventually;
+mod gateway;
 mod install;
 mod kwok;
 mod pods;
@@ -14,6 +15,7 @@ mod tenant;
 
 pub use console::{Align, Console, Table};
 pub use eventually::{eventually, within};
+pub use gateway::{DOMAIN, GatewayFixture, PORT};
 pub use install::{NAMESPACE, device};
 pub use pods::containers_run_since;
 pub use run::{on_stack, outage, timed};

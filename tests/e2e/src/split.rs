@@ -5,10 +5,10 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use leasehold_crds::GpuOffer;
 use leasehold_testcluster::{Chain, Cluster, ClusterSpec, NodeSpec, Progress};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
-    GpuNodes, eventually, install,
+    GatewayFixture, GpuNodes, eventually, gateway, install,
     stack::{PaymentFixture, Role, Stack, StackSpec, address, connect, payee},
 };
 
@@ -25,8 +25,12 @@ pub struct Split {
 }
 
 impl Split {
-    /// Brings both up.
-    pub async fn up(name: &str, progress: &dyn Progress) -> anyhow::Result<Self> {
+    /// Brings both up. With a gateway, the ports of the provider's leases are reached through the tunnel.
+    pub async fn up(
+        name: &str,
+        gateway: Option<&GatewayFixture>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Self> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut spec = StackSpec::one_node(name);
         spec.providers[0].nodes = GpuNodes::Real(vec![("gpu-1".into(), "h100-80g-sxm".into(), 2)]);
@@ -47,6 +51,10 @@ impl Split {
         provider_spec
             .nodes
             .push(NodeSpec::named("gpu-1").label(install::PROVIDER_LABEL, &spec.providers[0].name));
+        if gateway.is_some() {
+            // Pods of leases are reached from the connector alone, which only such a network shows.
+            provider_spec = provider_spec.enforcing_network_policies();
+        }
         let provider = Cluster::up(provider_spec, progress).await?;
 
         let money = Stack::money(&rpc_url, &spec).await?;
@@ -59,18 +67,22 @@ impl Split {
         let namespace = format!("provider-{}", offered.name);
 
         progress.step("installing the market");
-        install_market(&market, &spec, &money).await?;
+        install_market(&market, &spec, &money, gateway).await?;
         progress.step("installing the provider");
         let secrets = Api::<Secret>::namespaced(market_client.clone(), &namespace);
-        let token = eventually("the provider's token", || async {
-            let secret = secrets.get("provider-token").await?;
-            Ok(secret
-                .data
-                .and_then(|d| d.get("token").map(|t| String::from_utf8_lossy(&t.0).into_owned()))
-                .ok_or("no token yet"))
-        })
-        .await?;
-        install_provider(&provider, &spec, &money, &market.kubeconfig_with_token(&token)?).await?;
+        let token = token(&secrets, "provider-token").await?;
+        let mut kubeconfigs = vec![secret("market", &market, &token)?];
+        let connector = match gateway {
+            Some(gateway) => {
+                let token = self::token(&secrets, "connector-token").await?;
+                kubeconfigs.push(secret("market-connector", &market, &token)?);
+                kubeconfigs.push(gateway.secret_of_authority());
+                let address = (market.node("market-1").address, gateway::PORT).into();
+                Some(GatewayFixture::values_of_connector(address))
+            }
+            None => None,
+        };
+        install_provider(&provider, &spec, &money, (&kubeconfigs, connector)).await?;
         let offers = Api::<GpuOffer>::namespaced(market_client.clone(), &namespace);
         eventually("the offer at the market", || async {
             let offer = offers.get_opt(&offered.name).await?;
@@ -108,8 +120,31 @@ impl Split {
     }
 }
 
+/// The token in a Secret, which the control plane writes.
+async fn token(secrets: &Api<Secret>, name: &str) -> anyhow::Result<String> {
+    eventually(name, || async {
+        let secret = secrets.get(name).await?;
+        Ok(secret
+            .data
+            .and_then(|d| d.get("token").map(|t| String::from_utf8_lossy(&t.0).into_owned()))
+            .ok_or("no token yet"))
+    })
+    .await
+}
+
+/// A Secret with a kubeconfig for the market.
+fn secret(name: &str, market: &Cluster, token: &str) -> anyhow::Result<Value> {
+    let kubeconfig = market.kubeconfig_with_token(token)?;
+    Ok(install::secret(name, &json!({"kubeconfig": kubeconfig})))
+}
+
 /// Installs the chart with the market alone.
-async fn install_market(market: &Cluster, spec: &StackSpec, money: &PaymentFixture) -> anyhow::Result<()> {
+async fn install_market(
+    market: &Cluster,
+    spec: &StackSpec,
+    money: &PaymentFixture,
+    gateway: Option<&GatewayFixture>,
+) -> anyhow::Result<()> {
     let offered = &spec.providers[0];
     install::secrets(market, spec)?;
     let mut values = install::values(spec, money, 0)?;
@@ -120,27 +155,37 @@ async fn install_market(market: &Cluster, spec: &StackSpec, money: &PaymentFixtu
         "name": offered.name, "payee": payee(0).to_string(), "controller": address(Role::Controller(0))?.to_string(),
         "region": offered.region, "tokenSecret": true,
     }]);
+    if let Some(gateway) = gateway {
+        for object in gateway.secrets_of_market() {
+            install::kubectl_apply(market, &object.to_string())?;
+        }
+        values["gateway"] = GatewayFixture::values_of_gateway();
+    }
     install::helm_install(market, "leasehold", &values)?;
     install::deployments_ready(&market.client()).await
 }
 
-/// Installs the chart with the provider alone, which uses the kubeconfig to reach the market.
+/// Installs the chart with the provider alone, which uses a kubeconfig to reach the market. `secrets` has it, and what the
+/// connector uses.
 async fn install_provider(
     provider: &Cluster,
     spec: &StackSpec,
     money: &PaymentFixture,
-    kubeconfig: &str,
+    (secrets, connector): (&[Value], Option<Value>),
 ) -> anyhow::Result<()> {
     let client = provider.client();
     install::gpus(provider, &client, spec).await?;
     install::secrets(provider, spec)?;
-    install::kubectl_apply(
-        provider,
-        &install::secret("market", &json!({"kubeconfig": kubeconfig})).to_string(),
-    )?;
+    for secret in secrets {
+        install::kubectl_apply(provider, &secret.to_string())?;
+    }
     let mut values = install::values(spec, money, 0)?;
     values["market"] = json!({"enabled": false});
     values["provider"]["market"] = json!({"kubeconfigSecretName": "market"});
+    if let Some(connector) = connector {
+        values["connector"] = connector;
+        values["pools"][0]["exposure"] = json!("Tunnel");
+    }
     install::helm_install(provider, "leasehold", &values)?;
     install::deployments_ready(&client).await
 }

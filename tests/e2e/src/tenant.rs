@@ -14,6 +14,7 @@ use leasehold_planner::{
     escrow::{Account, AccountRead, Address, Terms},
     ports::{BlockLevel, Payments as _, SigningKey},
 };
+use serde::Serialize;
 use serde_json::json;
 
 use crate::{
@@ -116,9 +117,9 @@ impl<'a> Tenant<'a> {
         anyhow::bail!("{file} has no GpuLease")
     }
 
-    /// Applies a lease with kubectl.
-    pub fn apply(&self, lease: &GpuLease) -> anyhow::Result<()> {
-        kubectl_apply(&self.stack.cluster, &serde_json::to_string(lease)?).map(|_| ())
+    /// Applies a lease or another object with kubectl.
+    pub fn apply(&self, object: &impl Serialize) -> anyhow::Result<()> {
+        kubectl_apply(&self.stack.cluster, &serde_json::to_string(object)?).map(|_| ())
     }
 
     /// Waits until the lease satisfies `wanted`.

@@ -1,4 +1,4 @@
-//! Serves on port 8080 whatever a client speaks, HTTP/1.1 or HTTP/2 with prior knowledge:
+//! Serves on ports 8080 and 8081 whatever a client speaks, HTTP/1.1 or HTTP/2 with prior knowledge:
 //!
 //! - `GET /`: a page with the name of the host.
 //! - `GET /headers`: the request's headers as the program got them, JSON.
@@ -7,6 +7,8 @@
 //! - `GET /events`: server-sent events, one each 100 ms, without end.
 //! - `GET /ws`: a WebSocket that returns each message.
 //! - `POST` with `content-type: application/grpc`: each frame of the body returns as it comes, and `grpc-status: 0` at the end.
+//!
+//! On port 9000 each byte returns as it is.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -34,7 +36,23 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let listener = TcpListener::bind("0.0.0.0:8080").await?;
+    tokio::try_join!(serve(8080), serve(8081), echo(9000))?;
+    Ok(())
+}
+
+async fn echo(port: u16) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", port)).await?;
+    loop {
+        let (mut tcp, _) = listener.accept().await?;
+        tokio::spawn(async move {
+            let (mut reader, mut writer) = tcp.split();
+            drop(tokio::io::copy(&mut reader, &mut writer).await);
+        });
+    }
+}
+
+async fn serve(port: u16) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     loop {
         let (tcp, _) = listener.accept().await?;
         tcp.set_nodelay(true)?;
@@ -51,16 +69,26 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn answer(request: Request<Incoming>) -> Response<Body> {
-    let is_grpc = |headers: &HeaderMap| headers.get("content-type").is_some_and(|kind| kind == "application/grpc");
+    let is_grpc = |headers: &HeaderMap| {
+        headers
+            .get("content-type")
+            .is_some_and(|kind| kind == "application/grpc")
+    };
     let path = request.uri().path().to_owned();
     match (request.method(), path.as_str()) {
         (&Method::POST, _) if is_grpc(request.headers()) => grpc(request.into_body()),
-        (&Method::GET, "/") => text(format!("served by {}\n", std::env::var("HOSTNAME").unwrap_or_default())),
+        (&Method::GET, "/") => text(format!(
+            "served by {}\n",
+            std::env::var("HOSTNAME").unwrap_or_default()
+        )),
         (&Method::GET, "/headers") => headers(&request),
         (&Method::GET, "/events") => events(),
         (&Method::GET, "/ws") => websocket(request),
         (&Method::POST, "/digest") => digest(request.into_body()).await,
-        (&Method::GET, path) => match path.strip_prefix("/bytes/").and_then(|blocks| blocks.parse().ok()) {
+        (&Method::GET, path) => match path
+            .strip_prefix("/bytes/")
+            .and_then(|blocks| blocks.parse().ok())
+        {
             Some(blocks) => bytes(blocks),
             None => status(StatusCode::NOT_FOUND),
         },
@@ -82,7 +110,12 @@ fn headers(request: &Request<Incoming>) -> Response<Body> {
     let pairs: Vec<(String, String)> = request
         .headers()
         .iter()
-        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .map(|(name, value)| {
+            (
+                name.to_string(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        })
         .collect();
     let seen = serde_json::json!({"version": format!("{:?}", request.version()), "path": request.uri().to_string(), "headers": pairs});
     text(seen.to_string())
@@ -129,7 +162,11 @@ fn events() -> Response<Body> {
     let (mut sender, body) = Channel::new(1);
     tokio::spawn(async move {
         for number in 0_u64.. {
-            if sender.send_data(Bytes::from(format!("data: {number}\n\n"))).await.is_err() {
+            if sender
+                .send_data(Bytes::from(format!("data: {number}\n\n")))
+                .await
+                .is_err()
+            {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -150,7 +187,8 @@ fn websocket(mut request: Request<Incoming>) -> Response<Body> {
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(io) = upgraded.await else { return };
-        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(io), protocol::Role::Server, None).await;
+        let mut socket =
+            WebSocketStream::from_raw_socket(TokioIo::new(io), protocol::Role::Server, None).await;
         while let Some(Ok(message)) = socket.next().await {
             if message.is_close() || socket.send(message).await.is_err() {
                 return;
@@ -178,7 +216,10 @@ fn grpc(mut body: Incoming) -> Response<Body> {
                 return;
             }
         }
-        let ok = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+        let ok = HeaderMap::from_iter([(
+            HeaderName::from_static("grpc-status"),
+            HeaderValue::from_static("0"),
+        )]);
         drop(sender.send_trailers(ok).await);
     });
     let mut response = Response::new(answer.boxed_unsync());

@@ -22,6 +22,10 @@ pub(crate) struct Installation {
     pub(crate) provider: Client,
     /// A provider of another cluster, by the account made for it here.
     pub(crate) guest: Client,
+    pub(crate) gateway: Client,
+    pub(crate) connector: Client,
+    /// The connector of the provider of another cluster, by the account made for it here.
+    pub(crate) guest_connector: Client,
     pub(crate) agent: Client,
     /// The agent's account, with a token that names no node.
     pub(crate) adrift: Client,
@@ -38,6 +42,8 @@ impl Installation {
             "market": {"replicas": 0, "providers": [{"name": "elbe", "payee": address, "controller": address}]},
             "provider": {"replicas": 0, "name": PROVIDER, "payee": address, "controller": address},
             "agent": {"nodeSelector": {"no": "such"}},
+            "gateway": {"replicas": 0, "domain": "leases.example.org"},
+            "connector": {"replicas": 0},
             "rpcSecretNames": ["base-rpc"],
         });
         let folder = cluster.directory().join("values.json");
@@ -58,6 +64,7 @@ impl Installation {
             }
         };
         let guest = cluster.token_for("provider-elbe", "provider").await.unwrap();
+        let guest_connector = cluster.token_for("provider-elbe", "connector").await.unwrap();
         let agent = cluster
             .token_on_node(HOME, "leasehold-agent", "node-a")
             .await
@@ -67,6 +74,9 @@ impl Installation {
             market: token("leasehold-market").await,
             provider: token("leasehold-provider").await,
             guest: cluster.client_with_token(&guest).await.unwrap(),
+            gateway: token("leasehold-gateway").await,
+            connector: token("leasehold-connector").await,
+            guest_connector: cluster.client_with_token(&guest_connector).await.unwrap(),
             agent: cluster.client_with_token(&agent).await.unwrap(),
             adrift: token("leasehold-agent").await,
             cluster,

@@ -9,6 +9,7 @@ mod installation;
 mod objects;
 mod requests;
 mod table;
+mod tunnel;
 mod writes;
 
 use leasehold_testcluster::Unavailable;
@@ -27,6 +28,8 @@ async fn every_token_does_its_own_work_and_no_other() {
     writes::providers_answer_allocations_and_change_nothing_else(&it).await;
     writes::the_market_reads_only_the_wallets_it_was_given(&it).await;
     writes::editors_of_a_namespace_lease_and_viewers_read(&it).await;
+    tunnel::connectors_connect_as_their_own_provider(&it).await;
+    tunnel::a_connector_makes_tokens_for_itself_alone(&it).await;
     table::the_documented_table_is_the_whole_of_it(&it).await;
     it.cluster.down().await.unwrap();
 }

@@ -185,7 +185,9 @@ pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
          GpuReservations. Nobody creates pods in these namespaces that can be root outside a user namespace.\n\n\
          Permissions by name: the market operator can get the Secrets with RPC URLs in its own namespace, and each wallet that \
          the Role of a tenant names; each operator can renew its own leader Lease; a provider can get and patch its own \
-         GpuProvider; the provider operator can bind the ClusterRole `leasehold-tenant-access` and no other.\n",
+         GpuProvider; the provider operator can bind the ClusterRole `leasehold-tenant-access` and no other; the gateway lets a \
+         connector connect as the provider for which it can create `gpuproviders/tunnel`, and the connector of another cluster can \
+         make tokens for its own account at the market.\n",
     );
     for (title, who) in [
         ("Market operator", &it.market),
@@ -194,6 +196,9 @@ pub(crate) async fn the_documented_table_is_the_whole_of_it(it: &Installation) {
             &it.provider,
         ),
         ("Provider `elbe` in this market", &it.guest),
+        ("Gateway", &it.gateway),
+        ("Connector, in a cluster that is also the market", &it.connector),
+        ("Connector of `elbe` in this market", &it.guest_connector),
         ("Agent", &it.agent),
     ] {
         writeln!(
