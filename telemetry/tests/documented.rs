@@ -4,11 +4,14 @@
 use leasehold_telemetry::Metrics;
 use leasehold_telemetry::metrics::{Connector, Gateway, Operator, Role, reference};
 
+/// Registers the metrics of a binary.
+type Register = fn(&mut Metrics);
+
 #[test]
 fn every_metric_is_documented_as_it_is() {
     let path = leasehold_testtools::root().join("docs/operate/metrics.md");
     let documented = std::fs::read_to_string(path).unwrap();
-    let register: [(fn(&mut Metrics), &str); 4] = [
+    let register: [(Register, &str); 4] = [
         (
             |metrics| drop(Operator::register(metrics, Role::Market)),
             "## Operator, role market\n\n",

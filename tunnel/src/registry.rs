@@ -8,6 +8,10 @@ use std::{
 
 use http::StatusCode;
 use leasehold_planner::provider::connector::StreamRequest;
+use tokio::{
+    sync::Notify,
+    time::{self, Instant},
+};
 
 use crate::{
     stream::TunnelStream,
@@ -25,10 +29,16 @@ const NEW_STREAMS_FOR: Duration = Duration::from_secs(65 * 60);
 #[error("there are {PER_IDENTITY} connections of this identity at this replica, which is the limit")]
 pub struct TunnelsFull;
 
+/// How long a stream waits for a connection, after a replica was started or a connector was lost.
+const CONNECTED_WITHIN: Duration = Duration::from_millis(2500);
+/// How often the other replicas are asked meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
 /// The connections of one replica.
 #[derive(Debug, Default)]
 pub struct Tunnels {
     by_identity: Mutex<HashMap<Identity, Vec<Arc<Tunnel>>>>,
+    added: Notify,
 }
 
 impl Tunnels {
@@ -48,6 +58,8 @@ impl Tunnels {
         }
         let tunnel = Arc::new(tunnel);
         tunnels.push(tunnel.clone());
+        drop(by_identity);
+        self.added.notify_waiters();
         Ok(tunnel)
     }
 
@@ -107,11 +119,27 @@ impl Tunnels {
             .collect()
     }
 
-    /// Opens a stream at a connector of the provider: by a connection of this replica, or by another replica.
+    /// Opens a stream at a connector of the provider: by a connection of this replica, or by another replica. While there is no
+    /// connection, it waits for one for 2.5 seconds.
     ///
     /// # Errors
     /// When no connector of the provider is connected, or the connector refuses.
     pub async fn open(&self, provider: &str, target: &StreamRequest) -> Result<TunnelStream, OpenError> {
+        let deadline = Instant::now() + CONNECTED_WITHIN;
+        loop {
+            let mut added = std::pin::pin!(self.added.notified());
+            added.as_mut().enable();
+            match self.open_now(provider, target).await {
+                Err(OpenError::NotConnected(_) | OpenError::Failed(_)) if Instant::now() < deadline => {
+                    drop(time::timeout(ASK_AGAIN, added).await);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The same without waiting.
+    async fn open_now(&self, provider: &str, target: &StreamRequest) -> Result<TunnelStream, OpenError> {
         let mut error = match self.open_here(provider, target).await {
             Err(error) if may_be_served_elsewhere(&error) => error,
             result => return result,

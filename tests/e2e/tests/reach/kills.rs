@@ -1,16 +1,17 @@
 //! Each component is killed under open streams: new streams open again soon, old ones go on or end, and none reaches another
 //! lease.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use futures::{SinkExt as _, StreamExt as _, future::join_all};
 use http::Request;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, Client, ResourceExt as _,
-    api::{DeleteParams, ListParams},
-};
+use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use leasehold_e2e::{NAMESPACE, within};
 use tokio::{net::TcpStream, time};
 use tokio_rustls::client::TlsStream;
@@ -61,8 +62,7 @@ async fn kill(client: &Client, component: &str, leases: &[(User, String); 2]) ->
         .first()
         .context("a replica")?
         .name_any();
-    pods.delete(&victim, &DeleteParams::default().grace_period(0))
-        .await?;
+    kill_process_of(&victim)?;
     let killed = Instant::now();
     for (user, pod) in leases {
         loop {
@@ -110,6 +110,28 @@ async fn kill(client: &Client, component: &str, leases: &[(User, String); 2]) ->
     })
     .await?;
     Ok(again)
+}
+
+/// Kills the process of a replica, which runs on this machine in namespaces of its own.
+fn kill_process_of(pod: &str) -> anyhow::Result<()> {
+    let name = format!("POD_NAME={pod}");
+    let is_of_pod = |path: &Path| {
+        let environment = std::fs::read(path.join("environ")).unwrap_or_default();
+        environment
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == name.as_bytes())
+    };
+    let processes = std::fs::read_dir("/proc")?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path());
+    let process = processes
+        .into_iter()
+        .find(|path| is_of_pod(path))
+        .context("the process of the replica")?;
+    let pid = process.file_name().context("a process")?;
+    let killed = Command::new("kill").arg("-KILL").arg(pid).status()?;
+    ensure!(killed.success(), "kill: {killed}");
+    Ok(())
 }
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
