@@ -90,6 +90,7 @@ fn every_installation() -> Vec<(&'static str, Value)> {
         "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
             "extraEgress": [{"ports": [{"port": 4318, "protocol": "TCP"}]}]},
         "image": {"pullSecrets": [{"name": "registry"}]},
+        "gateway": {"domain": "leases.example.org", "authoritySecretName": "authority", "service": {"annotations": {"a": "b"}}},
     });
     let agent = |driver: Value| with(one_cluster(), &json!({"agent": {"driver": driver}}));
     vec![
@@ -101,7 +102,13 @@ fn every_installation() -> Vec<(&'static str, Value)> {
                 {"name": "rhine-west", "payee": payee(), "controller": payee(), "region": "eu-west"},
                 {"name": "elbe", "payee": payee(), "controller": payee(), "tokenSecret": true},
                 {"name": "oder", "payee": payee(), "controller": payee(), "subject": {"kind": "User", "name": "oder"}},
-            ]}}),
+            ]}, "gateway": {"domain": "leases.example.org"}}),
+        ),
+        (
+            "a provider alone with a connector",
+            json!({"market": {"enabled": false}, "connector": {"gateways": ["tunnel.leases.example.org:443"],
+                    "kubeconfigSecretName": "market-connector", "authoritySecretName": "authority"},
+                "provider": {"name": "rhine-west", "payee": payee(), "market": {"kubeconfigSecretName": "market"}}}),
         ),
         (
             "a provider alone",
@@ -209,6 +216,25 @@ async fn values_that_cannot_work_are_refused_by_name() {
         (
             with(one_cluster(), &json!({"otlp": {"endpoint": "collector:4318"}})),
             "/otlp/endpoint",
+        ),
+        (
+            with(
+                one_cluster(),
+                &json!({"gateway": {"domain": "Leases.example.org"}}),
+            ),
+            "/gateway/domain",
+        ),
+        (
+            with(
+                one_cluster(),
+                &json!({"connector": {"gateways": ["leases.example.org"]}}),
+            ),
+            "/connector/gateways/0",
+        ),
+        (
+            json!({"market": {"enabled": false}, "connector": {"gateways": ["tunnel.leases.example.org:443"]},
+                "provider": {"name": "rhine-west", "payee": payee(), "market": {"kubeconfigSecretName": "market"}}}),
+            "connector.kubeconfigSecretName",
         ),
         (network(json!({"chainId": 0})), "/paymentNetworks/0/chainId"),
         (network(json!({"rpcSecretName": "both"})), "/paymentNetworks/0"),
@@ -333,6 +359,39 @@ async fn every_pod_but_the_agents_meets_the_restricted_standard() {
         }
     }
     assert!(pods > 20, "only {pods} pods were looked at");
+}
+
+/// The provider operator lets in the pods that these labels select.
+#[tokio::test]
+async fn the_provider_operator_knows_the_connector_by_its_labels() {
+    let tools = helm();
+    let values = with(
+        one_cluster(),
+        &json!({"gateway": {"domain": "leases.example.org"}}),
+    );
+    let objects = render(&tools, &values);
+    let template = |role: &str| {
+        let is_of_role =
+            |o: &&Value| is(o, "Deployment") && o["metadata"]["name"] == format!("leasehold-{role}");
+        objects.iter().find(is_of_role).unwrap()["spec"]["template"].clone()
+    };
+    let arguments = template("provider")["spec"]["containers"][0]["args"].clone();
+    let selected: Vec<(&str, &str)> = arguments
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|argument| argument.as_str()?.strip_prefix("--connector-label="))
+        .map(|label| label.split_once('=').unwrap())
+        .collect();
+    assert_eq!(selected.len(), 3, "{arguments}");
+    let selects = |role: &str| {
+        let labels = &template(role)["metadata"]["labels"];
+        selected.iter().all(|(key, value)| labels[key] == *value)
+    };
+    assert!(selects("connector"));
+    for other in ["gateway", "market", "provider"] {
+        assert!(!selects(other), "{other}");
+    }
 }
 
 #[tokio::test]

@@ -51,7 +51,11 @@ async fn kill(client: &Client, component: &str, leases: &[(User, String); 2]) ->
     let mut held = Vec::new();
     for number in 0..STREAMS {
         let (user, _) = &leases[number % 2];
-        held.push(open(user).await.with_context(|| format!("stream {number}"))?);
+        // The port of the nodes leads to a replica that was killed for some moments after the kill.
+        let opened = within(LIMIT, "a stream", || async {
+            Ok(open(user).await.map_err(|error| format!("{error:#}")))
+        });
+        held.push(opened.await.with_context(|| format!("stream {number}"))?);
     }
     let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
     let selector = ListParams::default().labels(&format!("app.kubernetes.io/component={component}"));
@@ -59,9 +63,10 @@ async fn kill(client: &Client, component: &str, leases: &[(User, String); 2]) ->
         .list(&selector)
         .await?
         .items
-        .first()
-        .context("a replica")?
-        .name_any();
+        .into_iter()
+        .next()
+        .context("a replica")?;
+    let (victim, restarts) = (victim.name_any(), restarts(&victim));
     kill_process_of(&victim)?;
     let killed = Instant::now();
     for (user, pod) in leases {
@@ -89,27 +94,32 @@ async fn kill(client: &Client, component: &str, leases: &[(User, String); 2]) ->
     let ended = ended.into_iter().collect::<anyhow::Result<Vec<bool>>>()?;
     let broken = ended.iter().filter(|is_whole| !**is_whole).count();
     eprintln!("  {broken} of {STREAMS} streams were broken, and ended");
-    within(LIMIT, "the replicas", || async {
-        let all = pods.list(&selector).await?.items;
-        let is_ready = |pod: &Pod| {
-            let conditions = pod
-                .status
-                .iter()
-                .flat_map(|status| status.conditions.iter().flatten());
-            pod.metadata.deletion_timestamp.is_none()
-                && conditions
-                    .into_iter()
-                    .any(|c| c.type_ == "Ready" && c.status == "True")
-        };
-        let ready = all.iter().filter(|pod| is_ready(pod)).count();
-        Ok(if ready == 2 && all.len() == 2 {
+    within(LIMIT, "the replica again", || async {
+        let pod = pods.get(&victim).await?;
+        let conditions = pod
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        let is_ready = conditions
+            .into_iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True");
+        Ok(if is_ready && self::restarts(&pod) > restarts {
             Ok(())
         } else {
-            Err(ready)
+            Err(pod.status)
         })
     })
     .await?;
     Ok(again)
+}
+
+/// How often the container of a replica was restarted.
+fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod
+        .status
+        .iter()
+        .flat_map(|status| status.container_statuses.iter().flatten());
+    statuses.map(|status| status.restart_count).sum()
 }
 
 /// Kills the process of a replica, which runs on this machine in namespaces of its own.
