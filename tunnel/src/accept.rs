@@ -1,6 +1,6 @@
 //! The Upgrade at the end that accepts: who dials proves who it is, then the roles swap.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -8,6 +8,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::O
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
     time,
 };
 
@@ -57,17 +58,37 @@ impl Denied {
     }
 }
 
+/// How often it is checked whether an identity may still be connected.
+const CHECK_AGAIN: Duration = Duration::from_secs(300);
+
 /// Decides who may connect.
 pub trait Authenticate: Send + Sync + 'static {
+    /// Whose token it was.
+    type User: Send + Sync + 'static;
+
     /// Checks that a bearer token permits to connect as an identity.
     fn authenticate(
         &self,
         token: &str,
         identity: &Identity,
+    ) -> impl Future<Output = Result<Self::User, Denied>> + Send;
+
+    /// Checks again, for a connection that exists.
+    fn permits(
+        &self,
+        user: &Self::User,
+        identity: &Identity,
     ) -> impl Future<Output = Result<(), Denied>> + Send;
 
     /// Number of replicas of the gateway.
     fn replicas(&self) -> usize;
+}
+
+/// Who was let in, and the connection that it will have.
+struct Admitted<U> {
+    upgrade: OnUpgrade,
+    identity: Identity,
+    user: U,
 }
 
 /// What accepts connections.
@@ -82,12 +103,12 @@ pub struct Acceptor<A> {
 }
 
 impl<A: Authenticate> Acceptor<A> {
-    /// Serves a connection until it ends: the Upgrade, then streams that this end opens.
-    pub async fn accept<I>(self: &Arc<Self>, io: I)
+    /// Serves a connection until it ends: the Upgrade, then streams that this end opens. `admitted` is called between both.
+    pub async fn accept<I>(self: &Arc<Self>, io: I, admitted: impl FnOnce() + Send)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (upgraded, mut upgrade) = tokio::sync::mpsc::channel::<(OnUpgrade, Identity)>(1);
+        let (upgraded, mut upgrade) = mpsc::channel(1);
         let service = service_fn(|request: Request<Incoming>| {
             let (acceptor, upgraded) = (self.clone(), upgraded.clone());
             async move { Ok::<_, Infallible>(acceptor.answer(request, &upgraded).await) }
@@ -99,16 +120,22 @@ impl<A: Authenticate> Acceptor<A> {
             .keep_alive(false)
             .serve_connection(TokioIo::new(io), service)
             .with_upgrades();
-        match time::timeout(2 * UPGRADE_WITHIN, connection).await {
+        match time::timeout(UPGRADE_WITHIN, connection).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return tracing::debug!(%error, "an Upgrade to the tunnel failed"),
             Err(_) => return tracing::debug!("an Upgrade to the tunnel took too long"),
         }
-        let Ok((upgrade, identity)) = upgrade.try_recv() else {
+        let Ok(Admitted {
+            upgrade,
+            identity,
+            user,
+        }) = upgrade.try_recv()
+        else {
             return;
         };
+        admitted();
         match upgrade.await {
-            Ok(io) => self.run(TokioIo::new(io), &identity).await,
+            Ok(io) => self.run(TokioIo::new(io), &identity, &user).await,
             Err(error) => tracing::debug!(%error, %identity, "an Upgrade to the tunnel failed"),
         }
     }
@@ -117,10 +144,10 @@ impl<A: Authenticate> Acceptor<A> {
     async fn answer(
         &self,
         mut request: Request<Incoming>,
-        upgraded: &tokio::sync::mpsc::Sender<(OnUpgrade, Identity)>,
+        upgraded: &mpsc::Sender<Admitted<A::User>>,
     ) -> Response<Full<bytes::Bytes>> {
-        let identity = match self.admit(&request).await {
-            Ok(identity) => identity,
+        let (identity, user) = match self.admit(&request).await {
+            Ok(admitted) => admitted,
             Err(denied) => {
                 tracing::info!(%denied, "a connection to the tunnel was denied");
                 let mut response = Response::new(Full::from(format!("{denied}\n")));
@@ -137,12 +164,16 @@ impl<A: Authenticate> Acceptor<A> {
         if let Ok(replica) = HeaderValue::from_str(&self.replica) {
             headers.insert(HEADER_REPLICA, replica);
         }
-        drop(upgraded.try_send((hyper::upgrade::on(&mut request), identity)));
+        drop(upgraded.try_send(Admitted {
+            upgrade: hyper::upgrade::on(&mut request),
+            identity,
+            user,
+        }));
         response
     }
 
     /// Who dials, if it may connect.
-    async fn admit(&self, request: &Request<Incoming>) -> Result<Identity, Denied> {
+    async fn admit(&self, request: &Request<Incoming>) -> Result<(Identity, A::User), Denied> {
         let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
         if request.method() != Method::GET || request.uri().path() != PATH {
             return Err(Denied::NotAnUpgrade("only GET /tunnel is served here"));
@@ -155,12 +186,18 @@ impl<A: Authenticate> Acceptor<A> {
         let identity: Identity = text(HEADER_IDENTITY).unwrap_or("").parse()?;
         let token = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
         let token = token.ok_or_else(|| Denied::Unauthenticated("there is no bearer token".into()))?;
-        self.authenticate.authenticate(token, &identity).await?;
-        Ok(identity)
+        let user = self.authenticate.authenticate(token, &identity).await?;
+        self.tunnels.has_place(&identity)?;
+        Ok((identity, user))
     }
 
     /// Keeps the connection among the others until it ends.
-    async fn run(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, identity: &Identity) {
+    async fn run(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        identity: &Identity,
+        user: &A::User,
+    ) {
         let (tunnel, run) = match Tunnel::begin(io).await {
             Ok(begun) => begun,
             Err(error) => return tracing::debug!(%error, %identity, "a connection does not speak HTTP/2"),
@@ -170,7 +207,19 @@ impl<A: Authenticate> Acceptor<A> {
             Err(full) => return tracing::warn!(%identity, "{full}"),
         };
         tracing::info!(%identity, "connected");
-        run.await;
+        let revoked = async {
+            loop {
+                time::sleep(CHECK_AGAIN).await;
+                // An answer that can't be had changes nothing.
+                if let Err(Denied::Forbidden(_)) = self.authenticate.permits(user, identity).await {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = run => {}
+            () = revoked => tracing::warn!(%identity, "the permission to be connected was removed"),
+        }
         self.tunnels.remove(identity, &tunnel);
         tracing::info!(%identity, "disconnected");
     }

@@ -17,6 +17,7 @@ mod registry;
 pub mod serve;
 pub mod splice;
 mod stream;
+pub mod tcp;
 pub mod tls;
 mod tunnel;
 pub mod wire;

@@ -31,7 +31,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            streams: 512,
+            streams: 256,
             new_streams_per_second: 100,
             bytes_per_second: 1 << 30,
         }

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures::future::join_all;
 use rand::RngExt as _;
 use tokio::{
     net,
@@ -28,8 +29,10 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// Longest pause after failures.
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// Pause after an address led to a replica that has a connection already.
-const RETRY_DUPLICATE: Duration = Duration::from_secs(1);
+/// Longest pause after an address led to a replica that has a connection already. It begins with a second and doubles.
+const RETRY_DUPLICATE_MAX: Duration = Duration::from_secs(60);
+/// A connection that lived so long was a good one.
+const GOOD_AFTER: Duration = Duration::from_secs(30);
 /// Pause after an address led to this process.
 const RETRY_ITSELF: Duration = Duration::from_secs(60);
 /// A connection is replaced after so long, plus up to a quarter, so that the token is checked again.
@@ -68,6 +71,7 @@ struct Address {
     /// Connections that it led to and that are not being replaced.
     connections: usize,
     failures: u32,
+    duplicates: u32,
     not_before: Option<Instant>,
 }
 
@@ -76,7 +80,10 @@ struct Connection {
     address: SocketAddr,
     /// Tells it from the connection before and after it.
     number: u64,
+    since: Instant,
     replace_at: Instant,
+    /// It takes new streams until there is another one.
+    is_old: bool,
     drain: CancellationToken,
 }
 
@@ -84,16 +91,19 @@ struct Connection {
 enum Done {
     Dialled(SocketAddr, Result<Dialed, DialError>),
     Served { replica: String, number: u64 },
+    Resolved(Vec<SocketAddr>),
 }
 
 /// What is known of replicas and of connections to them.
 #[derive(Default)]
 struct State {
     addresses: BTreeMap<SocketAddr, Address>,
-    resolved_at: Option<Instant>,
+    resolve_at: Option<Instant>,
     by_replica: BTreeMap<String, Connection>,
-    /// How many replicas there are, as the last one told.
+    /// How many replicas there are, as the last one told; 0 if none did.
     announced: usize,
+    /// Connections that serve, replaced ones too.
+    serving: usize,
     /// Connections that are replaced, and when they stop taking new streams.
     replaced: Vec<(Instant, CancellationToken)>,
     numbers: u64,
@@ -112,8 +122,13 @@ impl<S: Serve, O: Observe> Links<S, O> {
                 _ = tick.tick() => {}
                 Some(Ok(done)) = state.tasks.join_next() => self.note(&mut state, done, &shutdown),
             }
-            if state.resolved_at.is_none_or(|at| at.elapsed() >= RESOLVE_EVERY) {
-                self.resolve(&mut state).await;
+            if state.resolve_at.is_none_or(|at| at <= Instant::now()) {
+                // Not before the last one has ended.
+                state.resolve_at = Some(Instant::now() + RESOLVE_WITHIN + RESOLVE_EVERY);
+                let names = self.addresses.clone();
+                state
+                    .tasks
+                    .spawn(async move { Done::Resolved(resolve(&names).await) });
             }
             state.replace_old();
             let wanted = self.wanted(&state);
@@ -127,10 +142,9 @@ impl<S: Serve, O: Observe> Links<S, O> {
         }
         // Connections are drained by the same token. What only dials is not waited for.
         let served = async {
-            let mut left = state.by_replica.len();
-            while left > 0 {
+            while state.serving > 0 {
                 match state.tasks.join_next().await {
-                    Some(Ok(Done::Served { .. })) => left -= 1,
+                    Some(Ok(Done::Served { .. })) => state.serving -= 1,
                     Some(_) => {}
                     None => return,
                 }
@@ -142,43 +156,19 @@ impl<S: Serve, O: Observe> Links<S, O> {
     /// How many replicas should have a connection.
     fn wanted(&self, state: &State) -> usize {
         // This process is one of the replicas that are announced, and one of the addresses.
-        let others = state.announced.max(state.addresses.len()) - usize::from(self.except.is_some());
-        others.min(CONNECTIONS_MAX)
-    }
-
-    async fn resolve(&self, state: &mut State) {
-        state.resolved_at = Some(Instant::now());
-        let mut found = Vec::new();
-        for name in &self.addresses {
-            match time::timeout(RESOLVE_WITHIN, net::lookup_host(name)).await {
-                Ok(Ok(addresses)) => found.extend(addresses.take(CONNECTIONS_MAX)),
-                Ok(Err(error)) => tracing::debug!(%name, %error, "the gateway's name does not resolve"),
-                Err(_) => tracing::debug!(%name, "no answer about the gateway's name"),
-            }
-        }
-        // A resolver that fails tells nothing about the addresses.
-        if !found.is_empty() {
-            state
-                .addresses
-                .retain(|address, known| found.contains(address) || known.is_dialled);
-            for address in found {
-                state.addresses.entry(address).or_default();
-            }
-        }
+        let all = match state.announced {
+            0 => state.addresses.len(),
+            announced => announced,
+        };
+        all.saturating_sub(usize::from(self.except.is_some()))
+            .min(CONNECTIONS_MAX)
     }
 
     /// Takes in what a task has done.
     fn note(&self, state: &mut State, done: Done, shutdown: &CancellationToken) {
         match done {
-            Done::Served { replica, number } => {
-                if let Some(connection) = state.by_replica.get(&replica)
-                    && connection.number == number
-                {
-                    let address = connection.address;
-                    state.by_replica.remove(&replica);
-                    state.disconnected(address);
-                }
-            }
+            Done::Resolved(found) => state.resolved(&found),
+            Done::Served { replica, number } => state.served(&replica, number),
             Done::Dialled(address, result) => {
                 let pause = match result {
                     Ok(dialed) => self.connected(state, address, dialed, shutdown),
@@ -212,22 +202,14 @@ impl<S: Serve, O: Observe> Links<S, O> {
         if self.except.as_ref() == Some(&replica) {
             return Some(RETRY_ITSELF);
         }
-        if state.by_replica.contains_key(&replica) {
-            return Some(RETRY_DUPLICATE);
+        if state
+            .by_replica
+            .get(&replica)
+            .is_some_and(|connection| !connection.is_old)
+        {
+            return Some(state.duplicate(address));
         }
-        state.numbers += 1;
-        let (number, drain) = (state.numbers, shutdown.child_token());
-        let connection = Connection {
-            address,
-            number,
-            replace_at: Instant::now() + REPLACE_AFTER.mul_f64(rand::rng().random_range(1.0..1.25)),
-            drain: drain.clone(),
-        };
-        state.by_replica.insert(replica.clone(), connection);
-        if let Some(known) = state.addresses.get_mut(&address) {
-            known.connections += 1;
-            known.failures = 0;
-        }
+        let (number, drain) = state.insert(address, &replica, shutdown);
         let server = self.server.clone();
         tracing::info!(%address, %replica, "connected to the gateway");
         state.tasks.spawn(async move {
@@ -243,12 +225,97 @@ impl<S: Serve, O: Observe> Links<S, O> {
     }
 }
 
+/// The addresses of names.
+async fn resolve(names: &[String]) -> Vec<SocketAddr> {
+    let lookups = names.iter().map(|name| async move {
+        match time::timeout(RESOLVE_WITHIN, net::lookup_host(name)).await {
+            Ok(Ok(addresses)) => addresses.take(CONNECTIONS_MAX).collect(),
+            Ok(Err(error)) => {
+                tracing::debug!(%name, %error, "the gateway's name does not resolve");
+                Vec::new()
+            }
+            Err(_) => {
+                tracing::debug!(%name, "no answer about the gateway's name");
+                Vec::new()
+            }
+        }
+    });
+    join_all(lookups).await.concat()
+}
+
 impl State {
-    /// Addresses to dial now, those without a connection first.
+    /// Takes in the addresses that names have now.
+    fn resolved(&mut self, found: &[SocketAddr]) {
+        self.resolve_at = Some(Instant::now() + RESOLVE_EVERY);
+        // A resolver that fails tells nothing about the addresses.
+        if found.is_empty() {
+            return;
+        }
+        self.addresses
+            .retain(|address, known| found.contains(address) || known.is_dialled);
+        for address in found {
+            self.addresses.entry(*address).or_default();
+        }
+    }
+
+    /// A connection has ended.
+    fn served(&mut self, replica: &str, number: u64) {
+        self.serving = self.serving.saturating_sub(1);
+        let Some(connection) = self.by_replica.get(replica).filter(|c| c.number == number) else {
+            return;
+        };
+        let (address, is_good) = (connection.address, connection.since.elapsed() >= GOOD_AFTER);
+        self.by_replica.remove(replica);
+        self.disconnected(address);
+        // A gateway that ends each connection at once is not dialled without a pause.
+        if is_good && let Some(known) = self.addresses.get_mut(&address) {
+            known.failures = 0;
+        }
+        let pause = self.retry_after(address);
+        if let Some(known) = self.addresses.get_mut(&address) {
+            known.not_before = Some(Instant::now() + pause);
+        }
+    }
+
+    /// Keeps a connection that begins to serve. One that it replaces takes new streams for some seconds more.
+    fn insert(
+        &mut self,
+        address: SocketAddr,
+        replica: &str,
+        shutdown: &CancellationToken,
+    ) -> (u64, CancellationToken) {
+        self.numbers += 1;
+        self.serving += 1;
+        let (now, drain) = (Instant::now(), shutdown.child_token());
+        let connection = Connection {
+            address,
+            number: self.numbers,
+            since: now,
+            replace_at: now + REPLACE_AFTER.mul_f64(rand::rng().random_range(1.0..1.25)),
+            is_old: false,
+            drain: drain.clone(),
+        };
+        if let Some(replaced) = self.by_replica.insert(replica.to_owned(), connection) {
+            self.disconnected(replaced.address);
+            self.replaced.push((now + OVERLAP, replaced.drain));
+        }
+        if let Some(known) = self.addresses.get_mut(&address) {
+            known.connections += 1;
+            known.duplicates = 0;
+        }
+        (self.numbers, drain)
+    }
+
+    /// Addresses to dial now: those that no connection leads to, and others while replicas are missing.
     fn due(&mut self, wanted: usize) -> Vec<SocketAddr> {
         let now = Instant::now();
         let dialled = self.addresses.values().filter(|known| known.is_dialled).count();
-        let missing = wanted.saturating_sub(self.by_replica.len() + dialled);
+        let current = self
+            .by_replica
+            .values()
+            .filter(|connection| !connection.is_old)
+            .count();
+        let missing = wanted.saturating_sub(current + dialled);
         let mut due: Vec<_> = self
             .addresses
             .iter_mut()
@@ -256,28 +323,21 @@ impl State {
             .collect();
         due.sort_by_key(|(_, known)| (known.connections, known.failures));
         due.into_iter()
-            .take(missing)
-            .map(|(address, known)| {
+            .enumerate()
+            .filter(|(number, (_, known))| *number < missing || known.connections == 0)
+            .take(CONNECTIONS_MAX.saturating_sub(current + dialled))
+            .map(|(_, (address, known))| {
                 known.is_dialled = true;
                 *address
             })
             .collect()
     }
 
-    /// Lets a connection that is old be replaced: it takes new streams until there is another one.
+    /// Lets connections that are old be replaced.
     fn replace_old(&mut self) {
         let now = Instant::now();
-        let old: Vec<String> = self
-            .by_replica
-            .iter()
-            .filter(|(_, connection)| connection.replace_at <= now)
-            .map(|(replica, _)| replica.clone())
-            .collect();
-        for replica in old {
-            if let Some(connection) = self.by_replica.remove(&replica) {
-                self.disconnected(connection.address);
-                self.replaced.push((now + OVERLAP, connection.drain));
-            }
+        for connection in self.by_replica.values_mut() {
+            connection.is_old = connection.replace_at <= now;
         }
         self.replaced.retain(|(at, drain)| {
             let is_over = *at <= now;
@@ -294,13 +354,28 @@ impl State {
         }
     }
 
+    /// The pause after an address led to a replica that has a connection.
+    fn duplicate(&mut self, address: SocketAddr) -> Duration {
+        let Some(known) = self.addresses.get_mut(&address) else {
+            return RETRY_DUPLICATE_MAX;
+        };
+        let pause = Duration::from_secs(1) * 2_u32.pow(known.duplicates.min(6));
+        known.duplicates += 1;
+        jittered(pause.min(RETRY_DUPLICATE_MAX))
+    }
+
+    /// The pause after a failure at an address.
     fn retry_after(&mut self, address: SocketAddr) -> Duration {
         let Some(known) = self.addresses.get_mut(&address) else {
             return RETRY_MAX;
         };
         let pause = RETRY_FIRST * 2_u32.pow(known.failures.min(6));
         known.failures += 1;
-        // Connectors of many providers do not come back in the same moment.
-        pause.min(RETRY_MAX).mul_f64(rand::rng().random_range(0.5..1.0))
+        jittered(pause.min(RETRY_MAX))
     }
+}
+
+/// Connectors of many providers do not come back in the same moment.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.5..1.0))
 }

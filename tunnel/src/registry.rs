@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// Connections of one identity at one replica: several connectors, and old connections whose streams run on.
-const PER_IDENTITY: usize = 8;
-/// A connection gets new streams for so long. The other end replaces it earlier, and authenticates again then.
-const NEW_STREAMS_FOR: Duration = Duration::from_secs(65 * 60);
+const PER_IDENTITY: usize = 16;
+/// A connection that is older was replaced, and is closed when there are too many.
+const REPLACED_AFTER: Duration = Duration::from_secs(20 * 60);
 
 /// An identity has as many connections as it can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,13 +54,31 @@ impl Tunnels {
         let mut by_identity = self.lock();
         let tunnels = by_identity.entry(identity.clone()).or_default();
         if tunnels.len() >= PER_IDENTITY {
-            return Err(TunnelsFull);
+            let oldest = tunnels.iter().max_by_key(|tunnel| tunnel.age());
+            match oldest.filter(|tunnel| tunnel.age() > REPLACED_AFTER) {
+                Some(oldest) => oldest.close(),
+                None => return Err(TunnelsFull),
+            }
         }
         let tunnel = Arc::new(tunnel);
         tunnels.push(tunnel.clone());
         drop(by_identity);
         self.added.notify_waiters();
         Ok(tunnel)
+    }
+
+    /// Whether a connection of the identity can be added.
+    ///
+    /// # Errors
+    /// When the identity has too many.
+    pub fn has_place(&self, identity: &Identity) -> Result<(), TunnelsFull> {
+        let by_identity = self.lock();
+        let tunnels = by_identity.get(identity).map_or(&[][..], Vec::as_slice);
+        if tunnels.len() < PER_IDENTITY || tunnels.iter().any(|tunnel| tunnel.age() > REPLACED_AFTER) {
+            Ok(())
+        } else {
+            Err(TunnelsFull)
+        }
     }
 
     /// Removes a connection that has ended.
@@ -92,13 +110,7 @@ impl Tunnels {
     /// The connections of an identity, the best one first.
     fn of(&self, identity: &Identity) -> Vec<Arc<Tunnel>> {
         let mut tunnels = self.lock().get(identity).cloned().unwrap_or_default();
-        tunnels.sort_by_key(|tunnel| {
-            (
-                !tunnel.is_responding(),
-                tunnel.age() > NEW_STREAMS_FOR,
-                tunnel.streams(),
-            )
-        });
+        tunnels.sort_by_cached_key(|tunnel| (!tunnel.is_responding(), tunnel.streams()));
         tunnels
     }
 

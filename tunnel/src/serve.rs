@@ -10,7 +10,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
     task::JoinSet,
-    time,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -18,11 +18,17 @@ use crate::{
     limits::Rate,
     pings,
     stream::TunnelStream,
-    wire::{self, CONNECTION_WINDOW, HEADER_REASON, HEADERS_MAX, SEND_BUFFER, STREAM_WINDOW, STREAMS_MAX},
+    wire::{
+        self, CONNECTION_WINDOW, HEADER_REASON, HEADERS_MAX, LATE_FRAMES_MAX, RESETS_REMEMBERED_FOR,
+        SEND_BUFFER, STREAM_WINDOW, STREAMS_MAX, UPGRADE_WITHIN,
+    },
 };
 
-/// Streams that may be reset before they are answered, a second, over any time longer than ten seconds.
-const RESETS_PER_SECOND: u32 = 100;
+/// Streams that may be reset before they are answered, a second, over any time longer than two seconds. The limits of leases
+/// are far below.
+const RESETS_PER_SECOND: u32 = 2000;
+/// How long streams may go on after no more are accepted.
+const DRAIN_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How long it may take to open what a stream is for.
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -55,6 +61,9 @@ pub enum ServeError {
     /// The other end does not answer pings.
     #[error("pings are not answered")]
     Lost,
+    /// Streams went on for too long after no more were accepted.
+    #[error("streams go on {} hours after the connection was replaced", DRAIN_MAX.as_secs() / 3600)]
+    Drained,
     /// The other end opens streams and resets them before they are answered, faster than users come and go
     /// (CVE-2023-44487).
     #[error("too many streams were reset before they were answered")]
@@ -86,14 +95,22 @@ pub async fn serve<S: Serve>(
     server: &Arc<S>,
     drain: &CancellationToken,
 ) -> Result<(), ServeError> {
-    let mut connection = h2::server::Builder::new()
+    let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADERS_MAX)
         .max_send_buffer_size(SEND_BUFFER)
-        .handshake(io)
-        .await?;
+        // Late frames of streams that were reset are no violation, however many there are.
+        .max_concurrent_reset_streams(STREAMS_MAX as usize)
+        .reset_stream_duration(RESETS_REMEMBERED_FOR)
+        .max_local_error_reset_streams(Some(LATE_FRAMES_MAX))
+        // After a pause of the link, requests and their resets arrive together.
+        .max_pending_accept_reset_streams(STREAMS_MAX as usize)
+        .handshake(io);
+    let mut connection = time::timeout(UPGRADE_WITHIN, handshake)
+        .await
+        .map_err(|_| ServeError::Lost)??;
     let (is_responding, _) = watch::channel(true);
     let pings = connection.ping_pong();
     let mut lost = std::pin::pin!(async {
@@ -104,8 +121,9 @@ pub async fn serve<S: Serve>(
     });
     // They end with the connection.
     let mut streams = JoinSet::new();
-    let resets = Rate::new(RESETS_PER_SECOND, Duration::from_secs(10));
+    let resets = Rate::new(RESETS_PER_SECOND, Duration::from_secs(2));
     let mut is_draining = false;
+    let mut drained = std::pin::pin!(time::sleep(DRAIN_MAX));
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
@@ -113,7 +131,11 @@ pub async fn serve<S: Serve>(
                     streams.spawn(answer(server.clone(), request, respond));
                 }
                 Some(Err(error)) => return Err(error.into()),
-                None => return Ok(()),
+                None => {
+                    // What was received is still passed on, and what was broken off fails by itself.
+                    while streams.join_next().await.is_some() {}
+                    return Ok(());
+                }
             },
             Some(Ok(answered)) = streams.join_next() => {
                 if answered == Answered::Reset && !resets.try_take() {
@@ -123,7 +145,9 @@ pub async fn serve<S: Serve>(
             () = drain.cancelled(), if !is_draining => {
                 connection.graceful_shutdown();
                 is_draining = true;
+                drained.as_mut().reset(Instant::now() + DRAIN_MAX);
             }
+            () = &mut drained, if is_draining => return Err(ServeError::Drained),
             () = &mut lost => return Err(ServeError::Lost),
         }
     }

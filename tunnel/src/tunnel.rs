@@ -23,14 +23,13 @@ use crate::{
     serve::Refused,
     stream::TunnelStream,
     wire::{
-        self, CONNECTION_WINDOW, HEADER_PROVIDER, HEADER_REASON, HEADERS_MAX, SEND_BUFFER, STREAM_WINDOW,
+        self, CONNECTION_WINDOW, HEADER_PROVIDER, HEADER_REASON, HEADERS_MAX, LATE_FRAMES_MAX,
+        RESETS_REMEMBERED_FOR, SEND_BUFFER, STREAM_WINDOW, STREAMS_MAX,
     },
 };
 
 /// How long the other end may take to answer whether it opens a stream.
 const ANSWER_WITHIN: Duration = Duration::from_secs(6);
-/// Streams of one connection that this end has reset and whose last frames may still come.
-const RESETS_REMEMBERED: usize = 1024;
 
 /// Why a stream could not be opened.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +81,9 @@ impl Tunnel {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEADERS_MAX)
             .max_send_buffer_size(SEND_BUFFER)
-            .max_concurrent_reset_streams(RESETS_REMEMBERED)
+            .max_concurrent_reset_streams(STREAMS_MAX as usize)
+            .reset_stream_duration(RESETS_REMEMBERED_FOR)
+            .max_local_error_reset_streams(Some(LATE_FRAMES_MAX))
             // The other end answers requests and opens nothing.
             .enable_push(false)
             .handshake(io)

@@ -20,7 +20,11 @@ pub const HEADER_PROVIDER: &str = "leasehold-provider";
 pub const HEADER_REASON: &str = "leasehold-reason";
 
 /// Flow-control window of a stream in bytes: what a stream can hold while its reader pauses.
-pub const STREAM_WINDOW: u32 = 1 << 20;
+pub const STREAM_WINDOW: u32 = 512 << 10;
+/// Late frames of streams that are not remembered any more, before a connection counts as hostile.
+pub const LATE_FRAMES_MAX: usize = 1 << 20;
+/// How long late frames of a stream that was reset are expected.
+pub const RESETS_REMEMBERED_FOR: Duration = Duration::from_secs(20);
 /// Flow-control window of a connection in bytes. It must exceed the sum of the windows of all streams that can pause, or
 /// those hold up the others.
 pub const CONNECTION_WINDOW: u32 = 1 << 30;

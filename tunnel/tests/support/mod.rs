@@ -4,7 +4,7 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,7 +14,7 @@ use http::{HeaderMap, StatusCode};
 use leasehold_tunnel::{
     Authenticate, Denied, Identity, Links, OpenError, Refused, Serve, StreamRequest, TunnelStream, Tunnels,
     accept::Acceptor, dial::Credentials, dial::DialError, dial::token_file, links::Observe, splice,
-    splice::Patience, tls, wire,
+    splice::Patience, tcp::Tcp, tls, wire,
 };
 use rustls::{
     ClientConfig, ServerConfig,
@@ -55,11 +55,21 @@ pub async fn echo(stream: &mut TunnelStream, sent: &[u8]) -> Vec<u8> {
     received
 }
 
+/// Uploads to the sink.
+#[derive(Default)]
+struct Uploads {
+    reading: usize,
+    ended: Vec<Result<usize, std::io::ErrorKind>>,
+}
+
 pub struct Site {
     pub tls: Arc<ClientConfig>,
     server_tls: Arc<ServerConfig>,
     pub echo_port: u16,
     pub source_port: u16,
+    /// It reads, and notes how much and how that ended.
+    pub sink_port: u16,
+    uploads: Arc<Mutex<Uploads>>,
     files: tempfile::TempDir,
     replicas: Arc<AtomicUsize>,
     programs: Arc<JoinSet<()>>,
@@ -96,7 +106,27 @@ impl Site {
             while tcp.write_all(&[7; 64 << 10]).await.is_ok() {}
         })
         .await;
+        let uploads = Arc::new(Mutex::new(Uploads::default()));
+        let noted = uploads.clone();
+        let sink_port = program(&mut programs, move |mut tcp| {
+            let uploads = noted.clone();
+            async move {
+                let (mut read, mut buffer) = (0, vec![0; 64 << 10]);
+                let end = loop {
+                    match tcp.read(&mut buffer).await {
+                        Ok(0) => break Ok(read),
+                        Ok(bytes) => read += bytes,
+                        Err(error) => break Err(error.kind()),
+                    }
+                    uploads.lock().unwrap().reading = read;
+                };
+                uploads.lock().unwrap().ended.push(end);
+            }
+        })
+        .await;
         Self {
+            sink_port,
+            uploads,
             tls: tls::client(Some(authority_pem.as_bytes())).unwrap(),
             server_tls: Arc::new(server_tls),
             echo_port,
@@ -109,6 +139,16 @@ impl Site {
 
     pub fn token(&self, provider: &str) -> String {
         format!("token-of-provider/{provider}")
+    }
+
+    /// How the uploads to the sink ended: with so many bytes, or with an error.
+    pub fn uploads(&self) -> Vec<Result<usize, std::io::ErrorKind>> {
+        self.uploads.lock().unwrap().ended.clone()
+    }
+
+    /// Bytes of the upload that goes on.
+    pub fn uploading(&self) -> usize {
+        self.uploads.lock().unwrap().reading
     }
 
     /// How many replicas the gateways announce.
@@ -161,7 +201,7 @@ impl Site {
                 let (acceptor, tls) = (acceptor.clone(), tls.clone());
                 connections.spawn(async move {
                     if let Ok(io) = tls.accept(tcp).await {
-                        acceptor.accept(io).await;
+                        acceptor.accept(io, || {}).await;
                     }
                 });
             }
@@ -273,6 +313,12 @@ struct Tokens {
 }
 
 impl Authenticate for Tokens {
+    type User = ();
+
+    async fn permits(&self, (): &(), _: &Identity) -> Result<(), Denied> {
+        Ok(())
+    }
+
     async fn authenticate(&self, token: &str, identity: &Identity) -> Result<(), Denied> {
         let of = token
             .strip_prefix("token-of-")
@@ -293,19 +339,26 @@ impl Authenticate for Tokens {
 pub struct Pods;
 
 impl Serve for Pods {
-    type Opened = TcpStream;
+    type Opened = Tcp;
 
-    async fn open(&self, request: StreamRequest, _: &HeaderMap) -> Result<TcpStream, Refused> {
+    async fn open(&self, request: StreamRequest, _: &HeaderMap) -> Result<Tcp, Refused> {
         if request.lease_uid != "lease" {
             return Err(Refused::new(StatusCode::FORBIDDEN, "not this lease"));
         }
         TcpStream::connect(("127.0.0.1", request.port))
             .await
+            .and_then(Tcp::new)
             .map_err(|error| Refused::new(StatusCode::BAD_GATEWAY, error))
     }
 
-    async fn serve(&self, mut stream: TunnelStream, mut opened: TcpStream) {
-        drop(splice(&mut stream, &mut opened, Patience::default()).await);
+    async fn serve(&self, mut stream: TunnelStream, mut opened: Tcp) {
+        if splice(&mut stream, &mut opened, Patience::default())
+            .await
+            .1
+            .is_ok()
+        {
+            opened.complete();
+        }
     }
 }
 
