@@ -10,10 +10,8 @@ use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
 };
 use kube::{Api, Client, api::PostParams};
-use leasehold_tunnel::{Authenticate, Denied, Identity};
-
-/// Audience of the tokens.
-const AUDIENCE: &str = "leasehold-gateway";
+use leasehold_tunnel::{Authenticate, Denied, Identity, wire::AUDIENCE};
+use tokio::sync::Semaphore;
 
 /// Asks the API server.
 #[derive(Clone)]
@@ -23,14 +21,23 @@ pub(crate) struct Market {
     pub(crate) own_user: String,
     /// Number of replicas, as the DNS tells.
     pub(crate) replicas: Arc<AtomicUsize>,
+    /// Reviews of tokens at once.
+    pub(crate) reviews: Arc<Semaphore>,
 }
 
 impl Authenticate for Market {
-    async fn authenticate(&self, token: &str, identity: &Identity) -> Result<(), Denied> {
+    type User = UserInfo;
+
+    async fn authenticate(&self, token: &str, identity: &Identity) -> Result<UserInfo, Denied> {
         let user = self.user(token).await?;
+        self.permits(&user, identity).await?;
+        Ok(user)
+    }
+
+    async fn permits(&self, user: &UserInfo, identity: &Identity) -> Result<(), Denied> {
         let is_permitted = match identity {
             Identity::Gateway(_) => user.username.as_deref() == Some(self.own_user.as_str()),
-            Identity::Provider(provider) => self.may_serve(user, provider).await?,
+            Identity::Provider(provider) => self.may_serve(user.clone(), provider).await?,
         };
         if is_permitted {
             Ok(())
@@ -47,6 +54,11 @@ impl Authenticate for Market {
 impl Market {
     /// Whose token it is, if it is valid and was made for the gateway.
     async fn user(&self, token: &str) -> Result<UserInfo, Denied> {
+        // What strangers send must not take the requests that the watches of this process need.
+        let _permit = self
+            .reviews
+            .try_acquire()
+            .map_err(|_| Denied::Unknown("too many tokens are being checked".into()))?;
         let review = TokenReview {
             spec: TokenReviewSpec {
                 token: Some(token.to_owned()),
@@ -61,8 +73,8 @@ impl Market {
             .map_err(unknown)?;
         let status = reviewed.status.unwrap_or_default();
         if status.authenticated != Some(true) {
-            let reason = status.error.unwrap_or_else(|| "it is not valid".into());
-            return Err(Denied::Unauthenticated(reason));
+            tracing::debug!(error = status.error, "a token is not valid");
+            return Err(Denied::Unauthenticated("it is not valid".into()));
         }
         // An authenticator that knows nothing about audiences leaves them out.
         if !status

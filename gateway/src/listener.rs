@@ -20,13 +20,13 @@ use hyper_util::{
 };
 use leasehold_crds::lease::workload::PortTls;
 use leasehold_planner::gateway::routes::Route;
-use leasehold_tunnel::{accept::Acceptor, splice, splice::Patience};
+use leasehold_tunnel::{accept::Acceptor, splice, splice::Patience, tcp::Tcp};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time,
+    time::{self, Sleep},
 };
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -46,6 +46,8 @@ const REQUESTS_PER_CONNECTION: u32 = 128;
 const HEADERS_MAX: u32 = 32 << 10;
 /// How long connections are still accepted after the signal to end, until nobody is sent here any more.
 const ACCEPT_ON: Duration = Duration::from_secs(3);
+/// How long this takes at most, with what runs then.
+pub(crate) const DRAIN_WITHIN: Duration = Duration::from_secs(23);
 /// How long running requests are waited for.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
 
@@ -114,21 +116,22 @@ impl Listener {
         };
         let name = start.client_hello().server_name().map(str::to_ascii_lowercase);
         if name.as_deref() == Some(self.tunnel_name.as_str()) {
-            if let Ok(Ok(tls)) =
-                time::timeout(HEAD_WITHIN, start.into_stream(self.tls_of_tunnels.clone())).await
-            {
-                drop(handshake);
-                self.tunnels.accept(tls).await;
+            drop(watcher);
+            let handshaken = time::timeout(HEAD_WITHIN, start.into_stream(self.tls_of_tunnels.clone())).await;
+            // What is not authenticated keeps the place of its handshake.
+            if let Ok(Ok(tls)) = handshaken {
+                self.tunnels.accept(tls, || drop(handshake)).await;
             }
             return;
         }
-        let Ok(_place) = self.users.clone().try_acquire_owned() else {
+        let Ok(place) = self.users.clone().try_acquire_owned() else {
             return self.proxy.metrics.overloaded();
         };
-        let _open = self.proxy.metrics.connected();
+        // Held by WebSockets too, which outlive their connection of HTTP.
+        let place = Arc::new((place, self.proxy.metrics.connected()));
         let route = name.and_then(|name| self.proxy.route_of(&name));
         if let Some(route) = route.filter(|route| route.tls == PortTls::Passthrough) {
-            drop(handshake);
+            drop((handshake, watcher));
             return self.pass_through(&route, start).await;
         }
         let Ok(Ok(tls)) = time::timeout(HEAD_WITHIN, start.into_stream(self.tls_of_users.clone())).await
@@ -138,10 +141,15 @@ impl Listener {
         drop(handshake);
         let proxy = self.proxy.clone();
         let service = service_fn(move |request| {
-            let proxy = proxy.clone();
-            async move { Ok::<_, std::convert::Infallible>(proxy.answer(request, user).await) }
+            let (proxy, place) = (proxy.clone(), place.clone());
+            async move { Ok::<_, std::convert::Infallible>(proxy.answer(request, user, place).await) }
         });
-        let mut http = auto::Builder::new(TokioExecutor::new());
+        // Chosen by ALPN: who sends nothing could not be waited for otherwise.
+        let http = auto::Builder::new(TokioExecutor::new());
+        let mut http = match tls.get_ref().1.alpn_protocol() {
+            Some(b"h2") => http.http2_only(),
+            _ => http.http1_only(),
+        };
         http.http1()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_WITHIN)
@@ -151,7 +159,7 @@ impl Listener {
             .max_concurrent_streams(REQUESTS_PER_CONNECTION)
             .max_header_list_size(HEADERS_MAX)
             .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(8 << 20)
+            .initial_connection_window_size(2 << 20)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20));
         let connection = http
@@ -164,36 +172,34 @@ impl Listener {
 
     /// Passes a connection on to the program as it is, from its first byte.
     async fn pass_through(&self, route: &Route, start: StartHandshake<Recorded>) {
-        let (mut tcp, hello) = start.io.into_parts();
+        let (tcp, hello) = start.io.into_parts();
+        let Ok(mut tcp) = Tcp::new(tcp) else { return };
         let mut program = match self.streams.open_route(route).await {
             Ok(program) => program,
             Err(error) => {
-                // There is no way to tell the user more than that the connection is refused.
+                // There is no way to tell the user more than that the connection is reset.
                 tracing::debug!(%error, "a connection could not be passed through");
-                drop(tcp.set_zero_linger());
                 return;
             }
         };
-        let ended = match program.write_all(&hello).await {
-            Ok(()) => {
-                let (moved, ended) = splice(&mut tcp, &mut program, Patience::default()).await;
-                self.proxy.metrics.moved(moved.forth, moved.back);
-                ended
-            }
-            Err(error) => Err(error),
-        };
-        if ended.is_err() {
-            // Or what was broken off would look complete.
-            drop(tcp.set_zero_linger());
+        if program.write_all(&hello).await.is_err() {
+            return;
+        }
+        let (moved, ended) = splice(&mut tcp, &mut program, Patience::default()).await;
+        self.proxy.metrics.moved(moved.forth, moved.back);
+        if ended.is_ok() {
+            tcp.complete();
         }
     }
 }
 
-/// A connection that remembers what was read until the ClientHello is known.
+/// A connection that remembers what was read until the ClientHello is known, and that fails when its user takes nothing of what
+/// waits for it.
 pub(crate) struct Recorded {
     tcp: TcpStream,
     read: Vec<u8>,
     is_recording: bool,
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 impl Recorded {
@@ -202,7 +208,21 @@ impl Recorded {
             tcp,
             read: Vec::new(),
             is_recording: true,
+            unread: None,
         }
+    }
+
+    /// The result of a write, or a failure when it has been pending for too long.
+    fn patient<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let unread = self
+            .unread
+            .get_or_insert_with(|| Box::pin(time::sleep(Patience::default().unread)));
+        ready!(unread.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// The connection, and what was read from it.
@@ -232,7 +252,8 @@ impl AsyncWrite for Recorded {
         if self.is_recording {
             (self.is_recording, self.read) = (false, Vec::new());
         }
-        Pin::new(&mut self.tcp).poll_write(cx, data)
+        let written = Pin::new(&mut self.tcp).poll_write(cx, data);
+        self.patient(cx, written)
     }
 
     fn poll_write_vectored(
@@ -243,7 +264,8 @@ impl AsyncWrite for Recorded {
         if self.is_recording {
             (self.is_recording, self.read) = (false, Vec::new());
         }
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, data)
+        let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, data);
+        self.patient(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -66,7 +66,7 @@ fn main() -> anyhow::Result<ExitCode> {
 /// Runs until a signal.
 async fn run(args: Args, telemetry: &leasehold_telemetry::Settings) -> anyhow::Result<ExitCode> {
     let certificate = Certificate::read(&args.certificate)?;
-    let listener = TcpListener::bind(args.listen)
+    let tcp = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("listen on {}: choose another --listen", args.listen))?;
     let mut service = Service::start(&args.process, telemetry, Metrics::register).await?;
@@ -84,12 +84,13 @@ async fn run(args: Args, telemetry: &leasehold_telemetry::Settings) -> anyhow::R
             args.process.namespace, args.service_account
         ),
         replicas: Arc::default(),
+        reviews: Arc::new(Semaphore::new(16)),
     };
     let streams = Streams {
         tunnels: tunnels.clone(),
         usages: Arc::new(Usages::new(args.limits())),
     };
-    let listener_of = Listener {
+    let entry = Listener {
         proxy: Arc::new(Proxy {
             domain: args.domain.clone(),
             routes: routes.clone(),
@@ -111,12 +112,19 @@ async fn run(args: Args, telemetry: &leasehold_telemetry::Settings) -> anyhow::R
     tokio::spawn(certificate.reload());
     tokio::spawn(routes.follow(leases, changed));
     tokio::spawn(report(tunnels.clone(), service.metrics().clone()));
+    let mut peers = None;
     if let Some(address) = &args.replicas {
         tokio::spawn(replicas::count(address.clone(), market.replicas.clone()));
         let links = links(&args, address, &tunnels)?;
-        tokio::spawn(links.run(service.shutdown().clone(), Duration::ZERO));
+        // Streams of other replicas go on as long as those of this one.
+        peers = Some(tokio::spawn(
+            links.run(service.shutdown().clone(), listener::DRAIN_WITHIN),
+        ));
     }
-    listener_of.run(listener, service.shutdown().clone()).await;
+    entry.run(tcp, service.shutdown().clone()).await;
+    if let Some(peers) = peers {
+        drop(peers.await);
+    }
     service.stop().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Parser;
+use leasehold_planner::urls::parse_domain;
 use leasehold_runtime::ProcessArgs;
 use leasehold_tunnel::limits::Limits;
 
@@ -14,7 +15,7 @@ pub struct Args {
     pub process: ProcessArgs,
     /// Domain of the URLs: each port of a lease has a name directly below it. A wildcard record of the DNS must lead to this
     /// gateway.
-    #[arg(long, value_name = "DOMAIN", value_parser = domain)]
+    #[arg(long, value_name = "DOMAIN", value_parser = parse_domain)]
     pub domain: String,
     /// Address at which users and connectors are served with TLS.
     #[arg(long, default_value = "0.0.0.0:8443", value_name = "ADDRESS")]
@@ -68,20 +69,5 @@ impl Args {
     /// Name by which connectors and replicas reach the tunnel.
     pub fn tunnel_name(&self) -> String {
         format!("tunnel.{}", self.domain)
-    }
-}
-
-/// A domain in lower case.
-fn domain(text: &str) -> Result<String, String> {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-    };
-    if text.len() <= 180 && text.split('.').all(is_label) {
-        Ok(text.to_owned())
-    } else {
-        Err("a domain in lower case, such as leases.example.org".into())
     }
 }

@@ -187,6 +187,9 @@ pub struct ConnectorArgs {
     /// connection. If absent, this cluster is the market.
     #[arg(long, value_name = "FILE")]
     pub market_kubeconfig: Option<PathBuf>,
+    /// Domain of this cluster, below which Services have their names. Names are looked up there and nowhere else.
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN", value_parser = urls::parse_domain)]
+    pub cluster_domain: String,
     /// File with a token for the audience `leasehold-gateway`, if this cluster is the market.
     #[arg(long, default_value = "/var/run/leasehold/gateway/token", value_name = "FILE")]
     pub token_file: PathBuf,

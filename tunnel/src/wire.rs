@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use leasehold_planner::provider::connector::StreamRequest;
 
+/// Audience of the tokens in the Upgrade request.
+pub const AUDIENCE: &str = "leasehold-gateway";
 /// Path of the Upgrade request.
 pub const PATH: &str = "/tunnel";
 /// Protocol of the Upgrade request, with its version.

@@ -3,7 +3,10 @@
 //! The token comes in the header `Leasehold-Token`, or once in the query `leasehold-token`, which is exchanged for a cookie
 //! of that host alone. `Authorization` belongs to the program.
 
-use http::{HeaderMap, HeaderValue, Method, Uri, header, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderValue, Method, Uri, header,
+    uri::{Authority, PathAndQuery},
+};
 use leasehold_crds::lease::workload::PortAccess;
 use leasehold_planner::gateway::routes::Route;
 use sha2::{Digest as _, Sha256};
@@ -34,7 +37,12 @@ pub(crate) enum Access {
 }
 
 /// Checks the token, and removes it from the request whatever the result.
-pub(crate) fn check(route: &Route, method: &Method, uri: &mut Uri, headers: &mut HeaderMap) -> Access {
+pub(crate) fn check(
+    route: &Route,
+    (method, host): (&Method, &Authority),
+    uri: &mut Uri,
+    headers: &mut HeaderMap,
+) -> Access {
     let from_header = headers.remove(HEADER);
     let from_cookie = take_cookie(headers);
     let from_query = take_parameter(uri);
@@ -47,7 +55,8 @@ pub(crate) fn check(route: &Route, method: &Method, uri: &mut Uri, headers: &mut
         if !is_token(token.as_bytes(), digest) {
             return Access::Denied;
         }
-        if !matches!(*method, Method::GET | Method::HEAD) {
+        // Only a page can be sent elsewhere: a WebSocket would not follow.
+        if !matches!(*method, Method::GET | Method::HEAD) || headers.contains_key(header::UPGRADE) {
             return Access::Granted;
         }
         let location = uri.path_and_query().map_or("/", PathAndQuery::as_str);
@@ -61,8 +70,22 @@ pub(crate) fn check(route: &Route, method: &Method, uri: &mut Uri, headers: &mut
         };
     }
     let is_known = from_header.is_some_and(|token| is_token(token.as_bytes(), digest))
-        || from_cookie.is_some_and(|token| is_token(token.as_bytes(), digest));
+        || from_cookie.is_some_and(|token| is_token(&token, digest)) && is_of_own_page(headers, method, host);
     if is_known { Access::Granted } else { Access::Denied }
+}
+
+/// Whether a request with the cookie comes from a page of the same host, or from no page. The pages of other leases are of the same
+/// site, so the browser sends the cookie with their requests too.
+fn is_of_own_page(headers: &HeaderMap, method: &Method, host: &Authority) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let is_own_origin = text("origin").is_none_or(|origin| {
+        origin
+            .strip_prefix("https://")
+            .is_some_and(|of| of.eq_ignore_ascii_case(host.as_str()))
+    });
+    let opens_a_page = *method == Method::GET && text("sec-fetch-mode") == Some("navigate");
+    let is_own_fetch = text("sec-fetch-site").is_none_or(|site| matches!(site, "same-origin" | "none"));
+    is_own_origin && (is_own_fetch || opens_a_page)
 }
 
 /// A location that stays at the host: `//evil.org` would lead to another one.
@@ -125,27 +148,25 @@ fn percent_decoded(value: &str) -> Option<String> {
 }
 
 /// Removes the cookie with the token. Other cookies stay byte for byte.
-fn take_cookie(headers: &mut HeaderMap) -> Option<String> {
+fn take_cookie(headers: &mut HeaderMap) -> Option<Vec<u8>> {
     let mut token = None;
     let mut rest = Vec::new();
     for value in headers.get_all(header::COOKIE) {
-        let Ok(text) = value.to_str() else {
-            rest.push(value.clone());
-            continue;
-        };
-        let others: Vec<&str> = text
-            .split(';')
-            .filter(|pair| match pair.trim().split_once('=') {
-                Some((COOKIE, value)) => {
-                    token = Some(value.to_owned());
-                    false
+        let others: Vec<&[u8]> = value
+            .as_bytes()
+            .split(|byte| *byte == b';')
+            .map(<[u8]>::trim_ascii)
+            .filter(|pair| {
+                let of_token = pair
+                    .strip_prefix(COOKIE.as_bytes())
+                    .and_then(|rest| rest.strip_prefix(b"="));
+                if let Some(value) = of_token {
+                    token = Some(value.to_vec());
                 }
-                _ => true,
+                of_token.is_none() && !pair.is_empty()
             })
-            .map(str::trim)
-            .filter(|pair| !pair.is_empty())
             .collect();
-        if let Ok(others) = HeaderValue::from_str(&others.join("; "))
+        if let Ok(others) = HeaderValue::from_bytes(&others.join(&b"; "[..]))
             && !others.is_empty()
         {
             rest.push(others);
@@ -196,7 +217,8 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (mut head, ()) = request.body(()).unwrap().into_parts();
-        let access = check(route, &head.method, &mut head.uri, &mut head.headers);
+        let host = Authority::from_static("a.leases.example.org");
+        let access = check(route, (&head.method, &host), &mut head.uri, &mut head.headers);
         let left = head
             .headers
             .iter()
@@ -242,6 +264,60 @@ mod tests {
         assert_eq!(ask(&without, "GET", "/", &[(HEADER, TOKEN)]).0, Access::NoToken);
         let public = route(PortAccess::Public, Some(TOKEN));
         assert_eq!(ask(&public, "GET", "/", &[]).0, Access::Granted);
+    }
+
+    #[test]
+    fn a_cookie_lets_in_pages_of_its_own_host_alone() {
+        let route = route(PortAccess::Token, Some(TOKEN));
+        let cookie = format!("{COOKIE}={TOKEN}");
+        let with = |more: &[(&str, &str)]| {
+            let headers = [&[("cookie", cookie.as_str())][..], more].concat();
+            ask(&route, "GET", "/", &headers).0
+        };
+        for own in [
+            &[][..],
+            &[("origin", "https://a.leases.example.org")],
+            &[("sec-fetch-site", "none")],
+            &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "navigate")],
+        ] {
+            assert_eq!(with(own), Access::Granted, "{own:?}");
+        }
+        for other in [
+            &[
+                ("origin", "https://b.leases.example.org"),
+                ("upgrade", "websocket"),
+            ][..],
+            &[("origin", "null")],
+            &[("sec-fetch-site", "same-site")],
+            &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "no-cors")],
+        ] {
+            assert_eq!(with(other), Access::Denied, "{other:?}");
+        }
+        // A token that the page knows itself needs no such check.
+        let (access, ..) = ask(
+            &route,
+            "GET",
+            "/",
+            &[(HEADER, TOKEN), ("origin", "https://b.example")],
+        );
+        assert_eq!(access, Access::Granted);
+    }
+
+    #[test]
+    fn another_cookie_takes_nothing_away() {
+        let route = route(PortAccess::Token, Some(TOKEN));
+        let mut headers = HeaderMap::new();
+        let cookies = [b"a=\xc3\xa9; ", COOKIE.as_bytes(), b"=", TOKEN.as_bytes()].concat();
+        headers.insert("cookie", HeaderValue::from_bytes(&cookies).unwrap());
+        let host = Authority::from_static("a.leases.example.org");
+        let access = check(
+            &route,
+            (&Method::GET, &host),
+            &mut Uri::from_static("/"),
+            &mut headers,
+        );
+        assert_eq!(access, Access::Granted);
+        assert_eq!(headers["cookie"].as_bytes(), b"a=\xc3\xa9");
     }
 
     #[test]

@@ -66,10 +66,26 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Joins cookies that came in several fields, as HTTP/2 permits and HTTP/1.1 does not (RFC 9113, section 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let all: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if all.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 /// Tells the program who asked for what.
 pub(crate) fn set_forwarded(headers: &mut HeaderMap, user: IpAddr, host: &Authority) {
     for name in FORWARDED {
         headers.remove(name);
+        // To many programs an underscore is a hyphen.
+        headers.remove(name.replace('-', "_"));
     }
     let values = [
         ("x-forwarded-for", user.to_string()),
@@ -128,6 +144,7 @@ mod tests {
             ("x-real-ip", "127.0.0.1"),
             ("forwarded", "for=127.0.0.1"),
             ("x-forwarded-proto", "http"),
+            ("x_forwarded_for", "127.0.0.1"),
         ]);
         let host = Authority::from_static("a.leases.example.org:8443");
         set_forwarded(&mut all, "192.0.2.7".parse().unwrap(), &host);
@@ -145,6 +162,14 @@ mod tests {
                 "x-forwarded-proto: https",
             ]
         );
+    }
+
+    #[test]
+    fn cookies_are_one_field() {
+        let mut all = headers(&[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
+        join_cookies(&mut all);
+        let left: Vec<_> = all.get_all("cookie").iter().collect();
+        assert_eq!(left, ["a=1; b=2; c=3"]);
     }
 
     #[test]

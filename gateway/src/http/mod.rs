@@ -25,11 +25,17 @@ use self::{
 };
 use crate::routes::CurrentRoutes;
 
-/// How long a program may take to begin its answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(15 * 60);
+/// How long a program may take to begin its answer, from the first byte of the request.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3600);
 
 /// A body of the program, or a text of the gateway.
 pub(crate) type Body = UnsyncBoxBody<Bytes, hyper::Error>;
+
+/// The place of a connection among those of all users, and its count.
+pub(crate) type Place = Arc<(
+    tokio::sync::OwnedSemaphorePermit,
+    leasehold_telemetry::metrics::Open,
+)>;
 
 /// Passes requests on.
 pub(crate) struct Proxy {
@@ -125,8 +131,13 @@ impl Proxy {
     }
 
     /// Answers one request.
-    pub(crate) async fn answer(&self, request: Request<Incoming>, user: SocketAddr) -> Response<Body> {
-        match self.pass(request, user).await {
+    pub(crate) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        user: SocketAddr,
+        place: Place,
+    ) -> Response<Body> {
+        match self.pass(request, user, place).await {
             Ok(response) => {
                 self.metrics.answered(Answer::of(response.status().as_u16()));
                 response
@@ -143,6 +154,7 @@ impl Proxy {
         &self,
         mut request: Request<Incoming>,
         user: SocketAddr,
+        place: Place,
     ) -> Result<Response<Body>, Refusal> {
         if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
             return Err(Refusal::Method(request.method().clone()));
@@ -155,7 +167,7 @@ impl Proxy {
         }
         let access = {
             let (method, mut uri) = (request.method().clone(), std::mem::take(request.uri_mut()));
-            let access = access::check(&route, &method, &mut uri, request.headers_mut());
+            let access = access::check(&route, (&method, &host), &mut uri, request.headers_mut());
             *request.uri_mut() = uri;
             access
         };
@@ -166,7 +178,7 @@ impl Proxy {
             Access::Denied => return Err(Refusal::Denied),
         }
         if headers::asks_for_websocket(request.headers()) && request.version() == http::Version::HTTP_11 {
-            return self.websocket(&route, request, (user, &host)).await;
+            return self.websocket(&route, request, (user, &host), place).await;
         }
         let is_grpc = headers::is_grpc(request.headers());
         outgoing(request.headers_mut(), user, &host);
@@ -180,12 +192,16 @@ impl Proxy {
                 *request.version_mut() = http::Version::HTTP_2;
                 self.upstream.http2(&route, request).await
             } else {
+                headers::join_cookies(request.headers_mut());
                 self.upstream.http1(&route, request).await
             }
         };
         let mut response = time::timeout(ANSWER_WITHIN, answer)
             .await
             .map_err(|_| Refusal::TooSlow)??;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Unreachable::Http("it switches to a protocol that was not asked for".into()).into());
+        }
         headers::remove_hop_by_hop(response.headers_mut());
         Ok(response.map(BodyExt::boxed_unsync))
     }
@@ -196,6 +212,7 @@ impl Proxy {
         route: &Route,
         mut request: Request<Incoming>,
         (user, host): (SocketAddr, &Authority),
+        place: Place,
     ) -> Result<Response<Body>, Refusal> {
         let of_user = hyper::upgrade::on(&mut request);
         outgoing(request.headers_mut(), user, host);
@@ -212,6 +229,7 @@ impl Proxy {
             if let (Ok(of_user), Ok(of_program)) = tokio::join!(of_user, of_program) {
                 let (mut of_user, mut of_program) = (TokioIo::new(of_user), TokioIo::new(of_program));
                 let (moved, _) = splice(&mut of_user, &mut of_program, Patience::default()).await;
+                drop(place);
                 metrics.moved(moved.forth, moved.back);
             }
         });

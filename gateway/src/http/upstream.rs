@@ -25,11 +25,16 @@ use leasehold_tunnel::{
     OpenError, StreamRequest, TunnelStream, Tunnels,
     limits::{LimitReached, Paced, Usages},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time,
+};
 use tower::util::BoxCloneSyncService;
 
-/// How long an unused connection to a program is kept.
-const KEEP: Duration = Duration::from_secs(30);
+/// How long an unused connection to a program is kept: less than programs keep it, or a request would meet its end.
+const KEEP: Duration = Duration::from_secs(4);
+/// How long it may take to open a stream, whatever connections are tried.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// Unused connections to one port of a lease that are kept.
 const KEPT: usize = 16;
 /// Ports with a connection of HTTP/2, at most.
@@ -113,7 +118,8 @@ impl Streams {
         target: &StreamRequest,
     ) -> Result<ToProgram, Unreachable> {
         let admitted = self.usages.admit(&target.lease_uid)?;
-        let stream = self.tunnels.open(provider, target).await?;
+        let opened = time::timeout(OPEN_WITHIN, self.tunnels.open(provider, target)).await;
+        let stream = opened.unwrap_or_else(|_| Err(OpenError::Failed("no answer".into())))?;
         Ok(ToProgram(Paced::new(stream, admitted)))
     }
 
@@ -218,7 +224,7 @@ impl Upstream {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(16 << 20)
+            .initial_connection_window_size(2 << 20)
             .keep_alive_interval(Duration::from_secs(20))
             .handshake(TokioIo::new(stream))
             .await

@@ -10,6 +10,7 @@ use leasehold_tunnel::{
     limits::{Admitted, Paced, Usages},
     splice,
     splice::Patience,
+    tcp::Tcp,
 };
 use tokio::net::TcpStream;
 
@@ -18,12 +19,14 @@ pub(super) struct Streams {
     pub(super) reservations: Store<GpuReservation>,
     /// Namespace of this provider in the market whose gateway asks.
     pub(super) provider_namespace: String,
+    /// Domain of this cluster.
+    pub(super) cluster_domain: String,
     pub(super) usages: Usages,
     pub(super) metrics: Metrics,
 }
 
 impl Serve for Streams {
-    type Opened = (TcpStream, Admitted);
+    type Opened = (Tcp, Admitted);
 
     async fn open(&self, request: StreamRequest, _: &HeaderMap) -> Result<Self::Opened, Refused> {
         let opened = self.connect(&request).await;
@@ -40,15 +43,14 @@ impl Serve for Streams {
         let mut pod = Paced::new(pod, admitted);
         let (moved, ended) = splice(&mut stream, &mut pod, Patience::default()).await;
         self.metrics.moved(moved.forth, moved.back);
-        if ended.is_err() {
-            // Or what was broken off would look complete to the program.
-            drop(pod.get_mut().set_zero_linger());
+        if ended.is_ok() {
+            pod.get_mut().complete();
         }
     }
 }
 
 impl Streams {
-    async fn connect(&self, request: &StreamRequest) -> Result<(TcpStream, Admitted), Refused> {
+    async fn connect(&self, request: &StreamRequest) -> Result<(Tcp, Admitted), Refused> {
         let reservations = self.reservations.state();
         let reservations = reservations.iter().map(|reservation| &**reservation);
         let target = connector::target(reservations, request, &self.provider_namespace)
@@ -57,7 +59,9 @@ impl Streams {
             .usages
             .admit(&request.lease_uid)
             .map_err(|limit| Refused::new(StatusCode::TOO_MANY_REQUESTS, limit))?;
-        let pod = TcpStream::connect((target.host.as_str(), target.port))
+        // With the dot at its end, the name is looked up in no other domain.
+        let host = format!("{}.{}.", target.host, self.cluster_domain);
+        let pod = TcpStream::connect((host.as_str(), target.port))
             .await
             .map_err(|error| {
                 tracing::debug!(host = %target.host, port = target.port, %error, "a pod did not accept a connection");
@@ -66,8 +70,7 @@ impl Streams {
                     format!("the program does not accept connections on port {}", target.port),
                 )
             })?;
-        pod.set_nodelay(true)
-            .map_err(|error| Refused::new(StatusCode::BAD_GATEWAY, error))?;
+        let pod = Tcp::new(pod).map_err(|error| Refused::new(StatusCode::BAD_GATEWAY, error))?;
         Ok((pod, admitted))
     }
 }

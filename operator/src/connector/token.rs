@@ -7,7 +7,10 @@ use k8s_openapi::api::{
 use kube::{Api, api::PostParams};
 use leasehold_crds::PROVIDER_NAMESPACE_PREFIX;
 use leasehold_runtime::cache::{self, Deadlines};
-use leasehold_tunnel::dial::{TokenSource, token_file};
+use leasehold_tunnel::{
+    dial::{TokenSource, token_file},
+    wire::AUDIENCE,
+};
 
 use futures::FutureExt as _;
 
@@ -15,8 +18,6 @@ use crate::settings::ConnectorArgs;
 
 /// Name of the connector's ServiceAccount in the namespace of its provider at the market.
 const ACCOUNT: &str = "connector";
-/// Audience of the token.
-const AUDIENCE: &str = "leasehold-gateway";
 /// A token is used once, when a connection is opened. The API server accepts no shorter time.
 const EXPIRES_AFTER_SECONDS: i64 = 600;
 

@@ -44,57 +44,19 @@ pub struct Route {
 
 /// The routes of all leases, by the first label of their host names.
 #[derive(Clone, Debug, Default)]
-pub struct Routes {
-    routes: HashMap<String, Route>,
-    /// Labels by namespace and name of the lease.
-    labels: HashMap<(String, String), Vec<String>>,
-}
+pub struct Routes(HashMap<String, Route>);
 
 impl Routes {
     /// The routes of these leases.
     #[must_use]
     pub fn of<'a>(leases: impl IntoIterator<Item = &'a GpuLease>) -> Self {
-        let mut routes = Self::default();
-        leases.into_iter().for_each(|lease| routes.set(lease));
-        routes
+        Self(leases.into_iter().flat_map(of_lease).collect())
     }
 
     /// The route of a label, in lower case.
     #[must_use]
     pub fn get(&self, label: &str) -> Option<&Route> {
-        self.routes.get(label)
-    }
-
-    /// Replaces the routes of a lease by those of its present state.
-    pub fn set(&mut self, lease: &GpuLease) {
-        let key = key(lease);
-        self.remove(&key.0, &key.1);
-        let of_lease = of_lease(lease);
-        if !of_lease.is_empty() {
-            let labels = of_lease.iter().map(|(label, _)| label.clone()).collect();
-            self.labels.insert(key, labels);
-            self.routes.extend(of_lease);
-        }
-    }
-
-    /// Removes the routes of a lease.
-    pub fn remove(&mut self, namespace: &str, lease: &str) {
-        let key = (namespace.to_owned(), lease.to_owned());
-        for label in self.labels.remove(&key).unwrap_or_default() {
-            self.routes.remove(&label);
-        }
-    }
-
-    /// Number of routes.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.routes.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.0.get(label)
     }
 }
 
@@ -250,7 +212,7 @@ mod tests {
     #[test]
     fn each_port_of_each_node_leads_to_its_provider() {
         let routes = Routes::of([&lease()]);
-        assert_eq!(routes.len(), 9);
+        assert_eq!(routes.0.len(), 9);
         let route = |port: &str, rank| routes.get(&host_label("team-a", "llm", port, rank)).unwrap();
         let first = Route {
             provider: "rhine".into(),
@@ -320,17 +282,11 @@ mod tests {
 
     #[test]
     fn routes_follow_their_lease() {
-        let mut routes = Routes::of([&lease()]);
         let mut other = lease();
         other.metadata.name = Some("other".into());
-        routes.set(&other);
-        assert_eq!(routes.len(), 18);
+        assert_eq!(Routes::of([&lease(), &other]).0.len(), 18);
         other.status.as_mut().unwrap().phase = Phase::Settling;
-        routes.set(&other);
-        assert_eq!(routes.len(), 9);
-        routes.remove("team-a", "other");
-        routes.remove("team-a", "llm");
-        assert!(routes.is_empty());
+        assert_eq!(Routes::of([&lease(), &other]).0.len(), 9);
     }
 
     /// A status that is damaged makes no endless list.
