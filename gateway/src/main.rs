@@ -131,15 +131,10 @@ async fn run(args: Args, telemetry: &leasehold_telemetry::Settings) -> anyhow::R
 
 /// Connections to the other replicas.
 fn links(args: &Args, address: &str, tunnels: &Arc<Tunnels>) -> anyhow::Result<Links<Forward, Logged>> {
-    let authority = args
-        .authority
-        .as_ref()
-        .map(|path| std::fs::read(path).with_context(|| format!("read {}", path.display())))
-        .transpose()?;
     Ok(Links {
         addresses: vec![address.to_owned()],
         credentials: Credentials {
-            tls: tls::client(authority.as_deref())?,
+            tls: tls::authority_file(args.authority.clone())?,
             server_name: ServerName::try_from(args.tunnel_name()).context("the domain")?,
             identity: Identity::Gateway(args.process.identity.clone()),
             token: token_file(args.token.clone()),

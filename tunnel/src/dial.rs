@@ -8,10 +8,11 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::pki_types::ServerName;
 use tokio::{net::TcpStream, time};
 use tokio_rustls::TlsConnector;
 
+use crate::tls::{TlsError, TlsSource};
 use crate::wire::{
     HEADER_IDENTITY, HEADER_REPLICA, HEADER_REPLICAS, Identity, PATH, PROTOCOL, UPGRADE_WITHIN,
 };
@@ -19,8 +20,8 @@ use crate::wire::{
 /// How who dials shows who it is, and whom it expects.
 #[derive(Clone)]
 pub struct Credentials {
-    /// TLS, see [`crate::tls::client`].
-    pub tls: Arc<ClientConfig>,
+    /// TLS, asked for each connection.
+    pub tls: TlsSource,
     /// Name in the certificate of the gateway.
     pub server_name: ServerName<'static>,
     /// Who dials.
@@ -60,6 +61,9 @@ pub enum DialError {
     /// There is no token.
     #[error("no token: {0}")]
     Token(String),
+    /// TLS can't be used.
+    #[error(transparent)]
+    Authority(#[from] TlsError),
     /// No TCP connection.
     #[error("connect: {0}")]
     Connect(io::Error),
@@ -102,7 +106,7 @@ async fn connect(address: SocketAddr, credentials: &Credentials) -> Result<Diale
     let token = (credentials.token)().await.map_err(DialError::Token)?;
     let tcp = TcpStream::connect(address).await.map_err(DialError::Connect)?;
     tcp.set_nodelay(true).map_err(DialError::Connect)?;
-    let tls = TlsConnector::from(credentials.tls.clone())
+    let tls = TlsConnector::from((credentials.tls)()?)
         .connect(credentials.server_name.clone(), tcp)
         .await
         .map_err(DialError::Tls)?;

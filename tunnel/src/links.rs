@@ -379,3 +379,98 @@ impl State {
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.5..1.0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> SocketAddr {
+        ([192, 0, 2, last], 443).into()
+    }
+
+    /// The addresses that are dialled, of which none answers yet.
+    fn dialled(state: &mut State, wanted: usize) -> Vec<SocketAddr> {
+        let due = state.due(wanted);
+        for address in &due {
+            if let Some(known) = state.addresses.get_mut(address) {
+                known.is_dialled = false;
+            }
+        }
+        due
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_connection_serves_until_there_is_another_one() {
+        let (mut state, shutdown) = (State::default(), CancellationToken::new());
+        state.resolved(&[address(1)]);
+        assert_eq!(dialled(&mut state, 1), [address(1)]);
+        let (_, drain) = state.insert(address(1), "a", &shutdown);
+        assert!(dialled(&mut state, 1).is_empty());
+
+        time::advance(2 * REPLACE_AFTER).await;
+        state.replace_old();
+        assert_eq!(dialled(&mut state, 1), [address(1)], "it is to be replaced");
+        time::advance(2 * REPLACE_AFTER).await;
+        state.replace_old();
+        assert!(
+            !drain.is_cancelled(),
+            "the gateway could not be reached: the old one goes on"
+        );
+
+        state.insert(address(1), "a", &shutdown);
+        state.replace_old();
+        assert!(!drain.is_cancelled(), "both take new streams for some seconds");
+        time::advance(OVERLAP).await;
+        state.replace_old();
+        assert!(drain.is_cancelled());
+        assert_eq!((state.by_replica.len(), state.serving), (1, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gateway_that_ends_each_connection_is_not_dialled_without_a_pause() {
+        let (mut state, shutdown) = (State::default(), CancellationToken::new());
+        state.resolved(&[address(1)]);
+        let mut dials = 0;
+        for _ in 0..600 {
+            for address in dialled(&mut state, 1) {
+                dials += 1;
+                let (number, _) = state.insert(address, "a", &shutdown);
+                state.served("a", number);
+            }
+            time::advance(Duration::from_millis(100)).await;
+        }
+        assert!((6..20).contains(&dials), "{dials} dials in a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_too_many_is_seldom_dialled() {
+        let (mut state, shutdown) = (State::default(), CancellationToken::new());
+        // A load balancer in three zones, in front of two replicas.
+        state.resolved(&[address(1), address(2), address(3)]);
+        state.insert(address(1), "a", &shutdown);
+        state.insert(address(2), "b", &shutdown);
+        let mut dials = 0;
+        for _ in 0..6000 {
+            for address in dialled(&mut state, 2) {
+                dials += 1;
+                let pause = state.duplicate(address);
+                if let Some(known) = state.addresses.get_mut(&address) {
+                    known.not_before = Some(Instant::now() + pause);
+                }
+            }
+            time::advance(Duration::from_millis(100)).await;
+        }
+        assert!((10..40).contains(&dials), "{dials} dials in ten minutes");
+        // A new replica behind a name is another address that nothing leads to.
+        state.resolved(&[address(1), address(2), address(4)]);
+        assert_eq!(dialled(&mut state, 2), [address(4)]);
+    }
+
+    #[tokio::test]
+    async fn a_resolver_that_fails_takes_no_address_away() {
+        let mut state = State::default();
+        state.resolved(&[address(1)]);
+        state.resolved(&[]);
+        assert_eq!(dialled(&mut state, 1), [address(1)]);
+    }
+}

@@ -1,6 +1,6 @@
 //! TLS of the end that dials.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use rustls::{
     ClientConfig, RootCertStore,
@@ -12,7 +12,7 @@ use rustls::{
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The file of the authority has no usable certificate.
-    #[error("the certificate authority is not a PEM file with certificates: {0}")]
+    #[error("the certificate authority can't be used: {0}")]
     Authority(String),
     /// The system has no roots.
     #[error("the system has no root certificates; name a certificate authority: {0}")]
@@ -20,6 +20,28 @@ pub enum TlsError {
     /// The library refuses the settings.
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
+}
+
+/// Returns TLS for a connection, or why it can't be used.
+pub type TlsSource = Arc<dyn Fn() -> Result<Arc<ClientConfig>, TlsError> + Send + Sync>;
+
+/// TLS by [`client`] with the present content of a file, which is replaced before its authority expires.
+///
+/// # Errors
+/// When it can't be used now: a later failure only fails a connection.
+pub fn authority_file(path: Option<PathBuf>) -> Result<TlsSource, TlsError> {
+    let source: TlsSource = Arc::new(move || {
+        let authority = path
+            .as_ref()
+            .map(|path| {
+                std::fs::read(path)
+                    .map_err(|error| TlsError::Authority(format!("read {}: {error}", path.display())))
+            })
+            .transpose()?;
+        client(authority.as_deref())
+    });
+    source()?;
+    Ok(source)
 }
 
 /// TLS 1.3 that trusts the certificates of a PEM file alone, or without one the roots of the system.
@@ -36,7 +58,7 @@ pub fn client(authority: Option<&[u8]>) -> Result<Arc<ClientConfig>, TlsError> {
                 .map_err(|error| TlsError::Authority(error.to_string()))?;
         }
         if roots.is_empty() {
-            return Err(TlsError::Authority("it has none".into()));
+            return Err(TlsError::Authority("its PEM file has no certificate".into()));
         }
     } else {
         let native = rustls_native_certs::load_native_certs();

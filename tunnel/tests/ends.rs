@@ -13,7 +13,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-use support::{Site, echo, within};
+use support::{Site, always, echo, within};
 
 fn target(lease_uid: &str, port: u16) -> StreamRequest {
     StreamRequest {
@@ -241,7 +241,7 @@ async fn who_dials_must_prove_who_it_is() {
     );
     // Another authority's certificate.
     let mut credentials = site.credentials(Identity::Provider("rhine".into()), &site.token("rhine"));
-    credentials.tls = Site::new().await.tls;
+    credentials.tls = always(Site::new().await.tls);
     let error = dial::dial(gateway.address, &credentials).await.unwrap_err();
     assert!(matches!(error, dial::DialError::Tls(_)), "{error}");
     assert_eq!(gateway.tunnels.connectors(), (0, 0));

@@ -28,10 +28,6 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(25);
 
 /// Runs until a signal.
 pub async fn run(args: ConnectorArgs, telemetry: &leasehold_telemetry::Settings) -> anyhow::Result<ExitCode> {
-    let authority = match &args.gateway_ca {
-        Some(path) => Some(std::fs::read(path).with_context(|| format!("read {}", path.display()))?),
-        None => None,
-    };
     let server_name = args.server_name().context("--gateway-name: not a DNS name")?;
     let mut service = Service::start(&args.process, telemetry, Metrics::register).await?;
     let reservations = Source::new(service.client()).watch(trim_reservation, |_: &GpuReservation| {});
@@ -41,7 +37,7 @@ pub async fn run(args: ConnectorArgs, telemetry: &leasehold_telemetry::Settings)
     let links = Links {
         addresses: args.gateways.clone(),
         credentials: Credentials {
-            tls: tls::client(authority.as_deref())?,
+            tls: tls::authority_file(args.gateway_ca.clone())?,
             server_name,
             identity: Identity::Provider(args.provider_name.clone()),
             token: token::source(&args).await?,

@@ -55,6 +55,11 @@ pub async fn echo(stream: &mut TunnelStream, sent: &[u8]) -> Vec<u8> {
     received
 }
 
+/// TLS that does not change.
+pub fn always(tls: Arc<ClientConfig>) -> tls::TlsSource {
+    Arc::new(move || Ok(tls.clone()))
+}
+
 /// Uploads to the sink.
 #[derive(Default)]
 struct Uploads {
@@ -161,7 +166,7 @@ impl Site {
         file.write_all(token.as_bytes()).unwrap();
         let (_, file) = file.keep().unwrap();
         Credentials {
-            tls: self.tls.clone(),
+            tls: always(self.tls.clone()),
             server_name: ServerName::try_from(NAME).unwrap(),
             identity,
             token: token_file(file),
