@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use leasehold_tunnel::serve::ServeError;
-use leasehold_tunnel::{Identity, OpenError, StreamRequest, TunnelStream, dial, wire};
+use leasehold_tunnel::{Identity, OpenError, StreamRequest, Tunnel, TunnelStream, dial, wire};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::{self, Instant},
@@ -325,6 +325,51 @@ async fn requests_of_a_hostile_gateway_are_refused() {
                 .unwrap_or(431)
                 == 431
         );
+    }
+    served.abort();
+}
+
+/// A link that pauses: the gateway gives up what it was opening, and all of that arrives at once afterwards.
+#[tokio::test]
+async fn a_pause_of_the_link_ends_no_stream() {
+    let site = Site::new().await;
+    let ((ours, mut to_gateway), (theirs, mut to_connector)) =
+        (tokio::io::duplex(1 << 20), tokio::io::duplex(1 << 20));
+    let (pause, mut paused) = tokio::sync::watch::channel(false);
+    let link = tokio::spawn(async move {
+        let (mut a, mut b) = ([0; 4096], [0; 4096]);
+        loop {
+            paused.wait_for(|paused| !paused).await.unwrap();
+            tokio::select! {
+                read = to_gateway.read(&mut a) => to_connector.write_all(&a[..read.unwrap()]).await.unwrap(),
+                read = to_connector.read(&mut b) => to_gateway.write_all(&b[..read.unwrap()]).await.unwrap(),
+                _ = paused.changed() => {}
+            }
+        }
+    });
+    let handler = site.handler();
+    let served = tokio::spawn(async move {
+        let drain = tokio_util::sync::CancellationToken::new();
+        leasehold_tunnel::serve::serve(ours, &handler, &drain).await
+    });
+    let (tunnel, run) = Tunnel::begin(theirs).await.unwrap();
+    let run = tokio::spawn(run);
+    let mut before = tunnel.open(&target("lease", site.echo_port), None).await.unwrap();
+    assert_eq!(echo_open(&mut before, b"before").await, b"before");
+
+    pause.send(true).unwrap();
+    let request = target("slow", 1);
+    let opens = (0..200).map(|_| tunnel.open(&request, None));
+    for opened in futures::future::join_all(opens).await {
+        assert!(matches!(opened, Err(OpenError::Failed(_))), "{opened:?}");
+    }
+    pause.send(false).unwrap();
+    assert_eq!(echo_open(&mut before, b"after").await, b"after");
+    let mut new = tunnel.open(&target("lease", site.echo_port), None).await.unwrap();
+    assert_eq!(echo(&mut new, b"new").await, b"new");
+    assert!(!served.is_finished());
+    for task in [link, run] {
+        task.abort();
     }
     served.abort();
 }

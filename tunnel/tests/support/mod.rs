@@ -347,6 +347,9 @@ impl Serve for Pods {
     type Opened = Tcp;
 
     async fn open(&self, request: StreamRequest, _: &HeaderMap) -> Result<Tcp, Refused> {
+        if request.lease_uid == "slow" {
+            time::sleep(Duration::from_secs(60)).await;
+        }
         if request.lease_uid != "lease" {
             return Err(Refused::new(StatusCode::FORBIDDEN, "not this lease"));
         }
