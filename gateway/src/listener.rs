@@ -33,7 +33,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     authenticate::Market,
-    http::{Proxy, upstream::Streams},
+    http::{
+        Proxy,
+        held::{Activity, Held},
+        upstream::Streams,
+    },
 };
 
 /// How long the handshake of TLS may take, and the head of a request.
@@ -42,6 +46,8 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 2048;
 /// Requests of one connection of HTTP/2 at once.
 const REQUESTS_PER_CONNECTION: u32 = 128;
+/// A connection without requests is closed after so long.
+const IDLE: Duration = Duration::from_secs(120);
 /// Headers of a request in bytes.
 const HEADERS_MAX: u32 = 32 << 10;
 /// How long connections are still accepted after the signal to end, until nobody is sent here any more.
@@ -139,10 +145,14 @@ impl Listener {
             return;
         };
         drop(handshake);
-        let proxy = self.proxy.clone();
+        let (proxy, activity) = (self.proxy.clone(), Activity::new());
+        let requests = activity.clone();
         let service = service_fn(move |request| {
-            let (proxy, place) = (proxy.clone(), place.clone());
-            async move { Ok::<_, std::convert::Infallible>(proxy.answer(request, user, place).await) }
+            let (proxy, place, in_use) = (proxy.clone(), place.clone(), requests.begin());
+            async move {
+                let response = proxy.answer(request, user, place).await;
+                Ok::<_, std::convert::Infallible>(response.map(|body| Held::new(body, in_use)))
+            }
         });
         // Chosen by ALPN: who sends nothing could not be waited for otherwise.
         let http = auto::Builder::new(TokioExecutor::new());
@@ -165,8 +175,12 @@ impl Listener {
         let connection = http
             .serve_connection_with_upgrades(TokioIo::new(tls), service)
             .into_owned();
-        if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(%error, "a connection of a user failed");
+        tokio::select! {
+            served = watcher.watch(connection) => if let Err(error) = served {
+                tracing::debug!(%error, "a connection of a user failed");
+            },
+            // A client of HTTP/2 can answer pings and ask for nothing.
+            () = activity.idle_for(IDLE) => {}
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod headers;
+pub(crate) mod held;
 mod host;
 pub(crate) mod upstream;
 
@@ -20,6 +21,7 @@ use tokio::time;
 
 use self::{
     access::Access,
+    held::Held,
     host::HostError,
     upstream::{Unreachable, Upstream},
 };
@@ -190,10 +192,12 @@ impl Proxy {
                 request.headers_mut().remove(header::HOST);
                 *request.uri_mut() = absolute(&host, request.uri());
                 *request.version_mut() = http::Version::HTTP_2;
-                self.upstream.http2(&route, request).await
+                let (response, place) = self.upstream.http2(&route, request).await?;
+                Ok::<_, Unreachable>(response.map(|body| Held::new(body, place).boxed_unsync()))
             } else {
                 headers::join_cookies(request.headers_mut());
-                self.upstream.http1(&route, request).await
+                let response = self.upstream.http1(&route, request).await?;
+                Ok(response.map(BodyExt::boxed_unsync))
             }
         };
         let mut response = time::timeout(ANSWER_WITHIN, answer)
@@ -203,7 +207,7 @@ impl Proxy {
             return Err(Unreachable::Http("it switches to a protocol that was not asked for".into()).into());
         }
         headers::remove_hop_by_hop(response.headers_mut());
-        Ok(response.map(BodyExt::boxed_unsync))
+        Ok(response)
     }
 
     /// Passes a WebSocket on: its handshake as a request, then its bytes.

@@ -27,6 +27,7 @@ use leasehold_tunnel::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time,
 };
 use tower::util::BoxCloneSyncService;
@@ -37,8 +38,10 @@ const KEEP: Duration = Duration::from_secs(4);
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// Unused connections to one port of a lease that are kept.
 const KEPT: usize = 16;
-/// Ports with a connection of HTTP/2, at most.
-const HTTP2_MAX: usize = 4096;
+/// Ports whose connection of HTTP/2 is kept while nobody uses it.
+const HTTP2_MAX: usize = 256;
+/// Requests of HTTP/2 to one port of a lease at once.
+const HTTP2_REQUESTS: u32 = 256;
 
 /// Why a program can't be reached.
 #[derive(Debug, thiserror::Error)]
@@ -144,7 +147,7 @@ type Connect = BoxCloneSyncService<Uri, TokioIo<ToProgram>, Unreachable>;
 pub(crate) struct Upstream {
     streams: Streams,
     http1: Client<Connect, Incoming>,
-    http2: Mutex<HashMap<(String, StreamRequest), http2::SendRequest<Incoming>>>,
+    http2: Mutex<HashMap<(String, StreamRequest), Arc<Program>>>,
 }
 
 impl Upstream {
@@ -188,39 +191,41 @@ impl Upstream {
             .map_err(|error| Unreachable::of(&error))
     }
 
-    /// The same with HTTP/2 and prior knowledge (RFC 9113, section 3.3).
+    /// The same with HTTP/2 and prior knowledge (RFC 9113, section 3.3). All requests to a port share one connection, which is one
+    /// stream of the tunnel: the second value is the place of this one among them.
     pub(crate) async fn http2(
         &self,
         route: &Route,
         request: Request<Incoming>,
-    ) -> Result<Response<Incoming>, Unreachable> {
+    ) -> Result<(Response<Incoming>, OwnedSemaphorePermit), Unreachable> {
         let key = (route.provider.clone(), target(route));
-        let known = {
-            let connections = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
-            connections
-                .get(&key)
-                .filter(|sender| !sender.is_closed())
-                .cloned()
+        let program = {
+            let mut programs = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
+            if programs.len() >= HTTP2_MAX {
+                programs.retain(|_, program| Arc::strong_count(program) > 1);
+            }
+            programs.entry(key.clone()).or_default().clone()
         };
-        let mut sender = match known {
-            Some(sender) => sender,
-            None => self.connect_http2(key).await?,
+        let place = program.places.clone().try_acquire_owned();
+        let place = place.map_err(|_| LimitReached::Streams(HTTP2_REQUESTS))?;
+        let mut sender = {
+            // One request connects, and the others wait for it.
+            let mut connected = program.connected.lock().await;
+            match connected.as_ref().filter(|sender| !sender.is_closed()) {
+                Some(sender) => sender.clone(),
+                None => connected.insert(self.connect_http2(&key).await?).clone(),
+            }
         };
-        sender
-            .ready()
-            .await
-            .map_err(|error| Unreachable::Http(error.to_string()))?;
-        sender
-            .send_request(request)
-            .await
-            .map_err(|error| Unreachable::Http(error.to_string()))
+        let failed = |error: hyper::Error| Unreachable::Http(error.to_string());
+        sender.ready().await.map_err(failed)?;
+        Ok((sender.send_request(request).await.map_err(failed)?, place))
     }
 
     async fn connect_http2(
         &self,
-        key: (String, StreamRequest),
+        (provider, target): &(String, StreamRequest),
     ) -> Result<http2::SendRequest<Incoming>, Unreachable> {
-        let stream = self.streams.open(&key.0, &key.1).await?;
+        let stream = self.streams.open(provider, target).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(1 << 20)
@@ -230,14 +235,22 @@ impl Upstream {
             .await
             .map_err(|error| Unreachable::Http(error.to_string()))?;
         tokio::spawn(async move { drop(connection.await) });
-        let mut connections = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
-        if connections.len() >= HTTP2_MAX {
-            connections.retain(|_, sender| !sender.is_closed());
-        }
-        if connections.len() < HTTP2_MAX {
-            connections.insert(key, sender.clone());
-        }
         Ok(sender)
+    }
+}
+
+/// The connection of HTTP/2 to one port of a lease, and the requests that can share it.
+struct Program {
+    places: Arc<Semaphore>,
+    connected: tokio::sync::Mutex<Option<http2::SendRequest<Incoming>>>,
+}
+
+impl Default for Program {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(HTTP2_REQUESTS as usize)),
+            connected: tokio::sync::Mutex::default(),
+        }
     }
 }
 
