@@ -88,7 +88,7 @@ async fn run(args: Args, telemetry: &leasehold_telemetry::Settings) -> anyhow::R
     };
     let streams = Streams {
         tunnels: tunnels.clone(),
-        usages: Arc::new(Usages::new(args.limits())),
+        usages: Arc::new(Usages::new(args.limits)),
     };
     let entry = Listener {
         proxy: Arc::new(Proxy {

@@ -41,15 +41,8 @@ pub struct Args {
     /// Connections of users at this replica at once.
     #[arg(long, default_value_t = 10_000, value_name = "NUMBER")]
     pub connections: usize,
-    /// Streams of one lease at this replica at once.
-    #[arg(long, default_value_t = Limits::default().streams, value_name = "NUMBER")]
-    pub streams_per_lease: u32,
-    /// New streams of one lease at this replica, a second.
-    #[arg(long, default_value_t = Limits::default().new_streams_per_second, value_name = "NUMBER")]
-    pub new_streams_per_lease: u32,
-    /// Bytes of one lease at this replica, a second, in both directions together.
-    #[arg(long, default_value_t = Limits::default().bytes_per_second, value_name = "BYTES")]
-    pub bytes_per_lease: u32,
+    #[command(flatten)]
+    pub limits: Limits,
     #[command(flatten)]
     pub telemetry: leasehold_telemetry::Args,
     #[command(flatten)]
@@ -57,15 +50,6 @@ pub struct Args {
 }
 
 impl Args {
-    /// Bounds of one lease.
-    pub const fn limits(&self) -> Limits {
-        Limits {
-            streams: self.streams_per_lease,
-            new_streams_per_second: self.new_streams_per_lease,
-            bytes_per_second: self.bytes_per_lease,
-        }
-    }
-
     /// Name by which connectors and replicas reach the tunnel.
     pub fn tunnel_name(&self) -> String {
         format!("tunnel.{}", self.domain)

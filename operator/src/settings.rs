@@ -193,26 +193,8 @@ pub struct ConnectorArgs {
     /// File with a token for the audience `leasehold-gateway`, if this cluster is the market.
     #[arg(long, default_value = "/var/run/leasehold/gateway/token", value_name = "FILE")]
     pub token_file: PathBuf,
-    /// Streams of one lease at once.
-    #[arg(long, default_value_t = Limits::default().streams, value_name = "NUMBER")]
-    pub streams_per_lease: u32,
-    /// New streams of one lease, a second.
-    #[arg(long, default_value_t = Limits::default().new_streams_per_second, value_name = "NUMBER")]
-    pub new_streams_per_lease: u32,
-    /// Bytes of one lease, a second, in both directions together.
-    #[arg(long, default_value_t = Limits::default().bytes_per_second, value_name = "BYTES")]
-    pub bytes_per_lease: u32,
-}
-
-impl ConnectorArgs {
-    /// Bounds of one lease.
-    pub const fn limits(&self) -> Limits {
-        Limits {
-            streams: self.streams_per_lease,
-            new_streams_per_second: self.new_streams_per_lease,
-            bytes_per_second: self.bytes_per_lease,
-        }
-    }
+    #[command(flatten)]
+    pub limits: Limits,
 }
 
 /// Flags of the checks.

@@ -18,24 +18,17 @@ use tokio::{
 };
 
 /// Bounds of one lease at one replica.
-#[derive(Clone, Copy, Debug)]
+#[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Limits {
-    /// Streams at once.
+    /// Streams of one lease at this replica at once.
+    #[arg(long = "streams-per-lease", default_value_t = 256, value_name = "NUMBER")]
     pub streams: u32,
-    /// New streams a second, over any time longer than ten seconds.
+    /// New streams of one lease at this replica, a second.
+    #[arg(long = "new-streams-per-lease", default_value_t = 100, value_name = "NUMBER")]
     pub new_streams_per_second: u32,
-    /// Bytes a second, both directions together, over any time longer than a second.
+    /// Bytes of one lease at this replica, a second, in both directions together.
+    #[arg(long = "bytes-per-lease", default_value_t = 1 << 30, value_name = "BYTES")]
     pub bytes_per_second: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            streams: 256,
-            new_streams_per_second: 100,
-            bytes_per_second: 1 << 30,
-        }
-    }
 }
 
 /// Why a stream of a lease is refused.

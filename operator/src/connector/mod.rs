@@ -46,7 +46,7 @@ pub async fn run(args: ConnectorArgs, telemetry: &leasehold_telemetry::Settings)
             reservations,
             provider_namespace: format!("{PROVIDER_NAMESPACE_PREFIX}{}", args.provider_name),
             cluster_domain: args.cluster_domain.clone(),
-            usages: Usages::new(args.limits()),
+            usages: Usages::new(args.limits),
             metrics: metrics.clone(),
         }),
         observe: Arc::new(Reported(metrics)),
