@@ -19,7 +19,7 @@ pub use gateway::{DOMAIN, GatewayFixture, PORT};
 pub use install::{NAMESPACE, device};
 pub use pods::containers_run_since;
 pub use run::{on_stack, outage, timed};
-pub use split::Split;
+pub use split::{Split, SplitSpec};
 pub use stack::{
     DECIMALS, GpuNodes, PaymentFixture, ProviderSpec, Role, Stack, StackSpec, address, key, kwok_node, payee,
 };

@@ -12,6 +12,45 @@ use crate::{
     stack::{PaymentFixture, Role, Stack, StackSpec, address, connect, payee},
 };
 
+/// What a [`Split`] consists of.
+#[derive(Clone, Debug)]
+pub struct SplitSpec<'a> {
+    /// Names of the clusters begin with it.
+    pub name: String,
+    /// With a gateway, the ports of the provider's leases are reached through the tunnel.
+    pub gateway: Option<&'a GatewayFixture>,
+    /// Whether the provider's cluster enforces network policies.
+    pub enforces_network_policies: bool,
+    /// Images to compile with optimization, for benchmarks.
+    pub optimized: Vec<&'static str>,
+    /// Further flags of the gateway and of the connector, which both know.
+    pub tunnel_args: Vec<String>,
+}
+
+impl<'a> SplitSpec<'a> {
+    /// Without a gateway.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            gateway: None,
+            enforces_network_policies: false,
+            optimized: Vec::new(),
+            tunnel_args: Vec::new(),
+        }
+    }
+
+    /// With a gateway. Pods of leases are reached from the connector alone, which only an enforcing network shows.
+    #[must_use]
+    pub fn with_gateway(name: &str, gateway: &'a GatewayFixture) -> Self {
+        Self {
+            gateway: Some(gateway),
+            enforces_network_policies: true,
+            ..Self::new(name)
+        }
+    }
+}
+
 /// A market and a provider, each on a control plane of its own.
 pub struct Split {
     /// The market, with the chain.
@@ -25,14 +64,12 @@ pub struct Split {
 }
 
 impl Split {
-    /// Brings both up. With a gateway, the ports of the provider's leases are reached through the tunnel.
-    pub async fn up(
-        name: &str,
-        gateway: Option<&GatewayFixture>,
-        progress: &dyn Progress,
-    ) -> anyhow::Result<Self> {
+    /// Brings both up.
+    pub async fn up(split: SplitSpec<'_>, progress: &dyn Progress) -> anyhow::Result<Self> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let (name, gateway) = (&split.name, split.gateway);
         let mut spec = StackSpec::one_node(name);
+        spec.optimized = split.optimized;
         spec.providers[0].nodes = GpuNodes::Real(vec![("gpu-1".into(), "h100-80g-sxm".into(), 2)]);
         let archives = install::archives(&spec.optimized, progress).await?;
 
@@ -51,8 +88,7 @@ impl Split {
         provider_spec
             .nodes
             .push(NodeSpec::named("gpu-1").label(install::PROVIDER_LABEL, &spec.providers[0].name));
-        if gateway.is_some() {
-            // Pods of leases are reached from the connector alone, which only such a network shows.
+        if split.enforces_network_policies {
             provider_spec = provider_spec.enforcing_network_policies();
         }
         let provider = Cluster::up(provider_spec, progress).await?;
@@ -67,7 +103,8 @@ impl Split {
         let namespace = format!("provider-{}", offered.name);
 
         progress.step("installing the market");
-        install_market(&market, &spec, &money, gateway).await?;
+        let tunnel = gateway.map(|gateway| (gateway, split.tunnel_args.as_slice()));
+        install_market(&market, &spec, &money, tunnel).await?;
         progress.step("installing the provider");
         let secrets = Api::<Secret>::namespaced(market_client.clone(), &namespace);
         let token = token(&secrets, "provider-token").await?;
@@ -78,7 +115,9 @@ impl Split {
                 kubeconfigs.push(secret("market-connector", &market, &token)?);
                 kubeconfigs.push(gateway.secret_of_authority());
                 let address = (market.node("market-1").address, gateway::PORT).into();
-                Some(GatewayFixture::values_of_connector(address))
+                let mut values = GatewayFixture::values_of_connector(address);
+                values["extraArgs"] = json!(split.tunnel_args);
+                Some(values)
             }
             None => None,
         };
@@ -138,12 +177,12 @@ fn secret(name: &str, market: &Cluster, token: &str) -> anyhow::Result<Value> {
     Ok(install::secret(name, &json!({"kubeconfig": kubeconfig})))
 }
 
-/// Installs the chart with the market alone.
+/// Installs the chart with the market alone, and with the gateway and its further flags.
 async fn install_market(
     market: &Cluster,
     spec: &StackSpec,
     money: &PaymentFixture,
-    gateway: Option<&GatewayFixture>,
+    gateway: Option<(&GatewayFixture, &[String])>,
 ) -> anyhow::Result<()> {
     let offered = &spec.providers[0];
     install::secrets(market, spec)?;
@@ -155,11 +194,12 @@ async fn install_market(
         "name": offered.name, "payee": payee(0).to_string(), "controller": address(Role::Controller(0))?.to_string(),
         "region": offered.region, "tokenSecret": true,
     }]);
-    if let Some(gateway) = gateway {
+    if let Some((gateway, args)) = gateway {
         for object in gateway.secrets_of_market() {
             install::kubectl_apply(market, &object.to_string())?;
         }
         values["gateway"] = GatewayFixture::values_of_gateway();
+        values["gateway"]["extraArgs"] = json!(args);
     }
     install::helm_install(market, "leasehold", &values)?;
     install::deployments_ready(&market.client()).await

@@ -16,7 +16,7 @@ use leasehold_crds::{
     GROUP, GpuAllocation, GpuLease, GpuReservation, lease::Phase, market::allocation::StopReason,
     payment::money::TokenAmount, provider::reservation::GpuReservationStatus, shared::conditions::find,
 };
-use leasehold_e2e::{Split, Tenant, within};
+use leasehold_e2e::{Split, SplitSpec, Tenant, within};
 use leasehold_planner::{
     escrow::{Account, Terms},
     ports::{BlockLevel, Payments as _},
@@ -36,7 +36,7 @@ async fn a_paid_lease_survives_the_deletion_of_the_crds() -> anyhow::Result<()> 
         eprintln!("SKIPPED: {why}");
         return Ok(());
     }
-    let split = Split::up("e2e-reinstall", None, &Stderr::default()).await?;
+    let split = Split::up(SplitSpec::new("e2e-reinstall"), &Stderr::default()).await?;
     let result = story(&split).await;
     if let Err(error) = &result {
         let kept = leasehold_testcluster::cache_root()?

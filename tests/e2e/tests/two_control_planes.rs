@@ -13,7 +13,7 @@ use leasehold_crds::{
     GpuAllocation, GpuLease, GpuReservation, LABEL_LEASE, PaymentNetwork, lease::Phase,
     market::allocation::AllocationPhase, payment::money::TokenAmount, shared::conditions::find,
 };
-use leasehold_e2e::{Split, Tenant, outage, within};
+use leasehold_e2e::{Split, SplitSpec, Tenant, outage, within};
 use leasehold_planner::{
     escrow::Terms,
     ports::{BlockLevel, Payments as _},
@@ -29,7 +29,7 @@ async fn a_lease_is_served_across_two_control_planes() -> anyhow::Result<()> {
         eprintln!("SKIPPED: {why}");
         return Ok(());
     }
-    let split = Split::up("e2e-split", None, &Stderr::default()).await?;
+    let split = Split::up(SplitSpec::new("e2e-split"), &Stderr::default()).await?;
     let result = stories(&split).await;
     if let Err(error) = &result {
         let kept = leasehold_testcluster::cache_root()?

@@ -12,7 +12,7 @@ use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::ListParams};
 use leasehold_crds::{GpuLease, lease::Phase};
-use leasehold_e2e::{DOMAIN, GatewayFixture, PORT, Split, Tenant, within};
+use leasehold_e2e::{DOMAIN, GatewayFixture, PORT, Split, SplitSpec, Tenant, within};
 use leasehold_planner::urls::host_label;
 use leasehold_testcluster::{Cluster, Stderr, Unavailable};
 use serde_json::json;
@@ -32,7 +32,7 @@ async fn a_lease_behind_nat_is_reached_by_its_urls() -> anyhow::Result<()> {
         return Ok(());
     }
     let gateway = GatewayFixture::new()?;
-    let split = Split::up("e2e-reach", Some(&gateway), &Stderr::default()).await?;
+    let split = Split::up(SplitSpec::with_gateway("e2e-reach", &gateway), &Stderr::default()).await?;
     let result = stories(&split, &gateway).await;
     if let Err(error) = &result {
         let kept = leasehold_testcluster::cache_root()?
