@@ -25,7 +25,7 @@ const PROGRAMS: &[&str] = &[
 
 #[derive(clap::Args)]
 pub(crate) struct Bench {
-    /// match, lease, agent, story, scale or mutants
+    /// match, lease, agent, story, scale, reach or mutants
     name: String,
     /// Print one JSON object on each line
     #[arg(long)]

@@ -8,9 +8,13 @@
 //! - `GET /ws`: a WebSocket that returns each message.
 //! - `POST` with `content-type: application/grpc`: each frame of the body returns as it comes, and `grpc-status: 0` at the end.
 //!
-//! On port 9000 each byte returns as it is.
+//! Ports of plain TCP, whose first bytes are the record of TLS by which the gateway led them here:
+//!
+//! - 9000: each byte returns as it is.
+//! - 9001: after that record, a number of eight bytes; then so many bytes come.
+//! - 9002: what comes is discarded; when it has ended, the number of bytes comes, in eight bytes.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, io, time::Duration};
 
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
@@ -26,29 +30,75 @@ use hyper_util::{
 };
 use leasehold_web::{DIGEST, block};
 use sha2::{Digest as _, Sha256};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{handshake::derive_accept_key, protocol},
 };
 
+/// Bytes that are read or written at once on ports of plain TCP.
+const CHUNK: usize = 256 << 10;
+
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    tokio::try_join!(serve(8080), serve(8081), echo(9000))?;
+    tokio::try_join!(
+        serve(8080),
+        serve(8081),
+        accept(9000, echo),
+        accept(9001, source),
+        accept(9002, sink)
+    )?;
     Ok(())
 }
 
-async fn echo(port: u16) -> anyhow::Result<()> {
+/// Serves each connection to a port of plain TCP.
+async fn accept<F>(port: u16, serve: fn(TcpStream) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     loop {
-        let (mut tcp, _) = listener.accept().await?;
-        tokio::spawn(async move {
-            let (mut reader, mut writer) = tcp.split();
-            drop(tokio::io::copy(&mut reader, &mut writer).await);
-        });
+        let (tcp, _) = listener.accept().await?;
+        tokio::spawn(serve(tcp));
     }
+}
+
+async fn echo(mut tcp: TcpStream) -> io::Result<()> {
+    let (mut reader, mut writer) = tcp.split();
+    tokio::io::copy(&mut reader, &mut writer).await.map(drop)
+}
+
+async fn source(mut tcp: TcpStream) -> io::Result<()> {
+    // Type and version, and the length of what follows (RFC 8446, section 5.1).
+    let mut head = [0; 5];
+    tcp.read_exact(&mut head).await?;
+    let mut record = vec![0; u16::from_be_bytes([head[3], head[4]]).into()];
+    tcp.read_exact(&mut record).await?;
+    let mut left = usize::try_from(tcp.read_u64().await?).map_err(io::Error::other)?;
+    let chunk = vec![7; CHUNK];
+    while left > 0 {
+        let sent = tcp.write(&chunk[..left.min(CHUNK)]).await?;
+        left -= sent;
+    }
+    tcp.shutdown().await
+}
+
+async fn sink(mut tcp: TcpStream) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    let mut taken = 0;
+    loop {
+        match tcp.read(&mut chunk).await? {
+            0 => break,
+            read => taken += read as u64,
+        }
+    }
+    tcp.write_u64(taken).await?;
+    tcp.shutdown().await
 }
 
 async fn serve(port: u16) -> anyhow::Result<()> {

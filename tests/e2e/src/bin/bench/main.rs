@@ -4,6 +4,7 @@ mod agent;
 mod lease;
 mod matching;
 mod process;
+mod reach;
 mod report;
 mod scale;
 mod story;
@@ -43,6 +44,8 @@ enum Bench {
     /// Many leases at once on nodes simulated by KWOK. The benchmark writes the GpuNodes and no agents run, so that
     /// the operators are measured
     Scale(scale::Flags),
+    /// A lease behind the gateway, beside the same pod by a NodePort: round trip, throughput, CPU time, memory, kills
+    Reach(reach::Flags),
 }
 
 #[tokio::main]
@@ -58,5 +61,6 @@ async fn main() -> anyhow::Result<()> {
         Bench::Agent { seconds } => agent::run(&report, seconds).await,
         Bench::Story => story::run(&report).await,
         Bench::Scale(flags) => scale::run(&report, &flags).await,
+        Bench::Reach(flags) => reach::run(&report, &flags).await,
     }
 }

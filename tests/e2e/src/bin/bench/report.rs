@@ -29,8 +29,13 @@ impl Report {
             return;
         }
         for (name, percent) in wanted {
-            let index = (n * percent).div_ceil(100).clamp(1, n) - 1;
-            self.line(&format!("{metric}.{name}"), values[index], unit, n);
+            self.line(&format!("{metric}.{name}"), quantile(&values, *percent), unit, n);
         }
     }
+}
+
+/// The percentile of values in order of size, of which there is at least one.
+pub(crate) fn quantile(values: &[f64], percent: usize) -> f64 {
+    let n = values.len();
+    values[(n * percent).div_ceil(100).clamp(1, n) - 1]
 }
