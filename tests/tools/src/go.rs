@@ -125,6 +125,29 @@ pub fn runc(progress: &dyn Progress) -> Result<PathBuf> {
     Ok(folder.join("runc"))
 }
 
+/// The folder with `frps` and `frpc`, a reverse proxy that benchmarks measure beside ours. It is a module of its own: what it requires
+/// of others would change their versions.
+///
+/// # Errors
+/// When Go fails, with what it printed.
+pub fn frp(progress: &dyn Progress) -> Result<PathBuf> {
+    let module = crate::root().join("tests/tools/go-frp");
+    let read = |name: &str| {
+        let path = module.join(name);
+        std::fs::read(&path).with_context(|| format!("read {}", path.display()))
+    };
+    let key = format!("frp-{}", hash(&[&read("go.mod")?, &read("go.sum")?]));
+    if !exists(&key) {
+        progress.step("build frp from its Go module (once a machine)");
+    }
+    once(&key, |draft| {
+        let mut go = go("build");
+        go.current_dir(&module).arg("-v").arg("-o").arg(draft);
+        go.args(["frps", "frpc"].map(|program| format!("github.com/fatedier/frp/cmd/{program}")));
+        run(go.env("CGO_ENABLED", "0"), progress).context("build frp")
+    })
+}
+
 /// The folder with `age` and `age-keygen`, the reference implementation of the format that results are sealed in.
 ///
 /// # Errors

@@ -34,6 +34,11 @@ impl Watched {
         bail!("no process {program} of pod {} is running", pod.name_any())
     }
 
+    /// A child of this process.
+    pub(crate) fn child(child: &std::process::Child) -> Self {
+        Self(child.id())
+    }
+
     /// Kills it.
     pub(crate) fn kill(self) -> anyhow::Result<()> {
         let status = std::process::Command::new("kill")

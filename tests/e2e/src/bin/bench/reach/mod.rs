@@ -1,5 +1,7 @@
-//! What the tunnel costs: one lease behind the gateway, and beside it the same pod by a NodePort of the provider's node.
+//! What the tunnel costs: one lease behind the gateway, and beside it the same pod by a NodePort of the provider's node and through
+//! frp.
 
+mod frp;
 mod idle;
 mod kills;
 mod pause;
@@ -43,7 +45,7 @@ pub(crate) struct Flags {
 enum Part {
     /// Round trip of one byte
     Rtt,
-    /// Throughput and CPU time with one stream and with 16
+    /// Throughput and CPU time with one stream and with 16, beside frp
     Throughput,
     /// Throughput of other streams while the reader of one pauses
     Pause,
@@ -110,7 +112,7 @@ async fn measure(
         match part {
             Part::Idle => idle::run(report, &scene, flags.idle_streams).await?,
             Part::Rtt => rtt::run(report, &scene, flags.samples).await?,
-            Part::Throughput => throughput::run(report, &scene, flags.runs, flags.mebibytes).await?,
+            Part::Throughput => throughput::run(report, split, &scene, (flags.runs, flags.mebibytes)).await?,
             Part::Pause => pause::run(report, &scene).await?,
             Part::Transfers => transfers::run(report, &scene).await?,
             Part::Kills => kills::run(report, &scene, flags.rounds).await?,

@@ -28,7 +28,7 @@ const TENANT: &str = "team-a";
 /// Name of the lease.
 const LEASE: &str = "web";
 /// Ports of plain TCP of the pod by name. The port of the node is 22,000 more.
-const PORTS: [(&str, u16); 3] = [("raw", 9000), ("source", 9001), ("sink", 9002)];
+pub(crate) const PORTS: [(&str, u16); 3] = [("raw", 9000), ("source", 9001), ("sink", 9002)];
 const NODE_PORTS: u16 = 22_000;
 
 /// The ways to the pod's ports of plain TCP.
@@ -42,6 +42,18 @@ pub(crate) struct Ways {
     pub(crate) sink: Way,
 }
 
+impl Ways {
+    /// Waits until they lead to the pod.
+    pub(crate) async fn until_open(&self, name: &str) -> anyhow::Result<()> {
+        within(LIMIT, name, || async {
+            let way = self.raw.clone();
+            let echoed = blocking(move || way.echo(Duration::from_secs(1))).await;
+            Ok(echoed.map(drop).map_err(|error| format!("{error:#}")))
+        })
+        .await
+    }
+}
+
 /// The lease, and what leads to it.
 pub(crate) struct Scene<'a> {
     /// Where the gateway is.
@@ -50,6 +62,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) address: SocketAddr,
     /// Host of the port that speaks HTTP.
     pub(crate) http: String,
+    /// Address of the pod.
+    pub(crate) pod: String,
     /// Through the tunnel.
     pub(crate) tunnel: Ways,
     /// By a NodePort.
@@ -78,17 +92,13 @@ impl<'a> Scene<'a> {
             fixture,
             address,
             http: host("open"),
+            pod,
             tunnel: ways(|_| address)?,
             direct: ways(|port| (node, port + NODE_PORTS).into())?,
             clients: [split.market.client.clone(), split.client.clone()],
         };
         for (name, ways) in [("tunnel", &scene.tunnel), ("NodePort", &scene.direct)] {
-            within(LIMIT, name, || async {
-                let way = ways.raw.clone();
-                let echoed = blocking(move || way.echo(Duration::from_secs(1))).await;
-                Ok(echoed.map(drop).map_err(|error| format!("{error:#}")))
-            })
-            .await?;
+            ways.until_open(name).await?;
         }
         Ok(scene)
     }
@@ -110,7 +120,7 @@ fn host(port: &str) -> String {
     format!("{}.{DOMAIN}", host_label(TENANT, LEASE, port, 0))
 }
 
-fn ways(address: impl Fn(u16) -> SocketAddr) -> anyhow::Result<Ways> {
+pub(crate) fn ways(address: impl Fn(u16) -> SocketAddr) -> anyhow::Result<Ways> {
     let [raw, source, sink] = PORTS.map(|(name, port)| Way::new(address(port), &host(name)));
     Ok(Ways {
         raw: raw?,
