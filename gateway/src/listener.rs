@@ -20,7 +20,7 @@ use hyper_util::{
 };
 use leasehold_crds::lease::workload::PortTls;
 use leasehold_planner::gateway::routes::Route;
-use leasehold_tunnel::{accept::Acceptor, splice, splice::Patience, tcp::Tcp};
+use leasehold_tunnel::{accept::Acceptor, splice, splice::Timeouts, tcp::Tcp};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
@@ -52,10 +52,10 @@ const IDLE: Duration = Duration::from_secs(120);
 const HEADERS_MAX: u32 = 32 << 10;
 /// How long connections are still accepted after the signal to end, until nobody is sent here any more.
 const ACCEPT_ON: Duration = Duration::from_secs(3);
-/// How long this takes at most, with what runs then.
-pub(crate) const DRAIN_WITHIN: Duration = Duration::from_secs(23);
 /// How long running requests are waited for.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
+/// How long both take together.
+pub(crate) const DRAIN_WITHIN: Duration = ACCEPT_ON.saturating_add(FINISH_WITHIN);
 
 /// What accepts connections.
 pub(crate) struct Listener {
@@ -199,7 +199,7 @@ impl Listener {
         if program.write_all(&hello).await.is_err() {
             return;
         }
-        let (moved, ended) = splice(&mut tcp, &mut program, Patience::default()).await;
+        let (moved, ended) = splice(&mut tcp, &mut program, Timeouts::default()).await;
         self.proxy.metrics.moved(moved.forth, moved.back);
         if ended.is_ok() {
             tcp.complete();
@@ -227,14 +227,14 @@ impl Recorded {
     }
 
     /// The result of a write, or a failure when it has been pending for too long.
-    fn patient<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn checked<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.unread = None;
             return written;
         }
         let unread = self
             .unread
-            .get_or_insert_with(|| Box::pin(time::sleep(Patience::default().unread)));
+            .get_or_insert_with(|| Box::pin(time::sleep(Timeouts::default().unread)));
         ready!(unread.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -267,7 +267,7 @@ impl AsyncWrite for Recorded {
             (self.is_recording, self.read) = (false, Vec::new());
         }
         let written = Pin::new(&mut self.tcp).poll_write(cx, data);
-        self.patient(cx, written)
+        self.checked(cx, written)
     }
 
     fn poll_write_vectored(
@@ -279,7 +279,7 @@ impl AsyncWrite for Recorded {
             (self.is_recording, self.read) = (false, Vec::new());
         }
         let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, data);
-        self.patient(cx, written)
+        self.checked(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -19,7 +19,7 @@ use leasehold_planner::gateway::routes::trim_lease;
 use leasehold_runtime::{Service, cache::Source};
 use leasehold_telemetry::metrics::Gateway as Metrics;
 use leasehold_tunnel::{
-    Identity, Links, Tunnels,
+    Forward, Identity, Links, Tunnels,
     accept::Acceptor,
     dial::{Credentials, token_file},
     limits::Usages,
@@ -39,7 +39,7 @@ use crate::{
         upstream::{Streams, Upstream},
     },
     listener::Listener,
-    replicas::{Forward, Logged},
+    replicas::Logged,
     routes::CurrentRoutes,
     settings::Args,
 };
@@ -108,7 +108,9 @@ async fn run(args: Args, telemetry: &leasehold_telemetry::Settings) -> anyhow::R
         tunnel_name: args.tunnel_name(),
         users: Arc::new(Semaphore::new(args.connections)),
     };
-    service.ready().await?;
+    if !service.ready().await? {
+        return Ok(ExitCode::SUCCESS);
+    }
     tokio::spawn(certificate.reload());
     tokio::spawn(routes.follow(leases, changed));
     tokio::spawn(report(tunnels.clone(), service.metrics().clone()));

@@ -6,26 +6,20 @@
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use futures::{
     FutureExt as _,
-    future::{BoxFuture, LocalBoxFuture, join_all, try_join_all},
+    future::{BoxFuture, LocalBoxFuture, join_all},
 };
-use kube::{
-    Client,
-    runtime::reflector::{Store, store::WriterDropped},
-};
+use kube::{Client, runtime::reflector::Store};
 use leasehold_telemetry::{
-    Health, Heartbeat, Latch, Metrics,
-    admin::{self, Server},
+    Heartbeat,
     metrics::{Controller, Operator, Role},
-    shutdown,
 };
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cache::{self, Deadlines, Watched},
+    Service,
+    cache::Watched,
     leader,
     queue::{Queue, ReconcileError, RequeueAfter},
 };
@@ -58,13 +52,7 @@ struct Loop {
 /// A process that is starting: what it will run is added before [`Process::run`].
 pub struct Process {
     args: ProcessArgs,
-    client: Client,
-    metrics: Operator,
-    health: Health,
-    caches_are_ready: Latch,
-    shutdown: CancellationToken,
-    admin: Server,
-    required: Vec<BoxFuture<'static, Result<(), WriterDropped>>>,
+    service: Service<Operator>,
     controllers: Vec<LocalBoxFuture<'static, ()>>,
     loops: Vec<Loop>,
 }
@@ -79,27 +67,9 @@ impl Process {
         args: &ProcessArgs,
         telemetry: &leasehold_telemetry::Settings,
     ) -> anyhow::Result<Self> {
-        let mut metrics = Metrics::new();
-        let operator = Operator::register(&mut metrics, role);
-        let health = Health::new();
-        let caches_are_ready = health.latch("caches");
-        let shutdown = shutdown::on_signals()?;
-        let admin = admin::serve(
-            telemetry.admin_address,
-            Arc::new(metrics),
-            health.clone(),
-            shutdown.clone(),
-        )
-        .await?;
         Ok(Self {
-            client: cache::client(args.kubeconfig.as_deref(), Deadlines::ORDINARY).await?,
             args: args.clone(),
-            metrics: operator,
-            health,
-            caches_are_ready,
-            shutdown,
-            admin,
-            required: Vec::new(),
+            service: Service::start(args, telemetry, |metrics| Operator::register(metrics, role)).await?,
             controllers: Vec::new(),
             loops: Vec::new(),
         })
@@ -107,19 +77,17 @@ impl Process {
 
     /// The client of the cluster that the process runs for.
     pub const fn client(&self) -> &Client {
-        &self.client
+        self.service.client()
     }
 
     /// The process's metrics.
     pub const fn metrics(&self) -> &Operator {
-        &self.metrics
+        self.service.metrics()
     }
 
     /// The process is not ready, and runs nothing, before this store has its first list.
     pub fn require<K: Watched>(&mut self, store: &Store<K>) {
-        let store = store.clone();
-        self.required
-            .push(async move { store.wait_until_ready().await }.boxed());
+        self.service.require(store);
     }
 
     /// Adds a controller: its queued objects are reconciled while this replica leads, at most `concurrency` at once.
@@ -133,8 +101,8 @@ impl Process {
         K: Watched,
         R: Future<Output = Result<RequeueAfter, ReconcileError>> + Send + 'static,
     {
-        let (queue, store, shutdown) = (queue.clone(), store.clone(), self.shutdown.clone());
-        let metrics = self.metrics.reconcile.clone();
+        let (queue, store, shutdown) = (queue.clone(), store.clone(), self.service.shutdown().clone());
+        let metrics = self.metrics().reconcile.clone();
         let run = async move {
             queue
                 .run(&store, concurrency, (controller, &metrics), &shutdown, reconcile)
@@ -164,17 +132,16 @@ impl Process {
     ///
     /// # Errors
     /// When a watch or a loop ends, or leadership is lost.
-    pub async fn run(self, leader_lease: &str) -> anyhow::Result<ExitCode> {
-        tokio::select! {
-            () = self.shutdown.cancelled() => return Ok(ExitCode::SUCCESS),
-            ready = try_join_all(self.required) => { ready.context("a watch ended")?; }
+    pub async fn run(mut self, leader_lease: &str) -> anyhow::Result<ExitCode> {
+        if !self.service.ready().await? {
+            return Ok(ExitCode::SUCCESS);
         }
-        self.caches_are_ready.set();
-        let Some(mut leadership) = leader::wait(leader_lease, &self.args, &self.shutdown).await? else {
-            self.admin.stop().await;
+        let waited = leader::wait(leader_lease, &self.args, self.service.shutdown()).await?;
+        let Some(mut leadership) = waited else {
+            self.service.stop().await;
             return Ok(ExitCode::SUCCESS);
         };
-        self.metrics.leader.set(true);
+        self.metrics().leader.set(true);
         let mut loops = JoinSet::new();
         for Loop {
             name,
@@ -182,17 +149,17 @@ impl Process {
             start,
         } in self.loops
         {
-            loops.spawn(start(self.health.heartbeat(name, beats_within)));
+            loops.spawn(start(self.service.heartbeat(name, beats_within)));
         }
         let ended = tokio::select! {
             _ = join_all(self.controllers) => Ok(()),
             lost = leadership.lost() => lost,
             Some(ended) = loops.join_next() => Err(anyhow::anyhow!("a loop ended: {ended:?}")),
         };
-        self.health.end();
+        self.service.end();
         loops.shutdown().await;
         leadership.release().await;
-        self.admin.stop().await;
+        self.service.stop().await;
         ended.map(|()| ExitCode::SUCCESS)
     }
 }

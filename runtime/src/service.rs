@@ -1,6 +1,7 @@
-//! The life of a process that serves requests: as that of [`crate::Process`], without controllers and without a leader.
+//! The life of a process, in a fixed order: metrics, signals, the admin server, the client, watches and caches. A process with
+//! controllers and a leader is a [`crate::Process`] around it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use futures::{
@@ -12,7 +13,7 @@ use kube::{
     runtime::reflector::{Store, store::WriterDropped},
 };
 use leasehold_telemetry::{
-    Health, Latch, Metrics,
+    Health, Heartbeat, Latch, Metrics,
     admin::{self, Server},
     shutdown,
 };
@@ -23,7 +24,7 @@ use crate::{
     cache::{self, Deadlines, Watched},
 };
 
-/// A process that serves requests. `M` are its metrics.
+/// A process that reports whether it is ready and alive. `M` are its metrics.
 pub struct Service<M> {
     client: Client,
     metrics: M,
@@ -84,25 +85,35 @@ impl<M> Service<M> {
             .push(async move { store.wait_until_ready().await }.boxed());
     }
 
-    /// Waits for the required stores, and reports the process as ready.
+    /// Waits for the required stores, and reports the process as ready. It returns whether it is: a signal ends the wait.
     ///
     /// # Errors
     /// When a watch ends.
-    pub async fn ready(&mut self) -> anyhow::Result<()> {
+    pub async fn ready(&mut self) -> anyhow::Result<bool> {
         let required = try_join_all(std::mem::take(&mut self.required));
         tokio::select! {
-            () = self.shutdown.cancelled() => {}
+            () = self.shutdown.cancelled() => Ok(false),
             ready = required => {
                 ready.context("a watch ended")?;
                 self.is_ready.set();
+                Ok(true)
             }
         }
-        Ok(())
+    }
+
+    /// The process is unhealthy when what this stands for has not beaten for that time.
+    pub(crate) fn heartbeat(&self, name: &'static str, beats_within: Duration) -> Heartbeat {
+        self.health.heartbeat(name, beats_within)
+    }
+
+    /// Reports that the process ends.
+    pub(crate) fn end(&self) {
+        self.health.end();
     }
 
     /// Ends the admin endpoints.
     pub async fn stop(self) {
-        self.health.end();
+        self.end();
         self.admin.stop().await;
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod accept;
 pub mod dial;
+mod forward;
 pub mod limits;
 pub mod links;
 mod pings;
@@ -23,6 +24,7 @@ mod tunnel;
 pub mod wire;
 
 pub use accept::{Authenticate, Denied};
+pub use forward::Forward;
 pub use leasehold_planner::provider::connector::StreamRequest;
 pub use links::Links;
 pub use registry::{Tunnels, TunnelsFull};

@@ -36,7 +36,7 @@ const GOOD_AFTER: Duration = Duration::from_secs(30);
 /// Pause after an address led to this process.
 const RETRY_ITSELF: Duration = Duration::from_secs(60);
 /// A connection is replaced after so long, plus up to a quarter, so that the token is checked again.
-const REPLACE_AFTER: Duration = Duration::from_secs(30 * 60);
+pub(crate) const REPLACE_AFTER: Duration = Duration::from_secs(30 * 60);
 /// How long an old connection takes new streams while its replacement is dialled.
 const OVERLAP: Duration = Duration::from_secs(5);
 /// Connections at once, whatever the gateway tells about its replicas.

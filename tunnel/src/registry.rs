@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    links::REPLACE_AFTER,
     stream::TunnelStream,
     tunnel::{OpenError, Tunnel},
     wire::Identity,
@@ -22,7 +23,7 @@ use crate::{
 /// Connections of one identity at one replica: several connectors, and old connections whose streams run on.
 const PER_IDENTITY: usize = 16;
 /// A connection that is older was replaced, and is closed when there are too many.
-const REPLACED_AFTER: Duration = Duration::from_secs(20 * 60);
+const REPLACED_AFTER: Duration = Duration::from_secs(2 * REPLACE_AFTER.as_secs());
 
 /// An identity has as many connections as it can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,12 +54,8 @@ impl Tunnels {
     pub fn insert(&self, identity: &Identity, tunnel: Tunnel) -> Result<Arc<Tunnel>, TunnelsFull> {
         let mut by_identity = self.lock();
         let tunnels = by_identity.entry(identity.clone()).or_default();
-        if tunnels.len() >= PER_IDENTITY {
-            let oldest = tunnels.iter().max_by_key(|tunnel| tunnel.age());
-            match oldest.filter(|tunnel| tunnel.age() > REPLACED_AFTER) {
-                Some(oldest) => oldest.close(),
-                None => return Err(TunnelsFull),
-            }
+        if let Some(replaced) = in_the_way(tunnels)? {
+            replaced.close();
         }
         let tunnel = Arc::new(tunnel);
         tunnels.push(tunnel.clone());
@@ -74,11 +71,7 @@ impl Tunnels {
     pub fn has_place(&self, identity: &Identity) -> Result<(), TunnelsFull> {
         let by_identity = self.lock();
         let tunnels = by_identity.get(identity).map_or(&[][..], Vec::as_slice);
-        if tunnels.len() < PER_IDENTITY || tunnels.iter().any(|tunnel| tunnel.age() > REPLACED_AFTER) {
-            Ok(())
-        } else {
-            Err(TunnelsFull)
-        }
+        in_the_way(tunnels).map(drop)
     }
 
     /// Removes a connection that has ended.
@@ -184,6 +177,18 @@ impl Tunnels {
             }
         }
         Err(error)
+    }
+}
+
+/// The connection that must be closed before another one of the same identity is added, if any.
+fn in_the_way(tunnels: &[Arc<Tunnel>]) -> Result<Option<&Arc<Tunnel>>, TunnelsFull> {
+    if tunnels.len() < PER_IDENTITY {
+        return Ok(None);
+    }
+    let oldest = tunnels.iter().max_by_key(|tunnel| tunnel.age());
+    match oldest.filter(|tunnel| tunnel.age() > REPLACED_AFTER) {
+        Some(oldest) => Ok(Some(oldest)),
+        None => Err(TunnelsFull),
     }
 }
 

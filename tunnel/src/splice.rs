@@ -30,14 +30,14 @@ thread_local! {
 
 /// How long a stream may pause.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// A reader that takes nothing of what waits for it, or a stream of which one direction has ended.
     pub unread: Duration,
     /// Nothing in either direction.
     pub idle: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             unread: Duration::from_secs(60),
@@ -163,7 +163,7 @@ impl Direction {
 ///
 /// # Errors
 /// When a stream fails, or pauses longer than it may ([`io::ErrorKind::TimedOut`]).
-pub async fn splice<A, B>(first: &mut A, second: &mut B, patience: Patience) -> (Moved, io::Result<()>)
+pub async fn splice<A, B>(first: &mut A, second: &mut B, timeouts: Timeouts) -> (Moved, io::Result<()>)
 where
     A: AsyncRead + AsyncWrite + Unpin + ?Sized,
     B: AsyncRead + AsyncWrite + Unpin + ?Sized,
@@ -185,12 +185,12 @@ where
                 (moved, moved_at) = (forth.moved + back.moved, now);
             }
             let waits_for_a_reader = forth.is_unread() || back.is_unread() || is_forth_over || is_back_over;
-            let patience = if waits_for_a_reader {
-                patience.unread
+            let limit = if waits_for_a_reader {
+                timeouts.unread
             } else {
-                patience.idle
+                timeouts.idle
             };
-            if now.duration_since(moved_at) >= patience {
+            if now.duration_since(moved_at) >= limit {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
         }
@@ -214,7 +214,7 @@ mod tests {
     async fn bytes_and_the_end_of_a_direction_pass() {
         let (mut user, mut a) = duplex(16);
         let (mut b, mut pod) = duplex(16);
-        let spliced = tokio::spawn(async move { splice(&mut a, &mut b, Patience::default()).await });
+        let spliced = tokio::spawn(async move { splice(&mut a, &mut b, Timeouts::default()).await });
         let question = vec![7; 100_000];
         let asked = question.clone();
         let user = tokio::spawn(async move {
@@ -249,7 +249,7 @@ mod tests {
         user.write_all(b"more").await.unwrap();
         let begun = Instant::now();
         let writes = tokio::spawn(async move { while user.write_all(&[0; 16]).await.is_ok() {} });
-        let (_, ended) = splice(&mut a, &mut b, Patience::default()).await;
+        let (_, ended) = splice(&mut a, &mut b, Timeouts::default()).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(
             begun.elapsed() < Duration::from_secs(100),
@@ -266,7 +266,7 @@ mod tests {
         let (mut b, _pod) = duplex(16);
         drop(user);
         let begun = Instant::now();
-        let (_, ended) = splice(&mut a, &mut b, Patience::default()).await;
+        let (_, ended) = splice(&mut a, &mut b, Timeouts::default()).await;
         assert!(ended.is_err());
         assert!(
             begun.elapsed() < Duration::from_secs(100),
@@ -280,7 +280,7 @@ mod tests {
         let (_user, mut a) = duplex(16);
         let (mut b, _pod) = duplex(16);
         let begun = Instant::now();
-        let (_, ended) = splice(&mut a, &mut b, Patience::default()).await;
+        let (_, ended) = splice(&mut a, &mut b, Timeouts::default()).await;
         assert!(ended.is_err());
         assert!(
             begun.elapsed() >= Duration::from_secs(3600),

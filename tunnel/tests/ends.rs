@@ -258,11 +258,7 @@ async fn one_identity_has_few_connections() {
             refused += 1;
             continue;
         };
-        let handler = site.handler();
-        held.push(tokio::spawn(async move {
-            let drain = tokio_util::sync::CancellationToken::new();
-            leasehold_tunnel::serve::serve(dialed.io, &handler, &drain).await
-        }));
+        held.push(site.serve(dialed.io));
     }
     within("sixteen", || gateway.tunnels.connectors().0 == 16).await;
     within("the rest is refused or closed", || {
@@ -279,11 +275,7 @@ async fn one_identity_has_few_connections() {
 async fn requests_of_a_hostile_gateway_are_refused() {
     let site = Site::new().await;
     let (ours, theirs) = tokio::io::duplex(1 << 20);
-    let handler = site.handler();
-    let served = tokio::spawn(async move {
-        let drain = tokio_util::sync::CancellationToken::new();
-        leasehold_tunnel::serve::serve(ours, &handler, &drain).await
-    });
+    let served = site.serve(ours);
     let (requests, connection) = h2::client::handshake(theirs).await.unwrap();
     tokio::spawn(async move { drop(connection.await) });
     for (method, uri, expected) in [
@@ -347,11 +339,7 @@ async fn a_pause_of_the_link_ends_no_stream() {
             }
         }
     });
-    let handler = site.handler();
-    let served = tokio::spawn(async move {
-        let drain = tokio_util::sync::CancellationToken::new();
-        leasehold_tunnel::serve::serve(ours, &handler, &drain).await
-    });
+    let served = site.serve(ours);
     let (tunnel, run) = Tunnel::begin(theirs).await.unwrap();
     let run = tokio::spawn(run);
     let mut before = tunnel.open(&target("lease", site.echo_port), None).await.unwrap();
@@ -379,11 +367,7 @@ async fn a_pause_of_the_link_ends_no_stream() {
 async fn a_flood_of_resets_ends_the_connection() {
     let site = Site::new().await;
     let (ours, theirs) = tokio::io::duplex(1 << 20);
-    let handler = site.handler();
-    let served = tokio::spawn(async move {
-        let drain = tokio_util::sync::CancellationToken::new();
-        leasehold_tunnel::serve::serve(ours, &handler, &drain).await
-    });
+    let served = site.serve(ours);
     let (requests, connection) = h2::client::handshake(theirs).await.unwrap();
     let client = tokio::spawn(async move { drop(connection.await) });
     let flood = async {

@@ -8,7 +8,8 @@ use http::{
     uri::{Authority, PathAndQuery},
 };
 use leasehold_crds::lease::workload::PortAccess;
-use leasehold_planner::gateway::routes::Route;
+use leasehold_planner::{gateway::routes::Route, market::lease::access_token};
+use percent_encoding::percent_decode_str;
 use sha2::{Digest as _, Sha256};
 
 /// Header with the token.
@@ -98,7 +99,8 @@ fn is_token(token: &[u8], digest: &[u8; 32]) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(&Sha256::digest(token), digest).is_ok()
 }
 
-/// Removes the parameter with the token from the query. Other parameters stay byte for byte.
+/// Removes the parameter with the token from the query. Other parameters stay byte for byte. A value that can't be a token is
+/// returned empty, which lets nobody in.
 fn take_parameter(uri: &mut Uri) -> Option<String> {
     let query = uri.query()?;
     let mut token = None;
@@ -106,13 +108,13 @@ fn take_parameter(uri: &mut Uri) -> Option<String> {
         .split('&')
         .filter(|pair| match pair.split_once('=') {
             Some((PARAMETER, value)) => {
-                token = Some(percent_decoded(value));
+                token = Some(percent_decoded(value).unwrap_or_default());
                 false
             }
             _ => *pair != PARAMETER,
         })
         .collect();
-    let token = token?;
+    token.as_ref()?;
     let path = uri.path();
     let rest = rest.join("&");
     let path_and_query = if rest.is_empty() {
@@ -126,25 +128,12 @@ fn take_parameter(uri: &mut Uri) -> Option<String> {
     token
 }
 
-/// A percent-encoded value, none if it is not that of a token.
+/// A percent-encoded value, none if it is not that of a token: only a token can stand in a cookie.
 fn percent_decoded(value: &str) -> Option<String> {
-    let mut decoded = String::with_capacity(value.len());
-    let mut rest = value.bytes();
-    while let Some(byte) = rest.next() {
-        let byte = match byte {
-            b'%' => {
-                let pair = [rest.next()?, rest.next()?];
-                *data_encoding::HEXUPPER_PERMISSIVE.decode(&pair).ok()?.first()?
-            }
-            byte => byte,
-        };
-        // What could end or extend the cookie is in no token.
-        if !byte.is_ascii_graphic() || matches!(byte, b';' | b',' | b'"' | b'\\') {
-            return None;
-        }
-        decoded.push(char::from(byte));
-    }
-    Some(decoded)
+    let decoded = percent_decode_str(value).decode_utf8().ok()?;
+    access_token::digest(&decoded)
+        .is_ok()
+        .then(|| decoded.into_owned())
 }
 
 /// Removes the cookie with the token. Other cookies stay byte for byte.

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use leasehold_crds::lease::workload::PortTls;
 use leasehold_planner::gateway::routes::Route;
 use leasehold_telemetry::metrics::{Answer, Gateway as Metrics};
-use leasehold_tunnel::{OpenError, splice, splice::Patience};
+use leasehold_tunnel::{OpenError, splice, splice::Timeouts};
 use tokio::time;
 
 use self::{
@@ -232,7 +232,7 @@ impl Proxy {
         tokio::spawn(async move {
             if let (Ok(of_user), Ok(of_program)) = tokio::join!(of_user, of_program) {
                 let (mut of_user, mut of_program) = (TokioIo::new(of_user), TokioIo::new(of_program));
-                let (moved, _) = splice(&mut of_user, &mut of_program, Patience::default()).await;
+                let (moved, _) = splice(&mut of_user, &mut of_program, Timeouts::default()).await;
                 drop(place);
                 metrics.moved(moved.forth, moved.back);
             }

@@ -32,7 +32,9 @@ pub async fn run(args: ConnectorArgs, telemetry: &leasehold_telemetry::Settings)
     let mut service = Service::start(&args.process, telemetry, Metrics::register).await?;
     let reservations = Source::new(service.client()).watch(trim_reservation, |_: &GpuReservation| {});
     service.require(&reservations);
-    service.ready().await?;
+    if !service.ready().await? {
+        return Ok(ExitCode::SUCCESS);
+    }
     let metrics = service.metrics().clone();
     let links = Links {
         addresses: args.gateways.clone(),

@@ -9,7 +9,7 @@ use leasehold_tunnel::{
     Refused, Serve, TunnelStream,
     limits::{Admitted, Paced, Usages},
     splice,
-    splice::Patience,
+    splice::Timeouts,
     tcp::Tcp,
 };
 use tokio::net::TcpStream;
@@ -41,7 +41,7 @@ impl Serve for Streams {
     async fn serve(&self, mut stream: TunnelStream, (pod, admitted): Self::Opened) {
         let _open = self.metrics.opened();
         let mut pod = Paced::new(pod, admitted);
-        let (moved, ended) = splice(&mut stream, &mut pod, Patience::default()).await;
+        let (moved, ended) = splice(&mut stream, &mut pod, Timeouts::default()).await;
         self.metrics.moved(moved.forth, moved.back);
         if ended.is_ok() {
             pod.get_mut().complete();

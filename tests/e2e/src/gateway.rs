@@ -9,6 +9,19 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+/// The first bytes of a TLS connection to a host, by which the gateway passes a connection through.
+pub fn client_hello(host: &str) -> anyhow::Result<Vec<u8>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from(host.to_owned())?;
+    let mut hello = Vec::new();
+    rustls::ClientConnection::new(config.into(), name)?.write_tls(&mut hello)?;
+    Ok(hello)
+}
+
 /// Domain of the URLs.
 pub const DOMAIN: &str = "leases.test";
 /// Port of the gateway at every node of the market.

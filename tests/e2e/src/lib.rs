@@ -7,6 +7,7 @@ mod gateway;
 mod install;
 mod kwok;
 mod pods;
+mod process;
 mod run;
 mod split;
 mod stack;
@@ -15,9 +16,10 @@ mod tenant;
 
 pub use console::{Align, Console, Table};
 pub use eventually::{eventually, within};
-pub use gateway::{DOMAIN, GatewayFixture, PORT};
+pub use gateway::{DOMAIN, GatewayFixture, PORT, client_hello};
 pub use install::{NAMESPACE, device};
 pub use pods::containers_run_since;
+pub use process::Watched;
 pub use run::{on_stack, outage, timed};
 pub use split::{Split, SplitSpec};
 pub use stack::{

@@ -1,9 +1,9 @@
 //! Two control planes: the market on one and a provider on the other, which has only a token for the market.
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client};
-use leasehold_crds::GpuOffer;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::{Api, Client, api::ListParams};
+use leasehold_crds::{GpuLease, GpuOffer};
 use leasehold_testcluster::{Chain, Cluster, ClusterSpec, NodeSpec, Progress};
 use serde_json::{Value, json};
 
@@ -149,6 +149,15 @@ impl Split {
             client,
             token_at_market,
         })
+    }
+
+    /// The pod of a lease of one node.
+    pub async fn pod_of(&self, lease: &GpuLease) -> anyhow::Result<Pod> {
+        let escrow = lease.status.as_ref().and_then(|status| status.escrow.as_ref());
+        let leg = escrow.and_then(|escrow| escrow.legs.first()).context("a leg")?;
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &leg.namespace);
+        let pod = pods.list(&ListParams::default()).await?.items.into_iter().next();
+        pod.context("a pod")
     }
 
     /// Takes both down.

@@ -12,16 +12,24 @@ use std::{
 
 use http::{HeaderMap, StatusCode};
 use leasehold_tunnel::{
-    Authenticate, Denied, Identity, Links, OpenError, Refused, Serve, StreamRequest, TunnelStream, Tunnels,
-    accept::Acceptor, dial::Credentials, dial::DialError, dial::token_file, links::Observe, splice,
-    splice::Patience, tcp::Tcp, tls, wire,
+    Authenticate, Denied, Forward, Identity, Links, Refused, Serve, StreamRequest, TunnelStream, Tunnels,
+    accept::Acceptor,
+    dial::Credentials,
+    dial::DialError,
+    dial::token_file,
+    links::Observe,
+    serve::{self, ServeError},
+    splice,
+    splice::Timeouts,
+    tcp::Tcp,
+    tls,
 };
 use rustls::{
     ClientConfig, ServerConfig,
     pki_types::{PrivateKeyDer, ServerName},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::{JoinHandle, JoinSet},
     time::{self, Instant},
@@ -173,8 +181,12 @@ impl Site {
         }
     }
 
-    pub fn handler(&self) -> Arc<Pods> {
-        Arc::new(Pods)
+    /// Serves the pods on a connection whose Upgrade is over.
+    pub fn serve(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> JoinHandle<Result<(), ServeError>> {
+        tokio::spawn(async move { serve::serve(io, &Arc::new(Pods), &CancellationToken::new()).await })
     }
 
     pub fn connector(&self, provider: &str) -> Connector {
@@ -360,32 +372,13 @@ impl Serve for Pods {
     }
 
     async fn serve(&self, mut stream: TunnelStream, mut opened: Tcp) {
-        if splice(&mut stream, &mut opened, Patience::default())
+        if splice(&mut stream, &mut opened, Timeouts::default())
             .await
             .1
             .is_ok()
         {
             opened.complete();
         }
-    }
-}
-
-/// A replica that serves its peers.
-struct Forward(Arc<Tunnels>);
-
-impl Serve for Forward {
-    type Opened = TunnelStream;
-
-    async fn open(&self, request: StreamRequest, headers: &HeaderMap) -> Result<TunnelStream, Refused> {
-        let provider = headers.get(wire::HEADER_PROVIDER).unwrap().to_str().unwrap();
-        self.0
-            .open_here(provider, &request)
-            .await
-            .map_err(OpenError::into_refused)
-    }
-
-    async fn serve(&self, mut stream: TunnelStream, mut opened: TunnelStream) {
-        drop(splice(&mut stream, &mut opened, Patience::default()).await);
     }
 }
 

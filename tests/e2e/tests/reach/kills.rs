@@ -1,18 +1,14 @@
 //! Each component is killed under open streams: new streams open again soon, old ones go on or end, and none reaches another
 //! lease.
 
-use std::{
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use futures::{SinkExt as _, StreamExt as _, future::join_all};
 use http::Request;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
-use leasehold_e2e::{NAMESPACE, within};
+use leasehold_e2e::{NAMESPACE, Watched, within};
 use tokio::{net::TcpStream, time};
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::{
@@ -36,8 +32,11 @@ pub(crate) async fn each_component(
     leases: &[(User, String); 2],
 ) -> anyhow::Result<()> {
     for round in 0..rounds {
-        for (client, component) in [(market, "gateway"), (provider, "connector")] {
-            let again = kill(client, component, leases)
+        for (client, component, program) in [
+            (market, "gateway", "leasehold-gateway"),
+            (provider, "connector", "leasehold-operator"),
+        ] {
+            let again = kill(client, (component, program), leases)
                 .await
                 .with_context(|| format!("{component}, round {round}"))?;
             eprintln!("  {component} killed: new streams after {again:.1?}");
@@ -47,7 +46,11 @@ pub(crate) async fn each_component(
 }
 
 /// Kills one replica, and returns when both leases can be reached again.
-async fn kill(client: &Client, component: &str, leases: &[(User, String); 2]) -> anyhow::Result<Duration> {
+async fn kill(
+    client: &Client,
+    (component, program): (&str, &str),
+    leases: &[(User, String); 2],
+) -> anyhow::Result<Duration> {
     let mut held = Vec::new();
     for number in 0..STREAMS {
         let (user, _) = &leases[number % 2];
@@ -66,8 +69,8 @@ async fn kill(client: &Client, component: &str, leases: &[(User, String); 2]) ->
         .into_iter()
         .next()
         .context("a replica")?;
+    Watched::of(&victim, program)?.kill()?;
     let (victim, restarts) = (victim.name_any(), restarts(&victim));
-    kill_process_of(&victim)?;
     let killed = Instant::now();
     for (user, pod) in leases {
         loop {
@@ -120,28 +123,6 @@ fn restarts(pod: &Pod) -> i32 {
         .iter()
         .flat_map(|status| status.container_statuses.iter().flatten());
     statuses.map(|status| status.restart_count).sum()
-}
-
-/// Kills the process of a replica, which runs on this machine in namespaces of its own.
-fn kill_process_of(pod: &str) -> anyhow::Result<()> {
-    let name = format!("POD_NAME={pod}");
-    let is_of_pod = |path: &Path| {
-        let environment = std::fs::read(path.join("environ")).unwrap_or_default();
-        environment
-            .split(|byte| *byte == 0)
-            .any(|variable| variable == name.as_bytes())
-    };
-    let processes = std::fs::read_dir("/proc")?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path());
-    let process = processes
-        .into_iter()
-        .find(|path| is_of_pod(path))
-        .context("the process of the replica")?;
-    let pid = process.file_name().context("a process")?;
-    let killed = Command::new("kill").arg("-KILL").arg(pid).status()?;
-    ensure!(killed.success(), "kill: {killed}");
-    Ok(())
 }
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;

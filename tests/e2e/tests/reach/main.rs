@@ -9,8 +9,6 @@ mod user;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, api::ListParams};
 use leasehold_crds::{GpuLease, lease::Phase};
 use leasehold_e2e::{DOMAIN, GatewayFixture, PORT, Split, SplitSpec, Tenant, within};
 use leasehold_planner::urls::host_label;
@@ -68,7 +66,7 @@ async fn stories(split: &Split, gateway: &GatewayFixture) -> anyhow::Result<()> 
     refusals::hostile(&user).await?;
     refusals::floods(&user).await?;
     let other = another_lease(split, &tenant, gateway).await?;
-    let leases = [(user, pod_of(split, &active).await?), other];
+    let leases = [(user, host_of(split, &active).await?), other];
     kills::each_component(3, &split.market.client, &split.client, &leases).await?;
     let [(user, _), _] = leases;
     refusals::nothing_else_comes_in(split, &active).await?;
@@ -99,23 +97,14 @@ async fn another_lease(
     tenant.apply(&service(tenant, "other")?)?;
     let active = tenant.until_phase("other", Phase::Active, LIMIT).await?;
     urls(tenant, "other").await?;
-    Ok((user_of(split, gateway, "other"), pod_of(split, &active).await?))
+    Ok((user_of(split, gateway, "other"), host_of(split, &active).await?))
 }
 
-/// The name of the pod of a lease of one node, which is the name of its host.
-async fn pod_of(split: &Split, lease: &GpuLease) -> anyhow::Result<String> {
-    let escrow = lease.status.as_ref().and_then(|status| status.escrow.as_ref());
-    let namespace = &escrow
-        .and_then(|escrow| escrow.legs.first())
-        .context("a leg")?
-        .namespace;
-    let pods = Api::<Pod>::namespaced(split.client.clone(), namespace);
-    let pod = pods.list(&ListParams::default()).await?.items.into_iter().next();
-    let spec = pod.context("a pod")?;
-    Ok(spec
-        .spec
-        .and_then(|spec| spec.hostname)
-        .unwrap_or(spec.metadata.name.unwrap_or_default()))
+/// The name of the host of a lease of one node, by which its program answers.
+async fn host_of(split: &Split, lease: &GpuLease) -> anyhow::Result<String> {
+    let pod = split.pod_of(lease).await?;
+    let of_spec = pod.spec.and_then(|spec| spec.hostname);
+    of_spec.or(pod.metadata.name).context("a pod with a name")
 }
 
 /// A web server with a port that needs a token, and one that everybody can open.

@@ -111,23 +111,25 @@ pub(crate) async fn floods(user: &User) -> anyhow::Result<()> {
     let tls = user.gateway.connect(user.address, &user.open, "h2").await?;
     let (mut requests, connection) = h2::client::handshake(tls).await?;
     let connection = tokio::spawn(connection);
-    for _ in 0..200_000 {
-        let request = Request::builder()
-            .uri(format!("https://{}/events", user.open))
-            .body(())?;
-        let Ok(mut ready) = requests.ready().await else {
-            break;
-        };
-        let Ok((_, mut sent)) = ready.send_request(request, true) else {
-            break;
-        };
-        sent.send_reset(h2::Reason::CANCEL);
-        requests = ready;
-        if connection.is_finished() {
-            break;
+    let flood = async {
+        loop {
+            let request = Request::builder()
+                .uri(format!("https://{}/events", user.open))
+                .body(())?;
+            let Ok(mut ready) = requests.ready().await else {
+                break;
+            };
+            let Ok((_, mut sent)) = ready.send_request(request, true) else {
+                break;
+            };
+            sent.send_reset(h2::Reason::CANCEL);
+            requests = ready;
+            tokio::task::yield_now().await;
         }
-        tokio::task::yield_now().await;
-    }
+        anyhow::Ok(())
+    };
+    let ended = time::timeout(Duration::from_secs(60), flood).await;
+    ended.context("the flood of resets is not refused")??;
     connection.abort();
     // Header blocks without end (CVE-2024-27316).
     let mut tls = user.gateway.connect(user.address, &user.open, "h2").await?;

@@ -8,8 +8,8 @@ use futures::{SinkExt as _, StreamExt as _};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, channel::Channel};
 use hyper::body::Frame;
+use leasehold_e2e::client_hello;
 use leasehold_web::{BLOCK, DIGEST, block};
-use rustls::pki_types::ServerName;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -46,7 +46,7 @@ pub(crate) async fn page(user: &User) -> anyhow::Result<()> {
     ensure!(!headers.contains(TOKEN), "the token is passed on: {headers}");
     ensure!(
         !headers.contains("127.0.0.1"),
-        "the user's word is passed on: {headers}"
+        "a header of the user is passed on: {headers}"
     );
     ensure!(
         headers.contains(&format!("[\"host\",\"{}\"]", user.host)),
@@ -141,11 +141,7 @@ fn message(bytes: &[u8]) -> Bytes {
 
 /// A connection whose TLS would end at the program: its bytes arrive as they were sent, from the first one.
 pub(crate) async fn passed_through(user: &User) -> anyhow::Result<()> {
-    let config =
-        leasehold_tunnel::tls::client(None).or_else(|_| anyhow::Ok(std::sync::Arc::new(no_roots()?)))?;
-    let name = ServerName::try_from(user.raw.clone())?;
-    let mut hello = Vec::new();
-    rustls::ClientConnection::new(config, name)?.write_tls(&mut hello)?;
+    let hello = client_hello(&user.raw)?;
     let mut tcp = TcpStream::connect(user.address).await?;
     for sent in [hello.as_slice(), b"and whatever follows"] {
         tcp.write_all(sent).await?;
@@ -154,15 +150,6 @@ pub(crate) async fn passed_through(user: &User) -> anyhow::Result<()> {
         ensure!(received == sent, "the bytes were changed");
     }
     Ok(())
-}
-
-/// TLS that trusts nobody, of which only the first message is used.
-fn no_roots() -> anyhow::Result<rustls::ClientConfig> {
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth())
 }
 
 pub(crate) async fn download(user: &User, blocks: u64) -> anyhow::Result<()> {

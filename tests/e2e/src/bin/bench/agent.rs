@@ -9,7 +9,9 @@ use kube::{Api, api::ListParams};
 use leasehold_e2e::{GpuNodes, Stack, StackSpec, within};
 use leasehold_testcluster::Stderr;
 
-use crate::{process::Watched, report::Report};
+use leasehold_e2e::Watched;
+
+use crate::report::Report;
 
 const PROGRAM: &str = "leasehold-agent";
 /// The start, with the first reading of all facts, is not measured.

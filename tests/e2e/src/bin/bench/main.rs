@@ -3,7 +3,6 @@
 mod agent;
 mod lease;
 mod matching;
-mod process;
 mod reach;
 mod report;
 mod scale;

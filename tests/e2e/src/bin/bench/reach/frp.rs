@@ -12,7 +12,7 @@ use leasehold_testcluster::{Node, Stderr};
 use leasehold_testtools::go;
 
 use super::scene::{PORTS, Scene, Ways, ways};
-use crate::process::Watched;
+use leasehold_e2e::Watched;
 
 /// Port at which the server is dialled.
 const SERVER: u16 = 7000;

@@ -13,7 +13,9 @@ use super::{
     scene::{COMPONENTS, Scene},
     way::blocking,
 };
-use crate::{process::Watched, report::Report};
+use leasehold_e2e::Watched;
+
+use crate::report::Report;
 
 /// Streams that are opened at once.
 const AT_ONCE: usize = 32;

@@ -3,14 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
-use k8s_openapi::api::{
-    core::v1::{Pod, Service},
-    discovery::v1::EndpointSlice,
-};
-use kube::{
-    Api, Client,
-    api::{ListParams, PostParams},
-};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::{Api, Client, api::PostParams};
 use leasehold_crds::{GpuLease, lease::Phase};
 use leasehold_e2e::{DOMAIN, GatewayFixture, PORT, Split, Tenant, within};
 use leasehold_planner::urls::host_label;
@@ -20,7 +14,7 @@ use super::{
     replicas::all_ready,
     way::{Way, blocking},
 };
-use crate::process::Watched;
+use leasehold_e2e::Watched;
 
 const LIMIT: Duration = Duration::from_secs(90);
 /// Namespace of the tenant.
@@ -84,7 +78,8 @@ impl<'a> Scene<'a> {
         let tenant = Tenant::new(&split.market, TENANT)?;
         tenant.apply(&lease()?)?;
         let active = tenant.until_phase(LEASE, Phase::Active, LIMIT).await?;
-        let pod = address_of_pod(split, &active).await?;
+        let status = split.pod_of(&active).await?.status.unwrap_or_default();
+        let pod = status.pod_ip.context("a pod with an address")?;
         node_ports(&split.client, &pod).await?;
         let address = (split.market.cluster.node("market-1").address, PORT).into();
         let node = split.provider.node("gpu-1").address;
@@ -149,18 +144,6 @@ fn lease() -> anyhow::Result<GpuLease> {
             "payment": {"network": "anvil", "maxPricePerGpuHour": "1.90", "wallet": {"secretName": "wallet"}},
         },
     }))?)
-}
-
-async fn address_of_pod(split: &Split, lease: &GpuLease) -> anyhow::Result<String> {
-    let escrow = lease.status.as_ref().and_then(|status| status.escrow.as_ref());
-    let namespace = &escrow
-        .and_then(|escrow| escrow.legs.first())
-        .context("a leg")?
-        .namespace;
-    let pods = Api::<Pod>::namespaced(split.client.clone(), namespace);
-    let pod = pods.list(&ListParams::default()).await?.items.into_iter().next();
-    let status = pod.context("a pod")?.status.unwrap_or_default();
-    status.pod_ip.context("a pod with an address")
 }
 
 /// A Service with ports of the nodes that lead to the pod. It is outside the namespace of the lease, whose quota has no such

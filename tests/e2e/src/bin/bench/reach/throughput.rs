@@ -3,17 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use leasehold_e2e::Split;
+use leasehold_e2e::{Split, Watched};
 
 use super::{
     frp::Frp,
     scene::{Scene, Ways},
     way::blocking,
 };
-use crate::{
-    process::Watched,
-    report::{Report, quantile},
-};
+use crate::report::{Report, quantile};
 
 const MEBIBYTE: usize = 1 << 20;
 /// Mebibytes of the transfers by each way before the first that counts.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use rustls::pki_types::ServerName;
+use leasehold_e2e::client_hello;
 
 /// How long a connection may take to open, and a byte to come.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -24,12 +24,7 @@ pub(crate) struct Way {
 impl Way {
     /// A way by that address. `host` is the name by which the gateway knows the port; the pod ignores it.
     pub(crate) fn new(address: SocketAddr, host: &str) -> anyhow::Result<Self> {
-        let config = rustls::ClientConfig::builder()
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        let name = ServerName::try_from(host.to_owned())?;
-        let mut hello = Vec::new();
-        rustls::ClientConnection::new(config.into(), name)?.write_tls(&mut hello)?;
+        let hello = client_hello(host)?;
         Ok(Self { address, hello })
     }
 

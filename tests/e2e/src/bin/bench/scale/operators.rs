@@ -9,7 +9,7 @@ use leasehold_crds::{GpuLease, lease::Phase};
 use leasehold_e2e::{NAMESPACE, Stack};
 
 use super::tenants::Tenants;
-use crate::process::Watched;
+use leasehold_e2e::Watched;
 
 const PROGRAM: &str = "leasehold-operator";
 /// Each role, with the controller that has one object per lease.

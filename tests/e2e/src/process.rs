@@ -11,11 +11,11 @@ const TICKS_PER_SECOND: u64 = 100;
 
 /// A process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Watched(u32);
+pub struct Watched(u32);
 
 impl Watched {
     /// The process of that program in the pod.
-    pub(crate) fn of(pod: &Pod, program: &str) -> anyhow::Result<Self> {
+    pub fn of(pod: &Pod, program: &str) -> anyhow::Result<Self> {
         let uid = pod.uid().context("a pod has a uid")?;
         for entry in std::fs::read_dir("/proc")? {
             let name = entry?.file_name();
@@ -35,12 +35,12 @@ impl Watched {
     }
 
     /// A child of this process.
-    pub(crate) fn child(child: &std::process::Child) -> Self {
+    pub fn child(child: &std::process::Child) -> Self {
         Self(child.id())
     }
 
     /// Kills it.
-    pub(crate) fn kill(self) -> anyhow::Result<()> {
+    pub fn kill(self) -> anyhow::Result<()> {
         let status = std::process::Command::new("kill")
             .args(["-KILL", &self.0.to_string()])
             .status()?;
@@ -49,17 +49,17 @@ impl Watched {
     }
 
     /// Current resident memory, in MiB.
-    pub(crate) fn resident(self) -> anyhow::Result<f64> {
+    pub fn resident(self) -> anyhow::Result<f64> {
         self.mebibytes("VmRSS")
     }
 
     /// Maximum resident memory so far, in MiB.
-    pub(crate) fn resident_most(self) -> anyhow::Result<f64> {
+    pub fn resident_most(self) -> anyhow::Result<f64> {
         self.mebibytes("VmHWM")
     }
 
     /// Resident anonymous memory, in MiB: without the pages of the program file.
-    pub(crate) fn anonymous(self) -> anyhow::Result<f64> {
+    pub fn anonymous(self) -> anyhow::Result<f64> {
         self.mebibytes("RssAnon")
     }
 
@@ -75,7 +75,7 @@ impl Watched {
     }
 
     /// CPU time of all its threads.
-    pub(crate) fn cpu(self) -> anyhow::Result<Duration> {
+    pub fn cpu(self) -> anyhow::Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0))
             .with_context(|| format!("process {} has ended", self.0))?;
         // The second field is the program's name in brackets, which can contain spaces.
